@@ -1,0 +1,43 @@
+# vdiff: `make demo` draws digits with a four-step model, `make test` checks everything. Both set up .venv by themselves.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+BIN := .venv/bin
+
+.PHONY: demo test lint types check clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.installed
+	$(BIN)/vdiff demo
+
+test: lint types check
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed-dev
+	$(BIN)/mypy
+
+check: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+# The stamp is written last: an install that failed half-way is done again by the next make.
+.venv/.installed: pyproject.toml | .venv/.python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/.installed-dev: pyproject.toml | .venv/.python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch .venv/.installed $@
+
+.venv/.python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found" >&2; \
+		echo "fix: install one, or run: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make a virtual environment" >&2; \
+		echo "fix: on Debian or Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear .venv
+	$(BIN)/python -m pip --version > /dev/null
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis vdiff-demo

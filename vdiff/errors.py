@@ -1,0 +1,71 @@
+"""What can go wrong, in words a person can act on; one exit code per kind."""
+
+from pathlib import Path
+
+
+class VdiffError(Exception):
+    """Something that the user can mend: the problem, the place where it was found and what to do about it.
+
+    problem: what was found, one sentence without a full stop; backticks round names and values.
+    fix: what to type or change.   where: a file, a file with a line, or an option; empty when the problem names it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, fix: str, where: str | Path = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.fix = fix
+        self.where = str(where)
+
+    def __str__(self) -> str:
+        lines = [f"error: {self.problem}"]
+        if self.where:
+            lines.append(f"where: {self.where}")
+        lines.append(f"fix: {self.fix}")
+        return "\n".join(lines)
+
+
+class UsageError(VdiffError):
+    """The command line or the recipe asks for something that does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+class DataError(VdiffError):
+    """Pictures or an image store are missing, damaged or not what the recipe says."""
+
+    exit_code = 3
+
+
+class ModelFileError(VdiffError):
+    """A model file is missing, damaged, unsafe or newer than this vdiff."""
+
+    exit_code = 4
+
+
+class DivergedError(VdiffError):
+    """Training produced losses or gradients that are not finite."""
+
+    exit_code = 5
+
+
+class MachineError(VdiffError):
+    """The machine refuses: disk, permission, memory, device, or a package that is not installed."""
+
+    exit_code = 6
+
+
+class InUseError(VdiffError):
+    """Another process works in the same run folder or store."""
+
+    exit_code = 7
+
+
+class Stopped(Exception):  # noqa: N818 - it is news, not an error
+    """Somebody asked the run to stop and everything is saved; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, saved: str) -> None:
+        super().__init__(saved)
+        self.exit_code = 128 + signal_number
+        self.saved = saved
