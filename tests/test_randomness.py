@@ -1,0 +1,75 @@
+"""Randomness: the published generator, and numbers that depend on nothing but their place or seed."""
+
+import pytest
+import torch
+
+from vdiff.randomness import Randomness, philox
+
+KNOWN = [  # Random123 1.14, tests/kat_vectors, philox4x32 10
+    ((0, 0, 0, 0), 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ((0xFFFFFFFF,) * 4, 0xFFFFFFFFFFFFFFFF, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0A4093822, "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_gives_the_published_words(counter, key, expected):
+    words = philox(tuple(torch.tensor(word) for word in counter), key)
+    assert " ".join(f"{int(word):08x}" for word in words) == expected
+
+
+def update(places, number=7, seed=3, stage=2, num_places=64):
+    return Randomness.for_update(seed, stage, number, torch.as_tensor(places), num_places)
+
+
+@pytest.mark.parametrize("draw", ["normal", "uniform", "stratified", "keys"])
+def test_a_split_batch_has_the_numbers_of_the_whole_one(draw):
+    def numbers(places):
+        random = update(places)
+        return [getattr(random, draw)(*((3, 5, 5) if draw == "normal" else ())) for _ in range(2)]
+
+    whole, left, right = numbers(range(64)), numbers(range(20)), numbers(range(20, 64))
+    for expected, first, second in zip(whole, left, right, strict=True):
+        assert torch.equal(torch.cat([first, second]), expected)
+
+
+@pytest.mark.parametrize("other", [{"number": 8}, {"seed": 4}, {"stage": 3}])
+def test_another_update_seed_or_stage_has_other_numbers(other):
+    assert not torch.isin(update(range(64), **other).normal(4), update(range(64)).normal(4)).any()
+
+
+def test_every_call_draws_anew():
+    random = update(range(64))
+    assert not torch.isin(random.normal(4), random.normal(4)).any()
+
+
+def test_pictures_follow_their_own_seed_up_to_63_bits():
+    seeds = torch.tensor([0, 1, 2**32, 2**63 - 1])
+    numbers = Randomness.for_images(seeds).normal(8)
+    assert len(numbers.unique()) == 32
+    assert torch.equal(Randomness.for_images(seeds[[2]]).normal(8)[0], numbers[2])
+
+
+def test_normal_numbers_have_the_moments_of_a_normal_distribution():
+    x = update(range(512)).normal(2048).double().flatten()
+    moments = [float(value) for value in (x.mean(), x.var(), (x**3).mean(), (x**4).mean())]
+    assert moments == pytest.approx([0, 1, 0, 3], abs=0.02)
+    assert abs(float((x[1:] * x[:-1]).mean())) < 0.005
+
+
+def test_uniform_numbers_fill_the_unit_interval():
+    u = torch.cat([update(range(1000), number).uniform() for number in range(20)])
+    assert u.min() >= 0
+    assert u.max() < 1
+    counts = torch.histc(u.float(), 20, 0, 1)
+    assert float(((counts - 1000) ** 2 / 1000).sum()) < 43.8  # chi-square, 19 degrees of freedom, 0.1 %
+
+
+def test_stratified_numbers_are_evenly_spread():
+    u = update(range(64)).stratified()
+    gaps = u.sort().values.diff()
+    torch.testing.assert_close(gaps, torch.full((63,), 1 / 64, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
+def test_an_odd_number_of_values_is_the_beginning_of_an_even_one():
+    assert torch.equal(update(range(3)).normal(5), update(range(3)).normal(8)[:, :5])

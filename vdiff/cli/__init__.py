@@ -1,0 +1,22 @@
+"""The command line: which commands there are. A command's module is imported when the command is called."""
+
+from collections.abc import Sequence
+
+COMMANDS = {
+    "init": ("vdiff.cli.init:init", "Write a recipe to start from"),
+    "recipes": ("vdiff.cli.recipes:RECIPES", "List, show and check recipes"),
+    "prepare": ("vdiff.cli.prepare:prepare", "Turn a folder of pictures into an image store"),
+    "train": ("vdiff.cli.train:train", "Train the base network on the pictures"),
+    "distill": ("vdiff.cli.distill:distill", "Halve the number of sampler steps, stage by stage"),
+    "sample": ("vdiff.cli.sample:sample", "Draw pictures with a model"),
+    "inspect": ("vdiff.cli.inspect:inspect", "Describe runs, models, stores, recipes and foreign files"),
+    "demo": ("vdiff.cli.demo:demo", "Go the whole way with handwritten digits"),
+}
+"""Command -> (its function as "module:name", its one-line help), in the order in which a user meets them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code says how it ended, see `vdiff.errors`."""
+    from vdiff.cli import app
+
+    return app.run(arguments)

@@ -1,0 +1,1 @@
+"""Files that other programs wrote: what they hold, found out without running anything from them."""

@@ -1,0 +1,5 @@
+"""The kinds of network a recipe can name."""
+
+from vdiff.config import Registry
+
+NETWORKS = Registry("network", {"unet": "vdiff.networks.unet:UNetSection"}, default="unet")
