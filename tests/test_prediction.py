@@ -1,0 +1,59 @@
+"""x, eps and v: each gives the others."""
+
+import pytest
+import torch
+
+from tests.toys import SCHEDULES, noise
+from vdiff.diffusion.denoiser import scales
+from vdiff.diffusion.prediction import predict
+
+PREDICTS = ["v", "x", "eps"]
+
+
+def noisy(schedule, times=(0.01, 0.3, 0.7, 0.99)):
+    t = torch.tensor(times, dtype=torch.float64)
+    x, eps = noise(len(times)), noise(len(times), seed=1)
+    alpha, sigma = scales(schedule, t, x)
+    return x, eps, alpha * eps - sigma * x, alpha * x + sigma * eps, alpha, sigma
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("predicts", PREDICTS)
+def test_the_truth_about_one_is_the_truth_about_all(schedule, predicts):
+    x, eps, v, z, alpha, sigma = noisy(schedule)
+    pred = predict(predicts, {"x": x, "eps": eps, "v": v}[predicts], z, alpha, sigma)
+    for found, expected in zip(pred, (x, eps, v), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("first", PREDICTS)
+@pytest.mark.parametrize("second", PREDICTS)
+def test_round_trips_return_to_the_prediction(first, second):
+    _, _, _, z, alpha, sigma = noisy(SCHEDULES["cosine"])
+    pred = predict(first, noise(4, seed=2), z, alpha, sigma)
+    again = predict(second, getattr(pred, second), z, alpha, sigma)
+    for found, expected in zip(again, pred, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(alpha * pred.x + sigma * pred.eps, z)
+
+
+def test_clipping_keeps_x_and_eps_within_the_limit_and_v_consistent():
+    _, _, _, z, alpha, sigma = noisy(SCHEDULES["cosine"])
+    clipped = predict("v", 3 * noise(4, seed=3), z, alpha, sigma).clipped(0.5, z, alpha, sigma)
+    assert clipped.x.abs().max() <= 0.5
+    assert clipped.eps.abs().max() <= 0.5
+    torch.testing.assert_close(clipped.v, alpha * clipped.eps - sigma * clipped.x)
+
+
+def test_clipping_recomputes_eps_from_the_clipped_x():
+    _, _, _, z, alpha, sigma = noisy(SCHEDULES["cosine"])
+    pred = predict("v", noise(4, seed=3), z, alpha, sigma)
+    clipped = pred.clipped(1.0, z, alpha, sigma)
+    torch.testing.assert_close(clipped.eps, ((z - alpha * pred.x.clamp(-1, 1)) / sigma).clamp(-1, 1))
+
+
+def test_clipping_within_the_limit_changes_nothing():
+    _, _, _, z, alpha, sigma = noisy(SCHEDULES["cosine"])
+    pred = predict("v", noise(4, seed=3), z, alpha, sigma)
+    for found, expected in zip(pred.clipped(1e6, z, alpha, sigma), pred, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -1,0 +1,48 @@
+"""The usable predictor: a network, its schedule and what it predicts; and the DDIM step that follows a prediction."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vdiff.diffusion.prediction import Prediction, Predicts, predict
+from vdiff.diffusion.schedule import Schedule
+from vdiff.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """(z, t) -> Prediction(x, eps, v). Samplers and objectives see this and never the network behind it."""
+
+    network: nn.Module
+    schedule: Schedule
+    predicts: Predicts
+
+    def __call__(self, z: Tensor, t: Tensor, label: Tensor | None = None, rng: Randomness | None = None) -> Prediction:
+        """Predict what is in the noisy images.
+
+        z: [B, C, H, W].   t: [B], 0 < t <= 1.   label: int64 [B] for a network with classes.
+        rng: needed where the network has dropout and is in training mode.
+        The predictions have the dtype of z, whatever precision the network computes in.
+        """
+        keys = rng.keys() if rng is not None and self.network.training else None
+        output = self.network(z, self.schedule.time_input(t).float(), label, keys)
+        alpha, sigma = scales(self.schedule, t, z)
+        return predict(self.predicts, output.to(z.dtype), z, alpha, sigma)
+
+
+def scales(schedule: Schedule, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma at t [B] as [B, 1, 1, 1] in the dtype of z, from float64."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    return alpha.to(z.dtype)[:, None, None, None], sigma.to(z.dtype)[:, None, None, None]
+
+
+def ddim_step(pred: Prediction, s: Tensor, schedule: Schedule) -> Tensor:
+    """Move images, each at a time of its own, to the earlier times `s` along the predicted direction.
+
+    z_s = alpha_s x + sigma_s eps          (Song et al. 2021, DDIM with eta = 0)
+
+    pred: at the times the images stand at, [B, C, H, W].   s: [B], 0 <= s.
+    """
+    alpha_s, sigma_s = scales(schedule, s, pred.x)
+    return torch.addcmul(alpha_s * pred.x, sigma_s, pred.eps)

@@ -1,0 +1,34 @@
+"""What a network predicts: the image x, the noise eps or the velocity v; each gives the other two."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Predicts = Literal["v", "x", "eps"]
+
+
+class Prediction(NamedTuple):
+    """The three views of one prediction, each [B, C, H, W]: z = alpha x + sigma eps, v = alpha eps - sigma x."""
+
+    x: Tensor
+    eps: Tensor
+    v: Tensor
+
+    def clipped(self, limit: float, z: Tensor, alpha: Tensor, sigma: Tensor) -> "Prediction":
+        """The prediction with x in [-limit, limit]; eps is recomputed from it and clipped too, then v from both."""
+        clipped = predict("x", self.x.clamp(-limit, limit), z, alpha, sigma)
+        eps = clipped.eps.clamp(-limit, limit)
+        return Prediction(clipped.x, eps, alpha * eps - sigma * clipped.x)
+
+
+def predict(predicts: Predicts, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+    """All three predictions from one of them.
+
+    output, z: [B, C, H, W].   alpha, sigma: broadcastable to them, sigma > 0; alpha > 0 where `predicts` is eps.
+    """
+    if predicts == "v":
+        return Prediction(alpha * z - sigma * output, sigma * z + alpha * output, output)
+    if predicts == "x":
+        return Prediction(output, (z - alpha * output) / sigma, (alpha * z - output) / sigma)
+    x = (z - sigma * output) / alpha
+    return Prediction(x, output, alpha * output - sigma * x)

@@ -1,0 +1,189 @@
+"""Noise schedules: how much signal and noise there is at time t (0 clean, 1 noise), and the times a sampler visits."""
+
+from abc import ABC, abstractmethod
+from math import atan, cos, exp, pi
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vdiff.config import Section, trajectory
+
+
+class Schedule(ABC):
+    """z = alpha x + sigma eps with alpha^2 + sigma^2 = 1. All results are float64, on the device of `t`.
+
+    grid: the number T of base steps; the network's time input is the base-grid index T t - 1, at every stage.
+    At t = 0 there is no noise at all, whatever the limit of the schedule: alpha = 1, sigma = 0, rho = infinity.
+    """
+
+    def __init__(self, grid: int) -> None:
+        self.grid = grid
+
+    @abstractmethod
+    def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha^2, sigma^2) at float64 times 0 < t <= 1, each without cancellation."""
+
+    @abstractmethod
+    def diffusers_config(self) -> dict[str, Any]:
+        """The keys of diffusers' DDIMScheduler that describe this schedule on its grid."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale of the signal and of the noise at times t in [0, 1], any shape."""
+        signal, noise = self.powers(t.double())
+        return torch.where(t == 0, 1, signal).sqrt(), torch.where(t == 0, 0, noise).sqrt()
+
+    def rho(self, t: Tensor) -> Tensor:
+        """alpha / sigma, infinite at t = 0."""
+        alpha, sigma = self.alpha_sigma(t)
+        return alpha / sigma
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2), infinite at t = 0."""
+        return 2 * self.rho(t).log()
+
+    def time_input(self, t: Tensor) -> Tensor:
+        """What the network is told about t: its index on the base grid, float64, fractional between grid points."""
+        return t.double() * self.grid - 1
+
+
+class CosineSchedule(Schedule):
+    """alpha^2(t) = cos^2(a(t)) / cos^2(a(0)), a(t) = (t + 0.008) / 1.008 * pi/2       (Nichol & Dhariwal 2021)
+
+    The last of the T tabled betas is clamped to 0.999, so alpha^2 ends at 0.001 alpha^2(1 - 1/T). Every stage shares
+    the table of the base grid.
+    """
+
+    offset = 0.008
+    largest_beta = 0.999
+
+    def __init__(self, grid: int) -> None:
+        super().__init__(grid)
+        before_last = torch.tensor(1 - 1 / grid, dtype=torch.float64)
+        self._terminal = (1 - self.largest_beta) * float(self._free(before_last)[0])
+
+    def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        signal, noise = self._free(t)
+        return signal.clamp(min=self._terminal), noise.clamp(max=1 - self._terminal)
+
+    def diffusers_config(self) -> dict[str, Any]:
+        return {"beta_schedule": "squaredcos_cap_v2"}
+
+    def _free(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        start = self.offset / (1 + self.offset) * pi / 2
+        angle = (t + self.offset) / (1 + self.offset) * pi / 2
+        # cos^2 p - cos^2 q = sin(q - p) sin(q + p): no cancellation near t = 0
+        noise = torch.sin(angle - start) * torch.sin(angle + start)
+        return torch.cos(angle) ** 2 / cos(start) ** 2, noise / cos(start) ** 2
+
+
+class CosineLogsnrSchedule(Schedule):
+    """alpha = cos(a t + b), sigma = sin(a t + b): logsnr falls from `largest` to `smallest`  (Salimans & Ho 2022)."""
+
+    def __init__(self, grid: int, smallest: float, largest: float) -> None:
+        super().__init__(grid)
+        self._start = atan(exp(-largest / 2))
+        self._slope = atan(exp(-smallest / 2)) - self._start
+
+    def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = self._slope * t + self._start
+        return torch.cos(angle) ** 2, torch.sin(angle) ** 2
+
+    def diffusers_config(self) -> dict[str, Any]:
+        return _tabled(self)
+
+
+class BetaSchedule(Schedule):
+    """A DDPM table of betas: alpha^2(i / T) = product of the first i (1 - beta), linear in between."""
+
+    def __init__(self, betas: Tensor) -> None:
+        super().__init__(len(betas))
+        self._signal = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas.double()).cumprod(0)])
+
+    def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        table = self._signal.to(t.device)
+        place = t * self.grid
+        left = place.floor().long().clamp(0, self.grid - 1)
+        signal = torch.lerp(table[left], table[left + 1], place - left)
+        return signal, 1 - signal
+
+    def diffusers_config(self) -> dict[str, Any]:
+        return _tabled(self)
+
+
+class CosineSection(Section):
+    """The cosine schedule of improved DDPM; the usual choice."""
+
+    kind: Literal["cosine"] = trajectory("cosine")
+    """Which schedule."""
+    grid: int = trajectory(1024, ge=1, le=1 << 16)
+    """Base steps T that the network's time input counts in; 1024 leaves exact room for ten halvings."""
+
+    def build(self) -> Schedule:
+        return CosineSchedule(self.grid)
+
+
+class CosineLogsnrSection(Section):
+    """The cosine schedule of the progressive distillation paper, between two limits of the signal-to-noise ratio."""
+
+    kind: Literal["cosine_logsnr"] = trajectory("cosine_logsnr")
+    """Which schedule."""
+    grid: int = trajectory(1024, ge=1, le=1 << 16)
+    """Base steps T that the network's time input counts in."""
+    smallest: float = trajectory(-20.0, ge=-40, lt=0)
+    """log(alpha^2 / sigma^2) at t = 1."""
+    largest: float = trajectory(20.0, gt=0, le=40)
+    """log(alpha^2 / sigma^2) just after t = 0."""
+
+    def build(self) -> Schedule:
+        return CosineLogsnrSchedule(self.grid, self.smallest, self.largest)
+
+
+class BetasSection(Section):
+    """A table of betas, for models that were trained elsewhere."""
+
+    kind: Literal["betas"] = trajectory("betas")
+    """Which schedule."""
+    table: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | tuple[float, ...] = trajectory("linear")
+    """The table's name in DDPM code, or its values."""
+    grid: int = trajectory(1000, ge=1, le=1 << 16)
+    """Entries of a named table."""
+    first: float = trajectory(1e-4, gt=0, lt=1)
+    """First beta of `linear` and `scaled_linear`."""
+    last: float = trajectory(0.02, gt=0, lt=1)
+    """Last beta of `linear` and `scaled_linear`."""
+
+    def build(self) -> Schedule:
+        return BetaSchedule(self._betas())
+
+    def _betas(self) -> Tensor:
+        if self.table == "linear":
+            return torch.linspace(self.first, self.last, self.grid, dtype=torch.float64)
+        if self.table == "scaled_linear":
+            return torch.linspace(self.first**0.5, self.last**0.5, self.grid, dtype=torch.float64) ** 2
+        if self.table == "squaredcos_cap_v2":
+            return tabled_betas(CosineSchedule(self.grid))
+        return torch.tensor(self.table, dtype=torch.float64)
+
+
+def tabled_betas(schedule: Schedule) -> Tensor:
+    """The DDPM betas of a schedule on its own grid, float64 [T]."""
+    signal = schedule.alpha_sigma(torch.arange(schedule.grid + 1, dtype=torch.float64) / schedule.grid)[0] ** 2
+    return 1 - signal[1:] / signal[:-1]
+
+
+def sampling_times(num_steps: int, model_steps: int | None = None) -> list[float]:
+    """The times 1 = t_N > ... > t_0 = 0 of a sampler of N steps.
+
+    model_steps: a distilled model knows the times i / model_steps only, so fewer steps visit the nearest of those and
+    the last one is always 0; None for a model of continuous time. ValueError for more steps than the model knows.
+    """
+    if model_steps is None:
+        return [i / num_steps for i in range(num_steps, -1, -1)]
+    if not 1 <= num_steps <= model_steps:
+        raise ValueError(f"num_steps {num_steps} is not between 1 and {model_steps}")
+    return [(2 * i * model_steps + num_steps) // (2 * num_steps) / model_steps for i in range(num_steps, -1, -1)]
+
+
+def _tabled(schedule: Schedule) -> dict[str, Any]:
+    return {"beta_schedule": "linear", "trained_betas": tabled_betas(schedule).tolist()}
