@@ -1,0 +1,46 @@
+"""DDIM: along the predicted direction, with as much fresh noise as eta says (Song et al. 2021)."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from vdiff.config import Section, harmless
+from vdiff.diffusion.prediction import Prediction
+from vdiff.diffusion.schedule import Schedule
+from vdiff.randomness import Randomness
+from vdiff.samplers.walk import Sampler, scalars, snr_ratio
+
+
+class DdimSection(Section):
+    """Deterministic for eta = 0: the sampler that distillation shortens."""
+
+    kind: Literal["ddim"] = harmless("ddim")
+    """Which sampler."""
+    eta: float = harmless(0.0, ge=0, le=1)
+    """Share of fresh noise per step: 0 none, 1 as much as ancestral sampling with small variance."""
+    clip: float | None = harmless(None, gt=0)
+    """Limit of the predicted image; 1.2 is usual, none leaves it free."""
+
+    def build(self) -> Sampler:
+        return Ddim(self.eta, self.clip)
+
+
+class Ddim(Sampler):
+    """z_s = alpha_s x + sqrt(sigma_s^2 - var) eps + sqrt(var) noise.
+
+    var = eta^2 (1 - r) sigma_s^2,  r = SNR(t) / SNR(s).
+    """
+
+    def __init__(self, eta: float = 0.0, clip: float | None = None) -> None:
+        self.eta = eta
+        self.clip = clip
+
+    @property
+    def is_noisy(self) -> bool:
+        return self.eta > 0
+
+    def step(self, pred: Prediction, z: Tensor, t: float, s: float, schedule: Schedule, rng: Randomness) -> Tensor:
+        alpha_s, sigma_s = scalars(schedule, s)
+        variance = self.eta**2 * (1 - snr_ratio(schedule, t, s)) * sigma_s**2
+        z = alpha_s * pred.x + max(sigma_s**2 - variance, 0.0) ** 0.5 * pred.eps
+        return z + variance**0.5 * rng.normal(*z.shape[1:]).to(z) if variance > 0 else z

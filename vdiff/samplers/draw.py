@@ -1,0 +1,40 @@
+"""Pictures from seeds: each depends on its own seed alone, whatever the batch size."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.randomness import Randomness
+from vdiff.samplers.walk import Sampler, Watch
+
+
+@torch.no_grad()
+def draw(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    num_steps: int,
+    *,
+    model_steps: int | None = None,
+    labels: Tensor | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    watch: Watch | None = None,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Images in [-1, 1] up to what the network overshoots: float32 [len(seeds), C, H, W] on the CPU.
+
+    labels: int64 [len(seeds)].   watch: sees the steps of every batch.   on_batch: told how many pictures are done.
+    """
+    parts = []
+    for start in range(0, len(seeds), batch_size):
+        chosen = torch.tensor(seeds[start : start + batch_size], dtype=torch.int64, device=device)
+        rng = Randomness.for_images(chosen)
+        label = labels[start : start + batch_size].to(device) if labels is not None else None
+        images = sampler(denoiser, rng.normal(*shape), num_steps, rng, label, model_steps, watch)
+        parts.append(images.float().cpu())
+        on_batch(min(start + batch_size, len(seeds)))
+    return torch.cat(parts) if parts else torch.zeros(0, *shape)
