@@ -1,0 +1,42 @@
+"""Learning from pictures: add noise, predict what was there."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from vdiff.config import Section, trajectory
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.objectives.objective import Objective, add_noise
+from vdiff.objectives.weighting import Weighting, weighted_loss
+from vdiff.randomness import Randomness
+
+
+class DenoisingSection(Section):
+    """The ordinary diffusion loss."""
+
+    kind: Literal["denoising"] = trajectory("denoising")
+    """How the network learns."""
+    times: Literal["continuous", "grid"] = trajectory("continuous")
+    """Noise levels: any t in (0, 1], or the points i / grid of the schedule only."""
+    stratified: bool = trajectory(True)
+    """Spread the times of a batch evenly over (0, 1]; the loss varies less."""
+
+    def build(self, weighting: Weighting) -> Objective:
+        return DenoisingObjective(weighting, self.times == "grid", self.stratified)
+
+
+class DenoisingObjective:
+    """weight(SNR) * |x_predicted - x|^2 at a random time, with fresh noise."""
+
+    def __init__(self, weighting: Weighting, on_grid: bool = False, stratified: bool = True) -> None:
+        self.weighting = weighting
+        self.on_grid = on_grid
+        self.stratified = stratified
+
+    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, label: Tensor | None = None) -> Tensor:
+        u = rng.stratified() if self.stratified else rng.uniform()
+        grid = student.schedule.grid
+        t = ((u * grid).floor() + 1) / grid if self.on_grid else 1 - u
+        z = add_noise(student, x, t, rng)
+        pred = student(z, t, label, rng)
+        return weighted_loss(self.weighting, pred.x, x, *student.schedule.alpha_sigma(t))

@@ -1,0 +1,83 @@
+"""Learning from a teacher: one step of the student lands where K steps of the teacher land (Salimans & Ho 2022)."""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vdiff.config import Section, trajectory
+from vdiff.diffusion.denoiser import Denoiser, ddim_step
+from vdiff.diffusion.schedule import Schedule
+from vdiff.objectives.objective import Objective, add_noise
+from vdiff.objectives.weighting import Weighting, weighted_loss
+from vdiff.randomness import Randomness
+
+
+class ProgressiveSection(Section):
+    """Progressive distillation with the exact target."""
+
+    kind: Literal["progressive"] = trajectory("progressive")
+    """How the student learns."""
+    stratified: bool = trajectory(True)
+    """Spread the steps of a batch evenly over the student's grid; the loss varies less."""
+
+    def build(self, weighting: Weighting, teacher: Denoiser, num_steps: int, teacher_steps: int) -> Objective:
+        return ProgressiveObjective(weighting, teacher, num_steps, teacher_steps, self.stratified)
+
+
+class ProgressiveObjective:
+    """weight(SNR) * |x_predicted - x~|^2 at the student's times {1/N, ..., N/N}.
+
+    num_steps: N, the student's.   teacher_steps: K, how many of the teacher's steps one of the student's replaces.
+    """
+
+    def __init__(
+        self, weighting: Weighting, teacher: Denoiser, num_steps: int, teacher_steps: int = 2, stratified: bool = True
+    ) -> None:
+        self.weighting = weighting
+        self.teacher = teacher
+        self.num_steps = num_steps
+        self.teacher_steps = teacher_steps
+        self.stratified = stratified
+
+    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, label: Tensor | None = None) -> Tensor:
+        u = rng.stratified() if self.stratified else rng.uniform()
+        step = (u * self.num_steps).floor() + 1
+        t = step / self.num_steps
+        z = add_noise(student, x, t, rng)
+        target = progressive_target(self.teacher, z, step, self.num_steps, self.teacher_steps, label)
+        pred = student(z, t, label, rng)
+        return weighted_loss(self.weighting, pred.x, target, *student.schedule.alpha_sigma(t))
+
+
+@torch.no_grad()
+def progressive_target(
+    teacher: Denoiser, z: Tensor, step: Tensor, num_steps: int, teacher_steps: int, label: Tensor | None = None
+) -> Tensor:
+    """The x~ with which one DDIM step of 1/N lands where `teacher_steps` steps of the teacher land.
+
+    x~ = sum_k w_k x_k       over the teacher's predictions x_k on its way from t to s = t - 1/N
+
+    z: noisy images at t = step / num_steps, [B, C, H, W].   step: [B], whole numbers in 1..num_steps.
+    """
+    start = step.double() * teacher_steps  # in the teacher's steps: t_k = (start - k) / (N K), exact
+    times = [(start - k) / (num_steps * teacher_steps) for k in range(teacher_steps + 1)]
+    target = torch.zeros_like(z)
+    for (t, s), weight in zip(pairwise(times), rho_weights(teacher.schedule, times), strict=True):
+        pred = teacher(z, t, label)
+        target = torch.addcmul(target, weight.to(z.dtype)[:, None, None, None], pred.x)
+        z = ddim_step(pred, s, teacher.schedule)
+    return target
+
+
+def rho_weights(schedule: Schedule, times: list[Tensor]) -> list[Tensor]:
+    """w_k = (rho(t_{k+1}) - rho(t_k)) / (rho(t_K) - rho(t_0)): float64 [B] each, in [0, 1], summing to 1.
+
+    times: t_0 > ... > t_K >= 0, [B] each. Formed from ratios to rho(t_K), which stay finite at t_K = 0: there all but
+    the last weight are 0.
+    """
+    end_alpha, end_sigma = schedule.alpha_sigma(times[-1])
+    ratios = [alpha * end_sigma / (sigma * end_alpha) for alpha, sigma in map(schedule.alpha_sigma, times[:-1])]
+    ratios.append(torch.ones_like(ratios[0]))  # float64: the differences are about 1 / num_steps
+    return [(after - before) / (1 - ratios[0]) for before, after in pairwise(ratios)]
