@@ -1,0 +1,262 @@
+"""The parts of a U-Net: residual blocks, attention, its levels, and a dropout that depends on the image alone."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all blocks of one network share.
+
+    embedding: width of the time embedding.   groups, eps: of every group norm.   dropout: probability.
+    scale_shift: the time scales and shifts the second norm (otherwise it is added before it).
+    head_dim: channels per attention head, None for one head.   padding: 1, or 0 to pad only right and bottom.
+    """
+
+    embedding: int
+    groups: int
+    eps: float
+    dropout: float
+    scale_shift: bool
+    head_dim: int | None
+    padding: int
+
+
+class DownLevel(nn.Module):
+    """Residual blocks of one resolution, with attention if asked for, then a halving unless it is the last."""
+
+    def __init__(self, before: int, width: int, num_blocks: int, style: Style, attention: bool, halves: bool) -> None:
+        super().__init__()
+        widths = [before, *[width] * num_blocks]
+        self.resnets = nn.ModuleList(ResidualBlock(w, width, style) for w in widths[:-1])
+        self.attentions = nn.ModuleList(Attention(width, style, style.groups) for _ in range(num_blocks * attention))
+        self.downsamplers = nn.ModuleList([Downsample(width, style.padding)] if halves else [])
+
+    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor], dropout_keys: Tensor | None) -> Tensor:
+        """The output of the level; every intermediate result is appended to `skips`."""
+        for i, block in enumerate(self.resnets):
+            h = block(h, embedding, dropout_keys)
+            if self.attentions:
+                h = self.attentions[i](h)
+            skips.append(h)
+        for downsample in self.downsamplers:
+            h = downsample(h)
+            skips.append(h)
+        return h
+
+
+class Middle(nn.Module):
+    """Two residual blocks at the lowest resolution, with attention between them if asked for.
+
+    norm_groups: of the group norm before the attention, None for no norm.
+    """
+
+    def __init__(self, width: int, style: Style, attention: bool, norm_groups: int | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResidualBlock(width, width, style) for _ in range(2))
+        self.attentions = nn.ModuleList(Attention(width, style, norm_groups) for _ in range(attention))
+
+    def forward(self, h: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
+        """The same shape as `h`."""
+        h = self.resnets[0](h, embedding, dropout_keys)
+        for attention in self.attentions:
+            h = attention(h)
+        out: Tensor = self.resnets[1](h, embedding, dropout_keys)
+        return out
+
+
+class UpLevel(nn.Module):
+    """Residual blocks that each take in one skip connection, with attention if asked for, then a doubling.
+
+    before: width of what comes from below.   skips: widths of the skip connections in the order of their use.
+    """
+
+    def __init__(self, before: int, width: int, skips: list[int], style: Style, attention: bool, doubles: bool) -> None:
+        super().__init__()
+        inputs = [current + skip for current, skip in zip([before, *[width] * len(skips)], skips, strict=False)]
+        self.resnets = nn.ModuleList(ResidualBlock(w, width, style) for w in inputs)
+        self.attentions = nn.ModuleList(Attention(width, style, style.groups) for _ in range(len(skips) * attention))
+        self.upsamplers = nn.ModuleList([Upsample(width)] if doubles else [])
+
+    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor], dropout_keys: Tensor | None) -> Tensor:
+        """The output of the level; the skip connections that it uses are taken off the end of `skips`."""
+        for i, block in enumerate(self.resnets):
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, dropout_keys)
+            if self.attentions:
+                h = self.attentions[i](h)
+        for upsample in self.upsamplers:
+            h = upsample(h)
+        return h
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(dropout(silu(norm(conv(silu(norm(x))), time)))). At first the last convolution is zero."""
+
+    def __init__(self, before: int, width: int, style: Style) -> None:
+        super().__init__()
+        self.scale_shift = style.scale_shift
+        self.norm1 = nn.GroupNorm(style.groups, before, style.eps)
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.time_emb_proj = nn.Linear(style.embedding, width * (2 if style.scale_shift else 1))
+        self.norm2 = nn.GroupNorm(style.groups, width, style.eps)
+        self.dropout = Dropout(style.dropout)
+        self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
+        """x: [B, C, H, W].   embedding: the time after its activation, [B, embedding].   Returns [B, width, H, W]."""
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+        h = self._with_time(h, self.time_emb_proj(embedding)[:, :, None, None])
+        h = self.conv2(self.dropout(F.silu(h), dropout_keys))
+        shortcut: Tensor = self.conv_shortcut(x)
+        return shortcut + h
+
+    def _with_time(self, h: Tensor, time: Tensor) -> Tensor:
+        if not self.scale_shift:
+            added: Tensor = self.norm2(h + time)
+            return added
+        scale, shift = time.chunk(2, dim=1)
+        scaled: Tensor = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return scaled
+
+
+class Attention(nn.Module):
+    """x + attention among all pixels of each image. At first it passes `x` on: the output projection is zero."""
+
+    def __init__(self, width: int, style: Style, norm_groups: int | None) -> None:
+        super().__init__()
+        self.head_dim = style.head_dim or width
+        self.group_norm = nn.GroupNorm(norm_groups, width, style.eps) if norm_groups else nn.Identity()
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([zeroed(nn.Linear(width, width))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W]; the same shape comes back."""
+        # Contiguous once, so that the three projections and their gradients need not copy it each for itself.
+        pixels = self.group_norm(x).flatten(2).transpose(1, 2).contiguous()
+        q, k, v = (self._heads(project(pixels)) for project in (self.to_q, self.to_k, self.to_v))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out: Tensor = self.to_out[0](mixed)
+        # x comes first: the sum takes over the memory format of its first term.
+        return x + out.transpose(1, 2).reshape(x.shape)
+
+    def _heads(self, features: Tensor) -> Tensor:
+        return features.view(*features.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution with a strided convolution; padding 0 means one pixel right and bottom."""
+
+    def __init__(self, width: int, padding: int) -> None:
+        super().__init__()
+        self.pads_one_side = padding == 0
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=padding)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H/2, W/2]."""
+        halved: Tensor = self.conv(F.pad(h, (0, 1, 0, 1)) if self.pads_one_side else h)
+        return halved
+
+
+class Upsample(nn.Module):
+    """Double the resolution: each pixel four times, then a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, 2H, 2W]."""
+        doubled: Tensor = self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return doubled
+
+
+class TimeEmbedding(nn.Module):
+    """The time as a vector: sines and cosines of `width` / 2 frequencies, 1 down to 1/10000, then two linear layers.
+
+    Vaswani et al. 2017, section 3.5.   freq_shift: 1 makes the lowest frequency exactly 1/10000.
+    """
+
+    def __init__(self, width: int, embedding: int, freq_shift: int, cosine_first: bool) -> None:
+        super().__init__()
+        self.width = width
+        self.freq_shift = freq_shift
+        self.cosine_first = cosine_first
+        self.linear_1 = nn.Linear(width, embedding)
+        self.linear_2 = nn.Linear(embedding, embedding)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """time: [B], any dtype; fractions allowed.   Returns [B, embedding]."""
+        half = self.width // 2
+        # float32 whatever the weights are: bfloat16 cannot tell time 1022 from 1023.
+        exponent = torch.arange(half, dtype=torch.float32, device=time.device) * -math.log(10_000)
+        angle = time.float()[:, None] * torch.exp(exponent / (half - self.freq_shift))
+        waves = [angle.cos(), angle.sin()] if self.cosine_first else [angle.sin(), angle.cos()]
+        features = F.pad(torch.cat(waves, dim=1), (0, self.width % 2))
+        embedded: Tensor = self.linear_2(F.silu(self.linear_1(features.to(self.linear_1.weight.dtype))))
+        return embedded
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is a function of (key of the image, layer, element): the same in any batch, on any device.
+
+    probability: in [0, 1), taken to the nearest 1/65536.   layer: its number in its network, set by the network.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.threshold = round(probability * 2**16)
+        self.layer = 0
+
+    def forward(self, h: Tensor, keys: Tensor | None) -> Tensor:
+        """h: [B, ...].   keys: int64 [B].   ValueError when training without keys."""
+        if not self.training or self.threshold == 0:
+            return h
+        if keys is None:
+            raise ValueError("a network with dropout needs `dropout_keys` [B] while it trains")
+        dropped = random_int16(keys, self.layer, h[0].numel()).view(h.shape) < self.threshold - 2**15
+        return h.masked_fill(dropped, 0.0) * (2**16 / (2**16 - self.threshold))
+
+
+def random_int16(keys: Tensor, layer: int, count: int) -> Tensor:
+    """int16 [B, count], uniform over all values: a hash of key, layer and element number.
+
+    keys: int64 [B].   count: below 2**31.
+    """
+    # Few processors multiply vectors of 64-bit integers: only the keys have 64 bits, and a word serves two elements.
+    key = _mix64(_mix64(keys) + layer)
+    high, low = (key >> 32).int()[:, None], ((key << 32) >> 32).int()[:, None]
+    pair = _mix32(torch.arange((count + 1) // 2, dtype=torch.int32, device=keys.device))
+    return _mix32((pair ^ high).mul_(0x7FEB352D) ^ low).view(torch.int16)[:, :count]
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """`module` with all its parameters zero."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _mix64(x: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014), constants as signed numbers."""
+    x = (x ^ _shifted(x, 30, 64)) * -0x40A7B892E31B1A47
+    x = (x ^ _shifted(x, 27, 64)) * -0x6B2FB644ECCEEE15
+    return x ^ _shifted(x, 31, 64)
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """Two rounds of multiply and xorshift, in place."""
+    x.bitwise_xor_(_shifted(x, 16, 32)).mul_(0x165667B1)
+    x.bitwise_xor_(_shifted(x, 15, 32)).mul_(0x5BD1E995)
+    return x.bitwise_xor_(_shifted(x, 16, 32))
+
+
+def _shifted(x: Tensor, places: int, bits: int) -> Tensor:
+    """The logical right shift; torch's own repeats the sign."""
+    return (x >> places).bitwise_and_((1 << (bits - places)) - 1)

@@ -1,0 +1,136 @@
+"""The settings of a U-Net as diffusers' `UNet2DModel` writes them: which vdiff computes, and which it refuses."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from vdiff.errors import ModelFileError, UsageError
+
+CLASS_NAME = "UNet2DModel"
+Width = Annotated[int, Field(ge=1, le=65536)]
+DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D"]
+UpBlockType = Literal["UpBlock2D", "AttnUpBlock2D"]
+
+
+class UNetConfig(BaseModel):
+    """The keys, defaults and meaning of diffusers' `UNet2DModel`, with the values that vdiff computes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: Width = 3
+    out_channels: Width = 3
+    center_input_sample: Literal[False] = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: Width | None = None
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[DownBlockType, ...] = (
+        "DownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+        "AttnDownBlock2D",
+    )
+    mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
+    up_block_types: tuple[UpBlockType, ...] = (
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "AttnUpBlock2D",
+        "UpBlock2D",
+    )
+    block_out_channels: tuple[Width, ...] = Field((224, 448, 672, 896), min_length=1, max_length=20)
+    layers_per_block: int = Field(2, ge=1, le=100)
+    mid_block_scale_factor: Literal[1] = 1
+    downsample_padding: Literal[0, 1] = 1
+    downsample_type: Literal["conv"] = "conv"
+    upsample_type: Literal["conv"] = "conv"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    act_fn: Literal["silu", "swish"] = "silu"
+    attention_head_dim: PositiveInt | None = 8
+    norm_num_groups: PositiveInt = 32
+    attn_norm_num_groups: PositiveInt | None = None
+    norm_eps: float = Field(1e-5, ge=0, le=1)
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: bool = True
+    class_embed_type: Literal[None] = None
+    num_class_embeds: int | None = Field(None, ge=1, le=2**24)
+    num_train_timesteps: int | None = None
+
+    @classmethod
+    def read(cls, config: object) -> Self:
+        """The configuration in a parsed `config.json`, before anything is allocated.
+
+        UsageError: a setting that diffusers has and vdiff does not compute.   ModelFileError: one that cannot be.
+        """
+        if not isinstance(config, Mapping):
+            raise ModelFileError(f"the network's configuration is a {type(config).__name__}", "use another model file")
+        if config.get("_class_name", CLASS_NAME) != CLASS_NAME:
+            raise _unsupported("_class_name", config["_class_name"], f"it computes `{CLASS_NAME}`")
+        try:
+            return cls.model_validate({key: value for key, value in config.items() if not str(key).startswith("_")})
+        except ValidationError as err:
+            raise _refusal(err.errors()[0]) from err
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Refuse settings that do not fit each other."""
+        num_levels = len(self.block_out_channels)
+        if not len(self.down_block_types) == len(self.up_block_types) == num_levels:
+            raise _impossible("block_out_channels", f"has {num_levels} levels, the block types another number")
+        if math.gcd(*self.block_out_channels) % self.norm_num_groups:
+            raise _impossible("norm_num_groups", f"is {self.norm_num_groups}, no divisor of every level's width")
+        if self.add_attention and self.block_out_channels[-1] % (self.mid_norm_groups or 1):
+            raise _impossible("attn_norm_num_groups", f"is {self.mid_norm_groups}, no divisor of the last width")
+        if not 0 <= self.freq_shift < self.block_out_channels[0] // 2:
+            raise _impossible("freq_shift", f"is {self.freq_shift}: below 0, or not below half the first width")
+        if self.attention_head_dim and math.gcd(*self.attended_widths) % self.attention_head_dim:
+            raise _unsupported("attention_head_dim", self.attention_head_dim, "it must divide every attended width")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes into `config.json`; `read` takes it back."""
+        return {"_class_name": CLASS_NAME, "_diffusers_version": "0.35.0", **self.model_dump(mode="json")}
+
+    @property
+    def embedding(self) -> int:
+        """Width of the time embedding."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @property
+    def mid_norm_groups(self) -> int | None:
+        """Groups of the norm before the attention in the middle; None: there is no such norm."""
+        without = None if self.resnet_time_scale_shift == "scale_shift" else self.norm_num_groups
+        return self.attn_norm_num_groups or without
+
+    @property
+    def attended_widths(self) -> list[int]:
+        """The widths at which attention sits."""
+        down = zip(self.down_block_types, self.block_out_channels, strict=True)
+        up = zip(self.up_block_types, reversed(self.block_out_channels), strict=True)
+        middle = [self.block_out_channels[-1]] * self.add_attention
+        return [width for block_type, width in (*down, *up) if block_type.startswith("Attn")] + middle
+
+
+def _refusal(error: ErrorDetails) -> ModelFileError | UsageError:
+    """A value outside a Literal, or a key that vdiff does not know, is diffusers' business; the rest is nobody's."""
+    key = str(error["loc"][0])
+    if error["type"] in ("literal_error", "extra_forbidden"):
+        return _unsupported(key, error["input"], error["msg"])
+    return _impossible(key, f"is {str(error['input'])[:40]!r}: {error['msg']}")
+
+
+def _unsupported(key: str, value: object, why: str) -> UsageError:
+    return UsageError(
+        f"vdiff does not compute a network with `{key}` {str(value)[:40]!r}: {why}",
+        "use a model without this setting",
+        f"`{key}` in the network's config.json",
+    )
+
+
+def _impossible(key: str, why: str) -> ModelFileError:
+    return ModelFileError(
+        f"`{key}` {why}", "use an undamaged copy of the model", f"`{key}` in the network's config.json"
+    )
