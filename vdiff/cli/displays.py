@@ -1,0 +1,249 @@
+"""Live displays: the bars and tables a person watches while vdiff works."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Self
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vdiff.cli.console import say, stderr
+from vdiff.cli.options import mode
+from vdiff.cli.progress import Clock, Fit, FitLines, Pace, PrepareLines, PrepareProgress, duration, number
+from vdiff.training.report import Progress, StageRow
+
+
+def fit_progress(is_silent: bool = False) -> Progress:
+    """Progress of training one network: live in a terminal, else lines; nothing with --quiet or when `is_silent`."""
+    return FitDisplay() if _is_live(is_silent) else FitLines(_silence if is_silent else say)
+
+
+def chain_progress(is_silent: bool = False) -> Progress:
+    """Progress of a chain of stages, as `fit_progress`."""
+    return ChainDisplay() if _is_live(is_silent) else FitLines(_silence if is_silent else say)
+
+
+def prepare_progress(is_silent: bool = False) -> PrepareProgress:
+    """Progress of preparing pictures, as `fit_progress`."""
+    return PrepareDisplay() if _is_live(is_silent) else PrepareLines(_silence if is_silent else say)
+
+
+def _is_live(is_silent: bool) -> bool:
+    return not is_silent and not mode.quiet and stderr.file.isatty() and not stderr.is_dumb_terminal
+
+
+def _silence(text: str) -> None: ...
+
+
+class _Display:
+    """A live region at the foot of the terminal.
+
+    It is drawn when it is told something, ten times a second at most, and by no thread of its own: threads and the
+    forked workers of a data loader do not mix.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.clock = clock
+        self._drawn = float("-inf")
+        self._live = Live(console=stderr, auto_refresh=False, redirect_stdout=False, vertical_overflow="crop")
+
+    def frame(self) -> RenderableType:
+        raise NotImplementedError
+
+    def draw(self, at_once: bool = True) -> None:
+        if not at_once and self.clock() - self._drawn < 0.1:
+            return
+        self._drawn = self.clock()
+        self._live.start()
+        self._live.update(self.frame(), refresh=True)
+
+    def note(self, text: str) -> None:
+        say(text)
+
+    def close(self) -> None:
+        if self._live.is_started:
+            self.draw()
+            self._live.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *err: object) -> None:
+        self.close()
+
+
+class PrepareDisplay(_Display):
+    """The bar of `vdiff prepare`."""
+
+    pace: Pace | None = None
+    skipped = 0
+
+    def update(self, stored: int, skipped: int, total: int) -> None:
+        self.pace = self.pace or Pace(total, stored + skipped, self.clock)
+        self.pace.at(stored + skipped)
+        self.skipped = skipped
+        self.draw(at_once=stored + skipped == total)
+
+    def frame(self) -> RenderableType:
+        if not self.pace:
+            return Text()
+        skipped = Text(f"{self.skipped:,} skipped", "yellow" if self.skipped else "")
+        return Group(_bar("pictures", self.pace), _facts([skipped, Text(f"{self.pace.per_second:,.0f} images/s")]))
+
+
+class FitDisplay(_Display):
+    """The bar of one training: updates, loss, gradient, rate, images/s, time left, last save."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        super().__init__(clock)
+        self.rows: dict[str, StageRow] = {}
+        self.fit: Fit | None = None
+        self.last_save = ""
+
+    def plan(self, stages: Sequence[StageRow]) -> None:
+        self.rows = {row.name: row for row in stages}
+        for row in stages:
+            if row.state == "skipped":
+                self.note(f"`{row.name}` is complete already")
+
+    def begin(self, stage: str, updates: int, first_update: int) -> None:
+        self.fit = Fit(stage, Pace(updates, first_update, self.clock))
+        self.last_save = ""
+        self._change(stage, state="running", updates=updates)
+
+    def update(
+        self, update: int, loss: float, grad_norm: float, learning_rate: float, images_per_second: float
+    ) -> None:
+        if self.fit:
+            self.fit.update(update, loss, grad_norm, learning_rate, images_per_second)
+            self.draw(at_once=False)
+
+    def saved(self, what: str) -> None:
+        self.last_save = what
+        self.draw()
+
+    def end(self, stage: str, loss: float, seconds: float) -> None:
+        self._change(stage, state="done", loss=loss, seconds=seconds)
+
+    def frame(self) -> RenderableType:
+        if not self.fit:
+            return Text()
+        facts = [Text(fact) for fact in self.fit.facts()]
+        if self.last_save:
+            facts.append(Text.assemble("saved ", (self.last_save, "cyan")))
+        return Group(_bar(self.fit.stage, self.fit.pace), _facts(facts))
+
+    def _change(self, stage: str, **changes: Any) -> None:
+        if stage in self.rows:
+            self.rows[stage] = self.rows[stage]._replace(**changes)
+        self.draw()
+
+
+class ChainDisplay(FitDisplay):
+    """A table with a row per stage, above the bar of the one that runs."""
+
+    def plan(self, stages: Sequence[StageRow]) -> None:
+        self.rows = {row.name: row for row in stages}
+        self.draw()
+
+    def frame(self) -> RenderableType:
+        is_running = any(row.state == "running" for row in self.rows.values())
+        return Group(self._table(), super().frame()) if is_running else self._table()
+
+    def _table(self) -> RenderableType:
+        rows = self._visible()
+        before, after = (max(len(str(row[column])) for row in rows) for column in (1, 2))
+        cells = [[row.name, _steps(row, before, after), *self._numbers(row)] for row in rows]
+        widths = [max(7, *map(cell_len, column)) for column in zip(_COLUMNS, *cells, strict=True)]
+        shown = _fitting(widths, stderr.width)
+        rule = "-" if stderr.options.ascii_only else "─"
+        lines = [_line(_COLUMNS, widths, shown, "bold")]
+        lines.append(Text(rule * _total(widths, shown), "bright_black", no_wrap=True))
+        lines += [_line(texts, widths, shown, "", _STATES[row.state]) for row, texts in zip(rows, cells, strict=True)]
+        return Group(*lines)
+
+    def _visible(self) -> list[StageRow]:
+        """The rows that fit on the screen, with the running one among them."""
+        rows = list(self.rows.values())
+        room = max(stderr.height - 6, 1)
+        active = next((i for i, row in enumerate(rows) if row.state in ("running", "waiting")), len(rows))
+        first = min(max(active - room // 2, 0), max(len(rows) - room, 0))
+        return rows[first : first + room]
+
+    def _numbers(self, row: StageRow) -> list[str]:
+        loss, seconds = row.loss, row.seconds
+        if row.state == "running" and self.fit:
+            loss, seconds = self.fit.loss.value, self.fit.pace.seconds
+        texts = ["" if loss is None else number(loss), "" if seconds is None else duration(seconds)]
+        return [row.state, f"{row.updates:,}", *texts]
+
+
+def _steps(row: StageRow, before: int, after: int) -> str:
+    """`1024 ->  512`, aligned with the other rows."""
+    arrow = "->" if row.start_steps != row.num_steps else "  "
+    return f"{row.start_steps if arrow.strip() else '':>{before}} {arrow} {row.num_steps:>{after}}"
+
+
+_COLUMNS = ("stage", "steps", "state", "updates", "loss", "time")
+_STATE = 2
+_BY_IMPORTANCE = (0, _STATE, 1, 4, 3, 5)
+_GAP = "  "
+_STATES = {"done": "green", "skipped": "bright_black", "running": "bold cyan", "waiting": "bright_black"}
+
+
+def _fitting(widths: Sequence[int], room: int) -> list[int]:
+    """The most important columns that fit side by side, in their order."""
+    chosen: list[int] = []
+    for column in _BY_IMPORTANCE:
+        if _total(widths, [*chosen, column]) <= room:
+            chosen.append(column)
+    return sorted(chosen)
+
+
+def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[column] for column in shown) + len(_GAP) * (len(shown) - 1)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], shown: Sequence[int], style: str, state: str = "") -> Text:
+    """One row: names and states begin at the left of their column, numbers end at its right."""
+    line = Text(style=style, no_wrap=True, overflow="ellipsis")
+    for column in shown:
+        text = Text(cells[column], state if column == _STATE else "")
+        text.align("left" if column in (0, _STATE) else "right", widths[column])
+        line.append(_GAP if column != shown[0] else "").append_text(text)
+    return line
+
+
+def _bar(label: str, pace: Pace) -> RenderableType:
+    """`label`, a bar, and as much of counts, percent and time left as the width allows."""
+    is_done = pace.done >= pace.total
+    left = duration(pace.seconds) if is_done else f"{duration(pace.seconds_left)} left"
+    room = stderr.width - len(label) - 1
+    texts = {"percent": pace.percent, "left": f"{left:>10}", "counts": pace.counts}
+    shown: list[str] = []
+    for name, text in texts.items():
+        if sum(len(texts[each]) + 2 for each in shown) + len(text) + 10 <= room or not shown:
+            shown.append(name)
+    line = Table.grid(expand=True, padding=(0, 1, 0, 0))
+    line.add_column(no_wrap=True, overflow="ellipsis")
+    line.add_column(ratio=1, min_width=1)
+    bar = ProgressBar(total=max(pace.total, 1), completed=pace.done if pace.total else 1, width=None)
+    cells = [Text(texts[name]) for name in ("counts", "percent", "left") if name in shown]
+    for _ in cells:
+        line.add_column(no_wrap=True, justify="right")
+    line.add_row(Text(label, "bold"), bar, *cells)
+    return line
+
+
+def _facts(facts: Sequence[Text]) -> Text:
+    """The first of the `facts` that fit on one line."""
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for fact in facts:
+        if line.cell_len and line.cell_len + fact.cell_len + 3 > stderr.width:
+            break
+        line.append("   " if line.cell_len else "").append_text(fact)
+    return line

@@ -1,0 +1,107 @@
+"""What a user reads when a command fails, and its exit code."""
+
+import difflib
+import errno
+import re
+import shutil
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from vdiff.cli import console
+from vdiff.cli.options import mode
+from vdiff.errors import MachineError, Stopped, UsageError, VdiffError
+
+INTERRUPTED = 130
+
+
+def report(err: BaseException, arguments: Sequence[str]) -> int:
+    """Show what ended the command `arguments`, and give its exit code."""
+    # click turns a closed pipe into SystemExit(1); whoever closed it has read enough
+    closed = err.__context__ if isinstance(err, SystemExit) else err
+    if isinstance(closed, BrokenPipeError):
+        console.close_stdout()
+        return 0
+    if isinstance(err, SystemExit):
+        return err.code if isinstance(err.code, int) else int(err.code is not None)
+    if isinstance(err, Stopped):
+        console.stopped(str(err), err.exit_code)
+        return err.exit_code
+    if isinstance(err, KeyboardInterrupt | typer.Abort):
+        console.stopped("stopped", INTERRUPTED)
+        return INTERRUPTED
+    # a command line that cannot be parsed has not reached `mode`
+    mode.json |= "--json" in arguments
+    if mode.debug or "--debug" in arguments:
+        console.show_traceback("".join(traceback.format_exception(err)))
+    failure = explain(err)
+    console.show_error(failure)
+    return failure.exit_code
+
+
+def explain(err: BaseException) -> VdiffError:
+    """Any failure as a VdiffError: what was found, where, what to do."""
+    if isinstance(err, VdiffError):
+        return err
+    if hasattr(err, "format_message"):  # click's exceptions, which are typer's own copy in some versions
+        return _usage(err)
+    names = {kind.__name__ for kind in type(err).__mro__}
+    if names & {"OutOfMemoryError", "MemoryError"} or "can't allocate memory" in str(err):
+        fix = "send fewer pictures at once: `--set train.micro_batch=8` when training, `--batch-size 8` when sampling"
+        return MachineError(f"out of memory: {_first_line(err)}", fix)
+    if isinstance(err, OSError) and err.errno in _MACHINE:
+        return _machine(err)
+    fix = "run it again with `--debug` and report what it prints"
+    return VdiffError(f"this is a bug in vdiff: {type(err).__name__}: {_first_line(err)}", fix)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` with the nearest of the `known` words, or nothing."""
+    spelled = {each.lstrip("-"): each for each in known}
+    near = difflib.get_close_matches(word.lstrip("-"), spelled, n=1)
+    return f"; did you mean `{spelled[near[0]]}`?" if near else ""
+
+
+_MACHINE = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some of your quota, or write to another disk",
+    errno.EROFS: "this file system is read-only: write to another place",
+    errno.EACCES: "change the permissions, or work in another place",
+    errno.EPERM: "change the permissions, or work in another place",
+    errno.EMFILE: "allow more open files, as in `ulimit -n 4096`",
+    errno.ENFILE: "too many files are open on this machine: close some programs",
+    errno.EIO: "the disk does not answer as it should: look at its health, or use another one",
+    errno.ENOMEM: "close other programs, or send fewer pictures at once",
+}
+
+
+def _machine(err: OSError) -> MachineError:
+    path = str(err.filename or "")
+    free = f" ({_free_bytes(path):,} bytes free)" if err.errno == errno.ENOSPC and path else ""
+    reason = (err.strerror or "the system refuses").lower()
+    return MachineError(f"{reason}{free}", _MACHINE[err.errno or 0], path)
+
+
+def _free_bytes(path: str) -> int:
+    folder = Path(path).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _usage(err: Any) -> UsageError:
+    context = getattr(err, "ctx", None)
+    command = context.command_path if context else "vdiff"
+    words = re.sub(r"'([^']*)'", r"`\1`", err.format_message().strip().rstrip("."))
+    option = getattr(err, "option_name", None)
+    if option and type(err).__name__ == "NoSuchOption":
+        known = [name for parameter in context.command.params for name in parameter.opts] if context else []
+        words = f"there is no option `{option}`{nearest(option, known)}"
+    return UsageError(words[:1].lower() + words[1:], f"`{command} --help` shows what it takes", command)
+
+
+def _first_line(err: BaseException) -> str:
+    return str(err).strip().partition("\n")[0]

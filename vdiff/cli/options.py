@@ -1,0 +1,77 @@
+"""Options that several commands share, and the three that all of them have: --json, --quiet, --debug."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vdiff.recipe import Recipe
+    from vdiff.recipe_text import RecipeText
+
+
+@dataclass
+class Mode:
+    """How this process talks: one JSON object on stdout, errors only, tracebacks."""
+
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+mode = Mode()
+"""What --json, --quiet and --debug said, before or after the command."""
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "-r", "--recipe", metavar="PATH|NAME", help="Recipe file, or the name of a shipped one [./recipe.yaml]"
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the recipe; may be repeated"),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing")]
+
+
+def open_recipe(
+    named: str | None, assignments: list[str] | None, beside: Path | None = None
+) -> "tuple[Recipe, RecipeText]":
+    """The recipe a command works with, checked, and its text; see `recipe_text.find`."""
+    from vdiff import recipe_text
+    from vdiff.recipe import Recipe
+
+    text = recipe_text.set_values(recipe_text.find(named, beside), assignments or [])
+    return recipe_text.validate(Recipe, text), text
+
+
+def with_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as a command that also takes --json, --quiet and --debug and keeps them in `mode`."""
+
+    @functools.wraps(function)
+    def command(**given: Any) -> Any:
+        for name in _MODE:
+            setattr(mode, name, given.pop(name) or getattr(mode, name))
+        return function(**given)
+
+    own = inspect.signature(function, eval_str=True)
+    both = [*own.parameters.values(), *_MODE.values()]
+    command.__signature__ = own.replace(parameters=both)  # type: ignore[attr-defined]
+    return command
+
+
+def _mode_options(
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error")] = False,
+) -> None: ...
+
+
+_MODE = inspect.signature(_mode_options).parameters

@@ -1,0 +1,113 @@
+"""List, show and check recipes"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vdiff.cli.options import SetOption, mode
+from vdiff.errors import UsageError, VdiffError
+
+
+def ls() -> None:
+    """List the recipes that come with vdiff
+
+    Examples:
+      vdiff recipes ls
+      vdiff recipes ls --json
+    """
+    from vdiff import recipe_text
+    from vdiff.cli import console
+
+    found = [(name, _headline(path), str(path)) for name, path in recipe_text.shipped().items()]
+    if mode.json:
+        console.emit_json({"recipes": [dict(zip(("name", "about", "path"), row, strict=True)) for row in found]})
+    else:
+        console.table(("name", "about", "path"), found)
+
+
+def show(name: Annotated[str, typer.Argument(metavar="PATH|NAME", help="Recipe file, or a shipped recipe")]) -> None:
+    """Print the text of a recipe
+
+    Examples:
+      vdiff recipes show digits
+      vdiff recipes show runs/celeba
+    """
+    from vdiff import recipe_text
+    from vdiff.cli import console
+
+    recipe = recipe_text.find(name)
+    if mode.json:
+        console.emit_json({"name": recipe.name, "text": recipe.text, "recipe": recipe.data})
+    else:
+        console.write(recipe.text.rstrip("\n"))
+
+
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH|NAME", help="Recipes to check [./recipe.yaml]")
+    ] = None,
+    assignments: SetOption = None,
+) -> None:
+    """Find all mistakes of recipes
+
+    Examples:
+      vdiff recipes check
+      vdiff recipes check faces.yaml --set train.updates=1000
+    """
+    from vdiff.cli import console
+    from vdiff.cli.options import open_recipe
+
+    good: list[str] = []
+    wrong: list[VdiffError] = []
+    for name in names or (None,):
+        try:
+            good.append(open_recipe(name, assignments)[1].name)
+        except UsageError as err:
+            wrong.append(err)
+    for name in good:
+        console.say(f"`{name}` is a valid recipe", "green")
+    if wrong:
+        raise _together(wrong)
+    if mode.json:
+        console.emit_json({"valid": good})
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes
+
+    Editors that know it complete and explain the keys of a recipe.
+
+    Examples:
+      vdiff recipes schema > recipe.schema.json
+      vdiff recipes schema | jq .properties.train
+    """
+    from vdiff.cli import console
+
+    console.write(schema_text())
+
+
+RECIPES = {"ls": ls, "show": show, "check": check, "schema": schema}
+"""The commands of the group."""
+
+
+def schema_text() -> str:
+    """The JSON schema of a recipe; imports every kind of every part."""
+    from vdiff.recipe import Recipe
+
+    return json.dumps(Recipe.model_json_schema(), indent=2)
+
+
+def _headline(path: Path) -> str:
+    """The first line of a recipe's header."""
+    comments = (line.removeprefix("#").strip() for line in path.read_text("utf-8").splitlines() if line[:1] == "#")
+    return next((line for line in comments if line and not line.startswith("yaml-language-server")), "")
+
+
+def _together(errors: Sequence[VdiffError]) -> VdiffError:
+    if len(errors) == 1:
+        return errors[0]
+    lines = [err.where if "\n" in err.where else f"{err.where}  {err.problem}".strip() for err in errors]
+    return UsageError(f"{len(errors)} recipes are wrong", errors[0].fix, "\n".join(lines))
