@@ -1,0 +1,49 @@
+"""Pictures to test with, made on the spot."""
+
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdiff.data.prepare import prepare
+
+MakePictures = Callable[..., Path]
+
+
+def noise_picture(width: int, height: int, seed: int, mode: str = "RGB") -> Image.Image:
+    """A picture of random pixels."""
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8))
+
+
+@pytest.fixture
+def make_pictures(tmp_path: Path) -> MakePictures:
+    """Makes a folder of `count` PNG pictures, spread over class folders if there are any."""
+
+    def make(count: int = 12, size: tuple[int, int] = (12, 10), classes: tuple[str, ...] = ("",)) -> Path:
+        folder = tmp_path / "pictures"
+        for index in range(count):
+            path = folder / classes[index % len(classes)] / f"{index:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise_picture(*size, seed=index).save(path)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def store(make_pictures: MakePictures, tmp_path: Path) -> Path:
+    """An image store of 12 pictures of two classes, in sizes 8 and 16."""
+    prepare(make_pictures(classes=("cat", "dog")), tmp_path / "store", sizes=[8, 16])
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Sets how long a file may become, in bytes: beyond it, writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,0 +1,165 @@
+"""One image store under construction: begun or gone on with, filled, given its side files and closed."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vdiff import __version__, images
+from vdiff.data.conversion import JOB, PART, Ledger, Settings, convert
+from vdiff.data.metadata import Metadata
+from vdiff.data.publishing import clear, writing
+from vdiff.data.sources import Source
+from vdiff.data.store import LENGTH, METADATA, StoreWriter, image_key, is_store
+from vdiff.errors import DataError, Stopped
+
+SKIPPED, PREVIEW = "skipped.tsv", "preview.png"
+_PREVIEW_PIXELS = 2048
+_BYTES_PER_VALUE = {"png": 0.65, "webp": 0.45, "jpeg": 0.4}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the work is, in files: stored, skipped, and all there are."""
+
+    done: int
+    skipped: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A store made in `folder` from all pictures of `source`.
+
+    max_bad: the share of files that may be unreadable.   workers: threads.
+    """
+
+    source: Source
+    settings: Settings
+    folder: Path
+    max_bad: float
+    workers: int
+
+    def run(self, on_progress: Callable[[Progress], None]) -> int:
+        """Store what is not stored yet; returns how many files an earlier start had dealt with.
+
+        DataError if too many files are unreadable. Whatever stops it, the next `run` goes on from the last commit.
+        """
+        with self._writer() as writer:
+            if writer.get(METADATA):
+                return len(self.source.files)
+            ledger = Ledger(writer)
+            resumed_at = ledger.num_files
+            self._store_all(ledger, on_progress)
+            self._write_skipped(ledger)
+            self._write_preview(writer, ledger.num_stored)
+            ledger.close({METADATA: self._metadata(ledger).to_json(), LENGTH: str(ledger.num_stored).encode()})
+        return resumed_at
+
+    def has_progress(self) -> bool:
+        """Whether the folder holds pictures that the next `run` need not store again."""
+        with self._writer() as writer:
+            return bool(writer.records(PART))
+
+    def _writer(self) -> StoreWriter:
+        expected = estimated_bytes(self.settings, len(self.source.files))
+        if is_store(self.folder):
+            try:
+                writer = StoreWriter(self.folder, expected)
+                if self._began(writer):
+                    return writer
+                writer.close()
+            except DataError:
+                pass  # a damaged beginning is no beginning
+            clear(self.folder)
+        writer = StoreWriter(self.folder, expected)
+        writer.commit({JOB: self._name()})
+        return writer
+
+    def _began(self, writer: StoreWriter) -> bool:
+        text = writer.get(METADATA)
+        if text is None:
+            return writer.get(JOB) == self._name()
+        with suppress(ValueError):
+            return made_from(Metadata.from_json(text), self.source, self.settings)
+        return False
+
+    def _name(self) -> bytes:
+        document = json.dumps([self.source.fingerprint, asdict(self.settings)])
+        return hashlib.sha256(document.encode()).hexdigest().encode()
+
+    def _store_all(self, ledger: Ledger, on_progress: Callable[[Progress], None]) -> None:
+        labels, total = self.source.labels(), len(self.source.files)
+        pictures = self.source.pictures(ledger.num_files)
+        with closing(convert(pictures, self.settings, self.workers)) as chunks:
+            try:
+                for chunk in chunks:
+                    for converted in chunk:
+                        ledger.add(converted, labels[ledger.num_files])
+                    self._refuse_too_many(ledger)
+                    on_progress(Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total))
+            except Stopped:
+                ledger.commit()
+                raise
+        self._refuse_incomplete(ledger)
+        ledger.commit()
+
+    def _refuse_too_many(self, ledger: Ledger) -> None:
+        total, num_skipped = len(self.source.files), ledger.num_files - ledger.num_stored
+        if num_skipped > self.max_bad * total or num_skipped == total:
+            first = "; ".join(f"`{name}`: {reason}" for name, reason in ledger.skipped[:5])
+            problem = f"{num_skipped:,} of {total:,} pictures cannot be read ({first})"
+            fix = f"mend or remove them, or allow more than {self.max_bad:.2%}: --max-bad"
+            raise DataError(problem, fix, self.source.path)
+
+    def _refuse_incomplete(self, ledger: Ledger) -> None:
+        if ledger.num_files != len(self.source.files):
+            raise DataError("the pictures changed while they were read", "type the command again", self.source.path)
+
+    def _metadata(self, ledger: Ledger) -> Metadata:
+        class_names = self.source.class_names
+        return Metadata.model_validate(
+            {
+                **asdict(self.settings),
+                "made_by": f"vdiff {__version__}",
+                "count": ledger.num_stored,
+                "labels": ledger.stored.labels if class_names else None,
+                "class_names": class_names or None,
+                "source": self.source.fingerprint,
+                "crcs": ledger.stored.crcs,
+            }
+        )
+
+    def _write_skipped(self, ledger: Ledger) -> None:
+        lines = [f"{name}\t{reason}\n" for name, reason in ledger.skipped]
+        if lines:
+            with writing(self.folder):
+                (self.folder / SKIPPED).write_text("".join(lines), encoding="utf-8")
+
+    def _write_preview(self, writer: StoreWriter, count: int) -> None:
+        """Up to 64 pictures from all over the store, in its largest size, on at most 2048 x 2048 pixels."""
+        import torch
+
+        size = max(self.settings.sizes)
+        columns = min(8, max(1, _PREVIEW_PIXELS // size))
+        chosen = np.linspace(0, count - 1, min(count, columns**2)).astype(int).tolist()
+        stored = [writer.get(image_key(size, index)) or b"" for index in chosen]
+        pictures = np.stack([images.decode(data, self.settings.channels) for data in stored])
+        page = images.grid(torch.from_numpy(pictures), scale=max(1, 64 // size))
+        images.write_png(self.folder / PREVIEW, page)
+
+
+def made_from(metadata: Metadata, source: Source, settings: Settings) -> bool:
+    """Whether a store with this metadata was made from these files with these settings."""
+    made = {name: getattr(metadata, name) for name in asdict(settings)}
+    return metadata.source == source.fingerprint and {**made, "sizes": tuple(metadata.sizes)} == asdict(settings)
+
+
+def estimated_bytes(settings: Settings, num_images: int) -> int:
+    """About how much `num_images` photographs need on disk."""
+    values = sum(size * size * settings.channels for size in settings.sizes)
+    return int(num_images * (values * _BYTES_PER_VALUE[settings.encoding] + 2048 * len(settings.sizes)))

@@ -1,0 +1,116 @@
+"""The dataset kind `lmdb`: one size of an ImageStore, decoded."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vdiff import images
+from vdiff.config import Section, harmless, trajectory
+from vdiff.data.store import ImageStore
+from vdiff.errors import DataError
+
+_CACHE_BYTES = 256 * 2**20
+_MAX_WORKERS = 4
+
+
+class LmdbImagesSection(Section):
+    """Pictures from an image store that `vdiff prepare` made, or that diffusion_distiller did."""
+
+    kind: Literal["lmdb"] = trajectory("lmdb")
+    """An LMDB of encoded pictures."""
+
+    source: Path | None = harmless(None)
+    """The folder, zip or tar file that `vdiff prepare` makes the store from."""
+
+    path: Path = harmless()
+    """The folder of the store. It may move: its content counts, not its place."""
+
+    size: int = trajectory(ge=8, le=1024)
+    """Height and width of the pictures in pixels; the store must hold this size."""
+
+    channels: Literal[1, 3, 4] = trajectory(3)
+    """1 grey, 3 colour, 4 colour with transparency."""
+
+    flip: bool = trajectory(False)
+    """Show half of the pictures mirrored left to right: more variety for faces, wrong for letters."""
+
+    encoding: images.Encoding = harmless("png")
+    """File format inside the store, used by `vdiff prepare`: png and webp are lossless, jpeg is small."""
+
+    quality: int = harmless(100, ge=1, le=100)
+    """JPEG quality from 1 to 100, used by `vdiff prepare`; the other formats ignore it."""
+
+    resampling: images.Resampling = harmless("lanczos")
+    """Filter that `vdiff prepare` resizes with: lanczos is sharpest, box averages, bicubic lies between."""
+
+    workers: int | None = harmless(None, ge=0, le=64)
+    """Processes that decode ahead; none by default if all pictures fit in 256 MiB of memory, else up to 4."""
+
+    def open(self) -> "LmdbImages":
+        """The pictures; DataError if there is no such store or it lacks this size."""
+        return LmdbImages(ImageStore(self.path), self.size, self.channels, self.workers)
+
+
+class LmdbImages:
+    """The pictures of one size, uint8 [C, H, W]. Up to 256 MiB of them stay in memory once decoded.
+
+    num_workers: how many processes should decode ahead.
+    """
+
+    def __init__(self, store: ImageStore, size: int, channels: int, workers: int | None = None) -> None:
+        if size not in store.sizes:
+            there = ", ".join(map(str, store.sizes))
+            fix = f"set data.size to one of these, or type: vdiff prepare --size {size}"
+            raise DataError(f"the image store holds no pictures of size {size} (there are: {there})", fix, store.path)
+        self.num_images = store.num_images
+        self.shape = (channels, size, size)
+        self.num_classes = len(store.class_names)
+        self._store = store
+        self._labels = store.labels
+        self._is_cached = self.num_images * int(np.prod(self.shape)) <= _CACHE_BYTES
+        self._cache: tuple[images.Pixels, npt.NDArray[np.bool_]] | None = None
+        ahead = 0 if self._is_cached else min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
+        self.num_workers = ahead if workers is None else workers
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pictures of this size and of their labels."""
+        return self._store.fingerprint_of(self.shape[1])
+
+    def __getitem__(self, index: int) -> tuple[images.Pixels, int]:
+        """Picture `index` and its class, -1 if there are none."""
+        pixels, labels = self.take(np.array([index]))
+        return pixels[0], int(labels[0])
+
+    def take(self, indices: npt.NDArray[np.int64]) -> tuple[images.Pixels, npt.NDArray[np.int64]]:
+        """Several pictures at once, uint8 [B, C, H, W], and their classes [B], -1 if there are none."""
+        labels = np.full(len(indices), -1) if self._labels is None else self._labels[indices]
+        if not self._is_cached:
+            return np.stack([self._decode(index) for index in indices.tolist()]), labels
+        pixels, is_decoded = self._cache = self._cache or self._empty_cache()
+        for index in np.unique(indices[~is_decoded[indices]]).tolist():
+            pixels[index] = self._decode(index)
+            is_decoded[index] = True
+        return pixels[indices], labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+    def _empty_cache(self) -> tuple[images.Pixels, npt.NDArray[np.bool_]]:
+        return np.zeros((self.num_images, *self.shape), np.uint8), np.zeros(self.num_images, bool)
+
+    def _decode(self, index: int) -> images.Pixels:
+        name = f"record `{self.shape[1]}-{index:05d}`"
+        fix = "make the store again: vdiff prepare --force"
+        try:
+            pixels = images.decode(self._store.read(index, self.shape[1]), self.shape[0])
+        except ValueError as err:
+            raise DataError(f"{name} cannot be decoded: {err}", fix, self._store.path) from err
+        if pixels.shape != self.shape:
+            found = f"{pixels.shape[1]} x {pixels.shape[2]}"
+            raise DataError(f"{name} is {found}, not {self.shape[1]} x {self.shape[2]}", fix, self._store.path)
+        return pixels

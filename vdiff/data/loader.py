@@ -1,0 +1,203 @@
+"""An endless stream of batches: update u is a pure function of (seed, stage, u); each rank takes its share."""
+
+import itertools
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vdiff.errors import MachineError, UsageError, VdiffError
+
+Indices = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+_ORDER, _FLIP = 0, 1
+
+
+class Images(Protocol):
+    """Pictures of one shape.
+
+    shape: (C, H, W).   num_classes: 0 without labels.   fingerprint: SHA-256 of the content, hexadecimal.
+    """
+
+    num_images: int
+    shape: tuple[int, int, int]
+    num_classes: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Pixels, int]:
+        """uint8 [C, H, W] and its class, -1 without labels."""
+        ...
+
+
+@runtime_checkable
+class TakesMany(Protocol):
+    """Pictures that can be taken many at once, faster than one by one."""
+
+    def take(self, indices: Indices, /) -> tuple[Pixels, Indices]:
+        """uint8 [B, C, H, W] and their classes [B]."""
+        ...
+
+
+class Batch(NamedTuple):
+    """One rank's share of one update.
+
+    images: uint8 [b, C, H, W].   labels: int64 [b], None without classes.   places: int64 [b], in the global batch.
+    """
+
+    update: int
+    images: Tensor
+    labels: Tensor | None
+    places: Tensor
+
+
+def batches(
+    images: Images,
+    *,
+    seed: int,
+    stage: int,
+    batch_size: int,
+    start_update: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    flip: bool = False,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The batches of the updates `start_update`, `start_update` + 1, ... for ever.
+
+    Sample g = update * batch_size + place of a stage is picture number g % n in the shuffled epoch g // n.
+    batch_size: of all ranks together.   workers: processes that work ahead; the batches are the same with any number.
+    UsageError if there is less than one picture per rank.
+    """
+    if batch_size < world_size:
+        problem = f"a batch of {batch_size} cannot be divided among {world_size} processes"
+        raise UsageError(problem, f"raise train.batch_size to {world_size} or more, or start fewer processes")
+    places = np.array_split(np.arange(batch_size), world_size)[rank]
+    share = _Share(images, seed, stage, batch_size, places, flip)
+    updates = itertools.count(start_update)
+    return _from_workers(share, updates, workers) if workers else map(share.batch, updates)
+
+
+def sample_indices(num_images: int, seed: int, stage: int, update: int, batch_size: int) -> Indices:
+    """Which pictures make up the global batch of an update, int64 [batch_size]."""
+    epochs, places = np.divmod(update * batch_size + np.arange(batch_size), num_images)
+    chosen = np.empty(batch_size, np.int64)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        chosen[epochs == epoch] = _shuffled(num_images, seed, stage, epoch)[places[epochs == epoch]]
+    return chosen
+
+
+def flips(seed: int, stage: int, update: int, batch_size: int) -> npt.NDArray[np.bool_]:
+    """Which pictures of the global batch are mirrored, bool [batch_size]."""
+    mirrored: npt.NDArray[np.bool_] = _random(batch_size, _FLIP, seed, stage, update) % 2 == 1
+    return mirrored
+
+
+@lru_cache(maxsize=2)
+def _shuffled(num_images: int, seed: int, stage: int, epoch: int) -> Indices:
+    return np.argsort(_random(num_images, _ORDER, seed, stage, epoch), kind="stable")
+
+
+def _random(count: int, *key: int) -> npt.NDArray[np.uint64]:
+    # Raw words: unlike Generator.permutation, they are promised to stay the same in every numpy.
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(count) >> np.uint64(32)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one rank sees of every update."""
+
+    images: Images
+    seed: int
+    stage: int
+    batch_size: int
+    places: Indices
+    flip: bool
+
+    def batch(self, update: int) -> Batch:
+        chosen = sample_indices(self.images.num_images, self.seed, self.stage, update, self.batch_size)[self.places]
+        pixels, labels = _take(self.images, chosen)
+        if self.flip:
+            mirrored = flips(self.seed, self.stage, update, self.batch_size)[self.places]
+            pixels[mirrored] = pixels[mirrored][..., ::-1]
+        classes = torch.from_numpy(labels) if self.images.num_classes else None
+        return Batch(update, torch.from_numpy(pixels), classes, torch.from_numpy(self.places.copy()))
+
+
+def _take(images: Images, chosen: Indices) -> tuple[Pixels, Indices]:
+    if isinstance(images, TakesMany):
+        return images.take(chosen)
+    pairs = [images[index] for index in chosen.tolist()]
+    return np.stack([pixels for pixels, _ in pairs]), np.array([label for _, label in pairs], np.int64)
+
+
+class _Failure(NamedTuple):
+    """A VdiffError on its way from a worker: torch would make another error of it."""
+
+    kind: type[VdiffError]
+    problem: str
+    fix: str
+    where: str
+
+
+class _Updates(Dataset[Batch | _Failure]):
+    """Batches by the number of their update, for a DataLoader."""
+
+    def __init__(self, share: _Share) -> None:
+        self._share = share
+
+    def __getitem__(self, update: int) -> Batch | _Failure:
+        try:
+            return self._share.batch(update)
+        except VdiffError as err:
+            return _Failure(type(err), err.problem, err.fix, err.where)
+
+
+def _from_workers(share: _Share, updates: Iterator[int], workers: int) -> Iterator[Batch]:
+    loader: DataLoader[Any] = DataLoader(
+        _Updates(share),
+        batch_size=None,
+        sampler=updates,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_outlive_signals,
+        # A forked process may inherit a lock that a thread of this one holds; and an LMDB must not be forked.
+        multiprocessing_context="spawn",
+        generator=torch.Generator(),  # else it would draw from the global one
+    )
+    try:
+        for found in loader:
+            if isinstance(found, _Failure):
+                raise found.kind(found.problem, found.fix, found.where)
+            yield found
+    except RuntimeError as err:
+        if "DataLoader worker (pid" not in str(err):
+            raise
+        fix = "set data.workers to 0, or give the machine more memory (in a container also shared memory: --shm-size)"
+        raise MachineError(f"a process that loads pictures died: {err}", fix) from err
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _outlive_signals(worker: int) -> None:
+    # They reach the whole process group; the trainer finishes its update first and then stops its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_soon)
+
+
+def _leave_soon(number: int, frame: Any) -> None:
+    """After the first SIGTERM leave in 30 seconds, at the second one at once: nobody waits for a worker for ever."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(30)

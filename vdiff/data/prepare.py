@@ -1,0 +1,177 @@
+"""A folder or archive of pictures becomes an ImageStore: in parallel, in order, resumable, published as a whole."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+from typing import get_args
+
+from vdiff import images
+from vdiff.data.conversion import Settings
+from vdiff.data.job import PREVIEW, SKIPPED, Job, Progress, estimated_bytes, made_from
+from vdiff.data.publishing import claimed, discard, publish
+from vdiff.data.sources import Source, open_source
+from vdiff.data.store import FILE, ImageStore, is_store
+from vdiff.errors import DataError, MachineError, UsageError
+
+__all__ = ["Plan", "Progress", "Report", "plan", "prepare"]
+
+_OURS = {FILE, "lock.mdb", SKIPPED, PREVIEW, ".lock"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` would do."""
+
+    num_images: int
+    class_names: list[str]
+    sizes: tuple[int, ...]
+    estimated_bytes: int
+    free_bytes: int
+    already_done: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `prepare` did. `resumed_at`: how many files an earlier start had dealt with."""
+
+    store: Path
+    num_images: int
+    num_skipped: int
+    skipped_file: Path | None
+    sizes: tuple[int, ...]
+    class_names: list[str]
+    bytes: int
+    seconds: float
+    resumed_at: int = 0
+    already_done: bool = False
+
+
+def plan(
+    source: Path,
+    out: Path,
+    *,
+    sizes: Sequence[int],
+    channels: int = 3,
+    encoding: images.Encoding = "png",
+    quality: int = 100,
+    resampling: images.Resampling = "lanczos",
+) -> Plan:
+    """What `prepare` would do with the same arguments, without writing anything."""
+    settings = _settings(sizes, channels, encoding, quality, resampling)
+    opened = open_source(source)
+    return Plan(
+        num_images=len(opened.files),
+        class_names=opened.class_names,
+        sizes=settings.sizes,
+        estimated_bytes=estimated_bytes(settings, len(opened.files)),
+        free_bytes=disk_usage(next(path for path in out.absolute().parents if path.exists())).free,
+        already_done=_is_made(out, opened, settings),
+    )
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    sizes: Sequence[int],
+    channels: int = 3,
+    encoding: images.Encoding = "png",
+    quality: int = 100,
+    resampling: images.Resampling = "lanczos",
+    max_bad: float = 0.01,
+    workers: int | None = None,
+    force: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Make the image store `out` from the pictures of `source`, or go on where an earlier start was stopped.
+
+    sizes: in pixels, square.   quality: of JPEG, 1 to 100.   max_bad: the share of files that may be unreadable.
+    workers: threads; default one per core, at most 16.   force: replace a store that was made in another way.
+    DataError: no pictures, or too many unreadable.   UsageError: `out` is there already.   InUseError: another process
+    prepares it.   MachineError: no space or no permission; nothing is left behind.
+    """
+    started = time.monotonic()
+    settings = _settings(sizes, channels, encoding, quality, resampling)
+    opened = open_source(source)
+    if not force and _is_made(out, opened, settings):
+        return _report(out, started, len(opened.files), already_done=True)
+    _refuse_to_replace(out, force)
+    unfinished = out.with_name(f"{out.name}.partial")
+    job = Job(opened, settings, unfinished, max_bad, workers or min(16, len(os.sched_getaffinity(0))))
+    with claimed(unfinished):
+        resumed_at = _run(job, on_progress or (lambda progress: None))
+        publish(unfinished, out)
+    return _report(out, started, resumed_at)
+
+
+def _run(job: Job, on_progress: Callable[[Progress], None]) -> int:
+    try:
+        return job.run(on_progress)
+    except MachineError:
+        discard(job.folder)
+        raise
+    except DataError:
+        if not job.has_progress():
+            discard(job.folder)
+        raise
+
+
+def _settings(
+    sizes: Sequence[int], channels: int, encoding: images.Encoding, quality: int, resampling: images.Resampling
+) -> Settings:
+    """The arguments as Settings; UsageError for one that does not exist or does not fit."""
+    if not sizes or not all(1 <= size <= 4096 for size in sizes):
+        raise UsageError("an image store needs sizes from 1 to 4096 pixels", "give one: --size 256")
+    if channels not in images.MODES:
+        raise UsageError(f"pictures cannot have {channels} channels", "choose 1 (grey), 3 (colour) or 4 (transparent)")
+    for name, value, known in (("encoding", encoding, images.Encoding), ("resampling", resampling, images.Resampling)):
+        if value not in get_args(known):
+            raise UsageError(f"there is no {name} `{value}`", f"choose one of: {', '.join(get_args(known))}")
+    if encoding == "jpeg" and (channels == 4 or not 1 <= quality <= 100):
+        raise UsageError("JPEG holds 1 or 3 channels, with a quality from 1 to 100", "choose those, or png or webp")
+    return Settings(
+        sizes=tuple(sorted(set(sizes))),
+        channels=channels,
+        encoding=encoding,
+        quality=quality if encoding == "jpeg" else None,
+        resampling=resampling,
+    )
+
+
+def _is_made(out: Path, source: Source, settings: Settings) -> bool:
+    """Whether `out` is already what these files and settings give; DataError if it is a damaged store."""
+    if not is_store(out):
+        return False
+    metadata = ImageStore(out).metadata
+    return metadata is not None and made_from(metadata, source, settings)
+
+
+def _refuse_to_replace(out: Path, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or {path.name for path in out.iterdir()} - _OURS:
+        fix = "choose another place: --out PATH"
+        raise UsageError(f"`{out}` is not an image store and will not be replaced", fix, out)
+    if not force:
+        fix = "replace it: --force; or choose another place: --out PATH"
+        raise UsageError(f"`{out}` was made from other pictures or with other settings", fix, out)
+
+
+def _report(out: Path, started: float, resumed_at: int, already_done: bool = False) -> Report:
+    store, skipped = ImageStore(out), out / SKIPPED
+    num_skipped = len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.exists() else 0
+    return Report(
+        store=out,
+        num_images=store.num_images,
+        num_skipped=num_skipped,
+        skipped_file=skipped if num_skipped else None,
+        sizes=store.sizes,
+        class_names=store.class_names,
+        bytes=(out / FILE).stat().st_size,
+        seconds=time.monotonic() - started,
+        resumed_at=resumed_at,
+        already_done=already_done,
+    )

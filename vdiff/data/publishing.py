@@ -1,0 +1,89 @@
+"""A store under construction: claimed by one process, built beside its final place, published by rename."""
+
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vdiff.errors import InUseError, MachineError
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it for this process; InUseError with the holder's name if another process does.
+
+    The lock goes when its process does, however it dies.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("a+")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            lock.seek(0)
+            raise InUseError(f"{lock.read() or 'another process'} works in `{folder}`", "wait for it", folder) from err
+        if not _is_still(lock.fileno(), folder / _LOCK):
+            raise InUseError(f"another process has just finished `{folder}`", "type the command again", folder)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def publish(folder: Path, place: Path) -> None:
+    """Rename the finished `folder` to `place`; what was there goes afterwards.
+
+    Everything is on the disk before the rename: a loss of power at any moment leaves the old or the new store.
+    """
+    old = place.with_name(f"{place.name}.replaced")
+    with writing(place):
+        for path in (*folder.iterdir(), folder):
+            _sync(path)
+        if place.exists():
+            discard(old)
+            place.rename(old)
+        folder.rename(place)
+        _sync(place.parent)
+        (place / _LOCK).unlink(missing_ok=True)
+        discard(old)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder that vdiff made, if it is there."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def clear(folder: Path) -> None:
+    """Delete what is in a claimed folder, all but its lock."""
+    for path in folder.iterdir():
+        if path.name != _LOCK:
+            path.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a MachineError that names `path`."""
+    try:
+        yield
+    except OSError as err:
+        fix = "choose a place that can be written to and has space"
+        raise MachineError(f"cannot write `{err.filename or path}`: {err.strerror}", fix, path) from err
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

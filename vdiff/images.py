@@ -1,0 +1,183 @@
+"""The four shapes of a picture: bytes of a file, uint8 [C, H, W], float in [-1, 1], and a cell of a picture grid."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from vdiff.errors import MachineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Encoding = Literal["png", "webp", "jpeg"]
+Resampling = Literal["lanczos", "bicubic", "box"]
+Pixels = npt.NDArray[np.uint8]
+Picture = Image.Image
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit of caution, 358 MB decoded. Here it is an error, where Pillow only warns up to twice as many."""
+
+# Only formats whose decoders do nothing but decode: EPS, for one, would start Ghostscript.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def decode(data: bytes, channels: int) -> Pixels:
+    """The picture in a file's bytes, uint8 [channels, H, W]; ValueError with the reason if it cannot be read."""
+    return from_picture(open_picture(data, channels))
+
+
+def encode(image: Pixels, encoding: Encoding, quality: int = 95) -> bytes:
+    """The bytes of a file that holds `image`, uint8 [C, H, W]. PNG and WebP are lossless; `quality` is JPEG's."""
+    return encode_picture(to_picture(image), encoding, quality)
+
+
+def encode_picture(picture: Picture, encoding: Encoding, quality: int = 95) -> bytes:
+    """As `encode`, from a Pillow picture of 1, 3 or 4 channels of 8 bits."""
+    file = io.BytesIO()
+    if encoding == "png":
+        picture.save(file, "PNG")
+    elif encoding == "webp":
+        picture.save(file, "WEBP", lossless=True, exact=True)
+    elif picture.mode == "RGBA":
+        raise ValueError("JPEG has no transparency: 4 channels need png or webp")
+    else:
+        picture.save(file, "JPEG", quality=quality, subsampling=0)
+    return file.getvalue()
+
+
+def open_picture(data: bytes, channels: int) -> Picture:
+    """The first frame of a file, upright, as a Pillow picture of 1, 3 or 4 channels of 8 bits; ValueError if it cannot.
+
+    Transparent parts turn white, unless the fourth channel is wanted.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _as_mode(picture, MODES[channels])
+    except UnidentifiedImageError as err:
+        raise ValueError("not a picture of a known format" if data else "the file is empty") from err
+    except ValueError:
+        raise
+    except Exception as err:  # Pillow's decoders let nearly anything escape when a file is hostile.
+        raise ValueError(f"{err or type(err).__name__}".replace("\n", " ")) from err
+
+
+def from_picture(picture: Picture) -> Pixels:
+    """A Pillow picture of 8 bits per channel as uint8 [C, H, W]."""
+    pixels = np.asarray(picture, dtype=np.uint8)
+    return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C")
+
+
+def to_picture(image: Pixels) -> Picture:
+    """uint8 [C, H, W] as a Pillow picture."""
+    return Image.fromarray(np.ascontiguousarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)))
+
+
+def fit_square(picture: Picture, size: int, resampling: Resampling) -> Picture:
+    """The middle `size` x `size` pixels after the shorter side was resized to `size`, as torchvision does it.
+
+    A picture that has this size already is not resampled. ValueError if the longer side would become absurd.
+    """
+    if picture.size == (size, size):
+        return picture
+    short = min(picture.size)
+    width, height = (int(size * side / short) for side in picture.size)
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are too long and narrow for size {size}")
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = picture.resize((width, height), Image.Resampling[resampling.upper()])
+    return resized.crop((left, top, left + size, top + size))
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Float in [-1, 1] as uint8 0..255: rounded, and clamped where x lies outside."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def grid(images: Tensor, columns: int | None = None, padding: int = 2, scale: int = 1) -> Tensor:
+    """Pictures uint8 [B, C, H, W] side by side on white, uint8 [C, H', W'].
+
+    columns: default near-square.   padding: pixels between and around.   scale: each pixel becomes scale x scale.
+    """
+    images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    count, channels, height, width = images.shape
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    rows = math.ceil(count / columns)
+    down, across = height + padding, width + padding
+    page = images.new_full((channels, rows * down + padding, columns * across + padding), 255)
+    for place, image in enumerate(images):
+        top, left = place // columns * down + padding, place % columns * across + padding
+        page[:, top : top + height, left : left + width] = image
+    return page
+
+
+def write_png(path: Path, image: Tensor, text: Mapping[str, str] | None = None) -> None:
+    """Write uint8 [C, H, W] as a PNG that carries `text`, whole or not at all; MachineError if the disk refuses."""
+    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    to_picture(image.cpu().numpy()).save(file, "PNG", pnginfo=info)
+    _write_whole(path, file.getvalue())
+
+
+def write_gif(path: Path, frames: Tensor, milliseconds: int = 80) -> None:
+    """Write uint8 [T, C, H, W] as a GIF that repeats for ever, `milliseconds` per frame, whole or not at all."""
+    first, *rest = [to_picture(frame) for frame in frames.cpu().numpy()]
+    file = io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    _write_whole(path, file.getvalue())
+
+
+def _as_mode(picture: Picture, mode: str) -> Picture:
+    if picture.mode == mode and "transparency" not in picture.info:
+        return picture
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of an unknown range")
+    if picture.mode in _DEEP_GREY:
+        picture = _in_8_bits(picture)
+    if mode == "RGBA" or not picture.has_transparency_data:
+        return picture.convert("RGB").convert(mode) if picture.mode == "CMYK" else picture.convert(mode)
+    return _over_white(picture.convert("RGBA")).convert(mode)
+
+
+def _in_8_bits(picture: Picture) -> Picture:
+    # Pillow's own conversion clips at 255: nearly everything would be white.
+    levels = np.asarray(picture).astype(np.int64).clip(0, 65535)
+    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+
+
+def _over_white(picture: Picture) -> Picture:
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, picture)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        raise MachineError(f"cannot write `{path}`: {err.strerror}", "choose a folder that can be written to") from err
