@@ -1,0 +1,87 @@
+"""The stages of a chain: the base training, then one stage per halving; and which of them a command means."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vdiff.config import trajectory_values
+from vdiff.errors import UsageError
+from vdiff.recipe import Recipe
+from vdiff.training.settings import FitSection
+
+BASE = "original"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of the chain.
+
+    index: 0 for the base, k for the k-th halving.   start_steps, num_steps: of the teacher and of the student; equal
+    for the base.   settings: how long and how fast.
+    """
+
+    index: int
+    name: str
+    start_steps: int
+    num_steps: int
+    settings: FitSection
+
+    @property
+    def teacher_steps(self) -> int:
+        """How many of the teacher's steps one of the student's replaces."""
+        return self.start_steps // self.num_steps
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """All stages of a recipe: `original`, `base_0`, `base_1`, ..."""
+    steps = recipe.distill.steps()
+    stages = [Stage(0, BASE, steps[0], steps[0], recipe.train)]
+    for index, (before, after) in enumerate(pairwise(steps), start=1):
+        stages.append(Stage(index, f"base_{index - 1}", before, after, recipe.distill.settings(after)))
+    return stages
+
+
+def trajectory(recipe: Recipe, stage: Stage) -> dict[str, object]:
+    """Every value that shapes the weights of a stage, by dotted name; its teacher and its data are not among them."""
+    section = "train" if stage.index == 0 else "distill"
+    settings = trajectory_values(stage.settings, f"{section}.")
+    for name in ("start_steps", "end_steps", "factor", "overrides"):
+        settings.pop(f"{section}.{name}", None)
+    network = trajectory_values(recipe.network, "network.") if stage.index == 0 else {}
+    data = trajectory_values(recipe.data, "data.")
+    diffusion = trajectory_values(recipe.diffusion, "diffusion.")
+    own = {"seed": recipe.seed, "precision": recipe.precision, "stage": stage.index, "num_steps": stage.num_steps}
+    return {**own, "start_steps": stage.start_steps, **data, **network, **diffusion, **settings}
+
+
+def stages_after(stages: Sequence[Stage], start_steps: int, name: str) -> list[Stage]:
+    """The stages that follow a teacher of `start_steps` steps.   Errors: UsageError when there is none.
+
+    name: what messages call the teacher.
+    """
+    following = [stage for stage in stages[1:] if stage.start_steps <= start_steps]
+    if not following:
+        raise UsageError(
+            f"`{name}` has {start_steps} steps, where the chain ends: nothing is left to distill",
+            "set a smaller `distill.end_steps` to go on",
+            "--from",
+        )
+    if following[0].start_steps != start_steps:
+        known = ", ".join(str(stage.start_steps) for stage in stages[1:])
+        raise UsageError(
+            f"`{name}` has {start_steps} steps, but no stage of the recipe starts there (they start at {known})",
+            f"set `distill.start_steps` to {start_steps}, as in --set distill.start_steps={start_steps}",
+            "--from",
+        )
+    return following
+
+
+def chosen(stages: Sequence[Stage], count: int | None, to: int | None) -> list[Stage]:
+    """The first `count` of the stages, and none below `to` steps.   Errors: UsageError for a choice of nothing."""
+    if count is not None and count < 1:
+        raise UsageError(f"--stages {count} asks for nothing", "ask for 1 or more, or leave it out for all", "--stages")
+    if to is not None and to not in [stage.num_steps for stage in stages]:
+        known = ", ".join(str(stage.num_steps) for stage in stages)
+        raise UsageError(f"no stage ends at {to} steps", f"choose one of: {known}", "--to")
+    wanted = [stage for stage in stages if to is None or stage.num_steps >= to]
+    return wanted[:count]

@@ -1,0 +1,134 @@
+"""The recipe: a whole YAML file as frozen sections, and the rules between them."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import model_validator
+
+from vdiff.config import Section, harmless, trajectory
+from vdiff.data import DATASETS
+from vdiff.diffusion import SCHEDULES
+from vdiff.diffusion.prediction import Predicts
+from vdiff.networks import NETWORKS
+from vdiff.objectives import OBJECTIVES
+from vdiff.objectives.weighting import Weighting
+from vdiff.samplers import SAMPLERS
+from vdiff.training.machine import Precision
+from vdiff.training.settings import Decay, FitSection
+
+
+class DiffusionSection(Section):
+    """The noise process and what the network predicts of it."""
+
+    schedule: Annotated[Any, SCHEDULES] = trajectory("cosine")
+    """Noise schedule: cosine, cosine_logsnr or betas, with its options."""
+    predicts: Predicts = trajectory("v")
+    """What the network's output means; v is the only one that stays exact down to one step."""
+
+
+class TrainSection(FitSection):
+    """How the base network learns from the pictures."""
+
+    objective: Annotated[Any, OBJECTIVES] = trajectory("denoising")
+    """The way of learning, with its options."""
+    warmup_updates: int = trajectory(1000, ge=0)
+    """Updates in which the learning rate rises from 0."""
+    ema: float | None = trajectory(0.9999, gt=0, lt=1)
+    """Decay per update of the running average of the weights that is saved for sampling; none saves the weights."""
+
+
+class StageOverride(Section):
+    """What one stage does differently from the others."""
+
+    updates: int | None = trajectory(None, ge=1)
+    """Optimizer updates of this stage."""
+    batch_size: int | None = trajectory(None, ge=1)
+    """Pictures per update of this stage."""
+    learning_rate: float | None = trajectory(None, gt=0)
+    """Highest learning rate of this stage."""
+    weighting: Weighting | None = trajectory(None)
+    """Loss weight of this stage."""
+
+
+class DistillSection(FitSection):
+    """How each student learns from its teacher. Every stage has a fresh optimizer and the same settings."""
+
+    objective: Annotated[Any, OBJECTIVES] = trajectory("progressive")
+    """The way of learning, with its options."""
+    start_steps: int = trajectory(1024, ge=2)
+    """Sampler steps of the first teacher, the base network."""
+    end_steps: int = trajectory(4, ge=1)
+    """Sampler steps of the last student."""
+    factor: int | tuple[int, ...] = trajectory(2)
+    """By how much a stage divides the number of steps: one number for all stages, or one per stage."""
+    overrides: dict[int, StageOverride] = trajectory({})
+    """Stages that differ, by the student's number of steps, as in `{1: {updates: 20_000}}`."""
+    learning_rate: float = trajectory(5e-5, gt=0)
+    """Step size of Adam at its highest."""
+    decay: Decay = trajectory("linear")
+    """How the learning rate goes on after the warm-up."""
+    weighting: Weighting = trajectory("truncated_snr")
+    """How much an error counts at each noise level."""
+
+    def steps(self) -> tuple[int, ...]:
+        """Sampler steps of the base and of every student, as in (1024, 512, ..., 4)."""
+        found = [self.start_steps]
+        factors = iter(self.factor) if isinstance(self.factor, tuple) else None
+        while found[-1] > self.end_steps:
+            factor = self.factor if factors is None else next(factors, 0)
+            if not isinstance(factor, int) or factor < 2 or found[-1] % factor:
+                raise ValueError(f"{found[-1]} steps cannot be divided by a factor of {factor}")
+            found.append(found[-1] // factor)
+        if found[-1] != self.end_steps or (factors is not None and next(factors, None) is not None):
+            raise ValueError(f"the factors lead from {self.start_steps} to {found[-1]} steps, not to {self.end_steps}")
+        return tuple(found)
+
+    def settings(self, num_steps: int) -> FitSection:
+        """The settings of the stage whose student has `num_steps` steps."""
+        override = self.overrides.get(num_steps, StageOverride())
+        return self.model_copy(update={**override.model_dump(exclude_none=True), "overrides": {}})
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        unknown = set(self.overrides) - set(self.steps()[1:])
+        if unknown:
+            raise ValueError(f"`overrides` names {min(unknown)} steps, but the stages end at {self.steps()[1:]} steps")
+        return self
+
+
+class SampleSection(Section):
+    """How pictures are drawn, in previews and by `vdiff sample`."""
+
+    sampler: Annotated[Any, SAMPLERS] = harmless("ddim")
+    """Sampler: ddim or ancestral, with its options."""
+    num_images: int = harmless(64, ge=1)
+    """Pictures in a grid."""
+    batch_size: int = harmless(64, ge=1)
+    """Pictures that go through the network at once."""
+
+
+class Recipe(Section):
+    """Everything vdiff needs to know to make a model."""
+
+    name: str = harmless(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the run: its folder is runs/<name>."""
+    seed: int = trajectory(0, ge=0, lt=2**63)
+    """Start of all random numbers."""
+    precision: Precision = trajectory("auto")
+    """Arithmetic of the network: bf16, fp32, or auto (bf16 where a GPU multiplies it)."""
+    data: Annotated[Any, DATASETS] = harmless()
+    """Where the pictures are and how they are read."""
+    network: Annotated[Any, NETWORKS] = harmless()
+    """The network."""
+    diffusion: DiffusionSection = harmless(DiffusionSection())
+    """The noise process."""
+    train: TrainSection = harmless()
+    """The base training."""
+    distill: DistillSection = harmless()
+    """The distillation stages."""
+    sample: SampleSection = harmless(SampleSection())
+    """Drawing pictures."""
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        self.network.configure(self.data.size, self.data.channels)
+        return self

@@ -1,0 +1,66 @@
+"""The run folder: where recipe, log, model folders and saves of one chain lie, and who works in it."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vdiff import whole_folder
+from vdiff.checkpoint import is_model_folder
+from vdiff.errors import InUseError, ModelFileError
+
+
+class RunFolder:
+    """`runs/<name>/`: recipe.yaml, log.jsonl, original/, base_0/, ...; previews/, saves/ and tracker/ beside them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.log = path / "log.jsonl"
+        self.previews = path / "previews"
+        self.tracker = path / "tracker"
+
+    def model(self, name: str) -> Path:
+        """The model folder of a stage, there or not."""
+        return self.path / name
+
+    def saves(self, name: str) -> Path:
+        """Where the stage's points to resume from lie while it is not complete."""
+        return self.path / "saves" / name
+
+    def models(self) -> list[str]:
+        """Names of the finished model folders: the base first, then the students in order."""
+        found = [path.name for path in self.path.glob("*") if is_model_folder(path)] if self.path.is_dir() else []
+        return sorted(found, key=lambda name: (name.startswith("base_"), len(name), name))
+
+    def find(self, checkpoint: str) -> Path:
+        """The model folder with this name in the run, or at this path.   Errors: ModelFileError listing the names."""
+        for folder in (self.model(checkpoint), Path(checkpoint)):
+            if is_model_folder(folder):
+                return folder
+        names = self.models()
+        raise ModelFileError(
+            f"there is no model folder `{checkpoint}`",
+            f"take one of: {', '.join(names)}" if names else "run `vdiff train` first",
+            self.path,
+        )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runs out of the folder; what a killed one left half-written is removed.   Errors: InUseError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as err:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise InUseError(f"{owner} works in `{self.path}`", "wait until it ends, or stop it") from err
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            whole_folder.clean(self.path)
+            for folder in (self.path / "saves").glob("*"):
+                whole_folder.clean(folder)
+            yield

@@ -1,0 +1,239 @@
+"""One stage: a teacher and a store become a model folder; stopped anywhere, it goes on from its last save."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from vdiff import checkpoint, savepoint
+from vdiff.checkpoint import Checkpoint, ModelCard
+from vdiff.data.loader import Batch, Images, batches
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import DataError, Stopped
+from vdiff.images import grid, to_uint8, write_png
+from vdiff.objectives.objective import Objective
+from vdiff.plan import Stage, trajectory
+from vdiff.recipe import Recipe
+from vdiff.run_folder import RunFolder
+from vdiff.samplers.draw import draw
+from vdiff.savepoint import SavePoint
+from vdiff.training.learner import Learner
+from vdiff.training.log import Report, Track
+from vdiff.training.loop import fit
+from vdiff.training.machine import Machine
+from vdiff.training.report import Progress
+
+PREVIEW_STEPS = 32
+"""A preview of a model with more sampler steps uses this many."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all stages of a run share.
+
+    text: the recipe as it is copied into the run and its model folders.
+    stop: asked after every update; the number of the signal that came, 0 for none.
+    """
+
+    recipe: Recipe
+    text: str
+    run: RunFolder
+    machine: Machine
+    progress: Progress
+    stop: Callable[[], int]
+
+
+def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -> ModelCard:
+    """Train one stage, from its last save or from the start, and leave its model folder.
+
+    teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError, MachineError.
+    """
+    images = _open_images(surroundings.recipe)
+    student = _copy(teacher, images, surroundings.machine) if teacher else _fresh(surroundings.recipe, images)
+    learner = Learner(student, _objective(stage, teacher), stage.settings, surroundings.machine)
+    work = StageRun(surroundings, stage, teacher, images, learner)
+    begun = time.monotonic()
+    loss = work.train()
+    card = work.publish()
+    surroundings.progress.end(stage.name, loss, time.monotonic() - begun)
+    return card
+
+
+class StageRun:
+    """A stage at work."""
+
+    def __init__(
+        self, surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None, images: Images, learner: Learner
+    ) -> None:
+        self._recipe, self._run, self._machine = surroundings.recipe, surroundings.run, surroundings.machine
+        self._progress, self._text, self._stop = surroundings.progress, surroundings.text, surroundings.stop
+        self._stage, self._teacher, self._images, self._learner = stage, teacher, images, learner
+        self._saves = self._run.saves(stage.name)
+        self._trajectory = trajectory(self._recipe, stage) | {
+            "data": images.fingerprint,
+            "teacher": teacher.card.hash if teacher else None,
+        }
+
+    def train(self) -> float:
+        """Train to the last update and return the last loss.   Errors: Stopped."""
+        saved = savepoint.newest(self._saves, self._trajectory, self._progress.note)
+        if saved is not None:
+            self._learner.load(saved.state, saved.update)
+        self._progress.begin(self._stage.name, self._stage.settings.updates, self._learner.update)
+        with self._machine.trackers(self._run.tracker) as track:
+            report = self._report(saved, track)
+            is_complete = fit(
+                self._learner,
+                self._batches(),
+                self._machine,
+                report,
+                seed=self._recipe.seed,
+                stage=self._stage.index,
+                save=lambda: self._save(report),
+                preview=self._preview,
+                should_stop=lambda: bool(self._stop()),
+            )
+        if not is_complete:
+            number = self._stop() or signal.SIGTERM  # 0 where another process was told
+            raise Stopped(number, f"`{self._stage.name}` is saved at update {self._learner.update}")
+        return report.loss
+
+    def publish(self) -> ModelCard:
+        """Leave the model folder; the points to resume from have served."""
+        folder = self._run.model(self._stage.name)
+        if self._machine.is_first:
+            result = self._learner.result()
+            checkpoint.save(
+                folder, self._card(result), result, lambda target: self._draw(result, target / "samples.png")
+            )
+            savepoint.clear(self._saves)
+            self._progress.saved(str(folder))
+        self._machine.wait()
+        self._machine.release()
+        return checkpoint.read_card(folder)
+
+    def _batches(self) -> Iterator[Batch]:
+        found = batches(
+            self._images,
+            seed=self._recipe.seed,
+            stage=self._stage.index,
+            batch_size=self._stage.settings.batch_size,
+            start_update=self._learner.update,
+            rank=self._machine.rank,
+            world_size=self._machine.world_size,
+            flip=self._recipe.data.flip,
+            workers=self._images.num_workers,
+        )
+        return found if _num_classes(self._recipe) else (batch._replace(labels=None) for batch in found)
+
+    def _report(self, saved: SavePoint | None, track: Track) -> Report:
+        before = [self._recipe.train, *map(self._recipe.distill.settings, self._recipe.distill.steps()[1:])]
+        return Report(
+            self._stage.name,
+            self._stage.settings,
+            self._machine,
+            self._progress,
+            self._run.log,
+            track,
+            self._learner.update,
+            saved.pending if saved is not None else None,
+            sum(settings.updates for settings in before[: self._stage.index]),
+        )
+
+    def _save(self, report: Report) -> None:
+        pending = report.pending()  # asks all processes
+        if self._machine.is_first:
+            savepoint.write(self._saves, self._learner.update, self._learner.state(), pending, self._trajectory)
+            self._progress.saved(f"{self._stage.name} at update {self._learner.update}")
+
+    def _preview(self) -> None:
+        if self._machine.is_first:
+            self._run.previews.mkdir(exist_ok=True)
+            path = self._run.previews / f"{self._stage.name}-{self._learner.update:07d}.png"
+            self._draw(self._learner.result(), path)
+
+    def _draw_samples(self, denoiser: Denoiser, folder: Path) -> None:
+        self._draw(denoiser, folder / "samples.png")
+
+    def _draw(self, denoiser: Denoiser, path: Path) -> None:
+        """A grid of pictures from fixed noise."""
+        section, num_classes = self._recipe.sample, _num_classes(self._recipe)
+        with self._machine.autocast():
+            pictures = draw(
+                denoiser,
+                section.sampler.build(),
+                range(section.num_images),
+                self._images.shape,
+                min(self._stage.num_steps, PREVIEW_STEPS),
+                model_steps=self._stage.num_steps if self._teacher else None,
+                labels=torch.arange(section.num_images) % num_classes if num_classes else None,
+                batch_size=section.batch_size,
+                device=self._machine.device,
+            )
+        write_png(path, grid(to_uint8(pictures), scale=max(1, 32 // self._images.shape[-1])))
+
+    def _card(self, result: Denoiser) -> ModelCard:
+        teacher = self._teacher.card if self._teacher else None
+        return ModelCard(
+            name=self._stage.name,
+            stage=self._stage.index,
+            num_steps=self._stage.num_steps,
+            is_distilled=teacher is not None,
+            updates=self._stage.settings.updates,
+            shape=self._images.shape,
+            num_classes=_num_classes(self._recipe),
+            num_parameters=sum(weight.numel() for weight in result.network.parameters()),
+            network=teacher.network if teacher else self._recipe.network.kind,
+            diffusion=teacher.diffusion if teacher else self._recipe.diffusion.model_dump(mode="json"),
+            recipe=self._text,
+            parent={"name": teacher.name, "num_steps": teacher.num_steps, "hash": teacher.hash} if teacher else None,
+            data={"fingerprint": self._images.fingerprint, "num_images": self._images.num_images},
+            trajectory=dict(self._trajectory),
+        )
+
+
+def _open_images(recipe: Recipe) -> Images:
+    """The pictures of the recipe, after a look whether their labels fit the network."""
+    images: Images = recipe.data.open()
+    classes = _num_classes(recipe)
+    if classes and images.num_classes == 0:
+        raise DataError("the network has classes, but the pictures have no labels", "leave out `network.num_classes`")
+    if classes and images.num_classes > classes:
+        fix = f"set `network.num_classes` to {images.num_classes}"
+        raise DataError(f"the pictures have {images.num_classes} classes, the network has {classes}", fix)
+    return images
+
+
+def _num_classes(recipe: Recipe) -> int:
+    return getattr(recipe.network, "num_classes", None) or 0
+
+
+def _fresh(recipe: Recipe, images: Images) -> Denoiser:
+    """A student with random weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = recipe.network.build(images.shape[-1], images.shape[0])
+    return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
+
+
+def _copy(teacher: Checkpoint, images: Images, machine: Machine) -> Denoiser:
+    """A student that starts as its teacher is."""
+    if teacher.card.shape != images.shape:
+        raise DataError(
+            f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
+            f"prepare pictures of {teacher.card.shape[-1]} pixels, or take another teacher",
+        )
+    student = checkpoint.load(teacher.folder, machine.device).denoiser
+    return replace(student, network=student.network.requires_grad_(True))
+
+
+def _objective(stage: Stage, teacher: Checkpoint | None) -> Objective:
+    section, weighting = stage.settings.objective, stage.settings.weighting  # type: ignore[attr-defined]
+    if teacher is None:
+        objective: Objective = section.build(weighting)
+    else:
+        objective = section.build(weighting, teacher.denoiser, stage.num_steps, stage.teacher_steps)
+    return objective

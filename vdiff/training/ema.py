@@ -1,0 +1,35 @@
+"""The running average of the weights, which samples better than the weights themselves."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """average <- d average + (1 - d) weights after every update, d = min(decay, (1 + u) / (10 + u)) after u updates.
+
+    The warm-up of d keeps the random start out of the average of a short training.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._weights: list[Tensor] = list(network.parameters())
+        self._names = [name for name, _ in network.named_parameters()]
+        self._average = [weight.detach().clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def follow(self, update: int) -> None:
+        """Move towards the weights. update: how many were done, this one included."""
+        decay = min(self.decay, (1 + update) / (10 + update))
+        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The average by parameter name, not copied."""
+        return dict(zip(self._names, self._average, strict=True))
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a saved average."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])

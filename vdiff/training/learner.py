@@ -1,0 +1,129 @@
+"""One update: a batch becomes a loss, a gradient, a step of the optimizer and of the average."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.objectives.objective import Objective
+from vdiff.randomness import Randomness
+from vdiff.training.ema import Average
+from vdiff.training.machine import Machine
+from vdiff.training.settings import FitSection
+
+State = dict[str, dict[str, Tensor]]
+"""All that training changes: `weights`, `average` and `optimizer`, each tensors by name."""
+
+
+class Learner:
+    """The student's weights, their average and the optimizer's memory, after `update` updates."""
+
+    def __init__(self, student: Denoiser, objective: Objective, settings: FitSection, machine: Machine) -> None:
+        self.settings = settings
+        self.update = 0
+        self._objective = objective
+        self._machine = machine
+        self._network = student.network.to(machine.device).train()
+        self._average = Average(self._network, settings.ema) if settings.ema is not None else None
+        adam = torch.optim.AdamW(
+            self._network.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.adam_betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        wrapped, self._optimizer = machine.prepare(self._network, adam)
+        self._student = replace(student, network=wrapped)
+
+    def step(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
+        """Do one update on this process's share of a batch.
+
+        x: float32 [b, C, H, W] in [-1, 1], on the device.   rng_of: the randomness of the pictures with these places.
+        Returns [mean loss of the share's pictures over the global batch, norm of the gradient], on the device.
+        """
+        batch_size, world_size = self.settings.batch_size, self._machine.world_size
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.update)
+        total = torch.zeros((), device=x.device)
+        parts = list(self._parts(len(x)))
+        for part in parts:
+            more = part is not parts[-1]
+            with self._machine.unsynchronised(self._student.network, more):
+                loss = self._losses(x, label, rng_of, part).sum() / batch_size
+                self._machine.backward(loss * world_size)  # processes average their gradients: make it a sum
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.update += 1
+        if self._average is not None:
+            self._average.follow(self.update)
+        return torch.stack([total, norm])
+
+    def rehearse(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> None:
+        """Go forward and backward once and drop the gradients.
+
+        With several processes, gradients are grouped anew after the first backward, which changes rounding: a resumed
+        run must have that behind it, as the unbroken run has, before its first real update.
+        """
+        if self._machine.world_size == 1:
+            return
+        self._machine.backward(self._losses(x, label, rng_of, slice(0, 1)).sum())
+        self._optimizer.zero_grad()
+
+    def result(self) -> Denoiser:
+        """A copy of the student with the weights that are meant for sampling, in evaluation mode."""
+        network = deepcopy(self._network).eval().requires_grad_(False)
+        if self._average is not None:
+            network.load_state_dict(self._average.tensors(), strict=False)
+        return replace(self._student, network=network)
+
+    def state(self) -> State:
+        """Everything needed to go on, not copied."""
+        names = [name for name, _ in self._network.named_parameters()]
+        memory = self._optimizer.state
+        adam = {
+            f"{key}.{name}": memory[weight][key]
+            for name, weight in zip(names, self._network.parameters(), strict=True)
+            if weight in memory
+            for key in ("exp_avg", "exp_avg_sq", "step")
+        }
+        average = self._average.tensors() if self._average is not None else {}
+        return {"weights": self._network.state_dict(), "average": average, "optimizer": adam}
+
+    def load(self, state: Mapping[str, Mapping[str, Tensor]], update: int) -> None:
+        """Go on from a saved state. Tensors are copied into place: memory of another alignment rounds differently."""
+        self._network.load_state_dict(state["weights"])
+        if self._average is not None:
+            self._average.load(state["average"])
+        adam = state["optimizer"]
+        for name, weight in self._network.named_parameters():
+            if f"step.{name}" in adam:
+                keys = ("exp_avg", "exp_avg_sq", "step")
+                kept = {key: adam[f"{key}.{name}"].to(weight.device, copy=True) for key in keys}
+                self._optimizer.state[weight] = kept
+        self.update = update
+
+    def _losses(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
+        with self._machine.autocast():
+            return self._objective(self._student, x[part], rng_of(part), None if label is None else label[part])
+
+    def _parts(self, count: int) -> Iterator[slice]:
+        size = self.settings.micro_batch or max(count, 1)
+        for start in range(0, max(count, 1), size):
+            yield slice(start, min(start + size, count))
+
+
+class RngOf:
+    """The randomness of a part of this process's share of one update."""
+
+    def __init__(self, seed: int, stage: int, update: int, places: Tensor, num_places: int) -> None:
+        self._key = (seed, stage, update)
+        self._places = places
+        self._num_places = num_places
+
+    def __call__(self, part: slice) -> Randomness:
+        return Randomness.for_update(*self._key, self._places[part], self._num_places)

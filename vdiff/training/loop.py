@@ -1,0 +1,46 @@
+"""The loop: batch, update, report, save; until the last update, or until somebody asks it to stop."""
+
+from collections.abc import Callable, Iterator
+
+from vdiff.data.loader import Batch
+from vdiff.images import to_float
+from vdiff.training.learner import Learner, RngOf
+from vdiff.training.log import Report
+from vdiff.training.machine import Machine
+
+
+def fit(
+    learner: Learner,
+    batches: Iterator[Batch],
+    machine: Machine,
+    report: Report,
+    *,
+    seed: int,
+    stage: int,
+    save: Callable[[], None],
+    preview: Callable[[], None],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Train until `learner.settings.updates`; True when that is reached, False when it was stopped before.
+
+    batches: this process's shares, the first one for the learner's next update.
+    save: called every so often and before leaving, so that nothing is lost.   preview: draws what was learned so far.
+    should_stop: asked after every update; one process that says so stops all.
+    """
+    settings = learner.settings
+    for batch in batches if learner.update < settings.updates else ():
+        x = to_float(batch.images.to(machine.device, non_blocking=True))
+        label = batch.labels.to(machine.device) if batch.labels is not None else None
+        rng_of = RngOf(seed, stage, batch.update, batch.places.to(machine.device), settings.batch_size)
+        if report.is_first_update:
+            learner.rehearse(x, label, rng_of)
+        report.add(learner.update + 1, learner.step(x, label, rng_of), settings.rate(learner.update - 1))
+        is_complete = learner.update == settings.updates
+        is_stopped = machine.any(should_stop())
+        if is_complete or is_stopped or learner.update % settings.save_every == 0:
+            save()
+        if is_complete or is_stopped:
+            return is_complete
+        if settings.preview_every and learner.update % settings.preview_every == 0:
+            preview()
+    return True

@@ -1,0 +1,111 @@
+"""The machine a run has: devices, processes and precision, as Accelerate sees them."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vdiff.errors import MachineError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Machine:
+    """One process of a run. rank 0 writes and draws; the others compute."""
+
+    def __init__(self, precision: Precision = "auto", device: str | None = None) -> None:
+        """Join the other processes, if a launcher started any.
+
+        device: "cpu", "cuda", or None for the GPU where there is one.   Errors: MachineError for what it cannot do.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise MachineError("there is no CUDA device", "leave out `--device cuda`, or mend the GPU's driver")
+        cpu = device == "cpu" or not torch.cuda.is_available()
+        self.precision = _resolve(precision, cpu)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        self._accelerator = Accelerator(
+            cpu=cpu, mixed_precision="bf16" if self.precision == "bf16" else "no", step_scheduler_with_optimizer=False
+        )
+        self.device = self._accelerator.device
+        self.rank = self._accelerator.process_index
+        self.world_size = self._accelerator.num_processes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and draws."""
+        return bool(self.rank == 0)
+
+    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """The network and its optimizer, made ready for all processes."""
+        network, optimizer = self._accelerator.prepare(network, optimizer)
+        return network, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` to the weights' gradients."""
+        self._accelerator.backward(loss)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, networks compute in the run's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def unsynchronised(self, network: nn.Module, when: bool) -> contextlib.AbstractContextManager[Any]:
+        """Within it, gradients stay in their process: for all micro-batches of an update but the last."""
+        return self._accelerator.no_sync(network) if when else contextlib.nullcontext()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes, in every process."""
+        total: Tensor = self._accelerator.reduce(value, "sum") if self.world_size > 1 else value
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process; every process must ask."""
+        return flag if self.world_size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self._accelerator.wait_for_everyone()
+
+    def release(self) -> None:
+        """Forget the networks of a finished stage."""
+        self._accelerator.free_memory()
+
+    @contextlib.contextmanager
+    def trackers(self, folder: Path) -> Iterator[Any]:
+        """`log(values, step)`: to TensorBoard in `folder` where that is installed, else nowhere."""
+        with contextlib.ExitStack() as stack:
+            yield _tensorboard(folder, stack) if self.is_first else lambda values, step: None
+
+    def close(self) -> None:
+        """Leave the other processes in good order."""
+        self._accelerator.end_training()
+
+
+def launched_processes() -> int:
+    """How many processes a launcher (torchrun, accelerate launch) started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _resolve(precision: Precision, cpu: bool) -> Literal["fp32", "bf16"]:
+    has_bf16 = not cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto":
+        return "bf16" if has_bf16 else "fp32"
+    if precision == "bf16" and not cpu and not has_bf16:
+        raise MachineError("this GPU does not multiply bf16", "set `precision: fp32`")
+    return precision
+
+
+def _tensorboard(folder: Path, stack: contextlib.ExitStack) -> Any:
+    from accelerate.tracking import TensorBoardTracker
+    from accelerate.utils import is_tensorboard_available
+
+    if not is_tensorboard_available():
+        return lambda values, step: None
+    tracker = TensorBoardTracker(folder.name, folder.parent)
+    tracker.start()
+    stack.callback(tracker.finish)
+    return lambda values, step: tracker.log(values, step=step)

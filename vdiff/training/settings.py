@@ -1,0 +1,57 @@
+"""How long and how fast a network is trained: the settings that training and distilling share."""
+
+from collections.abc import Callable
+from math import cos, pi
+from typing import Literal
+
+from vdiff.config import Section, harmless, trajectory
+from vdiff.objectives.weighting import Weighting
+
+Decay = Literal["constant", "linear", "cosine"]
+
+
+class FitSection(Section):
+    """One training: its length, its batches, its optimizer."""
+
+    updates: int = trajectory(ge=1)
+    """Optimizer updates."""
+    batch_size: int = trajectory(64, ge=1)
+    """Pictures per update, over all processes together."""
+    micro_batch: int | None = harmless(None, ge=1)
+    """Pictures that go through the network at once in a process, to save memory; none takes them all."""
+    learning_rate: float = trajectory(2e-4, gt=0)
+    """Step size of Adam at its highest."""
+    warmup_updates: int = trajectory(0, ge=0)
+    """Updates in which the learning rate rises from 0."""
+    decay: Decay = trajectory("constant")
+    """How the learning rate goes on after that: it stays, or falls to 0 at the last update."""
+    adam_betas: tuple[float, float] = trajectory((0.9, 0.999))
+    """Decay of Adam's averages of the gradient and of its square, per update."""
+    weight_decay: float = trajectory(0.0, ge=0)
+    """Decoupled weight decay (AdamW), as a share of the learning rate."""
+    clip_norm: float | None = trajectory(1.0, gt=0)
+    """Largest norm of the gradient over all weights; none leaves it free."""
+    ema: float | None = trajectory(None, gt=0, lt=1)
+    """Decay per update of the running average of the weights that is saved for sampling; none saves the weights."""
+    weighting: Weighting = trajectory("snr_plus_one")
+    """How much an error counts at each noise level."""
+    log_every: int = trajectory(50, ge=1)
+    """Updates per line of log.jsonl."""
+    save_every: int = harmless(1000, ge=1)
+    """Updates between two points to resume from."""
+    preview_every: int | None = harmless(None, ge=1)
+    """Updates between two preview pictures from fixed noise; none draws one at the end only."""
+
+    def rate(self, update: int) -> float:
+        """Learning rate of the update with this 0-based number."""
+        if update < self.warmup_updates:
+            return self.learning_rate * (update + 1) / self.warmup_updates
+        progress = (update - self.warmup_updates) / max(self.updates - self.warmup_updates, 1)
+        return self.learning_rate * _FALL[self.decay](progress)
+
+
+_FALL: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + cos(pi * progress)) / 2,
+}
