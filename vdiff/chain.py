@@ -1,13 +1,15 @@
 """The chain: one training after another, each student the next one's teacher; whatever was finished is kept."""
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from vdiff import checkpoint, savepoint
-from vdiff.checkpoint import ModelCard
+from vdiff.checkpoint import ModelCard, is_model_folder
 from vdiff.errors import UsageError
 from vdiff.plan import BASE, Stage, chosen, plan, stages_after, trajectory
+from vdiff.run_folder import RunFolder
 from vdiff.stage_run import Surroundings, make
 from vdiff.training.report import StageRow
 
@@ -17,7 +19,8 @@ class Chain:
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
-        self._run, self._progress = surroundings.run, surroundings.progress
+        self._progress = surroundings.progress
+        self.run, self.is_first = surroundings.run, surroundings.machine.is_first
         self.stages = plan(surroundings.recipe)
 
     def train(self, force: bool = False) -> ModelCard:
@@ -32,31 +35,11 @@ class Chain:
         source: a name in the run or a path to any model folder; None goes on where the chain stands.
         count: how many stages.   to: steps of the last one.   Returns the cards of all stages asked for.
         """
-        teacher, stages = self.choose(source, count, to, force)
+        teacher, stages = choose(self.run, self.stages, source, count, to)
         return self._go(stages, teacher, force)
 
-    def choose(
-        self, source: str | None, count: int | None, to: int | None, force: bool = False
-    ) -> tuple[Path, list[Stage]]:
-        """The first teacher's folder and the stages that `distill` would go through; nothing is written."""
-        teacher = self._run.find(source if source is not None else self._latest(force))
-        name = source if source is not None else teacher.name
-        return teacher, chosen(stages_after(self.stages, checkpoint.read_card(teacher).num_steps, name), count, to)
-
-    def _latest(self, force: bool) -> str:
-        """The last model of the unbroken sequence from the base on; the base itself when all begins anew."""
-        name = BASE
-        for stage in self.stages[1:-1]:
-            if force or not self._is_finished(stage):
-                break
-            name = stage.name
-        return name
-
-    def _is_finished(self, stage: Stage) -> bool:
-        return checkpoint.is_model_folder(self._run.model(stage.name))
-
     def _go(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> list[ModelCard]:
-        done = {stage.name for stage in stages if self._is_finished(stage) and not force}
+        done = {stage.name for stage in stages if is_model_folder(self.run.model(stage.name)) and not force}
         self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
         self._surroundings.machine.wait()  # all have seen what is finished before the first one changes it
         self._prepare(stages if force else [])
@@ -67,35 +50,57 @@ class Chain:
             else:
                 loaded = checkpoint.load(teacher, self._surroundings.machine.device) if teacher else None
                 cards.append(make(self._surroundings, stage, loaded))
-            teacher = self._run.model(stage.name)
+            teacher = self.run.model(stage.name)
         return cards
 
     def _prepare(self, unwanted: Sequence[Stage]) -> None:
         """Copy the recipe into the run, and forget the stages that are to be made again."""
         if self._surroundings.machine.is_first:
-            self._run.path.mkdir(parents=True, exist_ok=True)
+            self.run.path.mkdir(parents=True, exist_ok=True)
             text = self._surroundings.text
-            if not self._run.recipe.exists() or self._run.recipe.read_text(encoding="utf-8") != text:
-                self._run.recipe.write_text(text, encoding="utf-8")
+            if not self.run.recipe.exists() or self.run.recipe.read_text(encoding="utf-8") != text:
+                self.run.recipe.write_text(text, encoding="utf-8")
             for stage in unwanted:
-                savepoint.clear(self._run.saves(stage.name))
-                shutil.rmtree(self._run.model(stage.name), ignore_errors=True)
+                savepoint.clear(self.run.saves(stage.name))
+                shutil.rmtree(self.run.model(stage.name), ignore_errors=True)
         self._surroundings.machine.wait()
 
     def _keep(self, stage: Stage, teacher: Path | None) -> ModelCard:
         """The card of a finished stage, after a look whether it is what the recipe and the teacher would make."""
-        card = checkpoint.read_card(self._run.model(stage.name))
-        if teacher is not None and card.parent is not None and card.parent["hash"] != checkpoint.read_card(teacher).hash:
+        card = checkpoint.read_card(self.run.model(stage.name))
+        if (
+            teacher is not None
+            and card.parent is not None
+            and card.parent["hash"] != checkpoint.read_card(teacher).hash
+        ):
             raise UsageError(
                 f"`{stage.name}` was distilled from another `{card.parent['name']}` than the one that is there now",
                 "add --force to distill it again, or give the run another `name`",
-                self._run.model(stage.name),
+                self.run.model(stage.name),
             )
         wanted = trajectory(self._surroundings.recipe, stage)
         different = savepoint.changes({name: card.trajectory.get(name) for name in wanted}, wanted)
         if different:
-            self._progress.note(f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)}")
+            self._progress.note(
+                f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)}"
+            )
         return card
+
+
+def choose(
+    run: RunFolder, stages: Sequence[Stage], source: str | None, count: int | None, to: int | None
+) -> tuple[Path, list[Stage]]:
+    """The first teacher's folder, and the stages of a plan that a command means; nothing is written.
+
+    source: the teacher, a name in the run or a path; None: with a `count`, the last model of the unbroken sequence from
+    the base on, else the base.   Errors: UsageError, ModelFileError.
+    """
+    name = source if source is not None else BASE
+    if source is None and count is not None:
+        finished = itertools.takewhile(lambda stage: is_model_folder(run.model(stage.name)), stages[:-1])
+        name = max(finished, key=lambda stage: stage.index, default=stages[0]).name
+    teacher = run.find(name)
+    return teacher, chosen(stages_after(stages, checkpoint.read_card(teacher).num_steps, name), count, to)
 
 
 def _row(stage: Stage, state: str) -> StageRow:

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,54 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vdiff import __version__, whole_folder
+from vdiff import __version__, model_card, whole_folder
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.prediction import Predicts
+from vdiff.diffusion.schedule import Schedule
 from vdiff.errors import DivergedError, ModelFileError
+from vdiff.model_card import CONFIG, MARK, WEIGHTS, ModelCard, damage, is_model_folder, read_card
 from vdiff.networks import NETWORKS
 from vdiff.recipe import DiffusionSection
 
-FORMAT = 1
-MARK = "vdiff.json"
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-CONFIG = "unet/config.json"
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a model folder says about itself, in `vdiff.json`.
-
-    num_steps: the sampler steps it is meant for.   is_distilled: whether it knows the times i / num_steps only.
-    shape: (C, H, W) of its pictures.   num_classes: 0 without labels.   parent: the teacher's name, steps and hash.
-    recipe: the YAML text.   trajectory: every value that shaped the weights.   files: {path: {size, sha256}}.
-    """
-
-    name: str
-    stage: int
-    num_steps: int
-    is_distilled: bool
-    updates: int
-    shape: tuple[int, int, int]
-    num_classes: int
-    num_parameters: int
-    network: str
-    diffusion: dict[str, Any]
-    recipe: str
-    parent: dict[str, Any] | None = None
-    data: dict[str, Any] = field(default_factory=dict)
-    trajectory: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    files: dict[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the weights: what a student records of its teacher, and a picture of its model."""
-        return str(self.files[WEIGHTS]["sha256"])
-
-    @property
-    def model_steps(self) -> int | None:
-        """The grid of times that the model knows, None for all times."""
-        return self.num_steps if self.is_distilled else None
+__all__ = ["Checkpoint", "ModelCard", "damage", "is_model_folder", "load", "load_tensors", "read_card", "save"]
 
 
 @dataclass(frozen=True)
@@ -97,22 +59,7 @@ def save(folder: Path, card: ModelCard, denoiser: Denoiser, extra: Callable[[Pat
 
     facts = {**asdict(card), "versions": _versions(), "made_by": f"vdiff {__version__}"}
     facts.pop("files")
-    return _card(whole_folder.write(folder, MARK, facts, fill), folder)
-
-
-def is_model_folder(folder: Path) -> bool:
-    """Whether it claims to be a finished model folder; nothing is read out of its name."""
-    return (folder / MARK).is_file()
-
-
-def read_card(folder: Path) -> ModelCard:
-    """The card of a model folder, without looking at the weights.   Errors: ModelFileError."""
-    return _card(whole_folder.read(folder, MARK), folder)
-
-
-def damage(folder: Path) -> list[str]:
-    """What is wrong with the files of a model folder, a line each; every byte is read."""
-    return whole_folder.damage(folder, whole_folder.read(folder, MARK))
+    return model_card.parse(whole_folder.write(folder, MARK, facts, fill), folder)
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -125,9 +72,9 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
             "copy it again from where it came from, or make this stage again with --force",
             "; ".join(found[:3]),
         )
-    diffusion = DiffusionSection.model_validate(card.diffusion)
+    schedule, predicts = _diffusion(card, folder)
     network = _network(card, folder).to(device).eval().requires_grad_(False)
-    return Checkpoint(folder, card, Denoiser(network, diffusion.schedule.build(), diffusion.predicts))
+    return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -139,35 +86,28 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(f"`{path}` cannot be read: {err}", "copy it again from where it came from", path) from err
 
 
+def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
+    try:
+        section = DiffusionSection.model_validate(card.diffusion)
+        return section.schedule.build(), section.predicts
+    except ValueError as err:
+        problem = f"`{folder / MARK}` describes a noise process that this vdiff does not know"
+        raise ModelFileError(problem, "install the package that brings its schedule, or take another folder") from err
+
+
 def _network(card: ModelCard, folder: Path) -> nn.Module:
     if card.network not in NETWORKS:
         raise ModelFileError(NETWORKS.unknown(card.network), "install the package that brings this network", folder)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    network: nn.Module = NETWORKS.section(card.network).restore(config)  # type: ignore[attr-defined]
-    weights = load_tensors(folder / WEIGHTS)
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    if expected != {name: tensor.shape for name, tensor in weights.items()}:
+    config, weights = whole_folder.read_json(folder / CONFIG), load_tensors(folder / WEIGHTS)
+    restore = NETWORKS.section(card.network).restore  # type: ignore[attr-defined]
+    with torch.device("meta"):  # a configuration that does not fit the weights may ask for any amount of memory
+        expected = {name: tensor.shape for name, tensor in restore(config).state_dict().items()}
+    is_real = all(tensor.is_floating_point() for tensor in weights.values())
+    if not is_real or expected != {name: tensor.shape for name, tensor in weights.items()}:
         raise ModelFileError("the weights do not fit the network's configuration", "take another folder", folder)
+    network: nn.Module = restore(config)
     network.load_state_dict(weights)  # copies: mapping the file's memory changes the alignment, and so the rounding
     return network
-
-
-def _card(content: Mapping[str, Any], folder: Path) -> ModelCard:
-    made_by, found = content.get("made_by", "?"), content.get("format")
-    if not isinstance(found, int) or found > FORMAT:
-        raise ModelFileError(
-            f"`{folder}` has format {found}, made by {made_by}; this vdiff knows up to {FORMAT}",
-            "pip install --upgrade vdiff",
-            folder / MARK,
-        )
-    known = {name: content[name] for name in ModelCard.__dataclass_fields__ if name in content}
-    try:
-        card = ModelCard(**{**known, "shape": tuple(int(size) for size in content["shape"])})
-        if len(card.hash) != 64 or len(card.shape) != 3 or card.num_steps < 1:
-            raise ValueError("hash, shape or num_steps is not what it should be")
-    except (KeyError, TypeError, ValueError) as err:
-        raise ModelFileError(f"`{folder / MARK}` is incomplete: {err}", "take another folder", folder / MARK) from err
-    return card
 
 
 def _scheduler_config(denoiser: Denoiser) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from vdiff.errors import MachineError
 
@@ -135,11 +136,31 @@ def grid(images: Tensor, columns: int | None = None, padding: int = 2, scale: in
 
 def write_png(path: Path, image: Tensor, text: Mapping[str, str] | None = None) -> None:
     """Write uint8 [C, H, W] as a PNG that carries `text`, whole or not at all; MachineError if the disk refuses."""
-    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
-    for key, value in (text or {}).items():
-        info.add_text(key, value)
-    to_picture(image.cpu().numpy()).save(file, "PNG", pnginfo=info)
-    _write_whole(path, file.getvalue())
+    _write_picture(path, to_picture(image.cpu().numpy()), text or {})
+
+
+class Row(NamedTuple):
+    """A labelled row of a picture that compares models. pictures: uint8 [n, C, H, W].   gap: some air above it."""
+
+    label: str
+    pictures: Tensor
+    gap: bool = False
+
+
+def write_rows(path: Path, rows: Sequence[Row], text: Mapping[str, str] | None = None) -> None:
+    """Write labelled rows of pictures of one size as a PNG that carries `text`, whole or not at all."""
+    size = rows[0].pictures.shape[-1]
+    strips = [grid(row.pictures, columns=len(row.pictures), scale=max(1, 32 // size)) for row in rows]
+    font = ImageFont.load_default(15)
+    left = 12 + math.ceil(max(font.getlength(row.label) for row in rows))
+    tops = list(itertools.accumulate(strip.shape[-2] + 8 * row.gap for strip, row in zip(strips, rows, strict=True)))
+    page = Image.new("RGB", (left + strips[0].shape[-1] + 4, tops[-1] + 8), "white")
+    pen = ImageDraw.Draw(page)
+    for row, strip, bottom in zip(rows, strips, tops, strict=True):
+        top = bottom - strip.shape[-2] + 4
+        page.paste(to_picture(strip.numpy()).convert("RGB"), (left, top))
+        pen.text((left - 8, top + strip.shape[-2] / 2), row.label, fill="black", font=font, anchor="rm")
+    _write_picture(path, page, text or {})
 
 
 def write_gif(path: Path, frames: Tensor, milliseconds: int = 80) -> None:
@@ -147,6 +168,14 @@ def write_gif(path: Path, frames: Tensor, milliseconds: int = 80) -> None:
     first, *rest = [to_picture(frame) for frame in frames.cpu().numpy()]
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    _write_whole(path, file.getvalue())
+
+
+def _write_picture(path: Path, picture: Picture, text: Mapping[str, str]) -> None:
+    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    for key, value in text.items():
+        info.add_text(key, value)
+    picture.save(file, "PNG", pnginfo=info)
     _write_whole(path, file.getvalue())
 
 

@@ -76,10 +76,15 @@ def stages_after(stages: Sequence[Stage], start_steps: int, name: str) -> list[S
     return following
 
 
-def chosen(stages: Sequence[Stage], count: int | None, to: int | None) -> list[Stage]:
-    """The first `count` of the stages, and none below `to` steps.   Errors: UsageError for a choice of nothing."""
+def check_count(count: int | None) -> None:
+    """UsageError when a number of stages asks for nothing."""
     if count is not None and count < 1:
         raise UsageError(f"--stages {count} asks for nothing", "ask for 1 or more, or leave it out for all", "--stages")
+
+
+def chosen(stages: Sequence[Stage], count: int | None, to: int | None) -> list[Stage]:
+    """The first `count` of the stages, and none below `to` steps.   Errors: UsageError for a choice of nothing."""
+    check_count(count)
     if to is not None and to not in [stage.num_steps for stage in stages]:
         known = ", ".join(str(stage.num_steps) for stage in stages)
         raise UsageError(f"no stage ends at {to} steps", f"choose one of: {known}", "--to")

@@ -66,6 +66,8 @@ class DistillSection(FitSection):
     """Step size of Adam at its highest."""
     decay: Decay = trajectory("linear")
     """How the learning rate goes on after the warm-up."""
+    dropout: bool = trajectory(False)
+    """Whether the network's dropout acts; a student is better taught without."""
     weighting: Weighting = trajectory("truncated_snr")
     """How much an error counts at each noise level."""
 

@@ -52,6 +52,12 @@ def check_size(num_bytes: int, name: str) -> None:
         raise UsageError("a recipe should be at most 64 KiB long", "keep data out of recipes", name)
 
 
+def dump(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML that `read` gives back, in their order."""
+    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     spelling: value for value in (True, False) for spelling in (str(value), str(value).lower(), str(value).upper())

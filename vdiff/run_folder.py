@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vdiff import whole_folder
-from vdiff.checkpoint import is_model_folder
 from vdiff.errors import InUseError, ModelFileError
+from vdiff.model_card import is_model_folder
+
+
+STATE = "state.json"
+"""The file of a point to resume from that tells its update and its files."""
 
 
 class RunFolder:
@@ -28,6 +32,18 @@ class RunFolder:
     def saves(self, name: str) -> Path:
         """Where the stage's points to resume from lie while it is not complete."""
         return self.path / "saves" / name
+
+    def points(self, name: str) -> list[Path]:
+        """The stage's points to resume from, newest first by update number: clocks jump."""
+        return sorted((path for path in self.saves(name).glob("[0-9]*") if path.is_dir()), reverse=True)
+
+    def unfinished(self) -> list[str]:
+        """Names of the stages that have points to resume from."""
+        return sorted(path.name for path in (self.path / "saves").glob("*") if self.points(path.name))
+
+    def is_begun(self) -> bool:
+        """Whether a run has worked here: a recipe alone does not make a run."""
+        return any((self.path / name).exists() for name in (".lock", "log.jsonl", "saves")) or bool(self.models())
 
     def models(self) -> list[str]:
         """Names of the finished model folders: the base first, then the students in order."""

@@ -25,11 +25,13 @@ class Images(Protocol):
     """Pictures of one shape.
 
     shape: (C, H, W).   num_classes: 0 without labels.   fingerprint: SHA-256 of the content, hexadecimal.
+    num_workers: how many processes should decode ahead.
     """
 
     num_images: int
     shape: tuple[int, int, int]
     num_classes: int
+    num_workers: int
 
     @property
     def fingerprint(self) -> str: ...

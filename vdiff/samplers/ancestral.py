@@ -37,6 +37,9 @@ class Ancestral(Sampler):
         self.mix = mix
         self.clip = clip
 
+    def __str__(self) -> str:
+        return f"ancestral mix={self.mix}" + (f" clip={self.clip}" if self.clip is not None else "")
+
     @property
     def is_noisy(self) -> bool:
         return True

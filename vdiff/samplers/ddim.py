@@ -35,6 +35,9 @@ class Ddim(Sampler):
         self.eta = eta
         self.clip = clip
 
+    def __str__(self) -> str:
+        return f"ddim eta={self.eta}" + (f" clip={self.clip}" if self.clip is not None else "")
+
     @property
     def is_noisy(self) -> bool:
         return self.eta > 0

@@ -28,6 +28,10 @@ class Sampler(ABC):
     def step(self, pred: Prediction, z: Tensor, t: float, s: float, schedule: Schedule, rng: Randomness) -> Tensor:
         """Move `z` [B, C, H, W] from time t to the earlier time s; at s = 0 that is the predicted x."""
 
+    @abstractmethod
+    def __str__(self) -> str:
+        """The sampler and its options, as in `ddim eta=0.5 clip=1.2`."""
+
     @property
     def is_noisy(self) -> bool:
         """Whether fresh noise enters between the steps."""

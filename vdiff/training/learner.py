@@ -26,7 +26,7 @@ class Learner:
         self.update = 0
         self._objective = objective
         self._machine = machine
-        self._network = student.network.to(machine.device).train()
+        self._network = student.network.to(machine.device).train(settings.dropout)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
         adam = torch.optim.AdamW(
             self._network.parameters(),

@@ -1,7 +1,6 @@
 """The machine a run has: devices, processes and precision, as Accelerate sees them."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vdiff.errors import MachineError
+from vdiff.errors import MachineError, UsageError
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -23,9 +22,7 @@ class Machine:
 
         device: "cpu", "cuda", or None for the GPU where there is one.   Errors: MachineError for what it cannot do.
         """
-        if device == "cuda" and not torch.cuda.is_available():
-            raise MachineError("there is no CUDA device", "leave out `--device cuda`, or mend the GPU's driver")
-        cpu = device == "cpu" or not torch.cuda.is_available()
+        cpu = pick_device(device).type == "cpu"
         self.precision = _resolve(precision, cpu)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self._accelerator = Accelerator(
@@ -85,9 +82,13 @@ class Machine:
         self._accelerator.end_training()
 
 
-def launched_processes() -> int:
-    """How many processes a launcher (torchrun, accelerate launch) started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def pick_device(name: str | None) -> torch.device:
+    """The device with this name, or the GPU where there is one.   Errors: UsageError, MachineError."""
+    if name not in (None, "cpu", "cuda"):
+        raise UsageError(f"there is no device `{name}`", "choose cpu or cuda", "--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MachineError("there is no CUDA device", "leave out `--device cuda`, or mend the GPU's driver", "--device")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _resolve(precision: Precision, cpu: bool) -> Literal["fp32", "bf16"]:

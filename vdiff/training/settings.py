@@ -33,6 +33,8 @@ class FitSection(Section):
     """Largest norm of the gradient over all weights; none leaves it free."""
     ema: float | None = trajectory(None, gt=0, lt=1)
     """Decay per update of the running average of the weights that is saved for sampling; none saves the weights."""
+    dropout: bool = trajectory(True)
+    """Whether the network's dropout acts; a student is better taught without."""
     weighting: Weighting = trajectory("snr_plus_one")
     """How much an error counts at each noise level."""
     log_every: int = trajectory(50, ge=1)

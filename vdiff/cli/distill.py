@@ -1,0 +1,54 @@
+"""`vdiff distill`: students that need half the steps, one stage after another."""
+
+from typing import Annotated
+
+import typer
+
+from vdiff.cli import session
+from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
+from vdiff.cli.session import DeviceOption, GpusOption, RunOption
+
+
+def distill(
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="NAME|PATH", help="First teacher: a name in the run or any model folder"),
+    ] = None,
+    stages: Annotated[int | None, typer.Option("--stages", help="How many stages to make [all]")] = None,
+    to: Annotated[int | None, typer.Option("--to", help="Sampler steps of the last student")] = None,
+    recipe: RecipeOption = None,
+    changes: SetOption = None,
+    run: RunOption = None,
+    device: DeviceOption = None,
+    gpus: GpusOption = None,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+) -> int | None:
+    """Halve the number of sampler steps, stage by stage
+
+    Without options: the whole chain of the recipe. Finished stages are kept; an unfinished one goes on.
+
+    Examples:
+      vdiff distill
+      vdiff distill --from base_5 --stages 1
+    """
+    from vdiff.cli import console, displays, estimates, launch
+    from vdiff.plan import check_count
+
+    check_count(stages)
+    beside = session.model_folder(source)
+    if dry_run:
+        parsed, _ = open_recipe(recipe, changes, beside)
+        estimates.show(parsed, (source, stages, to), session.run_folder(parsed, run), device)
+        return None
+    if gpus is not None and not launch.is_worker():
+        return launch.start(gpus, device)
+    with session.chain(recipe, changes, run, device, displays.chain_progress, beside) as chain:
+        cards = chain.distill(source, stages, to, force)
+        last = cards[-1]
+        if chain.is_first:
+            console.say(f"`{chain.run.model(last.name)}` is ready: {last.num_steps} steps", "green")
+            console.say(f"next: `vdiff sample --checkpoint {last.name}`")
+        if mode.json and chain.is_first:
+            console.emit_json([session.summary(card, chain.run) for card in cards])
+    return None

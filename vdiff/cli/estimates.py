@@ -1,0 +1,78 @@
+"""`--dry-run` of train and distill: the stages, and what they will cost."""
+
+from typing import TYPE_CHECKING
+
+from vdiff.cli.options import mode
+
+if TYPE_CHECKING:
+    from vdiff.plan import Stage
+    from vdiff.recipe import Recipe
+    from vdiff.run_folder import RunFolder
+
+Choice = tuple[str | None, int | None, int | None]
+"""--from, --stages and --to of distill."""
+
+
+def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str | None) -> None:
+    """Print the plan of train (choice None) or distill; nothing is written."""
+    from vdiff.checkpoint import is_model_folder
+    from vdiff.cli import console
+    from vdiff.cli.progress import duration
+    from vdiff.estimate import estimate
+    from vdiff.training.machine import Machine
+
+    stages = _stages(recipe, choice, run)
+    todo = [stage for stage in stages if not is_model_folder(run.model(stage.name))]
+    found = estimate(recipe, todo, Machine(recipe.precision, device)) if todo else None
+    seconds = {each.stage.name: each.seconds for each in found.stages} if found else {}
+    rows = [
+        [
+            stage.name,
+            f"{stage.start_steps} -> {stage.num_steps}" if stage.index else f"{stage.num_steps}",
+            f"{stage.settings.updates:,}",
+            f"{stage.settings.batch_size:,}",
+            f"{stage.settings.learning_rate:.1e}",
+            duration(seconds[stage.name]) if stage.name in seconds else "done",
+        ]
+        for stage in stages
+    ]
+    if mode.json:
+        console.emit_json(_facts(stages, seconds, found, run))
+        return
+    console.table(["stage", "steps", "updates", "batch", "rate", "time"], rows, right=["updates", "batch", "time"])
+    if found:
+        console.say(
+            f"{found.num_parameters:,} parameters; about {duration(found.seconds)} of training, "
+            f"{found.disk_bytes / 1e6:,.0f} MB of disk, {found.memory_bytes / 1e6:,.0f} MB of memory before activations"
+        )
+    console.say(f"nothing was written to `{run.path}`")
+
+
+def _stages(recipe: "Recipe", choice: Choice | None, run: "RunFolder") -> "list[Stage]":
+    from vdiff.chain import choose
+    from vdiff.plan import BASE, chosen, plan
+
+    stages = plan(recipe)
+    if choice is None:
+        return stages[:1]
+    source, count, to = choice
+    if source is None and BASE not in run.models():
+        return chosen(stages[1:], count, to)  # the chain as it will be once the base is trained
+    return choose(run, stages, source, count, to)[1]
+
+
+def _facts(stages: "list[Stage]", seconds: dict[str, float], found: object, run: "RunFolder") -> dict[str, object]:
+    rows = [
+        {
+            "name": stage.name,
+            "start_steps": stage.start_steps,
+            "num_steps": stage.num_steps,
+            "updates": stage.settings.updates,
+            "batch_size": stage.settings.batch_size,
+            "is_done": stage.name not in seconds,
+            "seconds": seconds.get(stage.name),
+        }
+        for stage in stages
+    ]
+    costs = {name: getattr(found, name, 0) for name in ("num_parameters", "disk_bytes", "memory_bytes", "seconds")}
+    return {"run": str(run.path), "stages": rows, **costs, "dry_run": True}

@@ -1,0 +1,93 @@
+"""`--gpus N`: one process per GPU, watched; a signal reaches all of them, and the first failure ends all."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from vdiff.cli.signals import ASKING
+from vdiff.errors import MachineError
+
+GRACE_SECONDS = 30.0
+"""How long processes may take to save and leave once one of them has failed."""
+
+_POLL_SECONDS = 0.1
+
+
+def is_worker() -> bool:
+    """Whether a launcher (this one, torchrun or accelerate) started this process."""
+    return "LOCAL_RANK" in os.environ
+
+
+def start(count: int, device: str | None) -> int:
+    """Run this very command in `count` processes and give the exit code of the first that failed, or 0.
+
+    Errors: MachineError for more processes than GPUs.
+    """
+    if device != "cpu":
+        _check_gpus(count)
+    port = _free_port()
+    workers = [_worker(rank, count, port) for rank in range(count)]
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for worker in workers:
+            worker.send_signal(number)
+
+    for number in ASKING:
+        signal.signal(number, forward)
+    return _watch(workers)
+
+
+def _check_gpus(count: int) -> None:
+    import torch
+
+    found = torch.cuda.device_count()
+    if count > found:
+        fix = f"ask for at most {found}" if found else "leave out `--gpus`, or add `--device cpu`"
+        raise MachineError(f"--gpus {count} asks for more GPUs than there are ({found})", fix)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _worker(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
+    given = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // count)),
+    }
+    environment = os.environ | {name: str(value) for name, value in given.items()}
+    # a session of its own: Ctrl-C reaches a worker once, through its parent
+    command = [sys.executable, "-m", "vdiff", *sys.argv[1:]]
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def _watch(workers: Sequence[subprocess.Popen[bytes]]) -> int:
+    failed, deadline = 0, float("inf")
+    while any(worker.poll() is None for worker in workers):
+        codes = [worker.returncode for worker in workers if worker.returncode]
+        if codes and not failed:
+            failed, deadline = codes[0], time.monotonic() + GRACE_SECONDS
+            _signal(workers, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            _signal(workers, signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)
+    failed = failed or next((worker.returncode for worker in workers if worker.returncode), 0)
+    return failed if failed >= 0 else 128 - failed
+
+
+def _signal(workers: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(number)

@@ -1,0 +1,228 @@
+"""`vdiff sample`: pictures from a model folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vdiff.cli import session
+from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
+from vdiff.cli.session import DeviceOption, RunOption
+from vdiff.errors import UsageError
+
+if TYPE_CHECKING:
+    from vdiff.checkpoint import Checkpoint, ModelCard
+    from vdiff.drawing import Drawing
+    from vdiff.recipe import Recipe
+    from vdiff.samplers.walk import Sampler
+
+Choice = dict[str, Any]
+
+
+def sample(
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", metavar="NAME|PATH", help="Model: a name in the run, or a model folder")
+    ],
+    num_images: Annotated[int | None, typer.Option("-n", min=1, help="How many pictures, from seed 0 on [64]")] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0-63", help="One seed per picture, as 0-63 or 1,5,9")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", metavar="ddim|ancestral", help="Sampler [the recipe's, or ddim]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Network calls per picture [the model's own number]")
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option("--eta", min=0, max=1, help="Share of fresh noise in DDIM, 0 to 1")
+    ] = None,
+    variance: Annotated[
+        str | None, typer.Option("--variance", metavar="small|medium|large", help="Fresh noise of ancestral sampling")
+    ] = None,
+    clipped: Annotated[bool, typer.Option("--clipped", help="Keep predictions within the clipping value")] = False,
+    clipping_value: Annotated[
+        float, typer.Option("--clipping-value", min=0.01, help="Limit of --clipped; pictures span -1 to 1")
+    ] = 1.2,
+    classes: Annotated[
+        str | None, typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all classes]")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="grid.png, file.npz, file.zip or folder/")
+    ] = None,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Show the way from noise to picture, a row per picture")
+    ] = False,
+    gif: Annotated[bool, typer.Option("--gif", help="Show the way from noise to picture as a film")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Pictures at once; changes memory, not pictures [64]")
+    ] = None,
+    recipe: RecipeOption = None,
+    changes: SetOption = None,
+    run: RunOption = None,
+    device: DeviceOption = None,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Draw pictures with a model
+
+    The same seed gives the same picture, whatever the batch size and the other seeds.
+
+    Examples:
+      vdiff sample --checkpoint base_6 --clipped
+      vdiff sample --checkpoint runs/digits/base_3 --seeds 0-15 --out digits.png
+    """
+    from vdiff import checkpoint as model
+
+    numbers = _seeds(seeds, num_images)
+    parsed, _ = open_recipe(recipe, changes, session.model_folder(checkpoint))
+    folder = session.run_folder(parsed, run).find(checkpoint)
+    card = model.read_card(folder)
+    asked = _sampler(parsed, sampler, eta, variance, clipping_value if clipped else None)
+    num_steps = _steps(card, steps, asked)
+    target = _target(out, folder, num_steps, clipped, strip, gif, force)
+    numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
+    if dry_run:
+        _tell(folder, target, len(numbers), num_steps, asked, is_plan=True)
+        return
+    loaded, where = _load(folder, device)
+    from vdiff.drawing import Drawing
+
+    labels = _labels(card, classes, len(numbers))
+    drawing = Drawing(loaded, asked, numbers, num_steps, labels, batch_size or parsed.sample.batch_size, where)
+    _write(drawing, target, strip, gif)
+    _tell(folder, target, len(numbers), num_steps, asked)
+    if mode.json:
+        from vdiff.cli import console
+
+        console.emit_json({"out": str(target), "num_images": len(numbers), **drawing.facts()})
+
+
+def _seeds(text: str | None, count: int | None) -> list[int]:
+    """The seeds that were asked for; none for the recipe's number."""
+    if text is None:
+        return list(range(count)) if count is not None else []
+    if count is not None:
+        raise UsageError("-n and --seeds both say how many pictures", "leave one of them out")
+    return _numbers(text, "--seeds", 2**63)
+
+
+def _numbers(text: str, option: str, limit: int) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else True)):
+            raise UsageError(f"`{text}` is not a list of whole numbers", f"write it as {option} 0-63 or {option} 1,5,9")
+        end = int(last) if dash else int(first)
+        if not int(first) <= end < limit or end - int(first) > 10_000_000:
+            raise UsageError(f"`{part.strip()}` is not a range of numbers below {limit}", "put the smaller one first")
+        found.extend(range(int(first), end + 1))
+    return found
+
+
+def _sampler(
+    recipe: "Recipe", kind: str | None, eta: float | None, variance: str | None, clip: float | None
+) -> "Sampler":
+    """The recipe's sampler, changed by what the command line says."""
+    from vdiff.samplers import SAMPLERS
+
+    section = recipe.sample.sampler
+    if kind is not None and kind not in SAMPLERS:
+        raise UsageError(SAMPLERS.unknown(kind), f"choose one of: {', '.join(SAMPLERS)}", "--sampler")
+    if kind is not None and kind != section.kind:
+        section = SAMPLERS.section(kind)()
+    asked = {
+        name: value for name, value in {"eta": eta, "variance": variance, "clip": clip}.items() if value is not None
+    }
+    for name in asked:
+        if name not in type(section).model_fields:
+            fix = "--sampler ddim takes --eta, --sampler ancestral takes --variance"
+            raise UsageError(f"the sampler `{section.kind}` has no `{name}`", fix, f"--{name}")
+    if variance not in (None, "small", "medium", "large"):
+        raise UsageError(f"there is no variance `{variance}`", "choose one of: small, medium, large", "--variance")
+    built: Sampler = type(section).model_validate({**section.model_dump(), **asked}).build()
+    return built
+
+
+def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
+    from vdiff.cli import console
+
+    num_steps = steps or card.num_steps
+    if card.is_distilled and num_steps > card.num_steps:
+        raise UsageError(
+            f"`{card.name}` was distilled to {card.num_steps} steps and knows no times between them",
+            f"ask for at most {card.num_steps} steps, or take a model with more",
+            "--steps",
+        )
+    if card.is_distilled and card.num_steps % num_steps:
+        console.warn(f"{num_steps} does not divide {card.num_steps}: the steps are not of equal length")
+    if card.is_distilled and sampler.is_noisy:
+        console.warn(f"`{card.name}` was distilled to be sampled without fresh noise; ddim with eta 0 is what it knows")
+    return num_steps
+
+
+def _target(out: str | None, folder: Path, num_steps: int, clipped: bool, strip: bool, gif: bool, force: bool) -> Path:
+    """Where the pictures go; refused when something is there already, before anything is drawn."""
+    if strip and gif:
+        raise UsageError("--strip and --gif are two forms of one thing", "ask for one of them")
+    ending = ".gif" if gif else ".png"
+    form = "-strip" if strip else ""
+    path = Path(out) if out else Path("samples") / f"{folder.name}-{num_steps}{'-clipped' * clipped}{form}{ending}"
+    if (strip or gif) and path.suffix != ending:
+        raise UsageError(
+            f"`{path.name}` cannot hold what {'--gif' if gif else '--strip'} makes", f"end it in {ending}", "--out"
+        )
+    is_taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if is_taken and not force:
+        raise UsageError(f"`{path}` is there already", "`--force` overwrites it, `--out` names another place", "--out")
+    return path
+
+
+def _labels(card: "ModelCard", classes: str | None, count: int) -> Any:
+    import torch
+
+    if not card.num_classes:
+        if classes is not None:
+            raise UsageError(f"`{card.name}` knows no classes", "leave out `--class`", "--class")
+        return None
+    wanted = _numbers(classes, "--class", card.num_classes) if classes else list(range(card.num_classes))
+    return torch.tensor([wanted[index % len(wanted)] for index in range(count)])
+
+
+def _load(folder: Path, device: str | None) -> "tuple[Checkpoint, Any]":
+    from vdiff import checkpoint as model
+    from vdiff.training.machine import pick_device
+
+    where = pick_device(device)
+    return model.load(folder, where), where
+
+
+def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool) -> None:
+    from vdiff import drawing as forms
+    from vdiff.cli import displays
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if gif:
+        forms.write_film(target, drawing.way(forms.GIF_FRAMES))
+    elif strip:
+        forms.write_strip(target, drawing.way(forms.STRIP_COLUMNS), drawing.facts())
+    else:
+        output = forms.open_output(target, drawing.facts(), drawing.labels)
+        done = 0
+        with displays.prepare_progress() as progress:
+
+            def add(pictures: Any, seeds: Any) -> None:
+                nonlocal done
+                output.add(pictures, seeds)
+                done += len(seeds)
+                progress.update(done, 0, len(drawing.seeds))
+
+            drawing.pictures(add)
+        output.close()
+
+
+def _tell(folder: Path, target: Path, count: int, num_steps: int, sampler: "Sampler", is_plan: bool = False) -> None:
+    from vdiff.cli import console
+
+    verb = "would draw" if is_plan else "drew"
+    steps = f"{num_steps} step{'s' * (num_steps != 1)}"
+    console.say(f"{verb} {count:,} pictures with `{folder}` in {steps} ({sampler}): `{target}`", "green")

@@ -1,0 +1,83 @@
+"""What `train` and `distill` share: recipe, run folder, machine, signals and progress, put together."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vdiff.cli.options import mode, open_recipe
+
+if TYPE_CHECKING:
+    from vdiff.chain import Chain
+    from vdiff.checkpoint import ModelCard
+    from vdiff.recipe import Recipe
+    from vdiff.recipe_text import RecipeText
+    from vdiff.run_folder import RunFolder
+    from vdiff.training.report import Progress
+
+RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder [runs/<name of the recipe>]")]
+DeviceOption = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help="Device [the GPU if any]")]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Processes to start, one per GPU (with --device cpu: on the CPU)")
+]
+
+MakeProgress = Callable[[bool], "Progress"]
+
+
+def run_folder(recipe: "Recipe", run: Path | None) -> "RunFolder":
+    """The folder of the run that a command means."""
+    from vdiff.run_folder import RunFolder
+
+    return RunFolder(run if run is not None else Path("runs") / recipe.name)
+
+
+def model_folder(given: str | None) -> Path | None:
+    """The model folder that an option names by its path; None where it is a name in the run."""
+    return Path(given) if given is not None and (Path(given) / "vdiff.json").is_file() else None
+
+
+def standing(text: "RecipeText", recipe: "Recipe") -> str:
+    """The recipe as it goes into the run: word for word, or written anew where `--set` changed it."""
+    from vdiff.recipe_yaml import dump
+
+    return dump(recipe.model_dump(mode="json", exclude_unset=True)) if text.assignments else text.text
+
+
+@contextlib.contextmanager
+def chain(
+    named: str | None,
+    assignments: list[str] | None,
+    run: Path | None,
+    device: str | None,
+    make_progress: MakeProgress,
+    beside: Path | None = None,
+) -> Iterator["Chain"]:
+    """A chain that is ready to work; on leaving, the screen and the other processes are in good order."""
+    from vdiff.chain import Chain
+    from vdiff.cli.signals import StopRequest
+    from vdiff.stage_run import Surroundings
+    from vdiff.training.machine import Machine
+
+    recipe, text = open_recipe(named, assignments, beside)
+    stop = StopRequest()
+    machine = Machine(recipe.precision, device)
+    folder = run_folder(recipe, run)
+    with contextlib.ExitStack() as stack:
+        stack.callback(machine.close)
+        if machine.is_first:
+            stack.enter_context(folder.lock())
+        progress = stack.enter_context(make_progress(not machine.is_first or mode.quiet))
+        yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop))
+
+
+def summary(card: "ModelCard", folder: "RunFolder") -> dict[str, object]:
+    """What `--json` says of a finished stage."""
+    return {
+        "name": card.name,
+        "path": str(folder.model(card.name)),
+        "num_steps": card.num_steps,
+        "updates": card.updates,
+        "hash": card.hash,
+    }

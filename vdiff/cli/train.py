@@ -1,0 +1,40 @@
+"""`vdiff train`: the base network, from a store of pictures."""
+
+from vdiff.cli import session
+from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
+from vdiff.cli.session import DeviceOption, GpusOption, RunOption
+
+
+def train(
+    recipe: RecipeOption = None,
+    changes: SetOption = None,
+    run: RunOption = None,
+    device: DeviceOption = None,
+    gpus: GpusOption = None,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+) -> int | None:
+    """Train the base network on the pictures
+
+    Leaves a model folder `original` in the run. Stopped anywhere, the same command goes on.
+
+    Examples:
+      vdiff train
+      vdiff train -r celeba_u --gpus 8 --set train.batch_size=64
+    """
+    from vdiff.cli import console, displays, estimates, launch
+
+    if dry_run:
+        parsed, _ = open_recipe(recipe, changes)
+        estimates.show(parsed, None, session.run_folder(parsed, run), device)
+        return None
+    if gpus is not None and not launch.is_worker():
+        return launch.start(gpus, device)
+    with session.chain(recipe, changes, run, device, displays.fit_progress) as chain:
+        card = chain.train(force)
+        if chain.is_first:
+            console.say(f"`{chain.run.model(card.name)}` is ready: {card.num_steps} steps", "green")
+            console.say("next: `vdiff distill`, or look at it with `vdiff sample --checkpoint original --steps 64`")
+        if mode.json and chain.is_first:
+            console.emit_json(session.summary(card, chain.run))
+    return None

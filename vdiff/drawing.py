@@ -1,0 +1,215 @@
+"""Drawing pictures with a model folder, and the forms they are left in: grid, folder, npz, zip, strip, gif."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdiff import __version__
+from vdiff.checkpoint import Checkpoint
+from vdiff.errors import UsageError
+from vdiff.images import encode, grid, to_uint8, write_gif, write_png
+from vdiff.randomness import Randomness
+from vdiff.samplers.draw import draw
+from vdiff.samplers.walk import Sampler
+
+STRIP_COLUMNS = 9
+GIF_FRAMES = 48
+_MAX_WAY_IMAGES = 256
+_SMALL_PIXELS = 32
+"""Pictures smaller than this are enlarged in grids, strips and gifs."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is to be drawn.
+
+    seeds: one per picture.   num_steps: network calls per picture.   labels: int64 [n] or None.
+    """
+
+    checkpoint: Checkpoint
+    sampler: Sampler
+    seeds: Sequence[int]
+    num_steps: int
+    labels: Tensor | None
+    batch_size: int
+    device: torch.device
+
+    def pictures(self, on_batch: Callable[[Tensor, Sequence[int]], None]) -> None:
+        """Draw all pictures; `on_batch` takes uint8 [b, C, H, W] and their seeds, batch after batch."""
+        for start in range(0, len(self.seeds), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            on_batch(to_uint8(self._draw(part)), self.seeds[part])
+
+    def way(self, num_frames: int) -> Tensor:
+        """From noise to picture: uint8 [F, n, C, H, W], F <= num_frames, the first is noise, the last the picture.
+
+        Errors: UsageError for more pictures than fit into one strip or film.
+        """
+        if len(self.seeds) > _MAX_WAY_IMAGES:
+            raise UsageError(f"a strip or gif of {len(self.seeds)} pictures is too large", "ask for fewer with -n")
+        kept = set(torch.linspace(0, self.num_steps, min(num_frames, self.num_steps + 1)).round().int().tolist())
+        frames: dict[int, list[Tensor]] = {step: [] for step in sorted(kept)}
+        for start in range(0, len(self.seeds), self.batch_size):
+            self._follow(slice(start, start + self.batch_size), frames)
+        return torch.stack([torch.cat(parts) for parts in frames.values()])
+
+    def facts(self) -> dict[str, str]:
+        """What a picture says about its origin, for the text of a PNG."""
+        card = self.checkpoint.card
+        return {
+            "Software": f"vdiff {__version__}",
+            "vdiff.model": card.hash,
+            "vdiff.stage": card.name,
+            "vdiff.steps": str(self.num_steps),
+            "vdiff.sampler": str(self.sampler),
+            "vdiff.seeds": ranges(self.seeds),
+        }
+
+    def _follow(self, part: slice, frames: Mapping[int, list[Tensor]]) -> None:
+        noise = Randomness.for_images(torch.tensor(self.seeds[part])).normal(*self.checkpoint.card.shape)
+        states = [to_uint8(noise)]
+        self._draw(part, lambda z, x: states.append(to_uint8(z.cpu())))
+        for step, parts in frames.items():
+            parts.append(states[step])
+
+    def _draw(self, part: slice, watch: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
+        card = self.checkpoint.card
+        return draw(
+            self.checkpoint.denoiser,
+            self.sampler,
+            self.seeds[part],
+            card.shape,
+            self.num_steps,
+            model_steps=card.model_steps,
+            labels=self.labels[part] if self.labels is not None else None,
+            batch_size=self.batch_size,
+            device=self.device,
+            watch=watch,
+        )
+
+
+class Output(Protocol):
+    """Where pictures go, batch after batch."""
+
+    def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
+        """Take uint8 [b, C, H, W]."""
+
+    def close(self) -> None:
+        """Nothing follows: leave the file whole."""
+
+
+def open_output(path: Path, facts: Mapping[str, str], labels: Tensor | None = None) -> Output:
+    """The form that a name asks for: `.png` a grid, `.npz` arrays, `.zip` an archive of PNGs, no suffix a folder.
+
+    Errors: UsageError for another suffix.
+    """
+    if path.suffix == "":
+        return _Folder(path, facts)
+    forms = {".png": _Grid, ".npz": _Arrays, ".zip": _Archive}
+    if path.suffix not in forms:
+        raise UsageError(
+            f"`{path.name}` names no form that pictures can be left in",
+            "end it in .png (a grid), .npz or .zip, or in / for a folder",
+            "--out",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _Arrays(path, facts, labels) if path.suffix == ".npz" else forms[path.suffix](path, facts)
+
+
+class _Grid:
+    def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
+        self._path, self._facts = path, facts
+        self._parts: list[Tensor] = []
+
+    def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
+        self._parts.append(pictures)
+
+    def close(self) -> None:
+        pictures = torch.cat(self._parts)
+        write_png(self._path, grid(pictures, scale=enlargement(pictures.shape[-1])), self._facts)
+
+
+class _Folder:
+    def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
+        self._path, self._facts = path, facts
+        path.mkdir(parents=True, exist_ok=True)
+
+    def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
+        for picture, seed in zip(pictures, seeds, strict=True):
+            write_png(self._path / f"{seed:06d}.png", picture, {**self._facts, "vdiff.seeds": str(seed)})
+
+    def close(self) -> None: ...
+
+
+class _Archive:
+    def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
+        self._path, self._beside = path, _beside(path)
+        self._zip = zipfile.ZipFile(self._beside, "w", zipfile.ZIP_STORED)  # PNGs are compressed already
+        self._zip.comment = "\n".join(f"{name}: {value}" for name, value in facts.items()).encode()[:65535]
+
+    def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
+        for picture, seed in zip(pictures, seeds, strict=True):
+            self._zip.writestr(zipfile.ZipInfo(f"{seed:06d}.png"), encode(picture.numpy(), "png"))
+
+    def close(self) -> None:
+        self._zip.close()
+        self._beside.replace(self._path)
+
+
+class _Arrays:
+    """`images` uint8 [n, H, W, C], `seeds` int64 [n], `about` in JSON and, for models with classes, `labels` [n]."""
+
+    def __init__(self, path: Path, facts: Mapping[str, str], labels: Tensor | None) -> None:
+        self._path, self._facts, self._labels = path, facts, labels
+        self._parts: list[Tensor] = []
+        self._seeds: list[int] = []
+
+    def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
+        self._parts.append(pictures.permute(0, 2, 3, 1))
+        self._seeds.extend(seeds)
+
+    def close(self) -> None:
+        content = io.BytesIO()
+        images, seeds = torch.cat(self._parts).numpy(), np.array(self._seeds, np.int64)
+        arrays: dict[str, Any] = {"images": images, "seeds": seeds, "about": np.array(json.dumps(self._facts))}
+        if self._labels is not None:
+            arrays["labels"] = self._labels.numpy()
+        np.savez_compressed(content, **arrays)
+        _beside(self._path).write_bytes(content.getvalue())
+        _beside(self._path).replace(self._path)
+
+
+def write_strip(path: Path, way: Tensor, facts: Mapping[str, str]) -> None:
+    """A row per picture, from noise on the left to the picture on the right. way: uint8 [F, n, C, H, W]."""
+    pictures = way.transpose(0, 1).flatten(0, 1)
+    write_png(path, grid(pictures, columns=len(way), scale=enlargement(way.shape[-1])), facts)
+
+
+def write_film(path: Path, way: Tensor) -> None:
+    """A GIF in which a grid of pictures comes out of the noise and stays a while. way: uint8 [F, n, C, H, W]."""
+    frames = torch.stack([grid(pictures, scale=enlargement(way.shape[-1])) for pictures in way])
+    write_gif(path, torch.cat([frames, frames[-1:].expand(15, -1, -1, -1)]))
+
+
+def enlargement(size: int) -> int:
+    """How many times small pictures are enlarged to be seen."""
+    return max(1, _SMALL_PIXELS // size)
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """Seeds as people write them: `0-63`, `3`, `1,5,7`."""
+    if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ",".join(map(str, seeds))
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")

@@ -1,0 +1,1 @@
+"""Pages and pictures that show people what a run has come to."""

@@ -1,0 +1,62 @@
+"""The picture that says it all: teacher, undistilled model and students, from the same noise."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdiff import checkpoint
+from vdiff.checkpoint import Checkpoint
+from vdiff.images import Row, to_uint8, write_rows
+from vdiff.samplers.ddim import Ddim
+from vdiff.samplers.draw import draw
+
+
+def compare(
+    base: Path,
+    students: Sequence[Path],
+    target: Path,
+    *,
+    count: int = 16,
+    teacher_steps: int | None = None,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Write a PNG with a row of `count` pictures for the teacher, then pairs of rows for every student.
+
+    base: the undistilled model, shown at `teacher_steps` (its own number if None) and at each student's number.
+    students: model folders, most steps first.   say: told what is being drawn.
+    """
+    teacher = checkpoint.load(base, device)
+    steps = teacher_steps or teacher.card.num_steps
+    say(f"drawing the teacher at {steps} steps")
+    rows = [Row(f"teacher, {_steps(steps)}", _pictures(teacher, steps, count, device))]
+    loaded = [checkpoint.load(folder, device) for folder in students]
+    for student in loaded:
+        number = student.card.num_steps
+        say(f"drawing at {_steps(number)}")
+        rows.append(Row(f"not distilled, {_steps(number)}", _pictures(teacher, number, count, device), gap=True))
+        rows.append(Row(f"student, {_steps(number)}", _pictures(student, number, count, device)))
+    text = {"vdiff.model": teacher.card.hash, "vdiff.students": " ".join(each.card.hash for each in loaded)}
+    write_rows(target, rows, text)
+
+
+def _pictures(model: Checkpoint, num_steps: int, count: int, device: torch.device | str) -> Tensor:
+    card = model.card
+    labels = torch.arange(count) % card.num_classes if card.num_classes else None
+    found = draw(
+        model.denoiser,
+        Ddim(),
+        range(count),
+        card.shape,
+        num_steps,
+        model_steps=card.model_steps,
+        labels=labels,
+        device=device,
+    )
+    return to_uint8(found)
+
+
+def _steps(number: int) -> str:
+    return f"{number} step{'s' * (number != 1)}"
