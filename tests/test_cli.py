@@ -483,7 +483,8 @@ def test_init_writes_a_valid_recipe_that_editors_understand(
     schema = json.loads((empty_folder / first.removeprefix("# yaml-language-server: $schema=")).read_text())
     assert {"data", "network", "train", "distill"} <= set(schema["properties"])
     assert main(["recipes", "check"]) == 0
-    assert sorted(path.name for path in empty_folder.iterdir()) == [".vdiff", "recipe.yaml"]
+    assert sorted(path.name for path in empty_folder.iterdir()) == [".vdiff", "digits", "recipe.yaml"]
+    assert len(list(empty_folder.glob("digits/*/*.png"))) == 1797
 
 
 def test_init_overwrites_only_with_force(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """A model folder: written whole or not at all, verified before use; and a diffusers pipeline as it stands."""
 
+import errno
 import json
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +24,17 @@ from vdiff.model_card import CONFIG, MARK, WEIGHTS, ModelCard, damage, is_model_
 from vdiff.networks import NETWORKS
 from vdiff.recipe import DiffusionSection
 
-__all__ = ["Checkpoint", "ModelCard", "damage", "is_model_folder", "load", "load_tensors", "read_card", "save"]
+__all__ = [
+    "Checkpoint",
+    "ModelCard",
+    "damage",
+    "is_model_folder",
+    "load",
+    "load_tensors",
+    "read_card",
+    "save",
+    "save_tensors",
+]
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ def save(folder: Path, card: ModelCard, denoiser: Denoiser, extra: Callable[[Pat
         _write_json(target / "model_index.json", _MODEL_INDEX)
         _write_json(target / "scheduler/scheduler_config.json", _scheduler_config(denoiser))
         _write_json(target / CONFIG, getattr(denoiser.network, "config"))  # noqa: B009 - every kind of network has it
-        save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(target / WEIGHTS, weights, {"format": "pt"})
         if extra is not None:
             extra(target)
 
@@ -84,6 +96,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return tensors
     except (SafetensorError, OSError, ValueError) as err:
         raise ModelFileError(f"`{path}` cannot be read: {err}", "copy it again from where it came from", path) from err
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.   Errors: OSError, also where safetensors has an error of its own for it."""
+    try:
+        save_file(tensors, path, metadata=about)
+    except SafetensorError as err:
+        found = re.search(r"os error (\d+)", str(err))
+        raise OSError(int(found[1]) if found else errno.EIO, str(err), str(path)) from err
 
 
 def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:

@@ -150,7 +150,7 @@ class Row(NamedTuple):
 def write_rows(path: Path, rows: Sequence[Row], text: Mapping[str, str] | None = None) -> None:
     """Write labelled rows of pictures of one size as a PNG that carries `text`, whole or not at all."""
     size = rows[0].pictures.shape[-1]
-    strips = [grid(row.pictures, columns=len(row.pictures), scale=max(1, 32 // size)) for row in rows]
+    strips = [grid(row.pictures, columns=len(row.pictures), scale=max(1, 48 // size)) for row in rows]
     font = ImageFont.load_default(15)
     left = 12 + math.ceil(max(font.getlength(row.label) for row in rows))
     tops = list(itertools.accumulate(strip.shape[-2] + 8 * row.gap for strip, row in zip(strips, rows, strict=True)))

@@ -64,7 +64,7 @@ def model(folder: Path, verify: bool = False) -> Facts:
 def store(path: Path, verify: bool = False) -> Facts:
     """What an image store says about itself.   Errors: DataError when it is damaged.
 
-    verify: read every picture and compare its checksum.
+    verify: read every picture and compare its checksum; stores of diffusion_distiller have none.
     """
     opened = ImageStore(path)
     if verify:
@@ -72,7 +72,7 @@ def store(path: Path, verify: bool = False) -> Facts:
             for index in range(opened.num_images):
                 opened.read(index, size)
     summary = opened.summary()
-    return {**summary, "kind": "store", "layout": summary["kind"], "verified": verify}
+    return {**summary, "kind": "store", "layout": summary["kind"], "verified": verify and opened.metadata is not None}
 
 
 def recipe(path: Path) -> Facts:
@@ -116,9 +116,8 @@ def _model_row(folder: Path, verify: bool) -> Facts:
     try:
         return _row_of(read_card(folder), folder, verify)
     except ModelFileError as err:
-        return {"name": folder.name, "path": str(folder), "state": "damaged", "problems": [err.problem]} | dict.fromkeys(
-            _ROW
-        )
+        row = {"name": folder.name, "path": str(folder), "state": "damaged", "problems": [err.problem]}
+        return row | dict.fromkeys(_ROW)
 
 
 def _row_of(card: ModelCard, folder: Path, verify: bool) -> Facts:
@@ -157,11 +156,11 @@ def _unfinished_row(place: RunFolder, name: str, verify: bool, teachers: dict[st
 
 def _saved(content: Facts, teachers: dict[str, str]) -> Facts:
     trajectory = content["trajectory"] if isinstance(content.get("trajectory"), dict) else {}
-    teacher, num_steps = trajectory.get("teacher"), _count(trajectory.get("num_steps"))
-    parent = {"name": teachers.get(teacher), "num_steps": _count(trajectory.get("start_steps")), "hash": teacher}
+    teacher = trajectory.get("teacher")
+    parent = {"name": teachers.get(str(teacher)), "num_steps": _count(trajectory.get("start_steps")), "hash": teacher}
     return dict.fromkeys(_ROW) | {
         "stage": _count(trajectory.get("stage")),
-        "num_steps": num_steps,
+        "num_steps": _count(trajectory.get("num_steps")),
         "parent": parent if isinstance(teacher, str) else None,
         "updates": _count(content.get("update")),
         "planned_updates": _count(trajectory.get("distill.updates", trajectory.get("train.updates"))),
@@ -184,8 +183,7 @@ def _orphans(models: Sequence[Facts]) -> list[str]:
 
 
 def _lineage(card: ModelCard, folder: Path) -> list[Facts]:
-    """The teachers from the nearest to the base, as far as they lie beside the model; `path` is None for the first
-    that does not."""
+    """The teachers, nearest first, as far as they lie beside the model; `path` is None for the first that does not."""
     beside = _cards(RunFolder(folder.resolve().parent))
     lineage: list[Facts] = []
     while card.parent and card.parent["hash"] not in [each["hash"] for each in lineage]:

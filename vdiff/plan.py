@@ -61,9 +61,10 @@ def stages_after(stages: Sequence[Stage], start_steps: int, name: str) -> list[S
     """
     following = [stage for stage in stages[1:] if stage.start_steps <= start_steps]
     if not following:
+        fewer = f"--set distill.end_steps={max(start_steps // 2, 1)} goes on"
         raise UsageError(
-            f"`{name}` has {start_steps} steps, where the chain ends: nothing is left to distill",
-            "set a smaller `distill.end_steps` to go on",
+            f"`{name}` is the last stage ({counted(start_steps)}): nothing is left to distill",
+            fewer if start_steps > 1 else "one step is as few as it gets; take an earlier teacher to make it again",
             "--from",
         )
     if following[0].start_steps != start_steps:
@@ -74,6 +75,11 @@ def stages_after(stages: Sequence[Stage], start_steps: int, name: str) -> list[S
             "--from",
         )
     return following
+
+
+def counted(num_steps: int) -> str:
+    """`1 step`, `8 steps`."""
+    return f"{num_steps} step{'s' * (num_steps != 1)}"
 
 
 def check_count(count: int | None) -> None:

@@ -10,7 +10,6 @@ from vdiff import whole_folder
 from vdiff.errors import InUseError, ModelFileError
 from vdiff.model_card import is_model_folder
 
-
 STATE = "state.json"
 """The file of a point to resume from that tells its update and its files."""
 

@@ -33,7 +33,7 @@ def distill(
       vdiff distill --from base_5 --stages 1
     """
     from vdiff.cli import console, displays, estimates, launch
-    from vdiff.plan import check_count
+    from vdiff.plan import check_count, counted
 
     check_count(stages)
     beside = session.model_folder(source)
@@ -47,7 +47,7 @@ def distill(
         cards = chain.distill(source, stages, to, force)
         last = cards[-1]
         if chain.is_first:
-            console.say(f"`{chain.run.model(last.name)}` is ready: {last.num_steps} steps", "green")
+            console.say(f"`{chain.run.model(last.name)}` is ready: {counted(last.num_steps)}", "green")
             console.say(f"next: `vdiff sample --checkpoint {last.name}`")
         if mode.json and chain.is_first:
             console.emit_json([session.summary(card, chain.run) for card in cards])

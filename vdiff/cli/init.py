@@ -37,9 +37,19 @@ def init(
         raise UsageError(f"`{output}` is there already", "`--force` overwrites it, `--out` names another file", output)
     if not dry_run:
         _write(shipped[name].read_text("utf-8"), output)
+        if name == "digits":
+            _write_digits(output.parent / "digits")
     console.say(f"{'would write' if dry_run else 'wrote'} `{output}` and `{output.parent / SCHEMA}`", "green")
     if mode.json:
         console.emit_json({"recipe": str(output), "schema": str(output.parent / SCHEMA), "dry_run": dry_run})
+
+
+def _write_digits(folder: Path) -> None:
+    """The pictures of this recipe ship with vdiff."""
+    from vdiff.cli import console
+    from vdiff.digits import write_folder
+
+    console.say(f"wrote {write_folder(folder):,} pictures to `{folder}`", "green")
 
 
 def _write(text: str, output: Path) -> None:

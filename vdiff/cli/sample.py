@@ -1,5 +1,6 @@
 """`vdiff sample`: pictures from a model folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from vdiff.drawing import Drawing
     from vdiff.recipe import Recipe
     from vdiff.samplers.walk import Sampler
-
-Choice = dict[str, Any]
 
 
 def sample(
@@ -41,8 +40,8 @@ def sample(
     ] = None,
     clipped: Annotated[bool, typer.Option("--clipped", help="Keep predictions within the clipping value")] = False,
     clipping_value: Annotated[
-        float, typer.Option("--clipping-value", min=0.01, help="Limit of --clipped; pictures span -1 to 1")
-    ] = 1.2,
+        float | None, typer.Option("--clipping-value", min=0.01, help="Limit of --clipped; pictures span -1 to 1 [1.2]")
+    ] = None,
     classes: Annotated[
         str | None, typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all classes]")
     ] = None,
@@ -74,27 +73,24 @@ def sample(
     from vdiff import checkpoint as model
 
     numbers = _seeds(seeds, num_images)
+    clip = _clip(clipped, clipping_value)
     parsed, _ = open_recipe(recipe, changes, session.model_folder(checkpoint))
     folder = session.run_folder(parsed, run).find(checkpoint)
     card = model.read_card(folder)
-    asked = _sampler(parsed, sampler, eta, variance, clipping_value if clipped else None)
+    asked = _sampler(parsed, sampler, eta, variance, clip)
     num_steps = _steps(card, steps, asked)
     target = _target(out, folder, num_steps, clipped, strip, gif, force)
     numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
+    labels = _labels(card, classes, len(numbers))
     if dry_run:
-        _tell(folder, target, len(numbers), num_steps, asked, is_plan=True)
+        _tell(folder, target, len(numbers), num_steps, asked, {"dry_run": True})
         return
     loaded, where = _load(folder, device)
     from vdiff.drawing import Drawing
 
-    labels = _labels(card, classes, len(numbers))
     drawing = Drawing(loaded, asked, numbers, num_steps, labels, batch_size or parsed.sample.batch_size, where)
     _write(drawing, target, strip, gif)
-    _tell(folder, target, len(numbers), num_steps, asked)
-    if mode.json:
-        from vdiff.cli import console
-
-        console.emit_json({"out": str(target), "num_images": len(numbers), **drawing.facts()})
+    _tell(folder, target, len(numbers), num_steps, asked, drawing.facts())
 
 
 def _seeds(text: str | None, count: int | None) -> list[int]:
@@ -114,9 +110,17 @@ def _numbers(text: str, option: str, limit: int) -> list[int]:
             raise UsageError(f"`{text}` is not a list of whole numbers", f"write it as {option} 0-63 or {option} 1,5,9")
         end = int(last) if dash else int(first)
         if not int(first) <= end < limit or end - int(first) > 10_000_000:
-            raise UsageError(f"`{part.strip()}` is not a range of numbers below {limit}", "put the smaller one first")
+            fix = f"write numbers from 0 to {limit - 1}, the smaller one first"
+            raise UsageError(f"`{part.strip()}` is not a range of numbers below {limit}", fix, option)
         found.extend(range(int(first), end + 1))
     return found
+
+
+def _clip(is_clipped: bool, value: float | None) -> float | None:
+    """The limit of the predictions, None for no clipping."""
+    if value is not None and not is_clipped:
+        raise UsageError("--clipping-value does nothing by itself", "add `--clipped`, or leave it out")
+    return (value or 1.2) if is_clipped else None
 
 
 def _sampler(
@@ -166,15 +170,28 @@ def _target(out: str | None, folder: Path, num_steps: int, clipped: bool, strip:
         raise UsageError("--strip and --gif are two forms of one thing", "ask for one of them")
     ending = ".gif" if gif else ".png"
     form = "-strip" if strip else ""
-    path = Path(out) if out else Path("samples") / f"{folder.name}-{num_steps}{'-clipped' * clipped}{form}{ending}"
+    name = f"{folder.resolve().name}-{num_steps}{'-clipped' * clipped}{form}{ending}"
+    path = Path(out) if out else Path("samples") / name
+    is_folder = path.suffix == "" or str(out).endswith("/")
     if (strip or gif) and path.suffix != ending:
         raise UsageError(
             f"`{path.name}` cannot hold what {'--gif' if gif else '--strip'} makes", f"end it in {ending}", "--out"
         )
-    is_taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if is_taken and not force:
-        raise UsageError(f"`{path}` is there already", "`--force` overwrites it, `--out` names another place", "--out")
+    if not is_folder and path.suffix not in (ending, ".npz", ".zip"):
+        fix = "end it in .png (a grid), .npz or .zip, or in / for a folder"
+        raise UsageError(f"`{path.name}` names no form that pictures can be left in", fix, "--out")
+    _check_free(path, is_folder, force)
     return path
+
+
+def _check_free(path: Path, is_folder: bool, force: bool) -> None:
+    """UsageError for a target where something is already that may not, or cannot, be overwritten."""
+    if not path.exists() or (path.is_dir() and is_folder and not any(path.iterdir())):
+        return
+    if path.is_dir() != is_folder:
+        raise UsageError(f"`{path}` is {'a folder' if path.is_dir() else 'a file'} already", "name another", "--out")
+    if not force:
+        raise UsageError(f"`{path}` is there already", "`--force` overwrites it, `--out` names another place", "--out")
 
 
 def _labels(card: "ModelCard", classes: str | None, count: int) -> Any:
@@ -200,29 +217,32 @@ def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool) -> None:
     from vdiff import drawing as forms
     from vdiff.cli import displays
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if gif:
-        forms.write_film(target, drawing.way(forms.GIF_FRAMES))
-    elif strip:
-        forms.write_strip(target, drawing.way(forms.STRIP_COLUMNS), drawing.facts())
-    else:
-        output = forms.open_output(target, drawing.facts(), drawing.labels)
-        done = 0
-        with displays.prepare_progress() as progress:
+    if strip or gif:
+        way = drawing.way(forms.GIF_FRAMES if gif else forms.STRIP_COLUMNS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        forms.write_film(target, way) if gif else forms.write_strip(target, way, drawing.facts())
+        return
+    done = 0
+    with forms.output(target, drawing.facts(), drawing.labels) as output, displays.prepare_progress() as progress:
+        progress.update(0, 0, len(drawing.seeds))
 
-            def add(pictures: Any, seeds: Any) -> None:
-                nonlocal done
-                output.add(pictures, seeds)
-                done += len(seeds)
-                progress.update(done, 0, len(drawing.seeds))
+        def add(pictures: Any, seeds: Any) -> None:
+            nonlocal done
+            output.add(pictures, seeds)
+            done += len(seeds)
+            progress.update(done, 0, len(drawing.seeds))
 
-            drawing.pictures(add)
-        output.close()
+        drawing.pictures(add)
 
 
-def _tell(folder: Path, target: Path, count: int, num_steps: int, sampler: "Sampler", is_plan: bool = False) -> None:
+def _tell(
+    folder: Path, target: Path, count: int, num_steps: int, sampler: "Sampler", facts: Mapping[str, object]
+) -> None:
     from vdiff.cli import console
+    from vdiff.plan import counted
 
-    verb = "would draw" if is_plan else "drew"
-    steps = f"{num_steps} step{'s' * (num_steps != 1)}"
-    console.say(f"{verb} {count:,} pictures with `{folder}` in {steps} ({sampler}): `{target}`", "green")
+    verb = "would draw" if "dry_run" in facts else "drew"
+    pictures = f"{count:,} picture{'s' * (count != 1)}"
+    console.say(f"{verb} {pictures} with `{folder}` in {counted(num_steps)} ({sampler}): `{target}`", "green")
+    if mode.json:
+        console.emit_json({"out": str(target), "num_images": count, **facts})

@@ -23,6 +23,7 @@ def train(
       vdiff train -r celeba_u --gpus 8 --set train.batch_size=64
     """
     from vdiff.cli import console, displays, estimates, launch
+    from vdiff.plan import counted
 
     if dry_run:
         parsed, _ = open_recipe(recipe, changes)
@@ -33,7 +34,7 @@ def train(
     with session.chain(recipe, changes, run, device, displays.fit_progress) as chain:
         card = chain.train(force)
         if chain.is_first:
-            console.say(f"`{chain.run.model(card.name)}` is ready: {card.num_steps} steps", "green")
+            console.say(f"`{chain.run.model(card.name)}` is ready: {counted(card.num_steps)}", "green")
             console.say("next: `vdiff distill`, or look at it with `vdiff sample --checkpoint original --steps 64`")
         if mode.json and chain.is_first:
             console.emit_json(session.summary(card, chain.run))

@@ -95,6 +95,7 @@ class Job:
     def _store_all(self, ledger: Ledger, on_progress: Callable[[Progress], None]) -> None:
         labels, total = self.source.labels(), len(self.source.files)
         pictures = self.source.pictures(ledger.num_files)
+        on_progress(Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total))
         with closing(convert(pictures, self.settings, self.workers)) as chunks:
             try:
                 for chunk in chunks:

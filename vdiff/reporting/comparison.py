@@ -9,6 +9,7 @@ from torch import Tensor
 from vdiff import checkpoint
 from vdiff.checkpoint import Checkpoint
 from vdiff.images import Row, to_uint8, write_rows
+from vdiff.plan import counted
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 
@@ -31,13 +32,13 @@ def compare(
     teacher = checkpoint.load(base, device)
     steps = teacher_steps or teacher.card.num_steps
     say(f"drawing the teacher at {steps} steps")
-    rows = [Row(f"teacher, {_steps(steps)}", _pictures(teacher, steps, count, device))]
+    rows = [Row(f"teacher, {counted(steps)}", _pictures(teacher, steps, count, device))]
     loaded = [checkpoint.load(folder, device) for folder in students]
     for student in loaded:
         number = student.card.num_steps
-        say(f"drawing at {_steps(number)}")
-        rows.append(Row(f"not distilled, {_steps(number)}", _pictures(teacher, number, count, device), gap=True))
-        rows.append(Row(f"student, {_steps(number)}", _pictures(student, number, count, device)))
+        say(f"drawing at {counted(number)}")
+        rows.append(Row(f"not distilled, {counted(number)}", _pictures(teacher, number, count, device), gap=True))
+        rows.append(Row(f"student, {counted(number)}", _pictures(student, number, count, device)))
     text = {"vdiff.model": teacher.card.hash, "vdiff.students": " ".join(each.card.hash for each in loaded)}
     write_rows(target, rows, text)
 
@@ -56,7 +57,3 @@ def _pictures(model: Checkpoint, num_steps: int, count: int, device: torch.devic
         device=device,
     )
     return to_uint8(found)
-
-
-def _steps(number: int) -> str:
-    return f"{number} step{'s' * (number != 1)}"

@@ -1,0 +1,157 @@
+"""`vdiff inspect`: what any run, model folder, store, recipe or foreign file holds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vdiff.cli.options import RecipeOption, mode, open_recipe
+from vdiff.cli.session import RunOption, run_folder
+from vdiff.errors import ModelFileError, UsageError, VdiffError
+
+
+def inspect(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="PATH", help="Run, model folder or its name in the run, store, recipe, model file [the run]"
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare it with its checksum")] = False,
+) -> int | None:
+    """Describe runs, models, stores, recipes and foreign files
+
+    Without a path: every model folder of the run. Nothing is changed, and no file is trusted: none of the code that
+    may be in one is run. What is damaged is named, and gives exit code 4.
+    With --json: the facts as one object; of several paths, as the list `inspected` in one.
+
+    Examples:
+      vdiff inspect
+      vdiff inspect base_6 data/celeba_256 checkpoint.pt --verify
+    """
+    from vdiff.cli import console, facts
+
+    places = [_place(path, recipe, run) for path in paths] if paths else [_run(recipe, run)]
+    found = [_described(place, verify) for place in places]
+    if mode.json:
+        console.emit_json(found[0] if len(found) == 1 else {"inspected": found})
+    for number, each in enumerate(found if not mode.json else []):
+        if len(found) > 1:
+            console.write(f"{each['path']}:" if not number else f"\n{each['path']}:")
+        facts.show(each)
+    return _conclude(found, verify)
+
+
+def _run(recipe: str | None, run: Path | None) -> Path:
+    """The run folder, there or not; mistakes in a recipe do not hide its run, as long as it has a name."""
+    from vdiff import recipe_text
+
+    if run is not None:
+        if not run.is_dir():
+            raise UsageError(f"there is no run folder `{run}`", "leave out --run for the run of the recipe", "--run")
+        return run
+    name = recipe_text.find(recipe).data.get("name")
+    if isinstance(name, str) and name[:1].isalnum() and Path(name).name == name:
+        return Path("runs") / name
+    return run_folder(open_recipe(recipe, None)[0], None).path
+
+
+def _place(path: Path, recipe: str | None, run: Path | None) -> Path:
+    """What `path` means: something that exists, or the name of a model in the run."""
+    from vdiff.run_folder import RunFolder
+
+    if path.exists():
+        return path
+    try:
+        place = RunFolder(_run(recipe, run))
+    except UsageError as err:
+        fix = "name a run, a model folder, an image store, a recipe or a model file"
+        raise UsageError(f"there is no `{path}`", fix, "vdiff inspect") from err
+    return place.find(str(path))
+
+
+def _described(path: Path, verify: bool) -> dict[str, Any]:
+    """The facts about what lies at `path`, all texts in it safe for a terminal."""
+    try:
+        found: dict[str, Any] = _safe(_describe(path, verify))
+    except VdiffError as err:
+        raise type(err)(_safe(err.problem), _safe(err.fix), _safe(err.where)) from err
+    return found
+
+
+def _describe(path: Path, verify: bool) -> dict[str, Any]:
+    from vdiff import inspection
+    from vdiff.data.store import FILE, is_store
+    from vdiff.model_card import MARK, is_model_folder
+    from vdiff.run_folder import RunFolder
+
+    folder = path.parent if path.name in (MARK, FILE) else path
+    if is_model_folder(folder):
+        return inspection.model(folder, verify)
+    if is_store(folder):
+        return inspection.store(folder, verify)
+    if RunFolder(path).is_begun() or not path.exists():
+        return inspection.run(path, verify)
+    recipe = path / "recipe.yaml" if path.is_dir() else path
+    if recipe.is_file() and recipe.suffix in (".yaml", ".yml"):
+        return inspection.recipe(recipe)
+    return _foreign(path)
+
+
+def _foreign(path: Path) -> dict[str, Any]:
+    from vdiff.formats import foreign
+
+    file = foreign.describe(path)
+    return {
+        "kind": "foreign",
+        "path": str(path),
+        "format": file.kind,
+        "num_parameters": file.num_parameters,
+        **file.facts,
+        "num_tensors": len(file.tensors),
+        "tensors": [{"name": each.name, "shape": each.shape, "dtype": each.dtype} for each in file.tensors],
+    }
+
+
+def _safe(value: Any) -> Any:
+    """`value` with the control characters of all texts inside it escaped, but for line breaks."""
+    from vdiff.data.sources import printable
+
+    if isinstance(value, str):
+        return "\n".join(map(printable, value.split("\n")))
+    if isinstance(value, dict):
+        return {_safe(key): _safe(inner) for key, inner in value.items()}
+    return [_safe(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _conclude(found: Sequence[dict[str, Any]], verify: bool) -> int | None:
+    """Say how the files are; with --json the object on stdout has said it."""
+    from vdiff.cli import console
+
+    rows = [row for each in found for row in each.get("models", [each])]
+    damage = [f"{row['path']}: {line}" for row in rows for line in row.get("problems", [])]
+    if damage:
+        problem = f"{len(damage)} files are damaged" if len(damage) > 1 else "a file is damaged"
+        err = ModelFileError(
+            problem, "copy them again from where they came from, or make them again", "\n".join(damage)
+        )
+        if not mode.json:
+            raise err
+        console.warn(f"{problem}: {'; '.join(damage)}")
+        return err.exit_code
+    if verify:
+        for each in found:
+            _say_verified(each)
+    return None
+
+
+def _say_verified(each: dict[str, Any]) -> None:
+    from vdiff.cli import console
+
+    if each.get("verified"):
+        console.say(f"every file of `{each['path']}` is as it was written", "green")
+    else:
+        console.warn(f"`{each['path']}` tells no checksums to compare with")

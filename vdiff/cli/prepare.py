@@ -1,0 +1,182 @@
+"""`vdiff prepare`: pictures become an image store."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
+from vdiff.errors import Stopped, UsageError
+
+if TYPE_CHECKING:
+    from vdiff.cli.progress import PrepareProgress
+    from vdiff.data.prepare import Plan, Progress, Report
+
+Job = dict[str, Any]
+"""The arguments that `data.prepare.plan` and `data.prepare.prepare` share."""
+
+
+def prepare(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="SOURCE", help="Folder, zip or tar of pictures [data.source]")
+    ] = None,
+    sizes: Annotated[
+        list[int] | None,
+        typer.Option("--size", metavar="PIXELS", help="Height and width in pixels; may be repeated [data.size]"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="Folder of the image store [data.path]")
+    ] = None,
+    recipe: RecipeOption = None,
+    changes: SetOption = None,
+    channels: Annotated[
+        int | None, typer.Option(metavar="1|3|4", help="1 grey, 3 colour, 4 with transparency [data.channels]")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="png|webp|jpeg", help="File format inside; jpeg loses [data.encoding]")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(metavar="1-100", help="Quality of jpeg [data.quality]")] = None,
+    resampling: Annotated[
+        str | None, typer.Option(metavar="lanczos|box|bicubic", help="Filter for resizing [data.resampling]")
+    ] = None,
+    max_bad: Annotated[
+        str, typer.Option(metavar="SHARE", help="Share of unreadable pictures to skip, as 1% or 0.01")
+    ] = "1%",
+    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads [one per core, at most 16]")] = None,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Turn a folder of pictures into an image store
+
+    Class folders give labels. Stopped anywhere, the same command goes on. Unreadable pictures are listed in
+    skipped.tsv. With a source, a size and --out, no recipe is needed.
+
+    Examples:
+      vdiff prepare --size 256
+      vdiff prepare pictures.zip --size 64 --size 128 --out data/faces
+    """
+    given = {"channels": channels, "encoding": encoding, "quality": quality, "resampling": resampling}
+    data = _data_section(recipe, changes, is_needed=not (source and sizes and out))
+    job = _job(data, source, out, sizes, given)
+    share = _share(max_bad)
+    if dry_run:
+        _show_plan(job)
+    else:
+        _run(job, {"max_bad": share, "workers": workers, "force": force}, data)
+
+
+def _data_section(recipe: str | None, changes: list[str] | None, is_needed: bool) -> Any:
+    """`data:` of the recipe; None where there is no recipe and none is needed."""
+    from vdiff import recipe_text
+
+    is_there = recipe or changes or os.environ.get(recipe_text.VARIABLE) or Path("recipe.yaml").is_file()
+    return open_recipe(recipe, changes)[0].data if is_needed or is_there else None
+
+
+def _job(data: Any, source: Path | None, out: Path | None, sizes: list[int] | None, given: dict[str, Any]) -> Job:
+    """What the options say, and `data` where they say nothing."""
+    places = {"source": source or getattr(data, "source", None), "out": out or getattr(data, "path", None)}
+    for name, key, option in (("source", "source", "SOURCE"), ("out", "path", "--out")):
+        if places[name] is None:
+            raise UsageError(f"the recipe has no `data.{key}`", f"name it: {option}", "vdiff prepare")
+    defaults = {name: getattr(data, name) for name in given if hasattr(data, name)}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {**places, "sizes": sizes or [data.size], **defaults, **chosen}
+
+
+def _share(text: str) -> float:
+    """`1%` and `0.01` as 0.01."""
+    number = text.strip()
+    try:
+        share = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"`{text}` is not a share between 0 and 1", "write it as 1% or 0.01", "--max-bad")
+    return share
+
+
+def _show_plan(job: Job) -> None:
+    from vdiff.cli import console, facts
+    from vdiff.data.prepare import plan
+
+    found = plan(**job)
+    if mode.json:
+        console.emit_json({"dry_run": True, "source": job["source"], "store": job["out"], **asdict(found)})
+        return
+    console.write(f"source    {job['source']}\nstore     {job['out']}\npictures  {found.num_images:,}")
+    console.write(f"classes   {len(found.class_names) or 'none'}\nsizes     {', '.join(map(str, found.sizes))}")
+    console.write(f"MB        about {facts.size(found.estimated_bytes)}, {facts.size(found.free_bytes)} free")
+    console.say("the store is there already: nothing would be done" if found.already_done else "nothing was written")
+    _warn_of_space(found)
+
+
+def _warn_of_space(found: "Plan") -> None:
+    from vdiff.cli import console
+
+    if found.estimated_bytes > found.free_bytes and not found.already_done:
+        console.warn("that does not fit on the disk: choose another one with --out, or --encoding jpeg")
+
+
+def _run(job: Job, how: dict[str, Any], data: Any) -> None:
+    from vdiff.cli import console, displays
+    from vdiff.data.prepare import prepare
+
+    with displays.prepare_progress(mode.quiet) as progress:
+        report = prepare(**job, **how, on_progress=_watcher(progress))
+    if mode.json:
+        names = ("skipped_file", "num_skipped", "num_images", "sizes", "class_names", "bytes", "seconds")
+        more = {name: getattr(report, name) for name in (*names, "resumed_at", "already_done")}
+        console.emit_json({"store": report.store, **more})
+    _tell(report, data)
+
+
+def _watcher(progress: "PrepareProgress") -> "Callable[[Progress], None]":
+    """Show how far it is, and stop when a signal asks for it.
+
+    Signals are only caught from the first pictures on: before them there is nothing to save, and the default is right.
+    """
+    from vdiff.cli.signals import StopRequest
+
+    requests: list[StopRequest] = []
+
+    def watch(now: "Progress") -> None:
+        requests.extend([] if requests else [StopRequest()])
+        progress.update(now.done, now.skipped, now.total)
+        if number := requests[0]():
+            done = f"{now.done + now.skipped:,} of {now.total:,} pictures are done"
+            raise Stopped(number, f"stopped: {done}; the same command goes on from there")
+
+    return watch
+
+
+def _tell(report: "Report", data: Any) -> None:
+    from vdiff.cli import console, facts
+
+    if report.already_done:
+        console.say(f"`{report.store}` holds these pictures already: nothing to do", "green")
+    else:
+        sizes = ", ".join(map(str, report.sizes))
+        what = f"{report.num_images:,} pictures of {sizes} pixels in `{report.store}`, {facts.size(report.bytes)} MB"
+        console.say(what, "green")
+    if report.num_skipped:
+        console.warn(f"{report.num_skipped:,} pictures could not be read: see `{report.skipped_file}`")
+    _tell_next(report, data)
+
+
+def _tell_next(report: "Report", data: Any) -> None:
+    """What to type now, when the recipe has this store and when it does not yet."""
+    from vdiff.cli import console
+
+    wanted = getattr(data, "size", None)
+    changes = [] if getattr(data, "path", None) == report.store else [f"data.path={report.store}"]
+    changes += [f"data.size={report.sizes[-1]}"] if wanted not in report.sizes else []
+    if data is None:
+        console.say(f"next: `vdiff init`, set `path: {report.store}` under `data:` in recipe.yaml, then `vdiff train`")
+    elif changes:
+        console.say("next: `vdiff train" + "".join(f" --set {change}" for change in changes) + "`")
+    else:
+        console.say("next: `vdiff train`")
