@@ -1,5 +1,6 @@
-"""Pictures to test with, made on the spot."""
+"""Pictures, stores and runs to test with, made on the spot."""
 
+import gc
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tiny import RECIPE, TinyRun
 from vdiff.data.prepare import prepare
 
 MakePictures = Callable[..., Path]
@@ -47,3 +49,13 @@ def full_disk() -> Iterator[Callable[[int], None]]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def tiny_run(store: Path, tmp_path: Path) -> Iterator[TinyRun]:
+    """A place to train and distill in: the store's pictures in size 8, and the recipe of a very small network."""
+    gc.freeze()  # every stage ends with a collection: what is imported need not be looked through again
+    text = RECIPE.format(store=store)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    yield TinyRun(tmp_path, text)
+    gc.unfreeze()

@@ -2,12 +2,13 @@
 
 import itertools
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 from vdiff import checkpoint, savepoint
 from vdiff.checkpoint import ModelCard, is_model_folder
-from vdiff.errors import UsageError
+from vdiff.errors import Stopped, UsageError
 from vdiff.plan import BASE, Stage, chosen, plan, stages_after, trajectory
 from vdiff.run_folder import RunFolder
 from vdiff.stage_run import Surroundings, make
@@ -50,8 +51,16 @@ class Chain:
             else:
                 loaded = checkpoint.load(teacher, self._surroundings.machine.device) if teacher else None
                 cards.append(make(self._surroundings, stage, loaded))
+                if stage is not stages[-1]:
+                    self._leave_if_asked(stage)
             teacher = self.run.model(stage.name)
         return cards
+
+    def _leave_if_asked(self, stage: Stage) -> None:
+        """Between two stages nothing is lost.   Errors: Stopped."""
+        if self._surroundings.machine.any(bool(self._surroundings.stop())):
+            number = self._surroundings.stop() or signal.SIGTERM  # 0 where another process was told
+            raise Stopped(number, f"`{stage.name}` is complete, the next stage is not begun")
 
     def _prepare(self, unwanted: Sequence[Stage]) -> None:
         """Copy the recipe into the run, and forget the stages that are to be made again."""
@@ -68,23 +77,30 @@ class Chain:
     def _keep(self, stage: Stage, teacher: Path | None) -> ModelCard:
         """The card of a finished stage, after a look whether it is what the recipe and the teacher would make."""
         card = checkpoint.read_card(self.run.model(stage.name))
-        if (
-            teacher is not None
-            and card.parent is not None
-            and card.parent["hash"] != checkpoint.read_card(teacher).hash
-        ):
-            raise UsageError(
-                f"`{stage.name}` was distilled from another `{card.parent['name']}` than the one that is there now",
-                "add --force to distill it again, or give the run another `name`",
-                self.run.model(stage.name),
-            )
+        if teacher is not None:
+            self._check_student(card, stage, teacher)
         wanted = trajectory(self._surroundings.recipe, stage)
         different = savepoint.changes({name: card.trajectory.get(name) for name in wanted}, wanted)
         if different:
             self._progress.note(
                 f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)}"
             )
+        if self.is_first:
+            savepoint.clear(self.run.saves(stage.name))  # of a run that was killed just after the model was complete
         return card
+
+    def _check_student(self, card: ModelCard, stage: Stage, teacher: Path) -> None:
+        """UsageError for a finished student that cannot be a link of this chain."""
+        fix, where = "add --force to distill it again, or give the run another `name`", self.run.model(stage.name)
+        if card.num_steps != stage.num_steps:
+            raise UsageError(
+                f"`{stage.name}` has {card.num_steps} steps, the recipe's has {stage.num_steps}", fix, where
+            )
+        if card.parent is not None and card.parent["hash"] != checkpoint.read_card(teacher).hash:
+            problem = (
+                f"`{stage.name}` was distilled from another `{card.parent['name']}` than the one that is there now"
+            )
+            raise UsageError(problem, fix, where)
 
 
 def choose(

@@ -1,9 +1,11 @@
 """Drawing pictures with a model folder, and the forms they are left in: grid, folder, npz, zip, strip, gif."""
 
+import contextlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,23 +107,32 @@ class Output(Protocol):
     def close(self) -> None:
         """Nothing follows: leave the file whole."""
 
+    def abandon(self) -> None:
+        """Nothing follows, and what is there is not worth keeping."""
 
-def open_output(path: Path, facts: Mapping[str, str], labels: Tensor | None = None) -> Output:
-    """The form that a name asks for: `.png` a grid, `.npz` arrays, `.zip` an archive of PNGs, no suffix a folder.
 
-    Errors: UsageError for another suffix.
+@contextlib.contextmanager
+def output(path: Path, facts: Mapping[str, str], labels: Tensor | None = None) -> Iterator[Output]:
+    """The form that a name asks for: `.png` a grid, `.npz` arrays, `.zip` an archive of PNGs, else a folder of them.
+
+    A file is there when everything went well, and not at all otherwise.
     """
-    if path.suffix == "":
-        return _Folder(path, facts)
-    forms = {".png": _Grid, ".npz": _Arrays, ".zip": _Archive}
-    if path.suffix not in forms:
-        raise UsageError(
-            f"`{path.name}` names no form that pictures can be left in",
-            "end it in .png (a grid), .npz or .zip, or in / for a folder",
-            "--out",
-        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _Arrays(path, facts, labels) if path.suffix == ".npz" else forms[path.suffix](path, facts)
+    form = _form(path, facts, labels)
+    try:
+        yield form
+        form.close()
+    except BaseException:
+        form.abandon()
+        _beside(path).unlink(missing_ok=True)
+        raise
+
+
+def _form(path: Path, facts: Mapping[str, str], labels: Tensor | None) -> Output:
+    if path.suffix == ".npz":
+        return _Arrays(path, facts, labels)
+    forms: dict[str, Callable[[Path, Mapping[str, str]], Output]] = {".png": _Grid, ".zip": _Archive}
+    return forms.get(path.suffix, _Folder)(path, facts)
 
 
 class _Grid:
@@ -136,32 +147,40 @@ class _Grid:
         pictures = torch.cat(self._parts)
         write_png(self._path, grid(pictures, scale=enlargement(pictures.shape[-1])), self._facts)
 
+    def abandon(self) -> None: ...
+
 
 class _Folder:
     def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
-        self._path, self._facts = path, facts
-        path.mkdir(parents=True, exist_ok=True)
+        self._path, self._facts, self._name = path, facts, _Names()
+        path.mkdir(exist_ok=True)
 
     def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
         for picture, seed in zip(pictures, seeds, strict=True):
-            write_png(self._path / f"{seed:06d}.png", picture, {**self._facts, "vdiff.seeds": str(seed)})
+            write_png(self._path / self._name(seed), picture, {**self._facts, "vdiff.seeds": str(seed)})
 
     def close(self) -> None: ...
+
+    def abandon(self) -> None: ...
 
 
 class _Archive:
     def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
-        self._path, self._beside = path, _beside(path)
+        self._path, self._beside, self._name = path, _beside(path), _Names()
         self._zip = zipfile.ZipFile(self._beside, "w", zipfile.ZIP_STORED)  # PNGs are compressed already
         self._zip.comment = "\n".join(f"{name}: {value}" for name, value in facts.items()).encode()[:65535]
 
     def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
         for picture, seed in zip(pictures, seeds, strict=True):
-            self._zip.writestr(zipfile.ZipInfo(f"{seed:06d}.png"), encode(picture.numpy(), "png"))
+            self._zip.writestr(zipfile.ZipInfo(self._name(seed)), encode(picture.numpy(), "png"))
 
     def close(self) -> None:
         self._zip.close()
         self._beside.replace(self._path)
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):
+            self._zip.close()  # else it would try when it is forgotten, and complain where nobody hears it
 
 
 class _Arrays:
@@ -185,6 +204,20 @@ class _Arrays:
         np.savez_compressed(content, **arrays)
         _beside(self._path).write_bytes(content.getvalue())
         _beside(self._path).replace(self._path)
+
+    def abandon(self) -> None: ...
+
+
+class _Names:
+    """File names by seed; a seed that comes again, for another class, gets a number."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[int] = Counter()
+
+    def __call__(self, seed: int) -> str:
+        self._seen[seed] += 1
+        again = f"-{self._seen[seed]}" if self._seen[seed] > 1 else ""
+        return f"{seed:06d}{again}.png"
 
 
 def write_strip(path: Path, way: Tensor, facts: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from vdiff.config import Section, harmless, trajectory
 from vdiff.data import DATASETS
@@ -34,6 +34,13 @@ class TrainSection(FitSection):
     """Updates in which the learning rate rises from 0."""
     ema: float | None = trajectory(0.9999, gt=0, lt=1)
     """Decay per update of the running average of the weights that is saved for sampling; none saves the weights."""
+
+    @field_validator("objective")
+    @classmethod
+    def _check_objective(cls, value: Any) -> Any:
+        if value.needs_teacher:
+            raise ValueError(f"`{value.kind}` learns from a teacher: it belongs into `distill`")
+        return value
 
 
 class StageOverride(Section):
@@ -88,6 +95,13 @@ class DistillSection(FitSection):
         """The settings of the stage whose student has `num_steps` steps."""
         override = self.overrides.get(num_steps, StageOverride())
         return self.model_copy(update={**override.model_dump(exclude_none=True), "overrides": {}})
+
+    @field_validator("objective")
+    @classmethod
+    def _check_objective(cls, value: Any) -> Any:
+        if not value.needs_teacher:
+            raise ValueError(f"`{value.kind}` learns from pictures alone: it belongs into `train`")
+        return value
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:

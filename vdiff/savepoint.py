@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vdiff import whole_folder
-from vdiff.checkpoint import load_tensors
+from vdiff.checkpoint import load_tensors, save_tensors
 from vdiff.errors import DivergedError, ModelFileError, UsageError
 
 MARK = "state.json"
@@ -46,12 +45,12 @@ def write(folder: Path, update: int, state: State, pending: Tensor, trajectory: 
     if not all(torch.isfinite(tensor).all() for tensor in tensors["weights"].values()):
         raise DivergedError(
             f"the weights are no longer finite after update {update}",
-            "lower `learning_rate` and run the same command again: it goes on from the save before",
+            "lower `learning_rate` and add --force to begin the stage again",
         )
 
     def fill(target: Path) -> None:
         for part, named in tensors.items():
-            save_file(named, target / f"{part}.safetensors")
+            save_tensors(target / f"{part}.safetensors", named)
 
     whole_folder.write(folder / f"{update:09d}", MARK, {"update": update, "trajectory": dict(trajectory)}, fill)
     for old in _points(folder)[NUM_KEPT:]:

@@ -51,7 +51,7 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
 
     teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError, MachineError.
     """
-    images = _open_images(surroundings.recipe)
+    images = _open_images(surroundings.recipe, _num_classes(surroundings.recipe, teacher))
     student = _copy(teacher, images, surroundings.machine) if teacher else _fresh(surroundings.recipe, images)
     learner = Learner(student, _objective(stage, teacher), stage.settings, surroundings.machine)
     work = StageRun(surroundings, stage, teacher, images, learner)
@@ -71,6 +71,7 @@ class StageRun:
         self._recipe, self._run, self._machine = surroundings.recipe, surroundings.run, surroundings.machine
         self._progress, self._text, self._stop = surroundings.progress, surroundings.text, surroundings.stop
         self._stage, self._teacher, self._images, self._learner = stage, teacher, images, learner
+        self._num_classes = _num_classes(self._recipe, teacher)
         self._saves = self._run.saves(stage.name)
         self._trajectory = trajectory(self._recipe, stage) | {
             "data": images.fingerprint,
@@ -127,7 +128,7 @@ class StageRun:
             flip=self._recipe.data.flip,
             workers=self._images.num_workers,
         )
-        return found if _num_classes(self._recipe) else (batch._replace(labels=None) for batch in found)
+        return found if self._num_classes else (batch._replace(labels=None) for batch in found)
 
     def _report(self, saved: SavePoint | None, track: Track) -> Report:
         before = [self._recipe.train, *map(self._recipe.distill.settings, self._recipe.distill.steps()[1:])]
@@ -148,6 +149,7 @@ class StageRun:
         if self._machine.is_first:
             savepoint.write(self._saves, self._learner.update, self._learner.state(), pending, self._trajectory)
             self._progress.saved(f"{self._stage.name} at update {self._learner.update}")
+        self._machine.wait()  # else one that leaves early would have its launcher end the one that still writes
 
     def _preview(self) -> None:
         if self._machine.is_first:
@@ -155,12 +157,9 @@ class StageRun:
             path = self._run.previews / f"{self._stage.name}-{self._learner.update:07d}.png"
             self._draw(self._learner.result(), path)
 
-    def _draw_samples(self, denoiser: Denoiser, folder: Path) -> None:
-        self._draw(denoiser, folder / "samples.png")
-
     def _draw(self, denoiser: Denoiser, path: Path) -> None:
         """A grid of pictures from fixed noise."""
-        section, num_classes = self._recipe.sample, _num_classes(self._recipe)
+        section, num_classes = self._recipe.sample, self._num_classes
         with self._machine.autocast():
             pictures = draw(
                 denoiser,
@@ -184,7 +183,7 @@ class StageRun:
             is_distilled=teacher is not None,
             updates=self._stage.settings.updates,
             shape=self._images.shape,
-            num_classes=_num_classes(self._recipe),
+            num_classes=self._num_classes,
             num_parameters=sum(weight.numel() for weight in result.network.parameters()),
             network=teacher.network if teacher else self._recipe.network.kind,
             diffusion=teacher.diffusion if teacher else self._recipe.diffusion.model_dump(mode="json"),
@@ -195,10 +194,9 @@ class StageRun:
         )
 
 
-def _open_images(recipe: Recipe) -> Images:
-    """The pictures of the recipe, after a look whether their labels fit the network."""
+def _open_images(recipe: Recipe, classes: int) -> Images:
+    """The pictures of the recipe, after a look whether their labels fit a network of so many classes."""
     images: Images = recipe.data.open()
-    classes = _num_classes(recipe)
     if classes and images.num_classes == 0:
         raise DataError("the network has classes, but the pictures have no labels", "leave out `network.num_classes`")
     if classes and images.num_classes > classes:
@@ -207,8 +205,9 @@ def _open_images(recipe: Recipe) -> Images:
     return images
 
 
-def _num_classes(recipe: Recipe) -> int:
-    return getattr(recipe.network, "num_classes", None) or 0
+def _num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
+    """Of the network that is trained, 0 for none: a student has its teacher's, whatever the recipe says."""
+    return teacher.card.num_classes if teacher else getattr(recipe.network, "num_classes", None) or 0
 
 
 def _fresh(recipe: Recipe, images: Images) -> Denoiser:

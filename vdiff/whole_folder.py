@@ -15,6 +15,7 @@ from typing import Any
 from vdiff.errors import MachineError, ModelFileError
 
 _BESIDE = ".partial-"
+_OLD = "old-"
 
 
 def write(target: Path, mark: str, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> dict[str, Any]:
@@ -79,9 +80,13 @@ def damage(folder: Path, content: Mapping[str, Any], hashed: bool = True) -> lis
 
 
 def clean(parent: Path) -> None:
-    """Remove what writers that were killed left beside their targets in `parent`."""
+    """Remove what writers that were killed left beside their targets in `parent`, and put back what they set aside."""
     for leftover in parent.glob(f".*{_BESIDE}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        name, _, kind = leftover.name.removeprefix(".").partition(_BESIDE)
+        if kind.startswith(_OLD) and not (parent / name).exists():
+            leftover.rename(parent / name)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 _FIX = "take another folder, or make this one again"
@@ -161,7 +166,7 @@ def _beside(target: Path) -> Iterator[Path]:
 def _set_aside(target: Path) -> Path | None:
     if not target.exists():
         return None
-    old = target.parent / f".{target.name}{_BESIDE}old-{os.getpid()}"
+    old = target.parent / f".{target.name}{_BESIDE}{_OLD}{os.getpid()}"
     shutil.rmtree(old, ignore_errors=True)
     target.rename(old)
     return old

@@ -13,8 +13,11 @@ Choice = tuple[str | None, int | None, int | None]
 """--from, --stages and --to of distill."""
 
 
-def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str | None) -> None:
-    """Print the plan of train (choice None) or distill; nothing is written."""
+def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str | None, force: bool) -> None:
+    """Print the plan of train (choice None) or distill; nothing is written.
+
+    force: finished stages are made again.
+    """
     from vdiff.checkpoint import is_model_folder
     from vdiff.cli import console
     from vdiff.cli.progress import duration
@@ -22,7 +25,7 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     from vdiff.training.machine import Machine
 
     stages = _stages(recipe, choice, run)
-    todo = [stage for stage in stages if not is_model_folder(run.model(stage.name))]
+    todo = [stage for stage in stages if force or not is_model_folder(run.model(stage.name))]
     found = estimate(recipe, todo, Machine(recipe.precision, device)) if todo else None
     seconds = {each.stage.name: each.seconds for each in found.stages} if found else {}
     rows = [

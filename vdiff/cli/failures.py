@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from vdiff.cli import console
+from vdiff.cli import console, launch
 from vdiff.cli.options import mode
 from vdiff.errors import MachineError, Stopped, UsageError, VdiffError
 
@@ -34,7 +34,7 @@ def report(err: BaseException, arguments: Sequence[str]) -> int:
         console.stopped("stopped", INTERRUPTED)
         return INTERRUPTED
     # a command line that cannot be parsed has not reached `mode`
-    mode.json |= "--json" in arguments
+    mode.json |= "--json" in arguments and not launch.is_echo()
     if mode.debug or "--debug" in arguments:
         console.show_traceback("".join(traceback.format_exception(err)))
     failure = explain(err)
@@ -54,6 +54,8 @@ def explain(err: BaseException) -> VdiffError:
         return MachineError(f"out of memory: {_first_line(err)}", fix)
     if isinstance(err, OSError) and err.errno in _MACHINE:
         return _machine(err)
+    if names & {"DistBackendError", "DistNetworkError"} or "gloo/transport" in str(err):
+        return MachineError("another process of this run has ended", "its own message says why")
     fix = "run it again with `--debug` and report what it prints"
     return VdiffError(f"this is a bug in vdiff: {type(err).__name__}: {_first_line(err)}", fix)
 
@@ -68,6 +70,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 _MACHINE = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some of your quota, or write to another disk",
+    errno.EFBIG: "files of that size are not allowed here: write to another disk, or look at `ulimit -f`",
     errno.EROFS: "this file system is read-only: write to another place",
     errno.EACCES: "change the permissions, or work in another place",
     errno.EPERM: "change the permissions, or work in another place",

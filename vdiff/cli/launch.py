@@ -16,11 +16,18 @@ GRACE_SECONDS = 30.0
 """How long processes may take to save and leave once one of them has failed."""
 
 _POLL_SECONDS = 0.1
+_STOPPED = {128 + number for number in ASKING}
+"""Exit codes of processes that were asked to stop and have saved everything."""
 
 
 def is_worker() -> bool:
     """Whether a launcher (this one, torchrun or accelerate) started this process."""
     return "LOCAL_RANK" in os.environ
+
+
+def is_echo() -> bool:
+    """Whether another process of the same run is the one that talks to the user."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def start(count: int, device: str | None) -> int:
@@ -30,15 +37,19 @@ def start(count: int, device: str | None) -> int:
     """
     if device != "cpu":
         _check_gpus(count)
-    port = _free_port()
-    workers = [_worker(rank, count, port) for rank in range(count)]
+    workers: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        for worker in workers:
-            worker.send_signal(number)
+        asked.append(number)
+        _signal(workers, number)
 
     for number in ASKING:
         signal.signal(number, forward)
+    port = _free_port()
+    workers.extend(_worker(rank, count, port) for rank in range(count))
+    if asked:  # while they were started, when not all of them could hear it
+        _signal(workers, asked[0])
     return _watch(workers)
 
 
@@ -79,7 +90,8 @@ def _watch(workers: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [worker.returncode for worker in workers if worker.returncode]
         if codes and not failed:
             failed, deadline = codes[0], time.monotonic() + GRACE_SECONDS
-            _signal(workers, signal.SIGTERM)
+            if failed not in _STOPPED:  # those that stopped do so together
+                _signal(workers, signal.SIGTERM)
         if time.monotonic() > deadline:
             _signal(workers, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)

@@ -56,19 +56,23 @@ def chain(
 ) -> Iterator["Chain"]:
     """A chain that is ready to work; on leaving, the screen and the other processes are in good order."""
     from vdiff.chain import Chain
+    from vdiff.cli import launch
     from vdiff.cli.signals import StopRequest
     from vdiff.stage_run import Surroundings
     from vdiff.training.machine import Machine
 
     recipe, text = open_recipe(named, assignments, beside)
-    stop = StopRequest()
-    machine = Machine(recipe.precision, device)
     folder = run_folder(recipe, run)
     with contextlib.ExitStack() as stack:
+        stop = StopRequest(follows_parent=launch.is_worker())
+        stack.callback(stop.close)
+        machine = Machine(recipe.precision, device)
         stack.callback(machine.close)
         if machine.is_first:
             stack.enter_context(folder.lock())
-        progress = stack.enter_context(make_progress(not machine.is_first or mode.quiet))
+        else:
+            mode.json, mode.quiet = False, True
+        progress = stack.enter_context(make_progress(mode.quiet))
         yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop))
 
 

@@ -8,15 +8,25 @@ ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Call it to learn the number of the signal that came, 0 for none."""
+    """Call it to learn the number of the signal that came, 0 for none.
 
-    def __init__(self) -> None:
+    follows_parent: the end of the process that started this one counts as a SIGTERM.
+    """
+
+    def __init__(self, follows_parent: bool = False) -> None:
         self._number = 0
-        for number in ASKING:
-            signal.signal(number, self._receive)
+        self._parent = os.getppid() if follows_parent else None
+        self._before = {number: signal.signal(number, self._receive) for number in ASKING}
 
     def __call__(self) -> int:
+        if self._parent not in (None, os.getppid()):
+            self._number = self._number or signal.SIGTERM
         return self._number
+
+    def close(self) -> None:
+        """Nobody asks any longer: signals do again what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._number:

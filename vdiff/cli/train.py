@@ -27,9 +27,10 @@ def train(
 
     if dry_run:
         parsed, _ = open_recipe(recipe, changes)
-        estimates.show(parsed, None, session.run_folder(parsed, run), device)
+        estimates.show(parsed, None, session.run_folder(parsed, run), device, force)
         return None
     if gpus is not None and not launch.is_worker():
+        open_recipe(recipe, changes)  # one process tells its mistakes, not all of them
         return launch.start(gpus, device)
     with session.chain(recipe, changes, run, device, displays.fit_progress) as chain:
         card = chain.train(force)

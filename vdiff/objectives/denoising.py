@@ -1,6 +1,6 @@
 """Learning from pictures: add noise, predict what was there."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -13,6 +13,8 @@ from vdiff.randomness import Randomness
 
 class DenoisingSection(Section):
     """The ordinary diffusion loss."""
+
+    needs_teacher: ClassVar[bool] = False
 
     kind: Literal["denoising"] = trajectory("denoising")
     """How the network learns."""

@@ -1,7 +1,7 @@
 """Learning from a teacher: one step of the student lands where K steps of the teacher land (Salimans & Ho 2022)."""
 
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from vdiff.randomness import Randomness
 
 class ProgressiveSection(Section):
     """Progressive distillation with the exact target."""
+
+    needs_teacher: ClassVar[bool] = True
 
     kind: Literal["progressive"] = trajectory("progressive")
     """How the student learns."""

@@ -26,7 +26,7 @@ class Learner:
         self.update = 0
         self._objective = objective
         self._machine = machine
-        self._network = student.network.to(machine.device).train(settings.dropout)
+        self._network = student.network.to(machine.device)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
         adam = torch.optim.AdamW(
             self._network.parameters(),
@@ -36,7 +36,7 @@ class Learner:
             fused=True,
         )
         wrapped, self._optimizer = machine.prepare(self._network, adam)
-        self._student = replace(student, network=wrapped)
+        self._student = replace(student, network=wrapped.train(settings.dropout))
 
     def step(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
         """Do one update on this process's share of a batch.

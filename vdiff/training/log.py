@@ -83,7 +83,7 @@ class Report:
         if not all(torch.isfinite(torch.tensor(value)) for value in values.values()):
             raise DivergedError(
                 f"the loss of `{self._stage}` is no longer finite at update {update}",
-                "lower `learning_rate` and run the same command again: it goes on from the last save",
+                "lower `learning_rate` and add --force to begin the stage again",
             )
         if self._machine.is_first:
             with self._path.open("a", encoding="utf-8") as file:

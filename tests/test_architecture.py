@@ -1,0 +1,237 @@
+"""The house: who may import whom, one door per outside package, and how long a file or a function may be."""
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vdiff
+from vdiff.config import Section, mark_of
+
+ROOT = Path(vdiff.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+FLOORS = [
+    {"errors"},
+    {"config", "images", "randomness", "whole_folder"},
+    {"data", "diffusion", "networks", "digits", "model_card"},
+    {"objectives", "samplers"},
+    {
+        "training",
+        "metrics",
+        "recipe_yaml",
+        "recipe_mistakes",
+        "recipe_text",
+        "recipe",
+        "plan",
+        "run_folder",
+        "checkpoint",
+        "savepoint",
+    },
+    {"stage_run", "chain", "estimate", "drawing"},
+    {"reporting", "formats", "inspection"},
+    {"cli"},
+]
+"""From the ground up: an import points to a lower floor."""
+
+NEIGHBOURS = {
+    ("recipe_text", "recipe_yaml"),
+    ("recipe_text", "recipe_mistakes"),
+    ("recipe_mistakes", "recipe_yaml"),
+    ("recipe", "training"),
+    ("plan", "recipe"),
+    ("plan", "training"),
+    ("checkpoint", "recipe"),
+    ("savepoint", "checkpoint"),
+    ("chain", "stage_run"),
+}
+"""The imports on one floor."""
+
+DOORS = {
+    "lmdb": {"data/store.py"},
+    "PIL": {"images.py", "data/prepare.py"},
+    "safetensors": {"checkpoint.py"},
+    "accelerate": {"training/machine.py"},
+    "yaml": {"recipe_yaml.py"},
+    "typer": {"cli"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "pydantic": {
+        "config.py",
+        "data/metadata.py",
+        "model_card.py",
+        "networks/unet.py",
+        "networks/unet_config.py",
+        "recipe.py",
+        "recipe_mistakes.py",
+        "recipe_text.py",
+    },
+    "torchvision": set(),
+    "diffusers": set(),
+    "sklearn": set(),
+}
+"""Where an outside package may be imported: files, or a whole room."""
+
+NO_TORCH = ("cli/", "recipe", "config.py", "errors.py", "model_card.py", "inspection.py", "whole_folder.py")
+SECTIONS_OF_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Dotted names of the modules that are imported, `from a import b` as `a.b`."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when the module is imported: not the inside of functions, nor what is only there for a type checker."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, SECTIONS_OF_FUNCTIONS):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from at_import(child)
+
+
+def test_every_room_has_a_floor() -> None:
+    known = set().union(*FLOORS) | {"__init__", "__main__"}
+    assert {room(path) for path in FILES} <= known
+    assert known <= {room(path) for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_an_import_points_down(path: Path) -> None:
+    here = room(path)
+    if here in ("__init__", "__main__"):
+        return
+    floor = next(number for number, rooms in enumerate(FLOORS) if here in rooms)
+    below = set().union(*FLOORS[:floor])
+    for name in imported(ast.walk(tree(path))):
+        if not name.startswith("vdiff."):
+            continue
+        there = name.split(".")[1]
+        if there not in ("__version__", here) and there not in below:
+            assert (here, there) in NEIGHBOURS, f"{short(path)} imports {name}, which is not below it"
+
+
+def test_every_exception_to_the_rule_is_used() -> None:
+    found = {
+        (room(path), name.split(".")[1])
+        for path in FILES
+        for name in imported(ast.walk(tree(path)))
+        if name.startswith("vdiff.")
+    }
+    assert found >= NEIGHBOURS
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_outside_packages_come_in_by_one_door(path: Path) -> None:
+    for name in imported(ast.walk(tree(path))):
+        doors = DOORS.get(name.partition(".")[0])
+        assert doors is None or {short(path), room(path)} & doors, f"{short(path)} imports {name}"
+
+
+def test_every_door_is_used() -> None:
+    used = {name.partition(".")[0] for path in FILES for name in imported(ast.walk(tree(path)))}
+    assert {package for package, doors in DOORS.items() if doors} - {"click"} <= used
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_torch_is_not_imported_where_an_answer_should_be_quick(path: Path) -> None:
+    if short(path).startswith(NO_TORCH) or path.name == "__init__.py":
+        found = [name for name in imported(at_import(tree(path))) if name.split(".")[0] in ("torch", "torchvision")]
+        assert found == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_a_file_is_short_and_says_what_it_knows(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 300
+    assert lines[0].startswith('"""')
+    assert ast.get_docstring(tree(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_a_function_is_short(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, SECTIONS_OF_FUNCTIONS):
+            signature = (node.body[0].lineno - node.lineno) if path.parent.name == "cli" else 0
+            assert (node.end_lineno or 0) - node.lineno + 1 - signature <= 50, node.name
+
+
+def test_half_of_all_functions_have_at_most_eight_lines() -> None:
+    lengths = sorted(
+        (node.end_lineno or 0) - node.lineno + 1
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, SECTIONS_OF_FUNCTIONS)
+    )
+    assert lengths[len(lengths) // 2] <= 8
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    assert {path.stem for path in FILES} & {"utils", "util", "common", "helpers", "types", "constants", "misc"} == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_nothing_can_run_code_from_a_file(path: Path) -> None:
+    parsed = tree(path)
+    packages = {name.partition(".")[0] for name in imported(ast.walk(parsed))}
+    assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & packages
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "torch.load"), called
+            assert not any(keyword.arg in ("weights_only", "allow_pickle") for keyword in node.keywords), called
+
+
+def all_sections() -> list[type[Section]]:
+    for module in pkgutil.walk_packages(vdiff.__path__, "vdiff."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, waiting = [], [Section]
+    while waiting:
+        inner = [each for each in waiting.pop().__subclasses__() if each.__module__.startswith("vdiff.")]
+        found += inner
+        waiting += inner
+    return sorted(set(found), key=lambda section: section.__name__)
+
+
+SECTIONS = all_sections()
+
+
+def test_the_sections_are_found() -> None:
+    assert {"Recipe", "TrainSection", "UNetSection", "LmdbImagesSection"} <= {each.__name__ for each in SECTIONS}
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_field_says_whether_it_changes_the_weights(section: type[Section]) -> None:
+    for name in section.model_fields:
+        assert mark_of(section, name) in ("trajectory", "harmless"), name
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_field_and_section_is_explained(section: type[Section]) -> None:
+    assert section.__doc__
+    for name, field in section.model_fields.items():
+        assert name == "kind" or field.description, name

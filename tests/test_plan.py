@@ -1,0 +1,125 @@
+"""The plan of a chain: which stages a recipe means, and what each of them does differently."""
+
+import pytest
+
+from tests.tiny import TinyRun
+from vdiff.config import trajectory_values
+from vdiff.errors import UsageError
+from vdiff.plan import Stage, chosen, plan, stages_after, trajectory
+from vdiff.recipe import DistillSection
+
+
+def steps(stages: list[Stage]) -> list[tuple[str, int, int]]:
+    return [(stage.name, stage.start_steps, stage.num_steps) for stage in stages]
+
+
+def test_halving_makes_a_stage_per_power_of_two(tiny_run: TinyRun) -> None:
+    stages = plan(tiny_run.recipe())
+    assert steps(stages) == [("original", 8, 8), ("base_0", 8, 4), ("base_1", 4, 2), ("base_2", 2, 1)]
+    assert [stage.index for stage in stages] == [0, 1, 2, 3]
+    assert [stage.teacher_steps for stage in stages] == [1, 2, 2, 2]
+
+
+def test_a_factor_of_four_takes_two_halvings_at_once(tiny_run: TinyRun) -> None:
+    stages = plan(tiny_run.recipe("distill.factor=4", "distill.start_steps=1024"))
+    assert steps(stages)[1:] == [
+        ("base_0", 1024, 256),
+        ("base_1", 256, 64),
+        ("base_2", 64, 16),
+        ("base_3", 16, 4),
+        ("base_4", 4, 1),
+    ]
+    assert {stage.teacher_steps for stage in stages[1:]} == {4}
+
+
+def test_every_stage_can_have_a_factor_of_its_own(tiny_run: TinyRun) -> None:
+    stages = plan(tiny_run.recipe("distill.start_steps=24", "distill.factor=[4, 3, 2]"))
+    assert [stage.num_steps for stage in stages] == [24, 6, 2, 1]
+    assert [stage.teacher_steps for stage in stages] == [1, 4, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (["distill.start_steps=6"], "3 steps cannot be divided by a factor of 2"),
+        (["distill.factor=3"], "8 steps cannot be divided by a factor of 3"),
+        (["distill.factor=1"], "8 steps cannot be divided by a factor of 1"),
+        (["distill.factor=[2, 2]"], "2 steps cannot be divided by a factor of 0"),
+        (["distill.factor=[4, 2, 2]"], "the factors lead from 8 to 1 steps, not to 1"),
+        (["distill.factor=4", "distill.end_steps=4"], "the factors lead from 8 to 2 steps, not to 4"),
+        (["distill.end_steps=16"], "the factors lead from 8 to 8 steps, not to 16"),
+        (["distill.overrides={3: {updates: 1}}"], "`overrides` names 3 steps"),
+    ],
+)
+def test_factors_that_do_not_lead_to_the_end_are_refused(tiny_run: TinyRun, changes: list[str], problem: str) -> None:
+    with pytest.raises(UsageError) as found:
+        tiny_run.recipe(*changes)
+    assert problem in str(found.value)
+
+
+def test_an_override_changes_one_stage_alone(tiny_run: TinyRun) -> None:
+    recipe = tiny_run.recipe("distill.overrides={1: {updates: 7, weighting: snr}, 4: {batch_size: 3}}")
+    found = [(stage.settings.updates, stage.settings.batch_size, stage.settings.weighting) for stage in plan(recipe)]
+    assert found[1:] == [(2, 3, "truncated_snr"), (2, 6, "truncated_snr"), (7, 6, "snr")]
+
+
+def test_what_shapes_the_weights_of_a_stage_is_its_own_settings(tiny_run: TinyRun) -> None:
+    plain, changed = tiny_run.recipe(), tiny_run.recipe("distill.overrides={1: {updates: 7}}", "train.updates=6")
+    before, after = ([trajectory(recipe, stage) for stage in plan(recipe)] for recipe in (plain, changed))
+    different = [
+        {name for name in {*old, *new} if old.get(name) != new.get(name)}
+        for old, new in zip(before, after, strict=True)
+    ]
+    assert different == [{"train.updates"}, set(), set(), {"distill.updates"}]
+
+
+def test_the_end_of_the_chain_does_not_change_its_beginning(tiny_run: TinyRun) -> None:
+    long, short = (plan(tiny_run.recipe(f"distill.end_steps={end}")) for end in (1, 4))
+    recipes = tiny_run.recipe(), tiny_run.recipe("distill.end_steps=4")
+    assert trajectory(recipes[0], long[1]) == trajectory(recipes[1], short[1])
+
+
+def test_every_value_that_shapes_weights_is_in_the_trajectory_of_a_stage(tiny_run: TinyRun) -> None:
+    recipe = tiny_run.recipe()
+    base = trajectory(recipe, plan(recipe)[0])
+    for part in ("data", "network", "diffusion", "train"):
+        assert trajectory_values(getattr(recipe, part), f"{part}.").items() <= base.items()
+    assert base["seed"] == 3
+    student = trajectory(recipe, plan(recipe)[1])
+    left_out = {f"distill.{name}" for name in ("start_steps", "end_steps", "factor", "overrides")}
+    assert trajectory_values(recipe.distill, "distill.").keys() - left_out <= student.keys()
+
+
+def test_a_teacher_is_followed_by_the_stages_that_start_at_its_steps(tiny_run: TinyRun) -> None:
+    stages = plan(tiny_run.recipe())
+    assert [stage.name for stage in stages_after(stages, 4, "base_0")] == ["base_1", "base_2"]
+    with pytest.raises(UsageError, match="no stage of the recipe starts there"):
+        stages_after(stages, 6, "odd")
+    with pytest.raises(UsageError, match="nothing is left to distill"):
+        stages_after(stages, 1, "base_2")
+
+
+@pytest.mark.parametrize(
+    ("count", "to", "names"),
+    [
+        (None, None, ["base_0", "base_1", "base_2"]),
+        (2, None, ["base_0", "base_1"]),
+        (9, None, ["base_0", "base_1", "base_2"]),
+        (None, 4, ["base_0"]),
+        (1, 1, ["base_0"]),
+    ],
+)
+def test_a_number_of_stages_or_of_steps_chooses_the_first_ones(
+    tiny_run: TinyRun, count: int | None, to: int | None, names: list[str]
+) -> None:
+    assert [stage.name for stage in chosen(plan(tiny_run.recipe())[1:], count, to)] == names
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_choice_of_nothing_is_refused(tiny_run: TinyRun, count: int) -> None:
+    with pytest.raises(UsageError, match=f"--stages {count} asks for nothing"):
+        chosen(plan(tiny_run.recipe())[1:], count, None)
+
+
+def test_a_section_checks_its_steps_when_it_is_made() -> None:
+    assert DistillSection(updates=1, start_steps=16, end_steps=2).steps() == (16, 8, 4, 2)

@@ -1,0 +1,108 @@
+"""Whole processes: signals, two processes that act as one, and that nothing is lost or left over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import TinyRun
+from vdiff import checkpoint
+from vdiff.run_folder import RunFolder
+
+SECONDS = 60.0
+CHANGES = [
+    "network={width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false, num_classes: 2}",
+    "network.dropout=0.1",
+    "train={updates: 120, batch_size: 5, learning_rate: 1.0e-4, ema: 0.9, log_every: 5}",
+    "sample={num_images: 1}",
+]
+"""As in test_training: no weight whose gradient is 0 but for rounding. A batch of 5 makes the shares uneven."""
+
+VDIFF = [sys.executable, "-m", "vdiff"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vdiff"]
+
+
+@pytest.fixture
+def unbroken(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
+    """A run in one process that nobody stopped, called `unbroken`; the current folder holds its recipe."""
+    from vdiff.recipe_yaml import dump
+
+    recipe = tiny_run.recipe(*CHANGES)
+    tiny_run.text = dump(recipe.model_dump(mode="json"))
+    (tiny_run.path / "recipe.yaml").write_text(tiny_run.text)
+    monkeypatch.chdir(tiny_run.path)
+    tiny_run.base(run="runs/unbroken")
+    return tiny_run
+
+
+def start(*arguments: str, program: list[str] = VDIFF, run: str = "run") -> "subprocess.Popen[str]":
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        [*program, "train", "--set", f"name={run}", *arguments],
+        env={**os.environ, **threads},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: "subprocess.Popen[str]") -> int:
+    """The exit code; what it printed is shown when the test fails."""
+    try:
+        sys.stdout.write(process.communicate(timeout=SECONDS)[0])
+    finally:
+        process.kill()
+    return process.returncode
+
+
+def wait_for_update(log: Path, update: int) -> None:
+    """Until the log tells of this update."""
+    deadline = time.monotonic() + SECONDS
+    while not log.exists() or f'"update": {update},' not in log.read_text():
+        assert time.monotonic() < deadline, "no such update"
+        time.sleep(0.01)
+
+
+def children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def losses(run: str) -> list[float]:
+    return [json.loads(line)["loss"] for line in (Path("runs") / run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_signal_ends_a_training_that_goes_on_where_it_was(unbroken: TinyRun) -> None:
+    for number, code, update in ((signal.SIGTERM, 143, 10), (signal.SIGINT, 130, 50)):
+        process = start()
+        wait_for_update(Path("runs/run/log.jsonl"), update)
+        process.send_signal(number)
+        assert ended(process) == code
+        assert not checkpoint.is_model_folder(Path("runs/run/original"))
+        assert int(RunFolder(Path("runs/run")).points("original")[0].name) >= update
+    assert ended(start()) == 0
+    assert unbroken.hashes("runs/run") == unbroken.hashes("runs/unbroken")
+
+
+def test_two_processes_are_one(unbroken: TinyRun) -> None:
+    assert ended(start(program=TORCHRUN, run="two")) == 0
+    assert losses("two") == pytest.approx(losses("unbroken"), rel=1e-5)
+    one, two = (checkpoint.load(Path("runs") / run / "original").denoiser.network for run in ("unbroken", "two"))
+    for weight, other in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(other, weight, rtol=0, atol=1e-5)
+
+    process = start("--gpus", "2", "--device", "cpu")
+    wait_for_update(Path("runs/run/log.jsonl"), 10)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == 143
+    assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
+    assert not list(Path("runs/run").glob("**/.*partial*"))
+    assert ended(start("--gpus", "2", "--device", "cpu")) == 0
+    assert unbroken.hashes("runs/run") == unbroken.hashes("runs/two")

@@ -1,0 +1,310 @@
+"""Training: the learning rate, the average, one update however it is split, and what an objective must do."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tiny import TinyRun, never
+from tests.toys import SCHEDULES, curved
+from vdiff import checkpoint
+from vdiff.cli.progress import FitLines
+from vdiff.data.loader import Batch
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import DivergedError, UsageError
+from vdiff.networks.unet import UNetSection
+from vdiff.objectives import OBJECTIVES
+from vdiff.objectives.denoising import DenoisingObjective
+from vdiff.objectives.objective import Objective
+from vdiff.randomness import Randomness
+from vdiff.training.ema import Average
+from vdiff.training.learner import Learner, RngOf, State
+from vdiff.training.log import Report
+from vdiff.training.loop import fit
+from vdiff.training.machine import Machine
+from vdiff.training.settings import FitSection
+
+COSINE = SCHEDULES["cosine"]
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    return Machine("fp32", "cpu")
+
+
+def settings(**more: Any) -> FitSection:
+    return FitSection(**{"updates": 10, "batch_size": 6, "learning_rate": 1e-2, "log_every": 1, **more})
+
+
+def network(dropout: float = 0.0, num_classes: int | None = None) -> nn.Module:
+    torch.manual_seed(1)
+    # one norm group and no attention: a weight whose gradient is 0 but for rounding would be moved at random by Adam
+    section = UNetSection(
+        width=4,
+        multipliers=(1,),
+        blocks=1,
+        dropout=dropout,
+        num_classes=num_classes,
+        norm_groups=1,
+        mid_attention=False,
+    )
+    made = section.build(8, 1)
+    for weight in made.parameters():
+        nn.init.normal_(weight, std=0.1)
+    return made
+
+
+def learner(machine: Machine, drop: float = 0.0, num_classes: int | None = None, **more: Any) -> Learner:
+    student = Denoiser(network(drop, num_classes), COSINE, "v")
+    return Learner(student, DenoisingObjective("snr_plus_one"), settings(**more), machine)
+
+
+def pictures(count: int = 6) -> Tensor:
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+
+def rng_of(update: int = 0, count: int = 6) -> RngOf:
+    return RngOf(0, 0, update, torch.arange(count), count)
+
+
+def taught(learner: Learner, updates: int, label: Tensor | None = None) -> list[Tensor]:
+    return [learner.step(pictures(), label, rng_of(learner.update)) for _ in range(updates)]
+
+
+def flat(state: State) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor.clone() for part, named in state.items() for name, tensor in named.items()}
+
+
+def test_the_learning_rate_rises_and_then_stays_or_falls() -> None:
+    constant = settings(learning_rate=1.0, warmup_updates=4)
+    assert [constant.rate(update) for update in (0, 1, 3, 4, 9)] == [0.25, 0.5, 1, 1, 1]
+    linear = settings(learning_rate=1.0, decay="linear")
+    assert [linear.rate(update) for update in (0, 5, 9)] == pytest.approx([1, 0.5, 0.1])
+    cosine = settings(learning_rate=1.0, decay="cosine", warmup_updates=2)
+    assert [cosine.rate(update) for update in (1, 2, 6, 9)] == pytest.approx(
+        [1, 1, 0.5, (1 + math.cos(math.pi * 7 / 8)) / 2]
+    )
+    assert settings(updates=2, warmup_updates=2, decay="linear", learning_rate=1.0).rate(1) == 1
+
+
+def test_the_average_is_the_closed_form() -> None:
+    """Weights 1, 2, 3, ...: average_u = d_u average_(u-1) + (1 - d_u) u with d_u = min(decay, (1 + u) / (10 + u))."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    average, expected = Average(layer, 0.5), 0.0
+    for update in range(1, 20):
+        nn.init.constant_(layer.weight, update)
+        average.follow(update)
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * update
+        assert float(average.tensors()["weight"]) == pytest.approx(expected, rel=1e-6)
+    assert (1 + 7) / (10 + 7) < 0.5 < (1 + 9) / (10 + 9)  # both sides of the minimum were seen
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_an_update_is_the_same_in_parts(machine: Machine, size: int) -> None:
+    whole, parts = (
+        learner(machine, drop=0.3, num_classes=2, micro_batch=micro, learning_rate=1e-3) for micro in (None, size)
+    )
+    label = torch.tensor([0, 1, 1, 0, 1, 0])
+    torch.testing.assert_close(taught(whole, 1, label), taught(parts, 1, label), rtol=1e-6, atol=1e-6)
+    expected, found = flat(whole.state()), flat(parts.state())
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: name + text)
+
+
+def test_one_update_is_one_step_of_adam_on_the_mean_loss(machine: Machine) -> None:
+    made = learner(machine, clip_norm=None)
+    by_hand = network()
+    adam = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0)
+    for update in range(2):
+        student = Denoiser(by_hand, COSINE, "v")
+        loss = DenoisingObjective("snr_plus_one")(student, pictures(), rng_of(update)(slice(6))).mean()
+        adam.zero_grad()
+        loss.backward()
+        measured = made.step(pictures(), None, rng_of(update))
+        assert float(measured[0]) == pytest.approx(float(loss.detach()), rel=1e-5)
+        norm = torch.stack([w.grad.norm() for w in by_hand.parameters() if w.grad is not None]).norm()
+        assert float(measured[1]) == pytest.approx(float(norm), rel=1e-5)
+        adam.step()
+    for name, weight in by_hand.state_dict().items():
+        torch.testing.assert_close(weight, made.state()["weights"][name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_is_clipped(machine: Machine) -> None:
+    free, clipped = (learner(machine, clip_norm=norm, adam_betas=(0.0, 0.999)) for norm in (None, 1e-3))
+    assert float(taught(clipped, 1)[0][1]) > 1e-3
+    taught(free, 1)
+    norms = [
+        torch.stack([t.norm() for name, t in made.state()["optimizer"].items() if name.startswith("exp_avg.")]).norm()
+        for made in (clipped, free)
+    ]
+    assert float(norms[0]) == pytest.approx(1e-3, rel=1e-3)
+    assert float(norms[1]) > 1e-2
+
+
+def test_a_state_that_was_saved_is_gone_on_from_bit_for_bit(machine: Machine) -> None:
+    unbroken = learner(machine, drop=0.3, ema=0.9)
+    taught(unbroken, 2)
+    saved = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in unbroken.state().items()}
+    taught(unbroken, 2)
+    resumed = learner(machine, drop=0.3, ema=0.9)
+    taught(resumed, 1)  # whatever was there before counts no more
+    resumed.load(saved, 2)
+    taught(resumed, 2)
+    assert resumed.update == unbroken.update == 4
+    found, wanted = flat(resumed.state()), flat(unbroken.state())
+    assert found.keys() == wanted.keys()
+    assert {name for name in wanted if name.startswith("average/")}
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+def test_the_average_is_what_is_meant_for_sampling(machine: Machine) -> None:
+    made = learner(machine, ema=0.9)
+    taught(made, 3)
+    result, state = made.result().network, made.state()
+    assert not result.training
+    for name, weight in result.state_dict().items():
+        assert torch.equal(weight, state["average"][name])
+        assert not torch.equal(weight, state["weights"][name])
+    plain = learner(machine)
+    taught(plain, 1)
+    before = {name: weight.clone() for name, weight in plain.result().network.state_dict().items()}
+    result = plain.result().network
+    taught(plain, 1)
+    assert all(torch.equal(weight, before[name]) for name, weight in result.state_dict().items())  # it is a copy
+
+
+def test_the_loss_of_a_toy_falls(machine: Machine) -> None:
+    made = learner(machine, updates=60)
+    x = torch.ones(6, *SHAPE) * torch.tensor([-0.5, 0.5] * 3)[:, None, None, None]
+    losses = [float(made.step(x, None, rng_of(update))[0]) for update in range(60)]
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+def test_dropout_acts_only_where_the_settings_say_so(machine: Machine) -> None:
+    with_it, without, never_had = (
+        float(taught(learner(machine, rate, dropout=acts), 1)[0][0])
+        for rate, acts in ((0.5, True), (0.5, False), (0.0, True))
+    )
+    assert without == never_had
+    assert with_it != without
+
+
+def stream(start: int = 0) -> Iterator[Batch]:
+    places = torch.arange(6)
+    update = start
+    while True:
+        yield Batch(update, (pictures() * 100 + 120).byte(), None, places)
+        update += 1
+
+
+def run(machine: Machine, path: Path, made: Learner, **more: Any) -> tuple[bool, list[str]]:
+    """A fit whose saves and previews are noted with the updates that were done."""
+    seen: list[str] = []
+    report = Report("stage", made.settings, machine, FitLines(lambda text: None), path, lambda values, step: None)
+    given: dict[str, Any] = {
+        "seed": 0,
+        "stage": 0,
+        "save": lambda: seen.append(f"save {made.update}"),
+        "preview": lambda: seen.append(f"preview {made.update}"),
+        "should_stop": never,
+        **more,
+    }
+    return fit(made, stream(), machine, report, **given), seen
+
+
+def test_the_loop_saves_and_draws_when_it_should(machine: Machine, tmp_path: Path) -> None:
+    made = learner(machine, updates=7, save_every=3, preview_every=2, log_every=3)
+    is_complete, seen = run(machine, tmp_path / "log.jsonl", made)
+    assert is_complete
+    assert seen == ["preview 2", "save 3", "preview 4", "save 6", "preview 6", "save 7"]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [3, 6, 7]
+
+
+def test_the_loop_saves_before_it_leaves(machine: Machine, tmp_path: Path) -> None:
+    made = learner(machine)
+    is_complete, seen = run(machine, tmp_path / "log.jsonl", made, should_stop=lambda: made.update == 4)
+    assert not is_complete
+    assert seen == ["save 4"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(machine: Machine, tmp_path: Path) -> None:
+    made = learner(machine, learning_rate=1e30, clip_norm=None, log_every=5)
+    with pytest.raises(DivergedError, match="no longer finite at update 5"):
+        run(machine, tmp_path / "log.jsonl", made)
+
+
+def test_lines_of_updates_that_are_done_again_are_forgotten(machine: Machine, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [{"stage": stage, "update": update} for stage, update in (("a", 1), ("stage", 2), ("stage", 3), ("b", 9))]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "st')
+    Report("stage", settings(), machine, FitLines(lambda text: None), path, lambda values, step: None, first_update=2)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [lines[0], lines[1], lines[3]]
+
+
+def built(kind: str) -> Objective:
+    section: Any = OBJECTIVES.section(kind)()
+    if not section.needs_teacher:
+        return section.build("truncated_snr")  # type: ignore[no-any-return]
+    return section.build("truncated_snr", curved(COSINE), 4, 2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", list(OBJECTIVES))
+def test_every_objective_gives_a_finite_loss_per_picture_that_reaches_the_network(kind: str) -> None:
+    student = Denoiser(network(), COSINE, "v")
+    loss = built(kind)(student, pictures(), rng_of()(slice(6)))
+    assert loss.shape == (6,)
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all()
+    assert (loss > 0).all()
+    loss.mean().backward()
+    gradients = [weight.grad for weight in student.network.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", list(OBJECTIVES))
+def test_every_objective_is_a_function_of_its_randomness(kind: str) -> None:
+    student, objective = Denoiser(network(), COSINE, "v"), built(kind)
+    first, again, other = (objective(student, pictures(), rng_of(update)(slice(6))) for update in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("kind", list(OBJECTIVES))
+def test_every_objective_gives_a_picture_the_same_loss_in_any_part_of_the_batch(kind: str) -> None:
+    student, objective, x = Denoiser(network(0.3).train(), COSINE, "v"), built(kind), pictures()
+    whole = objective(student, x, rng_of()(slice(6)))
+    parts = torch.cat([objective(student, x[part], rng_of()(part)) for part in (slice(0, 1), slice(1, 6))])
+    torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
+
+
+def test_a_way_of_learning_stands_in_the_section_that_can_use_it(tiny_run: TinyRun) -> None:
+    with pytest.raises(UsageError, match="`progressive` learns from a teacher") as found:
+        tiny_run.recipe("train.objective=progressive")
+    assert found.value.where == "--set train.objective"
+    with pytest.raises(UsageError, match="`denoising` learns from pictures alone"):
+        tiny_run.recipe("distill.objective=denoising")
+
+
+def test_the_model_folder_of_a_training_holds_the_average(tiny_run: TinyRun) -> None:
+    averaged, plain = tiny_run.base(), tiny_run.base("train.ema=null", run="plain")
+    assert averaged.hash != plain.hash
+    loaded = checkpoint.load(tiny_run.folder().model("original"))
+    assert loaded.card.updates == 5
+    assert loaded.card.num_parameters == sum(w.numel() for w in loaded.denoiser.network.parameters())
+
+
+def test_randomness_of_a_part_is_the_batchs_own() -> None:
+    whole, part = rng_of()(slice(6)), rng_of()(slice(2, 5))
+    assert isinstance(whole, Randomness)
+    assert torch.equal(whole.normal(3)[2:5], part.normal(3))

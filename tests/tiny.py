@@ -1,0 +1,76 @@
+"""Runs that take a moment: a recipe of a very small network, the chain that follows it, and what it leaves behind."""
+
+import hashlib
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vdiff import recipe_text
+from vdiff.chain import Chain
+from vdiff.checkpoint import ModelCard
+from vdiff.cli.progress import FitLines
+from vdiff.recipe import Recipe
+from vdiff.run_folder import RunFolder
+from vdiff.stage_run import Surroundings
+from vdiff.training.machine import Machine
+
+RECIPE = """\
+name: tiny
+seed: 3
+data: {{path: {store}, size: 8, flip: true}}
+network: {{width: 4, multipliers: [1, 2], blocks: 1, dropout: 0.1, num_classes: 2}}
+diffusion: {{schedule: {{kind: cosine, grid: 64}}}}
+train: {{updates: 5, batch_size: 6, warmup_updates: 2, ema: 0.9, learning_rate: 1.0e-2, log_every: 2, save_every: 2}}
+distill: {{start_steps: 8, end_steps: 1, updates: 2, batch_size: 6, learning_rate: 1.0e-2, log_every: 1}}
+sample: {{num_images: 4, batch_size: 4}}
+"""
+
+
+class StopAfter:
+    """A stop request that comes during the update with this number, counted from where the run goes on."""
+
+    def __init__(self, updates: int) -> None:
+        self._left = updates
+
+    def __call__(self) -> int:
+        self._left -= 1
+        return signal.SIGTERM if self._left <= 0 else 0
+
+
+def never() -> int:
+    return 0
+
+
+@dataclass
+class TinyRun:
+    """A folder with a store and a recipe; chains work in sub-folders of it. said: what they told."""
+
+    path: Path
+    text: str
+    said: list[str] = field(default_factory=list)
+
+    def recipe(self, *changes: str) -> Recipe:
+        text = recipe_text.set_values(recipe_text.read(self.text, "recipe.yaml"), changes)
+        return recipe_text.validate(Recipe, text)
+
+    def folder(self, run: str = "run") -> RunFolder:
+        return RunFolder(self.path / run)
+
+    def chain(self, *changes: str, stop_after: int | None = None, run: str = "run") -> Chain:
+        stop = StopAfter(stop_after) if stop_after else never
+        machine = Machine("fp32", "cpu")
+        progress = FitLines(self.said.append)
+        return Chain(Surroundings(self.recipe(*changes), self.text, self.folder(run), machine, progress, stop))
+
+    def base(self, *changes: str, run: str = "run") -> ModelCard:
+        return self.chain(*changes, run=run).train()
+
+    def hashes(self, run: str = "run") -> dict[str, str]:
+        """SHA-256 of every model's weights and of the log: what must not depend on how a run was interrupted."""
+        place = self.folder(run)
+        files = {name: place.model(name) / "unet/diffusion_pytorch_model.safetensors" for name in place.models()}
+        return {name: sha256(path) for name, path in {**files, "log.jsonl": place.log}.items()}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
