@@ -1,7 +1,6 @@
 """Pictures, stores and runs to test with, made on the spot."""
 
 import gc
-import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,14 +40,6 @@ def store(make_pictures: MakePictures, tmp_path: Path) -> Path:
     """An image store of 12 pictures of two classes, in sizes 8 and 16."""
     prepare(make_pictures(classes=("cat", "dog")), tmp_path / "store", sizes=[8, 16])
     return tmp_path / "store"
-
-
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
-    """Sets how long a file may become, in bytes: beyond it, writing fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

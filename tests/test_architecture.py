@@ -46,6 +46,7 @@ NEIGHBOURS = {
     ("plan", "training"),
     ("checkpoint", "recipe"),
     ("savepoint", "checkpoint"),
+    ("savepoint", "run_folder"),
     ("chain", "stage_run"),
 }
 """The imports on one floor."""

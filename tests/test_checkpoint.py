@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.full_disk import full_disk
 from vdiff import checkpoint, whole_folder
 from vdiff.checkpoint import ModelCard
 from vdiff.config import Section
@@ -184,11 +185,10 @@ def digest(folder: Path) -> Callable[[], dict[str, bytes]]:
 
 
 def test_a_full_disk_leaves_the_old_folder_whole_and_nothing_beside(
-    folder: Path, digest: Callable[[], dict[str, bytes]], full_disk: Callable[[int], None]
+    folder: Path, digest: Callable[[], dict[str, bytes]]
 ) -> None:
     before = digest()
-    full_disk(8000)
-    with pytest.raises(MachineError, match="the disk is full"):
+    with full_disk(8000), pytest.raises(MachineError, match="the disk is full"):
         checkpoint.save(folder, card(updates=6), denoiser(scale=0.1))
     assert digest() == before
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vdiff import checkpoint, savepoint, whole_folder
+from vdiff import checkpoint, run_folder, savepoint, whole_folder
 from vdiff.checkpoint import ModelCard
 from vdiff.cli import main
 from vdiff.cli.options import mode
@@ -208,8 +208,8 @@ def test_a_stage_that_was_stopped_is_listed_with_its_last_save(
 @pytest.mark.parametrize("trajectory", [[], "x", {"stage": "1", "num_steps": -1, "teacher": [], "train.updates": {}}])
 def test_odd_facts_in_a_save_are_left_out(run: Path, trajectory: Any, facts: Inspect) -> None:
     point = stop_stage(run, "base_2", "", 100)
-    state = json.loads((point / savepoint.MARK).read_text())
-    (point / savepoint.MARK).write_text(json.dumps({**state, "trajectory": trajectory, "update": "many"}))
+    state = json.loads((point / run_folder.STATE).read_text())
+    (point / run_folder.STATE).write_text(json.dumps({**state, "trajectory": trajectory, "update": "many"}))
     last = facts()["models"][-1]
     assert (last["state"], last["stage"], last["parent"], last["updates"]) == ("unfinished", None, None, None)
 

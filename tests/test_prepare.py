@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import MakePictures, noise_picture
+from tests.full_disk import full_disk
 from vdiff import images
 from vdiff.data import conversion
 from vdiff.data.prepare import Progress, plan, prepare
@@ -365,12 +366,9 @@ def test_two_cannot_prepare_one_store_at_a_time(make_pictures: MakePictures, tmp
             prepare(make_pictures(), tmp_path / "store", sizes=[8])
 
 
-def test_a_full_disk_is_a_machine_error_and_leaves_nothing(
-    make_pictures: MakePictures, tmp_path: Path, full_disk: Callable[[int], None]
-) -> None:
+def test_a_full_disk_is_a_machine_error_and_leaves_nothing(make_pictures: MakePictures, tmp_path: Path) -> None:
     folder = make_pictures(40, size=(64, 64))
-    full_disk(300_000)
-    with pytest.raises(MachineError, match=r"cannot write .*bytes, [\d,]+ are free"):
+    with full_disk(300_000), pytest.raises(MachineError, match=r"cannot write .*bytes, [\d,]+ are free"):
         prepare(folder, tmp_path / "store", sizes=[64])
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 

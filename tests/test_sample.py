@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.full_disk import full_disk
 from tests.tiny import TinyRun
 from vdiff import checkpoint
 from vdiff.cli import main
@@ -273,10 +274,10 @@ def test_a_name_with_a_dot_and_a_slash_is_a_folder(here: Path) -> None:
     assert Path("v1.5/000000.png").is_file()
 
 
-def test_a_full_disk_leaves_nothing_half_written(here: Path, full_disk: Any) -> None:
-    full_disk(200)
+def test_a_full_disk_leaves_nothing_half_written(here: Path) -> None:
     for out in ("y.zip", "y.npz", "y.png"):
-        sample("--out", out, code=6)
+        with full_disk(200):
+            sample("--out", out, code=6)
     assert [path.name for path in here.iterdir() if "y." in path.name] == []
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.full_disk import full_disk
 from vdiff import images
 from vdiff.data import lmdb_pages
 from vdiff.data.metadata import Metadata
@@ -307,10 +308,9 @@ def test_a_file_whose_last_pages_were_never_written_is_filled_up(tmp_path: Path)
     assert (tmp_path / "data.mdb").stat().st_size == size == lmdb_pages.whole_size(tmp_path / "data.mdb")
 
 
-def test_a_commit_is_whole_or_not_at_all_on_a_full_disk(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
+def test_a_commit_is_whole_or_not_at_all_on_a_full_disk(tmp_path: Path) -> None:
     with StoreWriter(tmp_path, expected_bytes=12_345) as writer:
         writer.commit({"8-00000": b"small"})
-        full_disk(2**20)
-        with pytest.raises(MachineError, match=r"12,345 bytes, [\d,]+ are free"):
+        with full_disk(2**20), pytest.raises(MachineError, match=r"12,345 bytes, [\d,]+ are free"):
             writer.commit({"8-00001": bytes(2**22), "8-00002": b"small"})
         assert writer.records("8-") == {"8-00000": b"small"}

@@ -33,8 +33,8 @@ class RunFolder:
         return self.path / "saves" / name
 
     def points(self, name: str) -> list[Path]:
-        """The stage's points to resume from, newest first by update number: clocks jump."""
-        return sorted((path for path in self.saves(name).glob("[0-9]*") if path.is_dir()), reverse=True)
+        """The stage's points to resume from, newest first."""
+        return points(self.saves(name))
 
     def unfinished(self) -> list[str]:
         """Names of the stages that have points to resume from."""
@@ -79,3 +79,8 @@ class RunFolder:
             for folder in (self.path / "saves").glob("*"):
                 whole_folder.clean(folder)
             yield
+
+
+def points(saves: Path) -> list[Path]:
+    """The points to resume from in a stage's folder of saves, newest first by update number: clocks jump."""
+    return sorted((path for path in saves.glob("[0-9]*") if path.is_dir()), reverse=True)

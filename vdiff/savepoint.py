@@ -13,8 +13,8 @@ from torch import Tensor
 from vdiff import whole_folder
 from vdiff.checkpoint import load_tensors, save_tensors
 from vdiff.errors import DivergedError, ModelFileError, UsageError
+from vdiff.run_folder import STATE, points
 
-MARK = "state.json"
 NUM_KEPT = 2
 
 State = Mapping[str, Mapping[str, Tensor]]
@@ -52,8 +52,8 @@ def write(folder: Path, update: int, state: State, pending: Tensor, trajectory: 
         for part, named in tensors.items():
             save_tensors(target / f"{part}.safetensors", named)
 
-    whole_folder.write(folder / f"{update:09d}", MARK, {"update": update, "trajectory": dict(trajectory)}, fill)
-    for old in _points(folder)[NUM_KEPT:]:
+    whole_folder.write(folder / f"{update:09d}", STATE, {"update": update, "trajectory": dict(trajectory)}, fill)
+    for old in points(folder)[NUM_KEPT:]:
         shutil.rmtree(old)
 
 
@@ -63,9 +63,9 @@ def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], Non
     say: told about every save that is damaged and passed over.
     Errors: UsageError when the run was begun with other values than `trajectory`.
     """
-    for point in _points(folder):
+    for point in points(folder):
         try:
-            content = whole_folder.read(point, MARK)
+            content = whole_folder.read(point, STATE)
             found = whole_folder.damage(point, content)
             if found:
                 raise ModelFileError(f"`{point}` is damaged", "", "; ".join(found))
@@ -101,8 +101,3 @@ def _check_trajectory(before: Mapping[str, Any], now: Mapping[str, Any], folder:
             "take the change back, give the run another `name`, or add --force to begin the stage again",
             "; ".join(different[:8]),
         )
-
-
-def _points(folder: Path) -> list[Path]:
-    """Newest first, by update number: clocks jump."""
-    return sorted((path for path in folder.glob("[0-9]*") if path.is_dir()), reverse=True)

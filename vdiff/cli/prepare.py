@@ -1,7 +1,7 @@
 """`vdiff prepare`: pictures become an image store."""
 
 import os
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
+from vdiff.cli.signals import StopRequest
 from vdiff.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ def _run(job: Job, how: dict[str, Any], data: Any) -> None:
     from vdiff.cli import console, displays
     from vdiff.data.prepare import prepare
 
-    with displays.prepare_progress(mode.quiet) as progress:
-        report = prepare(**job, **how, on_progress=_watcher(progress))
+    with displays.prepare_progress(mode.quiet) as progress, closing(_Watcher(progress)) as watcher:
+        report = prepare(**job, **how, on_progress=watcher)
     if mode.json:
         names = ("skipped_file", "num_skipped", "num_images", "sizes", "class_names", "bytes", "seconds")
         more = {name: getattr(report, name) for name in (*names, "resumed_at", "already_done")}
@@ -134,23 +135,27 @@ def _run(job: Job, how: dict[str, Any], data: Any) -> None:
     _tell(report, data)
 
 
-def _watcher(progress: "PrepareProgress") -> "Callable[[Progress], None]":
-    """Show how far it is, and stop when a signal asks for it.
+class _Watcher:
+    """Shows how far it is, and stops when a signal asks for it.
 
     Signals are only caught from the first pictures on: before them there is nothing to save, and the default is right.
     """
-    from vdiff.cli.signals import StopRequest
 
-    requests: list[StopRequest] = []
+    def __init__(self, progress: "PrepareProgress") -> None:
+        self._progress = progress
+        self._request: StopRequest | None = None
 
-    def watch(now: "Progress") -> None:
-        requests.extend([] if requests else [StopRequest()])
-        progress.update(now.done, now.skipped, now.total)
-        if number := requests[0]():
+    def __call__(self, now: "Progress") -> None:
+        self._request = self._request or StopRequest()
+        self._progress.update(now.done, now.skipped, now.total)
+        if number := self._request():
             done = f"{now.done + now.skipped:,} of {now.total:,} pictures are done"
             raise Stopped(number, f"stopped: {done}; the same command goes on from there")
 
-    return watch
+    def close(self) -> None:
+        """Signals do again what they did before."""
+        if self._request:
+            self._request.close()
 
 
 def _tell(report: "Report", data: Any) -> None:
