@@ -19,7 +19,7 @@ SECONDS = 60.0
 CHANGES = [
     "network={width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false, num_classes: 2}",
     "network.dropout=0.1",
-    "train={updates: 120, batch_size: 5, learning_rate: 1.0e-4, ema: 0.9, log_every: 5}",
+    "train={updates: 400, batch_size: 5, learning_rate: 1.0e-4, ema: 0.9, log_every: 5}",
     "sample={num_images: 1}",
 ]
 """As in test_training: no weight whose gradient is 0 but for rounding. A batch of 5 makes the shares uneven."""
