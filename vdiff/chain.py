@@ -42,6 +42,8 @@ class Chain:
     def _go(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> list[ModelCard]:
         done = {stage.name for stage in stages if is_model_folder(self.run.model(stage.name)) and not force}
         self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
+        if len(done) < len(stages):
+            self._surroundings.recipe.data.open()  # a missing store is told before anything is written
         self._surroundings.machine.wait()  # all have seen what is finished before the first one changes it
         self._prepare(stages if force else [])
         cards = []

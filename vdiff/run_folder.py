@@ -63,7 +63,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runs out of the folder; what a killed one left half-written is removed.   Errors: InUseError."""
+        """Keep other runs out of the folder; what a killed one left half-written is removed.   Errors: InUseError.
+
+        Folders that were made for it go again when nothing was written into them.
+        """
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as file:
             try:
@@ -78,7 +82,17 @@ class RunFolder:
             whole_folder.clean(self.path)
             for folder in (self.path / "saves").glob("*"):
                 whole_folder.clean(folder)
-            yield
+            try:
+                yield
+            finally:
+                self._forget_if_unused(missing)
+
+    def _forget_if_unused(self, made: list[Path]) -> None:
+        if made and [path.name for path in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()
+            with contextlib.suppress(OSError):  # of a parent in which somebody else has begun
+                for folder in made:
+                    folder.rmdir()
 
 
 def points(saves: Path) -> list[Path]:

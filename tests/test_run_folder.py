@@ -1,0 +1,44 @@
+"""The run folder: who may work in it, and what is left when nothing came of it."""
+
+from pathlib import Path
+
+import pytest
+
+from vdiff.cli import main
+from vdiff.errors import InUseError
+from vdiff.run_folder import RunFolder
+
+
+def test_a_second_run_is_kept_out_and_the_first_one_named(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with run.lock(), pytest.raises(InUseError, match=r"process \d+ works in"), run.lock():
+        pass
+    with run.lock():
+        (run.path / "recipe.yaml").touch()
+    with run.lock():
+        assert (run.path / "recipe.yaml").exists()
+
+
+def test_a_lock_leaves_nothing_where_nothing_was_made(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "runs" / "run").lock():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["train"], 3),
+        (["distill"], 4),
+        (["distill", "--from", "base_5"], 4),
+        (["distill", "--stages", "0"], 2),
+        (["train", "--set", "data.size=9"], 2),
+        (["sample", "--checkpoint", "base_5"], 4),
+    ],
+)
+def test_a_command_that_cannot_begin_writes_nothing(
+    arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "-r", "digits"]) == code
+    assert list(tmp_path.iterdir()) == []
