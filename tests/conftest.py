@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.tiny import RECIPE, TinyRun
 from vdiff.data.prepare import prepare
+
+torch.set_num_threads(1)  # for networks this small, more threads only wait for one another
 
 MakePictures = Callable[..., Path]
 
