@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakePictures
 from tests.tiny import TinyRun
 from vdiff import checkpoint
 from vdiff.chain import choose
-from vdiff.errors import InUseError, ModelFileError, Stopped, UsageError
+from vdiff.data.prepare import prepare
+from vdiff.errors import DataError, InUseError, ModelFileError, Stopped, UsageError
 from vdiff.plan import plan
 from vdiff.training.settings import FitSection
 
@@ -191,12 +194,18 @@ def test_the_micro_batch_may_change_on_the_way(tiny_run: TinyRun) -> None:
     assert tiny_run.chain("train.micro_batch=2").train().updates == 5
 
 
-def test_other_pictures_are_refused(tiny_run: TinyRun) -> None:
+def test_another_size_is_refused(tiny_run: TinyRun) -> None:
     stopped(tiny_run, 3)
     with pytest.raises(UsageError, match="changed") as found:
         tiny_run.chain("data.size=16").train()
-    assert "data: " in found.value.where
-    assert "data.size: 8 -> 16" in found.value.where
+    assert found.value.where == "data.size: 8 -> 16"
+
+
+def test_other_pictures_are_refused(tiny_run: TinyRun, store: Path, make_pictures: MakePictures) -> None:
+    stopped(tiny_run, 3)
+    prepare(make_pictures(13, classes=("cat", "dog")), store, sizes=[8], force=True)
+    with pytest.raises(DataError, match="not those that this stage was begun with"):
+        tiny_run.chain().train()
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove", "mark"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vdiff import whole_folder
 from vdiff.checkpoint import load_tensors, save_tensors
-from vdiff.errors import DivergedError, ModelFileError, UsageError
+from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
 from vdiff.run_folder import STATE, points
 
 NUM_KEPT = 2
@@ -61,7 +61,7 @@ def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], Non
     """The last save that is whole; None when there is none.
 
     say: told about every save that is damaged and passed over.
-    Errors: UsageError when the run was begun with other values than `trajectory`.
+    Errors: UsageError when the run was begun with other values than `trajectory`, DataError with other pictures.
     """
     for point in points(folder):
         try:
@@ -95,9 +95,16 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _check_trajectory(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     different = changes(before, now)
-    if different:
+    recipe = [change for change in different if not change.startswith("data: ")]
+    if recipe:
         raise UsageError(
             "the recipe changed since this stage was begun",
             "take the change back, give the run another `name`, or add --force to begin the stage again",
-            "; ".join(different[:8]),
+            "; ".join(recipe[:8]),
+        )
+    if different:
+        raise DataError(
+            "the pictures are not those that this stage was begun with",
+            "put the old store back, give the run another `name`, or add --force to begin the stage again",
+            folder,
         )
