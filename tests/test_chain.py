@@ -59,7 +59,7 @@ def test_the_log_has_a_line_per_so_many_updates_of_every_stage(tiny_run: TinyRun
         ("base_0", 1),
         ("base_0", 2),
     ]
-    assert set(lines[0]) == {"stage", "update", "loss", "grad_norm", "learning_rate"}
+    assert set(lines[0]) == {"stage", "update", "loss", "grad_norm", "learning_rate", "skipped"}
     assert [line["learning_rate"] for line in lines[-2:]] == [1e-2, 0.5e-2]
 
 

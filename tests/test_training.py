@@ -237,10 +237,24 @@ def test_the_loop_saves_before_it_leaves(machine: Machine, tmp_path: Path) -> No
     assert seen == ["save 4"]
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(machine: Machine, tmp_path: Path) -> None:
-    made = learner(machine, learning_rate=1e30, clip_norm=None, log_every=5)
-    with pytest.raises(DivergedError, match="no longer finite at update 5"):
+def test_updates_without_end_that_are_not_finite_end_the_training(machine: Machine, tmp_path: Path) -> None:
+    made = learner(machine, learning_rate=1e30, clip_norm=None, log_every=5, updates=40)
+    with pytest.raises(DivergedError, match="10 updates in a row"):
         run(machine, tmp_path / "log.jsonl", made)
+
+
+def test_an_update_that_is_not_finite_leaves_weights_and_optimizer_as_they_were(machine: Machine) -> None:
+    made = learner(machine, ema=0.9)
+    taught(made, 3)
+    before = flat(made.state())
+    made.step(pictures() * float("nan"), None, rng_of(3))
+    after = flat(made.state())
+    assert made.update == 4
+    assert all(bool(tensor.isfinite().all()) for tensor in after.values())
+    unchanged = {name for name in before if torch.equal(before[name], after[name])}
+    assert unchanged >= {name for name in before if not name.startswith("average/")}
+    taught(made, 1)
+    assert not torch.equal(flat(made.state())["weights/conv_in.weight"], before["weights/conv_in.weight"])
 
 
 def test_lines_of_updates_that_are_done_again_are_forgotten(machine: Machine, tmp_path: Path) -> None:

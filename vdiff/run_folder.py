@@ -97,4 +97,4 @@ class RunFolder:
 
 def points(saves: Path) -> list[Path]:
     """The points to resume from in a stage's folder of saves, newest first by update number: clocks jump."""
-    return sorted((path for path in saves.glob("[0-9]*") if path.is_dir()), reverse=True)
+    return sorted((path for path in saves.glob("[0-9]*") if path.is_dir() and not path.is_symlink()), reverse=True)

@@ -1,18 +1,20 @@
 """Points to resume from: what a training changes, saved whole, the last two of a stage kept until it is complete."""
 
+import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from vdiff import whole_folder
 from vdiff.checkpoint import load_tensors, save_tensors
-from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
+from vdiff.errors import DataError, DivergedError, MachineError, ModelFileError, UsageError
 from vdiff.run_folder import STATE, points
 
 NUM_KEPT = 2
@@ -25,34 +27,101 @@ class SavePoint:
     """A verified point to resume from.
 
     update: updates done.   state: tensors by part and name, see `Learner.state`.
-    pending: the measurements that no line of the log holds yet, see `Report.pending`.
+    pending: the measurements that no line of the log holds yet, see `Report.pending`.   processes: of the run then.
     """
 
     update: int
     state: State
-    pending: Tensor
+    pending: Mapping[str, Tensor]
+    processes: int
 
 
-def write(folder: Path, update: int, state: State, pending: Tensor, trajectory: Mapping[str, Any]) -> None:
-    """Save into `folder`/<update>, then drop all but the last `NUM_KEPT`.
+class Saver:
+    """Saves a stage's points in the background: training waits for the copy to the host's memory, not for the disk.
 
-    trajectory: the values that shape the weights; resuming asks for the same.   Errors: DivergedError, MachineError.
+    At most one save is under way. What went wrong in it is raised by the next call.   folder: of the stage's points.
+    trajectory: the values that shape the weights; resuming asks for the same.   processes: of the run.
     """
-    tensors = {
-        part: {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-        for part, named in {**state, "pending": {"rows": pending}}.items()
-    }
-    if not all(torch.isfinite(tensor).all() for tensor in tensors["weights"].values()):
+
+    def __init__(self, folder: Path, trajectory: Mapping[str, Any], processes: int = 1) -> None:
+        self._folder, self._facts = folder, {"trajectory": dict(trajectory), "processes": processes}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._saved: int | None = None
+
+    def save(self, update: int, state: State, pending: Mapping[str, Tensor]) -> None:
+        """Begin to save; see `write`.   Errors: DivergedError for weights that are not finite, MachineError."""
+        copied = _on_host(update, state, pending)
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(update, copied), name=f"save {update}")
+        self._thread.start()
+
+    def saved(self) -> int | None:
+        """The update of a save that has come onto the disk since the last call, if one has."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+        found, self._saved = self._saved, None
+        return found
+
+    def wait(self) -> None:
+        """Until nothing is under way."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        with contextlib.suppress(Exception) if kind is not None else contextlib.nullcontext():
+            self.wait()
+
+    def _write(self, update: int, copied: State) -> None:
+        try:
+            _write(self._folder, {"update": update, **self._facts}, copied)
+            self._saved = update
+        except BaseException as err:
+            self._error = err
+
+
+def write(
+    folder: Path, update: int, state: State, pending: Mapping[str, Tensor], trajectory: Mapping[str, Any]
+) -> None:
+    """Save into `folder`/<update>, read it back, then drop all but the last `NUM_KEPT`.
+
+    Errors: DivergedError for weights that are not finite; MachineError. Nothing of the earlier saves is touched then.
+    """
+    facts = {"update": update, "trajectory": dict(trajectory), "processes": 1}
+    _write(folder, facts, _on_host(update, state, pending))
+
+
+def _on_host(update: int, state: State, pending: Mapping[str, Tensor]) -> State:
+    """A copy of everything in the host's memory."""
+    if not all(torch.isfinite(tensor).all() for tensor in state["weights"].values()):
         raise DivergedError(
             f"the weights are no longer finite after update {update}",
             "lower `learning_rate` and add --force to begin the stage again",
         )
+    return {
+        part: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
+        for part, named in {**state, "pending": pending}.items()
+    }
 
+
+def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
     def fill(target: Path) -> None:
         for part, named in tensors.items():
-            save_tensors(target / f"{part}.safetensors", named)
+            save_tensors(target / f"{part}.safetensors", dict(named))
 
-    whole_folder.write(folder / f"{update:09d}", STATE, {"update": update, "trajectory": dict(trajectory)}, fill)
+    point = folder / f"{facts['update']:09d}"
+    content = whole_folder.write(point, STATE, facts, fill)
+    found = whole_folder.damage(point, content)
+    if found:
+        fix = "look at the disk's health, or move the run to another one; the save before it is whole"
+        raise MachineError(f"what was saved in `{point}` cannot be read back", fix, "; ".join(found))
     for old in points(folder)[NUM_KEPT:]:
         shutil.rmtree(old)
 
@@ -61,20 +130,17 @@ def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], Non
     """The last save that is whole; None when there is none.
 
     say: told about every save that is damaged and passed over.
-    Errors: UsageError when the run was begun with other values than `trajectory`, DataError with other pictures.
+    Errors: UsageError when the run was begun with other values than `trajectory`, DataError with other pictures;
+    ModelFileError when all of them are damaged.
     """
-    for point in points(folder):
+    found = points(folder)
+    for point in found:
         try:
-            content = whole_folder.read(point, STATE)
-            found = whole_folder.damage(point, content)
-            if found:
-                raise ModelFileError(f"`{point}` is damaged", "", "; ".join(found))
-            _check_trajectory(content["trajectory"], trajectory, folder)
-            parts = {path.stem: load_tensors(path) for path in sorted(point.glob("*.safetensors"))}
-        except (ModelFileError, KeyError) as err:
-            say(f"{getattr(err, 'problem', err)}; the save before it is used")
-            continue
-        return SavePoint(int(content["update"]), parts, parts.pop("pending")["rows"])
+            return _read(point, trajectory, folder)
+        except ModelFileError as err:
+            say(f"{err.problem}{f' ({err.where})' if err.where else ''}; it is passed over")
+    if found:
+        raise ModelFileError("no save of this stage is whole", "add --force to begin the stage again", folder)
     return None
 
 
@@ -91,6 +157,21 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]
+
+
+def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint:
+    content = whole_folder.read(point, STATE)
+    found = whole_folder.damage(point, content)
+    if found:
+        raise ModelFileError(f"`{point}` is damaged", "", "; ".join(found))
+    update, before, processes = (content.get(name) for name in ("update", "trajectory", "processes"))
+    if type(update) is not int or not isinstance(before, dict):
+        raise ModelFileError(f"`{point / STATE}` is damaged", "", "it does not tell its update and settings")
+    _check_trajectory(before, trajectory, folder)
+    parts = {path.stem: load_tensors(path) for path in sorted(point.glob("*.safetensors"))}
+    if not parts.keys() >= {"weights", "average", "optimizer", "pending"} or "rows" not in parts["pending"]:
+        raise ModelFileError(f"`{point}` is damaged", "", "it does not list all that belongs to it")
+    return SavePoint(update, parts, parts.pop("pending"), processes if type(processes) is int else 1)
 
 
 def _check_trajectory(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

@@ -4,22 +4,22 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vdiff import checkpoint, savepoint
 from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.data.loader import Batch, Images, batches
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.errors import DataError, Stopped
+from vdiff.errors import DataError, DivergedError, Stopped
 from vdiff.images import grid, to_uint8, write_png
 from vdiff.objectives.objective import Objective
 from vdiff.plan import Stage, trajectory
 from vdiff.recipe import Recipe
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.draw import draw
-from vdiff.savepoint import SavePoint
+from vdiff.savepoint import SavePoint, Saver
 from vdiff.training.learner import Learner
 from vdiff.training.log import Report, Track
 from vdiff.training.loop import fit
@@ -79,12 +79,41 @@ class StageRun:
         }
 
     def train(self) -> float:
-        """Train to the last update and return the last loss.   Errors: Stopped."""
+        """Train to the last update and return the last loss.   Errors: Stopped, DivergedError."""
+        saved = self._restore()
+        while True:
+            try:
+                return self._fit(saved)
+            except DivergedError as err:
+                saved = self._roll_back(err)
+
+    def _restore(self) -> SavePoint | None:
         saved = savepoint.newest(self._saves, self._trajectory, self._progress.note)
         if saved is not None:
             self._learner.load(saved.state, saved.update)
+        if saved is not None and saved.processes != self._machine.world_size:
+            told = f"saved by {saved.processes} processes, now there are {self._machine.world_size}"
+            self._progress.note(f"{told}: the batches stay the same, results agree to rounding")
+        return saved
+
+    def _roll_back(self, err: DivergedError) -> SavePoint | None:
+        """Go back to the last save and on at half the learning rate, if the recipe says so and there is a save."""
+        self._machine.wait()  # all come here together; none may look while the first one still saves
+        section, done = "distill" if self._teacher else "train", self._learner.rollbacks
+        newest = self._run.points(self._stage.name)
+        if done >= self._stage.settings.rollbacks or not newest:
+            fix = f"`--set {section}.rollbacks={done + 3}` goes on from there at half the learning rate"
+            last = f"the last save, at update {int(newest[0].name)}, is finite" if newest else ""
+            raise DivergedError(err.problem, f"{fix}; or {err.fix}" if newest else err.fix, last) from err
+        saved = self._restore()
+        self._learner.rollbacks = done + 1
+        self._progress.note(f"{err.problem}: back to update {self._learner.update}, at half the learning rate")
+        return saved
+
+    def _fit(self, saved: SavePoint | None) -> float:
         self._progress.begin(self._stage.name, self._stage.settings.updates, self._learner.update)
-        with self._machine.trackers(self._run.tracker) as track:
+        saver = Saver(self._saves, self._trajectory, self._machine.world_size)
+        with self._machine.trackers(self._run.tracker) as track, saver:
             report = self._report(saved, track)
             is_complete = fit(
                 self._learner,
@@ -93,10 +122,12 @@ class StageRun:
                 report,
                 seed=self._recipe.seed,
                 stage=self._stage.index,
-                save=lambda: self._save(report),
+                save=lambda: self._save(saver, report),
                 preview=self._preview,
-                should_stop=lambda: bool(self._stop()),
+                should_stop=lambda: self._should_stop(saver),
             )
+        self._tell_saved(saver)
+        self._machine.wait()  # else one that leaves early would have its launcher end the one that still writes
         if not is_complete:
             number = self._stop() or signal.SIGTERM  # 0 where another process was told
             raise Stopped(number, f"`{self._stage.name}` is saved at update {self._learner.update}")
@@ -105,10 +136,11 @@ class StageRun:
     def publish(self) -> ModelCard:
         """Leave the model folder; the points to resume from have served."""
         folder = self._run.model(self._stage.name)
+        result = self._learner.result()
+        picture = self._draw(result)
         if self._machine.is_first:
-            result = self._learner.result()
             checkpoint.save(
-                folder, self._card(result), result, lambda target: self._draw(result, target / "samples.png")
+                folder, self._card(result), result, lambda target: write_png(target / "samples.png", picture)
             )
             savepoint.clear(self._saves)
             self._progress.saved(str(folder))
@@ -144,35 +176,48 @@ class StageRun:
             sum(settings.updates for settings in before[: self._stage.index]),
         )
 
-    def _save(self, report: Report) -> None:
+    def _save(self, saver: Saver, report: Report) -> None:
         pending = report.pending()  # asks all processes
         if self._machine.is_first:
-            savepoint.write(self._saves, self._learner.update, self._learner.state(), pending, self._trajectory)
-            self._progress.saved(f"{self._stage.name} at update {self._learner.update}")
-        self._machine.wait()  # else one that leaves early would have its launcher end the one that still writes
+            saver.save(self._learner.update, self._learner.state(), pending)
+
+    def _should_stop(self, saver: Saver) -> bool:
+        self._tell_saved(saver)
+        return bool(self._stop())
+
+    def _tell_saved(self, saver: Saver) -> None:
+        update = saver.saved()
+        if update is not None:
+            self._progress.saved(f"{self._stage.name} at update {update}")
 
     def _preview(self) -> None:
+        picture = self._draw(self._learner.result())
         if self._machine.is_first:
             self._run.previews.mkdir(exist_ok=True)
-            path = self._run.previews / f"{self._stage.name}-{self._learner.update:07d}.png"
-            self._draw(self._learner.result(), path)
+            write_png(self._run.previews / f"{self._stage.name}-{self._learner.update:07d}.png", picture)
 
-    def _draw(self, denoiser: Denoiser, path: Path) -> None:
-        """A grid of pictures from fixed noise."""
+    def _draw(self, denoiser: Denoiser) -> Tensor:
+        """A grid of pictures from fixed noise, uint8 [C, H, W], in every process; each draws its share."""
         section, num_classes = self._recipe.sample, self._num_classes
-        with self._machine.autocast():
-            pictures = draw(
+        seeds = range(section.num_images)
+        labels = torch.arange(section.num_images) % num_classes if num_classes else None
+
+        def share(places: slice) -> Tensor:
+            return draw(
                 denoiser,
                 section.sampler.build(),
-                range(section.num_images),
+                seeds[places],
                 self._images.shape,
                 min(self._stage.num_steps, PREVIEW_STEPS),
                 model_steps=self._stage.num_steps if self._teacher else None,
-                labels=torch.arange(section.num_images) % num_classes if num_classes else None,
+                labels=labels[places] if labels is not None else None,
                 batch_size=section.batch_size,
                 device=self._machine.device,
             )
-        write_png(path, grid(to_uint8(pictures), scale=max(1, 32 // self._images.shape[-1])))
+
+        with self._machine.autocast():
+            pictures = self._machine.share_out(share, len(seeds))
+        return grid(to_uint8(pictures), scale=max(1, 32 // self._images.shape[-1]))
 
     def _card(self, result: Denoiser) -> ModelCard:
         teacher = self._teacher.card if self._teacher else None

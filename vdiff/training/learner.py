@@ -15,7 +15,7 @@ from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
 
 State = dict[str, dict[str, Tensor]]
-"""All that training changes: `weights`, `average` and `optimizer`, each tensors by name."""
+"""All that training changes: `weights`, `average`, `optimizer` and `course`, each tensors by name."""
 
 
 class Learner:
@@ -24,6 +24,7 @@ class Learner:
     def __init__(self, student: Denoiser, objective: Objective, settings: FitSection, machine: Machine) -> None:
         self.settings = settings
         self.update = 0
+        self.rollbacks = 0
         self._objective = objective
         self._machine = machine
         self._network = student.network.to(machine.device)
@@ -35,6 +36,7 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        self._adam = adam
         wrapped, self._optimizer = machine.prepare(self._network, adam)
         self._student = replace(student, network=wrapped.train(settings.dropout))
 
@@ -42,11 +44,12 @@ class Learner:
         """Do one update on this process's share of a batch.
 
         x: float32 [b, C, H, W] in [-1, 1], on the device.   rng_of: the randomness of the pictures with these places.
-        Returns [mean loss of the share's pictures over the global batch, norm of the gradient], on the device.
+        Returns [mean loss of the share's pictures over the global batch, norm of the gradient], on the device. With a
+        norm that is not finite, weights and optimizer stay as they were, and the average follows them as ever.
         """
         batch_size, world_size = self.settings.batch_size, self._machine.world_size
         for group in self._optimizer.param_groups:
-            group["lr"] = self.settings.rate(self.update)
+            group["lr"] = self.rate(self.update)
         total = torch.zeros((), device=x.device)
         parts = list(self._parts(len(x)))
         for part in parts:
@@ -56,12 +59,17 @@ class Learner:
                 self._machine.backward(loss * world_size)  # processes average their gradients: make it a sum
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
+        self._adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined] # the fused step heeds it
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.update += 1
         if self._average is not None:
             self._average.follow(self.update)
         return torch.stack([total, norm])
+
+    def rate(self, update: int) -> float:
+        """Learning rate of the update with this 0-based number: the settings', halved by every rollback."""
+        return self.settings.rate(update) * 0.5**self.rollbacks
 
     def rehearse(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> None:
         """Go forward and backward once and drop the gradients.
@@ -92,7 +100,8 @@ class Learner:
             for key in ("exp_avg", "exp_avg_sq", "step")
         }
         average = self._average.tensors() if self._average is not None else {}
-        return {"weights": self._network.state_dict(), "average": average, "optimizer": adam}
+        course = {"rollbacks": torch.tensor(self.rollbacks)}
+        return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": course}
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]], update: int) -> None:
         """Go on from a saved state. Tensors are copied into place: memory of another alignment rounds differently."""
@@ -105,6 +114,7 @@ class Learner:
                 keys = ("exp_avg", "exp_avg_sq", "step")
                 kept = {key: adam[f"{key}.{name}"].to(weight.device, copy=True) for key in keys}
                 self._optimizer.state[weight] = kept
+        self.rollbacks = int(state.get("course", {}).get("rollbacks", 0))
         self.update = update
 
     def _losses(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:

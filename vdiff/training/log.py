@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from vdiff.training.settings import FitSection
 
 Track = Callable[[Mapping[str, float], int], Any]
 
+MOST_SKIPPED = 10
+"""So many updates in a row with a loss or gradient that is not finite end a training."""
+
 _READ_SECONDS = 2.0
 """Between two lines of the log, the loss is read back from the device this often, for the screen."""
 
@@ -24,6 +27,7 @@ class Report:
     """Collects losses on the device and reads them back in batches, so that the loop never waits for the device.
 
     path: log.jsonl.   first_update: updates that were done before.   pending: what `pending` gave with the save.
+    MOST_SKIPPED updates in a row that are not finite raise DivergedError, at the next line or save: in all processes.
     offset: updates of the stages before, so that the trackers' axis never goes backwards.
     """
 
@@ -36,14 +40,15 @@ class Report:
         path: Path,
         track: Track,
         first_update: int = 0,
-        pending: Tensor | None = None,
+        pending: Mapping[str, Tensor] | None = None,
         offset: int = 0,
     ) -> None:
         self.is_first_update = True
         self.loss = float("nan")
         self._stage, self._settings, self._machine, self._progress = stage, settings, machine, progress
         self._path, self._track, self._offset = path, track, offset
-        self._pending = list(_own_part(pending, machine)) if pending is not None else []
+        self._pending = list(_own_part(pending["rows"], machine)) if pending is not None else []
+        self._skips = _Skips(*pending["skips"].tolist()) if pending and "skips" in pending else _Skips(0, 0)
         self._shown = (float("nan"), float("nan"))
         self._first_update, self._begun = first_update, time.monotonic()
         self._last_read = 0.0
@@ -62,33 +67,57 @@ class Report:
         speed = (update - self._first_update) * self._settings.batch_size / (time.monotonic() - self._begun)
         self._progress.update(update, *self._shown, learning_rate, speed)
 
-    def pending(self) -> Tensor:
-        """The [loss, gradient norm] of updates that no line holds yet, float32 [n, 2]; every process must ask."""
+    def pending(self) -> dict[str, Tensor]:
+        """What no line of the log holds yet, on the CPU; every process must ask.
+
+        rows: [loss, gradient norm] of the updates since the last line, [n, 2].   skips: as they were at that line.
+        """
+        rows = self._rows()
+        self._skips.after(rows, self._stage)
+        return {"rows": rows, "skips": torch.tensor(self._skips)}
+
+    def _rows(self) -> Tensor:
+        """The measurements since the last line, losses summed over the processes: float32 [n, 2] on the CPU."""
         if not self._pending:
             return torch.zeros(0, 2)
         measured = torch.stack(self._pending)
         return torch.stack([self._machine.sum(measured[:, 0].contiguous()), measured[:, 1]], 1).cpu()
 
     def _write(self, update: int, learning_rate: float) -> None:
-        measured = torch.stack(self._pending)
-        losses = self._machine.sum(measured[:, 0].contiguous()).cpu()
+        rows, before = self._rows(), self._skips.total
         self._pending.clear()
-        values = {
-            "loss": float(losses.mean()),
-            "grad_norm": float(measured[:, 1].mean()),
-            "learning_rate": learning_rate,
-        }
-        self._shown, self._last_read = (values["loss"], values["grad_norm"]), time.monotonic()
-        self.loss = values["loss"]
-        if not all(torch.isfinite(torch.tensor(value)) for value in values.values()):
-            raise DivergedError(
-                f"the loss of `{self._stage}` is no longer finite at update {update}",
-                "lower `learning_rate` and add --force to begin the stage again",
-            )
+        self._skips = self._skips.after(rows, self._stage)
+        if self._skips.total > before:
+            told = f"{self._skips.total - before} of the last {len(rows)} updates of `{self._stage}` were skipped"
+            self._progress.note(f"{told}: their loss or gradient was not finite")
+        finite = rows[rows.isfinite().all(1)]
+        loss, grad_norm = finite.mean(0).tolist() if len(finite) else (None, None)
+        values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "skipped": self._skips.total}
+        if loss is not None and grad_norm is not None:
+            self.loss, self._shown, self._last_read = loss, (loss, grad_norm), time.monotonic()
         if self._machine.is_first:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"stage": self._stage, "update": update, **values}) + "\n")
-            self._track({f"{self._stage}/{name}": value for name, value in values.items()}, self._offset + update)
+            known = {f"{self._stage}/{name}": value for name, value in values.items() if value is not None}
+            self._track(known, self._offset + update)
+
+
+class _Skips(NamedTuple):
+    """Updates that were skipped: in a row until now, and in all."""
+
+    in_a_row: int
+    total: int
+
+    def after(self, rows: Tensor, stage: str) -> "_Skips":
+        """With the updates of further `rows` counted in.   Errors: DivergedError when too many in a row are skipped."""
+        in_a_row, total = self
+        for is_finite in rows.isfinite().all(1).tolist():
+            in_a_row = 0 if is_finite else in_a_row + 1
+            total += not is_finite
+            if in_a_row >= MOST_SKIPPED:
+                problem = f"`{stage}` diverged: {in_a_row} updates in a row had a loss or gradient that is not finite"
+                raise DivergedError(problem, "lower `learning_rate` and add --force to begin the stage again")
+        return _Skips(in_a_row, total)
 
 
 def _own_part(pending: Tensor, machine: Machine) -> Tensor:

@@ -34,7 +34,7 @@ def fit(
         rng_of = RngOf(seed, stage, batch.update, batch.places.to(machine.device), settings.batch_size)
         if report.is_first_update:
             learner.rehearse(x, label, rng_of)
-        report.add(learner.update + 1, learner.step(x, label, rng_of), settings.rate(learner.update - 1))
+        report.add(learner.update + 1, learner.step(x, label, rng_of), learner.rate(learner.update - 1))
         is_complete = learner.update == settings.updates
         is_stopped = machine.any(should_stop())
         if is_complete or is_stopped or learner.update % settings.save_every == 0:

@@ -1,7 +1,7 @@
 """The machine a run has: devices, processes and precision, as Accelerate sees them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,23 @@ class Machine:
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process; every process must ask."""
         return flag if self.world_size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def share_out(self, work: Callable[[slice], Tensor], count: int) -> Tensor:
+        """`work` on all of `count` items, in every process: each does its share, then all are brought together.
+
+        work: the results for a slice of the items, [n, ...] each.   Returns [count, ...] on the CPU.
+        """
+        if self.world_size == 1:
+            return work(slice(0, count))
+        size = -(-count // self.world_size)  # of every share, so that all are of equal shape; the last may overlap
+        start = max(min(self.rank * size, count - size), 0)
+        found: Tensor = self._accelerator.gather(work(slice(start, start + size)).to(self.device)).cpu()
+        starts = [max(min(rank * size, count - size), 0) for rank in range(self.world_size)]
+        shares = torch.split(found, min(size, count))
+        result = torch.empty(count, *found.shape[1:], dtype=found.dtype)
+        for first, share in zip(starts, shares, strict=True):
+            result[first : first + len(share)] = share
+        return result
 
     def wait(self) -> None:
         """Until every process is here."""

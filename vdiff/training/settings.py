@@ -37,6 +37,8 @@ class FitSection(Section):
     """Whether the network's dropout acts; a student is better taught without."""
     weighting: Weighting = trajectory("snr_plus_one")
     """How much an error counts at each noise level."""
+    rollbacks: int = harmless(0, ge=0, le=30)
+    """How often a training that diverges goes back to its last save and on at half the learning rate."""
     log_every: int = trajectory(50, ge=1)
     """Updates per line of log.jsonl."""
     save_every: int = harmless(1000, ge=1)

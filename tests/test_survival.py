@@ -1,0 +1,176 @@
+"""What a run survives: losses that are not finite, saves that go wrong, and damage to all that it could go on from."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import TinyRun
+from vdiff import savepoint, whole_folder
+from vdiff.errors import DivergedError, MachineError, ModelFileError, Stopped
+from vdiff.savepoint import Saver
+from vdiff.training.learner import Learner
+
+Poison = Callable[[Callable[[Learner], bool]], None]
+
+STATE = {"weights": {"w": torch.ones(3)}, "average": {}, "optimizer": {}, "course": {"rollbacks": torch.tensor(0)}}
+PENDING = {"rows": torch.zeros(0, 2), "skips": torch.zeros(2, dtype=torch.int64)}
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """Makes the losses of those updates NaN for which a function of the learner says so."""
+    sound = Learner._losses
+
+    def mix(is_bad: Callable[[Learner], bool]) -> None:
+        def losses(self: Learner, *rest: Any) -> Tensor:
+            return sound(self, *rest) * (float("nan") if is_bad(self) else 1.0)
+
+        monkeypatch.setattr(Learner, "_losses", losses)
+
+    return mix
+
+
+def log(tiny_run: TinyRun) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in tiny_run.folder().log.read_text().splitlines()]
+
+
+def test_updates_whose_loss_is_not_finite_are_skipped_counted_and_told(tiny_run: TinyRun, poison: Poison) -> None:
+    poison(lambda learner: learner.update in (1, 2, 3))
+    tiny_run.base("train.updates=8", "train.log_every=2")
+    assert [line["skipped"] for line in log(tiny_run)] == [1, 3, 3, 3]
+    assert [line["loss"] is None for line in log(tiny_run)] == [False, True, False, False]
+    assert sum("were skipped" in line for line in tiny_run.said) == 2
+
+
+def test_a_run_stopped_among_skipped_updates_is_the_unbroken_one(tiny_run: TinyRun, poison: Poison) -> None:
+    more = ("train.updates=14", "train.log_every=3")
+    poison(lambda learner: learner.update in (2, 4, 5, 6, 7, 8, 9, 10))
+    tiny_run.base(*more, run="unbroken")
+    for _ in range(13):
+        with pytest.raises(Stopped):
+            tiny_run.chain(*more, stop_after=1).train()
+    tiny_run.base(*more)
+    assert tiny_run.hashes() == tiny_run.hashes("unbroken")
+
+
+def test_ten_in_a_row_end_the_training_and_the_last_finite_save_is_named(tiny_run: TinyRun, poison: Poison) -> None:
+    more = ("train.updates=40", "train.save_every=4", "train.log_every=5")
+    poison(lambda learner: learner.update >= 6)
+    for _ in range(2):  # the same command comes to the same end: the count is saved with the rest
+        with pytest.raises(DivergedError, match="10 updates in a row") as found:
+            tiny_run.chain(*more).train()
+    newest = tiny_run.folder().points("original")[0]
+    assert found.value.where == f"the last save, at update {int(newest.name)}, is finite"
+    assert found.value.exit_code == 5
+    weights = savepoint.load_tensors(newest / "weights.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    assert not tiny_run.folder().models()
+
+
+def test_the_count_goes_on_over_saves_and_lines(tiny_run: TinyRun, poison: Poison) -> None:
+    poison(lambda learner: learner.update >= 2)
+    more = ("train.updates=40", "train.log_every=3")
+    for _ in range(11):
+        with pytest.raises(Stopped):
+            tiny_run.chain(*more, stop_after=1).train()
+    with pytest.raises(DivergedError, match="10 updates in a row"):
+        tiny_run.chain(*more, stop_after=1).train()
+
+
+def test_a_diverged_training_goes_back_and_on_at_half_the_rate_if_it_may(tiny_run: TinyRun, poison: Poison) -> None:
+    more = ("train.updates=30", "train.save_every=4", "train.log_every=5", "train.decay=constant")
+    poison(lambda learner: learner.update >= 6 and learner.rollbacks < 2)
+    with pytest.raises(DivergedError) as found:
+        tiny_run.chain(*more).train()
+    assert "--set train.rollbacks=3" in found.value.fix
+    assert tiny_run.base(*more, "train.rollbacks=2").updates == 30
+    assert [line["learning_rate"] for line in log(tiny_run)][-1] == pytest.approx(1e-2 / 4)
+    assert sum("at half the learning rate" in line for line in tiny_run.said) == 2
+
+
+def test_what_is_saved_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = threading.Event()
+    sound = whole_folder.write
+    monkeypatch.setattr(whole_folder, "write", lambda *given: hold.wait(60) and sound(*given))
+    weight = torch.ones(3)
+    with Saver(tmp_path, {}) as saver:
+        saver.save(1, {**STATE, "weights": {"w": weight}}, PENDING)
+        weight.fill_(2)
+        assert saver.saved() is None
+        hold.set()
+    found = savepoint.newest(tmp_path, {}, print)
+    assert found is not None
+    assert found.state["weights"]["w"].tolist() == [1, 1, 1]
+
+
+def test_one_save_at_a_time_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: list[int] = []
+    sound = whole_folder.write
+
+    def write(*given: Any) -> dict[str, Any]:
+        busy.append(1)
+        assert len(busy) == 1
+        content = sound(*given)
+        busy.pop()
+        return content
+
+    monkeypatch.setattr(whole_folder, "write", write)
+    with Saver(tmp_path, {}) as saver:
+        for update in range(1, 6):
+            saver.save(update, STATE, PENDING)
+        saver.wait()
+        assert saver.saved() == 5
+        assert saver.saved() is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000004", "000000005"]
+
+
+def test_a_save_that_goes_wrong_in_the_background_ends_the_run(tiny_run: TinyRun, monkeypatch: Any) -> None:
+    def full(path: Path, *rest: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    with pytest.raises(Stopped):
+        tiny_run.chain(stop_after=2).train()
+    before = sorted(tiny_run.folder().saves("original").rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(savepoint, "save_tensors", full)
+        with pytest.raises(MachineError, match="the disk is full"):
+            tiny_run.chain().train()
+    assert sorted(tiny_run.folder().saves("original").rglob("*")) == before
+    tiny_run.base()
+
+
+def test_older_saves_stay_when_the_new_one_cannot_be_read_back(tmp_path: Path, monkeypatch: Any) -> None:
+    for update in (1, 2):
+        savepoint.write(tmp_path, update, STATE, PENDING, {})
+    sound = whole_folder.write
+
+    def rotting(target: Path, *rest: Any) -> dict[str, Any]:
+        content = sound(target, *rest)
+        (target / "weights.safetensors").write_bytes(b"")
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_folder, "write", rotting)
+        with pytest.raises(MachineError, match="cannot be read back") as found:
+            savepoint.write(tmp_path, 3, STATE, PENDING, {})
+    assert "weights.safetensors" in found.value.where
+    newest = savepoint.newest(tmp_path, {}, print)
+    assert newest is not None
+    assert newest.update == 2
+
+
+def test_a_stage_whose_saves_are_all_damaged_is_not_begun_again_in_silence(tiny_run: TinyRun) -> None:
+    with pytest.raises(Stopped):
+        tiny_run.chain("train.save_every=1", stop_after=3).train()
+    for point in tiny_run.folder().points("original"):
+        (point / "optimizer.safetensors").write_bytes(b"")
+    with pytest.raises(ModelFileError, match="no save of this stage is whole"):
+        tiny_run.chain().train()
+    assert sum("optimizer.safetensors" in line for line in tiny_run.said) == 2
+    assert tiny_run.chain().train(force=True).updates == 5
