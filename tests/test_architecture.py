@@ -16,6 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
     {"errors"},
+    {"headers", "mark"},
     {"config", "images", "randomness", "whole_folder"},
     {"data", "diffusion", "networks", "digits", "model_card"},
     {"objectives", "samplers"},
@@ -31,7 +32,7 @@ FLOORS = [
         "checkpoint",
         "savepoint",
     },
-    {"stage_run", "chain", "estimate", "drawing"},
+    {"stage_run", "chain", "estimate", "drawing", "status"},
     {"reporting", "formats", "inspection"},
     {"cli"},
 ]
@@ -76,7 +77,17 @@ DOORS = {
 }
 """Where an outside package may be imported: files, or a whole room."""
 
-NO_TORCH = ("cli/", "recipe", "config.py", "errors.py", "model_card.py", "inspection.py", "whole_folder.py")
+NO_TORCH = (
+    "cli/",
+    "recipe",
+    "config.py",
+    "errors.py",
+    "model_card.py",
+    "inspection.py",
+    "whole_folder.py",
+    "mark.py",
+    "headers/",
+)
 SECTIONS_OF_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -249,7 +249,7 @@ def test_saves_that_a_killed_run_left_beside_a_finished_model_go(tiny_run: TinyR
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny_run: TinyRun) -> None:
     folder = tiny_run.folder()
-    with folder.lock(), pytest.raises(InUseError, match=r"process \d+ works in"), folder.lock():
+    with folder.lock(), pytest.raises(InUseError, match=r"process \d+ on \S+ works in"), folder.lock():
         pass
     with folder.lock():
         assert not list(folder.path.glob(".*partial*"))

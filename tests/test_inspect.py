@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vdiff import checkpoint, run_folder, savepoint, whole_folder
+from vdiff import checkpoint, mark, run_folder, savepoint
 from vdiff.checkpoint import ModelCard
 from vdiff.cli import main
 from vdiff.cli.options import mode
@@ -113,7 +113,8 @@ def facts(capsys: pytest.CaptureFixture[str]) -> Inspect:
 def edit(folder: Path, **changes: Any) -> None:
     """Change what a model folder says about itself."""
     path = folder / MARK
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    content = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("sealed", "sha256")}
+    path.write_text(json.dumps({**content, **changes}))  # without a seal, as in the first release
 
 
 def flip_a_bit(path: Path) -> None:
@@ -185,7 +186,7 @@ def stop_stage(run: Path, stage: str, teacher: str, *updates: int) -> Path:
     trajectory = {"stage": 3, "num_steps": 1, "start_steps": 2, "distill.updates": 500, "teacher": teacher}
     state = {"weights": {"w": torch.ones(3)}}
     for update in updates:
-        savepoint.write(run / "saves" / stage, update, state, torch.zeros(0, 2), trajectory)
+        savepoint.write(run / "saves" / stage, update, state, {"rows": torch.zeros(0, 2)}, trajectory)
     return run / "saves" / stage / f"{updates[-1]:09d}"
 
 
@@ -209,7 +210,7 @@ def test_a_stage_that_was_stopped_is_listed_with_its_last_save(
 def test_odd_facts_in_a_save_are_left_out(run: Path, trajectory: Any, facts: Inspect) -> None:
     point = stop_stage(run, "base_2", "", 100)
     state = json.loads((point / run_folder.STATE).read_text())
-    (point / run_folder.STATE).write_text(json.dumps({**state, "trajectory": trajectory, "update": "many"}))
+    (point / run_folder.STATE).write_text(mark.sealed({**state, "trajectory": trajectory, "update": "many"}))
     last = facts()["models"][-1]
     assert (last["state"], last["stage"], last["parent"], last["updates"]) == ("unfinished", None, None, None)
 
@@ -508,7 +509,7 @@ def rewrite(folder: Path, name: str, content: bytes | None = None) -> None:
     if content is not None:
         (folder / name).write_bytes(content)
     files = json.loads((folder / MARK).read_text())["files"]
-    size, sha256 = (folder / name).stat().st_size, whole_folder.sha256_of(folder / name)
+    size, sha256 = (folder / name).stat().st_size, mark.sha256_of(folder / name)
     edit(folder, files={**files, name: {"size": size, "sha256": sha256}})
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,10 +42,12 @@ def unbroken(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
     return tiny_run
 
 
-def start(*arguments: str, program: list[str] = VDIFF, run: str = "run") -> "subprocess.Popen[str]":
+def start(
+    *arguments: str, program: list[str] = VDIFF, run: str = "run", command: str = "train"
+) -> "subprocess.Popen[str]":
     threads = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}  # as in this process, see conftest
     return subprocess.Popen(
-        [*program, "train", "--set", f"name={run}", *arguments],
+        [*program, command, "--set", f"name={run}", *arguments],
         env={**os.environ, **threads},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -107,3 +110,11 @@ def test_two_processes_are_one(unbroken: TinyRun) -> None:
     assert not list(Path("runs/run").glob("**/.*partial*"))
     assert ended(start("--gpus", "2", "--device", "cpu")) == 0
     assert unbroken.hashes("runs/run") == unbroken.hashes("runs/two")
+
+    two = ("--gpus", "2", "--device", "cpu")
+    for out, more in (("one.npz", ()), ("two.npz", two)):
+        drawn = ("--checkpoint", "original", "--seeds", "0-6", "--batch-size", "2", "--steps", "4", "--out", out)
+        assert ended(start(*drawn, *more, run="two", command="sample")) == 0
+    with np.load("one.npz") as alone, np.load("two.npz") as together:
+        assert together["seeds"].tolist() == list(range(7))
+        assert np.array_equal(alone["images"], together["images"])

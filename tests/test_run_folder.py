@@ -11,7 +11,7 @@ from vdiff.run_folder import RunFolder
 
 def test_a_second_run_is_kept_out_and_the_first_one_named(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    with run.lock(), pytest.raises(InUseError, match=r"process \d+ works in"), run.lock():
+    with run.lock(), pytest.raises(InUseError, match=r"process \d+ on \S+ works in"), run.lock():
         pass
     with run.lock():
         (run.path / "recipe.yaml").touch()

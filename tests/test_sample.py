@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.full_disk import full_disk
 from tests.tiny import TinyRun
-from vdiff import checkpoint
+from vdiff import checkpoint, mark
 from vdiff.cli import main
 from vdiff.drawing import ranges
 from vdiff.images import to_uint8
@@ -251,7 +251,7 @@ def test_what_makes_no_sense_is_refused_with_nothing_written(
 
 def test_a_model_without_classes_takes_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("runs/tiny/base_1/vdiff.json")
-    folder.write_text(json.dumps(json.loads(folder.read_text()) | {"num_classes": 0}))
+    folder.write_text(mark.sealed(json.loads(folder.read_text()) | {"num_classes": 0}))
     sample("--class", "1", model="base_1", code=2)
     assert "`base_1` knows no classes" in error(capsys)
 
@@ -309,7 +309,7 @@ def test_without_a_recipe_there_is_a_hint(here: Path, capsys: pytest.CaptureFixt
 def test_a_model_folder_brings_its_own_recipe(here: Path, tiny_run: TinyRun) -> None:
     folder = Path("runs/tiny/base_0")
     card = folder / "vdiff.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"recipe": tiny_run.text}))
+    card.write_text(mark.sealed(json.loads(card.read_text()) | {"recipe": tiny_run.text}))
     Path("recipe.yaml").unlink()
     sample("-n", "1", "--out", "x.png", model=str(folder))
     assert Path("x.png").is_file()

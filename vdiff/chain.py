@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from vdiff import checkpoint, savepoint
+from vdiff import checkpoint, savepoint, whole_folder
 from vdiff.checkpoint import ModelCard, is_model_folder
 from vdiff.errors import Stopped, UsageError
 from vdiff.plan import BASE, Stage, chosen, plan, stages_after, trajectory
@@ -70,7 +70,7 @@ class Chain:
             self.run.path.mkdir(parents=True, exist_ok=True)
             text = self._surroundings.text
             if not self.run.recipe.exists() or self.run.recipe.read_text(encoding="utf-8") != text:
-                self.run.recipe.write_text(text, encoding="utf-8")
+                whole_folder.write_text(self.run.recipe, text)
             for stage in unwanted:
                 savepoint.clear(self.run.saves(stage.name))
                 shutil.rmtree(self.run.model(stage.name), ignore_errors=True)

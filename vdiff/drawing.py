@@ -21,6 +21,7 @@ from vdiff.images import encode, grid, to_uint8, write_gif, write_png
 from vdiff.randomness import Randomness
 from vdiff.samplers.draw import draw
 from vdiff.samplers.walk import Sampler
+from vdiff.training.machine import Machine
 
 STRIP_COLUMNS = 9
 GIF_FRAMES = 48
@@ -34,6 +35,7 @@ class Drawing:
     """What is to be drawn.
 
     seeds: one per picture.   num_steps: network calls per picture.   labels: int64 [n] or None.
+    batch_size: pictures at once, in each process.   machine: whose processes share the work.
     """
 
     checkpoint: Checkpoint
@@ -42,13 +44,24 @@ class Drawing:
     num_steps: int
     labels: Tensor | None
     batch_size: int
-    device: torch.device
+    machine: Machine
 
     def pictures(self, on_batch: Callable[[Tensor, Sequence[int]], None]) -> None:
-        """Draw all pictures; `on_batch` takes uint8 [b, C, H, W] and their seeds, batch after batch."""
-        for start in range(0, len(self.seeds), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            on_batch(to_uint8(self._draw(part)), self.seeds[part])
+        """Draw all pictures; `on_batch` takes uint8 [b, C, H, W] and their seeds, batch after batch.
+
+        Every process must come here, and sees all pictures.
+        """
+        size = self.batch_size * self.machine.world_size
+        for start in range(0, len(self.seeds), size):
+            part = range(start, min(start + size, len(self.seeds)))
+            on_batch(self._shared(part), self.seeds[part.start : part.stop])
+
+    def _shared(self, part: range) -> Tensor:
+        def work(places: slice) -> Tensor:
+            mine = part[places]
+            return to_uint8(self._draw(slice(mine.start, mine.stop)))
+
+        return self.machine.share_out(work, len(part))
 
     def way(self, num_frames: int) -> Tensor:
         """From noise to picture: uint8 [F, n, C, H, W], F <= num_frames, the first is noise, the last the picture.
@@ -93,7 +106,7 @@ class Drawing:
             model_steps=card.model_steps,
             labels=self.labels[part] if self.labels is not None else None,
             batch_size=self.batch_size,
-            device=self.device,
+            device=self.machine.device,
             watch=watch,
         )
 

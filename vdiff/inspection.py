@@ -1,6 +1,7 @@
 """What runs, model folders, image stores and recipes hold: facts ready for JSON. Nothing is changed or executed."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from vdiff.data.store import ImageStore
 from vdiff.errors import ModelFileError
 from vdiff.model_card import ModelCard, read_card
 from vdiff.run_folder import STATE, RunFolder
+from vdiff.status import read as read_status
 
 Facts = dict[str, Any]
 
@@ -23,11 +25,13 @@ def run(folder: Path, verify: bool = False) -> Facts:
     models = [_model_row(place.model(name), verify) for name in place.models()]
     teachers = {row["hash"]: row["name"] for row in models}
     stopped = [_unfinished_row(place, name, verify, teachers) for name in place.unfinished()]
+    status = read_status(place.status, place.is_at_work())
     rows = sorted([*models, *stopped], key=lambda row: (row["stage"] is None, row["stage"]))
     return {
         "kind": "run",
         "path": str(folder),
         "recipe": str(place.recipe) if place.recipe.is_file() else None,
+        "status": asdict(status) if status else None,
         "models": rows,
         "warnings": _orphans(models),
         "verified": verify,

@@ -3,8 +3,11 @@
 import contextlib
 import fcntl
 import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from vdiff import whole_folder
 from vdiff.errors import InUseError, ModelFileError
@@ -21,6 +24,7 @@ class RunFolder:
         self.path = path
         self.recipe = path / "recipe.yaml"
         self.log = path / "log.jsonl"
+        self.status = path / "status.json"
         self.previews = path / "previews"
         self.tracker = path / "tracker"
 
@@ -70,14 +74,12 @@ class RunFolder:
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as err:
+            if not _taken(file, fcntl.LOCK_EX, seconds=1.0):  # `is_at_work` holds it for a moment
                 file.seek(0)
                 owner = file.read().strip() or "another process"
-                raise InUseError(f"{owner} works in `{self.path}`", "wait until it ends, or stop it") from err
+                raise InUseError(f"{owner} works in `{self.path}`", "wait until it ends, or stop it")
             file.truncate(0)
-            file.write(f"process {os.getpid()}")
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             whole_folder.clean(self.path)
             for folder in (self.path / "saves").glob("*"):
@@ -87,12 +89,33 @@ class RunFolder:
             finally:
                 self._forget_if_unused(missing)
 
+    def is_at_work(self) -> bool:
+        """Whether a process holds the lock."""
+        try:
+            with (self.path / ".lock").open("rb") as file:
+                return not _taken(file, fcntl.LOCK_SH)
+        except OSError:
+            return False
+
     def _forget_if_unused(self, made: list[Path]) -> None:
         if made and [path.name for path in self.path.iterdir()] == [".lock"]:
             (self.path / ".lock").unlink()
             with contextlib.suppress(OSError):  # of a parent in which somebody else has begun
                 for folder in made:
                     folder.rmdir()
+
+
+def _taken(file: IO[Any], kind: int, seconds: float = 0.0) -> bool:
+    """Whether the file could be locked within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
 
 
 def points(saves: Path) -> list[Path]:

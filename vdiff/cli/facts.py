@@ -32,6 +32,22 @@ def _run(found: Facts) -> None:
         console.say(
             f"no model folder yet in `{found['path']}`; `vdiff train` {'goes on' if models else 'makes the first'}"
         )
+    if found["status"]:
+        _status(found["status"])
+
+
+def _status(status: Facts) -> None:
+    """How the run stands; if it does not work any longer, why, and the command to go on."""
+    state, where = status["state"], f"`{status['stage']}` at update {status['update']:,} of {status['updates']:,}"
+    if state == "running":
+        console.say(f"running: {where} (process {status['pid']} on {status['host']}, {status['changed']})", "green")
+    elif state == "killed":
+        console.say(f"killed, without a word: {where} was the last heard of it ({status['changed']})", "red")
+    elif state != "done":
+        style = "red" if state == "failed" else "yellow"
+        console.say(f"{state} with exit code {status['exit_code']}: {status['reason']}", style)
+    if state not in ("running", "done"):
+        console.say(f"go on with `{status['resume_command']}`", "cyan")
 
 
 _RUN = ("name", "stage", "steps", "parent", "parameters", "updates", "MB", "hash", "state")

@@ -42,6 +42,16 @@ def report(err: BaseException, arguments: Sequence[str]) -> int:
     return failure.exit_code
 
 
+def ending(err: BaseException) -> tuple[int, str]:
+    """The exit code that `err` gives, and the reason in one line."""
+    if isinstance(err, Stopped):
+        return err.exit_code, str(err)
+    if isinstance(err, KeyboardInterrupt | typer.Abort):
+        return INTERRUPTED, "stopped"
+    failure = explain(err)
+    return failure.exit_code, f"{failure.problem}; {failure.fix}"
+
+
 def explain(err: BaseException) -> VdiffError:
     """Any failure as a VdiffError: what was found, where, what to do."""
     if isinstance(err, VdiffError):

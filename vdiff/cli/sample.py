@@ -1,6 +1,7 @@
 """`vdiff sample`: pictures from a model folder."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,14 +9,15 @@ import typer
 
 from vdiff.cli import session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
-from vdiff.cli.session import DeviceOption, RunOption
+from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
-    from vdiff.checkpoint import Checkpoint, ModelCard
+    from vdiff.checkpoint import ModelCard
     from vdiff.drawing import Drawing
     from vdiff.recipe import Recipe
     from vdiff.samplers.walk import Sampler
+    from vdiff.training.machine import Machine
 
 
 def sample(
@@ -59,9 +61,10 @@ def sample(
     changes: SetOption = None,
     run: RunOption = None,
     device: DeviceOption = None,
+    gpus: GpusOption = None,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
-) -> None:
+) -> int | None:
     """Draw pictures with a model
 
     The same seed gives the same picture, whatever the batch size and the other seeds.
@@ -71,6 +74,7 @@ def sample(
       vdiff sample --checkpoint runs/digits/base_3 --seeds 0-15 --out digits.png
     """
     from vdiff import checkpoint as model
+    from vdiff.cli import launch
 
     numbers = _seeds(seeds, num_images)
     clip = _clip(clipped, clipping_value)
@@ -84,13 +88,21 @@ def sample(
     labels = _labels(card, classes, len(numbers))
     if dry_run:
         _tell(folder, target, len(numbers), num_steps, asked, {"dry_run": True})
-        return
-    loaded, where = _load(folder, device)
+        return None
+    if gpus is not None and not launch.is_worker():
+        return launch.start(gpus, device)
     from vdiff.drawing import Drawing
 
-    drawing = Drawing(loaded, asked, numbers, num_steps, labels, batch_size or parsed.sample.batch_size, where)
-    _write(drawing, target, strip, gif)
-    _tell(folder, target, len(numbers), num_steps, asked, drawing.facts())
+    with _machine(device) as machine:
+        loaded = model.load(folder, machine.device)
+        size = batch_size or parsed.sample.batch_size
+        drawing = Drawing(loaded, asked, numbers, num_steps, labels, size, machine)
+        if machine.is_first:
+            _write(drawing, target, strip, gif)
+            _tell(folder, target, len(numbers), num_steps, asked, drawing.facts())
+        elif not (strip or gif):
+            drawing.pictures(lambda pictures, seeds: None)  # its share of each batch; the first process writes them
+    return None
 
 
 def _seeds(text: str | None, count: int | None) -> list[int]:
@@ -205,12 +217,18 @@ def _labels(card: "ModelCard", classes: str | None, count: int) -> Any:
     return torch.tensor([wanted[index % len(wanted)] for index in range(count)])
 
 
-def _load(folder: Path, device: str | None) -> "tuple[Checkpoint, Any]":
-    from vdiff import checkpoint as model
-    from vdiff.training.machine import pick_device
+@contextlib.contextmanager
+def _machine(device: str | None) -> "Iterator[Machine]":
+    """This process, alone or among those that a launcher started; only the first one talks."""
+    from vdiff.training.machine import Machine
 
-    where = pick_device(device)
-    return model.load(folder, where), where
+    machine = Machine("fp32", device)
+    if not machine.is_first:
+        mode.json, mode.quiet = False, True
+    try:
+        yield machine
+    finally:
+        machine.close()
 
 
 def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool) -> None:

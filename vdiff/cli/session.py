@@ -1,7 +1,9 @@
 """What `train` and `distill` share: recipe, run folder, machine, signals and progress, put together."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,8 +74,31 @@ def chain(
             stack.enter_context(folder.lock())
         else:
             mode.json, mode.quiet = False, True
-        progress = stack.enter_context(make_progress(mode.quiet))
+        progress: Progress = stack.enter_context(make_progress(mode.quiet))
+        if machine.is_first:
+            progress = stack.enter_context(_recorded(progress, folder))
         yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop))
+
+
+@contextlib.contextmanager
+def _recorded(progress: "Progress", folder: "RunFolder") -> Iterator["Progress"]:
+    """`progress`, with a status.json that tells how the command ended."""
+    from vdiff.cli import failures
+    from vdiff.status import Recorder
+
+    recorder = Recorder(progress, folder.status, resume_command(sys.argv[1:]))
+    try:
+        yield recorder
+    except BaseException as err:
+        exit_code, reason = failures.ending(err)
+        recorder.ended("stopped" if exit_code > 128 else "failed", exit_code, reason)
+        raise
+    recorder.ended("done", 0)
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """The command that goes on where this one was: the same again, but for what would begin anew."""
+    return shlex.join(["vdiff", *(word for word in arguments if word != "--force")])
 
 
 def summary(card: "ModelCard", folder: "RunFolder") -> dict[str, object]:

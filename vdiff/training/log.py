@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vdiff import whole_folder
 from vdiff.errors import DivergedError
 from vdiff.training.machine import Machine
 from vdiff.training.report import Progress
@@ -133,9 +134,7 @@ def _forget_after(path: Path, stage: str, update: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not _is_after(line, stage, update)]
     if kept != lines:
-        beside = path.with_suffix(".partial")
-        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        beside.replace(path)
+        whole_folder.write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _is_after(line: str, stage: str, update: int) -> bool:
