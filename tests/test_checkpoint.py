@@ -69,7 +69,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = folder / "vdiff.json"
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(whole_folder.sealed(content))
 
 
 def noise(count: int = 3) -> Tensor:

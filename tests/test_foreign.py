@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from vdiff.errors import ModelFileError
-from vdiff.formats.facts import FormatError
 from vdiff.formats.foreign import ForeignFile, describe
 from vdiff.formats.opcodes import follow
+from vdiff.headers.facts import FormatError
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "seed_samples" / "tiny_base_5"
 needs_sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason="shared/data/seed_samples is not beside the repository")

@@ -4,7 +4,7 @@ import errno
 import json
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,9 @@ from vdiff import __version__, model_card, whole_folder
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
 from vdiff.diffusion.schedule import Schedule
-from vdiff.errors import DivergedError, ModelFileError
+from vdiff.errors import DivergedError, ModelFileError, UsageError
+from vdiff.headers.facts import FormatError
+from vdiff.headers.safetensors_header import read_header
 from vdiff.model_card import CONFIG, MARK, WEIGHTS, ModelCard, damage, is_model_folder, read_card
 from vdiff.networks import NETWORKS
 from vdiff.recipe import DiffusionSection
@@ -89,8 +91,12 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
     return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.   Errors: ModelFileError."""
+def load_tensors(path: Path, expected: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; nothing is allocated before its header has been checked.
+
+    expected: the names and shapes that it must have, all of real numbers.   Errors: ModelFileError.
+    """
+    _check_header(path, expected)
     try:
         tensors: dict[str, Tensor] = load_file(path)
         return tensors
@@ -105,6 +111,25 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] |
     except SafetensorError as err:
         found = re.search(r"os error (\d+)", str(err))
         raise OSError(int(found[1]) if found else errno.EIO, str(err), str(path)) from err
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read it
+
+
+def _check_header(path: Path, expected: Mapping[str, Sequence[int]] | None) -> None:
+    fix = "copy it again from where it came from"
+    try:
+        facts, _ = read_header(path)
+    except FormatError as err:
+        raise ModelFileError(f"`{path}` {err.reason}", fix, path) from err
+    except OSError as err:
+        raise ModelFileError(f"`{path}` cannot be read: {err.strerror or err}", fix, path) from err
+    if expected is None:
+        return
+    is_real = all(fact.dtype in _REAL for fact in facts)
+    if not is_real or {fact.name: fact.shape for fact in facts} != expected:
+        raise ModelFileError("the weights do not fit the network's configuration", "take another folder", path)
+
+
+_REAL = ("float16", "bfloat16", "float32", "float64")
 
 
 def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
@@ -119,16 +144,34 @@ def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
 def _network(card: ModelCard, folder: Path) -> nn.Module:
     if card.network not in NETWORKS:
         raise ModelFileError(NETWORKS.unknown(card.network), "install the package that brings this network", folder)
-    config, weights = whole_folder.read_json(folder / CONFIG), load_tensors(folder / WEIGHTS)
+    config = whole_folder.read_json(folder / CONFIG)
     restore = NETWORKS.section(card.network).restore  # type: ignore[attr-defined]
-    with torch.device("meta"):  # a configuration that does not fit the weights may ask for any amount of memory
-        expected = {name: tensor.shape for name, tensor in restore(config).state_dict().items()}
-    is_real = all(tensor.is_floating_point() for tensor in weights.values())
-    if not is_real or expected != {name: tensor.shape for name, tensor in weights.items()}:
-        raise ModelFileError("the weights do not fit the network's configuration", "take another folder", folder)
+    try:
+        with torch.device("meta"):  # a configuration that does not fit the weights may ask for any amount of memory
+            plan: nn.Module = restore(config).eval()
+            _check_pictures(plan, config, card, folder)
+    except UsageError as err:
+        raise ModelFileError(err.problem, err.fix, folder / CONFIG) from err
+    weights = load_tensors(folder / WEIGHTS, {name: tensor.shape for name, tensor in plan.state_dict().items()})
     network: nn.Module = restore(config)
     network.load_state_dict(weights)  # copies: mapping the file's memory changes the alignment, and so the rounding
     return network
+
+
+@torch.no_grad()
+def _check_pictures(network: nn.Module, config: Mapping[str, Any], card: ModelCard, folder: Path) -> None:
+    """Refuse a network, without memory, that does not take and give the pictures of the card."""
+    try:
+        label = torch.zeros(1, dtype=torch.int64) if card.num_classes else None
+        fits = network(torch.zeros(1, *card.shape), torch.zeros(1), label).shape[1:] == card.shape
+    except (RuntimeError, ValueError, TypeError) as err:
+        fits, cause = False, err
+    else:
+        cause = None
+    if not fits or (config.get("num_class_embeds") or card.num_classes) != card.num_classes:
+        size = " x ".join(map(str, card.shape))
+        problem = f"the network of `{folder}` does not draw pictures of {size} with {card.num_classes} classes"
+        raise ModelFileError(problem, "take another folder", folder / CONFIG) from cause
 
 
 def _scheduler_config(denoiser: Denoiser) -> dict[str, Any]:

@@ -1,18 +1,18 @@
-"""Folders that appear complete or not at all: written beside, hashed, flushed to the disk, renamed."""
+"""Folders and files that appear complete or not at all: written beside, flushed to the disk, renamed."""
 
 import contextlib
 import errno
-import hashlib
-import json
-import math
 import os
-import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vdiff.errors import MachineError, ModelFileError
+from vdiff.mark import damage, manifest, read, read_json, sealed, sha256_of
+
+__all__ = ["check", "clean", "damage", "read", "read_json", "remove", "sealed", "sha256_of", "write", "write_text"]
 
 _BESIDE = ".partial-"
 _OLD = "old-"
@@ -22,161 +22,153 @@ def write(target: Path, mark: str, facts: Mapping[str, Any], fill: Callable[[Pat
     """Make the folder `target` with what `fill` puts into it and the file `mark`, which comes last.
 
     mark: name of the JSON file that holds `facts` and `files`: {relative path: {size, sha256}}. Returns its content.
-    A folder that was there before is replaced.   Errors: MachineError when the disk refuses; nothing is left then.
+    A folder that was there before is replaced, once the new one has been read back from the disk.
+    Errors: MachineError when the disk refuses; the old folder is there then, and nothing beside it.
     """
     with _beside(target) as folder:
         fill(folder)
-        content = {**facts, "files": _manifest(folder)}
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        (folder / mark).write_text(text + "\n", encoding="utf-8")
+        content = {**facts, "files": manifest(folder)}
+        (folder / mark).write_text(sealed(content), encoding="utf-8")
         _flush(folder)
-        old = _set_aside(target)
-        folder.rename(target)
-        _flush_one(target.parent)
-        if old is not None:
-            shutil.rmtree(old)
+        check(folder, mark, target)
+        _publish(folder, target)
     return content
 
 
-def read(folder: Path, mark: str) -> dict[str, Any]:
-    """The content of the file `mark`.   Errors: ModelFileError when it is missing or is not what `write` left.
+def check(folder: Path, mark: str, target: Path | None = None) -> None:
+    """Read back what `write` left in `folder`, from the disk and not from memory where the system can tell them apart.
 
-    It may come from a stranger: its size, depth and numbers are bounded, its files lie in the folder, and no text in it
-    holds control characters.
+    target: the name that errors give it.   Errors: MachineError when anything is not as it was written.
     """
-    if not (folder / mark).is_file():
-        raise ModelFileError(f"`{folder}` has no {mark}: it is not a finished folder of vdiff", _FIX, folder / mark)
-    content = read_json(folder / mark)
-    files = content.get("files")
-    if not isinstance(files, dict) or not all(_is_entry(name, entry) for name, entry in files.items()):
-        problem = "it does not list its files, with a size and a SHA-256 for each"
-        raise ModelFileError(f"`{folder / mark}` is damaged: {problem}", _FIX, folder / mark)
-    return content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that may come from a stranger.   Errors: ModelFileError."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _forget_cached(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise ValueError(f"it is longer than {_MOST_BYTES:,} bytes")
-        content = json.loads(data.decode(), parse_int=_whole, parse_float=_finite, parse_constant=_finite)
-        _check(content, _MOST_LEVELS)
-    except (ValueError, RecursionError) as err:
-        raise ModelFileError(f"`{path}` is damaged: {err}", _FIX, path) from err
-    if not isinstance(content, dict):
-        raise ModelFileError(f"`{path}` is damaged: it is not a JSON object", _FIX, path)
-    return content
+        found = damage(folder, read(folder, mark))
+    except ModelFileError as err:
+        found = [err.problem]
+    if found:
+        problem = f"what was written to `{target or folder}` cannot be read back: {found[0]}"
+        raise MachineError(problem, "look at the disk's health, or write to another disk", "; ".join(found[1:3]))
 
 
-def damage(folder: Path, content: Mapping[str, Any], hashed: bool = True) -> list[str]:
-    """What is wrong with the folder's files, one line each; empty when every byte is as it was written.
+def write_text(path: Path, text: str) -> None:
+    """Make or replace the file `path` in one step: a reader finds the old text or the new one, also after a power cut.
 
-    content: what `read` gave.   hashed: read every byte; otherwise only look whether the files have the right sizes.
+    Errors: MachineError when the disk refuses; the old text is still there then, and nothing beside it.
     """
-    found = (_damage_of(folder, name, entry, hashed) for name, entry in content["files"].items())
-    return [line for line in found if line]
+    beside = _name_beside(path)
+    with _refusals(path):
+        _make(path.parent)
+        try:
+            with beside.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            _flush_one(path.parent)
+        finally:
+            _delete(beside)
 
 
 def clean(parent: Path) -> None:
     """Remove what writers that were killed left beside their targets in `parent`, and put back what they set aside."""
     for leftover in parent.glob(f".*{_BESIDE}*"):
         name, _, kind = leftover.name.removeprefix(".").partition(_BESIDE)
-        if kind.startswith(_OLD) and not (parent / name).exists():
+        if kind.startswith(_OLD) and not os.path.lexists(parent / name):
             leftover.rename(parent / name)
         else:
-            shutil.rmtree(leftover, ignore_errors=True)
+            _delete(leftover)
 
 
-_FIX = "take another folder, or make this one again"
+def remove(folder: Path) -> None:
+    """Remove a folder in one step, if it is there: one that is half removed is never found under its name.
 
-
-_MOST_BYTES = 4 * 2**20
-_MOST_LEVELS = 20
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
-_SHA256 = re.compile("[0-9a-f]{64}")
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > 20:
-        raise ValueError(f"it holds a number of {len(digits):,} digits")
-    return int(digits)
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError("it holds a number that is not finite")
-    return value
-
-
-def _check(value: Any, levels: int) -> None:
-    """ValueError for what could harm a reader or a terminal."""
-    if not levels:
-        raise ValueError(f"it is nested over {_MOST_LEVELS} levels deep")
-    if isinstance(value, str) and _CONTROL.search(value):
-        raise ValueError("it holds control characters")
-    if isinstance(value, list | dict):
-        for inner in value if isinstance(value, list) else [*value, *value.values()]:
-            _check(inner, levels - 1)
-
-
-def _is_entry(name: str, entry: Any) -> bool:
-    is_inside = name.isprintable() and len(name) <= 255 and not {"", ".", ".."} & set(name.split("/"))
-    size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-    return is_inside and type(size) is int and size >= 0 and bool(_SHA256.fullmatch(str(sha256)))
-
-
-def _damage_of(folder: Path, name: str, entry: Mapping[str, Any], hashed: bool) -> str:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()) or path.is_symlink():
-        return f"{name}: leads out of the folder"
-    if not path.is_file():
-        return f"{name}: missing"
-    if path.stat().st_size != entry["size"]:
-        return f"{name}: {path.stat().st_size:,} bytes instead of {entry['size']:,}"
-    is_same = not hashed or sha256_of(path) == entry["sha256"]
-    return "" if is_same else f"{name}: its content changed (SHA-256 differs)"
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    What a kill leaves of it is for `clean`.   Errors: MachineError.
+    """
+    if os.path.lexists(folder):
+        with _refusals(folder):
+            beside = _name_beside(folder)
+            _delete(beside)
+            folder.rename(beside)
+            _flush_one(folder.parent)
+            _delete(beside)
 
 
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    folder = target.parent / f".{target.name}{_BESIDE}{os.getpid()}"
+    folder = _name_beside(target)
+    with _refusals(target):
+        try:
+            _make(target.parent)
+            _delete(folder)
+            folder.mkdir()
+            yield folder
+        finally:
+            _delete(folder)
+
+
+def _name_beside(target: Path, kind: str = "") -> Path:
+    """Where it is written, or set aside; threads of one process do not meet."""
+    return target.with_name(f".{target.name}{_BESIDE}{kind}{os.getpid()}-{threading.get_native_id()}")
+
+
+@contextlib.contextmanager
+def _refusals(target: Path) -> Iterator[None]:
+    """Errors of the disk while `target` is written, in words."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        yield folder
+        yield
     except OSError as err:
         if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(target.parent).free
+            there = next(folder for folder in target.absolute().parents if folder.exists())
+            free = shutil.disk_usage(there).free
             fix = "free some space and run the same command again: it goes on where it stopped"
             raise MachineError(f"the disk is full ({free:,} bytes are free)", fix, target) from err
-        raise MachineError(f"cannot write `{target}`: {err.strerror}", "choose a folder you may write to") from err
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        fix = "choose a folder you may write to, and look at the disk's health"
+        raise MachineError(f"cannot write `{target}`: {err.strerror or err}", fix) from err
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Give the finished `folder` its name; whatever fails, what had that name before has it again."""
+    old = _set_aside(target)
+    try:
+        folder.rename(target)
+        _flush_one(target.parent)
+    except BaseException:
+        if not folder.exists():
+            target.rename(folder)
+        if old is not None:
+            old.rename(target)
+        raise
+    if old is not None:
+        with contextlib.suppress(OSError):  # it is not wanted any more; `clean` tries again
+            old.rename(folder)  # no longer a name that `clean` would put back when it is half removed
 
 
 def _set_aside(target: Path) -> Path | None:
-    if not target.exists():
+    if not os.path.lexists(target):
         return None
-    old = target.parent / f".{target.name}{_BESIDE}{_OLD}{os.getpid()}"
-    shutil.rmtree(old, ignore_errors=True)
+    old = _name_beside(target, _OLD)
+    _delete(old)
     target.rename(old)
     return old
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files
-    }
+def _delete(path: Path) -> None:
+    """As far as the disk allows; of a link, only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and its parents, so that they are there after a power cut."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _flush_one(made.parent)
 
 
 def _flush(folder: Path) -> None:
@@ -191,3 +183,10 @@ def _flush_one(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _forget_cached(path: Path) -> None:
+    """Drop what memory holds of a flushed file: the next reading asks the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file, contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

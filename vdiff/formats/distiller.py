@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vdiff.formats.facts import TensorFact, is_size
 from vdiff.formats.opcodes import Table
+from vdiff.headers.facts import TensorFact, is_size
 
 Shapes = Mapping[str, tuple[int, ...]]
 

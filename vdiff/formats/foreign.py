@@ -5,10 +5,11 @@ from typing import Any
 
 from vdiff.errors import ModelFileError
 from vdiff.formats.distiller import distiller_facts
-from vdiff.formats.facts import ForeignFile, FormatError, TensorFact, printable
-from vdiff.formats.safetensors_header import is_safetensors, read_header
-from vdiff.formats.strict_json import parse_object
+from vdiff.formats.facts import ForeignFile
 from vdiff.formats.torch_file import TorchFile, legacy_names, read_zip
+from vdiff.headers.facts import FormatError, TensorFact, printable
+from vdiff.headers.safetensors_header import is_safetensors, read_header
+from vdiff.headers.strict_json import parse_object
 
 __all__ = ["ForeignFile", "TensorFact", "describe"]
 

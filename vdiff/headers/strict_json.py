@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from vdiff.formats.facts import FormatError, printable
+from vdiff.headers.facts import FormatError, printable
 
 MOST_VALUES = 2_000_000
 """More than ten times the header of the largest published models; keeps the parsed object under about 300 MB."""

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vdiff.formats.facts import ITEM_BITS, FormatError, TensorFact, is_size, printable, tensor_fact
-from vdiff.formats.strict_json import parse_object
+from vdiff.headers.facts import ITEM_BITS, FormatError, TensorFact, is_size, printable, tensor_fact
+from vdiff.headers.strict_json import parse_object
 
 LONGEST_HEADER = 100 * 2**20
 """In bytes; the limit that the format itself sets."""

@@ -1,0 +1,155 @@
+"""The mark of a finished folder: a JSON file that lists its files, with the SHA-256 of each one and of itself."""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vdiff.errors import ModelFileError
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """The text of a mark: `content` as JSON, and at its end the SHA-256 of every byte before it."""
+    facts = {name: value for name, value in content.items() if name not in (_SEALED, _SEAL)}
+    text = json.dumps({_SEALED: True, **facts}, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    return f'{text},\n "{_SEAL}": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def read(folder: Path, mark: str) -> dict[str, Any]:
+    """The content of the file `mark`.   Errors: ModelFileError when it is missing or is not what `write` left.
+
+    It may come from a stranger: its size, depth and numbers are bounded, its files lie in the folder, and no text in it
+    holds control characters. Marks of vdiff 0.1.0 and before have no seal, and are believed without.
+    """
+    path = folder / mark
+    if not path.is_file():
+        raise ModelFileError(f"`{folder}` has no {mark}: it is not a finished folder of vdiff", _FIX, path)
+    data = _bytes(path)
+    content = _parsed(data, path)
+    if not _is_sealed_right(data, content):
+        raise ModelFileError(f"`{path}` is damaged: its content changed (SHA-256 differs)", _FIX, path)
+    files = content.get("files")
+    if not isinstance(files, dict) or not all(_is_entry(name, entry) for name, entry in files.items()):
+        problem = "it does not list its files, with a size and a SHA-256 for each"
+        raise ModelFileError(f"`{path}` is damaged: {problem}", _FIX, path)
+    return {name: value for name, value in content.items() if name not in (_SEALED, _SEAL)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that may come from a stranger.   Errors: ModelFileError."""
+    return _parsed(_bytes(path), path)
+
+
+def damage(folder: Path, content: Mapping[str, Any], hashed: bool = True) -> list[str]:
+    """What is wrong with the folder's files, one line each; empty when every byte is as it was written.
+
+    content: what `read` gave.   hashed: read every byte; otherwise only look whether the files have the right sizes.
+    """
+    found = (_damage_of(folder, name, entry, hashed) for name, entry in content["files"].items())
+    return [line for line in found if line]
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """{relative path: {size, sha256}} of every file in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_FIX = "take another folder, or make this one again"
+
+
+_SEALED, _SEAL = "sealed", "sha256"
+"""Keys of a mark: the first says that the last is there. So no single damage can make it look like one without."""
+_SEAL_AT_END = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
+
+_MOST_BYTES = 4 * 2**20
+_MOST_LEVELS = 20
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except OSError as err:
+        raise ModelFileError(f"`{path}` cannot be read: {err.strerror or err}", _FIX, path) from err
+    if len(data) > _MOST_BYTES:
+        raise ModelFileError(f"`{path}` is damaged: it is longer than {_MOST_BYTES:,} bytes", _FIX, path)
+    return data
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(data.decode(), parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+        _check(content, _MOST_LEVELS)
+    except (ValueError, RecursionError) as err:
+        raise ModelFileError(f"`{path}` is damaged: {err}", _FIX, path) from err
+    if not isinstance(content, dict):
+        raise ModelFileError(f"`{path}` is damaged: it is not a JSON object", _FIX, path)
+    return content
+
+
+def _is_sealed_right(data: bytes, content: Mapping[str, Any]) -> bool:
+    """Whether the SHA-256 at the end is that of all before it, or was never there."""
+    start = data.rfind(b",\n")
+    seal = _SEAL_AT_END.fullmatch(data, max(start, 0))
+    if seal is None:
+        return not {_SEALED, _SEAL} & content.keys()
+    return hashlib.sha256(data[:start]).hexdigest() == seal[1].decode()
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"it holds a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError("it holds a number that is not finite")
+    return value
+
+
+def _check(value: Any, levels: int) -> None:
+    """ValueError for what could harm a reader or a terminal."""
+    if not levels:
+        raise ValueError(f"it is nested over {_MOST_LEVELS} levels deep")
+    if isinstance(value, str) and _CONTROL.search(value):
+        raise ValueError("it holds control characters")
+    if isinstance(value, list | dict):
+        for inner in value if isinstance(value, list) else [*value, *value.values()]:
+            _check(inner, levels - 1)
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    is_inside = name.isprintable() and len(name) <= 255 and not {"", ".", ".."} & set(name.split("/"))
+    size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    return is_inside and type(size) is int and size >= 0 and bool(_SHA256.fullmatch(str(sha256)))
+
+
+def _damage_of(folder: Path, name: str, entry: Mapping[str, Any], hashed: bool) -> str:
+    path = folder / name
+    if path.is_symlink() or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        return f"{name}: leads out of the folder"
+    try:
+        if not path.is_file():
+            return f"{name}: missing"
+        if path.stat().st_size != entry["size"]:
+            return f"{name}: {path.stat().st_size:,} bytes instead of {entry['size']:,}"
+        is_same = not hashed or sha256_of(path) == entry["sha256"]
+    except OSError as err:
+        return f"{name}: cannot be read ({err.strerror or err})"
+    return "" if is_same else f"{name}: its content changed (SHA-256 differs)"
