@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,19 @@ def test_the_loop_saves_before_it_leaves(machine: Machine, tmp_path: Path) -> No
     is_complete, seen = run(machine, tmp_path / "log.jsonl", made, should_stop=lambda: made.update == 4)
     assert not is_complete
     assert seen == ["save 4"]
+
+
+def test_a_machine_is_deterministic_when_it_is_asked_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        made = learner(Machine("fp32", "cpu", deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        taught(made, 1)
+    finally:
+        Machine("fp32", "cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_updates_without_end_that_are_not_finite_end_the_training(machine: Machine, tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ class Recipe(Section):
     """Start of all random numbers."""
     precision: Precision = trajectory("auto")
     """Arithmetic of the network: bf16, fp32, or auto (bf16 where a GPU multiplies it)."""
+    deterministic: bool = harmless(False)
+    """Whether a GPU must give the same bits every time, which is slower; on a CPU it always does."""
     data: Annotated[Any, DATASETS] = harmless()
     """Where the pictures are and how they are read."""
     network: Annotated[Any, NETWORKS] = harmless()

@@ -1,6 +1,7 @@
 """The machine a run has: devices, processes and precision, as Accelerate sees them."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +18,17 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Machine:
     """One process of a run. rank 0 writes and draws; the others compute."""
 
-    def __init__(self, precision: Precision = "auto", device: str | None = None) -> None:
+    def __init__(self, precision: Precision = "auto", device: str | None = None, deterministic: bool = False) -> None:
         """Join the other processes, if a launcher started any.
 
+        deterministic: the same bits every time, on GPUs too; torch refuses an operation that cannot.
         device: "cpu", "cuda", or None for the GPU where there is one.   Errors: MachineError for what it cannot do.
         """
         cpu = pick_device(device).type == "cpu"
         self.precision = _resolve(precision, cpu)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+        torch.use_deterministic_algorithms(deterministic)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self._accelerator = Accelerator(
             cpu=cpu, mixed_precision="bf16" if self.precision == "bf16" else "no", step_scheduler_with_optimizer=False
