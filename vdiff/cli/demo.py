@@ -53,11 +53,11 @@ def demo(
 
 def _recipe_here() -> None:
     """The shipped recipe in this folder; one that somebody has changed is kept."""
-    from vdiff import recipe_text
+    from vdiff import recipe_text, whole_folder
 
     here = Path("recipe.yaml")
     if not here.exists():
-        here.write_text(recipe_text.shipped()["digits"].read_text("utf-8"), "utf-8")
+        whole_folder.write_text(here, recipe_text.shipped()["digits"].read_text("utf-8"))
 
 
 def _prepare(changes: list[str] | None) -> None:

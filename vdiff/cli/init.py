@@ -53,19 +53,9 @@ def _write_digits(folder: Path) -> None:
 
 
 def _write(text: str, output: Path) -> None:
+    from vdiff import whole_folder
     from vdiff.cli.recipes import schema_text
 
     lines = [line for line in text.splitlines(keepends=True) if not line.startswith("# yaml-language-server:")]
-    _replace(output.parent / SCHEMA, schema_text())
-    _replace(output, "".join([f"# yaml-language-server: $schema={SCHEMA.as_posix()}\n", *lines]))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the whole file or leave the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        beside.write_text(text, "utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    whole_folder.write_text(output.parent / SCHEMA, schema_text())
+    whole_folder.write_text(output, "".join([f"# yaml-language-server: $schema={SCHEMA.as_posix()}\n", *lines]))
