@@ -91,11 +91,11 @@ def test_a_pickled_store_is_read_in_another_process(store: Path) -> None:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_process_opens_the_file_again(store: Path) -> None:
     opened = ImageStore(store)
-    expected, inherited = opened.read(5, 8), opened._environment
+    expected, inherited = opened.read(5, 8), opened._opened
     child = os.fork()
     if child == 0:
         is_read = opened.read(5, 8) == expected == ImageStore(store).read(5, 8)
-        os._exit(0 if is_read and opened._environment is not inherited else 1)
+        os._exit(0 if is_read and opened._opened is not inherited else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert opened.read(0, 8)
 
@@ -273,6 +273,12 @@ def test_no_flipped_bit_anywhere_gives_other_pictures_or_kills_the_process(store
         except DataError:
             refused += 1
     assert refused > 20
+
+
+def test_another_order_of_keys_is_refused_where_lmdb_would_search_for_ever(store: Path) -> None:
+    for page in (0, 4096):
+        with pytest.raises(DataError, match="keys are not in order"):
+            ImageStore(damaged_copy(store, lambda data, page=page: data.__setitem__(page + 92, 2)))
 
 
 def test_a_page_of_the_wrong_kind_is_refused_where_lmdb_would_abort(store: Path) -> None:

@@ -146,32 +146,28 @@ def _network(card: ModelCard, folder: Path) -> nn.Module:
         raise ModelFileError(NETWORKS.unknown(card.network), "install the package that brings this network", folder)
     config = whole_folder.read_json(folder / CONFIG)
     restore = NETWORKS.section(card.network).restore  # type: ignore[attr-defined]
+    _check_pictures(config, card, folder)
     try:
         with torch.device("meta"):  # a configuration that does not fit the weights may ask for any amount of memory
-            plan: nn.Module = restore(config).eval()
-            _check_pictures(plan, config, card, folder)
+            expected = {name: tensor.shape for name, tensor in restore(config).state_dict().items()}
     except UsageError as err:
         raise ModelFileError(err.problem, err.fix, folder / CONFIG) from err
-    weights = load_tensors(folder / WEIGHTS, {name: tensor.shape for name, tensor in plan.state_dict().items()})
+    weights = load_tensors(folder / WEIGHTS, expected)
     network: nn.Module = restore(config)
     network.load_state_dict(weights)  # copies: mapping the file's memory changes the alignment, and so the rounding
     return network
 
 
-@torch.no_grad()
-def _check_pictures(network: nn.Module, config: Mapping[str, Any], card: ModelCard, folder: Path) -> None:
-    """Refuse a network, without memory, that does not take and give the pictures of the card."""
-    try:
-        label = torch.zeros(1, dtype=torch.int64) if card.num_classes else None
-        fits = network(torch.zeros(1, *card.shape), torch.zeros(1), label).shape[1:] == card.shape
-    except (RuntimeError, ValueError, TypeError) as err:
-        fits, cause = False, err
-    else:
-        cause = None
-    if not fits or (config.get("num_class_embeds") or card.num_classes) != card.num_classes:
-        size = " x ".join(map(str, card.shape))
-        problem = f"the network of `{folder}` does not draw pictures of {size} with {card.num_classes} classes"
-        raise ModelFileError(problem, "take another folder", folder / CONFIG) from cause
+def _check_pictures(config: Mapping[str, Any], card: ModelCard, folder: Path) -> None:
+    """Refuse a network whose configuration and card disagree about its pictures."""
+    channels, *size = card.shape
+    said = {"in_channels": channels, "out_channels": channels, "num_class_embeds": card.num_classes or None}
+    wrong = [name for name, value in said.items() if config.get(name, value) != value]
+    if config.get("sample_size") not in (None, size, size[0] if size[0] == size[1] else None):
+        wrong.append("sample_size")
+    if wrong:
+        problem = f"`{folder}` contradicts itself: `{wrong[0]}` in {CONFIG} is not what {MARK} says"
+        raise ModelFileError(problem, "take another folder", folder / CONFIG)
 
 
 def _scheduler_config(denoiser: Denoiser) -> dict[str, Any]:

@@ -31,6 +31,7 @@ MAX_PIXELS = 89_478_485
 
 # Only formats whose decoders do nothing but decode: EPS, for one, would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+_BAND = 256
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -78,6 +79,15 @@ def open_picture(data: bytes, channels: int) -> Picture:
         raise
     except Exception as err:  # Pillow's decoders let nearly anything escape when a file is hostile.
         raise ValueError(f"{err or type(err).__name__}".replace("\n", " ")) from err
+
+
+def count_pixels(data: bytes) -> int:
+    """How many pixels the header of a picture speaks of; 0 where it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            return picture.width * picture.height
+    except Exception:  # `open_picture` tells why
+        return 0
 
 
 def from_picture(picture: Picture) -> Pixels:
@@ -188,7 +198,7 @@ def _as_mode(picture: Picture, mode: str) -> Picture:
         picture = _in_8_bits(picture)
     if mode == "RGBA" or not picture.has_transparency_data:
         return picture.convert("RGB").convert(mode) if picture.mode == "CMYK" else picture.convert(mode)
-    return _over_white(picture.convert("RGBA")).convert(mode)
+    return _over_white(picture, mode)
 
 
 def _in_8_bits(picture: Picture) -> Picture:
@@ -197,9 +207,14 @@ def _in_8_bits(picture: Picture) -> Picture:
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
 
 
-def _over_white(picture: Picture) -> Picture:
-    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, picture)
+def _over_white(picture: Picture, mode: str) -> Picture:
+    result = Image.new(mode, picture.size)
+    for top in range(0, picture.height, _BAND):  # in bands: the largest pictures fit in memory twice, not four times
+        box = (0, top, picture.width, min(top + _BAND, picture.height))
+        band = picture.crop(box).convert("RGBA")
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(white, band).convert(mode), box)
+    return result
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -102,7 +102,8 @@ def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
     """The card with this content, every value of the right type and size.   Errors: ModelFileError."""
     path, made_by, found = folder / MARK, str(content.get("made_by", "?"))[:40], content.get("format")
     if type(found) is int and found > FORMAT:
-        problem = f"`{folder}` has format {found}, made by {made_by}; this vdiff knows up to {FORMAT}"
+        maker = made_by.replace("vdiff ", "vdiff >= ", 1)
+        problem = f"`{folder}` has format {found}, made by {maker}; this vdiff knows up to {FORMAT}"
         raise ModelFileError(problem, "pip install --upgrade vdiff", path)
     fix = "take another folder, or make this one again"
     if found != FORMAT:

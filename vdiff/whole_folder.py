@@ -90,9 +90,11 @@ def remove(folder: Path) -> None:
         with _refusals(folder):
             beside = _name_beside(folder)
             _delete(beside)
-            folder.rename(beside)
-            _flush_one(folder.parent)
-            _delete(beside)
+            try:
+                folder.rename(beside)
+                _flush_one(folder.parent)  # else its files may be gone and its name back after a power cut
+            finally:
+                _delete(beside)
 
 
 @contextlib.contextmanager
@@ -141,8 +143,10 @@ def _publish(folder: Path, target: Path) -> None:
             old.rename(target)
         raise
     if old is not None:
-        with contextlib.suppress(OSError):  # it is not wanted any more; `clean` tries again
+        try:
             old.rename(folder)  # no longer a name that `clean` would put back when it is half removed
+        except OSError:
+            _delete(old)
 
 
 def _set_aside(target: Path) -> Path | None:

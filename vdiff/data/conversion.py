@@ -6,8 +6,10 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 from vdiff import images
@@ -17,6 +19,8 @@ from vdiff.data.store import StoreWriter, image_key
 JOB, PART = "vdiff-job", "vdiff-part-"
 _CHUNK_PICTURES, _CHUNK_BYTES = 16, 2**20
 _COMMIT_SECONDS, _COMMIT_BYTES = 5.0, 64 * 2**20
+_LARGE_PIXELS = 2**24
+_one_large = Lock()  # of pictures with hundreds of megabytes, only one is in memory at a time
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -164,10 +168,16 @@ def _convert_chunk(settings: Settings, chunk: list[Picture]) -> list[Converted]:
 
 def _convert(settings: Settings, picture: Picture) -> Converted:
     try:
-        opened = images.open_picture(picture.read(), settings.channels)
-        squares = {size: images.fit_square(opened, size, settings.resampling) for size in settings.sizes}
-        quality = settings.quality or 100
-        data = {size: images.encode_picture(square, settings.encoding, quality) for size, square in squares.items()}
+        data = picture.read()
+        with _one_large if images.count_pixels(data) > _LARGE_PIXELS else nullcontext():
+            return Converted(printable(picture.file.name), _encoded(settings, data))
     except ValueError as err:
         return Converted(printable(picture.file.name), {}, printable(str(err)))
-    return Converted(picture.file.name, data)
+
+
+def _encoded(settings: Settings, data: bytes) -> dict[int, bytes]:
+    """The picture in each size; ValueError if it cannot be read."""
+    opened = images.open_picture(data, settings.channels)
+    squares = {size: images.fit_square(opened, size, settings.resampling) for size in settings.sizes}
+    quality = settings.quality or 100
+    return {size: images.encode_picture(square, settings.encoding, quality) for size, square in squares.items()}

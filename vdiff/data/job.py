@@ -67,6 +67,8 @@ class Job:
 
     def _writer(self) -> StoreWriter:
         expected = estimated_bytes(self.settings, len(self.source.files))
+        for leftover in self.folder.glob(".*.tmp"):  # half a preview, of a process that was killed
+            leftover.unlink()
         if is_store(self.folder):
             try:
                 writer = StoreWriter(self.folder, expected)

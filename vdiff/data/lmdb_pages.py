@@ -20,7 +20,7 @@ _HEADER = 16
 _NODE = 8
 _BRANCH, _LEAF, _BIG = 0x01, 0x02, 0x01
 _NO_PAGE = 2**64 - 1
-_META = struct.Struct("<II16xI44xI2xH32xQQQ")
+_META = struct.Struct("<II16xI48xHH32xQQQ")
 
 
 class Meta(NamedTuple):
@@ -69,6 +69,8 @@ def _newest_meta(pages: mmap.mmap) -> Meta:
     metas = [Meta._make(_META.unpack_from(pages, start + _HEADER)) for start in (0, page_size)]
     if any((meta.magic, meta.data_format) != (_MAGIC, _FORMAT) for meta in metas):
         raise ValueError("the head of the file is damaged, or it is not LMDB's")
+    if any(meta.database_flags for meta in metas):  # other orders of keys: LMDB would look for one for ever
+        raise ValueError("the head of the file is damaged, or its keys are not in order of their bytes")
     # The page size counts in the first meta page only.
     return max(metas, key=lambda meta: meta.transaction)._replace(page_size=page_size)
 

@@ -1,10 +1,13 @@
 """An endless stream of batches: update u is a pure function of (seed, stage, u); each rank takes its share."""
 
 import itertools
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +22,7 @@ Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
 _ORDER, _FLIP = 0, 1
+_FEWER_WORKERS = "set `data.workers` to 0, or give the machine more memory (a container also shared memory: --shm-size)"
 
 
 class Images(Protocol):
@@ -159,9 +163,26 @@ class _Updates(Dataset[Batch | _Failure]):
 
     def __getitem__(self, update: int) -> Batch | _Failure:
         try:
-            return self._share.batch(update)
+            return _in_shared_memory(self._share.batch(update))
         except VdiffError as err:
             return _Failure(type(err), err.problem, err.fix, err.where)
+
+
+def _in_shared_memory(batch: Batch) -> Batch:
+    """The batch where the trainer can take it over; MachineError if that memory is too small.
+
+    Else torch would do it while it sends the batch, in a thread whose errors nobody hears of: the trainer would wait
+    for ever.
+    """
+    try:
+        for tensor in (batch.images, batch.labels, batch.places):
+            if tensor is not None:
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError) as err:
+        for begun in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):  # torch leaves what it could not fill
+            begun.unlink(missing_ok=True)
+        raise MachineError(f"a batch cannot be handed to the trainer: {err}", _FEWER_WORKERS) from err
+    return batch
 
 
 def _from_workers(share: _Share, updates: Iterator[int], workers: int) -> Iterator[Batch]:
@@ -177,15 +198,27 @@ def _from_workers(share: _Share, updates: Iterator[int], workers: int) -> Iterat
         generator=torch.Generator(),  # else it would draw from the global one
     )
     try:
-        for found in loader:
+        for found in _started(loader):
             if isinstance(found, _Failure):
                 raise found.kind(found.problem, found.fix, found.where)
             yield found
     except RuntimeError as err:
-        if "DataLoader worker (pid" not in str(err):
+        if str(err).startswith("Caught "):  # in a worker, where only a bug raises it
             raise
-        fix = "set data.workers to 0, or give the machine more memory (in a container also shared memory: --shm-size)"
-        raise MachineError(f"a process that loads pictures died: {err}", fix) from err
+        raise MachineError(f"the processes that load pictures died: {err}", _FEWER_WORKERS) from err
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader at work. The end of a worker is found where a batch is missing, within seconds.
+
+    torch would rather raise an error at that moment, wherever this process is: also in the midst of an update or a
+    save, where nobody can say what it means.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    found = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+    return found
 
 
 def _unchanged(batch: Any) -> Any:

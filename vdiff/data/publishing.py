@@ -7,10 +7,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from vdiff.errors import InUseError, MachineError
 
-_LOCK = ".lock"
+_LOCK, _REPLACED = ".lock", ".replaced"
 
 
 @contextmanager
@@ -23,17 +24,17 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a+")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            lock.seek(0)
-            raise InUseError(f"{lock.read() or 'another process'} works in `{folder}`", "wait for it", folder) from err
+        _lock(lock, folder)
         if not _is_still(lock.fileno(), folder / _LOCK):
             raise InUseError(f"another process has just finished `{folder}`", "type the command again", folder)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        _sign(lock.fileno(), folder)
         yield
+
+
+def refuse_if_claimed(folder: Path) -> None:
+    """InUseError if another process holds `folder`: to be asked before long work. Nothing is written."""
+    with suppress(OSError), (folder / _LOCK).open("r") as lock:
+        _lock(lock, folder)
 
 
 def publish(folder: Path, place: Path) -> None:
@@ -41,7 +42,7 @@ def publish(folder: Path, place: Path) -> None:
 
     Everything is on the disk before the rename: a loss of power at any moment leaves the old or the new store.
     """
-    old = place.with_name(f"{place.name}.replaced")
+    old = place.with_name(place.name + _REPLACED)
     with writing(place):
         for path in (*folder.iterdir(), folder):
             _sync(path)
@@ -50,21 +51,32 @@ def publish(folder: Path, place: Path) -> None:
             place.rename(old)
         folder.rename(place)
         _sync(place.parent)
-        (place / _LOCK).unlink(missing_ok=True)
-        discard(old)
+    tidy(place)
+
+
+def tidy(place: Path) -> None:
+    """Delete what publishing a store at `place` may have left: its lock, and the store that it replaced."""
+    with writing(place):
+        if (place / _LOCK).exists():  # a file system that is read-only refuses even to delete nothing
+            (place / _LOCK).unlink(missing_ok=True)
+        discard(place.with_name(place.name + _REPLACED))
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder that vdiff made, if it is there."""
+    """Delete a folder that vdiff made, if it is there; of a link to a folder, the link."""
     with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
 
 
 def clear(folder: Path) -> None:
-    """Delete what is in a claimed folder, all but its lock."""
-    for path in folder.iterdir():
-        if path.name != _LOCK:
-            path.unlink()
+    """Delete the files in a claimed folder, all but its lock."""
+    with writing(folder):
+        for path in folder.iterdir():
+            if path.name != _LOCK:
+                path.unlink()
 
 
 @contextmanager
@@ -75,6 +87,26 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as err:
         fix = "choose a place that can be written to and has space"
         raise MachineError(f"cannot write `{err.filename or path}`: {err.strerror}", fix, path) from err
+
+
+def _lock(lock: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as err:
+        lock.seek(0)
+        raise InUseError(f"{lock.read() or 'another process'} works in `{folder}`", "wait for it", folder) from err
+
+
+def _sign(lock: int, folder: Path) -> None:
+    """Write this process's name into its lock; where the disk is too full even for that, a new folder goes again."""
+    with writing(folder):
+        try:
+            os.truncate(lock, 0)
+            os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except OSError:
+            if [path.name for path in folder.iterdir()] == [_LOCK]:
+                discard(folder)
+            raise
 
 
 def _is_still(descriptor: int, path: Path) -> bool:

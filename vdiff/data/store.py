@@ -14,7 +14,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import lmdb
 import numpy as np
@@ -30,8 +30,8 @@ _KEY = re.compile(rb"([1-9]\d{0,5})-\d{5,}")
 _FIRST_MAP = 64 * 2**20
 _SHOWN = ("format", "made_by", "channels", "encoding", "quality", "resampling", "source")
 
-# LMDB allows one environment per file and process; (device, inode) -> (process, environment).
-_environments: dict[tuple[int, int], tuple[int, Any]] = {}
+# LMDB allows one environment per file and process.
+_stores: dict[tuple[int, int], "_Opened"] = {}
 
 
 class ImageStore:
@@ -42,8 +42,7 @@ class ImageStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._environment: Any = None
-        self._process = 0
+        self._opened: _Opened | None = None
         if not is_store(path):
             raise DataError(f"there is no image store in `{path}`", "make it: vdiff prepare", path)
         _check_pages(path)
@@ -103,16 +102,18 @@ class ImageStore:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_environment": None, "_process": 0}
+        return {**self.__dict__, "_opened": None}
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Any]:
         try:
-            if self._process != os.getpid():
-                self._environment, self._process = _open(self.path), os.getpid()
-            with self._environment.begin() as transaction:
+            if self._opened is None or not self._opened.is_usable():
+                self._opened = _open(self.path)
+            if self._opened.is_cut_off(self.path):
+                raise _damaged(self.path, "the file was cut off while it was in use")
+            with self._opened.environment.begin() as transaction:
                 yield transaction
-        except (lmdb.Error, OSError, MemoryError) as err:
+        except (lmdb.Error, OSError, ValueError, MemoryError) as err:
             raise _damaged(self.path, str(err)) from err
 
     def _read_metadata(self, transaction: Any) -> Metadata | None:
@@ -232,9 +233,8 @@ class StoreWriter:
             raise
         except lmdb.Error as err:
             free = shutil.disk_usage(self.path).free
-            problem = (
-                f"cannot write the image store: {err}; it needs about {self._expected_bytes:,} bytes, {free:,} are free"
-            )
+            space = f"it needs about {self._expected_bytes:,} bytes, {free:,} are free"
+            problem = f"cannot write the image store: {err}; {space}"
             raise MachineError(problem, "free some space, or choose another place with --out", self.path) from err
 
 
@@ -257,20 +257,38 @@ def _check_pages(path: Path) -> None:
         raise DataError(f"the image store cannot be read: {err.strerror}", "check its permissions", path) from err
 
 
-def _open(path: Path) -> Any:
-    process, environment = _environments.get(_identity(path), (0, None))
-    if environment is None or process != os.getpid():
+class _Opened(NamedTuple):
+    """A file that `process` has mapped, by device and inode; `size`: how far it must go."""
+
+    process: int
+    environment: Any
+    identity: tuple[int, int]
+    size: int
+
+    def is_usable(self) -> bool:
+        return self.process == os.getpid() and _stores.get(self.identity) is self
+
+    def is_cut_off(self, path: Path) -> bool:
+        """Whether reading would end the process. A file that was deleted or replaced stays as it is in the map."""
+        with contextlib.suppress(FileNotFoundError):
+            return _identity(path) == self.identity and (path / FILE).stat().st_size < self.size
+        return False
+
+
+def _open(path: Path) -> _Opened:
+    found = _stores.get(_identity(path))
+    if found is None or not found.is_usable():
         _forget(path)
+        identity, size = _identity(path), lmdb_pages.whole_size(path / FILE)
         environment = lmdb.open(str(path), readonly=True, lock=False, create=False)
-        _environments[_identity(path)] = os.getpid(), environment
-    return environment
+        found = _stores[identity] = _Opened(os.getpid(), environment, identity, size)
+    return found
 
 
 def _forget(path: Path) -> None:
     """Close what this process, or the one that it was forked from, has open of the store."""
-    _, environment = _environments.pop(_identity(path), (0, None))
-    if environment is not None:
-        environment.close()
+    if found := _stores.pop(_identity(path), None):
+        found.environment.close()
 
 
 def _identity(path: Path) -> tuple[int, int]:
