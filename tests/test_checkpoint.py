@@ -169,6 +169,26 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -
         checkpoint.load(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("in_channels", {"shape": [3, SIZE, SIZE]}),
+        ("num_class_embeds", {"num_classes": 2}),
+        ("sample_size", {"shape": [1, SIZE, 2 * SIZE]}),
+        ("sample_size", {"shape": [1, 2 * SIZE, 2 * SIZE]}),
+    ],
+)
+def test_a_card_that_contradicts_the_configuration_is_refused(folder: Path, name: str, change: dict[str, Any]) -> None:
+    rewritten(folder, lambda content: content.update(change))
+    with pytest.raises(ModelFileError, match=f"contradicts itself: `{name}`"):
+        checkpoint.load(folder)
+
+
+def test_whoever_may_read_the_card_may_read_the_weights(folder: Path) -> None:
+    weights, card = folder / "unet/diffusion_pytorch_model.safetensors", folder / "vdiff.json"
+    assert weights.stat().st_mode == card.stat().st_mode
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, value: float) -> None:
     made = denoiser()

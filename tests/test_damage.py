@@ -124,6 +124,13 @@ def test_a_damaged_model_is_refused_and_the_file_named(run: Path, harm: str) -> 
     assert checkpoint.load(run / "original").card.name == "base_2"
 
 
+def test_a_file_of_another_size_is_found_without_reading_it(run: Path) -> None:
+    for harm in ("truncated", "deleted"):
+        for name in damaged(run / "original", HARMS[harm]):
+            if name != MARK:
+                assert checkpoint.damage(run / "original", hashed=False)[0].startswith(f"{name}: ")
+
+
 def test_every_single_bit_of_a_model_counts(run: Path) -> None:
     for name in with_flips(run / "original"):
         with pytest.raises(ModelFileError) as found:

@@ -90,6 +90,14 @@ def test_a_shipped_recipe_with_an_odd_value_is_a_recipe_or_a_mistake(data: st.Da
     ended_well(lambda: read_recipe(text[: found.start()] + value + text[found.end() :]), UsageError)
 
 
+@pytest.mark.xfail(strict=True, reason="a width of 1 is blamed on a model file, and true is taken for 1")
+@pytest.mark.parametrize("change", ["network.width=1", "network.width=true", "train.updates=true"])
+def test_a_value_that_no_network_can_have_is_a_mistake_of_the_recipe(change: str) -> None:
+    text = recipe_text.set_values(recipe_text.read_file(recipe_text.shipped()["digits"]), [change])
+    with pytest.raises(UsageError):
+        recipe_text.validate(Recipe, text)
+
+
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "a:\n"])
 def test_a_recipe_is_not_followed_into_any_depth(opening: str) -> None:
     deep = "".join(" " * depth + opening for depth in range(300)) if opening.endswith("\n") else opening * 20_000

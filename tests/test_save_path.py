@@ -49,7 +49,7 @@ def look_for_rests(outcome: Outcome, folder: Path) -> None:
     assert temporaries(folder) == [], outcome
 
 
-@pytest.mark.parametrize("saved", [[2], [2, 4]], ids=["second", "third, which prunes"])
+@pytest.mark.parametrize("saved", [pytest.param([2], id="second"), pytest.param([2, 4], id="third, which prunes")])
 def test_a_save_that_fails_at_any_call_leaves_the_one_before(tmp_path: Path, saved: list[int]) -> None:
     folder = tmp_path / "saves"
     before, new = saved[-1], saved[-1] + 2

@@ -174,6 +174,24 @@ def test_a_writer_and_then_the_cleaning_up_may_be_killed_at_any_call(tmp_path: P
     assert seen == {"old", "new"}
 
 
+def test_half_of_a_folder_that_was_replaced_never_comes_back(tmp_path: Path) -> None:
+    """Not even when the new one is removed before anybody cleans."""
+    disk, seen = tmp_path / "disk", set()
+    for number in range(1000):
+        shutil.rmtree(disk, ignore_errors=True)
+        write(disk / "model", "old")
+        with Disk(disk, number, "killed").in_use():
+            try:
+                write(disk / "model", "new")
+                break
+            except Killed:
+                pass
+        shutil.rmtree(disk / "model", ignore_errors=True)
+        whole_folder.clean(disk)
+        seen.add(content(disk / "model") if names(disk) else "")
+    assert seen == {"", "old"}
+
+
 @pytest.mark.parametrize("name", ["inner/a.txt", "b.txt", MARK])
 def test_what_cannot_be_read_back_does_not_replace_anything(tmp_path: Path, name: str) -> None:
     """As on a disk that takes everything and keeps something else."""

@@ -123,7 +123,7 @@ def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
         fix = "look at the disk's health, or move the run to another one; the save before it is whole"
         raise MachineError(f"what was saved in `{point}` cannot be read back", fix, "; ".join(found))
     for old in points(folder)[NUM_KEPT:]:
-        shutil.rmtree(old)
+        whole_folder.remove(old)
 
 
 def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], None]) -> SavePoint | None:
