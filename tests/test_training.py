@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.full_disk import full_disk
 from tests.tiny import TinyRun, never
 from tests.toys import SCHEDULES, curved
 from vdiff import checkpoint
@@ -249,6 +251,20 @@ def test_a_machine_is_deterministic_when_it_is_asked_to_be(monkeypatch: pytest.M
     finally:
         Machine("fp32", "cpu")
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_disk_that_is_full_under_the_curves_is_told_once(machine: Machine, tmp_path: Path) -> None:
+    """Here pytest makes an error of an exception that a thread prints."""
+    pytest.importorskip("tensorboard")
+
+    def follow() -> None:
+        with machine.trackers(tmp_path / "curves") as track:
+            for update in range(100):
+                track({"loss": 1.0}, update)
+                time.sleep(0.01)
+
+    with full_disk(10), pytest.raises(OSError, match="File too large"):
+        follow()
 
 
 def test_updates_without_end_that_are_not_finite_end_the_training(machine: Machine, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -128,7 +129,24 @@ def _tensorboard(folder: Path, stack: contextlib.ExitStack) -> Any:
 
     if not is_tensorboard_available():
         return lambda values, step: None
+    stack.enter_context(_disk_errors_told_once())
     tracker = TensorBoardTracker(folder.name, folder.parent)
     tracker.start()
     stack.callback(tracker.finish)
     return lambda values, step: tracker.log(values, step=step)
+
+
+@contextlib.contextmanager
+def _disk_errors_told_once() -> Iterator[None]:
+    """TensorBoard's writing thread raises an OSError again in the main thread: its own traceback is one too many."""
+    before = threading.excepthook
+
+    def tell(caught: threading.ExceptHookArgs) -> None:
+        if not isinstance(caught.exc_value, OSError):
+            before(caught)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
