@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import TinyRun
-from vdiff import savepoint, whole_folder
+from vdiff import inspection, savepoint, whole_folder
 from vdiff.errors import DivergedError, MachineError, ModelFileError, Stopped
 from vdiff.savepoint import Saver
 from vdiff.training.learner import Learner
@@ -148,18 +148,16 @@ def test_a_save_that_goes_wrong_in_the_background_ends_the_run(tiny_run: TinyRun
 def test_older_saves_stay_when_the_new_one_cannot_be_read_back(tmp_path: Path, monkeypatch: Any) -> None:
     for update in (1, 2):
         savepoint.write(tmp_path, update, STATE, PENDING, {})
-    sound = whole_folder.write
+    sound = whole_folder._flush
 
-    def rotting(target: Path, *rest: Any) -> dict[str, Any]:
-        content = sound(target, *rest)
-        (target / "weights.safetensors").write_bytes(b"")
-        return content
+    def rotting(folder: Path) -> None:
+        sound(folder)
+        (folder / "weights.safetensors").write_bytes(b"")
 
     with monkeypatch.context() as patch:
-        patch.setattr(whole_folder, "write", rotting)
-        with pytest.raises(MachineError, match="cannot be read back") as found:
+        patch.setattr(whole_folder, "_flush", rotting)
+        with pytest.raises(MachineError, match=r"cannot be read back: weights\.safetensors"):
             savepoint.write(tmp_path, 3, STATE, PENDING, {})
-    assert "weights.safetensors" in found.value.where
     newest = savepoint.newest(tmp_path, {}, print)
     assert newest is not None
     assert newest.update == 2
@@ -174,3 +172,24 @@ def test_a_stage_whose_saves_are_all_damaged_is_not_begun_again_in_silence(tiny_
         tiny_run.chain().train()
     assert sum("optimizer.safetensors" in line for line in tiny_run.said) == 2
     assert tiny_run.chain().train(force=True).updates == 5
+
+
+@pytest.mark.parametrize("name", ["original", "base_0"])
+def test_a_model_whose_mark_is_lost_is_not_made_again_in_silence(tiny_run: TinyRun, name: str) -> None:
+    tiny_run.base()
+    tiny_run.chain().distill(count=1)
+    folder = tiny_run.folder().model(name)
+    before = (folder / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+    (folder / "vdiff.json").unlink()
+    with pytest.raises(ModelFileError, match=r"has no vdiff\.json") as found:
+        tiny_run.chain().train() if name == "original" else tiny_run.chain().distill()
+    assert "--force" in found.value.fix
+    assert (folder / "unet/diffusion_pytorch_model.safetensors").read_bytes() == before
+    row = next(row for row in inspection.run(tiny_run.folder().path)["models"] if row["name"] == name)
+    assert row["state"] == "damaged"
+    assert "vdiff.json" in row["problems"][0]
+    if name == "base_0":
+        tiny_run.chain().distill(count=1, force=True)
+    else:
+        tiny_run.chain().train(force=True)
+    assert not tiny_run.folder().unmarked()

@@ -1,14 +1,13 @@
 """The chain: one training after another, each student the next one's teacher; whatever was finished is kept."""
 
 import itertools
-import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 from vdiff import checkpoint, savepoint, whole_folder
 from vdiff.checkpoint import ModelCard, is_model_folder
-from vdiff.errors import Stopped, UsageError
+from vdiff.errors import ModelFileError, Stopped, UsageError
 from vdiff.plan import BASE, Stage, chosen, plan, stages_after, trajectory
 from vdiff.run_folder import RunFolder
 from vdiff.stage_run import Surroundings, make
@@ -41,6 +40,7 @@ class Chain:
 
     def _go(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> list[ModelCard]:
         done = {stage.name for stage in stages if is_model_folder(self.run.model(stage.name)) and not force}
+        self._refuse_to_replace([] if force else stages)
         self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
         if len(done) < len(stages):
             self._surroundings.recipe.data.open()  # a missing store is told before anything is written
@@ -64,6 +64,14 @@ class Chain:
             number = self._surroundings.stop() or signal.SIGTERM  # 0 where another process was told
             raise Stopped(number, f"`{stage.name}` is complete, the next stage is not begun")
 
+    def _refuse_to_replace(self, stages: Sequence[Stage]) -> None:
+        """ModelFileError for what would be made anew although only the mark of the model that is there is missing."""
+        lost = {stage.name for stage in stages} & set(self.run.unmarked())
+        if lost:
+            folder = self.run.model(min(lost))
+            fix = "put its vdiff.json back, move the folder away, or add --force to make it again"
+            raise ModelFileError(f"`{folder}` has no vdiff.json: it cannot be told whether it is whole", fix, folder)
+
     def _prepare(self, unwanted: Sequence[Stage]) -> None:
         """Copy the recipe into the run, and forget the stages that are to be made again."""
         if self._surroundings.machine.is_first:
@@ -73,7 +81,7 @@ class Chain:
                 whole_folder.write_text(self.run.recipe, text)
             for stage in unwanted:
                 savepoint.clear(self.run.saves(stage.name))
-                shutil.rmtree(self.run.model(stage.name), ignore_errors=True)
+                whole_folder.remove(self.run.model(stage.name))
         self._surroundings.machine.wait()
 
     def _keep(self, stage: Stage, teacher: Path | None) -> ModelCard:

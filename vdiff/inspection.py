@@ -22,7 +22,7 @@ def run(folder: Path, verify: bool = False) -> Facts:
     A model is `whole` or `damaged`, with what is wrong in `problems`; a stage that was stopped is `unfinished`.
     """
     place = RunFolder(folder)
-    models = [_model_row(place.model(name), verify) for name in place.models()]
+    models = [_model_row(place.model(name), verify) for name in [*place.models(), *place.unmarked()]]
     teachers = {row["hash"]: row["name"] for row in models}
     stopped = [_unfinished_row(place, name, verify, teachers) for name in place.unfinished()]
     status = read_status(place.status, place.is_at_work())

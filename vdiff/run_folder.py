@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from vdiff import whole_folder
 from vdiff.errors import InUseError, ModelFileError
-from vdiff.model_card import is_model_folder
+from vdiff.model_card import CONFIG, WEIGHTS, is_model_folder
 
 STATE = "state.json"
 """The file of a point to resume from that tells its update and its files."""
@@ -53,6 +53,12 @@ class RunFolder:
         found = [path.name for path in self.path.glob("*") if is_model_folder(path)] if self.path.is_dir() else []
         return sorted(found, key=lambda name: (name.startswith("base_"), len(name), name))
 
+    def unmarked(self) -> list[str]:
+        """Names of what was a model folder and has lost its mark: nobody can tell whether the rest of it is whole."""
+        parts = (CONFIG, WEIGHTS, "model_index.json")
+        found = [path for path in self.path.glob("[!.]*") if any((path / part).is_file() for part in parts)]
+        return sorted(path.name for path in found if not is_model_folder(path))
+
     def find(self, checkpoint: str) -> Path:
         """The model folder with this name in the run, or at this path.   Errors: ModelFileError listing the names."""
         for folder in (self.model(checkpoint), Path(checkpoint)):
@@ -81,8 +87,7 @@ class RunFolder:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            whole_folder.clean(self.path)
-            for folder in (self.path / "saves").glob("*"):
+            for folder in (self.path, self.path / "saves", *(self.path / "saves").glob("[!.]*")):
                 whole_folder.clean(folder)
             try:
                 yield

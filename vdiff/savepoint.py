@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from vdiff import whole_folder
 from vdiff.checkpoint import load_tensors, save_tensors
-from vdiff.errors import DataError, DivergedError, MachineError, ModelFileError, UsageError
+from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
 from vdiff.run_folder import STATE, points
 
 NUM_KEPT = 2
@@ -116,12 +115,7 @@ def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
         for part, named in tensors.items():
             save_tensors(target / f"{part}.safetensors", dict(named))
 
-    point = folder / f"{facts['update']:09d}"
-    content = whole_folder.write(point, STATE, facts, fill)
-    found = whole_folder.damage(point, content)
-    if found:
-        fix = "look at the disk's health, or move the run to another one; the save before it is whole"
-        raise MachineError(f"what was saved in `{point}` cannot be read back", fix, "; ".join(found))
+    whole_folder.write(folder / f"{facts['update']:09d}", STATE, facts, fill)  # which reads it back
     for old in points(folder)[NUM_KEPT:]:
         whole_folder.remove(old)
 
@@ -146,7 +140,7 @@ def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], Non
 
 def clear(folder: Path) -> None:
     """Forget the saves of a stage that is complete."""
-    shutil.rmtree(folder, ignore_errors=True)
+    whole_folder.remove(folder)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
