@@ -14,6 +14,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     SerializationInfo,
     ValidationInfo,
+    field_validator,
 )
 from pydantic_core import PydanticCustomError, core_schema
 
@@ -25,6 +26,15 @@ class Section(BaseModel):
     """One part of a recipe. Unknown keys are refused; a docstring beneath a field is its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """To pydantic, `true` is a way to write 1."""
+        takes_truth = cls.model_fields[info.field_name or ""].annotation in (bool, Any)
+        if not takes_truth and any(isinstance(each, bool) for each in (value if isinstance(value, list) else [value])):
+            raise PydanticCustomError("truth", "should be a number, text or list, not true or false")
+        return value
 
 
 def trajectory(default: Any = ..., **constraints: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vdiff.config import Section, trajectory
 from vdiff.errors import UsageError
 from vdiff.networks.blocks import DownLevel, Dropout, Middle, Style, TimeEmbedding, UpLevel, zeroed
-from vdiff.networks.unet_config import UNetConfig
+from vdiff.networks.unet_config import MOST_LAYERS, MOST_LEVELS, UNetConfig
 
 
 class UNetSection(Section):
@@ -18,11 +18,11 @@ class UNetSection(Section):
 
     kind: Literal["unet"] = trajectory("unet")
     """Which network this is."""
-    width: int = trajectory(ge=1, le=4096)
+    width: int = trajectory(ge=2, le=4096)
     """Channels at the full resolution; time and memory grow with it, the number of parameters with its square."""
-    multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = trajectory(min_length=1, max_length=20)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = trajectory(min_length=1, max_length=MOST_LEVELS)
     """One number per level, from the full resolution down, each half the one before: its channels over `width`."""
-    blocks: int = trajectory(2, ge=1, le=100)
+    blocks: int = trajectory(2, ge=1, le=MOST_LAYERS)
     """Residual blocks per level on the way down (one more on the way up)."""
     attention_at: tuple[PositiveInt, ...] = trajectory(())
     """Resolutions, in pixels, whose blocks are followed by attention; its cost grows with the fourth power of them."""

@@ -10,6 +10,8 @@ from pydantic_core import ErrorDetails
 from vdiff.errors import ModelFileError, UsageError
 
 CLASS_NAME = "UNet2DModel"
+MOST_LEVELS, MOST_LAYERS = 12, 16
+"""More than any picture or any published U-Net needs; a stranger's file could ask for minutes of building otherwise."""
 Width = Annotated[int, Field(ge=1, le=65536)]
 DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D"]
 UpBlockType = Literal["UpBlock2D", "AttnUpBlock2D"]
@@ -41,8 +43,8 @@ class UNetConfig(BaseModel):
         "AttnUpBlock2D",
         "UpBlock2D",
     )
-    block_out_channels: tuple[Width, ...] = Field((224, 448, 672, 896), min_length=1, max_length=20)
-    layers_per_block: int = Field(2, ge=1, le=100)
+    block_out_channels: tuple[Width, ...] = Field((224, 448, 672, 896), min_length=1, max_length=MOST_LEVELS)
+    layers_per_block: int = Field(2, ge=1, le=MOST_LAYERS)
     mid_block_scale_factor: Literal[1] = 1
     downsample_padding: Literal[0, 1] = 1
     downsample_type: Literal["conv"] = "conv"
