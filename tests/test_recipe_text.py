@@ -1,6 +1,5 @@
 """Recipes as text: YAML without surprises, and mistakes in words a person can act on."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import model_validator
 
-from vdiff import recipe_text
+from vdiff import mark, recipe_text
 from vdiff.config import Registry, Section, harmless, trajectory
 from vdiff.errors import ModelFileError, UsageError
 
@@ -296,7 +295,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_recipe_is_looked_for_in_the_promised_order(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = empty_folder / "base_0"
     model.mkdir()
-    (model / "vdiff.json").write_text(json.dumps({"recipe": "name: inside\n"}))
+    (model / "vdiff.json").write_text(mark.sealed({"recipe": "name: inside\n", "files": {}}))
     assert recipe_text.find(None, model).data == {"name": "inside"}
     (model / "recipe.yaml").write_text("name: beside\n")
     assert recipe_text.find(None, model).data == {"name": "beside"}

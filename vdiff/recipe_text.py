@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +10,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from vdiff import recipe_mistakes, recipe_yaml
+from vdiff import recipe_mistakes, recipe_yaml, whole_folder
 from vdiff.config import Section
-from vdiff.errors import ModelFileError, UsageError
+from vdiff.errors import UsageError
+from vdiff.model_card import MARK, is_model_folder
 from vdiff.recipe_mistakes import Mistake
 from vdiff.recipe_yaml import Keys
 
@@ -130,15 +130,10 @@ def _named(named: str, where: str) -> RecipeText:
 def _in_folder(folder: Path) -> RecipeText | None:
     if (folder / "recipe.yaml").is_file():
         return read_file(folder / "recipe.yaml")
-    about = folder / "vdiff.json"
-    if not about.is_file():
+    if not is_model_folder(folder):
         return None
-    try:
-        content = json.loads(about.read_text("utf-8"))
-    except (ValueError, RecursionError) as err:
-        raise ModelFileError(f"`{about}` is damaged: {err}", "take another model folder", about) from err
-    text = content.get("recipe") if isinstance(content, dict) else None
-    return read(text, str(about)) if isinstance(text, str) else None
+    text = whole_folder.read(folder, MARK).get("recipe")
+    return read(text, str(folder / MARK)) if isinstance(text, str) else None
 
 
 def _mistakes_error(recipe: RecipeText, mistakes: Sequence[Mistake]) -> UsageError:
