@@ -11,7 +11,7 @@ from typing import IO
 
 from vdiff.errors import InUseError, MachineError
 
-_LOCK, _REPLACED = ".lock", ".replaced"
+_LOCK = ".lock"
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def publish(folder: Path, place: Path) -> None:
 
     Everything is on the disk before the rename: a loss of power at any moment leaves the old or the new store.
     """
-    old = place.with_name(place.name + _REPLACED)
+    old = _replaced(place)
     with writing(place):
         for path in (*folder.iterdir(), folder):
             _sync(path)
@@ -59,7 +59,12 @@ def tidy(place: Path) -> None:
     with writing(place):
         if (place / _LOCK).exists():  # a file system that is read-only refuses even to delete nothing
             (place / _LOCK).unlink(missing_ok=True)
-        discard(place.with_name(place.name + _REPLACED))
+        discard(_replaced(place))
+
+
+def _replaced(place: Path) -> Path:
+    """Where the old store is until it is deleted: a hidden name, that no folder of the user has."""
+    return place.with_name(f".{place.name}.replaced")
 
 
 def discard(folder: Path) -> None:
