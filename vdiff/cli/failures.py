@@ -27,12 +27,10 @@ def report(err: BaseException, arguments: Sequence[str]) -> int:
         return 0
     if isinstance(err, SystemExit):
         return err.code if isinstance(err.code, int) else int(err.code is not None)
-    if isinstance(err, Stopped):
-        console.stopped(str(err), err.exit_code)
-        return err.exit_code
-    if isinstance(err, KeyboardInterrupt | typer.Abort):
-        console.stopped("stopped", INTERRUPTED)
-        return INTERRUPTED
+    if isinstance(err, Stopped | KeyboardInterrupt | typer.Abort):
+        exit_code, reason = ending(err)
+        console.stopped(reason, exit_code)
+        return exit_code
     # a command line that cannot be parsed has not reached `mode`
     mode.json |= "--json" in arguments and not launch.is_echo()
     if mode.debug or "--debug" in arguments:

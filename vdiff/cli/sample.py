@@ -1,7 +1,7 @@
 """`vdiff sample`: pictures from a model folder."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 from vdiff.cli import session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
-from vdiff.errors import UsageError
+from vdiff.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
     from vdiff.checkpoint import ModelCard
@@ -20,43 +20,49 @@ if TYPE_CHECKING:
     from vdiff.training.machine import Machine
 
 
+Model = Annotated[
+    str, typer.Option("--checkpoint", metavar="NAME|PATH", help="Model: a name in the run, or a model folder")
+]
+Count = Annotated[int | None, typer.Option("-n", min=1, help="How many pictures, from seed 0 on [64]")]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0-63", help="One seed per picture, as 0-63 or 1,5,9")]
+Kind = Annotated[
+    str | None, typer.Option("--sampler", metavar="ddim|ancestral", help="Sampler [the recipe's, or ddim]")
+]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Network calls per picture [the model's own number]")]
+Eta = Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Share of fresh noise in DDIM, 0 to 1")]
+Variance = Annotated[
+    str | None, typer.Option("--variance", metavar="small|medium|large", help="Fresh noise of ancestral sampling")
+]
+Clipped = Annotated[bool, typer.Option("--clipped", help="Keep predictions within the clipping value")]
+ClippingValue = Annotated[
+    float | None, typer.Option("--clipping-value", min=0.01, help="Limit of --clipped; pictures span -1 to 1 [1.2]")
+]
+Classes = Annotated[
+    str | None, typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all classes]")
+]
+Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="grid.png, file.npz, file.zip or folder/")]
+Strip = Annotated[bool, typer.Option("--strip", help="Show the way from noise to picture, a row per picture")]
+Gif = Annotated[bool, typer.Option("--gif", help="Show the way from noise to picture as a film")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Pictures at once; changes memory, not pictures [64]")
+]
+
+
 def sample(
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", metavar="NAME|PATH", help="Model: a name in the run, or a model folder")
-    ],
-    num_images: Annotated[int | None, typer.Option("-n", min=1, help="How many pictures, from seed 0 on [64]")] = None,
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="0-63", help="One seed per picture, as 0-63 or 1,5,9")
-    ] = None,
-    sampler: Annotated[
-        str | None, typer.Option("--sampler", metavar="ddim|ancestral", help="Sampler [the recipe's, or ddim]")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Network calls per picture [the model's own number]")
-    ] = None,
-    eta: Annotated[
-        float | None, typer.Option("--eta", min=0, max=1, help="Share of fresh noise in DDIM, 0 to 1")
-    ] = None,
-    variance: Annotated[
-        str | None, typer.Option("--variance", metavar="small|medium|large", help="Fresh noise of ancestral sampling")
-    ] = None,
-    clipped: Annotated[bool, typer.Option("--clipped", help="Keep predictions within the clipping value")] = False,
-    clipping_value: Annotated[
-        float | None, typer.Option("--clipping-value", min=0.01, help="Limit of --clipped; pictures span -1 to 1 [1.2]")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all classes]")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="grid.png, file.npz, file.zip or folder/")
-    ] = None,
-    strip: Annotated[
-        bool, typer.Option("--strip", help="Show the way from noise to picture, a row per picture")
-    ] = False,
-    gif: Annotated[bool, typer.Option("--gif", help="Show the way from noise to picture as a film")] = False,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Pictures at once; changes memory, not pictures [64]")
-    ] = None,
+    checkpoint: Model,
+    num_images: Count = None,
+    seeds: Seeds = None,
+    sampler: Kind = None,
+    steps: Steps = None,
+    eta: Eta = None,
+    variance: Variance = None,
+    clipped: Clipped = False,
+    clipping_value: ClippingValue = None,
+    classes: Classes = None,
+    out: Out = None,
+    strip: Strip = False,
+    gif: Gif = False,
+    batch_size: BatchSize = None,
     recipe: RecipeOption = None,
     changes: SetOption = None,
     run: RunOption = None,
@@ -81,27 +87,38 @@ def sample(
     parsed, _ = open_recipe(recipe, changes, session.model_folder(checkpoint))
     folder = session.run_folder(parsed, run).find(checkpoint)
     card = model.read_card(folder)
-    asked = _sampler(parsed, sampler, eta, variance, clip)
-    num_steps = _steps(card, steps, asked)
+    built = _sampler(parsed, sampler, eta, variance, clip)
+    num_steps = _steps(card, steps, built)
     target = _target(out, folder, num_steps, clipped, strip, gif, force)
     numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
     labels = _labels(card, classes, len(numbers))
-    if dry_run:
-        _tell(folder, target, len(numbers), num_steps, asked, {"dry_run": True})
-        return None
-    if gpus is not None and not launch.is_worker():
+    asked = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "labels": labels}
+    asked["batch_size"] = batch_size or parsed.sample.batch_size
+    if gpus is not None and not (dry_run or launch.is_worker()):
         return launch.start(gpus, device)
+    facts = {"dry_run": True} if dry_run else _draw(folder, asked, device, target, strip, gif)
+    if facts is not None:
+        _tell(folder, target, len(numbers), num_steps, built, facts)
+    return None
+
+
+def _draw(
+    folder: Path, asked: Mapping[str, Any], device: str | None, target: Path, strip: bool, gif: bool
+) -> Mapping[str, object] | None:
+    """Draw with the model in `folder`, in all processes; what the first one has to tell of it, None in the others.
+
+    asked: sampler, seeds, steps, labels and batch size of the `Drawing`.
+    """
+    from vdiff import checkpoint as model
     from vdiff.drawing import Drawing
 
-    with _machine(device) as machine:
-        loaded = model.load(folder, machine.device)
-        size = batch_size or parsed.sample.batch_size
-        drawing = Drawing(loaded, asked, numbers, num_steps, labels, size, machine)
+    with _machine(device) as (machine, check):
+        drawing = Drawing(model.load(folder, machine.device), machine=machine, **asked)
         if machine.is_first:
-            _write(drawing, target, strip, gif)
-            _tell(folder, target, len(numbers), num_steps, asked, drawing.facts())
-        elif not (strip or gif):
-            drawing.pictures(lambda pictures, seeds: None)  # its share of each batch; the first process writes them
+            _write(drawing, target, strip, gif, check)
+            return drawing.facts()
+        if not (strip or gif):
+            drawing.pictures(lambda pictures, seeds: check())  # its share of each batch; the first process writes them
     return None
 
 
@@ -218,20 +235,32 @@ def _labels(card: "ModelCard", classes: str | None, count: int) -> Any:
 
 
 @contextlib.contextmanager
-def _machine(device: str | None) -> "Iterator[Machine]":
-    """This process, alone or among those that a launcher started; only the first one talks."""
+def _machine(device: str | None) -> "Iterator[tuple[Machine, Callable[[], None]]]":
+    """This process, alone or among those that a launcher started; only the first one talks.
+
+    With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone.
+    """
+    from vdiff.cli import launch
+    from vdiff.cli.signals import StopRequest
     from vdiff.training.machine import Machine
 
-    machine = Machine("fp32", device)
-    if not machine.is_first:
-        mode.json, mode.quiet = False, True
-    try:
-        yield machine
-    finally:
-        machine.close()
+    with contextlib.ExitStack() as stack:
+        stop = StopRequest(follows_parent=True) if launch.is_worker() else None
+        if stop is not None:
+            stack.callback(stop.close)
+        machine = Machine("fp32", device)
+        stack.callback(machine.close)
+        if not machine.is_first:
+            mode.json, mode.quiet = False, True
+
+        def check() -> None:
+            if stop is not None and stop():
+                raise Stopped(stop(), "the pictures are not finished")
+
+        yield machine, check
 
 
-def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool) -> None:
+def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Callable[[], None]) -> None:
     from vdiff import drawing as forms
     from vdiff.cli import displays
 
@@ -249,6 +278,7 @@ def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool) -> None:
             output.add(pictures, seeds)
             done += len(seeds)
             progress.update(done, 0, len(drawing.seeds))
+            check()
 
         drawing.pictures(add)
 
