@@ -18,7 +18,7 @@ STATE = "state.json"
 
 
 class RunFolder:
-    """`runs/<name>/`: recipe.yaml, log.jsonl, original/, base_0/, ...; previews/, saves/ and tracker/ beside them."""
+    """`runs/<name>/`: recipe.yaml, log.jsonl, original/, base_0/, ...; previews/, saves/, evaluation/, tracker/."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,6 +27,8 @@ class RunFolder:
         self.status = path / "status.json"
         self.previews = path / "previews"
         self.tracker = path / "tracker"
+        self.evaluation = path / "evaluation"
+        self.table = self.evaluation / "table.json"
 
     def model(self, name: str) -> Path:
         """The model folder of a stage, there or not."""

@@ -1,0 +1,73 @@
+"""The table of an evaluation: written and read again, and what is no table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vdiff.errors import ModelFileError
+from vdiff.metrics import table
+from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Reference, Row, Value
+
+PROTOCOL = Protocol(
+    num_images=2048,
+    first_seed=0,
+    sampler="ddim eta=0.0",
+    shape=(1, 8, 8),
+    resizing="none",
+    reference=Reference(fingerprint="0123456789abcdef", num_images=1797),
+    features={"fd_pixel": "pixels"},
+)
+AGREEMENT = AgreementWith(name="original", hash="ab", num_steps=64, mse=0.0, psnr=None, ssim=1.0)
+ROWS = (
+    Row(model="original", hash="ab", num_steps=64, role="original"),
+    Row(model="original", hash="ab", num_steps=4, role="undistilled"),
+    Row(
+        model="base_0",
+        hash="cd",
+        num_steps=4,
+        role="student",
+        metrics={"fd_pixel": Value(value=0.2)},
+        teacher=AGREEMENT,
+    ),
+)
+TABLE = EvaluationTable(protocol=PROTOCOL, made="2026-01-01T00:00:00Z", made_by="vdiff 0", machine="a", rows=ROWS)
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    table.write(tmp_path / "table.json", TABLE)
+    assert table.read(tmp_path / "table.json") == TABLE
+
+
+def test_there_may_be_no_table(tmp_path: Path) -> None:
+    assert table.read(tmp_path / "table.json") is None
+
+
+def test_a_row_is_found_by_model_and_steps() -> None:
+    assert TABLE.row("original") == ROWS[0]
+    assert TABLE.row("original", 4) == ROWS[1]
+    assert TABLE.row("base_0") == ROWS[2]
+    assert TABLE.row("base_7") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99, "more": 1}, "another version"),
+        ({"rows": [{"model": 1}]}, "damaged"),
+        ({"protocol": {}}, "damaged"),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    table.write(tmp_path / "table.json", TABLE)
+    content = json.loads((tmp_path / "table.json").read_text()) | change
+    (tmp_path / "table.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFileError, match=message):
+        table.read(tmp_path / "table.json")
+
+
+def test_the_conditions_fit_in_one_line() -> None:
+    line = PROTOCOL.line()
+    assert "n = 2,048; seeds 0-2047; ddim eta=0.0; 1 x 8 x 8 pixels" in line
+    assert "reference 1,797 pictures (01234567)" in line
+    assert "\n" not in line

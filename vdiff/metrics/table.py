@@ -1,0 +1,124 @@
+"""The table of an evaluation: how good each model is at each number of steps, and under which conditions that holds."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vdiff import whole_folder
+from vdiff.errors import ModelFileError
+
+Role = Literal["original", "undistilled", "student"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Reference(_Part):
+    """The pictures that samples are compared with."""
+
+    fingerprint: str
+    num_images: int
+
+
+class Protocol(_Part):
+    """What a number depends on beside the model: numbers of two protocols must not be compared.
+
+    features: metric -> what it compares, in words.   resizing: what is done to pictures before, `none` for nothing.
+    """
+
+    num_images: int
+    first_seed: int
+    sampler: str
+    shape: tuple[int, int, int]
+    resizing: str
+    reference: Reference | None
+    features: dict[str, str]
+
+    def line(self) -> str:
+        """All of it in one line, to stand beside a number."""
+        channels, height, width = self.shape
+        last = self.first_seed + self.num_images - 1
+        parts = [f"n = {self.num_images:,}", f"seeds {self.first_seed}-{last}", self.sampler]
+        parts.append(f"{channels} x {height} x {width} pixels of 8 bits, resizing: {self.resizing}")
+        if self.reference is not None:
+            parts.append(f"reference {self.reference.num_images:,} pictures ({self.reference.fingerprint[:8]})")
+        return "; ".join(parts)
+
+
+class Value(_Part):
+    """A number and its 95 % interval, by bootstrap; None where there is none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class AgreementWith(_Part):
+    """How far a model's pictures agree with those of another from the same noise; psnr is None for equal ones."""
+
+    name: str
+    hash: str
+    num_steps: int
+    mse: float
+    psnr: float | None
+    ssim: float
+
+
+class Row(_Part):
+    """One model at one number of steps.
+
+    role: `original` is the base at its full number, `undistilled` the base at fewer.   metrics: by name.
+    teacher, original: agreement with the model's own teacher and with the base at its full number of steps.
+    """
+
+    model: str
+    hash: str
+    num_steps: int
+    role: Role
+    seconds_per_image: float | None = None
+    metrics: dict[str, Value] = {}
+    teacher: AgreementWith | None = None
+    original: AgreementWith | None = None
+
+
+class EvaluationTable(_Part):
+    """All rows of one protocol. made: when, ISO 8601.   machine: on what, in words."""
+
+    protocol: Protocol
+    made: str
+    made_by: str
+    machine: str
+    rows: tuple[Row, ...]
+
+    def row(self, model: str, num_steps: int | None = None) -> Row | None:
+        """The row of a model, at its own number of steps unless another is asked for."""
+        found = [row for row in self.rows if row.model == model and row.role != "undistilled"]
+        if num_steps is not None:
+            found = [row for row in self.rows if row.model == model and row.num_steps == num_steps]
+        return found[0] if found else None
+
+
+def read(path: Path) -> EvaluationTable | None:
+    """The table in a file that `write` left; None where there is none.   Errors: ModelFileError."""
+    if not path.is_file():
+        return None
+    content = whole_folder.read_json(path)
+    newer = content.pop("format", _FORMAT) != _FORMAT
+    try:
+        return EvaluationTable.model_validate(content)
+    except ValidationError as err:
+        reason = "it was made by another version of vdiff" if newer else "it is damaged"
+        problem = f"`{path}` is no table of an evaluation: {reason}"
+        raise ModelFileError(problem, "run `vdiff evaluate` again", path) from err
+
+
+def write(path: Path, table: EvaluationTable) -> None:
+    """Leave the table in a file, in one step.   Errors: MachineError."""
+    content = {"format": _FORMAT, **table.model_dump(mode="json")}
+    whole_folder.write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+_FORMAT = 1
