@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vdiff.cli import main
-from vdiff.errors import InUseError
+from vdiff.errors import InUseError, MachineError
 from vdiff.run_folder import RunFolder
 
 
@@ -42,3 +42,22 @@ def test_a_command_that_cannot_begin_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert main([*arguments, "-r", "digits"]) == code
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["saves", "saves/base_0", "previews", "tracker", "evaluation", "log.jsonl"])
+def test_a_link_in_the_place_of_what_is_written_to_is_refused(tmp_path: Path, name: str) -> None:
+    outside, run = tmp_path / "outside", RunFolder(tmp_path / "run")
+    (outside / ".base_0.partial-1").mkdir(parents=True)
+    place = run.path / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(outside)
+    with pytest.raises(MachineError, match="is a link out of the run"), run.lock():
+        pass
+    assert (outside / ".base_0.partial-1").is_dir()
+
+
+def test_the_run_itself_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "big")
+    with RunFolder(tmp_path / "run").lock():
+        assert (tmp_path / "big/.lock").exists()

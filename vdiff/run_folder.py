@@ -5,12 +5,12 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from vdiff import whole_folder
-from vdiff.errors import InUseError, ModelFileError
+from vdiff.errors import InUseError, MachineError, ModelFileError
 from vdiff.model_card import CONFIG, WEIGHTS, is_model_folder
 
 STATE = "state.json"
@@ -75,8 +75,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runs out of the folder; what a killed one left half-written is removed.   Errors: InUseError.
+        """Keep other runs out of the folder; what a killed one left half-written is removed.
 
+        Errors: InUseError; MachineError for a link in the place of a folder that is written to.
         Folders that were made for it go again when nothing was written into them.
         """
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
@@ -89,7 +90,9 @@ class RunFolder:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            for folder in (self.path, self.path / "saves", *(self.path / "saves").glob("[!.]*")):
+            own = (self.path / "saves", *(self.path / "saves").glob("[!.]*"))
+            _refuse_links([*own, self.previews, self.tracker, self.evaluation, self.log])
+            for folder in (self.path, *own):
                 whole_folder.clean(folder)
             try:
                 yield
@@ -110,6 +113,14 @@ class RunFolder:
             with contextlib.suppress(OSError):  # of a parent in which somebody else has begun
                 for folder in made:
                     folder.rmdir()
+
+
+def _refuse_links(paths: Sequence[Path]) -> None:
+    """MachineError for a link: what is written or deleted through it would lie outside the run."""
+    for path in paths:
+        if path.is_symlink():
+            fix = "put a folder in its place; to keep a run on another disk, name that with `--run`"
+            raise MachineError(f"`{path}` is a link out of the run", fix)
 
 
 def _taken(file: IO[Any], kind: int, seconds: float = 0.0) -> bool:

@@ -105,7 +105,7 @@ class Case:
 
 def look_without_stores(folder: Path) -> Seen:
     """As `look`, but for the store, which may be damaged and then kills whoever reads it."""
-    marks = (folder / state.RUN).glob("*/vdiff.json")
+    marks = (folder / state.RUN).glob("[!.]*/vdiff.json")
     return Seen(
         {
             mark.parent.name: "damaged" if state.damage(mark) else state.sha256(mark.parent / state.WEIGHTS)

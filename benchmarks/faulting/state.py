@@ -42,7 +42,7 @@ def look(folder: Path) -> Seen:
     """Look at a working folder in which nobody works."""
     invalid: list[str] = []
     models: dict[str, str] = {}
-    for mark in sorted((folder / RUN).glob("*/vdiff.json")):
+    for mark in sorted((folder / RUN).glob("[!.]*/vdiff.json")):  # a hidden folder is not published
         found = damage(mark)
         invalid += [f"{mark.parent.name}: {text}" for text in found]
         models[mark.parent.name] = "damaged" if found else sha256(mark.parent / WEIGHTS)
@@ -135,7 +135,7 @@ def sha256(path: Path) -> str:
 
 def _points(folder: Path) -> dict[str, int]:
     points: dict[str, int] = {}
-    for mark in sorted((folder / RUN / "saves").glob("*/[0-9]*/state.json")):
+    for mark in sorted((folder / RUN / "saves").glob("[!.]*/[0-9]*/state.json")):
         if not damage(mark):
             points[mark.parents[1].name] = int(mark.parent.name)
     return points

@@ -116,5 +116,5 @@ def _kill_one_of_two(rng: random.Random, program: Program) -> Blow:
 
     if victim is None:
         return "kill -9 of the launcher", hit, frozenset({-9}), 0
-    codes = _ANY if program.name.startswith("torchrun") else frozenset({137, 6})
+    codes = _ANY if program.name.startswith("torchrun") else frozenset({6})
     return f"kill -9 of rank {victim}", hit, codes, 0

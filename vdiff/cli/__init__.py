@@ -17,6 +17,9 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it ended, see `vdiff.errors`."""
-    from vdiff.cli import app
+    try:
+        from vdiff.cli import app, signals  # noqa: F401 - signals notes who started this process, while that one lives
 
-    return app.run(arguments)
+        return app.run(arguments)
+    except KeyboardInterrupt:  # while the first modules are imported
+        return 130

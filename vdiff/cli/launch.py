@@ -85,18 +85,34 @@ def _worker(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
 
 
 def _watch(workers: Sequence[subprocess.Popen[bytes]]) -> int:
-    failed, deadline = 0, float("inf")
-    while any(worker.poll() is None for worker in workers):
-        codes = [worker.returncode for worker in workers if worker.returncode]
-        if codes and not failed:
-            failed, deadline = codes[0], time.monotonic() + GRACE_SECONDS
-            if failed not in _STOPPED:  # those that stopped do so together
+    """Wait for all workers; the exit code of the first that failed, or 0.   Errors: MachineError for a killed one."""
+    first: subprocess.Popen[bytes] | None = None
+    deadline = float("inf")
+    # every worker is asked each time: one that waits for another must not hide that this one has died
+    while None in [worker.poll() for worker in workers]:
+        first = first or next((worker for worker in workers if worker.returncode), None)
+        if first is not None and deadline == float("inf"):
+            deadline = time.monotonic() + GRACE_SECONDS
+            if first.returncode not in _STOPPED:  # those that stopped do so together
                 _signal(workers, signal.SIGTERM)
         if time.monotonic() > deadline:
             _signal(workers, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
-    failed = failed or next((worker.returncode for worker in workers if worker.returncode), 0)
-    return failed if failed >= 0 else 128 - failed
+    first = first or next((worker for worker in workers if worker.returncode), None)
+    if first is None:
+        return 0
+    if first.returncode < 0:
+        raise _killed(workers.index(first), -first.returncode)
+    return int(first.returncode)
+
+
+def _killed(rank: int, number: int) -> MachineError:
+    """What a worker cannot say itself, because a signal ended it at once."""
+    problem = f"process {rank} of the run was killed by signal {number}; the others were asked to save and leave"
+    fix = "run the same command again: it goes on from the last save"
+    if number == signal.SIGKILL:
+        fix += "; if memory ran out (`dmesg` tells), lower `micro_batch` first"
+    return MachineError(problem, fix)
 
 
 def _signal(workers: Sequence[subprocess.Popen[bytes]], number: int) -> None:

@@ -2,33 +2,53 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+GRACE_SECONDS = 25.0
+"""How long a process without its launcher may take to save and leave."""
+
+_PARENT = os.getppid()
+"""Who started this process. Asked when it begins: torch takes seconds to import, and the launcher may die meanwhile."""
 
 
 class StopRequest:
     """Call it to learn the number of the signal that came, 0 for none.
 
-    follows_parent: the end of the process that started this one counts as a SIGTERM.
+    follows_parent: the end of the process that started this one counts as a SIGTERM; one that does not leave then,
+    because it waits for others that are gone too, is ended.
     """
 
     def __init__(self, follows_parent: bool = False) -> None:
         self._number = 0
-        self._parent = os.getppid() if follows_parent else None
+        self._closed = threading.Event()
         self._before = {number: signal.signal(number, self._receive) for number in ASKING}
+        if follows_parent:
+            threading.Thread(target=self._follow, name="launcher watch", daemon=True).start()
 
     def __call__(self) -> int:
-        if self._parent not in (None, os.getppid()):
-            self._number = self._number or signal.SIGTERM
         return self._number
 
     def close(self) -> None:
         """Nobody asks any longer: signals do again what they did before."""
+        self._closed.set()
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+    def _follow(self) -> None:
+        while os.getppid() == _PARENT:
+            if self._closed.wait(_POLL_SECONDS):
+                return
+        self._number = self._number or signal.SIGTERM
+        if not self._closed.wait(GRACE_SECONDS):
+            os._exit(128 + self._number)  # what is on the disk is whole at any moment
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._number:
             os._exit(128 + number)  # what is on the disk is whole at any moment
         self._number = number
+
+
+_POLL_SECONDS = 0.5

@@ -1,0 +1,104 @@
+"""Several processes of one run: one that dies is noticed, and none outlives its launcher."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vdiff import cli
+from vdiff.cli import launch
+from vdiff.errors import MachineError
+
+WAITS = "import threading; threading.Event().wait(60)"
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w').close(); " + WAITS
+
+
+def started(program: str, *arguments: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", f"import sys; {program}", *arguments])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_is_noticed_while_another_waits_for_it(rank: int) -> None:
+    workers = [started(WAITS), started(WAITS)]
+    workers[rank].kill()
+    with pytest.raises(MachineError, match=f"process {rank} of the run was killed by signal 9") as found:
+        launch._watch(workers)
+    assert "micro_batch" in found.value.fix
+    assert workers[1 - rank].returncode == -signal.SIGTERM
+
+
+def test_a_worker_that_does_not_leave_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
+    workers = [started(DEAF, str(tmp_path / "deaf")), started("raise SystemExit(3)")]
+    until(lambda: (tmp_path / "deaf").exists())
+    assert launch._watch(workers) == 3
+    assert workers[0].returncode == -signal.SIGKILL
+
+
+def test_workers_that_end_well_give_0() -> None:
+    assert launch._watch([started(""), started("")]) == 0
+
+
+CHILD = """
+import os, sys, threading
+from vdiff.cli import signals
+signals.GRACE_SECONDS, signals._POLL_SECONDS = 0.2, 0.05
+def tell():
+    with open(sys.argv[1], "w") as file:
+        file.write(f"{os.getpid()}.")
+if sys.argv[2] == "importing":
+    tell()
+    while os.getppid() == signals._PARENT:
+        pass
+stop = signals.StopRequest(follows_parent=True)
+tell()
+threading.Event().wait(60)
+"""
+PARENT = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
+while not os.path.exists(sys.argv[2]) or not open(sys.argv[2]).read().endswith("."):
+    time.sleep(0.02)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("doing", ["importing", "waiting"])
+def test_a_worker_that_waits_for_ever_does_not_outlive_its_launcher(tmp_path: Path, doing: str) -> None:
+    note = tmp_path / "pid"
+    subprocess.run([sys.executable, "-c", PARENT, CHILD, str(note), doing], check=True, timeout=30)
+    pid = int(note.read_text().removesuffix(".") or -1)
+    until(lambda: not is_alive(pid))
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Wait for it, 30 s at most."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_an_interrupt_while_the_first_modules_are_imported_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *more: object) -> None:
+            if name == "vdiff.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "vdiff.cli.app", raising=False)
+    monkeypatch.delattr(cli, "app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert cli.main(["--version"]) == 130
