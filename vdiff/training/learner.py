@@ -45,7 +45,7 @@ class Learner:
 
         x: float32 [b, C, H, W] in [-1, 1], on the device.   rng_of: the randomness of the pictures with these places.
         Returns [mean loss of the share's pictures over the global batch, norm of the gradient], on the device. With a
-        norm that is not finite, weights and optimizer stay as they were, and the average follows them as ever.
+        loss or norm that is not finite, weights, optimizer and average stay as they were, in all processes.
         """
         batch_size, world_size = self.settings.batch_size, self._machine.world_size
         for group in self._optimizer.param_groups:
@@ -56,15 +56,18 @@ class Learner:
             more = part is not parts[-1]
             with self._machine.unsynchronised(self._student.network, more):
                 loss = self._losses(x, label, rng_of, part).sum() / batch_size
-                self._machine.backward(loss * world_size)  # processes average their gradients: make it a sum
+                # 1, or NaN for a loss that is not finite, whose gradient may be: so all processes hear of it
+                is_sound = 1 + 0 * loss.detach()
+                self._machine.backward(loss * is_sound * world_size)  # processes average gradients: make it a sum
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
-        self._adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined] # the fused step heeds it
+        is_finite = torch.isfinite(norm)
+        self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.update += 1
         if self._average is not None:
-            self._average.follow(self.update)
+            self._average.follow(self.update, is_finite)
         return torch.stack([total, norm])
 
     def rate(self, update: int) -> float:
