@@ -6,6 +6,9 @@ from types import FrameType
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+LAUNCHER = "VDIFF_LAUNCHER"
+"""The environment variable in which `--gpus` tells its workers its process id."""
+
 
 class StopRequest:
     """Call it to learn the number of the signal that came, 0 for none.
@@ -15,7 +18,8 @@ class StopRequest:
 
     def __init__(self, follows_parent: bool = False) -> None:
         self._number = 0
-        self._parent = os.getppid() if follows_parent else None
+        # named by a launcher of ours, which may have ended while this process still imported torch
+        self._parent = int(os.environ.get(LAUNCHER, os.getppid())) if follows_parent else None
         self._before = {number: signal.signal(number, self._receive) for number in ASKING}
 
     def __call__(self) -> int:
