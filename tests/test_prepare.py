@@ -19,7 +19,7 @@ from tests.full_disk import full_disk
 from vdiff import images
 from vdiff.data import conversion
 from vdiff.data.prepare import Progress, plan, prepare
-from vdiff.data.store import ImageStore
+from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, InUseError, MachineError, Stopped, UsageError
 
 
@@ -330,6 +330,28 @@ def test_a_damaged_beginning_is_no_beginning(make_pictures: MakePictures, tmp_pa
         prepare(folder, tmp_path / "store", sizes=[8], on_progress=stop_after(4, KeyboardInterrupt()))
     os.truncate(tmp_path / "store.partial" / "data.mdb", 5000)
     assert prepare(folder, tmp_path / "store", sizes=[8]).resumed_at == 0
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize(
+    ("prefix", "found", "changed"),
+    [("vdiff-part-", b"{", b"["), ("vdiff-part-", b'"labels": [0]', b'"labels": [1]'), ("8-", b"IDAT", b"IDAU")],
+)
+def test_a_beginning_with_a_changed_record_is_no_beginning(
+    prefix: str, found: bytes, changed: bytes, make_pictures: MakePictures, tmp_path: Path
+) -> None:
+    folder = make_pictures(classes=("a", "b"))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(folder, tmp_path / "store", sizes=[8], on_progress=stop_after(4, KeyboardInterrupt()))
+    with StoreWriter(tmp_path / "store.partial") as writer:
+        key, data = next(iter(writer.records(prefix).items()))
+        assert found in data
+        writer.commit({key: data.replace(found, changed, 1)})
+    assert prepare(folder, tmp_path / "store", sizes=[8]).resumed_at == 0
+    store = ImageStore(tmp_path / "store")
+    assert store.labels is not None
+    assert store.labels.tolist() == [0] * 6 + [1] * 6
+    assert all(store.read(index, 8) for index in range(12))
 
 
 def test_a_store_that_was_finished_but_not_renamed_is_only_renamed(make_pictures: MakePictures, tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from tests.tiny import TinyRun
 from vdiff import inspection, savepoint, whole_folder
+from vdiff.checkpoint import load_tensors, save_tensors
 from vdiff.errors import DivergedError, MachineError, ModelFileError, Stopped
+from vdiff.mark import manifest
+from vdiff.run_folder import STATE as STATE_FILE
 from vdiff.savepoint import Saver
 from vdiff.training.learner import Learner
 
@@ -193,3 +196,43 @@ def test_a_model_whose_mark_is_lost_is_not_made_again_in_silence(tiny_run: TinyR
     else:
         tiny_run.chain().train(force=True)
     assert not tiny_run.folder().unmarked()
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "recipe.yaml"])
+def test_bytes_that_are_no_text_in_what_only_tells_are_in_nobodys_way(tiny_run: TinyRun, name: str) -> None:
+    tiny_run.base()
+    path = tiny_run.folder().path / name
+    before = path.read_bytes()
+    path.write_bytes(b'{"stage": "original", "up\xffdate": 1}\n' + before)
+    tiny_run.chain().distill(count=1)
+    assert path.read_bytes().startswith(before)
+
+
+def reseal(point: Path, *left_out: str) -> None:
+    """Make the mark of a save right again for what the folder holds now, all but some files."""
+    content = whole_folder.read(point, STATE_FILE)
+    (point / STATE_FILE).unlink()
+    files = {name: entry for name, entry in manifest(point).items() if name not in left_out}
+    (point / STATE_FILE).write_text(whole_folder.sealed({**content, "files": files}))
+
+
+def test_a_file_that_the_mark_of_a_save_does_not_list_is_not_used(tiny_run: TinyRun) -> None:
+    with pytest.raises(Stopped):
+        tiny_run.chain(stop_after=3).train()
+    for point in tiny_run.folder().points("original"):
+        reseal(point, "weights.safetensors")
+    with pytest.raises(ModelFileError, match="no save of this stage is whole"):
+        tiny_run.base()
+
+
+@pytest.mark.parametrize("part", ["weights", "average", "optimizer"])
+def test_a_save_of_another_network_is_refused(tiny_run: TinyRun, part: str) -> None:
+    with pytest.raises(Stopped):
+        tiny_run.chain(stop_after=3).train()
+    for point in tiny_run.folder().points("original"):
+        tensors = load_tensors(point / f"{part}.safetensors")
+        name = next(name for name, tensor in tensors.items() if tensor.ndim and len(tensor) > 1)
+        save_tensors(point / f"{part}.safetensors", {**tensors, name: tensors[name][:1].clone()})
+        reseal(point)
+    with pytest.raises(ModelFileError, match="does not fit the network"):
+        tiny_run.base()

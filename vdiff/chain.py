@@ -77,7 +77,7 @@ class Chain:
         if self._surroundings.machine.is_first:
             self.run.path.mkdir(parents=True, exist_ok=True)
             text = self._surroundings.text
-            if not self.run.recipe.exists() or self.run.recipe.read_text(encoding="utf-8") != text:
+            if not self.run.recipe.exists() or self.run.recipe.read_bytes() != text.encode():
                 whole_folder.write_text(self.run.recipe, text)
             for stage in unwanted:
                 savepoint.clear(self.run.saves(stage.name))

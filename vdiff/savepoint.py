@@ -162,8 +162,10 @@ def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint
     if type(update) is not int or not isinstance(before, dict):
         raise ModelFileError(f"`{point / STATE}` is damaged", "", "it does not tell its update and settings")
     _check_trajectory(before, trajectory, folder)
-    parts = {path.stem: load_tensors(path) for path in sorted(point.glob("*.safetensors"))}
-    if not parts.keys() >= {"weights", "average", "optimizer", "pending"} or "rows" not in parts["pending"]:
+    listed = (point / name for name in content["files"])  # nobody has vouched for any other
+    parts = {path.stem: load_tensors(path) for path in listed if path.suffix == ".safetensors"}
+    rows = parts.get("pending", {}).get("rows")
+    if not parts.keys() >= {"weights", "average", "optimizer"} or rows is None or rows.shape != (len(rows), 2):
         raise ModelFileError(f"`{point}` is damaged", "", "it does not list all that belongs to it")
     return SavePoint(update, parts, parts.pop("pending"), processes if type(processes) is int else 1)
 

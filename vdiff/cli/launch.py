@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from vdiff.cli.signals import ASKING
+from vdiff.cli.signals import ASKING, LAUNCHER
 from vdiff.errors import MachineError
 
 GRACE_SECONDS = 30.0
@@ -74,6 +74,7 @@ def _worker(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
         "LOCAL_RANK": rank,
         "WORLD_SIZE": count,
         "LOCAL_WORLD_SIZE": count,
+        LAUNCHER: os.getpid(),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // count)),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vdiff.cli.options import mode, open_recipe
+from vdiff.cli.signals import StopRequest
 
 if TYPE_CHECKING:
     from vdiff.chain import Chain
@@ -59,7 +60,6 @@ def chain(
     """A chain that is ready to work; on leaving, the screen and the other processes are in good order."""
     from vdiff.chain import Chain
     from vdiff.cli import launch
-    from vdiff.cli.signals import StopRequest
     from vdiff.stage_run import Surroundings
     from vdiff.training.machine import Machine
 

@@ -7,6 +7,9 @@ from types import FrameType
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+LAUNCHER = "VDIFF_LAUNCHER"
+"""The environment variable in which `--gpus` tells its workers its process id."""
+
 GRACE_SECONDS = 25.0
 """How long a process without its launcher may take to save and leave."""
 
@@ -23,12 +26,15 @@ class StopRequest:
 
     def __init__(self, follows_parent: bool = False) -> None:
         self._number = 0
+        self._parent = int(os.environ.get(LAUNCHER, _PARENT)) if follows_parent else None
         self._closed = threading.Event()
         self._before = {number: signal.signal(number, self._receive) for number in ASKING}
         if follows_parent:
             threading.Thread(target=self._follow, name="launcher watch", daemon=True).start()
 
     def __call__(self) -> int:
+        if self._parent not in (None, os.getppid()):
+            self._number = self._number or signal.SIGTERM
         return self._number
 
     def close(self) -> None:
@@ -38,12 +44,11 @@ class StopRequest:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def _follow(self) -> None:
-        while os.getppid() == _PARENT:
+        while os.getppid() == self._parent:
             if self._closed.wait(_POLL_SECONDS):
                 return
-        self._number = self._number or signal.SIGTERM
         if not self._closed.wait(GRACE_SECONDS):
-            os._exit(128 + self._number)  # what is on the disk is whole at any moment
+            os._exit(128 + self())  # what is on the disk is whole at any moment
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._number:

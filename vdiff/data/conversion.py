@@ -77,7 +77,7 @@ class Ledger:
         self._writer = writer
         self.stored = Part()
         for text in writer.records(PART).values():
-            self.stored.extend(Part(**json.loads(text)))
+            self.stored.extend(_unsealed(text))
         self._begin()
 
     @property
@@ -111,9 +111,18 @@ class Ledger:
     def commit(self) -> None:
         """Write what waits."""
         key = f"{PART}{self.stored.num_files:010d}"
-        self._writer.commit({**self._waiting, key: json.dumps(asdict(self._part)).encode()})
+        self._writer.commit({**self._waiting, key: _sealed(self._part)})
         self.stored.extend(self._part)
         self._begin()
+
+    def is_sound(self) -> bool:
+        """Whether every picture that an earlier start has stored is still what was written."""
+        keys = ((size, index) for size in self.stored.crcs for index in range(len(self.stored.labels)))
+        return all(
+            f"{zlib.crc32(self._writer.get(image_key(int(size), index)) or b''):08x}"
+            == self.stored.crcs[size][8 * index : 8 * index + 8]
+            for size, index in keys
+        )
 
     def close(self, records: Mapping[str, bytes]) -> None:
         """Replace the parts, and the name of the job, by the records of a finished store."""
@@ -125,6 +134,19 @@ class Ledger:
         self._waiting: dict[str, bytes] = {}
         self._waiting_bytes = 0
         self._since = time.monotonic()
+
+
+def _sealed(part: Part) -> bytes:
+    text = json.dumps(asdict(part)).encode()
+    return b"%08x%b" % (zlib.crc32(text), text)
+
+
+def _unsealed(record: bytes) -> Part:
+    """The part that `_sealed` made a record of; ValueError if it is not what was written."""
+    seal, text = record[:8], record[8:]
+    if seal != b"%08x" % zlib.crc32(text):
+        raise ValueError("its checksum differs")
+    return Part(**json.loads(text))
 
 
 def convert(pictures: Iterable[Picture], settings: Settings, workers: int) -> Generator[list[Converted]]:

@@ -84,9 +84,9 @@ class Job:
 
     def _began(self, writer: StoreWriter) -> bool:
         text = writer.get(METADATA)
-        if text is None:
-            return writer.get(JOB) == self._name()
         with suppress(ValueError):
+            if text is None:
+                return writer.get(JOB) == self._name() and Ledger(writer).is_sound()
             return made_from(Metadata.from_json(text), self.source, self.settings)
         return False
 

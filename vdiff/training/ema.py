@@ -19,10 +19,14 @@ class Average:
         self._average = [weight.detach().clone() for weight in self._weights]
 
     @torch.no_grad()
-    def follow(self, update: int) -> None:
-        """Move towards the weights. update: how many were done, this one included."""
+    def follow(self, update: int, is_done: Tensor) -> None:
+        """Move towards the weights, or stay where the update was skipped, without waiting for the device to say which.
+
+        update: how many were done, this one included.   is_done: bool [], on the weights' device.
+        """
         decay = min(self.decay, (1 + update) / (10 + update))
-        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+        share = is_done * (1 - decay)
+        torch._foreach_lerp_(self._average, self._weights, [share] * len(self._weights))
 
     def tensors(self) -> dict[str, Tensor]:
         """The average by parameter name, not copied."""

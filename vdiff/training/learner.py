@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import ModelFileError
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
 from vdiff.training.ema import Average
@@ -45,7 +46,7 @@ class Learner:
 
         x: float32 [b, C, H, W] in [-1, 1], on the device.   rng_of: the randomness of the pictures with these places.
         Returns [mean loss of the share's pictures over the global batch, norm of the gradient], on the device. With a
-        norm that is not finite, weights and optimizer stay as they were, and the average follows them as ever.
+        loss or norm that is not finite, weights, optimizer and average stay as they were, in all processes.
         """
         batch_size, world_size = self.settings.batch_size, self._machine.world_size
         for group in self._optimizer.param_groups:
@@ -56,15 +57,18 @@ class Learner:
             more = part is not parts[-1]
             with self._machine.unsynchronised(self._student.network, more):
                 loss = self._losses(x, label, rng_of, part).sum() / batch_size
-                self._machine.backward(loss * world_size)  # processes average their gradients: make it a sum
+                # 1, or NaN for a loss that is not finite, whose gradient may be: so all processes hear of it
+                is_sound = 1 + 0 * loss.detach()
+                self._machine.backward(loss * is_sound * world_size)  # processes average gradients: make it a sum
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
-        self._adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined] # the fused step heeds it
+        is_finite = torch.isfinite(norm)
+        self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.update += 1
         if self._average is not None:
-            self._average.follow(self.update)
+            self._average.follow(self.update, is_finite)
         return torch.stack([total, norm])
 
     def rate(self, update: int) -> float:
@@ -104,7 +108,13 @@ class Learner:
         return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": course}
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]], update: int) -> None:
-        """Go on from a saved state. Tensors are copied into place: memory of another alignment rounds differently."""
+        """Go on from a saved state. Tensors are copied into place: memory of another alignment rounds differently.
+
+        Errors: ModelFileError for the state of another network; nothing is changed then.
+        """
+        if not self._fits(state):
+            fix = "add --force to begin the stage again"
+            raise ModelFileError("the save does not fit the network that the recipe describes", fix)
         self._network.load_state_dict(state["weights"])
         if self._average is not None:
             self._average.load(state["average"])
@@ -117,6 +127,15 @@ class Learner:
         self.rollbacks = int(state.get("course", {}).get("rollbacks", 0))
         self.update = update
 
+    def _fits(self, state: Mapping[str, Mapping[str, Tensor]]) -> bool:
+        """Whether it has the names and shapes that `state` gives."""
+        weights = _shapes(self._network.state_dict())
+        average = _shapes(self._average.tensors()) if self._average is not None else {}
+        wanted = {f"{key}.{name}": shape for name, shape in weights.items() for key in ("exp_avg", "exp_avg_sq")}
+        wanted |= {f"step.{name}": torch.Size() for name in weights}
+        is_memory = _shapes(state["optimizer"]).items() <= wanted.items()
+        return is_memory and _shapes(state["weights"]) == weights and _shapes(state["average"]) == average
+
     def _losses(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
         with self._machine.autocast():
             return self._objective(self._student, x[part], rng_of(part), None if label is None else label[part])
@@ -125,6 +144,10 @@ class Learner:
         size = self.settings.micro_batch or max(count, 1)
         for start in range(0, max(count, 1), size):
             yield slice(start, min(start + size, count))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 class RngOf:

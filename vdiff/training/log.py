@@ -131,15 +131,15 @@ def _forget_after(path: Path, stage: str, update: int) -> None:
     """Drop the lines of updates that will be done again."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     kept = [line for line in lines if not _is_after(line, stage, update)]
     if kept != lines:
-        whole_folder.write_text(path, "".join(f"{line}\n" for line in kept))
+        whole_folder.write_text(path, "".join(f"{line.decode()}\n" for line in kept))
 
 
-def _is_after(line: str, stage: str, update: int) -> bool:
+def _is_after(line: bytes, stage: str, update: int) -> bool:
     try:
-        entry = json.loads(line)
+        entry = json.loads(line.decode())
         return bool(entry["stage"] == stage and entry["update"] > update)
     except (ValueError, KeyError, TypeError):
-        return True  # half a line, from a writer that was killed
+        return True  # damaged, or half a line from a writer that was killed
