@@ -33,7 +33,7 @@ FLOORS = [
         "savepoint",
     },
     {"stage_run", "chain", "estimate", "drawing", "status"},
-    {"reporting", "formats", "inspection"},
+    {"reporting", "formats", "inspection", "evaluation"},
     {"cli"},
 ]
 """From the ground up: an import points to a lower floor."""
@@ -75,6 +75,7 @@ DOORS = {
     "torchvision": set(),
     "diffusers": set(),
     "sklearn": set(),
+    "torch_fidelity": {"metrics/extractor.py", "metrics/fidelity.py"},
 }
 """Where an outside package may be imported: files, or a whole room."""
 

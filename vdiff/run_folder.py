@@ -81,20 +81,22 @@ class RunFolder:
         """
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            if not _taken(file, fcntl.LOCK_EX, seconds=1.0):  # `is_at_work` holds it for a moment
-                file.seek(0)
-                owner = file.read().strip() or "another process"
-                raise InUseError(f"{owner} works in `{self.path}`", "wait until it ends, or stop it")
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        with _held(self.path):
             for folder in (self.path, self.path / "saves", *(self.path / "saves").glob("[!.]*")):
                 whole_folder.clean(folder)
             try:
                 yield
             finally:
                 self._forget_if_unused(missing)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Keep other evaluations out, while a training may go on.   Errors: InUseError."""
+        self.evaluation.mkdir(parents=True, exist_ok=True)
+        with _held(self.evaluation):
+            for folder in (self.evaluation, *self.evaluation.glob("*/"), *self.evaluation.glob("samples/*/")):
+                whole_folder.clean(folder)
+            yield
 
     def is_at_work(self) -> bool:
         """Whether a process holds the lock."""
@@ -110,6 +112,20 @@ class RunFolder:
             with contextlib.suppress(OSError):  # of a parent in which somebody else has begun
                 for folder in made:
                     folder.rmdir()
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The lock of a folder.   Errors: InUseError naming who has it."""
+    with (folder / ".lock").open("a+") as file:
+        if not _taken(file, fcntl.LOCK_EX, seconds=1.0):  # `is_at_work` holds it for a moment
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InUseError(f"{owner} works in `{folder}`", "wait until it ends, or stop it")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def _taken(file: IO[Any], kind: int, seconds: float = 0.0) -> bool:
