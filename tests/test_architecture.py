@@ -32,7 +32,7 @@ FLOORS = [
         "checkpoint",
         "savepoint",
     },
-    {"stage_run", "chain", "estimate", "drawing", "status"},
+    {"stage_run", "chain", "estimate", "drawing", "status", "trend"},
     {"reporting", "formats", "inspection", "evaluation"},
     {"cli"},
 ]
@@ -48,7 +48,10 @@ NEIGHBOURS = {
     ("checkpoint", "recipe"),
     ("savepoint", "checkpoint"),
     ("savepoint", "run_folder"),
+    ("recipe", "metrics"),
     ("chain", "stage_run"),
+    ("chain", "trend"),
+    ("stage_run", "trend"),
 }
 """The imports on one floor."""
 
