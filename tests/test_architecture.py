@@ -32,8 +32,8 @@ FLOORS = [
         "checkpoint",
         "savepoint",
     },
-    {"stage_run", "chain", "estimate", "drawing", "status"},
-    {"reporting", "formats", "inspection"},
+    {"stage_run", "chain", "estimate", "drawing", "status", "trend"},
+    {"reporting", "formats", "inspection", "evaluation"},
     {"cli"},
 ]
 """From the ground up: an import points to a lower floor."""
@@ -48,7 +48,10 @@ NEIGHBOURS = {
     ("checkpoint", "recipe"),
     ("savepoint", "checkpoint"),
     ("savepoint", "run_folder"),
+    ("recipe", "metrics"),
     ("chain", "stage_run"),
+    ("chain", "trend"),
+    ("stage_run", "trend"),
 }
 """The imports on one floor."""
 
@@ -75,6 +78,7 @@ DOORS = {
     "torchvision": set(),
     "diffusers": set(),
     "sklearn": set(),
+    "torch_fidelity": {"metrics/extractor.py", "metrics/fidelity.py"},
 }
 """Where an outside package may be imported: files, or a whole room."""
 

@@ -1,12 +1,17 @@
 """The Frechet distance: what it must be for Gaussians whose distance is known, and for pictures."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from vdiff import digits
 from vdiff.errors import DataError
-from vdiff.metrics.frechet import Array, PixelFrechet, frechet_distance
+from vdiff.images import to_float, to_uint8
+from vdiff.metrics.bootstrap import resamples
+from vdiff.metrics.frechet import Array, PixelFrechet, PixelFrechetSection, frechet_distance
+from vdiff.metrics.metric import Against
 
 ORIGIN = np.zeros(6)
 
@@ -132,3 +137,54 @@ def test_components_that_do_not_exist_are_refused(num_components: int) -> None:
 def test_a_reference_without_pictures_is_refused() -> None:
     with pytest.raises(DataError, match="the reference"):
         PixelFrechet(random_pictures(0)[:1])
+
+
+def section(components: int, reference: torch.Tensor, cache: Path | None = None) -> PixelFrechet:
+    return PixelFrechetSection(components=components).build(Against(reference, "print", cache))
+
+
+def bytes_of(seed: int, count: int = 200) -> torch.Tensor:
+    return to_uint8(random_pictures(seed).repeat(count // 50 + 1, 1, 1, 1)[:count] * 0.3)
+
+
+def test_fewer_pixels_than_components_are_compared_as_they_are() -> None:
+    assert section(64, bytes_of(0)).features == "pixels"
+    assert section(5, bytes_of(0)).features == "pixels on the 5 first principal components of the reference"
+
+
+def test_the_interval_is_that_of_single_resamples() -> None:
+    reference, samples = bytes_of(0), bytes_of(1)
+    measure = section(5, reference)
+    found = measure.value(samples)
+    drawn = [np.repeat(np.arange(len(samples)), counts) for counts in resamples(len(samples), 100)]
+    spread = np.std([measure.distance(to_float(samples[chosen])) for chosen in drawn], ddof=1)
+    assert found.value == pytest.approx(measure.distance(to_float(samples)), rel=1e-12)
+    assert (found.high or 0) - found.value == pytest.approx(1.959964 * spread, rel=1e-6)
+
+
+def test_large_pictures_are_projected_on_the_same_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.linspace(1, 0.1, 18).reshape(1, 2, 3, 3)
+    reference = random_pictures(0).repeat(4, 1, 1, 1) * weights
+    whole = PixelFrechet(reference, 3).distance(random_pictures(1) * weights)
+    monkeypatch.setattr("vdiff.metrics.frechet._WHOLE_COVARIANCE", 4)
+    assert PixelFrechet(reference, 3).distance(random_pictures(1) * weights) == pytest.approx(whole, rel=1e-6)
+
+
+def test_what_is_known_of_the_reference_is_kept_and_a_damaged_file_made_anew(tmp_path: Path) -> None:
+    reference, samples = bytes_of(0), bytes_of(1)
+    expected = section(5, reference, tmp_path).value(samples)
+    (file,) = tmp_path.iterdir()
+    assert section(5, reference[:7].repeat(3, 1, 1, 1), tmp_path).value(samples) == expected  # the fingerprint counts
+    whole = file.read_bytes()
+    for damaged in (whole[:100], b"", whole[: len(whole) // 2] + b"x" + whole[len(whole) // 2 + 1 :]):
+        file.write_bytes(damaged)
+        assert section(5, reference, tmp_path).value(samples) == expected
+        assert file.read_bytes() == whole
+    section(4, reference, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_reference_of_fewer_pictures_than_dimensions_is_refused() -> None:
+    with pytest.raises(DataError, match="needs at least 19 reference pictures") as caught:
+        section(64, bytes_of(0, 12))
+    assert "fd_pixel:6" in caught.value.fix

@@ -12,6 +12,7 @@ from vdiff.plan import BASE, Stage, chosen, plan, stages_after, trajectory
 from vdiff.run_folder import RunFolder
 from vdiff.stage_run import Surroundings, make
 from vdiff.training.report import StageRow
+from vdiff.trend import check_floor
 
 
 class Chain:
@@ -55,8 +56,13 @@ class Chain:
                 cards.append(make(self._surroundings, stage, loaded))
                 if stage is not stages[-1]:
                     self._leave_if_asked(stage)
+            self._check_floor(stage)
             teacher = self.run.model(stage.name)
         return cards
+
+    def _check_floor(self, stage: Stage) -> None:
+        recipe, folder = self._surroundings.recipe, self.run.model(stage.name)
+        check_floor(recipe, stage, self.run.log, folder, self._progress.note)
 
     def _leave_if_asked(self, stage: Stage) -> None:
         """Between two stages nothing is lost.   Errors: Stopped."""

@@ -8,6 +8,9 @@ from vdiff.config import Section, harmless, trajectory
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.prediction import Predicts
+from vdiff.errors import UsageError
+from vdiff.metrics import DEFAULT
+from vdiff.metrics.metric import named
 from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.weighting import Weighting
@@ -56,6 +59,13 @@ class StageOverride(Section):
     """Loss weight of this stage."""
 
 
+class StopSection(Section):
+    """When a chain stops by itself."""
+
+    psnr_below: float | None = harmless(None, gt=0)
+    """Agreement with the stage's own teacher, in dB from the same noise, under which no further stage is made."""
+
+
 class DistillSection(FitSection):
     """How each student learns from its teacher. Every stage has a fresh optimizer and the same settings."""
 
@@ -77,6 +87,9 @@ class DistillSection(FitSection):
     """Whether the network's dropout acts; a student is better taught without."""
     weighting: Weighting = trajectory("truncated_snr")
     """How much an error counts at each noise level."""
+
+    stop_if: StopSection = harmless(StopSection())
+    """When the chain stops by itself, measured at the end of each stage on `evaluate.num_images` pictures."""
 
     def steps(self) -> tuple[int, ...]:
         """Sampler steps of the base and of every student, as in (1024, 512, ..., 4)."""
@@ -122,6 +135,30 @@ class SampleSection(Section):
     """Pictures that go through the network at once."""
 
 
+class EvaluateSection(Section):
+    """A cheap trend while networks learn. `vdiff evaluate` measures finished models with more pictures."""
+
+    every: int | None = harmless(None, ge=1)
+    """Updates between two measurements; one more comes at the end of each stage. None measures nothing."""
+    num_images: int = harmless(256, ge=2)
+    """Pictures that a measurement draws; numbers of different numbers of pictures cannot be compared."""
+    metrics: tuple[str, ...] = harmless(DEFAULT)
+    """What is measured, as `vdiff evaluate --metrics` takes it: agreement, fd_pixel, swd."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            dear = [section.name for section in named(value) if not section.is_cheap]
+        except UsageError as err:
+            raise ValueError(f"{err.problem}; {err.fix}") from err
+        if dear:
+            raise ValueError(
+                f"`{dear[0]}` takes too long for a trend; `vdiff evaluate --metrics {dear[0]}` measures it"
+            )
+        return value
+
+
 class Recipe(Section):
     """Everything vdiff needs to know to make a model."""
 
@@ -145,6 +182,8 @@ class Recipe(Section):
     """The distillation stages."""
     sample: SampleSection = harmless(SampleSection())
     """Drawing pictures."""
+    evaluate: EvaluateSection = harmless(EvaluateSection())
+    """Measuring while networks learn."""
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:

@@ -82,14 +82,7 @@ class RunFolder:
         """
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            if not _taken(file, fcntl.LOCK_EX, seconds=1.0):  # `is_at_work` holds it for a moment
-                file.seek(0)
-                owner = file.read().strip() or "another process"
-                raise InUseError(f"{owner} works in `{self.path}`", "wait until it ends, or stop it")
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        with _held(self.path):
             own = (self.path / "saves", *(self.path / "saves").glob("[!.]*"))
             _refuse_links([*own, self.previews, self.tracker, self.evaluation, self.log])
             for folder in (self.path, *own):
@@ -98,6 +91,16 @@ class RunFolder:
                 yield
             finally:
                 self._forget_if_unused(missing)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Keep other evaluations out, while a training may go on.   Errors: InUseError, MachineError as in `lock`."""
+        _refuse_links([self.evaluation, *self.evaluation.glob("*"), *self.evaluation.glob("samples/*")])
+        self.evaluation.mkdir(parents=True, exist_ok=True)
+        with _held(self.evaluation):
+            for folder in (self.evaluation, *self.evaluation.glob("*/"), *self.evaluation.glob("samples/*/")):
+                whole_folder.clean(folder)
+            yield
 
     def is_at_work(self) -> bool:
         """Whether a process holds the lock."""
@@ -121,6 +124,20 @@ def _refuse_links(paths: Sequence[Path]) -> None:
         if path.is_symlink():
             fix = "put a folder in its place; to keep a run on another disk, name that with `--run`"
             raise MachineError(f"`{path}` is a link out of the run", fix)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The lock of a folder.   Errors: InUseError naming who has it."""
+    with (folder / ".lock").open("a+") as file:
+        if not _taken(file, fcntl.LOCK_EX, seconds=1.0):  # `is_at_work` holds it for a moment
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InUseError(f"{owner} works in `{folder}`", "wait until it ends, or stop it")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def _taken(file: IO[Any], kind: int, seconds: float = 0.0) -> bool:

@@ -25,6 +25,7 @@ from vdiff.training.log import Report, Track
 from vdiff.training.loop import fit
 from vdiff.training.machine import Machine
 from vdiff.training.report import Progress
+from vdiff.trend import Trend
 
 PREVIEW_STEPS = 32
 """A preview of a model with more sampler steps uses this many."""
@@ -73,6 +74,8 @@ class StageRun:
         self._stage, self._teacher, self._images, self._learner = stage, teacher, images, learner
         self._num_classes = _num_classes(self._recipe, teacher)
         self._saves = self._run.saves(stage.name)
+        cache = self._run.evaluation / "reference"
+        self._trend = Trend(self._recipe, stage, teacher, images, self._machine, cache)
         self._trajectory = trajectory(self._recipe, stage) | {
             "data": images.fingerprint,
             "teacher": teacher.card.hash if teacher else None,
@@ -125,6 +128,7 @@ class StageRun:
                 save=lambda: self._save(saver, report),
                 preview=self._preview,
                 should_stop=lambda: self._should_stop(saver),
+                measure=lambda is_complete: self._measure(report, is_complete),
             )
         self._tell_saved(saver)
         self._machine.wait()  # else one that leaves early would have its launcher end the one that still writes
@@ -196,11 +200,23 @@ class StageRun:
             self._run.previews.mkdir(exist_ok=True)
             write_png(self._run.previews / f"{self._stage.name}-{self._learner.update:07d}.png", picture)
 
+    def _measure(self, report: Report, is_complete: bool) -> None:
+        update = self._learner.update
+        if self._trend.is_due(update, is_complete):
+            values = self._trend.measure(self._learner.result(), self._pictures, PREVIEW_STEPS)
+            report.trend(update, values)
+            self._progress.note(self._trend.told(update, values))
+
     def _draw(self, denoiser: Denoiser) -> Tensor:
         """A grid of pictures from fixed noise, uint8 [C, H, W], in every process; each draws its share."""
-        section, num_classes = self._recipe.sample, self._num_classes
-        seeds = range(section.num_images)
-        labels = torch.arange(section.num_images) % num_classes if num_classes else None
+        steps, model_steps = min(self._stage.num_steps, PREVIEW_STEPS), self._stage.num_steps if self._teacher else None
+        pictures = self._pictures(denoiser, steps, model_steps, self._recipe.sample.num_images)
+        return grid(to_uint8(pictures), scale=max(1, 32 // self._images.shape[-1]))
+
+    def _pictures(self, denoiser: Denoiser, num_steps: int, model_steps: int | None, count: int) -> Tensor:
+        """Pictures from fixed noise, float [n, C, H, W], in every process; each draws its share."""
+        section, seeds = self._recipe.sample, range(count)
+        labels = torch.arange(count) % self._num_classes if self._num_classes else None
 
         def share(places: slice) -> Tensor:
             return draw(
@@ -208,16 +224,15 @@ class StageRun:
                 section.sampler.build(),
                 seeds[places],
                 self._images.shape,
-                min(self._stage.num_steps, PREVIEW_STEPS),
-                model_steps=self._stage.num_steps if self._teacher else None,
+                num_steps,
+                model_steps=model_steps,
                 labels=labels[places] if labels is not None else None,
                 batch_size=section.batch_size,
                 device=self._machine.device,
             )
 
         with self._machine.autocast():
-            pictures = self._machine.share_out(share, len(seeds))
-        return grid(to_uint8(pictures), scale=max(1, 32 // self._images.shape[-1]))
+            return self._machine.share_out(share, count)
 
     def _card(self, result: Denoiser) -> ModelCard:
         teacher = self._teacher.card if self._teacher else None

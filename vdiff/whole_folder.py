@@ -12,7 +12,19 @@ from typing import Any
 from vdiff.errors import MachineError, ModelFileError
 from vdiff.mark import damage, manifest, read, read_json, sealed, sha256_of
 
-__all__ = ["check", "clean", "damage", "read", "read_json", "remove", "sealed", "sha256_of", "write", "write_text"]
+__all__ = [
+    "check",
+    "clean",
+    "damage",
+    "read",
+    "read_json",
+    "remove",
+    "sealed",
+    "sha256_of",
+    "write",
+    "write_bytes",
+    "write_text",
+]
 
 _BESIDE = ".partial-"
 _OLD = "old-"
@@ -57,12 +69,17 @@ def write_text(path: Path, text: str) -> None:
 
     Errors: MachineError when the disk refuses; the old text is still there then, and nothing beside it.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_text`, with bytes."""
     beside = _name_beside(path)
     with _refusals(path):
         _make(path.parent)
         try:
-            with beside.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with beside.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)

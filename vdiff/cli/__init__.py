@@ -9,6 +9,7 @@ COMMANDS = {
     "train": ("vdiff.cli.train:train", "Train the base network on the pictures"),
     "distill": ("vdiff.cli.distill:distill", "Halve the number of sampler steps, stage by stage"),
     "sample": ("vdiff.cli.sample:sample", "Draw pictures with a model"),
+    "evaluate": ("vdiff.cli.evaluate:evaluate", "Measure how good models are at each number of steps"),
     "inspect": ("vdiff.cli.inspect:inspect", "Describe runs, models, stores, recipes and foreign files"),
     "demo": ("vdiff.cli.demo:demo", "Go the whole way with handwritten digits"),
 }

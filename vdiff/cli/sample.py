@@ -1,7 +1,6 @@
 """`vdiff sample`: pictures from a model folder."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +9,13 @@ import typer
 from vdiff.cli import session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
-from vdiff.errors import Stopped, UsageError
+from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
     from vdiff.checkpoint import ModelCard
     from vdiff.drawing import Drawing
     from vdiff.recipe import Recipe
     from vdiff.samplers.walk import Sampler
-    from vdiff.training.machine import Machine
 
 
 Model = Annotated[
@@ -112,7 +110,7 @@ def _draw(
     from vdiff import checkpoint as model
     from vdiff.drawing import Drawing
 
-    with _machine(device) as (machine, check):
+    with session.processes(device) as (machine, check):
         drawing = Drawing(model.load(folder, machine.device), machine=machine, **asked)
         if machine.is_first:
             _write(drawing, target, strip, gif, check)
@@ -232,32 +230,6 @@ def _labels(card: "ModelCard", classes: str | None, count: int) -> Any:
         return None
     wanted = _numbers(classes, "--class", card.num_classes) if classes else list(range(card.num_classes))
     return torch.tensor([wanted[index % len(wanted)] for index in range(count)])
-
-
-@contextlib.contextmanager
-def _machine(device: str | None) -> "Iterator[tuple[Machine, Callable[[], None]]]":
-    """This process, alone or among those that a launcher started; only the first one talks.
-
-    With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone.
-    """
-    from vdiff.cli import launch
-    from vdiff.cli.signals import StopRequest
-    from vdiff.training.machine import Machine
-
-    with contextlib.ExitStack() as stack:
-        stop = StopRequest(follows_parent=True) if launch.is_worker() else None
-        if stop is not None:
-            stack.callback(stop.close)
-        machine = Machine("fp32", device)
-        stack.callback(machine.close)
-        if not machine.is_first:
-            mode.json, mode.quiet = False, True
-
-        def check() -> None:
-            if stop is not None and stop():
-                raise Stopped(stop(), "the pictures are not finished")
-
-        yield machine, check
 
 
 def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Callable[[], None]) -> None:

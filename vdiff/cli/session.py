@@ -11,6 +11,7 @@ import typer
 
 from vdiff.cli.options import mode, open_recipe
 from vdiff.cli.signals import StopRequest
+from vdiff.errors import Stopped
 
 if TYPE_CHECKING:
     from vdiff.chain import Chain
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vdiff.recipe import Recipe
     from vdiff.recipe_text import RecipeText
     from vdiff.run_folder import RunFolder
+    from vdiff.training.machine import Machine
     from vdiff.training.report import Progress
 
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder [runs/<name of the recipe>]")]
@@ -78,6 +80,34 @@ def chain(
         if machine.is_first:
             progress = stack.enter_context(_recorded(progress, folder))
         yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop))
+
+
+@contextlib.contextmanager
+def processes(
+    device: str | None, what: str = "the pictures are not finished"
+) -> "Iterator[tuple[Machine, Callable[[], None]]]":
+    """This process, alone or among those that a launcher started; only the first one talks.
+
+    With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone.
+    what: is left undone then.
+    """
+    from vdiff.cli import launch
+    from vdiff.training.machine import Machine
+
+    with contextlib.ExitStack() as stack:
+        stop = StopRequest(follows_parent=True) if launch.is_worker() else None
+        if stop is not None:
+            stack.callback(stop.close)
+        machine = Machine("fp32", device)
+        stack.callback(machine.close)
+        if not machine.is_first:
+            mode.json, mode.quiet = False, True
+
+        def check() -> None:
+            if stop is not None and stop():
+                raise Stopped(stop(), what)
+
+        yield machine, check
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ class _Share:
 
     def batch(self, update: int) -> Batch:
         chosen = sample_indices(self.images.num_images, self.seed, self.stage, update, self.batch_size)[self.places]
-        pixels, labels = _take(self.images, chosen)
+        pixels, labels = take(self.images, chosen)
         if self.flip:
             mirrored = flips(self.seed, self.stage, update, self.batch_size)[self.places]
             pixels[mirrored] = pixels[mirrored][..., ::-1]
@@ -139,7 +139,8 @@ class _Share:
         return Batch(update, torch.from_numpy(pixels), classes, torch.from_numpy(self.places.copy()))
 
 
-def _take(images: Images, chosen: Indices) -> tuple[Pixels, Indices]:
+def take(images: Images, chosen: Indices) -> tuple[Pixels, Indices]:
+    """Pictures, uint8 [B, C, H, W], and their classes [B], -1 without labels."""
     if isinstance(images, TakesMany):
         return images.take(chosen)
     pairs = [images[index] for index in chosen.tolist()]

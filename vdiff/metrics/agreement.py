@@ -1,17 +1,31 @@
 """Agreement with the teacher: how much two models' pictures from the same noise differ, pixel by pixel."""
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vdiff.config import harmless
 from vdiff.errors import DataError
+from vdiff.images import to_float
+from vdiff.metrics.metric import MetricSection, Pictures, chunks
+
+FEATURES = "pixels, pair by pair from the same noise"
 
 _WINDOW, _SPREAD = 11, 1.5
 _RANGE = 2.0
 _CONTRAST, _LUMINANCE = (0.03 * _RANGE) ** 2, (0.01 * _RANGE) ** 2
+
+
+class AgreementSection(MetricSection):
+    """Agreement with the own teacher and with the original, from the same noise; needs no reference pictures."""
+
+    is_cheap: ClassVar[bool] = True
+    of_pairs: ClassVar[bool] = True
+    kind: Literal["agreement"] = harmless("agreement")
+    """Which metric."""
 
 
 class Agreement(NamedTuple):
@@ -30,6 +44,18 @@ def agreement(a: Tensor, b: Tensor) -> Agreement:
     """Compare pictures a and b, float [N, C, H, W] in [-1, 1], the n-th with the n-th.   Errors: DataError."""
     mse = squared_differences(a, b)
     return from_means(float(mse.mean()), float(structural_similarity(a, b).mean()))
+
+
+def agreement_of(a: Pictures, b: Pictures) -> Agreement:
+    """As `agreement`, of pictures of 8 bits that need not fit into memory."""
+    mse = ssim = 0.0
+    start = 0
+    for part in chunks(a):
+        one, other = to_float(part), to_float(b[start : start + len(part)])
+        mse += float(squared_differences(one, other).sum())
+        ssim += float(structural_similarity(one, other).sum())
+        start += len(part)
+    return from_means(mse / len(a), ssim / len(a))
 
 
 def from_means(mse: float, ssim: float) -> Agreement:

@@ -1,14 +1,52 @@
 """The Frechet distance between two sets of pictures: their means and covariances, compared as if they were Gaussian."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vdiff.config import harmless
 from vdiff.errors import DataError
+from vdiff.metrics.bootstrap import REPETITIONS, Counts, with_interval
+from vdiff.metrics.metric import Against, AsFloat, MetricSection, Pictures, chunks
+from vdiff.metrics.reference import Arrays, remembered
+from vdiff.metrics.table import Value
+from vdiff.randomness import Randomness
 
 Array = NDArray[np.float64]
+
+_WHOLE_COVARIANCE = 3072
+"""Up to so many pixels the principal components come from the whole covariance, above by subspace iteration."""
+
+_MOST_INTERVAL = 512
+"""With more dimensions than this, a bootstrap takes too long."""
+
+
+class PixelFrechetSection(MetricSection):
+    """Frechet distance of pixels; not an FID."""
+
+    short: ClassVar[str | None] = "components"
+    is_cheap: ClassVar[bool] = True
+    kind: Literal["fd_pixel"] = harmless("fd_pixel")
+    """Which metric."""
+    components: int = harmless(64, ge=1, le=4096)
+    """First principal components of the reference that pixels are projected on; fewer pixels are compared as such."""
+
+    def build(self, against: Against) -> "PixelFrechet":
+        pictures = AsFloat(against.pictures)
+        num_pixels = torch.Size(pictures.shape[1:]).numel()
+        num_components = self.components if self.components < num_pixels else None
+        least = min(self.components, num_pixels) + 1
+        fix = f"give more pictures with --data, or compare fewer components: `fd_pixel:{max(len(pictures) // 2, 1)}`"
+        against.check_number(least, f"`fd_pixel` with {least - 1} dimensions", fix)
+        about: dict[str, object] = {"metric": "fd_pixel", "components": num_components}
+        about |= {"reference": against.fingerprint, "shape": tuple(pictures.shape[1:])}
+        kept = remembered(against.cache, about, lambda: PixelFrechet(pictures, num_components).arrays())
+        return PixelFrechet.restored(tuple(pictures.shape), num_components, kept)
 
 
 def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
@@ -34,6 +72,16 @@ class Moments:
     def of(cls, features: Array) -> "Moments":
         return cls(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)))
 
+    @classmethod
+    def counted(cls, features: Array, counts: Counts) -> "Moments":
+        """Of rows each of which is there so often."""
+        mean = counts @ features / counts.sum()
+        centred = features - mean
+        return cls(mean, (centred * counts[:, None]).T @ centred / (counts.sum() - 1))
+
+    def distance(self, other: "Moments") -> float:
+        return frechet_distance(self.mean, self.cov, other.mean, other.cov)
+
 
 class PixelFrechet:
     """`fd_pixel`: the Frechet distance of pixels to those of reference pictures.
@@ -44,35 +92,59 @@ class PixelFrechet:
 
     name = "fd_pixel"
 
-    def __init__(self, reference: Tensor, num_components: int | None = None) -> None:
-        rows = _rows(reference, "the reference")
-        _check_components(num_components, rows.shape[1])
-        moments = Moments.of(rows)
-        self.shape = tuple(reference.shape[1:])
-        self.num_reference = len(rows)
-        self.num_components = num_components
-        self._basis = _principal_components(moments.cov, num_components)
-        self._centre = moments.mean
-        self._reference = self._moments(rows)
+    def __init__(self, reference: Pictures, num_components: int | None = None) -> None:
+        _check_pictures(reference, "the reference")
+        _check_components(num_components, torch.Size(reference.shape[1:]).numel())
+        self._set(reference.shape, num_components, *_components(reference, num_components))
+        self._reference = Moments.of(self.project(reference, "the reference"))
 
-    def distance(self, samples: Tensor) -> float:
+    @classmethod
+    def restored(
+        cls, shape: tuple[int, ...], num_components: int | None, arrays: Mapping[str, Array]
+    ) -> "PixelFrechet":
+        """The same again from what `arrays` gave. shape: of the reference, [N, C, H, W]."""
+        found = cls.__new__(cls)
+        found._set(shape, num_components, arrays["centre"], arrays["basis"])
+        found._reference = Moments(arrays["mean"], arrays["cov"])
+        return found
+
+    def arrays(self) -> Arrays:
+        """All that is known of the reference."""
+        moments = self._reference
+        return {"centre": self._centre, "basis": self._basis, "mean": moments.mean, "cov": moments.cov}
+
+    def _set(self, shape: Sequence[int], num_components: int | None, centre: Array, basis: Array) -> None:
+        self.num_reference, self.shape = shape[0], tuple(shape[1:])
+        self.num_components, self._centre, self._basis = num_components, centre, basis
+        self.least = basis.shape[1] + 1
+        on = f" on the {num_components} first principal components of the reference"
+        self.features = f"pixels{on if num_components is not None else ''}"
+
+    def distance(self, samples: Pictures) -> float:
         """The distance of samples [M, C, H, W], M >= 2, to the reference; DataError if they cannot be compared."""
-        rows = _rows(samples, "the samples")
+        return Moments.of(self._rows(samples)).distance(self._reference)
+
+    def value(self, samples: Pictures) -> Value:
+        """The distance with its 95 % interval; samples: uint8 [M, C, H, W]."""
+        rows = self._rows(AsFloat(samples))
+        return with_interval(
+            Moments.of(rows).distance(self._reference),
+            len(rows),
+            lambda counts: Moments.counted(rows, counts).distance(self._reference),
+            REPETITIONS if rows.shape[1] <= _MOST_INTERVAL else 0,
+        )
+
+    def project(self, pictures: Pictures, whose: str) -> Array:
+        """Rows [N, K] of pictures about the centre of the reference."""
+        found = [(_rows(part, whose) - self._centre) @ self._basis for part in chunks(pictures)]
+        return np.concatenate(found)
+
+    def _rows(self, samples: Pictures) -> Array:
+        _check_pictures(samples, "the samples")
         if tuple(samples.shape[1:]) != self.shape:
             problem = f"the samples have the shape {tuple(samples.shape[1:])} and the reference has {self.shape}"
             raise DataError(problem, "compare pictures of one size and number of channels")
-        moments = self._moments(rows)
-        return frechet_distance(moments.mean, moments.cov, self._reference.mean, self._reference.cov)
-
-    @property
-    def features(self) -> str:
-        """What is compared, for the line of conditions beside a number."""
-        if self.num_components is None:
-            return "pixels"
-        return f"pixels on the {self.num_components} first principal components of the reference"
-
-    def _moments(self, rows: Array) -> Moments:
-        return Moments.of((rows - self._centre) @ self._basis)
+        return self.project(samples, "the samples")
 
 
 def _factor(cov: Array) -> Array:
@@ -83,21 +155,58 @@ def _factor(cov: Array) -> Array:
     return factor
 
 
-def _principal_components(cov: Array, num_components: int | None) -> Array:
-    """The directions [D, K] of greatest variance, the greatest first; all pixels where `num_components` is None."""
+def _components(pictures: Pictures, num_components: int | None) -> tuple[Array, Array]:
+    """The mean [D] of pictures, and the directions [D, K] of greatest variance, greatest first; None: all pixels."""
+    count, size = len(pictures), torch.Size(pictures.shape[1:]).numel()
+    centre: Array = sum((_rows(part, "the reference").sum(axis=0) for part in chunks(pictures)), np.zeros(size)) / count
     if num_components is None:
-        return np.eye(len(cov))
-    vectors: Array = np.linalg.eigh(cov).eigenvectors
-    return vectors[:, ::-1][:, :num_components]
+        return centre, np.eye(size)
+    if size > _WHOLE_COVARIANCE:
+        return centre, _by_iteration(pictures, centre, num_components)
+    vectors: Array = np.linalg.eigh(_applied(pictures, centre)).eigenvectors
+    return centre, vectors[:, ::-1][:, :num_components]
+
+
+def _applied(pictures: Pictures, centre: Array, directions: Array | None = None) -> Array:
+    """The sum over pictures of (x - centre) (x - centre)' directions: [D, K]; None: of all pixels, [D, D]."""
+    total = np.zeros((len(centre), len(centre) if directions is None else directions.shape[1]))
+    for part in chunks(pictures):
+        rows = _rows(part, "the reference") - centre
+        total += rows.T @ (rows if directions is None else rows @ directions)
+    return total
+
+
+def _by_iteration(pictures: Pictures, centre: Array, num_components: int, repetitions: int = 8) -> Array:
+    """The first principal components by subspace iteration from fixed random directions.
+
+    Source: Halko, Martinsson & Tropp 2011.
+    """
+    size = torch.Size(pictures.shape[1:]).numel()
+    wide = min(num_components + 16, size)
+    basis = Randomness.for_images(torch.arange(wide)).normal(size).double().T.numpy()
+    for _ in range(repetitions):
+        basis = np.linalg.qr(_applied(pictures, centre, basis)).Q
+    small = basis.T @ _applied(pictures, centre, basis)
+    vectors: Array = basis @ np.linalg.eigh((small + small.T) / 2).eigenvectors[:, ::-1]
+    return vectors[:, :num_components]
+
+
+def _check_pictures(pictures: Pictures, whose: str) -> None:
+    if len(pictures.shape) != 4:
+        raise _no_pictures(pictures[0:1].dtype, pictures.shape, whose)
+    if len(pictures) < 2 or 0 in pictures.shape:
+        raise DataError(f"{whose} are {len(pictures)} pictures: too few for a covariance", "give at least 2")
+
+
+def _no_pictures(dtype: torch.dtype, shape: object, whose: str) -> DataError:
+    problem = f"{whose} should be float pictures [N, C, H, W], not {dtype} {list(shape)}"  # type: ignore[call-overload]
+    return DataError(problem, "convert them with `vdiff.images.to_float`")
 
 
 def _rows(pictures: Tensor, whose: str) -> Array:
     """Pictures [N, C, H, W] as float64 rows [N, C * H * W]."""
-    if pictures.ndim != 4 or not pictures.is_floating_point():
-        problem = f"{whose} should be float pictures [N, C, H, W], not {pictures.dtype} {list(pictures.shape)}"
-        raise DataError(problem, "convert them with `vdiff.images.to_float`")
-    if len(pictures) < 2 or pictures[0].numel() == 0:
-        raise DataError(f"{whose} are {len(pictures)} pictures: too few for a covariance", "give at least 2")
+    if not pictures.is_floating_point():
+        raise _no_pictures(pictures.dtype, pictures.shape, whose)
     rows: Array = pictures.detach().double().cpu().flatten(1).numpy()
     bad = int((~np.isfinite(rows).all(axis=1)).sum())
     if bad:

@@ -27,6 +27,7 @@ class Protocol(_Part):
     """What a number depends on beside the model: numbers of two protocols must not be compared.
 
     features: metric -> what it compares, in words.   resizing: what is done to pictures before, `none` for nothing.
+    labels: which classes were asked for, None without classes.
     """
 
     num_images: int
@@ -36,6 +37,7 @@ class Protocol(_Part):
     resizing: str
     reference: Reference | None
     features: dict[str, str]
+    labels: str | None = None
 
     def line(self) -> str:
         """All of it in one line, to stand beside a number."""
@@ -43,6 +45,8 @@ class Protocol(_Part):
         last = self.first_seed + self.num_images - 1
         parts = [f"n = {self.num_images:,}", f"seeds {self.first_seed}-{last}", self.sampler]
         parts.append(f"{channels} x {height} x {width} pixels of 8 bits, resizing: {self.resizing}")
+        if self.labels is not None:
+            parts.append(self.labels)
         if self.reference is not None:
             parts.append(f"reference {self.reference.num_images:,} pictures ({self.reference.fingerprint[:8]})")
         return "; ".join(parts)

@@ -77,6 +77,14 @@ class Report:
         self._skips.after(rows, self._stage)
         return {"rows": rows, "skips": torch.tensor(self._skips)}
 
+    def trend(self, update: int, values: Mapping[str, float | None]) -> None:
+        """A line of its own for what was measured of the network; no time is in it."""
+        if self._machine.is_first:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"stage": self._stage, "update": update, "trend": dict(values)}) + "\n")
+            known = {f"{self._stage}/trend/{name}": value for name, value in values.items() if value is not None}
+            self._track(known, self._offset + update)
+
     def _rows(self) -> Tensor:
         """The measurements since the last line, losses summed over the processes: float32 [n, 2] on the CPU."""
         if not self._pending:

@@ -20,11 +20,13 @@ def fit(
     save: Callable[[], None],
     preview: Callable[[], None],
     should_stop: Callable[[], bool],
+    measure: Callable[[bool], None] = lambda is_complete: None,
 ) -> bool:
     """Train until `learner.settings.updates`; True when that is reached, False when it was stopped before.
 
     batches: this process's shares, the first one for the learner's next update.
     save: called every so often and before leaving, so that nothing is lost.   preview: draws what was learned so far.
+    measure: called after every update, before it is saved: what it writes is written once, however often one stops.
     should_stop: asked after every update; one process that says so stops all.
     """
     settings = learner.settings
@@ -36,6 +38,7 @@ def fit(
             learner.rehearse(x, label, rng_of)
         report.add(learner.update + 1, learner.step(x, label, rng_of), learner.rate(learner.update - 1))
         is_complete = learner.update == settings.updates
+        measure(is_complete)
         is_stopped = machine.any(should_stop())
         if is_complete or is_stopped or learner.update % settings.save_every == 0:
             save()

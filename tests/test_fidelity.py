@@ -1,0 +1,143 @@
+"""FID, KID, precision, recall and inception score: as torch-fidelity has them on the same folders of pictures."""
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vdiff.errors import DataError, MachineError, ModelFileError, UsageError
+from vdiff.images import write_png
+from vdiff.metrics.metric import Against, named
+
+torch_fidelity = pytest.importorskip("torch_fidelity", reason="the extra [eval] is not installed")
+
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: E402
+
+
+class Small(FeatureExtractorBase):  # type: ignore[misc]
+    """A random convolution: features that need no download. Its weights are those of a fixed seed, or a file's."""
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **_: Any):
+        super().__init__(name, features_list)
+        rng = torch.Generator().manual_seed(0)
+        self.register_buffer("kernel", torch.randn(12, 3, 4, 4, generator=rng) / 10)
+        if feature_extractor_weights_path is not None:
+            self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("out",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "out"
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = torch.nn.functional.conv2d(pictures.float() / 127.5 - 1, self.kernel, stride=2)
+        return (found.relu().mean((2, 3)),)
+
+
+if "small" not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
+    torch_fidelity.register_feature_extractor("small", Small)
+
+NAMES = ("fid:small", "kid:small", "precision:small", "recall:small", "inception_score:small")
+
+
+def pictures(seed: int, count: int, channels: int = 3, high: int = 256) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, high, (count, channels, 8, 8), generator=rng, dtype=torch.uint8)
+
+
+def folder(path: Path, images: torch.Tensor) -> str:
+    path.mkdir()
+    for index, image in enumerate(images):
+        write_png(path / f"{index:05d}.png", image)
+    return str(path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_numbers_are_those_of_torch_fidelity_itself(channels: int, tmp_path: Path) -> None:
+    reference, samples = pictures(0, 1010, channels), pictures(1, 1030, channels, high=200)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=folder(tmp_path / "samples", samples),
+        input2=folder(tmp_path / "reference", reference),
+        feature_extractor="small",
+        **dict.fromkeys(("fid", "kid", "prc", "isc"), True),
+        **dict.fromkeys(("cuda", "verbose", "cache"), False),
+        save_cpu_ram=True,
+    )
+    against = Against(reference, "a", tmp_path / "cache")
+    ours = {section.name: section.build(against).value(samples) for section in named(NAMES)}
+    assert ours["fd_small"].value == pytest.approx(theirs["frechet_inception_distance"], abs=1e-3, rel=1e-3)
+    assert ours["kd_small"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+    assert ours["precision_small"].value == pytest.approx(theirs["precision"])
+    assert ours["recall_small"].value == pytest.approx(theirs["recall"])
+    assert ours["score_small"].value == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert ours["fd_small"].value > 0.01
+    assert (ours["fd_small"].low or 0) < ours["fd_small"].value < (ours["fd_small"].high or 0)
+
+
+def test_only_the_usual_network_gives_the_usual_name() -> None:
+    assert [section.name for section in named(["fid", "kid", "fd_dinov2", "fid:vgg16"])] == [
+        "fid",
+        "kid",
+        "fd_dinov2",
+        "fd_vgg16",
+    ]
+
+
+def test_weights_from_a_file_are_used_and_told_apart(tmp_path: Path) -> None:
+    torch.save({"kernel": torch.ones(12, 3, 4, 4)}, tmp_path / "w.pth")
+    reference, samples = pictures(0, 30), pictures(1, 30)
+    values = [
+        named(["fid:small"])[0].build(Against(reference, "a", tmp_path / "cache", weights=weights)).value(samples).value
+        for weights in (None, tmp_path / "w.pth")
+    ]
+    assert values[0] != pytest.approx(values[1])
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("harmed"),))
+
+
+@pytest.mark.parametrize("as_torch", [True, False])
+def test_weights_that_would_run_code_are_refused(
+    as_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if as_torch:
+        torch.save({"kernel": Harmful()}, "w.pth")
+    else:
+        Path("w.pth").write_bytes(pickle.dumps({"kernel": Harmful()}))
+    with pytest.raises(ModelFileError, match="can be read safely"):
+        named(["fid:small"])[0].build(Against(pictures(0, 9), "a", weights=Path("w.pth")))
+    with pytest.raises(ModelFileError, match="can be read safely"):
+        named(["fid"])[0].build(Against(pictures(0, 9), "a", weights=Path("w.pth")))
+    assert not Path("harmed").exists()
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    torch.save({"kernel": torch.full((12, 3, 4, 4), torch.nan)}, tmp_path / "w.pth")
+    metric = named(["fid:small"])[0].build(Against(pictures(0, 9), "a", weights=tmp_path / "w.pth"))
+    with pytest.raises(DataError, match="features `out` of 9 of 9 pictures are NaN"):
+        metric.value(pictures(1, 9))
+
+
+def test_too_few_reference_pictures_and_four_channels_are_refused() -> None:
+    with pytest.raises(DataError, match="`kid` needs at least 1,000 reference pictures"):
+        named(["kid:small"])[0].build(Against(pictures(0, 9), "a"))
+    with pytest.raises(DataError, match="1 or 3 channels"):
+        named(["fid:small"])[0].build(Against(pictures(0, 9, 4), "a")).value(pictures(0, 9, 4))
+    with pytest.raises(UsageError, match="has no network `smal`"):
+        named(["fid:smal"])[0].build(Against(pictures(0, 9), "a"))
+
+
+def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(MachineError) as caught:
+        named(["fid:small"])[0].build(Against(pictures(0, 9), "a"))
+    assert "pip install 'vdiff[eval]'" in caught.value.fix

@@ -1,0 +1,100 @@
+"""The trend in log and trackers: it changes nothing, is the same after a stop, and stops a chain at its floor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import TinyRun
+from vdiff.cli import main
+from vdiff.errors import DivergedError, Stopped, UsageError
+
+MEASURED = ("evaluate.every=2", "evaluate.num_images=6", "evaluate.metrics=[agreement, 'fd_pixel:3', swd]")
+SHORT = ("distill.start_steps=4", "distill.end_steps=2")
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def distilled(run: TinyRun, *changes: str, name: str = "run") -> None:
+    run.base(*SHORT, *changes, run=name)
+    run.chain(*SHORT, *changes, run=name).distill()
+
+
+def test_a_trend_changes_neither_weights_nor_the_other_lines(tiny_run: TinyRun) -> None:
+    distilled(tiny_run, name="without")
+    distilled(tiny_run, *MEASURED, name="with")
+    without, measured = tiny_run.hashes("without"), tiny_run.hashes("with")
+    assert {**without, "log.jsonl": ""} == {**measured, "log.jsonl": ""}
+    found = lines(tiny_run.folder("with").log)
+    assert [line for line in found if "trend" not in line] == lines(tiny_run.folder("without").log)
+    trend = [(line["stage"], line["update"]) for line in found if "trend" in line]
+    assert trend == [("original", 2), ("original", 4), ("original", 5), ("base_0", 2)]
+    assert set(found[-1]["trend"]) == {"mse", "psnr", "ssim", "fd_pixel", "swd"}
+    assert set(next(line for line in found if "trend" in line)["trend"]) == {"fd_pixel", "swd"}
+    assert any("base_0: trend at update 2, of 6 pictures: mse" in text for text in tiny_run.said)
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_the_trend_is_the_same_after_a_stop(tiny_run: TinyRun, stop: int) -> None:
+    tiny_run.base(*MEASURED, run="unbroken")
+    with pytest.raises(Stopped):
+        tiny_run.chain(*MEASURED, stop_after=stop).train()
+    tiny_run.base(*MEASURED)
+    assert tiny_run.hashes() == tiny_run.hashes("unbroken")
+
+
+def test_a_chain_stops_under_its_floor_and_does_so_again(tiny_run: TinyRun) -> None:
+    floor = ("distill.stop_if.psnr_below=90", "evaluate.num_images=6", *SHORT[:1], "distill.end_steps=1")
+    tiny_run.base(*floor)
+    for _ in range(2):
+        with pytest.raises(DivergedError) as caught:
+            tiny_run.chain(*floor).distill()
+        assert "`base_0` agrees with its teacher to" in caught.value.problem
+        assert "under the floor of 90 dB" in caught.value.problem
+        assert caught.value.exit_code == 5
+        assert tiny_run.folder().models() == ["original", "base_0"]
+    tiny_run.chain(*floor, "distill.stop_if.psnr_below=0.1").distill()
+    assert tiny_run.folder().models() == ["original", "base_0", "base_1"]
+
+
+def test_the_command_tells_it_in_three_lines(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    tiny_run.base(*SHORT, run="runs/tiny")
+    sets = [word for change in (*SHORT, "distill.stop_if.psnr_below=90") for word in ("--set", change)]
+    assert main(["distill", "--device", "cpu", *sets]) == 5
+    error = capsys.readouterr().err.splitlines()[-3:]
+    assert [line.partition(":")[0] for line in error] == ["error", "where", "fix"]
+
+
+def test_a_stage_of_which_no_agreement_is_known_is_told(tiny_run: TinyRun) -> None:
+    distilled(tiny_run)
+    tiny_run.chain(*SHORT, "distill.stop_if.psnr_below=90").distill()
+    assert any("its agreement is not known" in text for text in tiny_run.said)
+
+
+@pytest.mark.parametrize("metrics", ["[fid]", "[swd, swd]", "[nothing]"])
+def test_only_cheap_metrics_are_a_trend(tiny_run: TinyRun, metrics: str) -> None:
+    with pytest.raises(UsageError):
+        tiny_run.recipe(f"evaluate.metrics={metrics}")
+
+
+def test_too_few_pictures_are_refused_before_anything_is_trained(tiny_run: TinyRun) -> None:
+    with pytest.raises(UsageError, match="`fd_pixel` needs at least 4 samples"):
+        tiny_run.base(*MEASURED, "evaluate.num_images=3")
+    assert not tiny_run.folder().log.exists()
+
+
+def test_the_trackers_get_the_trend_and_their_axis_never_goes_backwards(tiny_run: TinyRun) -> None:
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    distilled(tiny_run, *MEASURED)
+    found = event.EventAccumulator(str(tiny_run.folder().tracker)).Reload()
+    tags = found.Tags()["scalars"]
+    assert {"original/trend/swd", "base_0/trend/psnr", "base_0/loss"} <= set(tags)
+    before = max(each.step for tag in tags if tag.startswith("original") for each in found.Scalars(tag))
+    after = min(each.step for tag in tags if tag.startswith("base_0") for each in found.Scalars(tag))
+    assert after > before

@@ -1,0 +1,1 @@
+"""Evaluating models: pictures are drawn once, measured in every way, and end in one table."""

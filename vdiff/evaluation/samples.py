@@ -1,0 +1,143 @@
+"""Pictures drawn for an evaluation, kept in chunks until its table is complete: an interrupted one goes on."""
+
+import hashlib
+import io
+import json
+import shutil
+import statistics
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdiff import checkpoint, whole_folder
+from vdiff.errors import DataError
+from vdiff.evaluation.subjects import Subject
+from vdiff.images import to_uint8
+from vdiff.samplers.draw import draw
+from vdiff.samplers.walk import Sampler
+from vdiff.training.machine import Machine
+
+_CHUNK_BYTES, _MOST_IN_CHUNK = 2**26, 1024
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which pictures: seeds first_seed, first_seed + 1, ...; classes in turn.   batch_size: at once, per process."""
+
+    sampler: Sampler
+    num_images: int
+    first_seed: int
+    batch_size: int
+
+
+class Samples:
+    """The pictures of one model at one number of steps, uint8 [N, C, H, W]; a part is read at a time."""
+
+    def __init__(self, folder: Path, subject: Subject, wanted: Wanted) -> None:
+        self._subject, self._wanted = subject, wanted
+        about = json.dumps([*subject.key, str(wanted.sampler), wanted.num_images, wanted.first_seed, _MOST_IN_CHUNK])
+        key = hashlib.sha256(about.encode()).hexdigest()[:8]
+        self.folder = folder / f"{subject.card.hash[:16]}-{subject.num_steps}-{key}"
+        self.shape = (wanted.num_images, *subject.card.shape)
+        size = torch.Size(subject.card.shape).numel()
+        self._size = max(1, min(_MOST_IN_CHUNK, _CHUNK_BYTES // size))
+        self._starts = range(0, wanted.num_images, self._size)
+
+    def __len__(self) -> int:
+        return self._wanted.num_images
+
+    def __getitem__(self, part: slice) -> Tensor:
+        first, last, _ = part.indices(len(self))
+        if first >= last:
+            return torch.zeros(0, *self._subject.card.shape, dtype=torch.uint8)
+        starts = [start for start in self._starts if start < last and start + self._size > first]
+        found = torch.cat([self._images(start) for start in starts])
+        return found[first - starts[0] : last - starts[0]]
+
+    def seconds_per_image(self) -> float:
+        """Of one process, the median over the chunks."""
+        return statistics.median(float(self._read(start)["seconds"]) for start in self._starts)
+
+    def draw(self, machine: Machine, on_batch: Callable[[int], None]) -> None:
+        """Draw what is missing; every process must come here, the first one writes.   on_batch: told how many more."""
+        flags = [float(machine.is_first and not self._is_there(start)) for start in self._starts]
+        missing = machine.sum(torch.tensor(flags, device=machine.device)).tolist()
+        on_batch(sum(self._count(start) for start, flag in zip(self._starts, missing, strict=True) if not flag))
+        model = checkpoint.load(self._subject.folder, machine.device) if any(missing) else None
+        for start, flag in zip(self._starts, missing, strict=True):
+            if flag and model is not None:
+                self._make(start, model, machine, on_batch)
+
+    def forget(self) -> None:
+        """The table is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _make(
+        self, start: int, model: checkpoint.Checkpoint, machine: Machine, on_batch: Callable[[int], None]
+    ) -> None:
+        count, spent = self._count(start), []
+
+        def share(places: slice) -> Tensor:
+            first = self._wanted.first_seed + start
+            seeds = range(first + places.start, first + places.stop)
+            begun = time.perf_counter()
+            drawn = draw(
+                model.denoiser,
+                self._wanted.sampler,
+                seeds,
+                model.card.shape,
+                self._subject.num_steps,
+                model_steps=model.card.model_steps,
+                labels=self._labels(start, places),
+                batch_size=self._wanted.batch_size,
+                device=machine.device,
+                on_batch=lambda done: on_batch((done - 1) % self._wanted.batch_size + 1),
+            )
+            spent.append((time.perf_counter() - begun) / len(seeds))  # the pictures are on the CPU: the device is done
+            self._check(drawn)
+            return to_uint8(drawn)
+
+        images = machine.share_out(share, count)
+        if machine.is_first:
+            file = io.BytesIO()
+            np.savez(file, images=images.numpy(), seconds=np.array(spent[0]))
+            whole_folder.write_bytes(self._path(start), file.getvalue())
+
+    def _labels(self, start: int, places: slice) -> Tensor | None:
+        classes = self._subject.card.num_classes
+        return torch.arange(start + places.start, start + places.stop) % classes if classes else None
+
+    def _check(self, drawn: Tensor) -> None:
+        bad = int((~drawn.isfinite().flatten(1).all(1)).sum())
+        if bad:
+            problem = f"{bad} of {len(drawn)} pictures of `{self._subject.folder}` hold NaN or Inf"
+            raise DataError(problem, "make this stage again with --force, at a lower `learning_rate`")
+
+    def _count(self, start: int) -> int:
+        return min(self._size, len(self) - start)
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"{start:08d}.npz"
+
+    def _is_there(self, start: int) -> bool:
+        try:
+            found = self._read(start)
+        except _DAMAGE:
+            return False
+        images = found["images"]
+        return images.shape == (self._count(start), *self._subject.card.shape) and images.dtype == np.uint8
+
+    def _images(self, start: int) -> Tensor:
+        return torch.from_numpy(self._read(start)["images"])
+
+    def _read(self, start: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+        with np.load(io.BytesIO(self._path(start).read_bytes())) as content:
+            return {name: content[name] for name in ("images", "seconds")}

@@ -1,0 +1,133 @@
+"""The networks whose features torch-fidelity compares, with weights that are read without running code from them."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdiff.errors import DataError, MachineError, ModelFileError, UsageError
+from vdiff.metrics.metric import Against, Pictures, chunks
+
+_BATCH = 64
+_METRICS = ("fid", "kid", "prc", "isc")
+
+
+class Extractor:
+    """One network with all layers that metrics ask of it; what it found for the last pictures is kept.
+
+    print: tells weights apart, for what is kept of the reference.
+    """
+
+    def __init__(
+        self, name: str, network: Any, layers: dict[str, str], device: torch.device | str, print_: str
+    ) -> None:
+        self.name, self.print, self.version = name, print_, version("torch-fidelity")
+        self._network, self._layers, self._device = network, layers, device
+        self._last: tuple[Pictures | None, dict[str, Any]] = (None, {})
+
+    def layer(self, metric: str) -> str:
+        """The layer that a metric compares: `fid`, `kid`, `prc` or `isc`."""
+        return self._layers[metric]
+
+    def of(self, pictures: Pictures, metric: str) -> Tensor:
+        """Features of pictures, uint8 [N, C, H, W]: float32 [N, D] on the CPU.   Errors: DataError."""
+        found: dict[str, Tensor] = self.shared(pictures, "features", lambda: self._extract(pictures))
+        return found[self._layers[metric]]
+
+    def shared(self, pictures: Pictures, what: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives for these pictures, computed once."""
+        if self._last[0] is not pictures:
+            self._last = (pictures, {})
+        found = self._last[1]
+        if what not in found:
+            found[what] = compute()
+        return found[what]
+
+    @torch.no_grad()
+    def _extract(self, pictures: Pictures) -> dict[str, Tensor]:
+        parts: dict[str, list[Tensor]] = {}
+        for chunk in chunks(pictures):
+            for batch in torch.split(_as_colour(chunk), _BATCH):
+                found = self._network.convert_features_tuple_to_dict(self._network(batch.to(self._device)))
+                for layer, rows in found.items():
+                    parts.setdefault(layer, []).append(rows.float().cpu())
+        features = {layer: torch.cat(rows) for layer, rows in parts.items()}
+        for layer, rows in features.items():
+            bad = int((~rows.isfinite().all(1)).sum())
+            if bad:
+                problem = f"the features `{layer}` of {bad} of {len(rows)} pictures are NaN or infinite"
+                raise DataError(problem, f"look at the pictures, and at the weights of {self.name}")
+        return features
+
+
+def extractor(name: str, against: Against) -> Extractor:
+    """The network with this name, loaded once for all metrics.   Errors: UsageError, MachineError, ModelFileError."""
+    if name not in against.extractors:
+        against.extractors[name] = _load(name, against)
+    found: Extractor = against.extractors[name]
+    return found
+
+
+def _load(name: str, against: Against) -> Extractor:
+    try:
+        from torch_fidelity import registry
+        from torch_fidelity.utils import create_feature_extractor
+    except ImportError as err:
+        problem = "this metric needs the package torch-fidelity, which is not installed"
+        raise MachineError(problem, "pip install 'vdiff[eval]'") from err
+    known = registry.FEATURE_EXTRACTORS_REGISTRY
+    if name not in known:
+        raise UsageError(f"torch-fidelity has no network `{name}`", f"choose among: {', '.join(known)}", "--metrics")
+    if name.startswith("clip-"):
+        raise UsageError(f"`{name}` would run code from its weights' file", "choose another network", "--metrics")
+    layers = {metric: known[name].get_default_feature_layer_for_metric(metric) for metric in _METRICS}
+    options = {"cuda": False, "verbose": False, "feature_extractor_weights_path": _given(name, against.weights)}
+    with _read_safely(name, against.weights):
+        network = create_feature_extractor(name, sorted(set(layers.values())), **options)
+    print_ = hashlib.sha256(against.weights.read_bytes()).hexdigest() if against.weights else "its own"
+    return Extractor(name, network.to(against.device), layers, against.device, print_)
+
+
+def _given(name: str, weights: Path | None) -> str | None:
+    if weights is None:
+        return None
+    if name.startswith("dinov2"):
+        fix = "leave out --weights; torch.hub downloads it, or finds it in its folder"
+        raise UsageError(f"torch-fidelity cannot read weights of {name} from a file", fix, "--weights")
+    if not weights.is_file():
+        raise ModelFileError(f"there are no weights in `{weights}`", "give the path of the .pth file", weights)
+    return str(weights)
+
+
+_SAFELY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""torch-fidelity unpickles whatever a weights' file holds; with this variable torch takes tensors only."""
+
+
+@contextlib.contextmanager
+def _read_safely(name: str, weights: Path | None) -> Iterator[None]:
+    """Within it torch reads no code from files, and failures to load weights are told in words."""
+    before = os.environ.get(_SAFELY)
+    os.environ[_SAFELY] = "1"
+    try:
+        yield
+    except OSError as err:
+        problem = f"the weights of {name} could not be downloaded: {err}"
+        raise MachineError(problem, "give the path of the file, downloaded elsewhere: --weights PATH") from err
+    except Exception as err:  # torch and torch-fidelity tell it in many ways
+        problem = f"`{weights or name}` holds no weights of {name} that can be read safely"
+        raise ModelFileError(problem, "take the file that torch-fidelity names in its documentation") from err
+    finally:
+        os.environ.pop(_SAFELY) if before is None else os.environ.update({_SAFELY: before})
+
+
+def _as_colour(pictures: Tensor) -> Tensor:
+    if pictures.shape[1] not in (1, 3):
+        problem = f"these networks look at 1 or 3 channels, the pictures have {pictures.shape[1]}"
+        raise DataError(problem, "compare with `fd_pixel` and `swd`")
+    return pictures.expand(-1, 3, -1, -1).contiguous()

@@ -1,0 +1,122 @@
+"""What a metric is: it takes sampled pictures, compares them with reference pictures, and says what it compared."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from vdiff.config import Section
+from vdiff.errors import DataError, UsageError
+from vdiff.images import to_float
+from vdiff.metrics import METRICS
+from vdiff.metrics.table import Value
+
+_CHUNK_BYTES = 2**25
+
+
+class Pictures(Protocol):
+    """Pictures [N, C, H, W] of which a part is read at a time; a tensor is one."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Tensor: ...
+
+
+class Metric(Protocol):
+    """A number for sampled pictures. features: what it compares, in words.   least: how many samples it needs."""
+
+    features: str
+    least: int
+
+    def value(self, samples: Pictures) -> Value:
+        """The number for samples, uint8 [N, C, H, W].   Errors: DataError."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """What samples are compared with, and with what means.
+
+    pictures: the reference, uint8 [N, C, H, W].   cache: a folder for what is known of the reference, None for none.
+    weights: a feature extractor's weights, None for its own download.   extractors: those in use, for all metrics.
+    """
+
+    pictures: Pictures
+    fingerprint: str
+    cache: Path | None = None
+    device: torch.device | str = "cpu"
+    weights: Path | None = None
+    extractors: dict[str, Any] = field(default_factory=dict)
+
+    def check_number(self, least: int, what: str, fix: str = "give more pictures with --data") -> None:
+        """DataError for fewer reference pictures than a metric needs."""
+        if len(self.pictures) < least:
+            found = f"the reference has {len(self.pictures):,}"
+            raise DataError(f"{what} needs at least {least:,} reference pictures, {found}", fix)
+
+
+class MetricSection(Section):
+    """A metric and its options. short: the option that `kind:value` sets.   is_cheap: whether a trend may have it."""
+
+    short: ClassVar[str | None] = None
+    is_cheap: ClassVar[bool] = False
+    of_pairs: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """What its number is called in a table."""
+        return str(getattr(self, "kind"))  # noqa: B009 - every kind of section declares it
+
+    def build(self, against: Against) -> Metric:
+        """The metric, with what it must know of the reference.   Errors: DataError, MachineError."""
+        raise NotImplementedError
+
+
+class AsFloat:
+    """Pictures of 8 bits as floats in [-1, 1], read as they are needed."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+        self.shape = pictures.shape
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return to_float(self._pictures[part])
+
+
+def chunks(pictures: Pictures) -> Iterator[Tensor]:
+    """The pictures part by part, in parts that fit into memory."""
+    size = max(1, _CHUNK_BYTES // (8 * max(1, torch.Size(pictures.shape[1:]).numel())))
+    for start in range(0, len(pictures), size):
+        yield pictures[start : start + size]
+
+
+def named(texts: Sequence[str]) -> list[MetricSection]:
+    """The metrics that are named as `fd_pixel` or, with an option, `fd_pixel:48`.   Errors: UsageError."""
+    found = [_named(text) for text in texts]
+    names = [section.name for section in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"the metric `{name}` is asked for twice", "name it once", "--metrics")
+    return found
+
+
+def _named(text: str) -> MetricSection:
+    kind, colon, option = text.strip().partition(":")
+    if kind not in METRICS:
+        raise UsageError(METRICS.unknown(kind), f"choose among: {', '.join(METRICS)}", "--metrics")
+    section: type[MetricSection] = METRICS.section(kind)  # type: ignore[assignment]
+    if colon and section.short is None:
+        raise UsageError(f"the metric `{kind}` takes no option", f"write `{kind}`", "--metrics")
+    try:
+        return section.model_validate({section.short: option} if colon else {})
+    except ValueError as err:
+        problem = f"`{option}` is no {section.short} of the metric `{kind}`"
+        raise UsageError(problem, f"write it as `{kind}`, or `{kind}:48` where it takes a number", "--metrics") from err

@@ -1,0 +1,107 @@
+"""The trend: cheap numbers of a network while it learns and when it is done; the floor under which a chain stops."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from vdiff.checkpoint import Checkpoint
+from vdiff.data.loader import Images
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import DivergedError, UsageError
+from vdiff.images import to_uint8
+from vdiff.metrics.agreement import agreement_of
+from vdiff.metrics.metric import Against, named
+from vdiff.metrics.reference import StorePictures
+from vdiff.plan import Stage
+from vdiff.recipe import Recipe
+from vdiff.training.machine import Machine
+
+Draw = Callable[[Denoiser, int, int | None, int], Tensor]
+"""Pictures of a model, in so many steps, on its grid of times, so many: float [n, C, H, W], in every process."""
+
+
+class Trend:
+    """What is measured of one stage, and when. Nothing of the training is touched.
+
+    draw: every process must call it, and does its share.   cache: for what is known of the reference pictures.
+    Errors: DataError, UsageError for pictures that a metric cannot do with.
+    """
+
+    def __init__(
+        self, recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, machine: Machine, cache: Path
+    ) -> None:
+        section, floor = recipe.evaluate, recipe.distill.stop_if.psnr_below
+        self._every, self._count = section.every, section.num_images
+        self._stage, self._teacher, self._machine = stage, teacher, machine
+        self._is_on = section.every is not None or (teacher is not None and floor is not None)
+        sections = named(section.metrics) if section.every is not None else []
+        self._has_pairs = teacher is not None and (floor is not None or any(each.of_pairs for each in sections))
+        against = Against(StorePictures(images), images.fingerprint if sections else "", cache)
+        is_first = machine.is_first  # the others draw their shares and measure nothing
+        self._metrics = {each.name: each.build(against) for each in sections if not each.of_pairs and is_first}
+        for name, metric in self._metrics.items():
+            if self._count < metric.least:
+                fix = f"set `evaluate.num_images` to {metric.least} or more"
+                raise UsageError(f"`{name}` needs at least {metric.least:,} samples", fix, "evaluate.num_images")
+        self._drawn_by_teacher: Tensor | None = None
+
+    def is_due(self, update: int, is_complete: bool) -> bool:
+        """Whether it is time to measure."""
+        return self._is_on and (is_complete or (self._every is not None and update % self._every == 0))
+
+    def measure(self, student: Denoiser, draw: Draw, most_steps: int) -> dict[str, float | None]:
+        """Numbers by name, in the first process; a psnr of None is that of equal pictures.   Errors: DataError."""
+        is_student, own = self._teacher is not None, self._stage.num_steps
+        steps = own if is_student else min(own, most_steps)
+        pictures = to_uint8(draw(student, steps, own if is_student else None, self._count))
+        values: dict[str, float | None] = {}
+        if self._has_pairs and self._teacher is not None:
+            card = self._teacher.card
+            if self._drawn_by_teacher is None:
+                drawn = draw(self._teacher.denoiser, card.num_steps, card.model_steps, self._count)
+                self._drawn_by_teacher = to_uint8(drawn)
+            if self._machine.is_first:
+                mse, psnr, ssim = agreement_of(pictures, self._drawn_by_teacher)
+                values |= {"mse": mse, "psnr": psnr if math.isfinite(psnr) else None, "ssim": ssim}
+        return values | {name: metric.value(pictures).value for name, metric in self._metrics.items()}
+
+    def told(self, update: int, values: dict[str, float | None]) -> str:
+        """The line that a person reads."""
+        found = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
+        return f"{self._stage.name}: trend at update {update:,}, of {self._count:,} pictures: {found}"
+
+
+def check_floor(recipe: Recipe, stage: Stage, log: Path, folder: Path, note: Callable[[str], None]) -> None:
+    """DivergedError for a finished student that agrees with its teacher less than the recipe wants."""
+    floor = recipe.distill.stop_if.psnr_below
+    if floor is None or stage.index == 0:
+        return
+    last = _last(log, stage.name)
+    if last is None:
+        note(f"`{stage.name}` was made without `distill.stop_if`: its agreement is not known")
+        return
+    psnr = last["psnr"]
+    if psnr is not None and psnr < floor:
+        problem = f"`{stage.name}` agrees with its teacher to {psnr:.2f} dB only, under the floor of {floor:g} dB"
+        fix = (
+            "add --force to make it again with more `distill.updates`, "
+            f"or go on with `--set distill.stop_if.psnr_below={math.floor(psnr)}`"
+        )
+        raise DivergedError(problem, fix, f"{folder} (it stays)")
+
+
+def _last(log: Path, stage: str) -> dict[str, float | None] | None:
+    """The last trend of a stage that tells its agreement."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+            if entry["stage"] == stage and "psnr" in entry.get("trend", {}):
+                found: dict[str, float | None] = entry["trend"]
+                return found
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # half a line, from a writer that was killed
+    return None
