@@ -49,6 +49,7 @@ NEIGHBOURS = {
     ("savepoint", "checkpoint"),
     ("savepoint", "run_folder"),
     ("chain", "stage_run"),
+    ("reporting", "inspection"),
 }
 """The imports on one floor."""
 

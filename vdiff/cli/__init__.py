@@ -10,6 +10,8 @@ COMMANDS = {
     "distill": ("vdiff.cli.distill:distill", "Halve the number of sampler steps, stage by stage"),
     "sample": ("vdiff.cli.sample:sample", "Draw pictures with a model"),
     "inspect": ("vdiff.cli.inspect:inspect", "Describe runs, models, stores, recipes and foreign files"),
+    "report": ("vdiff.cli.report:report", "Show a run on one page that works offline"),
+    "compare": ("vdiff.cli.compare:compare", "Show two models side by side, from the same noise"),
     "demo": ("vdiff.cli.demo:demo", "Go the whole way with handwritten digits"),
 }
 """Command -> (its function as "module:name", its one-line help), in the order in which a user meets them."""
