@@ -1,5 +1,6 @@
 """`vdiff report`: what a run has come to, on one page."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,7 @@ def report(
       vdiff report
       vdiff report runs/celeba_u --out celeba.html --price-per-hour 2.5
     """
+    from vdiff.cli import console
     from vdiff.reporting.published import CURVES
 
     if published is not None and published not in CURVES:
@@ -57,15 +59,26 @@ def report(
     if dry_run:
         _tell(folder, target, "would make the report of")
         return
-    write(folder, target, count=0 if no_pictures else num_images, steps=steps, device=device, published=published,
-          price_per_hour=price_per_hour)  # fmt: skip
+    count = 0 if no_pictures else num_images
+    more = {"published": published, "price_per_hour": price_per_hour}
+    write(folder, target, count=count, steps=steps, device=device, say=console.say, **more)
     _tell(folder, target, "made the report of")
 
 
 def write(
-    folder: Path, target: Path, *, count: int = 8, steps: int | None = None, device: str | None = None, **more: Any
+    folder: Path,
+    target: Path,
+    *,
+    count: int = 8,
+    steps: int | None = None,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    **more: Any,
 ) -> None:
-    """Leave the page of a run in a file. count: pictures per model, 0 for none.   more: see `reporting.report`."""
+    """Leave the page of a run in a file.
+
+    count: pictures per model, 0 for none.   say: told what is being drawn.   more: see `reporting.report`.
+    """
     from vdiff import whole_folder
     from vdiff.reporting import record as records
     from vdiff.reporting.report import report as made
@@ -73,15 +86,16 @@ def write(
     found = records.read(folder)
     gallery, undrawn, computer = None, "Left out, as `--no-pictures` asks.", ""
     if count and found.base is not None:
-        gallery, undrawn, computer = _gallery(found, count, steps, device)
+        gallery, undrawn, computer = _gallery(found, count, steps, device, say)
     elif count:
         undrawn = "There is no base network to draw with yet." if not found.cards else "The base network is not here."
     whole_folder.write_text(target, made(found, gallery, undrawn=undrawn, device=computer, **more))
 
 
-def _gallery(record: "Record", count: int, steps: int | None, device: str | None) -> "tuple[Gallery | None, str, str]":
+def _gallery(
+    record: "Record", count: int, steps: int | None, device: str | None, say: Callable[[str], None]
+) -> "tuple[Gallery | None, str, str]":
     """The pictures; or why there are none, and on what they were drawn."""
-    from vdiff.cli import console
     from vdiff.reporting.pictures import Studio
     from vdiff.training.machine import pick_device
 
@@ -91,7 +105,7 @@ def _gallery(record: "Record", count: int, steps: int | None, device: str | None
     folders = {name: Path(card["path"]) for name, card in record.cards.items()}
     students = [card["name"] for card in record.students if card["shape"] == base["shape"]]
     try:
-        studio = Studio(folders, record.folder.evaluation / "report", range(count), where, console.say)
+        studio = Studio(folders, record.folder.evaluation / "report", range(count), where, say)
         return studio.gallery(base["name"], students, steps), "", str(where)
     except VdiffError as err:
         return None, f"No pictures: {err.problem}.", ""
