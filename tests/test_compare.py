@@ -89,7 +89,7 @@ def test_models_of_different_pictures_are_refused(here: Path, capsys: pytest.Cap
     assert app.run(["train", "-q", "--device", "cpu", *large]) == 0
     plain = ["--set", "network.num_classes=null", "--set", "name=plain"]
     assert app.run(["train", "-q", "--device", "cpu", *plain]) == 0
-    for other, words in (("runs/large", "draws 3 x 16 x 16"), ("runs/plain", "knows 0 classes")):
+    for other, words in (("runs/large", "draws 3 x 16 x 16"), ("runs/plain", "`original` knows 0")):
         capsys.readouterr()
         assert app.run(["compare", "base_2", other]) == 3
         assert words in capsys.readouterr().err

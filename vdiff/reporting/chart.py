@@ -101,7 +101,7 @@ class _Scale:
 
 def _even(low: float, high: float) -> list[float]:
     """About four round numbers from `low` to `high`."""
-    rough = (high - low) / 4
+    rough = (high - low) / 5
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
     first = math.ceil(low / step)
@@ -133,7 +133,7 @@ def _grid(across: _Scale, up: _Scale) -> list[Markup]:
 
 
 def _tick(value: float) -> str:
-    if value and not 1e-3 <= abs(value) < 1e6:
+    if value and not 1e-4 <= abs(value) < 1e6:
         return number(value).replace(".0 ", " ").replace("1 × ", "")
     return f"{value:,.10g}"
 
