@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from vdiff.reporting import course, origin, quality, side_by_side
 from vdiff.reporting.markup import Markup, joined, spoken, tag
 from vdiff.reporting.page import contents, page, section
-from vdiff.reporting.pictures import Gallery
+from vdiff.reporting.pictures import FEW_STEPS, Gallery
 from vdiff.reporting.record import Record
 from vdiff.reporting.verdict import verdict
 from vdiff.reporting.wording import counted
@@ -103,8 +103,9 @@ def _pictures(gallery: Gallery | None, undrawn: str) -> list[_Part]:
             )
         )
     lead = (
-        "Each column starts from the same noise. The undistilled model is shown where it takes as few steps as a "
-        f"student. Sampler: ddim eta=0, seeds {gallery.seeds[0]} to {gallery.seeds[-1]}."
+        "Each column starts from the same noise. Above each student, the undistilled model with as few steps; "
+        f"students of more than {FEW_STEPS} steps are left out. "
+        f"Sampler: ddim eta=0, seeds {gallery.seeds[0]} to {gallery.seeds[-1]}."
     )
     parts.append(_part("strips", "All stages, same noise", lead, side_by_side.strips(gallery)))
     lead = (
