@@ -52,6 +52,7 @@ NEIGHBOURS = {
     ("chain", "stage_run"),
     ("chain", "trend"),
     ("stage_run", "trend"),
+    ("reporting", "inspection"),
 }
 """The imports on one floor."""
 

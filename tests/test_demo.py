@@ -29,6 +29,7 @@ def test_the_demo_goes_the_whole_way_and_goes_on_where_it_was_stopped(
     picture = Image.open(folder / "digits.png")
     assert picture.width > 16 * 48
     assert picture.text["vdiff.model"]  # type: ignore[attr-defined]
+    assert 'name="generator" content="vdiff report' in (folder / "report.html").read_text("utf-8")
     assert [stage["num_steps"] for stage in first["stages"]][-3:] == [4, 2, 1]
     last = folder / "runs" / "digits" / first["stages"][-1]["name"]
     for file in sorted(last.rglob("*"), reverse=True):

@@ -109,6 +109,29 @@ def test_values_of_the_wrong_kind_are_left_out(tmp_path: Path) -> None:
     assert (found.state, found.update, found.stage, found.exit_code) == ("stopped", 0, "", 143)
 
 
+def test_the_time_of_a_stage_is_that_of_all_its_sittings(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    path.write_text('{"state": "stopped", "seconds": {"original": 40.0, "base_0": 7, "odd": "x", "bad": true}}')
+    recorder = Recorder(FitLines(lambda text: None), path, "vdiff distill", "2 cores of a machine")
+    recorder.begin("original", 10, 4)
+    recorder.end("original", 0.1, 1.0)
+    recorder.begin("base_0", 10, 0)
+    recorder.ended("done", 0)
+    found = run_status.read(path, False)
+    assert found is not None
+    assert found.machine == "2 cores of a machine"
+    assert set(found.seconds) == {"original", "base_0"}
+    assert 40.0 <= found.seconds["original"] < 45.0  # gone on
+    assert 0.0 <= found.seconds["base_0"] < 5.0  # begun anew
+
+
+def test_a_run_says_what_it_worked_on_and_how_long(place: RunFolder) -> None:
+    assert app.run(COMMAND) == 0
+    found = told(place)
+    assert "core" in found["machine"]
+    assert set(found["seconds"]) == {"original"}
+
+
 def test_a_disk_that_refuses_the_status_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     recorder = Recorder(FitLines(lambda text: None), tmp_path / "file" / "status.json", "vdiff train")

@@ -2,11 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ class Status:
     state: `running`, `done`, `stopped` (somebody asked, everything is saved) or `failed`; a reader says `killed` of a
     run that is marked as running and does not.   exit_code: None while it runs.   reason: why it ended.
     resume_command: what to type to go on.   stage, update, updates: where it is.   began, changed: times in UTC.
+    machine: what it works on, in words.   seconds: how long each stage was worked on, in all sittings together.
     """
 
     state: State
@@ -42,6 +44,8 @@ class Status:
     host: str = ""
     began: str = ""
     changed: str = ""
+    machine: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
     made_by: str = f"vdiff {__version__}"
 
 
@@ -58,6 +62,7 @@ def read(path: Path, is_at_work: bool) -> Status | None:
     known = {name: value for name, value in content.items() if type(value) is kinds.get(name)}
     if content.get("state") not in ("running", "done", "stopped", "failed"):
         return None
+    known["seconds"] = {str(name): value for name, value in known.get("seconds", {}).items() if _is_duration(value)}
     status = replace(_EXAMPLE, **{"exit_code": None, **known})
     return replace(status, state="killed") if status.state == "running" and not is_at_work else status
 
@@ -65,24 +70,32 @@ def read(path: Path, is_at_work: bool) -> Status | None:
 _EXAMPLE = Status("running", "", exit_code=0, made_by="")
 
 
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 class Recorder:
     """Passes on what a run tells, and writes status.json from it. A disk that refuses does not end the run here.
 
-    path: of status.json.   resume_command: what to type to go on.
+    path: of status.json, whose seconds are gone on from.   resume_command: what to type to go on.
+    machine: what the run works on, in words.
     """
 
-    def __init__(self, told: Progress, path: Path, resume_command: str) -> None:
+    def __init__(self, told: Progress, path: Path, resume_command: str, machine: str = "") -> None:
         self._told, self._path, self._written = told, path, 0.0
         self._has_begun = path.exists()
-        self._status = Status(
-            "running", resume_command, pid=os.getpid(), host=socket.gethostname(), began=_now(), changed=_now()
-        )
+        before = read(path, is_at_work=False)
+        self._seconds = dict(before.seconds) if before else {}
+        self._sitting = ("", 0.0, 0.0)
+        own = {"pid": os.getpid(), "host": socket.gethostname(), "began": _now(), "changed": _now()}
+        self._status = Status("running", resume_command, machine=machine, **own)  # type: ignore[arg-type]
 
     def plan(self, stages: Sequence[StageRow]) -> None:
         self._told.plan(stages)
 
     def begin(self, stage: str, updates: int, first_update: int) -> None:
         self._has_begun = True
+        self._sitting = (stage, time.monotonic(), self._seconds.get(stage, 0.0) if first_update else 0.0)
         self._write(stage=stage, updates=updates, update=first_update)
         self._told.begin(stage, updates, first_update)
 
@@ -103,6 +116,7 @@ class Recorder:
 
     def end(self, stage: str, loss: float, seconds: float) -> None:
         self._write()
+        self._sitting = ("", 0.0, 0.0)
         self._told.end(stage, loss, seconds)
 
     def close(self) -> None:
@@ -123,7 +137,10 @@ class Recorder:
         self._told.__exit__(kind, err, trace)
 
     def _write(self, **changes: object) -> None:
-        self._status = replace(self._status, changed=_now(), **changes)  # type: ignore[arg-type]
+        stage, begun, before = self._sitting
+        if stage:
+            self._seconds[stage] = round(before + time.monotonic() - begun, 1)
+        self._status = replace(self._status, changed=_now(), seconds=dict(self._seconds), **changes)  # type: ignore[arg-type]
         self._written = time.monotonic()
         with contextlib.suppress(VdiffError):  # what matters is said by whoever cannot save
             whole_folder.write_text(self._path, json.dumps(asdict(self._status), indent=1) + "\n")

@@ -11,6 +11,8 @@ COMMANDS = {
     "sample": ("vdiff.cli.sample:sample", "Draw pictures with a model"),
     "evaluate": ("vdiff.cli.evaluate:evaluate", "Measure how good models are at each number of steps"),
     "inspect": ("vdiff.cli.inspect:inspect", "Describe runs, models, stores, recipes and foreign files"),
+    "report": ("vdiff.cli.report:report", "Show a run on one page that works offline"),
+    "compare": ("vdiff.cli.compare:compare", "Show two models side by side, from the same noise"),
     "demo": ("vdiff.cli.demo:demo", "Go the whole way with handwritten digits"),
 }
 """Command -> (its function as "module:name", its one-line help), in the order in which a user meets them."""

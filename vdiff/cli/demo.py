@@ -10,6 +10,7 @@ import typer
 from vdiff.cli.options import mode
 
 PICTURE = "digits.png"
+REPORT = "report.html"
 
 
 def demo(
@@ -23,7 +24,8 @@ def demo(
 ) -> None:
     """Go the whole way with handwritten digits
 
-    Trains a small model on 1,797 digits that ship with vdiff, distills it to one step and shows both side by side.
+    Trains a small model on 1,797 digits that ship with vdiff, distills it to one step and shows both side by side, as a
+    picture and as a page.
     A few minutes on two CPU cores. Stopped anywhere, the same command goes on.
 
     Examples:
@@ -45,10 +47,12 @@ def demo(
         cards = chain.distill()
     run = chain.run
     _picture(run.model("original"), [run.model(card.name) for card in cards if card.num_steps in (4, 2, 1)])
-    console.say(f"done in {time.monotonic() - begun:.0f} s; look at `{out}/{PICTURE}`", "green")
+    _report(run.path)
+    console.say(f"done in {time.monotonic() - begun:.0f} s; look at `{out}/{PICTURE}` and `{out}/{REPORT}`", "green")
     console.say(f"next: `cd {out}`, then `vdiff inspect` or `vdiff sample --checkpoint {cards[-1].name}`")
     if mode.json:
-        console.emit_json({"picture": str(out / PICTURE), "stages": [session.summary(card, run) for card in cards]})
+        stages = [session.summary(card, run) for card in cards]
+        console.emit_json({"picture": str(out / PICTURE), "report": str(out / REPORT), "stages": stages})
 
 
 def _recipe_here() -> None:
@@ -81,3 +85,11 @@ def _picture(base: Path, students: list[Path]) -> None:
     from vdiff.reporting.comparison import compare
 
     compare(base, students, Path(PICTURE), say=console.say)
+
+
+def _report(run: Path) -> None:
+    from vdiff.cli import console
+    from vdiff.cli.report import write
+
+    console.say(f"making the report of `{run}`")
+    write(run, Path(REPORT), device="cpu", say=lambda text: None)

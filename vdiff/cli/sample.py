@@ -126,10 +126,11 @@ def _seeds(text: str | None, count: int | None) -> list[int]:
         return list(range(count)) if count is not None else []
     if count is not None:
         raise UsageError("-n and --seeds both say how many pictures", "leave one of them out")
-    return _numbers(text, "--seeds", 2**63)
+    return numbers_in(text, "--seeds", 2**63)
 
 
-def _numbers(text: str, option: str, limit: int) -> list[int]:
+def numbers_in(text: str, option: str, limit: int) -> list[int]:
+    """Whole numbers below `limit`, as people write them: `0-63`, `1,5,9`.   Errors: UsageError."""
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -228,7 +229,7 @@ def _labels(card: "ModelCard", classes: str | None, count: int) -> Any:
         if classes is not None:
             raise UsageError(f"`{card.name}` knows no classes", "leave out `--class`", "--class")
         return None
-    wanted = _numbers(classes, "--class", card.num_classes) if classes else list(range(card.num_classes))
+    wanted = numbers_in(classes, "--class", card.num_classes) if classes else list(range(card.num_classes))
     return torch.tensor([wanted[index % len(wanted)] for index in range(count)])
 
 

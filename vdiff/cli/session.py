@@ -78,7 +78,7 @@ def chain(
             mode.json, mode.quiet = False, True
         progress: Progress = stack.enter_context(make_progress(mode.quiet))
         if machine.is_first:
-            progress = stack.enter_context(_recorded(progress, folder))
+            progress = stack.enter_context(_recorded(progress, folder, machine.described()))
         yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop))
 
 
@@ -111,12 +111,12 @@ def processes(
 
 
 @contextlib.contextmanager
-def _recorded(progress: "Progress", folder: "RunFolder") -> Iterator["Progress"]:
+def _recorded(progress: "Progress", folder: "RunFolder", machine: str) -> Iterator["Progress"]:
     """`progress`, with a status.json that tells how the command ended."""
     from vdiff.cli import failures
     from vdiff.status import Recorder
 
-    recorder = Recorder(progress, folder.status, resume_command(sys.argv[1:]))
+    recorder = Recorder(progress, folder.status, resume_command(sys.argv[1:]), machine)
     try:
         yield recorder
     except BaseException as err:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,13 @@ class Machine:
     def is_first(self) -> bool:
         """Whether this process is the one that writes and draws."""
         return bool(self.rank == 0)
+
+    def described(self) -> str:
+        """What computes, in words: `1 x NVIDIA H100`, `2 cores of AMD EPYC`."""
+        if self.device.type == "cuda":
+            return f"{self.world_size} x {torch.cuda.get_device_name(self.device)}"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return f"{cores} core{'s' * (cores != 1)} of {_processor()}"
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The network and its optimizer, made ready for all processes."""
@@ -112,6 +120,16 @@ def pick_device(name: str | None) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("there is no CUDA device", "leave out `--device cuda`, or mend the GPU's driver", "--device")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _processor() -> str:
+    """The name that the processor gives itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return " ".join(value.split())
+    return platform.processor() or platform.machine()
 
 
 def _resolve(precision: Precision, cpu: bool) -> Literal["fp32", "bf16"]:

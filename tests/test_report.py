@@ -1,0 +1,276 @@
+"""`vdiff report`: one page that works offline, whatever the run has come to and whatever its texts say."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import complaints, opened, requests
+from tests.tiny import TinyRun
+from vdiff.cli import app
+from vdiff.metrics import table
+from vdiff.model_card import read_card
+from vdiff.reporting import record
+
+HOSTILE = """<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\x1b[31m"""
+
+
+class Page(HTMLParser):
+    """What a page consists of: (tag, attributes) in order, the tags left open, and its text."""
+
+    VOID = ("meta", "img", "input", "br", "hr")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs)
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [found for name, found in self.elements if name == tag]
+
+
+@pytest.fixture
+def done_run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of 8, 4, 2 and 1 steps, with an evaluation."""
+    monkeypatch.chdir(tiny_run.path)
+    assert app.run(["distill", "-q", "--device", "cpu"]) == 4  # no base yet
+    assert app.run(["train", "-q", "--device", "cpu"]) == 0
+    assert app.run(["distill", "-q", "--device", "cpu"]) == 0
+    return Path("runs/tiny")
+
+
+def evaluated(run: Path, num_images: int = 100) -> None:
+    """An evaluation as another command would leave it; its numbers mean nothing."""
+    cards = {name: read_card(run / name) for name in ("original", "base_2")}
+    agreed = table.AgreementWith(
+        name="original", hash=cards["original"].hash, num_steps=8, mse=0.1, psnr=16.0, ssim=0.5
+    )
+    low, high = table.Value(value=1.0, low=0.9, high=1.1), table.Value(value=30.0, low=25.0, high=35.0)
+    rows = (
+        table.Row(model="original", hash=cards["original"].hash, num_steps=8, role="original", metrics={"fid": low}),
+        table.Row(
+            model="original", hash=cards["original"].hash, num_steps=1, role="undistilled", metrics={"fid": high}
+        ),
+        table.Row(
+            model="base_2",
+            hash=cards["base_2"].hash,
+            num_steps=1,
+            role="student",
+            seconds_per_image=0.001,
+            metrics={"fid": low},
+            teacher=agreed,
+            original=agreed,
+        ),
+    )
+    protocol = table.Protocol(
+        num_images=num_images,
+        first_seed=0,
+        sampler="ddim eta=0.0",
+        shape=(3, 8, 8),
+        resizing="none",
+        reference=None,
+        features={"fid": "pool3"},
+    )
+    content = table.EvaluationTable(protocol=protocol, made="2026", made_by="vdiff", machine="x", rows=rows)
+    table.write(run / "evaluation" / "table.json", content)
+
+
+def made(*arguments: str, out: str = "page.html") -> str:
+    assert app.run(["report", *arguments, "--out", out, "-q", "-n", "2", "--device", "cpu"]) == 0
+    return Path(out).read_text(encoding="utf-8")
+
+
+def check(text: str) -> Page:
+    """What holds of every page: whole, nothing from elsewhere, every picture in words, every id once."""
+    page = Page(text)
+    assert page.open == []
+    ids = [found["id"] for _, found in page.elements if "id" in found]
+    assert len(ids) == len(set(ids))
+    assert all(found.get("alt") for found in page.all("img"))
+    assert all(found.get("aria-label") for found in page.all("svg"))
+    for tag, found in page.elements:
+        assert not any(name.startswith("on") or name == "style" for name in found), (tag, found)
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            value = found.get(name) or ""
+            assert value == "" or value.startswith(("data:image/png;base64,", "#")), (tag, value)
+    assert {tag for tag, _ in page.elements} & {"link", "iframe", "object", "embed", "base", "form"} == set()
+    links = {(found["href"] or "")[1:] for found in page.all("a")}
+    assert links <= set(ids)
+    policy = next(found["content"] or "" for found in page.all("meta") if "http-equiv" in found)
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "http://" not in text
+    assert "https://" not in text
+    assert all(found.get("scope") for found in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    return page
+
+
+def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(done_run: Path) -> None:
+    evaluated(done_run)
+    text = made(str(done_run), "--price-per-hour", "3600")
+    page = check(text)
+    card = read_card(done_run / "base_2")
+    assert card.hash in page.text
+    assert card.data["fingerprint"] in page.text
+    assert "n = 100; seeds 0-99; ddim eta=0.0" in page.text  # the protocol stands with the numbers
+    assert "Down to 1 step no difference from the original in 8 shows" in page.text
+    assert "without distillation 30.0 (25.0 to 35.0)" in page.text
+    rows = 1 + 2 * 3  # the original; not distilled and student at 4, 2 and 1
+    assert len([found for found in page.all("img") if str(found["alt"]).startswith("seed")]) == 2 * rows + 2 * 2
+    assert "name: tiny" in page.text
+    seconds = json.loads((done_run / "status.json").read_text())["seconds"]
+    assert f"{seconds['base_2']:,.2f}" in page.text  # a price of one per second
+    assert "Not measured, or changed since: base_0, base_1" in page.text
+
+
+def test_a_report_replaces_a_report_and_no_other_file(done_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["report", str(done_run), "--no-pictures", "-q"]
+    assert app.run(arguments) == 0
+    assert app.run(arguments) == 0
+    (done_run / "report.html").write_text("mine")
+    assert app.run(arguments) == 2
+    assert "is no report" in capsys.readouterr().err
+    assert (done_run / "report.html").read_text() == "mine"
+    assert app.run([*arguments, "--force"]) == 0
+
+
+def test_texts_of_a_run_stay_texts(done_run: Path) -> None:
+    evaluated(done_run)
+    (done_run / "recipe.yaml").write_text(f"# {HOSTILE}\nname: tiny\n", encoding="utf-8")
+    status = json.loads((done_run / "status.json").read_text())
+    hostile = {"state": "failed", "reason": HOSTILE, "resume_command": HOSTILE, "stage": HOSTILE, "host": HOSTILE}
+    (done_run / "status.json").write_text(json.dumps({**status, **hostile, "machine": HOSTILE}))
+    line = {"stage": HOSTILE, "update": 1, "loss": 0.5}
+    (done_run / "log.jsonl").write_text(
+        f"{json.dumps(line)}\nhalf a li\n[]\n" + '{"stage": "a", "update": 1, "loss": NaN}'
+    )
+    found = json.loads((done_run / "evaluation" / "table.json").read_text())
+    found["rows"][2]["model"] = found["machine"] = found["protocol"]["sampler"] = HOSTILE
+    found["rows"][2]["metrics"] = {HOSTILE: {"value": 1.0}}
+    (done_run / "evaluation" / "table.json").write_text(json.dumps(found))
+    strange = done_run.rename("<b>&'\"")
+    text = made(str(strange))
+    page = check(text)
+    assert len(page.all("script")) == 1
+    assert not any("onerror" in found for _, found in page.elements)
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+    assert "<b>&'\"" in page.text
+
+
+def test_a_run_without_any_model_says_what_to_type(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    run = tiny_run.folder("runs/tiny")
+    run.path.mkdir(parents=True)
+    run.recipe.write_text(tiny_run.text)
+    run.log.write_text('{"stage": "original", "update": 2, "loss": 0.5}\n')
+    page = check(made())
+    assert "No model is finished yet." in page.text
+    assert "vdiff train" in page.text
+    assert "Losses" in page.text
+    assert page.all("img") == []
+
+
+def test_a_run_at_work_is_shown_as_far_as_it_is(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    assert app.run(["train", "-q", "--device", "cpu"]) == 0
+    run = tiny_run.folder("runs/tiny")
+    working = {"state": "running", "stage": "base_0", "update": 1, "updates": 2, "resume_command": "vdiff distill"}
+    run.status.write_text(json.dumps(working))
+    with run.lock():
+        page = check(made())
+    assert "The run is at work: base_0 is at update 1 of 2" in page.text
+    assert "vdiff evaluate runs/tiny" in page.text
+    assert "waiting" in page.text
+    assert page.all("input") == []  # nothing to pull a divider over
+    killed = check(made())
+    assert "The run was killed. vdiff distill goes on." in killed.text
+
+
+def test_a_damaged_model_or_table_is_named_and_the_rest_is_shown(done_run: Path) -> None:
+    weights = done_run / "base_2" / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (done_run / "evaluation").mkdir()
+    (done_run / "evaluation" / "table.json").write_text("{}")
+    page = check(made(str(done_run)))
+    assert "base_2: " in page.text
+    assert "is no table of an evaluation: it is damaged" in page.text
+    assert any("base_1" in str(found["alt"]) for found in page.all("img"))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["report", str(tmp_path)]) == 2
+    assert "there is no run" in capsys.readouterr().err
+
+
+def test_published_numbers_are_shown_only_when_asked_for(done_run: Path) -> None:
+    evaluated(done_run)
+    assert "arXiv" not in made(str(done_run))
+    assert "Salimans & Ho 2022" in Page(made(str(done_run), "--published", "cifar10")).text
+    assert app.run(["report", str(done_run), "--published", "mnist"]) == 2
+
+
+def test_pictures_are_drawn_once(done_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["report", str(done_run), "-n", "2", "--device", "cpu"]
+    assert app.run(arguments) == 0
+    assert "drawing `base_2` at 1 step" in capsys.readouterr().err
+    first = (done_run / "report.html").read_text()
+    for path in (done_run / "evaluation" / "report").glob("way-*.npy"):
+        path.write_bytes(b"damaged")
+    assert app.run(arguments) == 0
+    told = capsys.readouterr().err
+    assert "drawing" not in told
+    assert "following `base_2` from noise to picture" in told
+    pictures = re.findall(r"data:image/png[^\"]*", first)
+    assert pictures == re.findall(r"data:image/png[^\"]*", (done_run / "report.html").read_text())
+
+
+def test_a_long_log_is_thinned_to_means() -> None:
+    points = [(float(update), float(update % 2)) for update in range(10_000)]
+    found = record.thinned(points)
+    assert 100 <= len(found) <= record.MOST_POINTS
+    assert found[-1][0] == 9999
+    assert all(abs(value - 0.5) < 0.01 for _, value in found)
+    assert record.thinned([]) == []
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_in_a_browser_nothing_complains_nothing_is_asked_for_and_the_divider_moves(done_run: Path, width: int) -> None:
+    evaluated(done_run)
+    made(str(done_run))
+    with opened(Path("page.html"), width) as driver:
+        assert complaints(driver) == []
+        assert requests(driver) == [Path("page.html").resolve().as_uri()]
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        clip = "return getComputedStyle(document.querySelector('.pair .above')).clipPath"
+        before = driver.execute_script(clip)
+        handle = driver.find_element("id", "cut")
+        handle.send_keys("\ue014" * 10)  # the right arrow key
+        after = driver.execute_script(clip)
+        assert "50%" in before
+        assert "60%" in after
+        driver.find_element("id", "choose-base_0").click()
+        words: Any = driver.find_element("id", "right-end").text
+        assert words == "base_0, 4 steps"
+        shown = "return document.querySelector('.pair .above').src === document.getElementById('p-base_0-0').src"
+        assert driver.execute_script(shown)
+        assert complaints(driver) == []

@@ -1,0 +1,136 @@
+"""`vdiff compare`: two models, same noise, side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, mode, open_recipe
+from vdiff.cli.session import DeviceOption, RunOption, run_folder
+from vdiff.errors import UsageError
+
+if TYPE_CHECKING:
+    from vdiff.model_card import ModelCard
+    from vdiff.reporting.pair import Pair
+
+MOST = 64
+Model = "A run (its last stage), a model folder, or its name in the run"
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help=Model)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Likewise")],
+    seeds: Annotated[str, typer.Option("--seeds", metavar="0-15", help="One seed per picture")] = "0-15",
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of both [each model's own number]")] = None,
+    out: Annotated[Path, typer.Option("--out", help="compare.png, or .html for a page with a divider")] = Path(
+        "compare.png"
+    ),
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    device: DeviceOption = None,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Show two models side by side, from the same noise
+
+    Says how far their pictures agree, and puts the numbers of their evaluations together where the protocols are equal.
+
+    Examples:
+      vdiff compare original base_4
+      vdiff compare runs/digits runs/digits_2 --seeds 0-7 --out compare.html
+    """
+    from vdiff import model_card
+    from vdiff.cli.sample import numbers_in
+
+    numbers = numbers_in(seeds, "--seeds", 2**63)
+    if len(numbers) > MOST:
+        raise UsageError(f"{len(numbers)} pictures do not fit beside one another", f"ask for at most {MOST}", "--seeds")
+    folders = _folder(a, recipe, run), _folder(b, recipe, run)
+    cards = model_card.read_card(folders[0]), model_card.read_card(folders[1])
+    names = _names(folders)
+    _check(cards, names, steps)
+    _check_target(out, force)
+    if dry_run:
+        _tell_plan(names, out, len(numbers))
+        return
+    from vdiff.reporting import pair
+    from vdiff.training.machine import pick_device
+
+    found = pair.drawn(folders, names, numbers, steps, pick_device(device))
+    _write(found, out)
+    _tell(found, out)
+
+
+def _folder(given: str, recipe: str | None, run: Path | None) -> Path:
+    """The model folder that is meant.   Errors: UsageError, ModelFileError."""
+    from vdiff.model_card import is_model_folder
+    from vdiff.run_folder import RunFolder
+
+    path = Path(given)
+    if is_model_folder(path):
+        return path
+    place = RunFolder(path)
+    if path.is_dir() and place.is_begun():
+        names = place.models()
+        if not names:
+            raise UsageError(f"no model of `{given}` is finished yet", "run `vdiff train` first")
+        return place.model(names[-1])
+    named = RunFolder(run) if run is not None else run_folder(open_recipe(recipe, None)[0], None)
+    return named.find(given)
+
+
+def _names(folders: tuple[Path, Path]) -> tuple[str, str]:
+    """The folders' names, with their runs' before them where they are equal."""
+    a, b = (folder.resolve() for folder in folders)
+    return (a.name, b.name) if a.name != b.name else (f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}")
+
+
+def _check(cards: "tuple[ModelCard, ModelCard]", names: tuple[str, str], steps: int | None) -> None:
+    from vdiff.reporting.pair import check_alike
+
+    check_alike(*cards, names)
+    for card, name in zip(cards, names, strict=True):
+        if steps is not None and card.is_distilled and steps > card.num_steps:
+            problem = f"`{name}` was distilled to {card.num_steps} steps and knows no times between them"
+            raise UsageError(problem, f"ask for at most {card.num_steps} steps", "--steps")
+
+
+def _check_target(out: Path, force: bool) -> None:
+    from vdiff.cli.report import check_replaceable
+
+    if out.suffix not in (".png", ".html"):
+        raise UsageError(f"`{out.name}` names no form that a comparison has", "end it in .png or .html", "--out")
+    if out.suffix == ".html" or out.is_dir():
+        check_replaceable(out, force)
+    elif out.exists() and not force:
+        raise UsageError(f"`{out}` is there already", "`--force` overwrites it, `--out` names another place", "--out")
+
+
+def _write(found: "Pair", out: Path) -> None:
+    from vdiff import whole_folder
+    from vdiff.reporting import pair
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pair.write_grid(out, found) if out.suffix == ".png" else whole_folder.write_text(out, pair.html(found))
+
+
+def _tell_plan(names: tuple[str, str], out: Path, count: int) -> None:
+    from vdiff.cli import console
+
+    console.say(f"would draw {count} pictures each with `{names[0]}` and `{names[1]}`: `{out}`", "green")
+    if mode.json:
+        console.emit_json({"dry_run": True, "a": names[0], "b": names[1], "num_images": count, "out": str(out)})
+
+
+def _tell(found: "Pair", out: Path) -> None:
+    from vdiff.cli import console
+    from vdiff.reporting import pair
+
+    if mode.json:
+        console.emit_json({"out": str(out), **pair.facts(found)})
+    else:
+        console.table(("", found.a.name, found.b.name), pair.words(found), right=(found.a.name, found.b.name))
+    console.say(f"on {len(found.seeds)} pictures they agree to {pair.agreed_in_words(found.agreed)}")
+    if found.a.row and found.b.row and not found.may_be_compared:
+        console.warn(f"their evaluations are not to be compared: {pair.difference(found)}")
+    console.say(f"drew both: `{out}`", "green")

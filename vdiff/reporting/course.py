@@ -1,0 +1,41 @@
+"""How the trainings went: losses by stage, and the students' errors by noise level."""
+
+from collections.abc import Mapping, Sequence
+
+from vdiff.reporting.chart import Axis, Line, Point, chart, suits_log
+from vdiff.reporting.markup import Markup, tag
+from vdiff.reporting.record import Record
+from vdiff.reporting.wording import counted, number
+
+
+def losses(record: Record) -> Markup:
+    """A chart per stage that has written losses."""
+    figures = []
+    for stage in _in_order(record):
+        points = record.losses[stage]
+        lines = [Line(stage, "plain", [Point(update, loss) for update, loss in points], marked=len(points) == 1)]
+        values = [loss for _, loss in points]
+        drawn = chart(f"Loss of {stage}", lines, Axis("updates"), Axis("loss", 10 if suits_log(values, 4) else None))
+        said = f"{points[-1][0]:,.0f} updates, last {number(values[-1])}"
+        figures.append(tag("figure", tag("h3", stage, tag("span", said, class_="aside")), drawn))
+    return tag("div", figures, class_="charts small")
+
+
+def levels(errors: Mapping[str, Sequence[tuple[float, float]]], record: Record) -> Markup:
+    """A chart per student, all with the same axes."""
+    steps = {card["name"]: card["num_steps"] for card in record.students}
+    values = [error for points in errors.values() for _, error in points]
+    across = Axis("time: 0 clean, 1 noise", None, (0, 0.25, 0.5, 0.75, 1), (0, 1))
+    up = Axis("squared error", 10 if suits_log(values) else None, span=(min(values), max(values)))
+    figures = []
+    for name, points in errors.items():
+        marks = [Point(time, error, note=f"time {time:.2f}: {number(error)}") for time, error in points]
+        drawn = chart(f"Error of {name} by noise level", [Line(name, "student", marks)], across, up)
+        figures.append(tag("figure", tag("h3", name, tag("span", counted(steps[name]), class_="aside")), drawn))
+    return tag("div", figures, class_="charts small")
+
+
+def _in_order(record: Record) -> list[str]:
+    known = [stage.name for stage in record.stages] + [row["name"] for row in record.rows]
+    listed = [name for name in dict.fromkeys(known) if name in record.losses]
+    return [*listed, *(name for name in record.losses if name not in listed)]

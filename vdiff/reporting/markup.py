@@ -1,0 +1,67 @@
+"""HTML and SVG as text: whatever is not markup already is escaped, so that a run's own texts stay texts."""
+
+import html
+from collections.abc import Iterable
+
+
+class Markup(str):
+    """Text that is HTML."""
+
+    __slots__ = ()
+
+
+Child = str | int | None | Iterable["Child"]
+
+_EMPTY = {"img", "input", "meta", "br", "hr"}
+
+
+def tag(name: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Markup:
+    """An element. Children that are no Markup are escaped; None is nothing.
+
+    attributes: `class_` is class, `data_seed` is data-seed; True stands alone, None and False are left out.
+    """
+    inside = "".join(_attribute(key, value) for key, value in attributes.items())
+    return Markup(f"<{name}{inside}>" if name in _EMPTY else f"<{name}{inside}>{joined(children)}</{name}>")
+
+
+def joined(children: Iterable[Child]) -> Markup:
+    """Children, one after another."""
+    return Markup("".join(map(_text, children)))
+
+
+def escaped(text: str) -> Markup:
+    """Foreign text: markup becomes letters, and what cannot be printed becomes visible; line breaks stay."""
+    shown = (letter if letter in "\n\t" or letter.isprintable() else _visible(letter) for letter in text)
+    return Markup(html.escape("".join(shown)))
+
+
+def code(text: str) -> Markup:
+    """A name, a hash or something to type."""
+    return tag("code", text)
+
+
+def spoken(text: str) -> Markup:
+    """A sentence in which backticks stand around names and commands."""
+    parts = text.split("`")
+    return joined(code(part) if place % 2 else part for place, part in enumerate(parts))
+
+
+def _text(child: Child) -> str:
+    if child is None:
+        return ""
+    if isinstance(child, Markup):
+        return child
+    if isinstance(child, str | int):
+        return escaped(str(child))
+    return joined(child)
+
+
+def _attribute(key: str, value: str | int | float | bool | None) -> str:
+    name = key.rstrip("_").replace("_", "-")
+    if value is None or value is False:
+        return ""
+    return f" {name}" if value is True else f' {name}="{escaped(str(value))}"'
+
+
+def _visible(letter: str) -> str:
+    return letter.encode("unicode_escape", "backslashreplace").decode()

@@ -1,0 +1,208 @@
+"""Two models side by side: their pictures from the same noise, and their numbers where these may be compared."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vdiff import checkpoint
+from vdiff.errors import DataError, VdiffError
+from vdiff.images import Row as PictureRow
+from vdiff.images import to_float, to_uint8, write_rows
+from vdiff.metrics import table as tables
+from vdiff.metrics.agreement import Agreement, agreement
+from vdiff.metrics.table import EvaluationTable, Row
+from vdiff.model_card import ModelCard
+from vdiff.reporting import quality, side_by_side
+from vdiff.reporting.markup import Markup, joined, spoken, tag
+from vdiff.reporting.page import page, section
+from vdiff.reporting.pictures import Strip
+from vdiff.reporting.wording import amount, counted, number
+from vdiff.run_folder import RunFolder
+from vdiff.samplers.ddim import Ddim
+from vdiff.samplers.draw import draw
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two. name: for people.   row: its numbers, if its run has been evaluated at this number of steps."""
+
+    name: str
+    folder: Path
+    card: ModelCard
+    strip: Strip
+    table: EvaluationTable | None
+    row: Row | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both, drawn from the same seeds. agreed: pixel by pixel, after rounding to 8 bits."""
+
+    a: Side
+    b: Side
+    seeds: Sequence[int]
+    agreed: Agreement
+
+    @property
+    def may_be_compared(self) -> bool:
+        """Whether both have numbers of one protocol."""
+        tables = (self.a.table, self.b.table)
+        return None not in (self.a.row, self.b.row) and tables[0].protocol == tables[1].protocol  # type: ignore[union-attr]
+
+
+def check_alike(a: ModelCard, b: ModelCard, names: tuple[str, str]) -> None:
+    """DataError for models whose pictures cannot be put beside one another."""
+    if a.shape != b.shape:
+        problem = f"`{names[0]}` draws {_shape(a)}, `{names[1]}` draws {_shape(b)}"
+        raise DataError(problem, "compare two models of one size and number of channels")
+    if a.num_classes != b.num_classes:
+        problem = f"`{names[0]}` knows {a.num_classes} classes, `{names[1]}` knows {b.num_classes}"
+        raise DataError(
+            problem, "compare two models of the same classes: from the same noise they draw the same things"
+        )
+
+
+def drawn(
+    folders: tuple[Path, Path],
+    names: tuple[str, str],
+    seeds: Sequence[int],
+    steps: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Pair:
+    """Draw with both. steps: of both; None for each model's own number.   Errors: ModelFileError, DataError."""
+    a, b = (_side(folder, name, seeds, steps, device) for folder, name in zip(folders, names, strict=True))
+    return Pair(a, b, seeds, agreement(to_float(a.strip.pictures), to_float(b.strip.pictures)))
+
+
+def write_grid(path: Path, pair: Pair) -> None:
+    """A PNG with a row for each of the two."""
+    rows = [PictureRow(_said(side), side.strip.pictures) for side in (pair.a, pair.b)]
+    write_rows(path, rows, {"vdiff.models": f"{pair.a.card.hash} {pair.b.card.hash}"})
+
+
+def html(pair: Pair) -> str:
+    """The two under a divider, and their numbers."""
+    a, b = pair.a, pair.b
+    said = (
+        f"On {len(pair.seeds)} pictures, `{a.name}` in {counted(a.strip.num_steps)} and `{b.name}` in "
+        f"{counted(b.strip.num_steps)} agree to {agreed_in_words(pair.agreed)}."
+    )
+    head = tag("p", tag("span", "vdiff compare"), class_="eyebrow"), tag("h1", f"{a.name} and {b.name}")
+    lead = f"Both sides start from the same noise: {a.name} on the left of the divider, {b.name} on the right."
+    sections = [
+        section("pictures", "Side by side", lead, side_by_side.slider(a.strip, [b.strip], pair.seeds, a.name)),
+        section("models", "The models", None, _models(pair)),
+        section("numbers", "Evaluations", *_evaluations(pair)),
+    ]
+    return page(f"{a.name} and {b.name} · vdiff compare", [*head, tag("p", spoken(said), class_="verdict")], sections)
+
+
+def agreed_in_words(agreed: Agreement) -> str:
+    """`PSNR 23.1 dB, SSIM 0.92, squared error 0.0123`."""
+    psnr = "equal pixels" if agreed.mse == 0 else f"PSNR {agreed.psnr:.1f} dB"
+    return f"{psnr}, SSIM {number(agreed.ssim)}, mean squared error {number(agreed.mse)}"
+
+
+def facts(pair: Pair) -> dict[str, Any]:
+    """All of it for JSON; `psnr` is null for equal pictures."""
+    agreed = {**pair.agreed._asdict(), "psnr": pair.agreed.psnr if pair.agreed.mse > 0 else None}
+    sides = {}
+    for key, side in (("a", pair.a), ("b", pair.b)):
+        sides[key] = {
+            "name": side.name,
+            "path": str(side.folder),
+            "hash": side.card.hash,
+            "num_steps": side.strip.num_steps,
+            "num_parameters": side.card.num_parameters,
+            "evaluation": side.row.model_dump(mode="json") if side.row else None,
+            "protocol": side.table.protocol.model_dump(mode="json") if side.row and side.table else None,
+        }
+    return {**sides, "num_images": len(pair.seeds), "agreement": agreed, "same_protocol": pair.may_be_compared}
+
+
+def words(pair: Pair) -> list[tuple[str, str, str]]:
+    """Rows of (what, of A, of B) for a terminal."""
+    sides = (pair.a, pair.b)
+    rows = [
+        ("steps", *(f"{side.strip.num_steps:,}" for side in sides)),
+        ("parameters", *(amount(side.card.num_parameters) for side in sides)),
+        ("weights", *(side.card.hash[:8] for side in sides)),
+    ]
+    if pair.may_be_compared:
+        found = [dict(side.row.metrics) for side in sides if side.row]
+        known = quality.ordered([*{**found[0], **found[1]}])
+        rows += [(name, *(_value(each, name) for each in found)) for name in known]
+    return rows  # type: ignore[return-value]
+
+
+def _value(metrics: Mapping[str, Any], name: str) -> str:
+    return number(metrics[name].value) if name in metrics else "–"
+
+
+def _side(folder: Path, name: str, seeds: Sequence[int], steps: int | None, device: torch.device | str) -> Side:
+    model = checkpoint.load(folder, device)
+    card = model.card
+    num_steps = steps or card.num_steps
+    labels = torch.tensor(seeds) % card.num_classes if card.num_classes else None
+    pictures = draw(
+        model.denoiser, Ddim(), seeds, card.shape, num_steps, model_steps=card.model_steps, labels=labels, device=device
+    )
+    table = _table(folder)
+    found = [row for row in table.rows if (row.hash, row.num_steps) == (card.hash, num_steps)] if table else []
+    strip = Strip(name, "student", num_steps, to_uint8(pictures))
+    return Side(name, folder, card, strip, table, found[0] if found else None)
+
+
+def _table(folder: Path) -> EvaluationTable | None:
+    try:
+        return tables.read(RunFolder(folder.resolve().parent).table)
+    except VdiffError:
+        return None  # `vdiff report` tells what is wrong with it
+
+
+def _said(side: Side) -> str:
+    return f"{side.name}, {counted(side.strip.num_steps)}"
+
+
+def _shape(card: ModelCard) -> str:
+    return " x ".join(map(str, card.shape))
+
+
+def _models(pair: Pair) -> Markup:
+    sides = (pair.a, pair.b)
+    rows = [
+        tag("tr", tag("th", what, scope="row"), tag("td", of_a, class_="n"), tag("td", of_b, class_="n"))
+        for what, of_a, of_b in words(pair)
+    ]
+    heads = [tag("th", "", scope="col"), *(tag("th", side.name, scope="col", class_="n") for side in sides)]
+    caption = tag("caption", f"Pictures: ddim eta=0, seeds {pair.seeds[0]} to {pair.seeds[-1]}.")
+    inside = tag("table", caption, tag("thead", tag("tr", heads)), tag("tbody", rows), class_="numbers")
+    return tag("div", inside, class_="wide", tabindex=0, role="region", aria_label="The models")
+
+
+def _evaluations(pair: Pair) -> tuple[str, Markup]:
+    sides = [side for side in (pair.a, pair.b) if side.row and side.table]
+    if not sides:
+        return "Neither has been evaluated at this number of steps: vdiff evaluate RUN does it.", Markup("")
+    if pair.may_be_compared and pair.a.table:
+        both = [side.row for side in sides if side.row]
+        return "Both under one protocol.", quality.numbers(pair.a.table.model_copy(update={"rows": tuple(both)}))
+    found = []
+    for side in sides:
+        if side.table and side.row:
+            apart = side.table.model_copy(update={"rows": (side.row,)})
+            found.append(joined((tag("h3", side.name), quality.numbers(apart))))
+    return f"Not to be compared: {difference(pair)}.", joined(found)
+
+
+def difference(pair: Pair) -> str:
+    """Why the numbers of two evaluations must not be compared."""
+    a, b = pair.a, pair.b
+    if a.row is None or b.row is None or a.table is None or b.table is None:
+        missing = " and ".join(side.name for side in (a, b) if side.row is None)
+        return f"{missing} has no evaluation at this number of steps"
+    one, other = a.table.protocol.model_dump(), b.table.protocol.model_dump()
+    return f"the protocols differ in {', '.join(name.replace('_', ' ') for name in one if one[name] != other[name])}"

@@ -1,0 +1,206 @@
+"""The pictures of a report: drawn from fixed seeds, kept in the run's evaluation folder, drawn again when gone."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdiff import __version__, checkpoint
+from vdiff.checkpoint import Checkpoint, ModelCard
+from vdiff.images import to_float, to_uint8
+from vdiff.objectives.objective import add_noise
+from vdiff.objectives.progressive import progressive_target
+from vdiff.plan import counted
+from vdiff.randomness import Randomness
+from vdiff.samplers.ddim import Ddim
+from vdiff.samplers.draw import draw
+
+FRAMES = 9
+"""Pictures on the way from noise to picture, noise and picture included."""
+
+FEW_STEPS = 16
+"""Students of at most so many steps are drawn: with more, one sees no difference, and drawing takes long."""
+
+_LEVELS = 8
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures of one model, uint8 [n, C, H, W], one per seed. role: as in the table of an evaluation."""
+
+    model: str
+    role: str
+    num_steps: int
+    pictures: Tensor
+
+
+@dataclass(frozen=True)
+class Way:
+    """From noise to one picture: frames uint8 [F, C, H, W], and the time at which each stands, 1 noise, 0 picture."""
+
+    model: str
+    num_steps: int
+    times: Sequence[float]
+    frames: Tensor
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All pictures of a report. errors: student -> (time, squared error of x against the exact target)."""
+
+    seeds: Sequence[int]
+    strips: list[Strip] = field(default_factory=list)
+    ways: list[Way] = field(default_factory=list)
+    errors: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+
+class Studio:
+    """Draws with the models of a run; what was drawn before comes from `keep`.
+
+    folders: model folders by name.   say: told what is being drawn.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        keep: Path,
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.seeds, self._folders, self._keep, self._device, self._say = seeds, folders, keep, device, say
+        self._cards: dict[str, ModelCard] = {name: checkpoint.read_card(path) for name, path in folders.items()}
+        self._loaded: dict[str, Checkpoint] = {}
+
+    def gallery(self, base: str, students: Sequence[str], base_steps: int | None = None) -> Gallery:
+        """The base at `base_steps` (its own number if None), then what few steps give without and with distillation."""
+        steps = base_steps or self._cards[base].num_steps
+        found = Gallery(self.seeds, [self.strip(base, "original", steps)])
+        few = [name for name in students if self._cards[name].num_steps <= FEW_STEPS] or list(students[-1:])
+        for name in few:
+            number = self._cards[name].num_steps
+            if number < steps:
+                found.strips.append(self.strip(base, "undistilled", number))
+            found.strips.append(self.strip(name, "student", number))
+        shown = [name for name in few if self._cards[name].num_steps <= FRAMES - 1]
+        found.ways.append(self.way(base, steps))
+        found.ways.extend(self.way(name, self._cards[name].num_steps) for name in shown[-3:])
+        for name in few:
+            points = self.errors(name, found.strips[0].pictures)
+            if points:
+                found.errors[name] = points
+        return found
+
+    def strip(self, name: str, role: str, num_steps: int) -> Strip:
+        """A picture per seed."""
+        key = ["strip", self._cards[name].hash, num_steps, list(self.seeds)]
+        said = f"drawing `{name}` at {counted(num_steps)}"
+        return Strip(name, role, num_steps, self._kept(key, said, lambda: to_uint8(self._draw(name, num_steps))))
+
+    def way(self, name: str, num_steps: int) -> Way:
+        """From the first seed's noise to its picture, in at most FRAMES frames."""
+        kept = torch.linspace(0, num_steps, min(FRAMES, num_steps + 1)).round().int().tolist()
+
+        def follow() -> Tensor:
+            noise = Randomness.for_images(torch.tensor(self.seeds[:1])).normal(*self._cards[name].shape)
+            states = [to_uint8(noise)]
+            self._draw(name, num_steps, 1, lambda z, x: states.append(to_uint8(z.cpu())))
+            return torch.cat([states[step] for step in kept])
+
+        key = ["way", self._cards[name].hash, num_steps, self.seeds[0]]
+        frames = self._kept(key, f"following `{name}` from noise to picture", follow)
+        return Way(name, num_steps, [1 - step / num_steps for step in kept], frames)
+
+    def errors(self, name: str, pictures: Tensor) -> list[tuple[float, float]]:
+        """How far a student is from its teacher's exact target at some of its noise levels, mean over `pictures`.
+
+        Empty where the teacher is not in the run.
+        """
+        card = self._cards[name]
+        hashes = {each.hash: teacher for teacher, each in self._cards.items()}
+        teacher = hashes.get(card.parent["hash"]) if card.parent else None
+        if teacher is None or card.num_steps >= self._cards[teacher].num_steps:
+            return []
+        digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
+        key = ["errors", card.hash, self._cards[teacher].hash, digest, list(self.seeds)]
+        said = f"comparing `{name}` with its teacher's target"
+        found = self._kept(key, said, lambda: self._errors(name, str(teacher), to_float(pictures)), np.float64)
+        return [(time, value) for time, value in found.tolist()]
+
+    @torch.no_grad()
+    def _errors(self, name: str, teacher: str, x: Tensor) -> Tensor:
+        student, guide = self._model(name).denoiser, self._model(teacher).denoiser
+        number = self._cards[name].num_steps
+        teacher_steps = self._cards[teacher].num_steps // number
+        x, labels = x.to(self._device), self._labels(name, len(x))
+        rows = []
+        for step in torch.linspace(1, number, min(number, _LEVELS)).round().int().tolist():
+            steps = torch.full((len(x),), float(step), dtype=torch.float64, device=x.device)
+            rng = Randomness.for_images(torch.tensor(self.seeds, device=x.device))
+            z = add_noise(student, x, steps / number, rng)
+            target = progressive_target(guide, z, steps, number, teacher_steps, labels)
+            error = (student(z, steps / number, labels).x - target).square().mean()
+            rows.append([step / number, float(error)])
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def _draw(
+        self, name: str, num_steps: int, count: int | None = None, watch: Callable[[Tensor, Tensor], None] | None = None
+    ) -> Tensor:
+        model, seeds = self._model(name), self.seeds[:count]
+        return draw(
+            model.denoiser,
+            Ddim(),
+            seeds,
+            model.card.shape,
+            num_steps,
+            model_steps=model.card.model_steps,
+            labels=self._labels(name, len(seeds)),
+            device=self._device,
+            watch=watch,
+        )
+
+    def _labels(self, name: str, count: int) -> Tensor | None:
+        classes = self._cards[name].num_classes
+        return torch.tensor(self.seeds[:count], device=self._device) % classes if classes else None
+
+    def _model(self, name: str) -> Checkpoint:
+        if name not in self._loaded:
+            self._loaded[name] = checkpoint.load(self._folders[name], self._device)
+        return self._loaded[name]
+
+    def _kept(self, key: list[Any], said: str, make: Callable[[], Tensor], dtype: Any = np.uint8) -> Tensor:
+        """What `make` makes, or made before of the same key."""
+        digest = hashlib.sha256(json.dumps([__version__, *key]).encode()).hexdigest()
+        path = self._keep / f"{key[0]}-{digest[:20]}.npy"
+        before = _read(path, dtype)
+        if before is None:
+            self._say(said)
+            before = make()
+            _write(path, before)
+        return before
+
+
+def _read(path: Path, dtype: Any) -> Tensor | None:
+    """An array that `_write` left; None where it is not there or not whole."""
+    try:
+        found = np.load(path)
+        return torch.from_numpy(found) if found.dtype == dtype else None
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _write(path: Path, content: Tensor) -> None:
+    """Keep an array; where the disk refuses, it is drawn again next time."""
+    partial = path.with_name(f".{path.name}.partial.npy")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(partial, content.numpy())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,189 @@
+"""The numbers of an evaluation as curves and as a table, always with the protocol that they hold under."""
+
+from collections.abc import Callable, Sequence
+
+from vdiff.metrics.table import AgreementWith, EvaluationTable, Row, Value
+from vdiff.reporting.chart import Axis, Line, Point, chart, suits_log
+from vdiff.reporting.markup import Markup, code, joined, tag
+from vdiff.reporting.published import CURVES
+from vdiff.reporting.wording import counted, number, signed_range, speed
+
+_ORDER = ("fid", "fd_dinov2", "fd_pixel", "kid", "sliced_wasserstein", "swd")
+"""Distances from the reference, the most telling first."""
+
+_WORDS = {
+    "fid": ("FID", "less is better"),
+    "fd_dinov2": ("FD-DINOv2", "less is better"),
+    "fd_pixel": ("Fréchet distance of pixels", "less is better; not an FID"),
+    "kid": ("KID", "less is better"),
+    "sliced_wasserstein": ("Sliced Wasserstein distance", "less is better"),
+    "swd": ("Sliced Wasserstein distance", "less is better"),
+    "precision": ("Precision", "more is better"),
+    "recall": ("Recall", "more is better"),
+    "inception_score": ("Inception score", "more is better"),
+    "isc": ("Inception score", "more is better"),
+}
+_AGREEMENTS: dict[str, tuple[str, str, Callable[[AgreementWith], float | None]]] = {
+    "psnr": ("Agreement: PSNR in dB", "more is better", lambda found: found.psnr),
+    "ssim": ("Agreement: structural similarity", "more is better, 1 is equal", lambda found: found.ssim),
+}
+
+
+def ordered(metrics: Sequence[str]) -> list[str]:
+    """Names of metrics, the most telling first."""
+    return sorted(metrics, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+def metrics_of(table: EvaluationTable) -> list[str]:
+    """All metrics that any row has, the most telling first."""
+    return ordered(sorted({name for row in table.rows for name in row.metrics}))
+
+
+def called(metric: str) -> str:
+    """The name of a metric for people."""
+    return _WORDS.get(metric, (metric, ""))[0]
+
+
+def curves(table: EvaluationTable, published: str | None = None) -> Markup:
+    """A chart per metric and per measure of agreement, against the number of steps."""
+    figures = [_metric(table, name, published) for name in metrics_of(table)]
+    figures += [_agreement(table, name) for name in _AGREEMENTS]
+    return tag("div", figures, class_="charts")
+
+
+def legend(roles: Sequence[tuple[str, str]]) -> Markup:
+    """What the marks mean: (role, words) each."""
+    items = [tag("li", tag("i", class_=f"key {role}", aria_hidden="true"), words) for role, words in roles]
+    return tag("ul", items, class_="legend")
+
+
+def numbers(table: EvaluationTable) -> Markup:
+    """Every number of the table."""
+    metrics = metrics_of(table)
+    heads = ["model", "steps", "per picture", *map(called, metrics)]
+    heads += ["PSNR, its teacher", "PSNR, original", "SSIM, original"]
+    head = tag(
+        "tr", [tag("th", text, scope="col", class_=None if place == 0 else "n") for place, text in enumerate(heads)]
+    )
+    rows = [_number_row(row, metrics) for row in table.rows]
+    caption = tag("caption", f"Protocol: {table.protocol.line()}. In small print: 95 % intervals by bootstrap.")
+    inside = tag("table", caption, tag("thead", head), tag("tbody", rows), class_="numbers")
+    return tag("div", inside, class_="wide", tabindex=0, role="region", aria_label="All numbers of the evaluation")
+
+
+def protocol(table: EvaluationTable, metric: str | None = None) -> Markup:
+    """The line that stands with a number."""
+    features = table.protocol.features.get(metric, "") if metric else ""
+    return tag("p", f"{features}; " if features else "", table.protocol.line(), class_="protocol")
+
+
+def _number_row(row: Row, metrics: Sequence[str]) -> Markup:
+    name = f"{row.model}, not distilled" if row.role == "undistilled" else row.model
+    cells = [tag("th", name, scope="row"), _cell(f"{row.num_steps:,}"), _cell(speed(row.seconds_per_image))]
+    cells += [_value(row.metrics.get(metric)) for metric in metrics]
+    cells += [_cell(_psnr(row.teacher)), _cell(_psnr(row.original))]
+    cells.append(_cell(number(row.original.ssim) if row.original else "–"))
+    return tag("tr", cells, class_=row.role)
+
+
+def _cell(text: str) -> Markup:
+    return tag("td", text, class_="n")
+
+
+def _value(value: Value | None) -> Markup:
+    if value is None:
+        return _cell("–")
+    interval = signed_range(value.low, value.high)
+    return tag("td", number(value.value), tag("small", interval) if interval else None, class_="n")
+
+
+def _psnr(found: AgreementWith | None) -> str:
+    if found is None:
+        return "–"
+    return "equal" if found.psnr is None else f"{found.psnr:.1f} dB"
+
+
+def _metric(table: EvaluationTable, name: str, published: str | None) -> Markup | None:
+    def point(row: Row) -> Point | None:
+        value = row.metrics.get(name)
+        if value is None:
+            return None
+        return Point(row.num_steps, value.value, value.low, value.high, _note(row, number(value.value)))
+
+    lines = _lines(table, point)
+    curve = CURVES.get(published or "") if name == "fid" else None
+    if curve is not None:
+        given = [("distilled", curve.distilled), ("plain DDIM", curve.undistilled)]
+        for words, values in given:
+            points = [Point(steps, value, note=f"published: {value}") for steps, value in values.items()]
+            lines.append(Line(f"published, {words}", "published", points))
+    title, better = _WORDS.get(name, (name, ""))
+    source = f"Dashed: {curve.name} as published by {curve.source}." if curve else None
+    return _figure(title, better, lines, protocol(table, name), source)
+
+
+def _agreement(table: EvaluationTable, name: str) -> Markup | None:
+    title, better, measure = _AGREEMENTS[name]
+
+    def point_with(whom: str) -> Callable[[Row], Point | None]:
+        def point(row: Row) -> Point | None:
+            other = getattr(row, whom)
+            value = measure(other) if other is not None and row.role != "original" else None
+            return None if value is None else Point(row.num_steps, value, note=_note(row, number(value)))
+
+        return point
+
+    lines = [line for line in _lines(table, point_with("original")) if line.role != "original"]
+    own = [point for row in _students(table) if (point := point_with("teacher")(row)) is not None]
+    lines.append(Line("student, with its own teacher", "teacher", own))
+    note = "From the same noise: circles and diamonds with the original, squares each student with its own teacher."
+    return _figure(title, better, lines, protocol(table), note)
+
+
+def _figure(title: str, better: str, lines: Sequence[Line], line: Markup, note: str | None) -> Markup | None:
+    points = [point for each in lines for point in each.points]
+    if not points:
+        return None
+    values = [value for point in points for value in (point.low, point.y, point.high) if value is not None]
+    steps = _ticks([point.x for point in points])
+    drawn = chart(title, lines, Axis("steps", 2, steps), Axis(title, 10 if suits_log(values) else None))
+    head = tag("h3", title, tag("span", better, class_="aside"))
+    return tag("figure", head, drawn, tag("figcaption", line, tag("p", note, class_="note") if note else None))
+
+
+def _lines(table: EvaluationTable, point: Callable[[Row], Point | None]) -> list[Line]:
+    """Students, the undistilled base up to its full number of steps, and that point by itself."""
+
+    def points(rows: Sequence[Row]) -> list[Point]:
+        found = [each for row in rows if (each := point(row)) is not None]
+        return sorted(found, key=lambda each: each.x)
+
+    originals = [row for row in table.rows if row.role == "original"]
+    plain = [row for row in table.rows if row.role == "undistilled"]
+    return [
+        Line("not distilled", "undistilled", points(plain)),
+        Line("not distilled, up to the original", "undistilled", points([*plain, *originals]), marked=False),
+        Line("students", "student", points(_students(table))),
+        Line("original", "original", points(originals)),
+    ]
+
+
+def _students(table: EvaluationTable) -> list[Row]:
+    return sorted((row for row in table.rows if row.role == "student"), key=lambda row: row.num_steps)
+
+
+def _ticks(steps: Sequence[float]) -> list[float]:
+    """The numbers of steps that there are, thinned to about seven; the fewest stays."""
+    found = sorted(set(steps))
+    every = -(-len(found) // 7)
+    return found[::every]
+
+
+def _note(row: Row, value: str) -> str:
+    return f"{row.model}{', not distilled' * (row.role == 'undistilled')}, {counted(row.num_steps)}: {value}"
+
+
+def features(table: EvaluationTable) -> Markup:
+    """What each metric compares, as the protocol says."""
+    found = table.protocol.features.items()
+    return joined((tag("dt", code(name)), tag("dd", words)) for name, words in found)

@@ -1,0 +1,147 @@
+"""What a run has come to, as far as its files tell; read without judging, damaged parts named. No torch here."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vdiff import inspection, recipe_text
+from vdiff.errors import VdiffError
+from vdiff.metrics import table
+from vdiff.metrics.table import EvaluationTable
+from vdiff.plan import Stage, plan
+from vdiff.recipe import Recipe
+from vdiff.run_folder import RunFolder
+
+Facts = dict[str, Any]
+MOST_POINTS = 120
+"""A curve of losses is drawn with this many points, each the mean of those around it."""
+
+_LONGEST = 1 << 16
+_LARGEST_LOG = 256 << 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, ready to be shown.
+
+    rows: what `vdiff inspect` lists, finished and stopped stages.   cards: the models by name, those that are whole.
+    stages: what the recipe asks for; empty where it cannot be read.   losses: stage -> (update, loss), thinned.
+    warnings: what is damaged or does not fit together.
+    """
+
+    folder: RunFolder
+    name: str
+    rows: Sequence[Facts]
+    cards: dict[str, Facts]
+    status: Facts | None
+    stages: Sequence[Stage]
+    table: EvaluationTable | None
+    losses: dict[str, list[tuple[float, float]]]
+    recipe: str
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def base(self) -> Facts | None:
+        """The card of the undistilled model."""
+        return next((card for card in self.cards.values() if not card["is_distilled"]), None)
+
+    @property
+    def students(self) -> list[Facts]:
+        """The cards of the students that descend from the base, most steps first."""
+        found = [card for card in self.cards.values() if card["is_distilled"]]
+        return sorted(found, key=lambda card: (card["stage"], -card["num_steps"]))
+
+    def missing(self) -> list[str]:
+        """Stages that the recipe asks for and that have no model folder."""
+        return [stage.name for stage in self.stages if stage.name not in self.cards]
+
+
+def read(folder: Path) -> Record:
+    """Everything a run's files tell; nothing is changed."""
+    run = RunFolder(folder)
+    facts = inspection.run(folder)
+    warnings = list(facts["warnings"])
+    warnings += [f"`{row['name']}`: {problem}" for row in facts["models"] for problem in row["problems"]]
+    return Record(
+        run,
+        folder.resolve().name,
+        facts["models"],
+        _cards(facts["models"], warnings),
+        facts["status"],
+        _stages(run.recipe, warnings),
+        _table(run.table, warnings),
+        losses(run.log),
+        _text(run.recipe),
+        warnings,
+    )
+
+
+def losses(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """The losses in log.jsonl by stage, at most MOST_POINTS each; lines that tell none are passed over."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    if not path.is_file() or path.stat().st_size > _LARGEST_LOG:
+        return found
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            entry = _entry(line)
+            if entry is not None:
+                found.setdefault(entry[0], []).append(entry[1:])
+    return {stage: thinned(points) for stage, points in found.items()}
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS points: each the mean of its neighbours, at the last one's place."""
+    size = math.ceil(len(points) / MOST_POINTS)
+    parts = [points[start : start + size] for start in range(0, len(points), max(size, 1))]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+def _entry(line: str) -> tuple[str, float, float] | None:
+    try:
+        content = json.loads(line)
+        stage, update, loss = content["stage"], content["update"], content["loss"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    is_right = isinstance(stage, str) and all(type(value) in (int, float) for value in (update, loss))
+    return (stage[:64], float(update), float(loss)) if is_right and math.isfinite(loss) else None
+
+
+def _cards(rows: Sequence[Facts], warnings: list[str]) -> dict[str, Facts]:
+    cards = {}
+    for row in rows:
+        if row["state"] == "whole":
+            try:
+                cards[row["name"]] = inspection.model(Path(row["path"]))
+            except VdiffError as err:
+                warnings.append(err.problem)
+    return cards
+
+
+def _stages(path: Path, warnings: list[str]) -> list[Stage]:
+    if not path.is_file():
+        return []
+    try:
+        return plan(recipe_text.validate(Recipe, recipe_text.read_file(path)))
+    except VdiffError as err:
+        warnings.append(f"the run's recipe cannot be read: {err.problem}")
+        return []
+
+
+def _table(path: Path, warnings: list[str]) -> EvaluationTable | None:
+    try:
+        return table.read(path)
+    except VdiffError as err:
+        warnings.append(f"{err.problem}: {err.fix}")
+        return None
+
+
+def _text(path: Path) -> str:
+    """The beginning of a text file; nothing where there is none."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_LONGEST)
+    except OSError:
+        return ""

@@ -1,0 +1,172 @@
+"""The report of a run: what it has come to, on one page."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from vdiff.reporting import course, origin, quality, side_by_side
+from vdiff.reporting.markup import Markup, joined, spoken, tag
+from vdiff.reporting.page import contents, page, section
+from vdiff.reporting.pictures import FEW_STEPS, Gallery
+from vdiff.reporting.record import Record
+from vdiff.reporting.verdict import verdict
+from vdiff.reporting.wording import counted
+
+_ROLES = (("student", "students"), ("undistilled", "the base, not distilled"), ("original", "the original"))
+
+
+def report(
+    record: Record,
+    gallery: Gallery | None,
+    *,
+    published: str | None = None,
+    price_per_hour: float | None = None,
+    device: str = "",
+    undrawn: str = "",
+) -> str:
+    """The page as HTML.
+
+    published: a key of `published.CURVES`.   device: what the pictures were drawn on, in words.
+    undrawn: why there are no pictures.
+    """
+    sections = [
+        *_pictures(gallery, undrawn),
+        *_numbers(record, published),
+        _levels(record, gallery),
+        _losses(record),
+        _origin(record, price_per_hour, device if gallery else ""),
+    ]
+    found = [each for each in sections if each is not None]
+    links = contents([(id_, title) for id_, title, _ in found])
+    return page(f"{record.name} · vdiff report", [_head(record, gallery), links], [body for _, _, body in found])
+
+
+_Part = tuple[str, str, Markup]
+
+
+def _part(id_: str, title: str, lead: Markup | str, *content: Markup | None) -> _Part:
+    return id_, title, section(id_, title, lead, *content)
+
+
+def _head(record: Record, gallery: Gallery | None) -> Markup:
+    status = record.status
+    state = tag("span", status["state"], class_=f"state {status['state']}") if status else None
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    top = tag("p", tag("span", "vdiff report"), state, tag("span", made), class_="eyebrow")
+    said = tag("p", spoken(verdict(record, gallery)), class_="verdict")
+    notes = origin.sentences(_to_do(record), "todo")
+    return joined((top, tag("h1", record.name), said, notes, origin.sentences(record.warnings, "warnings")))
+
+
+def _to_do(record: Record) -> list[str]:
+    """What is missing, and the command to get it."""
+    lines = []
+    status, missing = record.status, record.missing()
+    if status and status["state"] == "running":
+        where = f"`{status['stage']}` is at update {status['update']:,} of {status['updates']:,}"
+        lines.append(f"The run is at work: {where}. Make the report again to see more.")
+    elif status and status["state"] in ("stopped", "failed", "killed"):
+        reason = f": {status['reason']}" if status["reason"] else ""
+        lines.append(f"The run was {status['state']}{reason}. `{status['resume_command']}` goes on.")
+    elif missing:
+        command = "vdiff train" if "original" in missing else "vdiff distill"
+        lines.append(f"Not made yet: {', '.join(f'`{name}`' for name in missing)}. `{command}` makes them.")
+    if record.cards and record.table is None:
+        lines.append(f"Not measured yet. `vdiff evaluate {record.folder.path}` measures every stage.")
+    if record.table is not None and _unmeasured(record):
+        names = ", ".join(f"`{name}`" for name in _unmeasured(record))
+        lines.append(f"Not measured, or changed since: {names}. `vdiff evaluate {record.folder.path}` measures them.")
+    return lines
+
+
+def _unmeasured(record: Record) -> list[str]:
+    known = {row.hash for row in record.table.rows} if record.table else set()
+    return [name for name, card in record.cards.items() if card["hash"] not in known]
+
+
+def _pictures(gallery: Gallery | None, undrawn: str) -> list[_Part]:
+    if gallery is None:
+        return [_part("pictures", "Pictures", spoken(undrawn))] if undrawn else []
+    original = gallery.strips[0]
+    students = [strip for strip in gallery.strips if strip.role == "student"]
+    parts = []
+    if students:
+        lead = (
+            "Both sides of a picture start from the same noise. Pull the divider: the original on its left, "
+            "the student on its right."
+        )
+        parts.append(
+            _part(
+                "teacher-and-student",
+                "Teacher and student",
+                lead,
+                side_by_side.slider(original, students, gallery.seeds),
+            )
+        )
+    lead = (
+        "Each column starts from the same noise. Above each student, the undistilled model with as few steps; "
+        f"students of more than {FEW_STEPS} steps are left out. "
+        f"Sampler: ddim eta=0, seeds {gallery.seeds[0]} to {gallery.seeds[-1]}."
+    )
+    parts.append(_part("strips", "All stages, same noise", lead, side_by_side.strips(gallery)))
+    lead = (
+        f"Seed {gallery.seeds[0]}, from pure noise on the left to the picture on the right; a frame stands at its time."
+    )
+    parts.append(_part("ways", "From noise to picture", lead, side_by_side.ways(gallery.ways)))
+    return parts
+
+
+def _numbers(record: Record, published: str | None) -> list[_Part]:
+    table = record.table
+    if table is None:
+        return []
+    roles: Sequence[tuple[str, str]] = _ROLES + ((("published", "published by others"),) if published else ())
+    lead = "How good the pictures are with so many steps; bars are 95 % intervals."
+    curves = (quality.legend(roles), quality.curves(table, published))
+    what = tag("dl", quality.features(table), class_="facts")
+    return [
+        _part("quality", "Quality against steps", lead, *curves),
+        _part("numbers", "All numbers", "", quality.numbers(table), what),
+    ]
+
+
+def _levels(record: Record, gallery: Gallery | None) -> _Part | None:
+    if gallery is None or not gallery.errors:
+        return None
+    original = gallery.strips[0]
+    lead = (
+        "Mean squared difference, without any loss weight, between what a student predicts in one step and the exact "
+        f"target from its own teacher's steps: on the {len(gallery.seeds)} pictures that the original draws in "
+        f"{counted(original.num_steps)}, with fresh noise, at up to 8 of the student's own times."
+    )
+    return _part("levels", "Error by noise level", lead, course.levels(gallery.errors, record))
+
+
+def _losses(record: Record) -> _Part | None:
+    if not record.losses:
+        return None
+    lead = (
+        "The training loss of each stage as log.jsonl has it: the recipe's weighting, mean over the updates between "
+        "two points. Losses of different stages are losses against different teachers."
+    )
+    return _part("losses", "Losses", lead, course.losses(record))
+
+
+def _origin(record: Record, price_per_hour: float | None, device: str) -> _Part:
+    untimed = origin.untimed(record)
+    note = (
+        tag(
+            "p",
+            f"No time was recorded for {', '.join(untimed)}: an older vdiff made them, or another run.",
+            class_="note",
+        )
+        if untimed
+        else None
+    )
+    line = (
+        tag("h3", "Line of models"),
+        origin.lineage(record) if record.cards else tag("p", "No model is finished yet."),
+    )
+    time = tag("h3", "Time and cost"), origin.time_and_cost(record, price_per_hour), note
+    rest = tag("h3", "Data, versions, machine"), origin.facts(record, device)
+    text = (tag("h3", "Recipe"), origin.recipe(record.recipe)) if record.recipe else ()
+    return _part("origin", "Where it comes from", "", *line, *time, *rest, *text)

@@ -1,0 +1,112 @@
+"""One sentence from the numbers: what the students keep of the original, and what the steps would give without them."""
+
+from vdiff.images import to_float
+from vdiff.metrics.agreement import agreement
+from vdiff.metrics.table import EvaluationTable, Row, Value
+from vdiff.reporting.pictures import Gallery, Strip
+from vdiff.reporting.quality import called, metrics_of
+from vdiff.reporting.record import Record
+from vdiff.reporting.wording import counted, number, signed_range
+
+
+def verdict(record: Record, gallery: Gallery | None) -> str:
+    """The sentence; backticks stand around names. What cannot be said yet is not said."""
+    if not record.cards:
+        return "No model is finished yet."
+    said = _measured(record.table) if record.table is not None else ""
+    if said:
+        return said
+    if not record.students:
+        return "The base network is trained; nothing has been distilled from it yet."
+    if gallery is not None:
+        return _seen(gallery) or _counted(record)
+    return _counted(record)
+
+
+def _counted(record: Record) -> str:
+    last, base = record.students[-1], record.base
+    if base is None:
+        return f"The last student, `{last['name']}`, draws in {counted(last['num_steps'])}."
+    times = base["num_steps"] / last["num_steps"]
+    return (
+        f"The last student, `{last['name']}`, draws in {counted(last['num_steps'])} instead of "
+        f"{base['num_steps']:,}: {times:,.0f} times fewer. How well is not measured yet."
+    )
+
+
+def _measured(table: EvaluationTable) -> str:
+    """From a distance of the evaluation, else from its agreement."""
+    original = next((row for row in table.rows if row.role == "original"), None)
+    students = sorted((row for row in table.rows if row.role == "student"), key=lambda row: row.num_steps)
+    if original is None or not students:
+        return ""
+    for metric in metrics_of(table):
+        found = [row for row in students if metric in row.metrics]
+        if found and metric in original.metrics:
+            return _compared(table, metric, original, found)
+    last = students[0]
+    if last.original is None or last.original.psnr is None:
+        return ""
+    return (
+        f"In {counted(last.num_steps)}, `{last.model}` draws what the original draws in {original.num_steps:,} to a "
+        f"PSNR of {last.original.psnr:.1f} dB{_undistilled_psnr(table, last.num_steps)}."
+    )
+
+
+def _compared(table: EvaluationTable, metric: str, original: Row, students: list[Row]) -> str:
+    name, last = called(metric), students[0]
+    best = original.metrics[metric]
+    equal = [row for row in students if _overlap(row.metrics[metric], best)]
+    parts = []
+    if equal:
+        parts.append(
+            f"Down to {counted(equal[0].num_steps)} no difference from the original in {original.num_steps:,} shows "
+            f"(95 % intervals of the {name} overlap)."
+        )
+    plain = next((row for row in table.rows if row.role == "undistilled" and row.num_steps == last.num_steps), None)
+    without = (
+        f", without distillation {_with_range(plain.metrics[metric])}" if plain and metric in plain.metrics else ""
+    )
+    parts.append(
+        f"In {counted(last.num_steps)}, `{last.model}` has a {name} of {_with_range(last.metrics[metric])}; "
+        f"the original in {original.num_steps:,} has {_with_range(best)}{without}."
+    )
+    return " ".join(parts)
+
+
+def _overlap(a: Value, b: Value) -> bool:
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return False
+    return a.low <= b.high and b.low <= a.high
+
+
+def _with_range(value: Value) -> str:
+    interval = signed_range(value.low, value.high)
+    return number(value.value) + (f" ({interval})" if interval else "")
+
+
+def _undistilled_psnr(table: EvaluationTable, steps: int) -> str:
+    row = next((row for row in table.rows if row.role == "undistilled" and row.num_steps == steps), None)
+    if row is None or row.original is None or row.original.psnr is None:
+        return ""
+    return f"; without distillation, to {row.original.psnr:.1f} dB"
+
+
+def _seen(gallery: Gallery) -> str:
+    """From the few pictures that the page shows."""
+    original = gallery.strips[0]
+    students = [strip for strip in gallery.strips if strip.role == "student"]
+    if not students:
+        return ""
+    last = students[-1]
+    plain = [s for s in gallery.strips if s.role == "undistilled" and s.num_steps == last.num_steps]
+    without = f", where the undistilled model reaches {_psnr(plain[0], original)}" if plain else ""
+    return (
+        f"On the {len(gallery.seeds)} pictures below, `{last.model}` draws in {counted(last.num_steps)} what the "
+        f"original draws in {original.num_steps:,} to a PSNR of {_psnr(last, original)}{without}. "
+        "Few pictures: a first look, no measurement."
+    )
+
+
+def _psnr(strip: Strip, original: Strip) -> str:
+    return f"{agreement(to_float(strip.pictures), to_float(original.pictures)).psnr:.1f} dB"
