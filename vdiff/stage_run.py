@@ -53,7 +53,7 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     """
     images = _open_images(surroundings.recipe, _num_classes(surroundings.recipe, teacher))
     student = _copy(teacher, images, surroundings.machine) if teacher else _fresh(surroundings.recipe, images)
-    learner = Learner(student, _objective(stage, teacher), stage.settings, surroundings.machine)
+    learner = Learner(student, _objective(stage, teacher, surroundings.machine), stage.settings, surroundings.machine)
     work = StageRun(surroundings, stage, teacher, images, learner)
     begun = time.monotonic()
     loss = work.train()
@@ -73,7 +73,7 @@ class StageRun:
         self._stage, self._teacher, self._images, self._learner = stage, teacher, images, learner
         self._num_classes = _num_classes(self._recipe, teacher)
         self._saves = self._run.saves(stage.name)
-        self._trajectory = trajectory(self._recipe, stage) | {
+        self._trajectory = trajectory(self._recipe, stage, self._machine.precision) | {
             "data": images.fingerprint,
             "teacher": teacher.card.hash if teacher else None,
         }
@@ -274,10 +274,11 @@ def _copy(teacher: Checkpoint, images: Images, machine: Machine) -> Denoiser:
     return replace(student, network=student.network.requires_grad_(True))
 
 
-def _objective(stage: Stage, teacher: Checkpoint | None) -> Objective:
+def _objective(stage: Stage, teacher: Checkpoint | None, machine: Machine) -> Objective:
     section, weighting = stage.settings.objective, stage.settings.weighting  # type: ignore[attr-defined]
     if teacher is None:
         objective: Objective = section.build(weighting)
     else:
+        machine.freeze(teacher.denoiser.network)
         objective = section.build(weighting, teacher.denoiser, stage.num_steps, stage.teacher_steps)
     return objective

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from vdiff.drawing import Drawing
     from vdiff.recipe import Recipe
     from vdiff.samplers.walk import Sampler
-    from vdiff.training.machine import Machine
+    from vdiff.training.machine import Machine, Precision
 
+    Wanted = tuple[Precision, str | None]
 
 Model = Annotated[
     str, typer.Option("--checkpoint", metavar="NAME|PATH", help="Model: a name in the run, or a model folder")
@@ -96,14 +97,14 @@ def sample(
     asked["batch_size"] = batch_size or parsed.sample.batch_size
     if gpus is not None and not (dry_run or launch.is_worker()):
         return launch.start(gpus, device)
-    facts = {"dry_run": True} if dry_run else _draw(folder, asked, device, target, strip, gif)
+    facts = {"dry_run": True} if dry_run else _draw(folder, asked, (parsed.precision, device), target, strip, gif)
     if facts is not None:
         _tell(folder, target, len(numbers), num_steps, built, facts)
     return None
 
 
 def _draw(
-    folder: Path, asked: Mapping[str, Any], device: str | None, target: Path, strip: bool, gif: bool
+    folder: Path, asked: Mapping[str, Any], wanted: "Wanted", target: Path, strip: bool, gif: bool
 ) -> Mapping[str, object] | None:
     """Draw with the model in `folder`, in all processes; what the first one has to tell of it, None in the others.
 
@@ -112,8 +113,10 @@ def _draw(
     from vdiff import checkpoint as model
     from vdiff.drawing import Drawing
 
-    with _machine(device) as (machine, check):
-        drawing = Drawing(model.load(folder, machine.device), machine=machine, **asked)
+    with _machine(wanted, model.read_card(folder).shape[-1]) as (machine, check):
+        loaded = model.load(folder, machine.device)
+        machine.freeze(loaded.denoiser.network)
+        drawing = Drawing(loaded, machine=machine, **asked)
         if machine.is_first:
             _write(drawing, target, strip, gif, check)
             return drawing.facts()
@@ -235,7 +238,7 @@ def _labels(card: "ModelCard", classes: str | None, count: int) -> Any:
 
 
 @contextlib.contextmanager
-def _machine(device: str | None) -> "Iterator[tuple[Machine, Callable[[], None]]]":
+def _machine(wanted: "Wanted", image_size: int) -> "Iterator[tuple[Machine, Callable[[], None]]]":
     """This process, alone or among those that a launcher started; only the first one talks.
 
     With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone.
@@ -248,7 +251,7 @@ def _machine(device: str | None) -> "Iterator[tuple[Machine, Callable[[], None]]
         stop = StopRequest(follows_parent=True) if launch.is_worker() else None
         if stop is not None:
             stack.callback(stop.close)
-        machine = Machine("fp32", device)
+        machine = Machine(*wanted, image_size=image_size)
         stack.callback(machine.close)
         if not machine.is_first:
             mode.json, mode.quiet = False, True

@@ -68,13 +68,14 @@ def chain(
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=launch.is_worker())
         stack.callback(stop.close)
-        machine = Machine(recipe.precision, device, recipe.deterministic)
+        machine = Machine(recipe.precision, device, recipe.deterministic, recipe.data.size)
         stack.callback(machine.close)
         if machine.is_first:
             stack.enter_context(folder.lock())
         else:
             mode.json, mode.quiet = False, True
         progress: Progress = stack.enter_context(make_progress(mode.quiet))
+        progress.note(f"computes in {machine.precision} on {machine.device}: {machine.why_precision}")
         if machine.is_first:
             progress = stack.enter_context(_recorded(progress, folder))
         yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop))

@@ -27,7 +27,7 @@ class Learner:
         self.rollbacks = 0
         self._objective = objective
         self._machine = machine
-        self._network = student.network.to(machine.device)
+        self._network = machine.place(student.network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
         adam = torch.optim.AdamW(
             self._network.parameters(),
@@ -113,6 +113,8 @@ class Learner:
             if f"step.{name}" in adam:
                 keys = ("exp_avg", "exp_avg_sq", "step")
                 kept = {key: adam[f"{key}.{name}"].to(weight.device, copy=True) for key in keys}
+                for key in keys[:2]:  # in the memory format of the weight
+                    kept[key] = torch.empty_like(weight).copy_(kept[key])
                 self._optimizer.state[weight] = kept
         self.rollbacks = int(state.get("course", {}).get("rollbacks", 0))
         self.update = update
