@@ -120,6 +120,8 @@ class ResidualBlock(nn.Module):
             added: Tensor = self.norm2(h + time)
             return added
         scale, shift = time.chunk(2, dim=1)
+        if h.device.type == "cpu" and h.is_contiguous():
+            return _scaled_norm(self.norm2, h, 1 + scale, shift)
         scaled: Tensor = torch.addcmul(shift, self.norm2(h), 1 + scale)
         return scaled
 
@@ -224,13 +226,23 @@ class Dropout(nn.Module):
         return h.masked_fill(dropped, 0.0) * (2**16 / (2**16 - self.threshold))
 
 
+def _scaled_norm(norm: nn.GroupNorm, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """shift + scale * norm(h) in one pass: with the batch's images side by side, each has weights of its own.
+
+    h: [B, C, H, W].   scale, shift: [B, C, 1, 1].
+    """
+    weight, bias = norm.weight[:, None, None] * scale, torch.addcmul(shift, norm.bias[:, None, None], scale)
+    side_by_side = h.reshape(1, -1, *h.shape[2:])
+    normed = F.group_norm(side_by_side, norm.num_groups * len(h), weight.flatten(), bias.flatten(), norm.eps)
+    return normed.view(h.shape)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v, in float32 between the two products. q, k, v: [B, heads, pixels, head_dim]."""
+    """softmax(q k^T / sqrt(head_dim)) v.   q, k, v: [B, heads, pixels, head_dim]."""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-2] > MOST_PLAIN_PIXELS:
         return F.scaled_dot_product_attention(q, k, v)
     # torch's fused kernel multiplies bfloat16 on a CPU at less than half the speed of two plain products
-    weights = torch.softmax((q @ k.mT) * q.shape[-1] ** -0.5, -1, dtype=torch.float32)
-    return weights.to(v.dtype) @ v
+    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, -1).to(v.dtype) @ v
 
 
 MOST_PLAIN_PIXELS = 1024
