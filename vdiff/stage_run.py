@@ -53,7 +53,8 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     """
     images = _open_images(surroundings.recipe, _num_classes(surroundings.recipe, teacher))
     student = _copy(teacher, images, surroundings.machine) if teacher else _fresh(surroundings.recipe, images)
-    learner = Learner(student, _objective(stage, teacher, surroundings.machine), stage.settings, surroundings.machine)
+    objective = _objective(stage, teacher, surroundings.machine)
+    learner = Learner(student, objective, stage.settings, surroundings.machine, surroundings.progress.note)
     work = StageRun(surroundings, stage, teacher, images, learner)
     begun = time.monotonic()
     loss = work.train()

@@ -1,6 +1,6 @@
 """One update: a batch becomes a loss, a gradient, a step of the optimizer and of the average."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 
@@ -19,12 +19,23 @@ State = dict[str, dict[str, Tensor]]
 
 
 class Learner:
-    """The student's weights, their average and the optimizer's memory, after `update` updates."""
+    """The student's weights, their average and the optimizer's memory, after `update` updates.
 
-    def __init__(self, student: Denoiser, objective: Objective, settings: FitSection, machine: Machine) -> None:
+    say: told when the memory does not suffice for as many pictures at once as the settings want.
+    """
+
+    def __init__(
+        self,
+        student: Denoiser,
+        objective: Objective,
+        settings: FitSection,
+        machine: Machine,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.settings = settings
         self.update = 0
         self.rollbacks = 0
+        self._micro_batch, self._is_halved, self._say = settings.micro_batch, False, say
         self._objective = objective
         self._machine = machine
         self._network = machine.place(student.network)
@@ -47,17 +58,9 @@ class Learner:
         Returns [mean loss of the share's pictures over the global batch, norm of the gradient], on the device. With a
         norm that is not finite, weights and optimizer stay as they were, and the average follows them as ever.
         """
-        batch_size, world_size = self.settings.batch_size, self._machine.world_size
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(self.update)
-        total = torch.zeros((), device=x.device)
-        parts = list(self._parts(len(x)))
-        for part in parts:
-            more = part is not parts[-1]
-            with self._machine.unsynchronised(self._student.network, more):
-                loss = self._losses(x, label, rng_of, part).sum() / batch_size
-                self._machine.backward(loss * world_size)  # processes average their gradients: make it a sum
-            total += loss.detach()
+        total = self._gradient_with_less_memory(x, label, rng_of)
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
         self._adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined] # the fused step heeds it
         self._optimizer.step()
@@ -66,6 +69,36 @@ class Learner:
         if self._average is not None:
             self._average.follow(self.update)
         return torch.stack([total, norm])
+
+    def _gradient_with_less_memory(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
+        """The gradient; where memory runs out, once, from micro-batches of half the size, which is said."""
+        try:
+            return self._gradient(x, label, rng_of)
+        except RuntimeError as err:
+            size = (min(self._micro_batch or len(x), len(x)) + 1) // 2
+            # with several processes, the others already wait for this one's gradient
+            if not _is_out_of_memory(err) or self._is_halved or size == len(x) or self._machine.world_size > 1:
+                raise
+        self._micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
+        self._optimizer.zero_grad()
+        self._machine.free_cache()
+        self._say(
+            f"out of memory: {size} pictures at once from now on; `micro_batch: {size}` in the recipe keeps it so"
+        )
+        return self._gradient(x, label, rng_of)
+
+    def _gradient(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
+        """Fill the weights' gradients; this share's mean loss over the global batch."""
+        batch_size, world_size = self.settings.batch_size, self._machine.world_size
+        total = torch.zeros((), device=x.device)
+        parts = list(self._parts(len(x)))
+        for part in parts:
+            more = part is not parts[-1]
+            with self._machine.unsynchronised(self._student.network, more):
+                loss = self._losses(x, label, rng_of, part).sum() / batch_size
+                self._machine.backward(loss * world_size)  # processes average their gradients: make it a sum
+            total += loss.detach()
+        return total
 
     def rate(self, update: int) -> float:
         """Learning rate of the update with this 0-based number: the settings', halved by every rollback."""
@@ -124,9 +157,13 @@ class Learner:
             return self._objective(self._student, x[part], rng_of(part), None if label is None else label[part])
 
     def _parts(self, count: int) -> Iterator[slice]:
-        size = self.settings.micro_batch or max(count, 1)
+        size = self._micro_batch or max(count, 1)
         for start in range(0, max(count, 1), size):
             yield slice(start, min(start + size, count))
+
+
+def _is_out_of_memory(err: RuntimeError) -> bool:
+    return isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err)
 
 
 class RngOf:

@@ -117,6 +117,11 @@ class Machine:
         """Forget the networks of a finished stage."""
         self._accelerator.free_memory()
 
+    def free_cache(self) -> None:
+        """Give memory back that torch keeps for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @contextlib.contextmanager
     def trackers(self, folder: Path) -> Iterator[Any]:
         """`log(values, step)`: to TensorBoard in `folder` where that is installed, else nowhere."""
