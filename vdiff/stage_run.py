@@ -24,6 +24,7 @@ from vdiff.training.learner import Learner
 from vdiff.training.log import Report, Track
 from vdiff.training.loop import fit
 from vdiff.training.machine import Machine
+from vdiff.training.profile import Profile
 from vdiff.training.report import Progress
 
 PREVIEW_STEPS = 32
@@ -35,7 +36,7 @@ class Surroundings:
     """What all stages of a run share.
 
     text: the recipe as it is copied into the run and its model folders.
-    stop: asked after every update; the number of the signal that came, 0 for none.
+    stop: asked after every update; the number of the signal that came, 0 for none.   profile: measures some updates.
     """
 
     recipe: Recipe
@@ -44,6 +45,7 @@ class Surroundings:
     machine: Machine
     progress: Progress
     stop: Callable[[], int]
+    profile: bool = False
 
 
 def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -> ModelCard:
@@ -74,6 +76,9 @@ class StageRun:
         self._stage, self._teacher, self._images, self._learner = stage, teacher, images, learner
         self._num_classes = _num_classes(self._recipe, teacher)
         self._saves = self._run.saves(stage.name)
+        measures = surroundings.profile and self._machine.is_first
+        trace = self._run.path / "profile" / f"{stage.name}.json.gz"
+        self._profile = Profile(trace, self._progress.note) if measures else None
         self._trajectory = trajectory(self._recipe, stage, self._machine.precision) | {
             "data": images.fingerprint,
             "teacher": teacher.card.hash if teacher else None,
@@ -126,7 +131,10 @@ class StageRun:
                 save=lambda: self._save(saver, report),
                 preview=self._preview,
                 should_stop=lambda: self._should_stop(saver),
+                on_update=self._profile.after_update if self._profile else lambda: None,
             )
+        if self._profile:
+            self._profile.close()
         self._tell_saved(saver)
         self._machine.wait()  # else one that leaves early would have its launcher end the one that still writes
         if not is_complete:

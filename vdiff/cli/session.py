@@ -25,6 +25,10 @@ GpusOption = Annotated[
     int | None, typer.Option("--gpus", min=1, help="Processes to start, one per GPU (with --device cpu: on the CPU)")
 ]
 
+ProfileOption = Annotated[
+    bool, typer.Option("--profile", help="Measure where the time of an update goes: a table, and a trace in the run")
+]
+
 MakeProgress = Callable[[bool], "Progress"]
 
 
@@ -55,6 +59,7 @@ def chain(
     device: str | None,
     make_progress: MakeProgress,
     beside: Path | None = None,
+    profile: bool = False,
 ) -> Iterator["Chain"]:
     """A chain that is ready to work; on leaving, the screen and the other processes are in good order."""
     from vdiff.chain import Chain
@@ -78,7 +83,7 @@ def chain(
         progress.note(f"computes in {machine.precision} on {machine.device}: {machine.why_precision}")
         if machine.is_first:
             progress = stack.enter_context(_recorded(progress, folder))
-        yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop))
+        yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop, profile))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
+from vdiff.training import profile
 from vdiff.training.ema import Average
 from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
@@ -61,13 +62,15 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(self.update)
         total = self._gradient_with_less_memory(x, label, rng_of)
-        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
-        self._adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined] # the fused step heeds it
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        with profile.part("optimizer"):
+            norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
+            self._adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined] # the fused step heeds it
+            self._optimizer.step()
+            self._optimizer.zero_grad()
         self.update += 1
         if self._average is not None:
-            self._average.follow(self.update)
+            with profile.part("average"):
+                self._average.follow(self.update)
         return torch.stack([total, norm])
 
     def _gradient_with_less_memory(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
@@ -95,8 +98,10 @@ class Learner:
         for part in parts:
             more = part is not parts[-1]
             with self._machine.unsynchronised(self._student.network, more):
-                loss = self._losses(x, label, rng_of, part).sum() / batch_size
-                self._machine.backward(loss * world_size)  # processes average their gradients: make it a sum
+                with profile.part("forward"):
+                    loss = self._losses(x, label, rng_of, part).sum() / batch_size
+                with profile.part("backward"):
+                    self._machine.backward(loss * world_size)  # processes average their gradients: make it a sum
             total += loss.detach()
         return total
 
