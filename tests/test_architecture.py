@@ -32,7 +32,7 @@ FLOORS = [
         "checkpoint",
         "savepoint",
     },
-    {"stage_run", "chain", "estimate", "drawing", "status", "trend"},
+    {"stage_parts", "stage_run", "chain", "estimate", "drawing", "status", "trend"},
     {"reporting", "formats", "inspection", "evaluation"},
     {"cli"},
 ]
@@ -50,6 +50,7 @@ NEIGHBOURS = {
     ("savepoint", "run_folder"),
     ("recipe", "metrics"),
     ("chain", "stage_run"),
+    ("stage_run", "stage_parts"),
     ("chain", "trend"),
     ("stage_run", "trend"),
     ("reporting", "inspection"),

@@ -65,7 +65,7 @@ def test_an_override_changes_one_stage_alone(tiny_run: TinyRun) -> None:
 
 def test_what_shapes_the_weights_of_a_stage_is_its_own_settings(tiny_run: TinyRun) -> None:
     plain, changed = tiny_run.recipe(), tiny_run.recipe("distill.overrides={1: {updates: 7}}", "train.updates=6")
-    before, after = ([trajectory(recipe, stage) for stage in plan(recipe)] for recipe in (plain, changed))
+    before, after = ([trajectory(recipe, stage, "fp32") for stage in plan(recipe)] for recipe in (plain, changed))
     different = [
         {name for name in {*old, *new} if old.get(name) != new.get(name)}
         for old, new in zip(before, after, strict=True)
@@ -76,16 +76,16 @@ def test_what_shapes_the_weights_of_a_stage_is_its_own_settings(tiny_run: TinyRu
 def test_the_end_of_the_chain_does_not_change_its_beginning(tiny_run: TinyRun) -> None:
     long, short = (plan(tiny_run.recipe(f"distill.end_steps={end}")) for end in (1, 4))
     recipes = tiny_run.recipe(), tiny_run.recipe("distill.end_steps=4")
-    assert trajectory(recipes[0], long[1]) == trajectory(recipes[1], short[1])
+    assert trajectory(recipes[0], long[1], "fp32") == trajectory(recipes[1], short[1], "fp32")
 
 
 def test_every_value_that_shapes_weights_is_in_the_trajectory_of_a_stage(tiny_run: TinyRun) -> None:
     recipe = tiny_run.recipe()
-    base = trajectory(recipe, plan(recipe)[0])
+    base = trajectory(recipe, plan(recipe)[0], "fp32")
     for part in ("data", "network", "diffusion", "train"):
         assert trajectory_values(getattr(recipe, part), f"{part}.").items() <= base.items()
     assert base["seed"] == 3
-    student = trajectory(recipe, plan(recipe)[1])
+    student = trajectory(recipe, plan(recipe)[1], "fp32")
     left_out = {f"distill.{name}" for name in ("start_steps", "end_steps", "factor", "overrides")}
     assert trajectory_values(recipe.distill, "distill.").keys() - left_out <= student.keys()
 

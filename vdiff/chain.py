@@ -95,7 +95,7 @@ class Chain:
         card = checkpoint.read_card(self.run.model(stage.name))
         if teacher is not None:
             self._check_student(card, stage, teacher)
-        wanted = trajectory(self._surroundings.recipe, stage)
+        wanted = trajectory(self._surroundings.recipe, stage, self._surroundings.machine.precision)
         different = savepoint.changes({name: card.trajectory.get(name) for name in wanted}, wanted)
         if different:
             self._progress.note(

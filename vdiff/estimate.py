@@ -97,6 +97,6 @@ def _objective(recipe: Recipe, stage: Stage, machine: Machine) -> Objective:
         objective: Objective = section.build(weighting)
         return objective
     teacher = _denoiser(recipe)
-    teacher.network.to(machine.device).eval().requires_grad_(False)
+    machine.freeze(teacher.network)
     taught: Objective = section.build(weighting, teacher, stage.num_steps, stage.teacher_steps)
     return taught

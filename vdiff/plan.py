@@ -41,8 +41,11 @@ def plan(recipe: Recipe) -> list[Stage]:
     return stages
 
 
-def trajectory(recipe: Recipe, stage: Stage) -> dict[str, object]:
-    """Every value that shapes the weights of a stage, by dotted name; its teacher and its data are not among them."""
+def trajectory(recipe: Recipe, stage: Stage, precision: str) -> dict[str, object]:
+    """Every value that shapes the weights of a stage, by dotted name; its teacher and its data are not among them.
+
+    precision: what the machine computes in; `auto` is not the same everywhere.
+    """
     section = "train" if stage.index == 0 else "distill"
     settings = trajectory_values(stage.settings, f"{section}.")
     for name in ("start_steps", "end_steps", "factor", "overrides"):
@@ -50,7 +53,7 @@ def trajectory(recipe: Recipe, stage: Stage) -> dict[str, object]:
     network = trajectory_values(recipe.network, "network.") if stage.index == 0 else {}
     data = trajectory_values(recipe.data, "data.")
     diffusion = trajectory_values(recipe.diffusion, "diffusion.")
-    own = {"seed": recipe.seed, "precision": recipe.precision, "stage": stage.index, "num_steps": stage.num_steps}
+    own = {"seed": recipe.seed, "precision": precision, "stage": stage.index, "num_steps": stage.num_steps}
     return {**own, "start_steps": stage.start_steps, **data, **network, **diffusion, **settings}
 
 

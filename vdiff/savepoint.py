@@ -149,8 +149,12 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and (name, before.get(name)) != _UNTOLD
     ]
+
+
+_UNTOLD = ("precision", "auto")
+"""Runs of earlier versions did not record what `auto` came to."""
 
 
 def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint:
@@ -174,9 +178,13 @@ def _check_trajectory(before: Mapping[str, Any], now: Mapping[str, Any], folder:
     different = changes(before, now)
     recipe = [change for change in different if not change.startswith("data: ")]
     if recipe:
+        problem, back = "the recipe changed since this stage was begun", "take the change back"
+        if all(change.startswith("precision: ") for change in recipe):
+            problem = "this stage was begun in another precision"
+            back = f"add `--set precision={before['precision']}`, on a machine that can do that"
         raise UsageError(
-            "the recipe changed since this stage was begun",
-            "take the change back, give the run another `name`, or add --force to begin the stage again",
+            problem,
+            f"{back}, give the run another `name`, or add --force to begin the stage again",
             "; ".join(recipe[:8]),
         )
     if different:

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,18 +12,19 @@ from vdiff import checkpoint, savepoint
 from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.data.loader import Batch, Images, batches
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.errors import DataError, DivergedError, Stopped
+from vdiff.errors import DivergedError, Stopped
 from vdiff.images import grid, to_uint8, write_png
-from vdiff.objectives.objective import Objective
 from vdiff.plan import Stage, trajectory
 from vdiff.recipe import Recipe
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.draw import draw
 from vdiff.savepoint import SavePoint, Saver
+from vdiff.stage_parts import copied, fresh, num_classes, objective_of, open_images
 from vdiff.training.learner import Learner
 from vdiff.training.log import Report, Track
 from vdiff.training.loop import fit
 from vdiff.training.machine import Machine
+from vdiff.training.profile import Profile
 from vdiff.training.report import Progress
 from vdiff.trend import Trend
 
@@ -36,7 +37,7 @@ class Surroundings:
     """What all stages of a run share.
 
     text: the recipe as it is copied into the run and its model folders.
-    stop: asked after every update; the number of the signal that came, 0 for none.
+    stop: asked after every update; the number of the signal that came, 0 for none.   profile: measures some updates.
     """
 
     recipe: Recipe
@@ -45,6 +46,7 @@ class Surroundings:
     machine: Machine
     progress: Progress
     stop: Callable[[], int]
+    profile: bool = False
 
 
 def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -> ModelCard:
@@ -52,9 +54,10 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
 
     teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError, MachineError.
     """
-    images = _open_images(surroundings.recipe, _num_classes(surroundings.recipe, teacher))
-    student = _copy(teacher, images, surroundings.machine) if teacher else _fresh(surroundings.recipe, images)
-    learner = Learner(student, _objective(stage, teacher), stage.settings, surroundings.machine)
+    images = open_images(surroundings.recipe, num_classes(surroundings.recipe, teacher))
+    student = copied(teacher, images, surroundings.machine) if teacher else fresh(surroundings.recipe, images)
+    objective = objective_of(stage, teacher, surroundings.machine)
+    learner = Learner(student, objective, stage.settings, surroundings.machine, surroundings.progress.note)
     work = StageRun(surroundings, stage, teacher, images, learner)
     begun = time.monotonic()
     loss = work.train()
@@ -72,11 +75,14 @@ class StageRun:
         self._recipe, self._run, self._machine = surroundings.recipe, surroundings.run, surroundings.machine
         self._progress, self._text, self._stop = surroundings.progress, surroundings.text, surroundings.stop
         self._stage, self._teacher, self._images, self._learner = stage, teacher, images, learner
-        self._num_classes = _num_classes(self._recipe, teacher)
+        self._num_classes = num_classes(self._recipe, teacher)
         self._saves = self._run.saves(stage.name)
         cache = self._run.evaluation / "reference"
         self._trend = Trend(self._recipe, stage, teacher, images, self._machine, cache)
-        self._trajectory = trajectory(self._recipe, stage) | {
+        measures = surroundings.profile and self._machine.is_first
+        trace = self._run.path / "profile" / f"{stage.name}.json.gz"
+        self._profile = Profile(trace, self._progress.note) if measures else None
+        self._trajectory = trajectory(self._recipe, stage, self._machine.precision) | {
             "data": images.fingerprint,
             "teacher": teacher.card.hash if teacher else None,
         }
@@ -129,7 +135,10 @@ class StageRun:
                 preview=self._preview,
                 should_stop=lambda: self._should_stop(saver),
                 measure=lambda is_complete: self._measure(report, is_complete),
+                on_update=self._profile.after_update if self._profile else lambda: None,
             )
+        if self._profile:
+            self._profile.close()
         self._tell_saved(saver)
         self._machine.wait()  # else one that leaves early would have its launcher end the one that still writes
         if not is_complete:
@@ -252,47 +261,3 @@ class StageRun:
             data={"fingerprint": self._images.fingerprint, "num_images": self._images.num_images},
             trajectory=dict(self._trajectory),
         )
-
-
-def _open_images(recipe: Recipe, classes: int) -> Images:
-    """The pictures of the recipe, after a look whether their labels fit a network of so many classes."""
-    images: Images = recipe.data.open()
-    if classes and images.num_classes == 0:
-        raise DataError("the network has classes, but the pictures have no labels", "leave out `network.num_classes`")
-    if classes and images.num_classes > classes:
-        fix = f"set `network.num_classes` to {images.num_classes}"
-        raise DataError(f"the pictures have {images.num_classes} classes, the network has {classes}", fix)
-    return images
-
-
-def _num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
-    """Of the network that is trained, 0 for none: a student has its teacher's, whatever the recipe says."""
-    return teacher.card.num_classes if teacher else getattr(recipe.network, "num_classes", None) or 0
-
-
-def _fresh(recipe: Recipe, images: Images) -> Denoiser:
-    """A student with random weights, the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        network = recipe.network.build(images.shape[-1], images.shape[0])
-    return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
-
-
-def _copy(teacher: Checkpoint, images: Images, machine: Machine) -> Denoiser:
-    """A student that starts as its teacher is."""
-    if teacher.card.shape != images.shape:
-        raise DataError(
-            f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
-            f"prepare pictures of {teacher.card.shape[-1]} pixels, or take another teacher",
-        )
-    student = checkpoint.load(teacher.folder, machine.device).denoiser
-    return replace(student, network=student.network.requires_grad_(True))
-
-
-def _objective(stage: Stage, teacher: Checkpoint | None) -> Objective:
-    section, weighting = stage.settings.objective, stage.settings.weighting  # type: ignore[attr-defined]
-    if teacher is None:
-        objective: Objective = section.build(weighting)
-    else:
-        objective = section.build(weighting, teacher.denoiser, stage.num_steps, stage.teacher_steps)
-    return objective

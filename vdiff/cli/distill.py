@@ -6,7 +6,7 @@ import typer
 
 from vdiff.cli import session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
-from vdiff.cli.session import DeviceOption, GpusOption, RunOption
+from vdiff.cli.session import DeviceOption, GpusOption, ProfileOption, RunOption
 
 
 def distill(
@@ -21,6 +21,7 @@ def distill(
     run: RunOption = None,
     device: DeviceOption = None,
     gpus: GpusOption = None,
+    profile: ProfileOption = False,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
 ) -> int | None:
@@ -44,7 +45,7 @@ def distill(
     if gpus is not None and not launch.is_worker():
         open_recipe(recipe, changes, beside)  # one process tells its mistakes, not all of them
         return launch.start(gpus, device)
-    with session.chain(recipe, changes, run, device, displays.chain_progress, beside) as chain:
+    with session.chain(recipe, changes, run, device, displays.chain_progress, beside, profile) as chain:
         cards = chain.distill(source, stages, to, force)
         last = cards[-1]
         if chain.is_first:

@@ -26,7 +26,7 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
 
     stages = _stages(recipe, choice, run)
     todo = [stage for stage in stages if force or not is_model_folder(run.model(stage.name))]
-    found = estimate(recipe, todo, Machine(recipe.precision, device)) if todo else None
+    found = estimate(recipe, todo, Machine(recipe.precision, device, image_size=recipe.data.size)) if todo else None
     seconds = {each.stage.name: each.seconds for each in found.stages} if found else {}
     rows = [
         [

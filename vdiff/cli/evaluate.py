@@ -166,7 +166,9 @@ def _work(
     from vdiff.metrics import table
 
     with contextlib.ExitStack() as stack:
-        machine, check = stack.enter_context(session.processes(device, "the evaluation goes on with the same command"))
+        # fp32 wherever it runs: the numbers of two machines can be compared
+        size, what = evaluation.subjects[0].card.shape[-1], "the evaluation goes on with the same command"
+        machine, check = stack.enter_context(session.processes(("fp32", device), size, what))
         metrics = {}
         if machine.is_first:
             if folder is not None:

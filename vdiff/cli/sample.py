@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from vdiff.drawing import Drawing
     from vdiff.recipe import Recipe
     from vdiff.samplers.walk import Sampler
+    from vdiff.training.machine import Precision
 
+    Wanted = tuple[Precision, str | None]
 
 Model = Annotated[
     str, typer.Option("--checkpoint", metavar="NAME|PATH", help="Model: a name in the run, or a model folder")
@@ -94,14 +96,14 @@ def sample(
     asked["batch_size"] = batch_size or parsed.sample.batch_size
     if gpus is not None and not (dry_run or launch.is_worker()):
         return launch.start(gpus, device)
-    facts = {"dry_run": True} if dry_run else _draw(folder, asked, device, target, strip, gif)
+    facts = {"dry_run": True} if dry_run else _draw(folder, asked, (parsed.precision, device), target, strip, gif)
     if facts is not None:
         _tell(folder, target, len(numbers), num_steps, built, facts)
     return None
 
 
 def _draw(
-    folder: Path, asked: Mapping[str, Any], device: str | None, target: Path, strip: bool, gif: bool
+    folder: Path, asked: Mapping[str, Any], wanted: "Wanted", target: Path, strip: bool, gif: bool
 ) -> Mapping[str, object] | None:
     """Draw with the model in `folder`, in all processes; what the first one has to tell of it, None in the others.
 
@@ -110,8 +112,10 @@ def _draw(
     from vdiff import checkpoint as model
     from vdiff.drawing import Drawing
 
-    with session.processes(device) as (machine, check):
-        drawing = Drawing(model.load(folder, machine.device), machine=machine, **asked)
+    with session.processes(wanted, model.read_card(folder).shape[-1]) as (machine, check):
+        loaded = model.load(folder, machine.device)
+        machine.freeze(loaded.denoiser.network)
+        drawing = Drawing(loaded, machine=machine, **asked)
         if machine.is_first:
             _write(drawing, target, strip, gif, check)
             return drawing.facts()

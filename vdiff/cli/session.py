@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from vdiff.recipe import Recipe
     from vdiff.recipe_text import RecipeText
     from vdiff.run_folder import RunFolder
-    from vdiff.training.machine import Machine
+    from vdiff.training.machine import Machine, Precision
     from vdiff.training.report import Progress
 
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder [runs/<name of the recipe>]")]
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help="Device [the GPU if any]")]
 GpusOption = Annotated[
     int | None, typer.Option("--gpus", min=1, help="Processes to start, one per GPU (with --device cpu: on the CPU)")
+]
+
+ProfileOption = Annotated[
+    bool, typer.Option("--profile", help="Measure where the time of an update goes: a table, and a trace in the run")
 ]
 
 MakeProgress = Callable[[bool], "Progress"]
@@ -58,6 +62,7 @@ def chain(
     device: str | None,
     make_progress: MakeProgress,
     beside: Path | None = None,
+    profile: bool = False,
 ) -> Iterator["Chain"]:
     """A chain that is ready to work; on leaving, the screen and the other processes are in good order."""
     from vdiff.chain import Chain
@@ -70,26 +75,27 @@ def chain(
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=launch.is_worker())
         stack.callback(stop.close)
-        machine = Machine(recipe.precision, device, recipe.deterministic)
+        machine = Machine(recipe.precision, device, recipe.deterministic, recipe.data.size)
         stack.callback(machine.close)
         if machine.is_first:
             stack.enter_context(folder.lock())
         else:
             mode.json, mode.quiet = False, True
         progress: Progress = stack.enter_context(make_progress(mode.quiet))
+        progress.note(f"computes in {machine.precision} on {machine.device}: {machine.why_precision}")
         if machine.is_first:
             progress = stack.enter_context(_recorded(progress, folder, machine.described()))
-        yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop))
+        yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop, profile))
 
 
 @contextlib.contextmanager
 def processes(
-    device: str | None, what: str = "the pictures are not finished"
+    wanted: "tuple[Precision, str | None]", image_size: int, what: str = "the pictures are not finished"
 ) -> "Iterator[tuple[Machine, Callable[[], None]]]":
     """This process, alone or among those that a launcher started; only the first one talks.
 
     With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone.
-    what: is left undone then.
+    wanted: precision and device.   image_size: of the pictures, which `auto` asks.   what: is left undone then.
     """
     from vdiff.cli import launch
     from vdiff.training.machine import Machine
@@ -98,7 +104,7 @@ def processes(
         stop = StopRequest(follows_parent=True) if launch.is_worker() else None
         if stop is not None:
             stack.callback(stop.close)
-        machine = Machine("fp32", device)
+        machine = Machine(*wanted, image_size=image_size)
         stack.callback(machine.close)
         if not machine.is_first:
             mode.json, mode.quiet = False, True

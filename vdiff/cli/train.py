@@ -2,7 +2,7 @@
 
 from vdiff.cli import session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
-from vdiff.cli.session import DeviceOption, GpusOption, RunOption
+from vdiff.cli.session import DeviceOption, GpusOption, ProfileOption, RunOption
 
 
 def train(
@@ -11,6 +11,7 @@ def train(
     run: RunOption = None,
     device: DeviceOption = None,
     gpus: GpusOption = None,
+    profile: ProfileOption = False,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
 ) -> int | None:
@@ -32,7 +33,7 @@ def train(
     if gpus is not None and not launch.is_worker():
         open_recipe(recipe, changes)  # one process tells its mistakes, not all of them
         return launch.start(gpus, device)
-    with session.chain(recipe, changes, run, device, displays.fit_progress) as chain:
+    with session.chain(recipe, changes, run, device, displays.fit_progress, profile=profile) as chain:
         card = chain.train(force)
         if chain.is_first:
             console.say(f"`{chain.run.model(card.name)}` is ready: {counted(card.num_steps)}", "green")

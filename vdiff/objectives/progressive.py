@@ -48,7 +48,8 @@ class ProgressiveObjective:
         step = (u * self.num_steps).floor() + 1
         t = step / self.num_steps
         z = add_noise(student, x, t, rng)
-        target = progressive_target(self.teacher, z, step, self.num_steps, self.teacher_steps, label)
+        with torch.profiler.record_function("vdiff teacher"):
+            target = progressive_target(self.teacher, z, step, self.num_steps, self.teacher_steps, label)
         pred = student(z, t, label, rng)
         return weighted_loss(self.weighting, pred.x, target, *student.schedule.alpha_sigma(t))
 

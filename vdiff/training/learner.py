@@ -1,6 +1,6 @@
 """One update: a batch becomes a loss, a gradient, a step of the optimizer and of the average."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
+from vdiff.training import profile
 from vdiff.training.ema import Average
 from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
@@ -20,15 +21,26 @@ State = dict[str, dict[str, Tensor]]
 
 
 class Learner:
-    """The student's weights, their average and the optimizer's memory, after `update` updates."""
+    """The student's weights, their average and the optimizer's memory, after `update` updates.
 
-    def __init__(self, student: Denoiser, objective: Objective, settings: FitSection, machine: Machine) -> None:
+    say: told when the memory does not suffice for as many pictures at once as the settings want.
+    """
+
+    def __init__(
+        self,
+        student: Denoiser,
+        objective: Objective,
+        settings: FitSection,
+        machine: Machine,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.settings = settings
         self.update = 0
         self.rollbacks = 0
+        self._micro_batch, self._is_halved, self._say = settings.micro_batch, False, say
         self._objective = objective
         self._machine = machine
-        self._network = student.network.to(machine.device)
+        self._network = machine.place(student.network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
         adam = torch.optim.AdamW(
             self._network.parameters(),
@@ -48,28 +60,55 @@ class Learner:
         Returns [mean loss of the share's pictures over the global batch, norm of the gradient], on the device. With a
         loss or norm that is not finite, weights, optimizer and average stay as they were, in all processes.
         """
-        batch_size, world_size = self.settings.batch_size, self._machine.world_size
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(self.update)
+        total = self._gradient_with_less_memory(x, label, rng_of)
+        with profile.part("optimizer"):
+            norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
+            is_finite = torch.isfinite(norm)
+            self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        self.update += 1
+        if self._average is not None:
+            with profile.part("average"):
+                self._average.follow(self.update, is_finite)
+        return torch.stack([total, norm])
+
+    def _gradient_with_less_memory(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
+        """The gradient; where memory runs out, once, from micro-batches of half the size, which is said."""
+        try:
+            return self._gradient(x, label, rng_of)
+        except RuntimeError as err:
+            size = (min(self._micro_batch or len(x), len(x)) + 1) // 2
+            # with several processes, the others already wait for this one's gradient
+            if not _is_out_of_memory(err) or self._is_halved or size == len(x) or self._machine.world_size > 1:
+                raise
+        self._micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
+        self._optimizer.zero_grad()
+        self._machine.free_cache()
+        self._say(
+            f"out of memory: {size} pictures at once from now on; `micro_batch: {size}` in the recipe keeps it so"
+        )
+        return self._gradient(x, label, rng_of)
+
+    def _gradient(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
+        """Fill the weights' gradients; this share's mean loss over the global batch."""
+        batch_size, world_size = self.settings.batch_size, self._machine.world_size
         total = torch.zeros((), device=x.device)
         parts = list(self._parts(len(x)))
         for part in parts:
             more = part is not parts[-1]
             with self._machine.unsynchronised(self._student.network, more):
-                loss = self._losses(x, label, rng_of, part).sum() / batch_size
-                # 1, or NaN for a loss that is not finite, whose gradient may be: so all processes hear of it
-                is_sound = 1 + 0 * loss.detach()
-                self._machine.backward(loss * is_sound * world_size)  # processes average gradients: make it a sum
+                with profile.part("forward"):
+                    loss = self._losses(x, label, rng_of, part).sum() / batch_size
+                    # 1, or NaN for a loss that is not finite, whose gradient may be: so all processes hear of it
+                    is_sound = 1 + 0 * loss.detach()
+                with profile.part("backward"):
+                    # processes average their gradients: make it a sum
+                    self._machine.backward(loss * is_sound * world_size)
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
-        is_finite = torch.isfinite(norm)
-        self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self.update += 1
-        if self._average is not None:
-            self._average.follow(self.update, is_finite)
-        return torch.stack([total, norm])
+        return total
 
     def rate(self, update: int) -> float:
         """Learning rate of the update with this 0-based number: the settings', halved by every rollback."""
@@ -123,6 +162,8 @@ class Learner:
             if f"step.{name}" in adam:
                 keys = ("exp_avg", "exp_avg_sq", "step")
                 kept = {key: adam[f"{key}.{name}"].to(weight.device, copy=True) for key in keys}
+                for key in keys[:2]:  # in the memory format of the weight
+                    kept[key] = torch.empty_like(weight).copy_(kept[key])
                 self._optimizer.state[weight] = kept
         self.rollbacks = int(state.get("course", {}).get("rollbacks", 0))
         self.update = update
@@ -141,13 +182,17 @@ class Learner:
             return self._objective(self._student, x[part], rng_of(part), None if label is None else label[part])
 
     def _parts(self, count: int) -> Iterator[slice]:
-        size = self.settings.micro_batch or max(count, 1)
+        size = self._micro_batch or max(count, 1)
         for start in range(0, max(count, 1), size):
             yield slice(start, min(start + size, count))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _is_out_of_memory(err: RuntimeError) -> bool:
+    return isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err)
 
 
 class RngOf:

@@ -7,6 +7,7 @@ from vdiff.images import to_float
 from vdiff.training.learner import Learner, RngOf
 from vdiff.training.log import Report
 from vdiff.training.machine import Machine
+from vdiff.training.profile import part
 
 
 def fit(
@@ -21,22 +22,26 @@ def fit(
     preview: Callable[[], None],
     should_stop: Callable[[], bool],
     measure: Callable[[bool], None] = lambda is_complete: None,
+    on_update: Callable[[], None] = lambda: None,
 ) -> bool:
     """Train until `learner.settings.updates`; True when that is reached, False when it was stopped before.
 
     batches: this process's shares, the first one for the learner's next update.
     save: called every so often and before leaving, so that nothing is lost.   preview: draws what was learned so far.
     measure: called after every update, before it is saved: what it writes is written once, however often one stops.
-    should_stop: asked after every update; one process that says so stops all.
+    should_stop: asked after every update; one process that says so stops all.   on_update: called after every update.
     """
     settings = learner.settings
-    for batch in batches if learner.update < settings.updates else ():
+    for batch in _timed(batches) if learner.update < settings.updates else ():
         x = to_float(batch.images.to(machine.device, non_blocking=True))
         label = batch.labels.to(machine.device) if batch.labels is not None else None
         rng_of = RngOf(seed, stage, batch.update, batch.places.to(machine.device), settings.batch_size)
         if report.is_first_update:
             learner.rehearse(x, label, rng_of)
-        report.add(learner.update + 1, learner.step(x, label, rng_of), learner.rate(learner.update - 1))
+        measured = learner.step(x, label, rng_of)
+        with part("logging"):
+            report.add(learner.update, measured, learner.rate(learner.update - 1))
+        on_update()
         is_complete = learner.update == settings.updates
         measure(is_complete)
         is_stopped = machine.any(should_stop())
@@ -47,3 +52,12 @@ def fit(
         if settings.preview_every and learner.update % settings.preview_every == 0:
             preview()
     return True
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[Batch]:
+    while True:
+        with part("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch

@@ -15,26 +15,38 @@ from torch import Tensor, nn
 from vdiff.errors import MachineError, UsageError
 
 Precision = Literal["auto", "fp32", "bf16"]
+Arithmetic = Literal["fp32", "bf16"]
+
+SMALLEST_BF16_PICTURE = 16
+"""Pixels: below it, casting costs a CPU about what bf16 gains (docs/benchmarks.md)."""
 
 
 class Machine:
     """One process of a run. rank 0 writes and draws; the others compute."""
 
-    def __init__(self, precision: Precision = "auto", device: str | None = None, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        precision: Precision = "auto",
+        device: str | None = None,
+        deterministic: bool = False,
+        image_size: int | None = None,
+    ) -> None:
         """Join the other processes, if a launcher started any.
+
+        image_size: of the pictures, in pixels; where it is small, `auto` is float32 on a CPU.
 
         deterministic: the same bits every time, on GPUs too; torch refuses an operation that cannot.
         device: "cpu", "cuda", or None for the GPU where there is one.   Errors: MachineError for what it cannot do.
         """
         cpu = pick_device(device).type == "cpu"
-        self.precision = _resolve(precision, cpu)
+        self.precision, self.why_precision = resolve(precision, cpu, image_size)
+        self.why_precision += "" if cpu else "; what stays float32 is multiplied in TF32"
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        self._accelerator = Accelerator(
-            cpu=cpu, mixed_precision="bf16" if self.precision == "bf16" else "no", step_scheduler_with_optimizer=False
-        )
+        # its own mixed precision would cast every input and output again
+        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", step_scheduler_with_optimizer=False)
         self.device = self._accelerator.device
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
@@ -59,6 +71,17 @@ class Machine:
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` to the weights' gradients."""
         self._accelerator.backward(loss)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, in the memory format that its convolutions like there."""
+        network.to(self.device)
+        # on CPUs, torch's group norms of bfloat16 are ten times slower in channels-last than in the usual format
+        return network.to(memory_format=torch.channels_last) if self.device.type == "cuda" else network
+
+    def freeze(self, network: nn.Module) -> nn.Module:
+        """Make a network that learns nothing more compute in the run's precision: its weights are cast once, here."""
+        network = self.place(network).eval().requires_grad_(False)
+        return network.bfloat16() if self.precision == "bf16" else network
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Within it, networks compute in the run's precision."""
@@ -102,6 +125,11 @@ class Machine:
         """Forget the networks of a finished stage."""
         self._accelerator.free_memory()
 
+    def free_cache(self) -> None:
+        """Give memory back that torch keeps for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @contextlib.contextmanager
     def trackers(self, folder: Path) -> Iterator[Any]:
         """`log(values, step)`: to TensorBoard in `folder` where that is installed, else nowhere."""
@@ -132,13 +160,25 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _resolve(precision: Precision, cpu: bool) -> Literal["fp32", "bf16"]:
-    has_bf16 = not cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+def resolve(precision: Precision, cpu: bool, image_size: int | None = None) -> tuple[Arithmetic, str]:
+    """What to compute in, and why.   Errors: MachineError for what the machine cannot do."""
+    has_bf16 = cpu_multiplies_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+    unit = "CPU" if cpu else "GPU"
+    if precision == "auto" and has_bf16 and cpu and image_size and image_size < SMALLEST_BF16_PICTURE:
+        return "fp32", f"bf16 does not pay on a CPU for pictures of {image_size} pixels"
     if precision == "auto":
-        return "bf16" if has_bf16 else "fp32"
-    if precision == "bf16" and not cpu and not has_bf16:
-        raise MachineError("this GPU does not multiply bf16", "set `precision: fp32`")
-    return precision
+        return ("bf16", f"this {unit} multiplies it") if has_bf16 else ("fp32", f"this {unit} does not multiply bf16")
+    if precision == "bf16" and not has_bf16:
+        fix = "set `precision: fp32`, which it can do, or `precision: auto`"
+        raise MachineError(f"this {unit} does not multiply bf16", fix, "precision")
+    return precision, "the recipe says so"
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for it (AVX-512 BF16 or AMX) and torch uses them; emulation is slow."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    has_instructions = any(getattr(torch.cpu, name, bool)() for name in asked)
+    return has_instructions and bool(torch.backends.mkldnn.enabled)
 
 
 def _tensorboard(folder: Path, stack: contextlib.ExitStack) -> Any:

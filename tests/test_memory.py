@@ -1,0 +1,63 @@
+"""Memory that does not suffice: half as many pictures at once, said once; then it is an error."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.test_training import COSINE, flat, learner, network, pictures, rng_of, settings, taught
+from vdiff.cli.failures import explain
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.objectives.denoising import DenoisingObjective
+from vdiff.randomness import Randomness
+from vdiff.training.learner import Learner
+from vdiff.training.machine import Machine
+
+
+class Cramped(DenoisingObjective):
+    """Takes so many pictures at once, and in the midst of an update runs out of memory for more."""
+
+    def __init__(self, most: int, error: RuntimeError) -> None:
+        super().__init__("snr_plus_one")
+        self.most, self.error = most, error
+
+    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, label: Tensor | None = None) -> Tensor:
+        if len(x) > self.most:
+            raise self.error
+        return super().__call__(student, x, rng, label)
+
+
+def cramped(most: int, said: list[str], error: RuntimeError) -> Learner:
+    made = settings(learning_rate=1e-3)
+    return Learner(Denoiser(network(), COSINE, "v"), Cramped(most, error), made, Machine("fp32", "cpu"), said.append)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_halves_the_micro_batch_once_and_the_update_is_the_same(error: RuntimeError) -> None:
+    said: list[str] = []
+    made, wanted = cramped(3, said, error), learner(Machine("fp32", "cpu"), learning_rate=1e-3)
+    torch.testing.assert_close(taught(made, 2), taught(wanted, 2), rtol=1e-5, atol=1e-6)
+    found, expected = flat(made.state()), flat(wanted.state())
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+    assert len(said) == 1
+    assert "3 pictures at once" in said[0]
+
+
+def test_out_of_memory_again_ends_the_run_with_advice() -> None:
+    said: list[str] = []
+    made = cramped(2, said, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError) as found:
+        made.step(pictures(), None, rng_of())
+    assert len(said) == 1
+    failure = explain(found.value)
+    assert failure.exit_code == 6
+    assert "micro_batch" in failure.fix
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+    said: list[str] = []
+    with pytest.raises(RuntimeError, match="something else"):
+        cramped(3, said, RuntimeError("something else")).step(pictures(), None, rng_of())
+    assert said == []

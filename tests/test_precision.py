@@ -1,0 +1,101 @@
+"""Precision: what `auto` comes to, what is refused, and that a run is told when it would go on in another one."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.test_training import learner, pictures, rng_of
+from tests.tiny import StopAfter, TinyRun
+from vdiff.cli.progress import FitLines
+from vdiff.errors import MachineError, Stopped, UsageError
+from vdiff.networks.blocks import attend
+from vdiff.stage_run import Surroundings
+from vdiff.training import machine as machines
+from vdiff.training.machine import SMALLEST_BF16_PICTURE, Machine, resolve
+
+needs_bf16 = pytest.mark.skipif(not machines.cpu_multiplies_bf16(), reason="this CPU does not multiply bf16")
+
+
+def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without instructions for bf16, as far as torch can tell."""
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+
+
+def test_auto_is_float32_where_the_cpu_does_not_multiply_bf16_and_bf16_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lacking(monkeypatch)
+    assert resolve("auto", cpu=True, image_size=256)[0] == "fp32"
+    with pytest.raises(MachineError, match="does not multiply bf16") as found:
+        Machine("bf16", "cpu")
+    assert "precision: fp32" in found.value.fix
+
+
+@needs_bf16
+def test_auto_is_bf16_where_the_cpu_multiplies_it_but_not_for_tiny_pictures() -> None:
+    assert resolve("auto", cpu=True, image_size=SMALLEST_BF16_PICTURE)[0] == "bf16"
+    found, why = resolve("auto", cpu=True, image_size=SMALLEST_BF16_PICTURE - 1)
+    assert (found, "15 pixels" in why) == ("fp32", True)
+    assert resolve("fp32", cpu=True, image_size=256)[0] == "fp32"
+
+
+@needs_bf16
+def test_in_bf16_the_weights_stay_float32_and_the_loss_is_close() -> None:
+    made, exact = (learner(Machine(precision, "cpu")) for precision in ("bf16", "fp32"))  # type: ignore[arg-type]
+    losses = [float(each.step(pictures(), None, rng_of())[0]) for each in (made, exact)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert {tensor.dtype for part in ("weights", "optimizer") for tensor in made.state()[part].values()} == {
+        torch.float32
+    }
+
+
+@needs_bf16
+def test_a_frozen_network_is_cast_once_and_predicts_in_float32() -> None:
+    made = learner(Machine("bf16", "cpu")).result()
+    Machine("bf16", "cpu").freeze(made.network)
+    assert {weight.dtype for weight in made.network.parameters()} == {torch.bfloat16}
+    assert made(pictures(), torch.full((6,), 0.5)).x.dtype == torch.float32
+
+
+def chain(run: TinyRun, precision: Any, stop_after: int) -> Any:
+    from vdiff.chain import Chain
+
+    progress = FitLines(run.said.append)
+    machine = Machine(precision, "cpu")
+    return Chain(Surroundings(run.recipe(), run.text, run.folder(), machine, progress, StopAfter(stop_after)))
+
+
+@needs_bf16
+def test_a_run_that_auto_began_in_bf16_does_not_go_on_in_float32_unasked(tiny_run: TinyRun) -> None:
+    with pytest.raises(Stopped):
+        chain(tiny_run, "bf16", 2).train()
+    with pytest.raises(UsageError, match="another precision") as found:
+        chain(tiny_run, "fp32", 99).train()
+    assert "--set precision=bf16" in found.value.fix
+    assert found.value.where == "precision: bf16 -> fp32"
+
+
+def test_a_save_from_before_the_precision_was_recorded_is_gone_on_from(tiny_run: TinyRun) -> None:
+    from vdiff.savepoint import changes
+
+    assert changes({"precision": "auto"}, {"precision": "fp32"}) == []
+    assert changes({"precision": "fp32"}, {"precision": "bf16"}) != []
+    assert json.loads(json.dumps(changes({"seed": 0}, {"seed": 1}))) == ["seed: 0 -> 1"]
+
+
+@pytest.mark.parametrize("pixels", [1, 64])
+def test_plain_attention_in_bf16_is_the_fused_one(pixels: int) -> None:
+    rng = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, 3, pixels, 8, generator=rng, requires_grad=True) for _ in range(3))
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    found = attend(*(part.bfloat16() for part in (q, k, v)))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.03)
+    gradients: list[tuple[Tensor, ...]] = [torch.autograd.grad(out.sum(), (q, k, v)) for out in (wanted, found)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)

@@ -1,0 +1,42 @@
+"""`--profile`: a few updates are measured, part by part, and the run goes on as ever."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import TinyRun
+from vdiff.cli import app
+from vdiff.training.profile import MEASURED, PARTS
+
+
+def test_a_profile_tells_the_parts_of_an_update_and_changes_nothing(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    more = ["--set", "train.updates=9", "--set", "distill.updates=9", "--set", "distill.start_steps=2"]
+    hashes = []
+    for run, profile in (("plain", []), ("profiled", ["--profile"])):
+        assert app.run(["train", "--device", "cpu", "--run", run, *more, *profile]) == 0
+        assert app.run(["distill", "--device", "cpu", "--run", run, *more, *profile]) == 0
+        hashes.append(tiny_run.hashes(run))
+    assert hashes[0] == hashes[1]
+    said = capsys.readouterr().err
+    for name in PARTS:
+        assert f"  {name} " in said
+    for stage, parts in (("original", set(PARTS) - {"teacher"}), ("base_0", set(PARTS) - {"average"})):
+        trace = json.loads(gzip.decompress(Path("profiled/profile", f"{stage}.json.gz").read_bytes()))
+        names = [event.get("name", "") for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+        assert {name.removeprefix("vdiff ") for name in names if name.startswith("vdiff ")} == parts
+        assert names.count("vdiff backward") == MEASURED
+    assert not Path("plain/profile").exists()
+
+
+def test_a_stage_that_is_too_short_to_be_measured_says_so(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    assert app.run(["train", "--device", "cpu", "--profile"]) == 0
+    assert "no profile: it needs 8 updates, there were 5" in capsys.readouterr().err
+    assert not list(Path().rglob("profile"))

@@ -1,0 +1,61 @@
+"""What a stage is made of: its pictures, a student that starts somewhere, and the objective it learns by."""
+
+from dataclasses import replace
+
+import torch
+
+from vdiff import checkpoint
+from vdiff.checkpoint import Checkpoint
+from vdiff.data.loader import Images
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import DataError
+from vdiff.objectives.objective import Objective
+from vdiff.plan import Stage
+from vdiff.recipe import Recipe
+from vdiff.training.machine import Machine
+
+
+def open_images(recipe: Recipe, classes: int) -> Images:
+    """The pictures of the recipe, after a look whether their labels fit a network of so many classes."""
+    images: Images = recipe.data.open()
+    if classes and images.num_classes == 0:
+        raise DataError("the network has classes, but the pictures have no labels", "leave out `network.num_classes`")
+    if classes and images.num_classes > classes:
+        fix = f"set `network.num_classes` to {images.num_classes}"
+        raise DataError(f"the pictures have {images.num_classes} classes, the network has {classes}", fix)
+    return images
+
+
+def num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
+    """Of the network that is trained, 0 for none: a student has its teacher's, whatever the recipe says."""
+    return teacher.card.num_classes if teacher else getattr(recipe.network, "num_classes", None) or 0
+
+
+def fresh(recipe: Recipe, images: Images) -> Denoiser:
+    """A student with random weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = recipe.network.build(images.shape[-1], images.shape[0])
+    return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
+
+
+def copied(teacher: Checkpoint, images: Images, machine: Machine) -> Denoiser:
+    """A student that starts as its teacher is."""
+    if teacher.card.shape != images.shape:
+        raise DataError(
+            f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
+            f"prepare pictures of {teacher.card.shape[-1]} pixels, or take another teacher",
+        )
+    student = checkpoint.load(teacher.folder, machine.device).denoiser
+    return replace(student, network=student.network.requires_grad_(True))
+
+
+def objective_of(stage: Stage, teacher: Checkpoint | None, machine: Machine) -> Objective:
+    """How the student of a stage learns; its teacher is frozen in the run's precision."""
+    section, weighting = stage.settings.objective, stage.settings.weighting  # type: ignore[attr-defined]
+    if teacher is None:
+        objective: Objective = section.build(weighting)
+    else:
+        machine.freeze(teacher.denoiser.network)
+        objective = section.build(weighting, teacher.denoiser, stage.num_steps, stage.teacher_steps)
+    return objective

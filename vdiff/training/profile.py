@@ -1,0 +1,71 @@
+"""Where the time of an update goes: a few updates under torch's profiler, as a table and a trace for Perfetto."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity
+
+WARM_UP, MEASURED = 3, 5
+"""Updates that are let pass, and those that are measured, from where a stage begins or goes on."""
+
+PARTS = ("data", "teacher", "forward", "backward", "optimizer", "average", "logging")
+"""What `part` may name, in the order of an update; the teacher's time is not counted to the forward's as well."""
+
+
+def part(name: str) -> Any:
+    """Marks a part of an update; costs next to nothing while nobody measures."""
+    assert name in PARTS
+    return torch.profiler.record_function(f"vdiff {name}")
+
+
+class Profile:
+    """Measures updates of one stage.
+
+    path: of the trace.   say: told the table, a line at a time.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it would report a missing GPU as an error
+        self._path, self._say, self._updates = path, say, 0
+        self._has_gpu = torch.cuda.is_available()
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._has_gpu
+        self._profiler = torch.profiler.profile(activities=activities)
+
+    def after_update(self) -> None:
+        """Count an update that is done."""
+        self._updates += 1
+        if self._updates == WARM_UP:
+            self._profiler.start()
+        elif self._updates == WARM_UP + MEASURED:
+            self._profiler.stop()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._profiler.export_chrome_trace(str(self._path))
+            for line in self._table():
+                self._say(line)
+
+    def close(self) -> None:
+        """The stage is over or left; too few updates are told."""
+        if WARM_UP <= self._updates < WARM_UP + MEASURED:
+            self._profiler.stop()
+        if self._updates < WARM_UP + MEASURED:
+            self._say(f"no profile: it needs {WARM_UP + MEASURED} updates, there were {self._updates}")
+
+    def _table(self) -> list[str]:
+        found = {event.key: event for event in self._profiler.key_averages()}
+        seconds = {name: self._seconds(found.get(f"vdiff {name}")) for name in PARTS}
+        seconds["forward"] -= seconds["teacher"]
+        total = sum(seconds.values())
+        lines = [
+            f"  {name:<10} {value * 1e3 / MEASURED:9.2f} ms {value / max(total, 1e-12):6.1%}"
+            for name, value in seconds.items()
+        ]
+        told = f"an update takes {total * 1e3 / MEASURED:.2f} ms on the {'GPU' if self._has_gpu else 'CPU'}"
+        return [f"{told} (mean of {MEASURED}), of which", *lines, f"https://ui.perfetto.dev opens `{self._path}`"]
+
+    def _seconds(self, event: Any) -> float:
+        if event is None:
+            return 0.0
+        return float(event.device_time_total if self._has_gpu else event.cpu_time_total) / 1e6
