@@ -16,7 +16,7 @@ import pytest
 from tests.full_disk import full_disk
 from vdiff import images
 from vdiff.cli import failures
-from vdiff.data import lmdb_pages
+from vdiff.data import lmdb_pages, publishing
 from vdiff.data.metadata import Metadata
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, MachineError
@@ -337,3 +337,13 @@ def test_a_machine_without_memory_is_not_taken_for_a_damaged_store(
         ImageStore(path)
     assert failures.explain(found.value).exit_code == MachineError.exit_code
     assert "out of memory" in failures.explain(found.value).problem
+
+
+def test_the_folders_made_for_a_store_are_there_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    with publishing.claimed(tmp_path / "a" / "b" / "store"):
+        parents = [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+        assert {each.stat().st_ino for each in parents} <= set(flushed)
