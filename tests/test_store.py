@@ -9,12 +9,14 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 
 from tests.full_disk import full_disk
 from vdiff import images
-from vdiff.data import lmdb_pages
+from vdiff.cli import failures
+from vdiff.data import lmdb_pages, publishing
 from vdiff.data.metadata import Metadata
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, MachineError
@@ -320,3 +322,28 @@ def test_a_commit_is_whole_or_not_at_all_on_a_full_disk(tmp_path: Path) -> None:
         with full_disk(2**20), pytest.raises(MachineError, match=r"12,345 bytes, [\d,]+ are free"):
             writer.commit({"8-00001": bytes(2**22), "8-00002": b"small"})
         assert writer.records("8-") == {"8-00000": b"small"}
+
+
+@pytest.mark.parametrize("trouble", [lmdb.MemoryError("mdb_env_open: Cannot allocate memory"), MemoryError()])
+def test_a_machine_without_memory_is_not_taken_for_a_damaged_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise trouble
+
+    path = foreign_store(tmp_path / "store")
+    monkeypatch.setattr(lmdb, "open", refuse)
+    with pytest.raises(type(trouble)) as found:
+        ImageStore(path)
+    assert failures.explain(found.value).exit_code == MachineError.exit_code
+    assert "out of memory" in failures.explain(found.value).problem
+
+
+def test_the_folders_made_for_a_store_are_there_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    with publishing.claimed(tmp_path / "a" / "b" / "store"):
+        parents = [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+        assert {each.stat().st_ino for each in parents} <= set(flushed)

@@ -21,7 +21,7 @@ def claimed(folder: Path) -> Iterator[None]:
     The lock goes when its process does, however it dies.
     """
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         lock = (folder / _LOCK).open("a+")
     with lock:
         _lock(lock, folder)
@@ -116,6 +116,14 @@ def _sign(lock: int, folder: Path) -> None:
 
 def _is_still(descriptor: int, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and its parents, so that they are there after a power cut."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _sync(made.parent)
 
 
 def _sync(path: Path) -> None:

@@ -113,12 +113,13 @@ class ImageStore:
                 raise _damaged(self.path, "the file was cut off while it was in use")
             with self._opened.environment.begin() as transaction:
                 yield transaction
-        except (lmdb.Error, OSError, ValueError, MemoryError) as err:
+        except lmdb.MemoryError:
+            raise  # the machine's trouble: the store is whole
+        except (lmdb.Error, OSError, ValueError) as err:
             raise _damaged(self.path, str(err)) from err
 
     def _read_metadata(self, transaction: Any) -> Metadata | None:
-        text = transaction.get(METADATA.encode())
-        if text is None:
+        if (text := transaction.get(METADATA.encode())) is None:
             return None
         try:
             return Metadata.from_json(text)
@@ -276,8 +277,7 @@ class _Opened(NamedTuple):
 
 
 def _open(path: Path) -> _Opened:
-    found = _stores.get(_identity(path))
-    if found is None or not found.is_usable():
+    if not (found := _stores.get(_identity(path))) or not found.is_usable():
         _forget(path)
         identity, size = _identity(path), lmdb_pages.whole_size(path / FILE)
         environment = lmdb.open(str(path), readonly=True, lock=False, create=False)
