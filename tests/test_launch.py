@@ -45,7 +45,7 @@ def test_workers_that_end_well_give_0() -> None:
 
 
 CHILD = """
-import os, sys, threading
+import os, sys, threading, time
 from vdiff.cli import signals
 signals.GRACE_SECONDS, signals._POLL_SECONDS = 0.2, 0.05
 def tell():
@@ -53,8 +53,9 @@ def tell():
         file.write(f"{os.getpid()}.")
 if sys.argv[2] == "importing":
     tell()
-    while os.getppid() == signals._PARENT:
-        pass
+    end = time.monotonic() + 30
+    while os.getppid() == signals._PARENT and time.monotonic() < end:
+        time.sleep(0.01)
 stop = signals.StopRequest(follows_parent=True)
 tell()
 threading.Event().wait(60)

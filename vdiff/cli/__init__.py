@@ -1,6 +1,5 @@
 """The command line: which commands there are. A command's module is imported when the command is called."""
 
-import os
 from collections.abc import Sequence
 
 COMMANDS = {
@@ -21,9 +20,6 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it ended, see `vdiff.errors`."""
-    # before torch is imported: its threads spin where they wait for one another, and on a machine with other work to do
-    # an update can then take a hundred times as long
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         from vdiff.cli import app, signals  # noqa: F401 - signals notes who started this process, while that one lives
 
