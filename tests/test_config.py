@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -10,12 +11,21 @@ from pydantic import BaseModel, ValidationError
 from vdiff.config import Registry, Section, harmless, mark_of, trajectory
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
+from vdiff.metrics import METRICS
 from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
 from vdiff.recipe import Recipe
 from vdiff.samplers import SAMPLERS
 
-TABLES = {"data": DATASETS, "schedule": SCHEDULES, "network": NETWORKS, "objective": OBJECTIVES, "sampler": SAMPLERS}
+TABLES = {
+    "data": DATASETS,
+    "schedule": SCHEDULES,
+    "network": NETWORKS,
+    "objective": OBJECTIVES,
+    "sampler": SAMPLERS,
+    "metric": METRICS,
+}
+GROUPS = ["datasets", "schedules", "networks", "objectives", "samplers", "metrics"]
 KINDS = [(part, kind) for part, table in TABLES.items() for kind in table]
 
 
@@ -32,7 +42,9 @@ class Square(Section):
     side: int = trajectory(2)
 
 
-SHAPES = Registry("shape", {"round": f"{__name__}:Round", "square": f"{__name__}:Square"}, default="round")
+SHAPES = Registry(
+    "shape", {"round": f"{__name__}:Round", "square": f"{__name__}:Square"}, default="round", group="vdiff.shapes"
+)
 
 
 class Picture(Section):
@@ -127,6 +139,24 @@ def test_a_table_imports_nothing_until_a_kind_is_named() -> None:
 def test_the_default_of_a_table_is_one_of_its_kinds(part: str) -> None:
     assert TABLES[part].part == part
     assert TABLES[part].default in TABLES[part]
+
+
+@pytest.mark.parametrize(("part", "group"), list(zip(TABLES, GROUPS, strict=True)))
+def test_another_package_adds_a_kind_and_replaces_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, group: str
+) -> None:
+    table = TABLES[part]
+    (tmp_path / "guest.py").write_text("class Guest: pass\n")
+    told = tmp_path / "guest-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: guest\nVersion: 1.0\n")
+    kinds = ["guest", table.default]
+    lines = [f"[vdiff.{group}]", *(f"{kind} = guest:Guest" for kind in kinds)]
+    (told / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert table.section("guest").__module__ == "guest"
+    assert table.section(table.default).__module__.startswith("vdiff.")
+    assert table.unknown("guess").startswith(f"unknown kind `guess` of {part}; did you mean `guest`?")
 
 
 @pytest.mark.parametrize(("part", "kind"), KINDS)

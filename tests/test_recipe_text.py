@@ -24,7 +24,9 @@ class LargeNet(Section):
     multipliers: tuple[int, ...] = trajectory((1, 2))
 
 
-NETS = Registry("net", {"small": f"{__name__}:SmallNet", "large": f"{__name__}:LargeNet"}, default="small")
+NETS = Registry(
+    "net", {"small": f"{__name__}:SmallNet", "large": f"{__name__}:LargeNet"}, default="small", group="vdiff.nets"
+)
 
 
 class Override(Section):

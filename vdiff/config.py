@@ -69,11 +69,12 @@ def trajectory_values(section: Section, prefix: str = "") -> dict[str, Any]:
 class Registry:
     """The kinds of one part of a recipe: kind -> "module:SectionClass". Nothing is imported until it is named.
 
-    Other packages add kinds as entry points of the group `vdiff.<part>`; the built-in ones win.
+    part: what one of them is, for messages.   group: the entry points by which other packages add kinds; the built-in
+    ones win.
     """
 
-    def __init__(self, part: str, kinds: Mapping[str, str], default: str) -> None:
-        self.part = part
+    def __init__(self, part: str, kinds: Mapping[str, str], default: str, group: str) -> None:
+        self.part, self.group = part, group
         self.default = default
         self._builtin = dict(kinds)
 
@@ -114,7 +115,7 @@ class Registry:
         return {"anyOf": [*sections, {"enum": list(self)}]}
 
     def _locations(self) -> dict[str, str]:
-        outside = {entry.name: entry.value for entry in entry_points(group=f"vdiff.{self.part}")}
+        outside = {entry.name: entry.value for entry in entry_points(group=self.group)}
         return {**outside, **self._builtin}
 
 

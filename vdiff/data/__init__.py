@@ -2,4 +2,6 @@
 
 from vdiff.config import Registry
 
-DATASETS = Registry("data", {"lmdb": "vdiff.data.lmdb_images:LmdbImagesSection"}, default="lmdb")
+DATASETS = Registry(
+    "data", {"lmdb": "vdiff.data.lmdb_images:LmdbImagesSection"}, default="lmdb", group="vdiff.datasets"
+)

@@ -10,4 +10,5 @@ SCHEDULES = Registry(
         "betas": "vdiff.diffusion.schedule:BetasSection",
     },
     default="cosine",
+    group="vdiff.schedules",
 )

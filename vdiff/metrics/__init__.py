@@ -3,7 +3,7 @@
 from vdiff.config import Registry
 
 METRICS = Registry(
-    "metrics",
+    "metric",
     {
         "agreement": "vdiff.metrics.agreement:AgreementSection",
         "fd_pixel": "vdiff.metrics.frechet:PixelFrechetSection",
@@ -16,6 +16,7 @@ METRICS = Registry(
         "fd_dinov2": "vdiff.metrics.fidelity:FrechetDinoSection",
     },
     default="fd_pixel",
+    group="vdiff.metrics",
 )
 
 DEFAULT = ("agreement", "fd_pixel", "swd")

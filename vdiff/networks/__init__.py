@@ -2,4 +2,4 @@
 
 from vdiff.config import Registry
 
-NETWORKS = Registry("network", {"unet": "vdiff.networks.unet:UNetSection"}, default="unet")
+NETWORKS = Registry("network", {"unet": "vdiff.networks.unet:UNetSection"}, default="unet", group="vdiff.networks")

@@ -9,4 +9,5 @@ OBJECTIVES = Registry(
         "progressive": "vdiff.objectives.progressive:ProgressiveSection",
     },
     default="denoising",
+    group="vdiff.objectives",
 )

@@ -6,4 +6,5 @@ SAMPLERS = Registry(
     "sampler",
     {"ddim": "vdiff.samplers.ddim:DdimSection", "ancestral": "vdiff.samplers.ancestral:AncestralSection"},
     default="ddim",
+    group="vdiff.samplers",
 )
