@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_sample import here, models  # noqa: F401 - fixtures
+from tests.conftest import noise_picture
+from tests.test_sample import models  # noqa: F401 - a fixture
+from tests.tiny import RECIPE
 from vdiff import checkpoint
 from vdiff.cli import main
 from vdiff.data.prepare import prepare
@@ -29,17 +32,54 @@ from vdiff.training.machine import Machine
 QUICK = ("--n", "12", "--metrics", "agreement,fd_pixel:4,swd", "--device", "cpu")
 
 
-@pytest.fixture
-def run(here: Path) -> RunFolder:  # noqa: F811
-    """A run of three models, of which the second is the first one's student and the third the second one's."""
-    folder = RunFolder(Path("runs/tiny"))
-    (folder.path / "log.jsonl").touch()
+@pytest.fixture(scope="module")
+def place(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A recipe, stores and a run of three models: the second is the first one's student, the third the second one's."""
+    found = tmp_path_factory.mktemp("place")
+    for number in range(12):
+        picture = found / "pictures" / ("cat", "dog")[number % 2] / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(12, 10, number).save(picture)
+    prepare(found / "pictures", found / "store", sizes=[8])
+    prepare(found / "pictures", found / "other", sizes=[16])
+    prepare(found / "pictures", found / "grey", sizes=[8], channels=1)
+    (found / "recipe.yaml").write_text(RECIPE.format(store="store"), encoding="utf-8")
+    shutil.copytree(models, found / "runs/tiny")
+    folder = RunFolder(found / "runs/tiny")
+    folder.log.touch()
     parent = None
     for name in ("original", "base_0", "base_1"):
         if parent is not None:
             link(folder.model(name), parent)
         parent = checkpoint.read_card(folder.model(name))
-    return folder
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, evaluated."""
+    found = tmp_path_factory.mktemp("measured") / "place"
+    shutil.copytree(place, found)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(found)
+        evaluate("-q")
+    return found
+
+
+@pytest.fixture
+def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run that is not evaluated yet, in the current folder."""
+    shutil.copytree(place, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return RunFolder(Path("runs/tiny"))
+
+
+@pytest.fixture
+def measured(measured_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run that is evaluated, in the current folder."""
+    shutil.copytree(measured_place, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return RunFolder(Path("runs/tiny"))
 
 
 def link(folder: Path, parent: checkpoint.ModelCard) -> None:
@@ -86,15 +126,14 @@ def test_a_run_becomes_one_table(run: RunFolder, capsys: pytest.CaptureFixture[s
     assert not list((run.evaluation / "samples").glob("*"))
 
 
-def test_agreement_is_that_of_the_pictures_that_are_drawn(run: RunFolder) -> None:
-    evaluate()
+def test_agreement_is_that_of_the_pictures_that_are_drawn(measured: RunFolder) -> None:
     drawn = {}
     for name in ("base_0", "base_1"):
         assert main(["sample", "--checkpoint", name, "-n", "12", "--out", f"{name}.npz", "--device", "cpu"]) == 0
         with np.load(f"{name}.npz") as arrays:
             drawn[name] = to_float(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2))
     expected = agreement(drawn["base_1"], drawn["base_0"])
-    found = content(run)["rows"][-1]["teacher"]
+    found = content(measured)["rows"][-1]["teacher"]
     assert found["psnr"] == pytest.approx(expected.psnr)
     assert found["ssim"] == pytest.approx(expected.ssim)
 
@@ -137,14 +176,116 @@ def test_an_interrupted_evaluation_goes_on_after_its_last_chunk(
     assert torch.equal(samples[3:8], whole[3:8])
 
 
-def test_numbers_of_two_protocols_do_not_meet(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate()
-    before = run.table.read_bytes()
-    assert main(["evaluate", *QUICK, "--n", "13"]) == 2
-    assert "another protocol (`num_images` differs: 12)" in capsys.readouterr().err
-    assert run.table.read_bytes() == before
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--n", "13"), "`num_images` differs: 12"),
+        (("--first-seed", "1"), "`first_seed` differs: 0"),
+        (("--set", "sample.sampler=ancestral"), "`sampler` differs: ddim eta=0.0"),
+        (("--metrics", "agreement,swd:8"), "`swd` compares other features: pixels along 64"),
+        (("--data", "grown"), "`reference` differs"),
+    ],
+)
+def test_numbers_of_two_protocols_do_not_meet(
+    measured: RunFolder, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise_picture(8, 8, 99).save("pictures/cat/99.png")
+    prepare(Path("pictures"), Path("grown"), sizes=[8])
+    before = measured.table.read_bytes()
+    assert main(["evaluate", *QUICK, *arguments]) == 2
+    assert f"another protocol ({message}" in capsys.readouterr().err
+    assert measured.table.read_bytes() == before
+    assert not list((measured.evaluation / "samples").glob("*"))
+
+
+def test_a_table_of_another_protocol_is_replaced_when_asked(measured: RunFolder) -> None:
     assert main(["evaluate", *QUICK, "--n", "13", "--force"]) == 0
-    assert content(run)["protocol"]["num_images"] == 13
+    assert content(measured)["protocol"]["num_images"] == 13
+
+
+def network_calls(*arguments: str, capsys: pytest.CaptureFixture[str]) -> int:
+    capsys.readouterr()
+    assert main(["evaluate", *QUICK, *arguments, "--dry-run", "--json"]) == 0
+    return int(json.loads(capsys.readouterr().out)["network_calls"])
+
+
+def test_what_a_table_knows_is_not_measured_again(measured: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert network_calls(capsys=capsys) == 0
+    before = measured.table.read_bytes()
+    evaluate()
+    assert measured.table.read_bytes() == before
+    assert network_calls("--force", capsys=capsys) == 12 * (8 + 4 + 2 + 4 + 2)
+
+
+def test_a_further_stage_gets_its_row_and_the_others_keep_theirs(
+    measured: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = content(measured)
+    known["rows"] = [row for row in known["rows"] if row["model"] != "base_1"]
+    known["rows"][0]["metrics"]["swd"]["value"] = 123.0  # so that a second measurement of it would be seen
+    measured.table.write_text(json.dumps(known))
+    assert network_calls(capsys=capsys) == 12 * (8 + 4 + 2)  # itself, its teacher and the original
+    evaluate()
+    rows = content(measured)["rows"]
+    assert rows[:-1] == known["rows"]
+    assert (rows[-1]["model"], rows[-1]["teacher"]["name"], rows[-1]["original"]["name"]) == (
+        "base_1",
+        "base_0",
+        "original",
+    )
+
+
+def test_further_metrics_extend_the_table(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", *QUICK, "--metrics", "agreement"]) == 0
+    first = content(run)
+    assert first["protocol"]["reference"] is None
+    assert main(["evaluate", *QUICK, "--metrics", "swd"]) == 0
+    second = content(run)
+    assert second["protocol"]["reference"] is not None
+    assert second["protocol"]["features"].keys() == {"agreement", "swd"}
+    for before, after in zip(first["rows"], second["rows"], strict=True):
+        assert after.pop("metrics").keys() == {"swd"}
+        assert after == {name: value for name, value in before.items() if name != "metrics"}
+    assert network_calls("--metrics", "agreement,swd", capsys=capsys) == 0
+
+
+def test_a_model_that_was_made_again_is_measured_again(measured: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    link(measured.model("base_1"), checkpoint.read_card(measured.model("original")))
+    assert network_calls(capsys=capsys) == 12 * (8 + 2)
+    evaluate()
+    last = content(measured)["rows"][-1]
+    assert last["teacher"]["name"] == "original"
+    assert last["hash"] == checkpoint.read_card(measured.model("base_1")).hash
+    assert len(content(measured)["rows"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("columns", "left_out"), [(60, ["dB", "ssim", "picture"]), (45, ["swd", "dB", "ssim"]), (200, [])]
+)
+def test_the_table_fits_the_terminal(
+    measured: RunFolder,
+    columns: int,
+    left_out: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    evaluate()
+    found = capsys.readouterr()
+    lines = re.sub(r"\x1b\[\d*m", "", found.out.split("\n\n")[0]).splitlines()
+    assert all(len(line) <= columns and "…" not in line for line in lines)
+    assert [line.split()[0] for line in lines[-5:]] == ["original", "original,", "original,", "base_0", "base_1"]
+    for name in ("steps", "fd_pixel", "swd", "dB", "ssim"):
+        assert (name not in "".join(lines[:-5])) == (name in left_out)
+    assert all(name in found.err for name in left_out)
+
+
+def test_an_interval_down_to_zero_is_shown() -> None:
+    from vdiff.cli.evaluation_table import _value
+
+    assert _value(table.Value(value=0.1, low=0.0, high=0.3)) == "0.1 ±0.15"
+    assert _value(table.Value(value=0.1)) == "0.1"
 
 
 def test_pictures_are_kept_when_asked(run: RunFolder) -> None:
@@ -185,14 +326,11 @@ def test_two_evaluations_of_one_run_are_refused_but_a_training_may_go_on(
 )
 def test_what_cannot_be_measured_is_refused(
     run: RunFolder,
-    make_pictures: Any,
     arguments: tuple[str, ...],
     code: int,
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    prepare(make_pictures(), Path("other"), sizes=[16])
-    prepare(make_pictures(), Path("grey"), sizes=[8], channels=1)
     assert main(["evaluate", *QUICK, *arguments]) == code
     err = capsys.readouterr().err
     assert message in err
@@ -207,15 +345,14 @@ def test_a_run_without_models_is_refused(run: RunFolder, capsys: pytest.CaptureF
     assert "vdiff train" in capsys.readouterr().err
 
 
-def test_two_processes_make_the_table_of_one(run: RunFolder) -> None:
-    evaluate()
-    one = content(run)
-    run.table.unlink()
+def test_two_processes_make_the_table_of_one(measured: RunFolder) -> None:
+    one = content(measured)
+    measured.table.unlink()
     command = [sys.executable, "-m", "vdiff", "evaluate", *QUICK, "--gpus", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    two = content(run)
+    two = content(measured)
     assert one["protocol"] == two["protocol"]
     for row, other in zip(one["rows"], two["rows"], strict=True):
         assert (row["model"], row["num_steps"]) == (other["model"], other["num_steps"])

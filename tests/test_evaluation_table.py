@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from vdiff.errors import ModelFileError
-from vdiff.metrics import table
+from vdiff.metrics import METRICS, table
+from vdiff.metrics.metric import ordered, words_for
 from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Reference, Row, Value
 
 PROTOCOL = Protocol(
@@ -71,3 +72,19 @@ def test_the_conditions_fit_in_one_line() -> None:
     assert "n = 2,048; seeds 0-2047; ddim eta=0.0; 1 x 8 x 8 pixels" in line
     assert "reference 1,797 pictures (01234567)" in line
     assert "\n" not in line
+
+
+def test_numbers_have_words_and_an_order_of_their_own() -> None:
+    names = ["swd", "kid", "mine", "fd_vgg16", "precision", "fd_pixel", "fid"]
+    assert ordered(names) == ["fd_vgg16", "fid", "kid", "fd_pixel", "swd", "precision", "mine"]
+    assert words_for("fd_pixel")[:2] == ("Fréchet distance of pixels", "less is better; not an FID")
+    assert words_for("fd_vgg16")[:2] == ("fd_vgg16", "less is better")
+    assert words_for("precision_vgg16")[:2] == ("precision_vgg16", "more is better")
+    assert words_for("mine")[:2] == ("mine", "")
+
+
+@pytest.mark.parametrize("kind", list(METRICS))
+def test_every_metric_says_what_it_is_called_and_what_is_good(kind: str) -> None:
+    found = words_for(kind)
+    assert found.title != kind
+    assert found.better.split()[0] in ("less", "more")

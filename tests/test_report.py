@@ -132,7 +132,7 @@ def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(d
     assert card.hash in page.text
     assert card.data["fingerprint"] in page.text
     assert "n = 100; seeds 0-99; ddim eta=0.0" in page.text  # the protocol stands with the numbers
-    assert "Down to 1 step no difference from the original in 8 shows" in page.text
+    assert "Down to 1 step the students' FID is as good as the original's in 8, within its 95 % interval" in page.text
     assert "without distillation 30.0 (25.0 to 35.0)" in page.text
     rows = 1 + 2 * 3  # the original; not distilled and student at 4, 2 and 1
     assert len([found for found in page.all("img") if str(found["alt"]).startswith("seed")]) == 2 * rows + 2 * 2
@@ -140,6 +140,24 @@ def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(d
     seconds = json.loads((done_run / "status.json").read_text())["seconds"]
     assert f"{seconds['base_2']:,.2f}" in page.text  # a price of one per second
     assert "Not measured, or changed since: base_0, base_1" in page.text
+
+
+def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(done_run: Path) -> None:
+    with (done_run / "log.jsonl").open("a") as log:
+        for stage, update, trend in [
+            ("original", 5, {"swd": 0.5}),
+            ("base_0", 1, {"swd": 0.25, "psnr": 20.0, "mse": 0.04}),
+            ("base_0", 2, {"swd": 0.125, "psnr": None}),
+        ]:
+            log.write(json.dumps({"stage": stage, "update": update, "trend": trend}) + "\n")
+    page = check(made(str(done_run)))
+    assert "A trend, no measurement" in page.text
+    charts = [words for mark in page.all("svg") if (words := str(mark["aria-label"])).startswith("Trend of ")]
+    assert charts == [
+        "Trend of Sliced Wasserstein distance. Against updates of all stages in turn. "
+        "original: 0.500 at 5; base_0: 0.250 at 6, 0.125 at 7",
+        "Trend of PSNR with the own teacher, in dB. Against updates of all stages in turn. base_0: 20.0 at 6",
+    ]
 
 
 def test_a_report_replaces_a_report_and_no_other_file(done_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,8 +178,9 @@ def test_texts_of_a_run_stay_texts(done_run: Path) -> None:
     hostile = {"state": "failed", "reason": HOSTILE, "resume_command": HOSTILE, "stage": HOSTILE, "host": HOSTILE}
     (done_run / "status.json").write_text(json.dumps({**status, **hostile, "machine": HOSTILE}))
     line = {"stage": HOSTILE, "update": 1, "loss": 0.5}
+    trend = {"stage": HOSTILE, "update": 1, "trend": {HOSTILE[:60]: 1.0, "swd": "1", "psnr": None}}
     (done_run / "log.jsonl").write_text(
-        f"{json.dumps(line)}\nhalf a li\n[]\n" + '{"stage": "a", "update": 1, "loss": NaN}'
+        f"{json.dumps(line)}\n{json.dumps(trend)}\nhalf a li\n[]\n" + '{"stage": "a", "update": 1, "loss": NaN}'
     )
     found = json.loads((done_run / "evaluation" / "table.json").read_text())
     found["rows"][2]["model"] = found["machine"] = found["protocol"]["sampler"] = HOSTILE

@@ -116,7 +116,7 @@ class Registry:
 
     def _locations(self) -> dict[str, str]:
         outside = {entry.name: entry.value for entry in entry_points(group=self.group)}
-        return {**outside, **self._builtin}
+        return self._builtin | {kind: place for kind, place in outside.items() if kind not in self._builtin}
 
 
 def _dump(section: Section, info: SerializationInfo) -> dict[str, Any]:

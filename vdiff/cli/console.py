@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -83,9 +84,22 @@ def emit_json(content: Any) -> None:
     write(json.dumps(content, ensure_ascii=False, indent=2, default=str))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
-    """A table on stdout; the columns named in `right` hold numbers. Cut to the width of a terminal, whole in a file."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    right: Sequence[str] = (),
+    importance: Sequence[str] = (),
+) -> list[str]:
+    """A table on stdout, whole in a file; in a terminal, with as many columns as fit. Returns those that are left out.
+
+    right: columns that hold numbers.   importance: columns that may be left out, the last one first; those that may not
+    are cut.
+    """
     is_terminal = bool(sys.stdout and sys.stdout.isatty())
+    room = shutil.get_terminal_size().columns if is_terminal else 10_000
+    left_out = _left_out(columns, rows, importance, room)
+    kept = [place for place, name in enumerate(columns) if name not in left_out]
+    columns, rows = [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         drawn.add_column(column, no_wrap=True, justify="right" if column in right else "left", overflow="ellipsis")
@@ -95,6 +109,22 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Seque
     with stdout.capture() as captured:
         stdout.print(drawn)
     write("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    return left_out
+
+
+def _left_out(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], importance: Sequence[str], room: int
+) -> list[str]:
+    cells = {name: [*name.splitlines(), *(str(row[place]) for row in rows)] for place, name in enumerate(columns)}
+    widths = {name: max(map(len, texts), default=0) + 2 for name, texts in cells.items()}
+    left = room + 2 - sum(width for name, width in widths.items() if name not in importance)
+    left_out = []
+    for name in (name for name in importance if name in widths):
+        if widths[name] <= left:
+            left -= widths[name]
+        else:
+            left_out.append(name)
+    return left_out
 
 
 def show_error(err: VdiffError) -> None:

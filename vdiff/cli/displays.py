@@ -27,9 +27,11 @@ def chain_progress(is_silent: bool = False) -> Progress:
     return ChainDisplay() if _is_live(is_silent) else FitLines(_silence if is_silent else say)
 
 
-def prepare_progress(is_silent: bool = False) -> PrepareProgress:
-    """Progress of preparing pictures, as `fit_progress`."""
-    return PrepareDisplay() if _is_live(is_silent) else PrepareLines(_silence if is_silent else say)
+def prepare_progress(is_silent: bool = False, unit: str | None = None) -> PrepareProgress:
+    """Progress of preparing pictures, as `fit_progress`. unit: what is counted instead, where none is skipped."""
+    if _is_live(is_silent):
+        return PrepareDisplay(unit=unit)
+    return PrepareLines(_silence if is_silent else say, unit=unit)
 
 
 def _is_live(is_silent: bool) -> bool:
@@ -82,6 +84,10 @@ class PrepareDisplay(_Display):
     pace: Pace | None = None
     skipped = 0
 
+    def __init__(self, clock: Clock = time.monotonic, unit: str | None = None) -> None:
+        super().__init__(clock)
+        self._unit = unit
+
     def update(self, stored: int, skipped: int, total: int) -> None:
         self.pace = self.pace or Pace(total, stored + skipped, self.clock)
         self.pace.at(stored + skipped)
@@ -91,6 +97,8 @@ class PrepareDisplay(_Display):
     def frame(self) -> RenderableType:
         if not self.pace:
             return Text()
+        if self._unit is not None:
+            return _bar(self._unit, self.pace)
         skipped = Text(f"{self.skipped:,} skipped", "yellow" if self.skipped else "")
         return Group(_bar("pictures", self.pace), _facts([skipped, Text(f"{self.pace.per_second:,.0f} images/s")]))
 

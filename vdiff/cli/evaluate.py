@@ -1,7 +1,8 @@
 """`vdiff evaluate`: how good every stage of a run is, against its number of steps."""
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +15,11 @@ from vdiff.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from vdiff.data.loader import Images
+    from vdiff.evaluation.earlier import Earlier
     from vdiff.evaluation.evaluate import Evaluation
     from vdiff.evaluation.subjects import Subject
     from vdiff.metrics.metric import MetricSection
-    from vdiff.metrics.table import AgreementWith, EvaluationTable, Row
+    from vdiff.metrics.table import Protocol
     from vdiff.recipe import Recipe
     from vdiff.run_folder import RunFolder
 
@@ -35,6 +37,8 @@ BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Pictures at once; changes memory only [64]")
 ]
 KeepSamples = Annotated[bool, typer.Option("--keep-samples", help="Leave the drawn pictures in the run's evaluation/")]
+
+Lock = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 def evaluate(
@@ -59,8 +63,10 @@ def evaluate(
     """Measure how good models are at each number of steps
 
     Every finished stage of a run, and the undistilled base at the same numbers of steps: agreement with the teacher,
-    distances to the reference pictures, seconds per picture. The table is kept in the run's evaluation/ folder.
-    A model alone gets one row, which is only printed. The same command again goes on where it was interrupted.
+    distances to the reference pictures, seconds per picture. The table is kept in the run's evaluation/ folder; what it
+    knows is not measured again, and numbers that must not stand beside it are refused.
+    A model alone gets one row, which is only printed; outside a run its pictures lie in a temporary folder.
+    The same command again goes on where it was interrupted.
 
     Examples:
       vdiff evaluate
@@ -82,11 +88,12 @@ def evaluate(
         place = folder.evaluation if folder is not None else Path(temporary)
         images = _reference(parsed, data, subjects[0], wanted)
         evaluation = _evaluation(subjects, wanted, parsed, asked, images, place, weights)
+        table_path = folder.table if folder is not None and not _models(places or []) else None
         if dry_run:
-            _tell_plan(evaluation)
+            _tell_plan(evaluation, _earlier(evaluation.protocol({}), table_path, force))
             return None
-        is_run = folder is not None and not _models(places or [])
-        return _work(evaluation, folder, is_run, device, force, keep_samples)
+        lock = folder.evaluating if folder is not None else contextlib.nullcontext
+        return _work(evaluation, table_path, lock, device, force, keep_samples)
 
 
 def _models(places: Sequence[str]) -> list[str]:
@@ -156,94 +163,73 @@ def _evaluation(
 
 
 def _work(
-    evaluation: "Evaluation", folder: "RunFolder | None", is_run: bool, device: str | None, force: bool, keep: bool
+    evaluation: "Evaluation", table_path: Path | None, lock: Lock, device: str | None, force: bool, keep: bool
 ) -> int | None:
-    """Draw in all processes, then measure in the first one while the others have left."""
-    import contextlib
+    """Draw in all processes, then measure in the first one while the others have left.
 
-    from vdiff.cli import displays
-    from vdiff.evaluation.evaluate import check_comparable, machine_in_words
+    table_path: where the table is kept, None where it is only printed.   lock: keeps other evaluations out.
+    """
+    from vdiff.cli import displays, evaluation_table
+    from vdiff.evaluation.earlier import Earlier
     from vdiff.metrics import table
 
     with contextlib.ExitStack() as stack:
         # fp32 wherever it runs: the numbers of two machines can be compared
         size, what = evaluation.subjects[0].card.shape[-1], "the evaluation goes on with the same command"
         machine, check = stack.enter_context(session.processes(("fp32", device), size, what))
-        metrics = {}
+        metrics, earlier = {}, Earlier()
         if machine.is_first:
-            if folder is not None:
-                stack.enter_context(folder.evaluating())
+            stack.enter_context(lock())
             metrics = evaluation.ready(machine.device)
-            if is_run and folder is not None and not force:
-                check_comparable(table.read(folder.table), evaluation.protocol(metrics), folder.table)
+            earlier = _earlier(evaluation.protocol(metrics), table_path, force)
         machine.wait()
-        total = len(evaluation.subjects) * evaluation.wanted.num_images
-        progress = stack.enter_context(displays.prepare_progress(not machine.is_first))
+        total = evaluation.num_passes(Earlier())
+        progress = stack.enter_context(displays.prepare_progress(not machine.is_first, "passes through a network"))
         done = 0
 
-        def drawn(count: int) -> None:
+        def passed(count: int) -> None:
             nonlocal done
             done = min(done + count * machine.world_size, total)
             progress.update(done, 0, total)
             check()
 
-        evaluation.draw(machine, drawn)
+        evaluation.draw(machine, passed, earlier)
         if not machine.is_first:
             return None
-        found = evaluation.table(metrics, machine_in_words(machine), lambda row: check())
-        if is_run and folder is not None:
-            table.write(folder.table, found)
+        found = evaluation.table(metrics, machine, lambda row: check(), earlier)
+        if table_path is not None:
+            table.write(table_path, found)
         if not keep:
             evaluation.forget_samples()
         progress.close()
-        _show(found, folder.table if is_run and folder is not None else None)
+        evaluation_table.show(found, table_path)
     return None
 
 
-def _show(found: "EvaluationTable", path: Path | None) -> None:
+def _earlier(protocol: "Protocol", path: Path | None, force: bool) -> "Earlier":
+    """What the table knows already.   Errors: UsageError where the new numbers must not stand beside the old."""
+    from vdiff.evaluation.earlier import Earlier, check_comparable
+    from vdiff.metrics import table
+
+    if path is None or force:
+        return Earlier()
+    before = table.read(path)
+    check_comparable(before, protocol, path)
+    return Earlier(before)
+
+
+def _tell_plan(evaluation: "Evaluation", earlier: "Earlier") -> None:
     from vdiff.cli import console
 
+    calls, needed = evaluation.num_passes(earlier), evaluation.needed(earlier)
+    rows = [
+        (subject.card.name, subject.num_steps, subject.role, "" if subject.key in needed else "known")
+        for subject in evaluation.subjects
+    ]
     if mode.json:
-        console.emit_json({**found.model_dump(mode="json"), "path": str(path) if path else None})
-        return
-    names = list(dict.fromkeys(name for row in found.rows for name in row.metrics))
-    pairs = "agreement" in found.protocol.features
-    columns = ["model", "steps", "s/picture", *names, *(["psnr: teacher", "psnr: original", "ssim"] if pairs else [])]
-    console.table(columns, [_cells(row, names, pairs) for row in found.rows], columns[1:])
-    console.write(f"\n{found.protocol.line()}")
-    for name, features in found.protocol.features.items():
-        console.write(f"{name}: {features}")
-    console.write(f"{found.machine}; ± is half of a 95 % interval by bootstrap of the samples")
-    if path is not None:
-        console.say(f"written to `{path}`", "green")
-
-
-def _cells(row: "Row", names: Sequence[str], pairs: bool) -> list[str]:
-    shown = f"{row.model}, undistilled" if row.role == "undistilled" else row.model
-    cells = [shown, str(row.num_steps), "" if row.seconds_per_image is None else f"{row.seconds_per_image:.3g}"]
-    for name in names:
-        found = row.metrics.get(name)
-        spread = f" ±{(found.high - found.low) / 2:.2g}" if found and found.high is not None and found.low else ""
-        cells.append(f"{found.value:.4g}{spread}" if found else "")
-    best = row.teacher or row.original
-    return cells + ([_psnr(row.teacher), _psnr(row.original), f"{best.ssim:.3f}" if best else ""] if pairs else [])
-
-
-def _psnr(found: "AgreementWith | None") -> str:
-    if found is None:
-        return ""
-    return "equal" if found.psnr is None else f"{found.psnr:.1f} dB"
-
-
-def _tell_plan(evaluation: "Evaluation") -> None:
-    from vdiff.cli import console
-
-    calls = sum(subject.num_steps for subject in evaluation.subjects) * evaluation.wanted.num_images
-    rows = [(subject.card.name, subject.num_steps, subject.role) for subject in evaluation.subjects]
-    if mode.json:
-        plan = [dict(zip(("model", "num_steps", "role"), row, strict=True)) for row in rows]
+        plan = [dict(zip(("model", "num_steps", "role"), row[:3], strict=True)) for row in rows if not row[3]]
         console.emit_json({"plan": plan, "num_images": evaluation.wanted.num_images, "network_calls": calls})
         return
-    console.table(("model", "steps", "role"), rows, ("steps",))
+    console.table(("model", "steps", "role", ""), rows, ("steps",))
     told = f"{calls:,} passes of a picture through a network"
-    console.say(f"would draw {evaluation.wanted.num_images:,} pictures for each: {told}")
+    console.say(f"would draw {evaluation.wanted.num_images:,} pictures for each that is not known: {told}")

@@ -27,7 +27,8 @@ def size(num_bytes: int | None) -> str:
 def _run(found: Facts) -> None:
     models = found["models"]
     if models:
-        _table(_RUN, [_run_row(row) for row in models], right=("stage", "steps", "parameters", "updates", "MB"))
+        right = ("stage", "steps", "parameters", "updates", "MB")
+        console.table(_RUN, [_run_row(row) for row in models], right, _IMPORTANCE)
     if all(row["state"] == "unfinished" for row in models):
         console.say(
             f"no model folder yet in `{found['path']}`; `vdiff train` {'goes on' if models else 'makes the first'}"
@@ -51,7 +52,7 @@ def _status(status: Facts) -> None:
 
 
 _RUN = ("name", "stage", "steps", "parent", "parameters", "updates", "MB", "hash", "state")
-_IMPORTANCE = ("name", "steps", "state", "updates", "parent", "MB", "parameters", "hash", "stage")
+_IMPORTANCE = ("steps", "state", "updates", "parent", "MB", "parameters", "hash", "stage")
 
 
 def _run_row(row: Facts) -> list[str]:
@@ -97,7 +98,7 @@ def _model(found: Facts) -> None:
     )
     rows = [(name, f"{entry['size']:,}", entry["sha256"][:16]) for name, entry in found["files"].items()]
     console.write("")
-    _table(("file", "bytes", "SHA-256"), rows, right=("bytes",))
+    console.table(("file", "bytes", "SHA-256"), rows, ("bytes",), ("bytes", "SHA-256"))
 
 
 def _teachers(lineage: Sequence[Facts]) -> str:
@@ -151,7 +152,8 @@ def _recipe(found: Facts) -> None:
         ]
         for number, stage in enumerate(found["stages"])
     ]
-    _table(("stage", "steps", "updates", "batch", "rate"), rows, right=("steps", "updates", "batch", "rate"))
+    numbers = ("steps", "updates", "batch", "rate")
+    console.table(("stage", *numbers), rows, numbers, numbers)
 
 
 def _foreign(found: Facts) -> None:
@@ -171,18 +173,6 @@ def _lines(facts: Facts) -> None:
         room = shutil.get_terminal_size().columns if _is_terminal() else 10_000
         inset = " " * (width + 2)
         console.write(textwrap.fill(text, max(room, width + 20), subsequent_indent=inset, break_on_hyphens=False))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
-    """A table with as many of its columns as fit in the terminal, the most important first."""
-    widths = {name: max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(columns)}
-    room = shutil.get_terminal_size().columns if _is_terminal() else 10_000
-    shown: list[str] = []
-    for name in sorted(columns, key=lambda name: _IMPORTANCE.index(name) if name in _IMPORTANCE else 0):
-        if not shown or sum(widths[each] + 2 for each in [*shown, name]) - 2 <= room:
-            shown.append(name)
-    kept = [i for i, name in enumerate(columns) if name in shown]
-    console.table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows], right)
 
 
 def _is_terminal() -> bool:

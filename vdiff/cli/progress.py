@@ -200,19 +200,24 @@ class FitLines(_Lines):
 
 
 class PrepareLines(_Lines):
-    """Preparing pictures as lines."""
+    """Preparing pictures as lines. unit: what is counted instead of pictures, where none is skipped."""
 
     _pace: Pace | None = None
+
+    def __init__(self, write: Callable[[str], None], clock: Clock = time.monotonic, unit: str | None = None) -> None:
+        super().__init__(write, clock)
+        self._unit = unit
 
     def update(self, stored: int, skipped: int, total: int) -> None:
         done = stored + skipped
         if not self._pace:
             self._pace = Pace(total, done, self.clock)
-            self.note(f"{total:,} pictures" + (f", {done:,} of them done before" if done > 1 else ""))
+            self.note(f"{total:,} {self._unit or 'pictures'}" + (f", {done:,} of them done before" if done > 1 else ""))
         self._pace.at(done)
         if self.is_due():
-            rate = f"{self._pace.per_second:,.0f} images/s, {duration(self._pace.seconds_left)} left"
-            self.note(f"{done:,} of {total:,} pictures, {skipped:,} skipped, {rate}")
+            left = f"{duration(self._pace.seconds_left)} left"
+            facts = f"pictures, {skipped:,} skipped, {self._pace.per_second:,.0f} images/s"
+            self.note(f"{done:,} of {total:,} {self._unit or facts}, {left}")
 
 
 def _steps(row: StageRow) -> str:

@@ -1,22 +1,21 @@
 """One evaluation: draw, measure, and put the rows of one protocol into one table."""
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from vdiff import __version__
+from vdiff.checkpoint import ModelCard
 from vdiff.data.loader import Images
 from vdiff.errors import UsageError
+from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.samples import Samples, Wanted
 from vdiff.evaluation.subjects import Subject, lineage
 from vdiff.metrics.agreement import FEATURES, agreement_of
 from vdiff.metrics.metric import Against, Metric, MetricSection
 from vdiff.metrics.reference import StorePictures
-from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Reference, Row, Value
+from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Reference, Row
 from vdiff.training.machine import Machine
 
 
@@ -39,10 +38,30 @@ class Evaluation:
         place = self.folder / "samples"
         return {subject.key: Samples(place, subject, self.wanted) for subject in self.subjects}
 
-    def draw(self, machine: Machine, on_batch: Callable[[int], None]) -> None:
-        """Draw all that is missing; every process must come here."""
-        for samples in self.samples().values():
-            samples.draw(machine, on_batch)
+    def needed(self, earlier: Earlier) -> set[tuple[str, int]]:
+        """Whose pictures are needed for what is not known yet, by `Subject.key`."""
+        names, needed = {section.name for section in self.metrics if not section.of_pairs}, set()
+        for subject in self.subjects:
+            known = earlier.row(subject)
+            others = [each for whom, each in self._partners(subject).items() if not _agrees_with(known, whom, each)]
+            if subject.is_shown and (known is None or others or not names <= set(known.metrics)):
+                needed |= {subject.key, *((other.hash, other.num_steps) for other in others)}
+        return needed
+
+    def draw(self, machine: Machine, on_passes: Callable[[int], None], earlier: Earlier) -> None:
+        """Draw all that is missing; every process must come here.
+
+        on_passes: told how many more pictures went once through a network.   earlier: what the first process knows of.
+        """
+        needed, samples = self.needed(earlier), self.samples()
+        for subject in {subject.key: subject for subject in self.subjects}.values():
+            steps = subject.num_steps
+            on_batch = lambda count, steps=steps: on_passes(count * steps)  # noqa: E731
+            samples[subject.key].draw(machine, on_batch, subject.key in needed)
+
+    def num_passes(self, earlier: Earlier) -> int:
+        """How many times a picture goes through a network for what is not known yet."""
+        return sum(num_steps for _, num_steps in self.needed(earlier)) * self.wanted.num_images
 
     def ready(self, device: torch.device | str) -> dict[str, Metric]:
         """The metrics by name, the reference looked at.   Errors: DataError, MachineError, ModelFileError."""
@@ -74,70 +93,73 @@ class Evaluation:
             labels=f"classes 0-{card.num_classes - 1} in turn" if card.num_classes else None,
         )
 
-    def table(self, metrics: Mapping[str, Metric], machine: str, on_row: Callable[[Row], None]) -> EvaluationTable:
-        """Measure what is drawn; in the first process alone.   Errors: DataError."""
+    def table(
+        self, metrics: Mapping[str, Metric], machine: Machine, on_row: Callable[[Row], None], earlier: Earlier
+    ) -> EvaluationTable:
+        """Measure what is drawn and not known yet; in the first process alone.   Errors: DataError."""
         samples, rows = self.samples(), []
         for subject in self.subjects:
             if subject.is_shown:
-                own = samples[subject.key]
-                values: dict[str, Value] = {name: metric.value(own) for name, metric in metrics.items()}
-                rows.append(self._row(subject, values, samples))
+                rows.append(self._row(subject, metrics, samples, earlier.row(subject)))
                 on_row(rows[-1])
-        made = datetime.now(UTC).isoformat(timespec="seconds")
-        protocol = self.protocol(metrics)
-        return EvaluationTable(
-            protocol=protocol, made=made, made_by=f"vdiff {__version__}", machine=machine, rows=tuple(rows)
-        )
+        threads = torch.get_num_threads()
+        here = f"{machine.described()}, {threads} thread{'s' * (threads != 1)}, torch {torch.__version__}"
+        return earlier.with_rows(rows, self.protocol(metrics), here)
 
     def forget_samples(self) -> None:
         """The table is complete."""
         for samples in self.samples().values():
             samples.forget()
 
-    def _row(self, subject: Subject, values: Mapping[str, Value], samples: Mapping[tuple[str, int], Samples]) -> Row:
+    def _row(
+        self,
+        subject: Subject,
+        metrics: Mapping[str, Metric],
+        samples: Mapping[tuple[str, int], Samples],
+        known: Row | None,
+    ) -> Row:
         own, card = samples[subject.key], subject.card
-        with_teacher = with_original = None
-        if self._has_pairs() and subject.role != "original":
-            known = {each.card.hash: each.card for each in self.subjects}
-            found = lineage(card, list(known.values())) if subject.role == "student" else [card]
-            for other in found:
-                compared = _compared(own, samples[other.hash, other.num_steps], other.name, other.hash, other.num_steps)
-                if card.parent is not None and card.parent["hash"] == other.hash:
-                    with_teacher = compared
-                if not other.is_distilled:
-                    with_original = compared
+        values = dict(known.metrics) if known else {}
+        values |= {name: metric.value(own) for name, metric in metrics.items() if name not in values}
+        agreed = {"teacher": known.teacher, "original": known.original} if known else {}
+        for whom, other in self._partners(subject).items():
+            if not _agrees_with(known, whom, other):
+                agreed[whom] = _compared(own, samples[other.hash, other.num_steps], other)
+        seconds = known.seconds_per_image if known else own.seconds_per_image()
         return Row(
             model=card.name,
             hash=card.hash,
             num_steps=subject.num_steps,
             role=subject.role,
-            seconds_per_image=own.seconds_per_image(),
-            metrics=dict(values),
-            teacher=with_teacher,
-            original=with_original,
+            seconds_per_image=seconds,
+            metrics=values,
+            **agreed,
         )
+
+    def _partners(self, subject: Subject) -> dict[str, ModelCard]:
+        """Whom a row is compared with, `teacher` and `original`, as far as they are here."""
+        if not self._has_pairs() or subject.role == "original":
+            return {}
+        card, cards = subject.card, {each.card.hash: each.card for each in self.subjects}
+        found = {}
+        for other in lineage(card, list(cards.values())) if subject.role == "student" else [card]:
+            if card.parent is not None and card.parent["hash"] == other.hash:
+                found["teacher"] = other
+            if not other.is_distilled:
+                found["original"] = other
+        return found
 
     def _has_pairs(self) -> bool:
         return any(section.of_pairs for section in self.metrics)
 
 
-def _compared(own: Samples, other: Samples, name: str, hash_: str, num_steps: int) -> AgreementWith:
+def _agrees_with(known: Row | None, whom: str, other: ModelCard) -> bool:
+    """Whether a row tells the agreement with this very model."""
+    found: AgreementWith | None = getattr(known, whom, None)
+    return found is not None and (found.hash, found.num_steps) == (other.hash, other.num_steps)
+
+
+def _compared(own: Samples, other: Samples, card: ModelCard) -> AgreementWith:
     mse, psnr, ssim = agreement_of(own, other)
-    return AgreementWith(name=name, hash=hash_, num_steps=num_steps, mse=mse, psnr=psnr if mse > 0 else None, ssim=ssim)
-
-
-def check_comparable(before: EvaluationTable | None, protocol: Protocol, path: Path) -> None:
-    """UsageError for a table of other conditions that would be replaced, or whose numbers would be set beside these."""
-    if before is None:
-        return
-    different = [name for name in Protocol.model_fields if getattr(before.protocol, name) != getattr(protocol, name)]
-    if different:
-        told = f"`{different[0]}` differs: {getattr(before.protocol, different[0])}"
-        problem = f"`{path}` holds numbers of another protocol ({told}), which cannot be compared with these"
-        raise UsageError(problem, "ask for the same again, or replace the table with --force", path)
-
-
-def machine_in_words(machine: Machine) -> str:
-    """Where seconds were measured."""
-    name = torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else platform.machine()
-    return f"{machine.world_size} x {name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    known = {"name": card.name, "hash": card.hash, "num_steps": card.num_steps}
+    return AgreementWith(**known, mse=mse, psnr=psnr if mse > 0 else None, ssim=ssim)

@@ -66,9 +66,13 @@ class Samples:
         """Of one process, the median over the chunks."""
         return statistics.median(float(self._read(start)["seconds"]) for start in self._starts)
 
-    def draw(self, machine: Machine, on_batch: Callable[[int], None]) -> None:
-        """Draw what is missing; every process must come here, the first one writes.   on_batch: told how many more."""
-        flags = [float(machine.is_first and not self._is_there(start)) for start in self._starts]
+    def draw(self, machine: Machine, on_batch: Callable[[int], None], is_needed: bool = True) -> None:
+        """Draw what is missing; every process must come here, the first one writes.
+
+        on_batch: told how many more.   is_needed: whether to draw at all; what the first process says, counts.
+        """
+        is_needed = is_needed and machine.is_first
+        flags = [float(is_needed and not self._is_there(start)) for start in self._starts]
         missing = machine.sum(torch.tensor(flags, device=machine.device)).tolist()
         on_batch(sum(self._count(start) for start, flag in zip(self._starts, missing, strict=True) if not flag))
         model = checkpoint.load(self._subject.folder, machine.device) if any(missing) else None

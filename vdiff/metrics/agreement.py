@@ -24,6 +24,8 @@ class AgreementSection(MetricSection):
 
     is_cheap: ClassVar[bool] = True
     of_pairs: ClassVar[bool] = True
+    title: ClassVar[str] = "Agreement"
+    better: ClassVar[str] = "more is better"
     kind: Literal["agreement"] = harmless("agreement")
     """Which metric."""
 

@@ -30,7 +30,6 @@ class _FidelitySection(MetricSection):
     short: ClassVar[str | None] = "extractor"
     metric: ClassVar[str]
     plain: ClassVar[str]
-    renamed: ClassVar[str]
 
     @property
     def name(self) -> str:
@@ -47,6 +46,7 @@ class FrechetInceptionSection(_FidelitySection):
     """Frechet inception distance."""
 
     metric, plain, renamed = "fid", INCEPTION, "fd"
+    title, better = "FID", "less is better"
     kind: Literal["fid"] = harmless("fid")
     """Which metric."""
     extractor: str = harmless(INCEPTION)
@@ -60,6 +60,7 @@ class FrechetDinoSection(_FidelitySection):
     """Frechet distance of DINOv2 features."""
 
     metric, plain, renamed = "fid", DINO, "fd"
+    title, better = "FD-DINOv2", "less is better"
     kind: Literal["fd_dinov2"] = harmless("fd_dinov2")
     """Which metric."""
     extractor: str = harmless(DINO)
@@ -73,6 +74,7 @@ class KernelSection(_FidelitySection):
     """Kernel inception distance."""
 
     metric, plain, renamed = "kid", INCEPTION, "kd"
+    title, better = "KID", "less is better"
     kind: Literal["kid"] = harmless("kid")
     """Which metric."""
     extractor: str = harmless(INCEPTION)
@@ -86,6 +88,7 @@ class PrecisionSection(_FidelitySection):
     """Improved precision: the share of samples that lie among the reference."""
 
     metric, plain, renamed = "prc", VGG, "precision"
+    title, better = "Precision", "more is better"
     kind: Literal["precision"] = harmless("precision")
     """Which metric."""
     extractor: str = harmless(VGG)
@@ -99,6 +102,7 @@ class RecallSection(_FidelitySection):
     """Improved recall: the share of the reference that lies among the samples."""
 
     metric, plain, renamed = "prc", VGG, "recall"
+    title, better = "Recall", "more is better"
     kind: Literal["recall"] = harmless("recall")
     """Which metric."""
     extractor: str = harmless(VGG)
@@ -112,6 +116,7 @@ class InceptionScoreSection(_FidelitySection):
     """Inception score."""
 
     metric, plain, renamed = "isc", INCEPTION, "score"
+    title, better = "Inception score", "more is better"
     kind: Literal["inception_score"] = harmless("inception_score")
     """Which metric."""
     extractor: str = harmless(INCEPTION)
@@ -128,7 +133,8 @@ class _OfFeatures:
 
     def __init__(self, used: Extractor, least: int, against: Against) -> None:
         self._used, self.least, self._against = used, least, against
-        self.features = f"`{used.layer(self.metric)}` of {used.name}, torch-fidelity {used.version}"
+        weights = f", weights {used.print[:8]}" if against.weights is not None else ""
+        self.features = f"`{used.layer(self.metric)}` of {used.name}{weights}, torch-fidelity {used.version}"
 
     def _of(self, samples: Pictures) -> Tensor:
         if len(samples) < self.least:

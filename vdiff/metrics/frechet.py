@@ -31,6 +31,8 @@ class PixelFrechetSection(MetricSection):
 
     short: ClassVar[str | None] = "components"
     is_cheap: ClassVar[bool] = True
+    title: ClassVar[str] = "Fréchet distance of pixels"
+    better: ClassVar[str] = "less is better; not an FID"
     kind: Literal["fd_pixel"] = harmless("fd_pixel")
     """Which metric."""
     components: int = harmless(64, ge=1, le=4096)

@@ -1,9 +1,9 @@
 """What a metric is: it takes sampled pictures, compares them with reference pictures, and says what it compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,11 +61,18 @@ class Against:
 
 
 class MetricSection(Section):
-    """A metric and its options. short: the option that `kind:value` sets.   is_cheap: whether a trend may have it."""
+    """A metric and its options. short: the option that `kind:value` sets.   is_cheap: whether a trend may have it.
+
+    title, better: its name for people, and what a good number is like.   renamed: its name with an option that makes
+    another number of it is this and the option, `fd_vgg16`.
+    """
 
     short: ClassVar[str | None] = None
     is_cheap: ClassVar[bool] = False
     of_pairs: ClassVar[bool] = False
+    title: ClassVar[str] = ""
+    better: ClassVar[str] = ""
+    renamed: ClassVar[str | None] = None
 
     @property
     def name(self) -> str:
@@ -106,6 +113,30 @@ def named(texts: Sequence[str]) -> list[MetricSection]:
         if names.count(name) > 1:
             raise UsageError(f"the metric `{name}` is asked for twice", "name it once", "--metrics")
     return found
+
+
+class Words(NamedTuple):
+    """What a number of a table is called for people, and what a good one is like; rank: its place among others."""
+
+    title: str
+    better: str
+    rank: int
+
+
+def words_for(name: str) -> Words:
+    """The words for a number with this name in a table; for an unknown one, its name."""
+    for rank, kind in enumerate(METRICS):
+        section: type[MetricSection] = METRICS.section(kind)  # type: ignore[assignment]
+        if name == kind:
+            return Words(section.title or name, section.better, rank)
+        if section.renamed is not None and name.startswith(f"{section.renamed}_") and name not in METRICS:
+            return Words(name, section.better, rank)
+    return Words(name, "", len(list(METRICS)))
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of numbers, the most telling first."""
+    return sorted(names, key=lambda name: (words_for(name).rank, name))
 
 
 def _named(text: str) -> MetricSection:

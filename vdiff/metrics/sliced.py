@@ -28,6 +28,8 @@ class SlicedSection(MetricSection):
 
     short: ClassVar[str | None] = "directions"
     is_cheap: ClassVar[bool] = True
+    title: ClassVar[str] = "Sliced Wasserstein distance"
+    better: ClassVar[str] = "less is better"
     kind: Literal["swd"] = harmless("swd")
     """Which metric."""
     directions: int = harmless(64, ge=1, le=4096)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from vdiff.metrics.metric import ordered, words_for
 from vdiff.reporting.chart import Axis, Line, Point, chart, suits_log
 from vdiff.reporting.markup import Markup, tag
 from vdiff.reporting.record import Record
@@ -19,6 +20,34 @@ def losses(record: Record) -> Markup:
         said = f"{points[-1][0]:,.0f} updates, last {number(values[-1])}"
         figures.append(tag("figure", tag("h3", stage, tag("span", said, class_="aside")), drawn))
     return tag("div", figures, class_="charts small")
+
+
+def trends(record: Record) -> Markup:
+    """A chart per metric: the stages one after another."""
+    stages = list(dict.fromkeys(stage for curves in record.trends.values() for stage in curves))
+    known = [stage.name for stage in record.stages if stage.name in stages]
+    offset, offsets = 0.0, {}
+    for stage in [*known, *(stage for stage in stages if stage not in known)]:
+        offsets[stage] = offset
+        offset += max(points[-1][0] for curves in record.trends.values() if (points := curves.get(stage)))
+    figures = []
+    for name in ordered(name for name in record.trends if name != "mse"):  # psnr says the same
+        title, better = TREND_TITLES.get(name, words_for(name)[:2])
+        lines = []
+        for stage, points in record.trends[name].items():
+            marks = [Point(offsets[stage] + at, y, note=f"{stage}, update {at:,.0f}: {number(y)}") for at, y in points]
+            lines.append(Line(stage, "plain", marks))
+        values = [point.y for line in lines for point in line.points]
+        up = Axis(title, 10 if better.startswith("less") and suits_log(values) else None)
+        drawn = chart(f"Trend of {title}", lines, Axis("updates of all stages in turn"), up)
+        figures.append(tag("figure", tag("h3", title, tag("span", better, class_="aside")), drawn))
+    return tag("div", figures, class_="charts small")
+
+
+TREND_TITLES = {
+    "psnr": ("PSNR with the own teacher, in dB", "more is better"),
+    "ssim": ("Structural similarity with the own teacher", "more is better"),
+}
 
 
 def levels(errors: Mapping[str, Sequence[tuple[float, float]]], record: Record) -> Markup:

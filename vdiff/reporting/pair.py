@@ -13,6 +13,7 @@ from vdiff.images import Row as PictureRow
 from vdiff.images import to_float, to_uint8, write_rows
 from vdiff.metrics import table as tables
 from vdiff.metrics.agreement import Agreement, agreement
+from vdiff.metrics.metric import ordered
 from vdiff.metrics.table import EvaluationTable, Row
 from vdiff.model_card import ModelCard
 from vdiff.reporting import quality, side_by_side
@@ -133,7 +134,7 @@ def words(pair: Pair) -> list[tuple[str, str, str]]:
     ]
     if pair.may_be_compared:
         found = [dict(side.row.metrics) for side in sides if side.row]
-        known = quality.ordered([*{**found[0], **found[1]}])
+        known = ordered([*{**found[0], **found[1]}])
         rows += [(name, *(_value(each, name) for each in found)) for name in known]
     return rows  # type: ignore[return-value]
 

@@ -2,46 +2,22 @@
 
 from collections.abc import Callable, Sequence
 
+from vdiff.metrics.metric import ordered, words_for
 from vdiff.metrics.table import AgreementWith, EvaluationTable, Row, Value
 from vdiff.reporting.chart import Axis, Line, Point, chart, suits_log
 from vdiff.reporting.markup import Markup, code, joined, tag
 from vdiff.reporting.published import CURVES
 from vdiff.reporting.wording import counted, number, signed_range, speed
 
-_ORDER = ("fid", "fd_dinov2", "fd_pixel", "kid", "sliced_wasserstein", "swd")
-"""Distances from the reference, the most telling first."""
-
-_WORDS = {
-    "fid": ("FID", "less is better"),
-    "fd_dinov2": ("FD-DINOv2", "less is better"),
-    "fd_pixel": ("Fréchet distance of pixels", "less is better; not an FID"),
-    "kid": ("KID", "less is better"),
-    "sliced_wasserstein": ("Sliced Wasserstein distance", "less is better"),
-    "swd": ("Sliced Wasserstein distance", "less is better"),
-    "precision": ("Precision", "more is better"),
-    "recall": ("Recall", "more is better"),
-    "inception_score": ("Inception score", "more is better"),
-    "isc": ("Inception score", "more is better"),
-}
 _AGREEMENTS: dict[str, tuple[str, str, Callable[[AgreementWith], float | None]]] = {
     "psnr": ("Agreement: PSNR in dB", "more is better", lambda found: found.psnr),
     "ssim": ("Agreement: structural similarity", "more is better, 1 is equal", lambda found: found.ssim),
 }
 
 
-def ordered(metrics: Sequence[str]) -> list[str]:
-    """Names of metrics, the most telling first."""
-    return sorted(metrics, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
-
-
 def metrics_of(table: EvaluationTable) -> list[str]:
     """All metrics that any row has, the most telling first."""
-    return ordered(sorted({name for row in table.rows for name in row.metrics}))
-
-
-def called(metric: str) -> str:
-    """The name of a metric for people."""
-    return _WORDS.get(metric, (metric, ""))[0]
+    return ordered({name for row in table.rows for name in row.metrics})
 
 
 def curves(table: EvaluationTable, published: str | None = None) -> Markup:
@@ -60,15 +36,17 @@ def legend(roles: Sequence[tuple[str, str]]) -> Markup:
 def numbers(table: EvaluationTable) -> Markup:
     """Every number of the table."""
     metrics = metrics_of(table)
-    heads = ["model", "steps", "per picture", *map(called, metrics)]
+    heads = ["model", "steps", "per picture", *(words_for(metric).title for metric in metrics)]
     heads += ["PSNR, its teacher", "PSNR, original", "SSIM, original"]
     head = tag(
         "tr", [tag("th", text, scope="col", class_=None if place == 0 else "n") for place, text in enumerate(heads)]
     )
     rows = [_number_row(row, metrics) for row in table.rows]
-    caption = tag("caption", f"Protocol: {table.protocol.line()}. In small print: 95 % intervals by bootstrap.")
+    line = tag("p", f"{table.protocol.line()}. In small print: 95 % intervals by bootstrap.", class_="protocol")
+    caption = tag("caption", "All numbers of the evaluation", class_="unseen")
     inside = tag("table", caption, tag("thead", head), tag("tbody", rows), class_="numbers")
-    return tag("div", inside, class_="wide", tabindex=0, role="region", aria_label="All numbers of the evaluation")
+    wide = tag("div", inside, class_="wide", tabindex=0, role="region", aria_label="All numbers of the evaluation")
+    return joined((line, wide))
 
 
 def protocol(table: EvaluationTable, metric: str | None = None) -> Markup:
@@ -117,7 +95,7 @@ def _metric(table: EvaluationTable, name: str, published: str | None) -> Markup 
         for words, values in given:
             points = [Point(steps, value, note=f"published: {value}") for steps, value in values.items()]
             lines.append(Line(f"published, {words}", "published", points))
-    title, better = _WORDS.get(name, (name, ""))
+    title, better, _ = words_for(name)
     source = f"Dashed: {curve.name} as published by {curve.source}." if curve else None
     return _figure(title, better, lines, protocol(table, name), source)
 
@@ -137,7 +115,7 @@ def _agreement(table: EvaluationTable, name: str) -> Markup | None:
     own = [point for row in _students(table) if (point := point_with("teacher")(row)) is not None]
     lines.append(Line("student, with its own teacher", "teacher", own))
     note = "From the same noise: circles and diamonds with the original, squares each student with its own teacher."
-    return _figure(title, better, lines, protocol(table), note)
+    return _figure(title, better, lines, protocol(table, "agreement"), note)
 
 
 def _figure(title: str, better: str, lines: Sequence[Line], line: Markup, note: str | None) -> Markup | None:
@@ -146,7 +124,9 @@ def _figure(title: str, better: str, lines: Sequence[Line], line: Markup, note: 
         return None
     values = [value for point in points for value in (point.low, point.y, point.high) if value is not None]
     steps = _ticks([point.x for point in points])
-    drawn = chart(title, lines, Axis("steps", 2, steps), Axis(title, 10 if suits_log(values) else None))
+    is_distance = better.startswith("less")  # similarities have an upper end, near which a logarithm hides all
+    up = Axis(title, 10 if is_distance and suits_log(values) else None)
+    drawn = chart(title, lines, Axis("steps", 2, steps), up)
     head = tag("h3", title, tag("span", better, class_="aside"))
     return tag("figure", head, drawn, tag("figcaption", line, tag("p", note, class_="note") if note else None))
 

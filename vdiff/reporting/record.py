@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from vdiff.recipe import Recipe
 from vdiff.run_folder import RunFolder
 
 Facts = dict[str, Any]
+Curves = dict[str, list[tuple[float, float]]]
 MOST_POINTS = 120
 """A curve of losses is drawn with this many points, each the mean of those around it."""
 
-_LONGEST = 1 << 16
+_LONGEST, _LONGEST_NAME = 1 << 16, 64
+_LARGEST_NUMBER = 1e300
 _LARGEST_LOG = 256 << 20
 
 
@@ -29,6 +31,7 @@ class Record:
 
     rows: what `vdiff inspect` lists, finished and stopped stages.   cards: the models by name, those that are whole.
     stages: what the recipe asks for; empty where it cannot be read.   losses: stage -> (update, loss), thinned.
+    trends: metric -> stage -> (update, value).
     warnings: what is damaged or does not fit together.
     """
 
@@ -39,7 +42,8 @@ class Record:
     status: Facts | None
     stages: Sequence[Stage]
     table: EvaluationTable | None
-    losses: dict[str, list[tuple[float, float]]]
+    losses: Curves
+    trends: dict[str, Curves]
     recipe: str
     warnings: list[str] = field(default_factory=list)
 
@@ -74,22 +78,31 @@ def read(folder: Path) -> Record:
         _stages(run.recipe, warnings),
         _table(run.table, warnings),
         losses(run.log),
+        trends(run.log),
         _text(run.recipe),
         warnings,
     )
 
 
-def losses(path: Path) -> dict[str, list[tuple[float, float]]]:
+def losses(path: Path) -> Curves:
     """The losses in log.jsonl by stage, at most MOST_POINTS each; lines that tell none are passed over."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    if not path.is_file() or path.stat().st_size > _LARGEST_LOG:
-        return found
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            entry = _entry(line)
-            if entry is not None:
-                found.setdefault(entry[0], []).append(entry[1:])
+    found: Curves = {}
+    for entry in _entries(path):
+        if _is_number(entry.get("loss")):
+            found.setdefault(entry["stage"], []).append((float(entry["update"]), float(entry["loss"])))
     return {stage: thinned(points) for stage, points in found.items()}
+
+
+def trends(path: Path) -> dict[str, Curves]:
+    """What log.jsonl tells of networks that were looked at while they learned: metric -> stage -> (update, value)."""
+    found: dict[str, Curves] = {}
+    for entry in _entries(path):
+        values = entry.get("trend")
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if _is_number(value) and len(name) <= _LONGEST_NAME:
+                points = found.setdefault(name, {}).setdefault(entry["stage"], [])
+                points.append((float(entry["update"]), float(value)))
+    return {name: {stage: thinned(points) for stage, points in curves.items()} for name, curves in found.items()}
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -99,14 +112,23 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
-def _entry(line: str) -> tuple[str, float, float] | None:
-    try:
-        content = json.loads(line)
-        stage, update, loss = content["stage"], content["update"], content["loss"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    is_right = isinstance(stage, str) and all(type(value) in (int, float) for value in (update, loss))
-    return (stage[:64], float(update), float(loss)) if is_right and math.isfinite(loss) else None
+def _entries(path: Path) -> Iterator[Facts]:
+    """Lines of log.jsonl that tell a stage and an update; others are passed over."""
+    if not path.is_file() or path.stat().st_size > _LARGEST_LOG:
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                is_right = isinstance(entry["stage"], str) and _is_number(entry["update"])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if is_right:
+                yield {**entry, "stage": entry["stage"][:_LONGEST_NAME]}
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < _LARGEST_NUMBER  # type: ignore[arg-type]  # NaN is not below it
 
 
 def _cards(rows: Sequence[Facts], warnings: list[str]) -> dict[str, Facts]:

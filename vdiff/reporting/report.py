@@ -8,7 +8,7 @@ from vdiff.reporting.markup import Markup, joined, spoken, tag
 from vdiff.reporting.page import contents, page, section
 from vdiff.reporting.pictures import FEW_STEPS, Gallery
 from vdiff.reporting.record import Record
-from vdiff.reporting.verdict import verdict
+from vdiff.reporting.verdict import measured, verdict
 from vdiff.reporting.wording import counted
 
 _ROLES = (("student", "students"), ("undistilled", "the base, not distilled"), ("original", "the original"))
@@ -32,6 +32,7 @@ def report(
         *_pictures(gallery, undrawn),
         *_numbers(record, published),
         _levels(record, gallery),
+        _trends(record),
         _losses(record),
         _origin(record, price_per_hour, device if gallery else ""),
     ]
@@ -52,9 +53,10 @@ def _head(record: Record, gallery: Gallery | None) -> Markup:
     state = tag("span", status["state"], class_=f"state {status['state']}") if status else None
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     top = tag("p", tag("span", "vdiff report"), state, tag("span", made), class_="eyebrow")
-    said = tag("p", spoken(verdict(record, gallery)), class_="verdict")
+    table, said = record.table, tag("p", spoken(verdict(record, gallery)), class_="verdict")
+    line = quality.protocol(table) if table is not None and measured(table) else None
     notes = origin.sentences(_to_do(record), "todo")
-    return joined((top, tag("h1", record.name), said, notes, origin.sentences(record.warnings, "warnings")))
+    return joined((top, tag("h1", record.name), said, line, notes, origin.sentences(record.warnings, "warnings")))
 
 
 def _to_do(record: Record) -> list[str]:
@@ -139,6 +141,16 @@ def _levels(record: Record, gallery: Gallery | None) -> _Part | None:
         f"{counted(original.num_steps)}, with fresh noise, at up to 8 of the student's own times."
     )
     return _part("levels", "Error by noise level", lead, course.levels(gallery.errors, record))
+
+
+def _trends(record: Record) -> _Part | None:
+    if not record.trends:
+        return None
+    lead = (
+        "A trend, no measurement: of the few pictures that `evaluate.num_images` in the recipe allows, drawn while the "
+        "networks learned. Compare these numbers with one another only."
+    )
+    return _part("trend", "Trend while training", spoken(lead), course.trends(record))
 
 
 def _losses(record: Record) -> _Part | None:

@@ -1,10 +1,13 @@
 """One sentence from the numbers: what the students keep of the original, and what the steps would give without them."""
 
+import itertools
+
 from vdiff.images import to_float
 from vdiff.metrics.agreement import agreement
+from vdiff.metrics.metric import words_for
 from vdiff.metrics.table import EvaluationTable, Row, Value
 from vdiff.reporting.pictures import Gallery, Strip
-from vdiff.reporting.quality import called, metrics_of
+from vdiff.reporting.quality import metrics_of
 from vdiff.reporting.record import Record
 from vdiff.reporting.wording import counted, number, signed_range
 
@@ -13,7 +16,7 @@ def verdict(record: Record, gallery: Gallery | None) -> str:
     """The sentence; backticks stand around names. What cannot be said yet is not said."""
     if not record.cards:
         return "No model is finished yet."
-    said = _measured(record.table) if record.table is not None else ""
+    said = measured(record.table) if record.table is not None else ""
     if said:
         return said
     if not record.students:
@@ -34,8 +37,8 @@ def _counted(record: Record) -> str:
     )
 
 
-def _measured(table: EvaluationTable) -> str:
-    """From a distance of the evaluation, else from its agreement."""
+def measured(table: EvaluationTable) -> str:
+    """From a distance of the evaluation, else from its agreement; nothing where it tells neither."""
     original = next((row for row in table.rows if row.role == "original"), None)
     students = sorted((row for row in table.rows if row.role == "student"), key=lambda row: row.num_steps)
     if original is None or not students:
@@ -54,14 +57,14 @@ def _measured(table: EvaluationTable) -> str:
 
 
 def _compared(table: EvaluationTable, metric: str, original: Row, students: list[Row]) -> str:
-    name, last = called(metric), students[0]
+    name, last = words_for(metric).title, students[0]
     best = original.metrics[metric]
-    equal = [row for row in students if _overlap(row.metrics[metric], best)]
+    equal = list(itertools.takewhile(lambda row: _as_good(row.metrics[metric], best, metric), reversed(students)))
     parts = []
     if equal:
         parts.append(
-            f"Down to {counted(equal[0].num_steps)} no difference from the original in {original.num_steps:,} shows "
-            f"(95 % intervals of the {name} overlap)."
+            f"Down to {counted(equal[-1].num_steps)} the students' {name} is as good as the original's in "
+            f"{original.num_steps:,}, within its 95 % interval."
         )
     plain = next((row for row in table.rows if row.role == "undistilled" and row.num_steps == last.num_steps), None)
     without = (
@@ -74,10 +77,11 @@ def _compared(table: EvaluationTable, metric: str, original: Row, students: list
     return " ".join(parts)
 
 
-def _overlap(a: Value, b: Value) -> bool:
-    if a.low is None or a.high is None or b.low is None or b.high is None:
+def _as_good(value: Value, best: Value, metric: str) -> bool:
+    """Whether a value lies in the best one's interval, or on its better side: that intervals touch proves little."""
+    if best.low is None or best.high is None:
         return False
-    return a.low <= b.high and b.low <= a.high
+    return value.value >= best.low if words_for(metric).better.startswith("more") else value.value <= best.high
 
 
 def _with_range(value: Value) -> str:

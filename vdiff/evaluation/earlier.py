@@ -1,0 +1,64 @@
+"""What an earlier evaluation knows already: its rows, as long as they hold under the same conditions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vdiff import __version__
+from vdiff.errors import UsageError
+from vdiff.evaluation.subjects import Subject
+from vdiff.metrics.table import EvaluationTable, Protocol, Row
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A table that is there, or none."""
+
+    table: EvaluationTable | None = None
+
+    def row(self, subject: Subject) -> Row | None:
+        """What is known of a model at this number of steps."""
+        key = (*subject.key, subject.role)
+        rows = self.table.rows if self.table is not None else ()
+        return next((row for row in rows if (row.hash, row.num_steps, row.role) == key), None)
+
+    def with_rows(self, rows: Sequence[Row], protocol: Protocol, machine: str) -> EvaluationTable:
+        """The table of these rows. protocol, machine: of those that are new."""
+        before, made = self.table, datetime.now(UTC).isoformat(timespec="seconds")
+        if before is None:
+            return EvaluationTable(
+                protocol=protocol, made=made, made_by=f"vdiff {__version__}", machine=machine, rows=tuple(rows)
+            )
+        known = protocol.model_copy(
+            update={
+                "features": {**before.protocol.features, **protocol.features},
+                "reference": protocol.reference or before.protocol.reference,
+            }
+        )
+        if all(row in before.rows for row in rows):
+            return before.model_copy(update={"protocol": known, "rows": tuple(rows)})
+        machines = "; ".join(dict.fromkeys([*before.machine.split("; "), machine]))
+        return EvaluationTable(
+            protocol=known, made=made, made_by=f"vdiff {__version__}", machine=machines, rows=tuple(rows)
+        )
+
+
+def check_comparable(before: EvaluationTable | None, asked: Protocol, path: Path) -> None:
+    """UsageError for a table beside whose numbers the new ones must not stand; further metrics may."""
+    different = _different(before.protocol, asked) if before is not None else None
+    if different is not None:
+        problem = f"`{path}` holds numbers of another protocol ({different}), which cannot be compared with these"
+        raise UsageError(problem, "ask for the same again, or replace the table with --force", path)
+
+
+def _different(before: Protocol, asked: Protocol) -> str | None:
+    for name in Protocol.model_fields:
+        was, now = getattr(before, name), getattr(asked, name)
+        if name == "features":
+            changed = [metric for metric in now if was.get(metric, now[metric]) != now[metric]]
+            if changed:
+                return f"`{changed[0]}` compares other features: {was[changed[0]]}"
+        elif was != now and not (name == "reference" and None in (was, now)):
+            return f"`{name}` differs: {was}"
+    return None
