@@ -8,7 +8,7 @@ The plain loop is eager float32, with torch's Adam and an average parameter by p
 it calls the very same network. diffusers is used as its unconditional training example uses it: UNet2DModel of the same
 configuration and weights, EMAModel, DDPMScheduler, AdamW; DDIMPipeline draws. Every round runs each of them once; the
 table has medians of the rounds, and the fastest and slowest. The variable keeps torch's threads from waiting busily,
-which on a machine with other work costs far more than it gains. CPU only; benchmarks/gpu.sh is for GPUs.
+which on a machine with other work costs far more than it gains. CPU only.
 """
 
 import argparse
