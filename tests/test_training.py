@@ -258,9 +258,9 @@ def test_a_disk_that_is_full_under_the_curves_is_told_once(machine: Machine, tmp
     pytest.importorskip("tensorboard")
 
     def follow() -> None:
-        with machine.trackers(tmp_path / "curves") as track:
+        with machine.trackers(tmp_path / "curves") as trackers:
             for update in range(100):
-                track({"loss": 1.0}, update)
+                trackers.log({"loss": 1.0}, update)
                 time.sleep(0.01)
 
     with full_disk(10), pytest.raises(OSError, match="File too large"):

@@ -87,14 +87,3 @@ def test_too_few_pictures_are_refused_before_anything_is_trained(tiny_run: TinyR
     with pytest.raises(UsageError, match="`fd_pixel` needs at least 4 samples"):
         tiny_run.base(*MEASURED, "evaluate.num_images=3")
     assert not tiny_run.folder().log.exists()
-
-
-def test_the_trackers_get_the_trend_and_their_axis_never_goes_backwards(tiny_run: TinyRun) -> None:
-    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
-    distilled(tiny_run, *MEASURED)
-    found = event.EventAccumulator(str(tiny_run.folder().tracker)).Reload()
-    tags = found.Tags()["scalars"]
-    assert {"original/trend/swd", "base_0/trend/psnr", "base_0/loss"} <= set(tags)
-    before = max(each.step for tag in tags if tag.startswith("original") for each in found.Scalars(tag))
-    after = min(each.step for tag in tags if tag.startswith("base_0") for each in found.Scalars(tag))
-    assert after > before

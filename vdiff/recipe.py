@@ -16,7 +16,7 @@ from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.weighting import Weighting
 from vdiff.samplers import SAMPLERS
 from vdiff.training.machine import Precision
-from vdiff.training.settings import Decay, FitSection
+from vdiff.training.settings import Decay, FitSection, TrackerKind
 
 
 class DiffusionSection(Section):
@@ -184,6 +184,8 @@ class Recipe(Section):
     """Drawing pictures."""
     evaluate: EvaluateSection = harmless(EvaluateSection())
     """Measuring while networks learn."""
+    trackers: tuple[TrackerKind, ...] | None = harmless(None)
+    """Who gets curves and pictures: tensorboard, wandb. None is TensorBoard where that is installed."""
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:

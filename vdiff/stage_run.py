@@ -26,6 +26,7 @@ from vdiff.training.loop import fit
 from vdiff.training.machine import Machine
 from vdiff.training.profile import Profile
 from vdiff.training.report import Progress
+from vdiff.training.trackers import Trackers
 from vdiff.trend import Trend
 
 PREVIEW_STEPS = 32
@@ -77,6 +78,9 @@ class StageRun:
         self._stage, self._teacher, self._images, self._learner = stage, teacher, images, learner
         self._num_classes = num_classes(self._recipe, teacher)
         self._saves = self._run.saves(stage.name)
+        before = [self._recipe.train, *map(self._recipe.distill.settings, self._recipe.distill.steps()[1:])]
+        self._offset = sum(settings.updates for settings in before[: stage.index])
+        self._drawn: Tensor | None = None
         cache = self._run.evaluation / "reference"
         self._trend = Trend(self._recipe, stage, teacher, images, self._machine, cache)
         measures = surroundings.profile and self._machine.is_first
@@ -122,8 +126,10 @@ class StageRun:
     def _fit(self, saved: SavePoint | None) -> float:
         self._progress.begin(self._stage.name, self._stage.settings.updates, self._learner.update)
         saver = Saver(self._saves, self._trajectory, self._machine.world_size)
-        with self._machine.trackers(self._run.tracker) as track, saver:
-            report = self._report(saved, track)
+        first, recipe = self._learner.update, self._recipe
+        told = self._machine.trackers(self._run.tracker, recipe.trackers, recipe.name, self._step() + 1)
+        with told as trackers, saver:
+            report = self._report(saved, trackers.log)
             is_complete = fit(
                 self._learner,
                 self._batches(),
@@ -132,11 +138,15 @@ class StageRun:
                 seed=self._recipe.seed,
                 stage=self._stage.index,
                 save=lambda: self._save(saver, report),
-                preview=self._preview,
+                preview=lambda: self._preview(trackers),
                 should_stop=lambda: self._should_stop(saver),
                 measure=lambda is_complete: self._measure(report, is_complete),
                 on_update=self._profile.after_update if self._profile else lambda: None,
             )
+            if is_complete:
+                self._drawn = self._draw(self._learner.result())
+                if self._learner.update > first:  # else an earlier sitting has shown it
+                    self._show(trackers, self._drawn)
         if self._profile:
             self._profile.close()
         self._tell_saved(saver)
@@ -149,9 +159,8 @@ class StageRun:
     def publish(self) -> ModelCard:
         """Leave the model folder; the points to resume from have served."""
         folder = self._run.model(self._stage.name)
-        result = self._learner.result()
-        picture = self._draw(result)
-        if self._machine.is_first:
+        result, picture = self._learner.result(), self._drawn
+        if self._machine.is_first and picture is not None:
             checkpoint.save(
                 folder, self._card(result), result, lambda target: write_png(target / "samples.png", picture)
             )
@@ -176,7 +185,6 @@ class StageRun:
         return found if self._num_classes else (batch._replace(labels=None) for batch in found)
 
     def _report(self, saved: SavePoint | None, track: Track) -> Report:
-        before = [self._recipe.train, *map(self._recipe.distill.settings, self._recipe.distill.steps()[1:])]
         return Report(
             self._stage.name,
             self._stage.settings,
@@ -186,7 +194,7 @@ class StageRun:
             track,
             self._learner.update,
             saved.pending if saved is not None else None,
-            sum(settings.updates for settings in before[: self._stage.index]),
+            self._offset,
         )
 
     def _save(self, saver: Saver, report: Report) -> None:
@@ -203,11 +211,19 @@ class StageRun:
         if update is not None:
             self._progress.saved(f"{self._stage.name} at update {update}")
 
-    def _preview(self) -> None:
+    def _preview(self, trackers: Trackers) -> None:
         picture = self._draw(self._learner.result())
         if self._machine.is_first:
             self._run.previews.mkdir(exist_ok=True)
             write_png(self._run.previews / f"{self._stage.name}-{self._learner.update:07d}.png", picture)
+            self._show(trackers, picture)
+
+    def _show(self, trackers: Trackers, picture: Tensor) -> None:
+        trackers.picture(f"{self._stage.name}/samples", picture, self._step())
+
+    def _step(self) -> int:
+        """Where the trackers are: all updates of the stages before, and those of this one."""
+        return self._offset + self._learner.update
 
     def _measure(self, report: Report, is_complete: bool) -> None:
         update = self._learner.update

@@ -3,8 +3,7 @@
 import contextlib
 import os
 import platform
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vdiff.errors import MachineError, UsageError
+from vdiff.training import trackers
+from vdiff.training.settings import TrackerKind
+from vdiff.training.trackers import Trackers
 
 Precision = Literal["auto", "fp32", "bf16"]
 Arithmetic = Literal["fp32", "bf16"]
@@ -131,14 +133,21 @@ class Machine:
             torch.cuda.empty_cache()
 
     @contextlib.contextmanager
-    def trackers(self, folder: Path) -> Iterator[Any]:
-        """`log(values, step)`: to TensorBoard in `folder` where that is installed, else nowhere."""
-        with contextlib.ExitStack() as stack:
-            yield _tensorboard(folder, stack) if self.is_first else lambda values, step: None
+    def trackers(
+        self, folder: Path, kinds: Sequence[TrackerKind] | None = None, name: str = "", first_step: int = 0
+    ) -> Iterator[Trackers]:
+        """Those of the first process, as `trackers.opened`; the others' tell nobody.   Errors: MachineError."""
+        trackers.check(kinds)  # in all processes, so that none waits for one that has failed
+        with trackers.opened(kinds, folder, name, first_step) if self.is_first else _nobody() as found:
+            yield found
 
     def close(self) -> None:
         """Leave the other processes in good order."""
         self._accelerator.end_training()
+
+
+def _nobody() -> contextlib.AbstractContextManager[Trackers]:
+    return contextlib.nullcontext(Trackers())
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -179,32 +188,3 @@ def cpu_multiplies_bf16() -> bool:
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     has_instructions = any(getattr(torch.cpu, name, bool)() for name in asked)
     return has_instructions and bool(torch.backends.mkldnn.enabled)
-
-
-def _tensorboard(folder: Path, stack: contextlib.ExitStack) -> Any:
-    from accelerate.tracking import TensorBoardTracker
-    from accelerate.utils import is_tensorboard_available
-
-    if not is_tensorboard_available():
-        return lambda values, step: None
-    stack.enter_context(_disk_errors_told_once())
-    tracker = TensorBoardTracker(folder.name, folder.parent)
-    tracker.start()
-    stack.callback(tracker.finish)
-    return lambda values, step: tracker.log(values, step=step)
-
-
-@contextlib.contextmanager
-def _disk_errors_told_once() -> Iterator[None]:
-    """TensorBoard's writing thread raises an OSError again in the main thread: its own traceback is one too many."""
-    before = threading.excepthook
-
-    def tell(caught: threading.ExceptHookArgs) -> None:
-        if not isinstance(caught.exc_value, OSError):
-            before(caught)
-
-    threading.excepthook = tell
-    try:
-        yield
-    finally:
-        threading.excepthook = before

@@ -8,6 +8,7 @@ from vdiff.config import Section, harmless, trajectory
 from vdiff.objectives.weighting import Weighting
 
 Decay = Literal["constant", "linear", "cosine"]
+TrackerKind = Literal["tensorboard", "wandb"]
 
 
 class FitSection(Section):

@@ -1,0 +1,129 @@
+"""Trackers: curves and pictures of a chain on one axis, on which nothing is there twice; and what is not installed."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import TinyRun
+from vdiff.errors import MachineError, Stopped, UsageError
+from vdiff.training import trackers
+from vdiff.training.machine import Machine
+
+MEASURED = ("evaluate.every=2", "evaluate.num_images=6", "evaluate.metrics=[agreement,swd]", "distill.end_steps=2")
+PICTURES = ("train.preview_every=2", "train.save_every=2")
+
+
+def events(folder: Path) -> Any:
+    """What TensorBoard would show of all files together."""
+    found = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    everything = {found.SCALARS: 0, found.IMAGES: 0}
+    return found.EventAccumulator(str(folder), size_guidance=everything).Reload()
+
+
+def shown(folder: Path) -> dict[str, list[int]]:
+    """The steps of every curve and row of pictures."""
+    found = events(folder)
+    tags = found.Tags()
+    curves = {tag: [each.step for each in found.Scalars(tag)] for tag in tags["scalars"]}
+    return curves | {tag: [each.step for each in found.Images(tag)] for tag in tags["images"]}
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    found = events(folder)
+    return {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_a_chain_has_one_axis_for_curves_trends_and_pictures(tiny_run: TinyRun) -> None:
+    tiny_run.base(*MEASURED, *PICTURES)
+    tiny_run.chain(*MEASURED, *PICTURES).distill()
+    assert {name: steps for name, steps in shown(tiny_run.folder().tracker).items() if "rate" not in name} == {
+        **{f"original/{name}": [2, 4, 5] for name in ("loss", "grad_norm", "skipped", "trend/swd")},
+        "original/samples": [2, 4, 5],
+        **{f"base_0/{name}": [6, 7] for name in ("loss", "grad_norm", "skipped")},
+        **{f"base_0/trend/{name}": [7] for name in ("mse", "psnr", "ssim", "swd")},
+        "base_0/samples": [7],
+        **{f"base_1/{name}": [8, 9] for name in ("loss", "grad_norm", "skipped")},
+        **{f"base_1/trend/{name}": [9] for name in ("mse", "psnr", "ssim", "swd")},
+        "base_1/samples": [9],
+    }
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_updates_that_are_done_again_are_not_shown_twice(tiny_run: TinyRun, stop: int) -> None:
+    """As after a power cut: all that was told since the save is told again."""
+    tiny_run.base(*MEASURED, *PICTURES, run="unbroken")
+    with pytest.raises(Stopped):
+        tiny_run.chain(*MEASURED, *PICTURES, stop_after=stop).train()
+    run = tiny_run.folder()
+    shutil.copytree(run.saves("original"), tiny_run.path / "kept")
+    tiny_run.base(*MEASURED, *PICTURES)
+    shutil.rmtree(run.model("original"))
+    shutil.copytree(tiny_run.path / "kept", run.saves("original"), dirs_exist_ok=True)
+    tiny_run.base(*MEASURED, *PICTURES)
+    assert len(list(run.tracker.iterdir())) == 3
+    assert curves(run.tracker) == curves(tiny_run.folder("unbroken").tracker)
+    previews = [step for step in (2, 4) if step != stop]  # who stops draws none
+    assert shown(run.tracker)["original/samples"] == [*previews, 5]
+
+
+def test_no_tracker_is_asked_when_the_recipe_wants_none(tiny_run: TinyRun) -> None:
+    tiny_run.base("trackers=[]")
+    assert not tiny_run.folder().tracker.exists()
+
+
+def test_an_unknown_tracker_is_refused(tiny_run: TinyRun) -> None:
+    with pytest.raises(UsageError):
+        tiny_run.recipe("trackers=[mlflow]")
+
+
+def test_trackers_change_no_weights(tiny_run: TinyRun) -> None:
+    tiny_run.base("trackers=[]", run="without")
+    tiny_run.base(*PICTURES)
+    assert tiny_run.hashes() == tiny_run.hashes("without")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(tiny_run: TinyRun) -> None:
+    with pytest.raises(MachineError) as caught:
+        tiny_run.base("trackers=[wandb]")
+    assert (caught.value.fix, caught.value.exit_code) == ("pip install 'vdiff[wandb]'", 6)
+    assert not tiny_run.folder().log.exists()
+
+
+@pytest.mark.parametrize(("text", "has_key"), [("machine api.wandb.ai login user password abc", True), ("", False)])
+def test_a_key_is_looked_for_without_asking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, has_key: bool
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text(text)
+    (tmp_path / ".netrc").chmod(0o600)
+    assert trackers._has_key("https://api.wandb.ai") == has_key
+    assert not trackers._has_key("https://elsewhere.org")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert trackers._has_key("https://elsewhere.org")
+
+
+def test_weights_and_biases_work_without_key_and_network_and_skip_what_they_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    known = []
+    for first in (0, 1):
+        with Machine("fp32", "cpu").trackers(tmp_path / "tracker", ["wandb"], "tiny", first) as found:
+            for step in range(first, first + 2):
+                found.log({"loss": 1.0}, step)
+            found.picture("samples", torch.zeros(3, 8, 8, dtype=torch.uint8), first + 1)
+        known.append(json.loads((tmp_path / "tracker/wandb.json").read_text()))
+    assert [each["last_step"] for each in known] == [1, 2]
+    assert known[0]["id"] == known[1]["id"]
+    assert list((tmp_path / "tracker/wandb").glob("offline-run-*")), sys.modules["wandb"].__version__

@@ -1,0 +1,176 @@
+"""Trackers: where the curves and pictures of a training go for others to look at; TensorBoard, Weights & Biases."""
+
+import contextlib
+import importlib.util
+import json
+import netrc
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import urlsplit
+
+from accelerate.tracking import TensorBoardTracker, WandBTracker
+from torch import Tensor
+
+from vdiff import whole_folder
+from vdiff.errors import MachineError
+from vdiff.training.settings import TrackerKind
+
+_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+_SECONDS = 30.0
+"""So long Weights & Biases may look for its network; without it, the run is kept on the disk."""
+
+
+class Trackers:
+    """Those that are open. Steps never go backwards: an update that is done again is not there twice."""
+
+    def __init__(self, trackers: Sequence["_Tracker"] = ()) -> None:
+        self._trackers = trackers
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add a point to each of these curves."""
+        for tracker in self._trackers:
+            tracker.log(values, step)
+
+    def picture(self, name: str, picture: Tensor, step: int) -> None:
+        """Show a picture, uint8 [C, H, W]."""
+        for tracker in self._trackers:
+            tracker.picture(name, picture, step)
+
+
+def check(kinds: Sequence[TrackerKind] | None) -> None:
+    """MachineError for a tracker that is asked for and not installed."""
+    for kind in kinds or ():
+        if not _is_installed(kind):
+            raise MachineError(f"the tracker `{kind}` is not installed", f"pip install 'vdiff[{kind}]'", "trackers")
+
+
+@contextlib.contextmanager
+def opened(kinds: Sequence[TrackerKind] | None, folder: Path, name: str, first_step: int) -> Iterator[Trackers]:
+    """Trackers that write into `folder`. kinds: None for TensorBoard where that is installed.
+
+    name: of the run, for people.   first_step: from here on steps are new; what an earlier sitting told of them goes.
+    """
+    check(kinds)
+    usual: tuple[TrackerKind, ...] = ("tensorboard",) if _is_installed("tensorboard") else ()
+    wanted = list(dict.fromkeys(usual if kinds is None else kinds))
+    with contextlib.ExitStack() as stack:
+        if wanted:
+            stack.enter_context(_disk_errors_told_once())
+        opens: Mapping[str, Callable[[], _Tracker]] = {
+            "tensorboard": lambda: _TensorBoard(folder, first_step),
+            "wandb": lambda: _WandB(folder, name),
+        }
+        trackers = [opens[kind]() for kind in wanted]
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        yield Trackers(trackers)
+
+
+def _is_installed(kind: str) -> bool:
+    assert kind in get_args(TrackerKind)
+    return any(importlib.util.find_spec(package) is not None for package in _PACKAGES[kind])
+
+
+class _Tracker:
+    def __init__(self, tracker: Any) -> None:
+        self._tracker = tracker
+        tracker.start()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._tracker.log(values, step=step)
+
+    def picture(self, name: str, picture: Tensor, step: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._tracker.finish()
+
+
+class _TensorBoard(_Tracker):
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # readers drop what earlier files tell of steps from there on
+        super().__init__(TensorBoardTracker(folder.name, folder.parent, purge_step=first_step))
+
+    def picture(self, name: str, picture: Tensor, step: int) -> None:
+        self._tracker.log_images({name: picture[None].numpy()}, step=step)
+
+
+class _WandB(_Tracker):
+    """One run of Weights & Biases for all sittings; offline where there is no key for it, or no network."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._memory = folder / "wandb.json"
+        known = whole_folder.read_json(self._memory) if self._memory.is_file() else {}
+        self._id = str(known.get("id", uuid.uuid4().hex[:16]))
+        self._told = self._last = int(known.get("last_step", -1))
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = _settings()
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key(settings.base_url) else "offline")
+        options = {"dir": str(folder), "id": self._id, "name": name, "resume": "allow", "settings": settings}
+        try:
+            super().__init__(WandBTracker("vdiff", mode=mode, **options))
+        except Exception:  # it tells in many ways that there is no network
+            if mode == "offline":
+                raise
+            _forget_attempt()
+            super().__init__(WandBTracker("vdiff", mode="offline", **options))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if step > self._told:
+            super().log(values, step)
+            self._remember(step)
+
+    def picture(self, name: str, picture: Tensor, step: int) -> None:
+        if step > self._told:
+            self._tracker.log_images({name: picture[None].permute(0, 2, 3, 1).numpy()}, step=step)
+            self._remember(step)
+
+    def _remember(self, step: int) -> None:
+        if step > self._last:
+            self._last = step
+            whole_folder.write_text(self._memory, json.dumps({"id": self._id, "last_step": step}) + "\n")
+
+
+def _forget_attempt() -> None:
+    """Weights & Biases would go on trying, and lend the run's id to nobody else."""
+    import wandb
+
+    wandb.teardown()
+
+
+def _settings() -> Any:
+    import wandb
+
+    wanted = {"silent": True, "console": "off", "disable_git": True, "save_code": False, "init_timeout": _SECONDS}
+    wanted |= {"finish_timeout": _SECONDS, "finish_timeout_raises": False}
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
+
+
+def _has_key(address: str) -> bool:
+    """Whether Weights & Biases could log in at this address without asking."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(urlsplit(address).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+@contextlib.contextmanager
+def _disk_errors_told_once() -> Iterator[None]:
+    """TensorBoard's writing thread raises an OSError again in the main thread: its own traceback is one too many."""
+    before = threading.excepthook
+
+    def tell(caught: threading.ExceptHookArgs) -> None:
+        if not isinstance(caught.exc_value, OSError):
+            before(caught)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
