@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ def test_updates_that_are_done_again_are_not_shown_twice(tiny_run: TinyRun, stop
     assert curves(run.tracker) == curves(tiny_run.folder("unbroken").tracker)
     previews = [step for step in (2, 4) if step != stop]  # who stops draws none
     assert shown(run.tracker)["original/samples"] == [*previews, 5]
+
+
+def test_files_of_one_second_are_read_in_the_order_they_were_written(tmp_path: Path) -> None:
+    """Their names begin with the second; what follows is no order."""
+    folder, machine = tmp_path / "tracker", Machine("fp32", "cpu")
+    pytest.importorskip("torch.utils.tensorboard", reason="no tensorboard")
+    folder.mkdir()
+    time.sleep(1 - time.time() % 1)
+    earlier = folder / f"events.out.tfevents.{int(time.time()):010d}.zzz"
+    earlier.touch()
+    with machine.trackers(folder, ["tensorboard"], "tiny", 1) as found:
+        found.log({"loss": 0.5}, 1)
+    assert min(folder.iterdir()) == earlier
+    assert len(list(folder.iterdir())) == 2
+    assert shown(folder) == {"loss": [1]}
 
 
 def test_no_tracker_is_asked_when_the_recipe_wants_none(tiny_run: TinyRun) -> None:

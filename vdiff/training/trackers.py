@@ -6,6 +6,7 @@ import json
 import netrc
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from vdiff.errors import MachineError
 from vdiff.training.settings import TrackerKind
 
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+_MOST_NAMES = 3
+"""So many names are tried for a file of TensorBoard."""
+
 _SECONDS = 30.0
 """So long Weights & Biases may look for its network; without it, the run is kept on the disk."""
 
@@ -92,11 +96,28 @@ class _Tracker:
 
 class _TensorBoard(_Tracker):
     def __init__(self, folder: Path, first_step: int) -> None:
-        # readers drop what earlier files tell of steps from there on
-        super().__init__(TensorBoardTracker(folder.name, folder.parent, purge_step=first_step))
+        """Begin a file, of which readers learn to drop what earlier files tell of steps from `first_step` on.
+
+        They read files by name, and names begin with the second: two of one second may come in the wrong order.
+        """
+        for _ in range(_MOST_NAMES):
+            before = _names(folder)
+            super().__init__(TensorBoardTracker(folder.name, folder.parent, purge_step=first_step))
+            own = _names(folder) - before
+            if not before or not own or min(own) > max(before):
+                return
+            self.close()
+            for name in own:
+                (folder / name).unlink()
+            time.sleep(1 - time.time() % 1)
+        super().__init__(TensorBoardTracker(folder.name, folder.parent))  # the clock went backwards: both are shown
 
     def picture(self, name: str, picture: Tensor, step: int) -> None:
         self._tracker.log_images({name: picture[None].numpy()}, step=step)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("events.out.tfevents.*")}
 
 
 class _WandB(_Tracker):
