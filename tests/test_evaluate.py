@@ -279,6 +279,7 @@ def test_the_table_fits_the_terminal(
     for name in ("steps", "fd_pixel", "swd", "dB", "ssim"):
         assert (name not in "".join(lines[:-5])) == (name in left_out)
     assert all(name in found.err for name in left_out)
+    assert all(len(line) <= columns for line in found.out.split("\n\n")[1].splitlines())
 
 
 def test_an_interval_down_to_zero_is_shown() -> None:

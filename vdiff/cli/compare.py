@@ -131,7 +131,8 @@ def _tell(found: "Pair", out: Path) -> None:
     else:
         console.table(("", found.a.name, found.b.name), pair.words(found), right=(found.a.name, found.b.name))
         if found.may_be_compared and found.a.table:
-            console.write(f"\n{found.a.table.protocol.line()}")
+            console.write("")
+            console.prose(found.a.table.protocol.line())
     console.say(f"on {len(found.seeds)} pictures they agree to {pair.agreed_in_words(found.agreed)}")
     if found.a.row and found.b.row and not found.may_be_compared:
         console.warn(f"their evaluations are not to be compared: {pair.difference(found)}")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,12 @@ def write(text: str) -> None:
         print(text, flush=True)  # noqa: T201 - this is the door to stdout
     except BrokenPipeError:
         close_stdout()
+
+
+def prose(text: str) -> None:
+    """A sentence for stdout; in a terminal its lines end between words."""
+    is_terminal = bool(sys.stdout and sys.stdout.isatty())
+    write(textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False) if is_terminal else text)
 
 
 def emit_json(content: Any) -> None:

@@ -25,10 +25,11 @@ def show(found: "EvaluationTable", path: Path | None) -> None:
     columns = ["model", "steps", *names, *pairs, SECONDS]
     importance = [*names, *pairs[:2], SECONDS, *pairs[2:]]
     left_out = console.table(columns, [_cells(row, names, pairs) for row in found.rows], columns[1:], importance)
-    console.write(f"\n{found.protocol.line()}")
+    console.write("")
+    console.prose(found.protocol.line())
     for name, features in found.protocol.features.items():
-        console.write(f"{name}: {features}")
-    console.write(f"seconds on {found.machine}; ± is half of a 95 % interval by bootstrap of the samples")
+        console.prose(f"{name}: {features}")
+    console.prose(f"seconds on {found.machine}; ± is half of a 95 % interval by bootstrap of the samples")
     if left_out:
         shown = ", ".join(name.replace("\n", " ") for name in left_out)
         console.say(f"left out, for want of room: {shown}; a wider terminal, a file or --json has them", "cyan")
