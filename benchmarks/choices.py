@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from vdiff.checkpoint import read_card
 from vdiff.cli.progress import FitLines
 from vdiff.data.prepare import prepare
 from vdiff.digits import write_folder
+from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.evaluate import Evaluation
 from vdiff.evaluation.samples import Wanted
 from vdiff.evaluation.subjects import Subject
@@ -106,7 +107,7 @@ def measure(run: RunFolder, base: RunFolder, start_steps: int) -> None:
     wanted = Wanted(Ddim(), NUM_IMAGES, 0, 256)
     evaluation = Evaluation(subjects, metrics, wanted, recipe.data.open(), Path(f"{base.path}-{start_steps}"))
     machine = Machine("fp32", "cpu")
-    evaluation.draw(machine, lambda count: None)
+    evaluation.draw(machine, lambda count: None, Earlier())
     samples = evaluation.samples()
     built = evaluation.ready("cpu")
     rows = []
@@ -139,7 +140,7 @@ def rows_of(name: str) -> Iterator[list[Mapping[str, float]]]:
         yield json.loads(path.read_text())
 
 
-def cell(values: list[float | None]) -> str:
+def cell(values: Sequence[float | None]) -> str:
     """`0.166 ± 0.003`."""
     known = [value for value in values if value is not None]
     if not known:

@@ -20,6 +20,7 @@ import torch
 
 from vdiff.data.lmdb_images import LmdbImages
 from vdiff.data.store import ImageStore
+from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.evaluate import Evaluation
 from vdiff.evaluation.samples import Wanted
 from vdiff.evaluation.subjects import Subject, of_run
@@ -44,7 +45,7 @@ def main() -> None:
     images = LmdbImages(ImageStore(given.data), size, channels, 0)
     machine = Machine("fp32")
     clock = Clock(machine.device)
-    UNet.forward = clock.around(UNet.forward)
+    UNet.forward = clock.around(UNet.forward)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         parts = work(subject, images, machine, Path(folder), given.n, given.batch_size)
@@ -63,9 +64,9 @@ def work(
     times = [time.perf_counter()]
     metrics = evaluation.ready(machine.device)
     times.append(time.perf_counter())
-    evaluation.draw(machine, lambda count: None)
+    evaluation.draw(machine, lambda count: None, Earlier())
     times.append(time.perf_counter())
-    evaluation.table(metrics, "here", lambda row: None)
+    evaluation.table(metrics, machine, lambda row: None, Earlier())
     times.append(time.perf_counter())
     spent = [after - before for before, after in pairwise(times)]
     return dict(zip(("reference", "drawing", "metrics"), spent, strict=True))

@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +138,7 @@ class Benchmark:
     def _row(self, processes: int, workers: int) -> None:
         begun, run = time.monotonic(), f"broken-{processes}-{workers}"
         found: list[bool] = []
-        for before, stop in pairwise([None, *self._stops]):
+        for before, stop in zip([None, *self._stops], self._stops, strict=False):
             is_right = self._start(run, processes, workers, stop, told=self._stops.index(stop) % processes)
             what = f"{run} from {before} to {stop}"
             found += [is_right and self._same(f"{what}: {name}", *pair) for name, pair in self._at(run, stop).items()]
@@ -265,7 +264,7 @@ def work(folder: str, run: str, workers: int, stop: Sequence[int] | None, told: 
     """What one process of a run does: train, then distill; gives the exit code of `vdiff`."""
     torch.set_num_threads(1)
     if keep:
-        savepoint.NUM_KEPT, savepoint.clear = sys.maxsize, lambda saves: None
+        savepoint.NUM_KEPT, savepoint.clear = sys.maxsize, lambda folder: None
     text = recipe_text.read(RECIPE.replace("STORE", str(Path(folder) / "store")), "recipe.yaml")
     every = 1 if keep else SAVE_EVERY
     changes = [f"data.workers={workers}", f"train.save_every={every}", f"distill.save_every={every}"]

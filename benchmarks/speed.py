@@ -18,6 +18,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def plain(network: UNet) -> dict[str, Work]:
             1
         )
         adam.zero_grad()
-        loss.mean().backward()
+        loss.mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         adam.step()
         loss.mean().item()
@@ -182,7 +183,7 @@ def peers(network: UNet) -> list[tuple[str, dict[str, Work]]]:
             z, wanted = noise.add_noise(x, eps, index), noise.get_velocity(x, eps, index)
             with cast():
                 loss = nn.functional.mse_loss(model(z, index).sample.float(), wanted)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             adam.step()
             adam.zero_grad()
@@ -193,7 +194,8 @@ def peers(network: UNet) -> list[tuple[str, dict[str, Work]]]:
             with cast():
                 pipeline(batch_size=BATCH, num_inference_steps=STEPS, output_type="np")
 
-        made.append((f"diffusers {diffusers.__version__}, {precision}", {"training": learn, "sampling": sample}))
+        works: dict[str, Work] = {"training": learn, "sampling": sample}
+        made.append((f"diffusers {diffusers.__version__}, {precision}", works))
     return made
 
 
@@ -205,12 +207,10 @@ def ours(network: UNet) -> list[tuple[str, dict[str, Work]]]:
         teacher = Denoiser(machine.freeze(copy.deepcopy(network)), SCHEDULE, "v")
         settings = FitSection(updates=10**6, batch_size=BATCH, ema=0.9999)
         taught = ProgressiveObjective("truncated_snr", teacher, 64)
-        works = {
+        works: dict[str, Work] = {
             "training": update(network, DenoisingObjective("snr_plus_one"), settings, machine, SIZE, 3),
             "stage": update(network, taught, settings.model_copy(update={"ema": None}), machine, SIZE, 3),
-            "sampling": lambda teacher=teacher: draw(
-                teacher, Ddim(), range(BATCH), (3, SIZE, SIZE), STEPS, batch_size=BATCH
-            ),
+            "sampling": partial(draw, teacher, Ddim(), range(BATCH), (3, SIZE, SIZE), STEPS, batch_size=BATCH),
         }
         made.append((f"vdiff, {precision}", works))
     return made

@@ -238,6 +238,11 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
     ]
 
 
+def test_a_section_that_only_an_assignment_made_is_looked_for_there() -> None:
+    where = mistakes("name: n\nnet: {kind: large}\n", "trian.updates=3").where
+    assert "--set trian.updates  `trian`: is unknown" in where
+
+
 @pytest.mark.parametrize(
     ("line", "place", "words"),
     [

@@ -73,6 +73,25 @@ def test_a_command_that_is_refused_at_once_leaves_nothing(place: RunFolder) -> N
     assert not place.path.exists()
 
 
+def test_a_slip_hides_neither_where_a_run_is_nor_how_it_goes_on(
+    place: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vdiff.cli.signals import StopRequest
+
+    monkeypatch.setattr(StopRequest, "__call__", lambda self: signal.SIGTERM)
+    assert app.run(COMMAND) == 143
+    stopped = told(place)
+    assert app.run([*COMMAND[:1], "--set", "train.updates=x", *COMMAND[1:]]) == 2
+    assert app.run(["distill", "--device", "cpu", "-q", "--stages", "0"]) == 2
+    assert told(place) == stopped
+    assert app.run(["distill", "--device", "cpu", "-q", "--from", "base_9"]) == 4
+    after = told(place)
+    assert (after["state"], after["exit_code"]) == ("failed", 4)
+    assert "base_9" in after["reason"]
+    for name in ("stage", "update", "updates", "resume_command"):
+        assert after[name] == stopped[name]
+
+
 def test_a_run_that_was_killed_is_known_by_its_free_lock(tmp_path: Path) -> None:
     place = RunFolder(tmp_path)
     recorder = Recorder(FitLines(lambda text: None), place.status, "vdiff train")

@@ -151,6 +151,10 @@ def _mistakes_error(recipe: RecipeText, mistakes: Sequence[Mistake]) -> UsageErr
 
 def _place(recipe: RecipeText, keys: Keys) -> str:
     while keys and keys not in recipe.places:
+        inside = (place for known, place in recipe.places.items() if known[: len(keys)] == keys)
+        found = next(inside, None)  # a section that only `--set` made has none itself
+        if found is not None:
+            return found
         keys = keys[:-1]
     return recipe.places.get(keys, f"{recipe.name}:1:1")
 

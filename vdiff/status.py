@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from vdiff import __version__, whole_folder
-from vdiff.errors import ModelFileError, VdiffError
+from vdiff.errors import ModelFileError, UsageError, VdiffError
 from vdiff.training.report import Progress, StageRow
 
 State = Literal["running", "done", "stopped", "failed", "killed"]
@@ -83,8 +83,8 @@ class Recorder:
 
     def __init__(self, told: Progress, path: Path, resume_command: str, machine: str = "") -> None:
         self._told, self._path, self._written = told, path, 0.0
-        self._has_begun = path.exists()
-        before = read(path, is_at_work=False)
+        self._has_begun, self._is_fresh = False, not path.exists()
+        self._before = before = read(path, is_at_work=False)
         self._seconds = dict(before.seconds) if before else {}
         self._sitting = ("", 0.0, 0.0)
         own = {"pid": os.getpid(), "host": socket.gethostname(), "began": _now(), "changed": _now()}
@@ -123,9 +123,16 @@ class Recorder:
         self._told.close()
 
     def ended(self, state: State, exit_code: int, reason: str = "") -> None:
-        """The last word. A command that was refused before it began anything leaves none in a fresh folder."""
-        if self._has_begun:
-            self._write(state=state, exit_code=exit_code, reason=reason)
+        """The last word. A command that failed before it began anything leaves none in a fresh folder.
+
+        In another one it leaves where the run is and the command to go on as they were: a slip must not hide them.
+        """
+        if not self._has_begun and (self._is_fresh or exit_code == UsageError.exit_code):
+            return
+        if not self._has_begun and self._before is not None and state == "failed":
+            kept = {name: getattr(self._before, name) for name in ("stage", "update", "updates", "resume_command")}
+            self._status = replace(self._status, **kept)
+        self._write(state=state, exit_code=exit_code, reason=reason)
 
     def __enter__(self) -> Self:
         self._told.__enter__()

@@ -18,7 +18,7 @@ TRAIN, DISTILL = ("train", *CPU), ("distill", *CPU)
 def strike(world: World, service: Service, outcome: Outcome, keep: bool = False) -> None:
     """Damage a file, see that it is not used, mend it, complete the chain and compare."""
     rng = random.Random(f"what {outcome.fault.seed} {outcome.fault.number}")
-    [(begins, work)] = rng.choices(list(_WORKS), _WORKS.values())
+    [(begins, work)] = rng.choices(list(_WORKS), list(_WORKS.values()))
     case = Case(world, service, outcome, begins, keep)
     try:
         work(case)
