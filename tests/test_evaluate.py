@@ -282,11 +282,22 @@ def test_the_table_fits_the_terminal(
     assert all(len(line) <= columns for line in found.out.split("\n\n")[1].splitlines())
 
 
-def test_an_interval_down_to_zero_is_shown() -> None:
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (0.1, 0.0, 0.3, "0.10 ±0.15"),
+        (0.1857, 0.1357, 0.2357, "0.186 ±0.050"),
+        (16.7018, 16.6778, 16.7258, "16.702 ±0.024"),
+        (4321.0, 4000.0, 4642.0, "4321 ±321"),
+        (2e-8, 1e-8, 3e-8, "2e-08 ±1e-08"),
+        (0.1, None, None, "0.1"),
+        (1.25, 1.25, 1.25, "1.25"),
+    ],
+)
+def test_a_number_is_as_exact_as_its_interval(value: float, low: float | None, high: float | None, text: str) -> None:
     from vdiff.cli.evaluation_table import _value
 
-    assert _value(table.Value(value=0.1, low=0.0, high=0.3)) == "0.1 ±0.15"
-    assert _value(table.Value(value=0.1)) == "0.1"
+    assert _value(table.Value(value=value, low=low, high=high)) == text
 
 
 def test_pictures_are_kept_when_asked(run: RunFolder) -> None:

@@ -303,4 +303,6 @@ def test_on_paper_the_charts_stand_three_in_a_row_and_the_pairs_beside_one_anoth
         columns = "return getComputedStyle(document.querySelector(arguments[0])).gridTemplateColumns"
         for charts in ("#quality .charts", "#losses .charts"):
             assert len(driver.execute_script(columns, charts).split()) == 3
-        assert driver.execute_script("return getComputedStyle(document.querySelector('.pair .above')).clipPath") == "none"
+        assert (
+            driver.execute_script("return getComputedStyle(document.querySelector('.pair .above')).clipPath") == "none"
+        )
