@@ -144,20 +144,38 @@ def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(d
 
 def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(done_run: Path) -> None:
     with (done_run / "log.jsonl").open("a") as log:
-        for stage, update, trend in [
-            ("original", 5, {"swd": 0.5}),
-            ("base_0", 1, {"swd": 0.25, "psnr": 20.0, "mse": 0.04}),
-            ("base_0", 2, {"swd": 0.125, "psnr": None}),
+        for stage, update, count, trend in [
+            ("original", 5, 256, {"swd": 0.5}),
+            ("base_0", 1, 256, {"swd": 0.25, "psnr": 20.0, "mse": 0.04}),
+            ("base_0", 2, 256, {"swd": 0.125, "psnr": None}),
         ]:
-            log.write(json.dumps({"stage": stage, "update": update, "trend": trend}) + "\n")
+            log.write(json.dumps({"stage": stage, "update": update, "num_images": count, "trend": trend}) + "\n")
     page = check(made(str(done_run)))
     assert "A trend, no measurement" in page.text
-    charts = [words for mark in page.all("svg") if (words := str(mark["aria-label"])).startswith("Trend of ")]
-    assert charts == [
-        "Trend of Sliced Wasserstein distance. Against updates of all stages in turn. "
+    assert charts_of_trends(page) == [
+        "Trend of Sliced Wasserstein distance, of 256 pictures. Against updates of all stages in turn. "
         "original: 0.500 at 5; base_0: 0.250 at 6, 0.125 at 7",
-        "Trend of PSNR with the own teacher, in dB. Against updates of all stages in turn. base_0: 20.0 at 6",
+        "Trend of PSNR with the own teacher, in dB, of 256 pictures. Against updates of all stages in turn. "
+        "base_0: 20.0 at 6",
     ]
+    assert "less is better; of 256 pictures" in page.text
+
+
+def test_trends_of_different_numbers_of_pictures_are_never_one_curve(done_run: Path) -> None:
+    with (done_run / "log.jsonl").open("a") as log:
+        for update, more in [(1, {"num_images": 64}), (2, {"num_images": 32}), (3, {}), (4, {"num_images": -1})]:
+            log.write(json.dumps({"stage": "original", "update": update, "trend": {"swd": 0.5}, **more}) + "\n")
+    before = "Trend of Sliced Wasserstein distance, of"
+    after = "Against updates of all stages in turn. original: 0.500 at"
+    assert charts_of_trends(check(made(str(done_run)))) == [
+        f"{before} 32 pictures. {after} 2",
+        f"{before} 64 pictures. {after} 1",
+        f"{before} an unknown number of pictures. {after} 3, 0.500 at 4",
+    ]
+
+
+def charts_of_trends(page: Page) -> list[str]:
+    return [words for mark in page.all("svg") if (words := str(mark["aria-label"])).startswith("Trend of ")]
 
 
 def test_a_report_replaces_a_report_and_no_other_file(done_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

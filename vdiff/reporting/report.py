@@ -148,7 +148,7 @@ def _trends(record: Record) -> _Part | None:
         return None
     lead = (
         "A trend, no measurement: of the few pictures that `evaluate.num_images` in the recipe allows, drawn while the "
-        "networks learned. Compare these numbers with one another only."
+        "networks learned. Compare the numbers of one chart with one another only: each has its own number of pictures."
     )
     return _part("trend", "Trend while training", spoken(lead), course.trends(record))
 
