@@ -20,6 +20,8 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: 
 class Small(FeatureExtractorBase):  # type: ignore[misc]
     """A random convolution: features that need no download. Its weights are those of a fixed seed, or a file's."""
 
+    seen = 0
+
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **_: Any):
         super().__init__(name, features_list)
         rng = torch.Generator().manual_seed(0)
@@ -36,6 +38,7 @@ class Small(FeatureExtractorBase):  # type: ignore[misc]
         return "out"
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        Small.seen += len(pictures)
         found = torch.nn.functional.conv2d(pictures.float() / 127.5 - 1, self.kernel, stride=2)
         return (found.relu().mean((2, 3)),)
 
@@ -78,6 +81,18 @@ def test_the_numbers_are_those_of_torch_fidelity_itself(channels: int, tmp_path:
     assert ours["score_small"].value == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
     assert ours["fd_small"].value > 0.01
     assert (ours["fd_small"].low or 0) < ours["fd_small"].value < (ours["fd_small"].high or 0)
+
+
+def test_the_network_sees_samples_and_reference_once_for_all_metrics(tmp_path: Path) -> None:
+    reference, samples = pictures(0, 1000), pictures(1, 1001)
+    before = Small.seen
+    against = Against(reference, "a", tmp_path / "cache")
+    built = [section.build(against) for section in named(NAMES)]
+    for drawn in (samples, samples.clone()):
+        for metric in built:
+            metric.value(drawn)
+    assert Small.seen - before == 1000 + 2 * 1001
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # all of them compare one layer
 
 
 def test_only_the_usual_network_gives_the_usual_name() -> None:

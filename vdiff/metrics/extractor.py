@@ -16,10 +16,12 @@ from vdiff.metrics.metric import Against, Pictures, chunks
 
 _BATCH = 64
 _METRICS = ("fid", "kid", "prc", "isc")
+_SETS = 2
+"""Of so many sets of pictures the features are kept: samples, and the reference."""
 
 
 class Extractor:
-    """One network with all layers that metrics ask of it; what it found for the last pictures is kept.
+    """One network with all layers that metrics ask of it; what it found for the last samples and reference is kept.
 
     print: tells weights apart, for what is kept of the reference.
     """
@@ -29,7 +31,7 @@ class Extractor:
     ) -> None:
         self.name, self.print, self.version = name, print_, version("torch-fidelity")
         self._network, self._layers, self._device = network, layers, device
-        self._last: tuple[Pictures | None, dict[str, Any]] = (None, {})
+        self._kept: list[tuple[Pictures, dict[str, Any]]] = []
 
     def layer(self, metric: str) -> str:
         """The layer that a metric compares: `fid`, `kid`, `prc` or `isc`."""
@@ -42,9 +44,9 @@ class Extractor:
 
     def shared(self, pictures: Pictures, what: str, compute: Callable[[], Any]) -> Any:
         """What `compute` gives for these pictures, computed once."""
-        if self._last[0] is not pictures:
-            self._last = (pictures, {})
-        found = self._last[1]
+        found = next((found for whose, found in self._kept if whose is pictures), {})
+        others = [each for each in self._kept if each[0] is not pictures]
+        self._kept = [*others, (pictures, found)][-_SETS:]
         if what not in found:
             found[what] = compute()
         return found[what]

@@ -146,9 +146,11 @@ class _OfFeatures:
     def _reference(self) -> Tensor:
         """Features of the reference; when they are first needed, since other processes wait while metrics are built."""
         against = self._against
-        about = {"metric": "features", "layer": self.metric, "reference": against.fingerprint}
-        about |= {"extractor": self._used.name, "weights": self._used.print, "shape": str(against.pictures.shape)}
-        found = remembered(against.cache, about, lambda: {"rows": self._used.of(against.pictures, self.metric).numpy()})
+        used = self._used
+        about = {"metric": "features", "layer": used.layer(self.metric), "reference": against.fingerprint}
+        about |= {"extractor": used.name, "weights": used.print, "torch-fidelity": used.version}
+        about["shape"] = str(against.pictures.shape)
+        found = remembered(against.cache, about, lambda: {"rows": used.of(against.pictures, self.metric).numpy()})
         return torch.from_numpy(found["rows"])
 
 
