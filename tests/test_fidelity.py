@@ -1,5 +1,6 @@
 """FID, KID, precision, recall and inception score: as torch-fidelity has them on the same folders of pictures."""
 
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from vdiff.metrics.metric import Against, named
 
 torch_fidelity = pytest.importorskip("torch_fidelity", reason="the extra [eval] is not installed")
 
+from torch_fidelity import fidelity as command  # noqa: E402
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: E402
 
 
@@ -62,19 +64,18 @@ def folder(path: Path, images: torch.Tensor) -> str:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_numbers_are_those_of_torch_fidelity_itself(channels: int, tmp_path: Path) -> None:
+def test_the_numbers_are_those_of_torch_fidelitys_own_command(
+    channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     reference, samples = pictures(0, 1010, channels), pictures(1, 1030, channels, high=200)
-    theirs = torch_fidelity.calculate_metrics(
-        input1=folder(tmp_path / "samples", samples),
-        input2=folder(tmp_path / "reference", reference),
-        feature_extractor="small",
-        **dict.fromkeys(("fid", "kid", "prc", "isc"), True),
-        **dict.fromkeys(("cuda", "verbose", "cache"), False),
-        save_cpu_ram=True,
-    )
+    options = "--cpu --fid --kid --prc --isc --feature-extractor small --json --silent --no-cache --save-cpu-ram"
+    folders = folder(tmp_path / "samples", samples), folder(tmp_path / "reference", reference)
+    monkeypatch.setattr("sys.argv", ["fidelity", *options.split(), "--input1", folders[0], "--input2", folders[1]])
+    command.main()
+    theirs = json.loads(capsys.readouterr().out)
     against = Against(reference, "a", tmp_path / "cache")
     ours = {section.name: section.build(against).value(samples) for section in named(NAMES)}
-    assert ours["fd_small"].value == pytest.approx(theirs["frechet_inception_distance"], abs=1e-3, rel=1e-3)
+    assert ours["fd_small"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
     assert ours["kd_small"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
     assert ours["precision_small"].value == pytest.approx(theirs["precision"])
     assert ours["recall_small"].value == pytest.approx(theirs["recall"])
