@@ -9,17 +9,13 @@ from torch import Tensor
 
 from vdiff.config import harmless
 from vdiff.errors import DataError
-from vdiff.metrics.bootstrap import REPETITIONS, with_interval
 from vdiff.metrics.extractor import Extractor, extractor
-from vdiff.metrics.frechet import Moments
+from vdiff.metrics.frechet import Moments, distance_with_interval
 from vdiff.metrics.metric import Against, MetricSection, Pictures
 from vdiff.metrics.reference import remembered
 from vdiff.metrics.table import Value
 
 INCEPTION, VGG, DINO = "inception-v3-compat", "vgg16", "dinov2-vit-l-14"
-
-_MOST_INTERVAL = 128
-"""With more dimensions than this, a bootstrap of a Frechet distance takes too long."""
 
 _SUBSETS, _SUBSET_SIZE, _NEIGHBOURS, _SPLITS = 100, 1000, 3, 10
 
@@ -28,102 +24,90 @@ class _FidelitySection(MetricSection):
     """A metric on the features of a network."""
 
     short: ClassVar[str | None] = "extractor"
-    metric: ClassVar[str]
-    plain: ClassVar[str]
+    extractor: str = harmless(INCEPTION)
+    """Network whose features are compared, by its name in torch-fidelity."""
 
     @property
     def name(self) -> str:
         """With another network it is another number, and has another name."""
-        used = getattr(self, "extractor")  # noqa: B009 - every section below declares it
-        kind = str(getattr(self, "kind"))  # noqa: B009
-        return kind if used == self.plain else f"{self.renamed}_{used}"
-
-    def _extractor(self, against: Against) -> Extractor:
-        return extractor(getattr(self, "extractor"), against)  # noqa: B009
+        is_usual = self.extractor == type(self).model_fields["extractor"].default
+        return super().name if is_usual else f"{self.renamed}_{self.extractor}"
 
 
-class FrechetInceptionSection(_FidelitySection):
-    """Frechet inception distance."""
+class _FrechetSection(_FidelitySection):
+    """A Frechet distance of features."""
 
-    metric, plain, renamed = "fid", INCEPTION, "fd"
-    title, better = "FID", "less is better"
-    kind: Literal["fid"] = harmless("fid")
-    """Which metric."""
-    extractor: str = harmless(INCEPTION)
-    """Network whose features are compared, by its name in torch-fidelity."""
+    renamed, better = "fd", "less is better"
 
     def build(self, against: Against) -> "Frechet":
-        return Frechet(self._extractor(against), against, self.name)
+        return Frechet(extractor(self.extractor, against), against, self.name)
 
 
-class FrechetDinoSection(_FidelitySection):
+class FrechetInceptionSection(_FrechetSection):
+    """Frechet inception distance."""
+
+    title = "FID"
+    kind: Literal["fid"] = harmless("fid")
+    """Which metric."""
+
+
+class FrechetDinoSection(_FrechetSection):
     """Frechet distance of DINOv2 features."""
 
-    metric, plain, renamed = "fid", DINO, "fd"
-    title, better = "FD-DINOv2", "less is better"
+    title = "FD-DINOv2"
     kind: Literal["fd_dinov2"] = harmless("fd_dinov2")
     """Which metric."""
     extractor: str = harmless(DINO)
     """Network whose features are compared, by its name in torch-fidelity."""
 
-    def build(self, against: Against) -> "Frechet":
-        return Frechet(self._extractor(against), against, self.name)
-
 
 class KernelSection(_FidelitySection):
     """Kernel inception distance."""
 
-    metric, plain, renamed = "kid", INCEPTION, "kd"
-    title, better = "KID", "less is better"
+    renamed, title, better = "kd", "KID", "less is better"
     kind: Literal["kid"] = harmless("kid")
     """Which metric."""
-    extractor: str = harmless(INCEPTION)
-    """Network whose features are compared, by its name in torch-fidelity."""
 
     def build(self, against: Against) -> "Kernel":
-        return Kernel(self._extractor(against), against)
+        return Kernel(extractor(self.extractor, against), against)
 
 
-class PrecisionSection(_FidelitySection):
+class _NeighboursSection(_FidelitySection):
+    """How far samples and reference lie among one another."""
+
+    better = "more is better"
+    extractor: str = harmless(VGG)
+    """Network whose features are compared, by its name in torch-fidelity."""
+
+    def build(self, against: Against) -> "Neighbours":
+        return Neighbours(extractor(self.extractor, against), against, str(self.renamed))
+
+
+class PrecisionSection(_NeighboursSection):
     """Improved precision: the share of samples that lie among the reference."""
 
-    metric, plain, renamed = "prc", VGG, "precision"
-    title, better = "Precision", "more is better"
+    renamed, title = "precision", "Precision"
     kind: Literal["precision"] = harmless("precision")
     """Which metric."""
-    extractor: str = harmless(VGG)
-    """Network whose features are compared, by its name in torch-fidelity."""
-
-    def build(self, against: Against) -> "Neighbours":
-        return Neighbours(self._extractor(against), against, "precision")
 
 
-class RecallSection(_FidelitySection):
+class RecallSection(_NeighboursSection):
     """Improved recall: the share of the reference that lies among the samples."""
 
-    metric, plain, renamed = "prc", VGG, "recall"
-    title, better = "Recall", "more is better"
+    renamed, title = "recall", "Recall"
     kind: Literal["recall"] = harmless("recall")
     """Which metric."""
-    extractor: str = harmless(VGG)
-    """Network whose features are compared, by its name in torch-fidelity."""
-
-    def build(self, against: Against) -> "Neighbours":
-        return Neighbours(self._extractor(against), against, "recall")
 
 
 class InceptionScoreSection(_FidelitySection):
     """Inception score."""
 
-    metric, plain, renamed = "isc", INCEPTION, "score"
-    title, better = "Inception score", "more is better"
+    renamed, title, better = "score", "Inception score", "more is better"
     kind: Literal["inception_score"] = harmless("inception_score")
     """Which metric."""
-    extractor: str = harmless(INCEPTION)
-    """Network whose classes are counted, by its name in torch-fidelity."""
 
     def build(self, against: Against) -> "Score":
-        return Score(self._extractor(against), against)
+        return Score(extractor(self.extractor, against), against)
 
 
 class _OfFeatures:
@@ -168,13 +152,7 @@ class Frechet(_OfFeatures):
         return Moments.of(self._reference.double().numpy())
 
     def value(self, samples: Pictures) -> Value:
-        rows = self._of(samples).double().numpy()
-        return with_interval(
-            Moments.of(rows).distance(self._moments),
-            len(rows),
-            lambda counts: Moments.counted(rows, counts).distance(self._moments),
-            REPETITIONS if rows.shape[1] <= _MOST_INTERVAL else 0,
-        )
+        return distance_with_interval(self._of(samples).double().numpy(), self._moments)
 
 
 class Kernel(_OfFeatures):
