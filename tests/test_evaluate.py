@@ -334,6 +334,10 @@ def test_two_evaluations_of_one_run_are_refused_but_a_training_may_go_on(
         (("--data", "grey"), 3, "have 1 channels"),
         (("--n", "3"), 2, "needs at least 5 samples"),
         (("--metrics", "fid", "--weights", "none.pth"), 4, "no weights in `none.pth`"),
+        (("--metrics", "fid,precision", "--weights", "none.pth"), 2, "weights of inception-v3-compat and vgg16"),
+        (("--metrics", "swd", "--weights", "none.pth"), 2, "no metric that is asked for reads weights"),
+        (("--metrics", "agreement", "--weights", "none.pth"), 2, "no metric that is asked for reads weights"),
+        (("--metrics", "kid"), 2, "`kid` needs at least 1,000 samples"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -5,6 +5,7 @@ import pickle
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -144,12 +145,37 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_too_few_reference_pictures_and_four_channels_are_refused() -> None:
-    with pytest.raises(DataError, match="`kid` needs at least 1,000 reference pictures"):
+    with pytest.raises(DataError, match="`kd_small` needs at least 1,000 reference pictures"):
         named(["kid:small"])[0].build(Against(pictures(0, 9), "a"))
     with pytest.raises(DataError, match="1 or 3 channels"):
         named(["fid:small"])[0].build(Against(pictures(0, 9, 4), "a")).value(pictures(0, 9, 4))
     with pytest.raises(UsageError, match="has no network `smal`"):
         named(["fid:smal"])[0].build(Against(pictures(0, 9), "a"))
+
+
+@pytest.mark.parametrize(("name", "words"), [("fid:small", "--weights PATH"), ("fd_dinov2", "copy torch.hub's folder")])
+def test_without_a_network_the_way_around_is_told(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        try:
+            raise URLError("no such host")
+        except URLError:
+            raise RuntimeError("there is no connection")  # noqa: B904 - as torch.hub does it
+
+    monkeypatch.setattr(Small, "__init__", unreachable)
+    monkeypatch.setattr("torch.hub.load", unreachable)
+    with pytest.raises(MachineError, match="could not be downloaded: there is no connection") as caught:
+        named([name])[0].build(Against(pictures(0, 9), "a"))
+    assert words in caught.value.fix
+
+
+def test_a_damaged_download_is_not_called_a_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not a zip archive")
+
+    monkeypatch.setattr(Small, "__init__", damaged)
+    with pytest.raises(ModelFileError, match="cannot be read safely") as caught:
+        named(["fid:small"])[0].build(Against(pictures(0, 9), "a"))
+    assert torch.hub.get_dir() in caught.value.fix
 
 
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff.errors import DataError, MachineError, ModelFileError, UsageError
+from vdiff.errors import DataError, MachineError, ModelFileError, UsageError, VdiffError
 from vdiff.metrics.metric import Against, Pictures, chunks
 
 _BATCH = 64
 _METRICS = ("fid", "kid", "prc", "isc")
+_ONLY_FROM_HUB = "dinov2"
 _SETS = 2
 """Of so many sets of pictures the features are kept: samples, and the reference."""
 
@@ -99,7 +100,7 @@ def _load(name: str, against: Against) -> Extractor:
 def _given(name: str, weights: Path | None) -> str | None:
     if weights is None:
         return None
-    if name.startswith("dinov2"):
+    if name.startswith(_ONLY_FROM_HUB):
         fix = "leave out --weights; torch.hub downloads it, or finds it in its folder"
         raise UsageError(f"torch-fidelity cannot read weights of {name} from a file", fix, "--weights")
     if not weights.is_file():
@@ -118,14 +119,24 @@ def _read_safely(name: str, weights: Path | None) -> Iterator[None]:
     os.environ[_SAFELY] = "1"
     try:
         yield
-    except OSError as err:
-        problem = f"the weights of {name} could not be downloaded: {err}"
-        raise MachineError(problem, "give the path of the file, downloaded elsewhere: --weights PATH") from err
     except Exception as err:  # torch and torch-fidelity tell it in many ways
-        problem = f"`{weights or name}` holds no weights of {name} that can be read safely"
-        raise ModelFileError(problem, "take the file that torch-fidelity names in its documentation") from err
+        raise _not_loaded(name, weights, err) from err
     finally:
         os.environ.pop(_SAFELY) if before is None else os.environ.update({_SAFELY: before})
+
+
+def _not_loaded(name: str, weights: Path | None, err: Exception) -> VdiffError:
+    causes = [err, err.__cause__, err.__context__]
+    if weights is None and any(isinstance(each, OSError) for each in causes):
+        fix = "give the path of the file, downloaded elsewhere: --weights PATH"
+        if name.startswith(_ONLY_FROM_HUB):
+            fix = f"run it once where there is a network, and copy torch.hub's folder to `{torch.hub.get_dir()}`"
+        return MachineError(f"the weights of {name} could not be downloaded: {err}", fix, "--weights")
+    if weights is None:
+        fix = f"remove them from `{torch.hub.get_dir()}`: they are downloaded again"
+        return ModelFileError(f"the weights of {name} that were downloaded cannot be read safely", fix)
+    problem = f"`{weights}` holds no weights of {name} that can be read safely"
+    return ModelFileError(problem, "give the file that torch-fidelity downloads for this network", weights)
 
 
 def _as_colour(pictures: Tensor) -> Tensor:

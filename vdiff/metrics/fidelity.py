@@ -28,10 +28,19 @@ class _FidelitySection(MetricSection):
     """Network whose features are compared, by its name in torch-fidelity."""
 
     @property
+    def network(self) -> str:
+        return self.extractor
+
+    @property
     def name(self) -> str:
         """With another network it is another number, and has another name."""
         is_usual = self.extractor == type(self).model_fields["extractor"].default
         return super().name if is_usual else f"{self.renamed}_{self.extractor}"
+
+    def _compared(self, against: Against) -> Extractor:
+        """The network, after a look at the reference: its weights may be a download."""
+        against.check_number(self.least, f"`{self.name}`")
+        return extractor(self.extractor, against)
 
 
 class _FrechetSection(_FidelitySection):
@@ -40,7 +49,7 @@ class _FrechetSection(_FidelitySection):
     renamed, better = "fd", "less is better"
 
     def build(self, against: Against) -> "Frechet":
-        return Frechet(extractor(self.extractor, against), against, self.name)
+        return Frechet(self._compared(against), self.least, against)
 
 
 class FrechetInceptionSection(_FrechetSection):
@@ -64,23 +73,23 @@ class FrechetDinoSection(_FrechetSection):
 class KernelSection(_FidelitySection):
     """Kernel inception distance."""
 
-    renamed, title, better = "kd", "KID", "less is better"
+    renamed, title, better, least = "kd", "KID", "less is better", _SUBSET_SIZE
     kind: Literal["kid"] = harmless("kid")
     """Which metric."""
 
     def build(self, against: Against) -> "Kernel":
-        return Kernel(extractor(self.extractor, against), against)
+        return Kernel(self._compared(against), self.least, against)
 
 
 class _NeighboursSection(_FidelitySection):
     """How far samples and reference lie among one another."""
 
-    better = "more is better"
+    better, least = "more is better", _NEIGHBOURS + 1
     extractor: str = harmless(VGG)
     """Network whose features are compared, by its name in torch-fidelity."""
 
     def build(self, against: Against) -> "Neighbours":
-        return Neighbours(extractor(self.extractor, against), against, str(self.renamed))
+        return Neighbours(self._compared(against), self.least, against, str(self.renamed))
 
 
 class PrecisionSection(_NeighboursSection):
@@ -102,12 +111,12 @@ class RecallSection(_NeighboursSection):
 class InceptionScoreSection(_FidelitySection):
     """Inception score."""
 
-    renamed, title, better = "score", "Inception score", "more is better"
+    renamed, title, better, least = "score", "Inception score", "more is better", _SPLITS
     kind: Literal["inception_score"] = harmless("inception_score")
     """Which metric."""
 
     def build(self, against: Against) -> "Score":
-        return Score(extractor(self.extractor, against), against)
+        return Score(extractor(self.extractor, against), self.least, against)
 
 
 class _OfFeatures:
@@ -143,10 +152,6 @@ class Frechet(_OfFeatures):
 
     metric = "fid"
 
-    def __init__(self, used: Extractor, against: Against, name: str) -> None:
-        super().__init__(used, 2, against)
-        against.check_number(2, f"`{name}`")
-
     @cached_property
     def _moments(self) -> Moments:
         return Moments.of(self._reference.double().numpy())
@@ -159,10 +164,6 @@ class Kernel(_OfFeatures):
     """The kernel distance of features, mean over subsets. Its interval is not known: subsets overlap."""
 
     metric = "kid"
-
-    def __init__(self, used: Extractor, against: Against) -> None:
-        super().__init__(used, _SUBSET_SIZE, against)
-        against.check_number(_SUBSET_SIZE, "`kid`")
 
     def value(self, samples: Pictures) -> Value:
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
@@ -177,9 +178,8 @@ class Neighbours(_OfFeatures):
 
     metric = "prc"
 
-    def __init__(self, used: Extractor, against: Against, which: str) -> None:
-        super().__init__(used, _NEIGHBOURS + 1, against)
-        against.check_number(_NEIGHBOURS + 1, f"`{which}`")
+    def __init__(self, used: Extractor, least: int, against: Against, which: str) -> None:
+        super().__init__(used, least, against)
         self._which = which
 
     def value(self, samples: Pictures) -> Value:
@@ -196,9 +196,6 @@ class Score(_OfFeatures):
     """The inception score, mean over ten splits."""
 
     metric = "isc"
-
-    def __init__(self, used: Extractor, against: Against) -> None:
-        super().__init__(used, _SPLITS, against)
 
     def value(self, samples: Pictures) -> Value:
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
