@@ -22,6 +22,9 @@ class Reference(_Part):
     fingerprint: str
     num_images: int
 
+    def __str__(self) -> str:
+        return f"{self.num_images:,} pictures ({self.fingerprint[:8]})"
+
 
 class Protocol(_Part):
     """What a number depends on beside the model: numbers of two protocols must not be compared.
@@ -48,7 +51,7 @@ class Protocol(_Part):
         if self.labels is not None:
             parts.append(self.labels)
         if self.reference is not None:
-            parts.append(f"reference {self.reference.num_images:,} pictures ({self.reference.fingerprint[:8]})")
+            parts.append(f"reference {self.reference}")
         return "; ".join(parts)
 
 
