@@ -54,6 +54,23 @@ class Protocol(_Part):
             parts.append(f"reference {self.reference}")
         return "; ".join(parts)
 
+    def difference(self, other: "Protocol") -> str | None:
+        """Why the numbers of the two must not be compared, None if they may: what one alone tells is no difference."""
+        for name in type(self).model_fields:
+            one, two = getattr(self, name), getattr(other, name)
+            if name == "features":
+                changed = [metric for metric in one if one[metric] != two.get(metric, one[metric])]
+                if changed:
+                    return f"`{changed[0]}` compares other features: {one[changed[0]]} and {two[changed[0]]}"
+            elif one != two and not (name == "reference" and None in (one, two)):
+                return f"`{name}` differs: {one} and {two}"
+        return None
+
+    def joined_with(self, other: "Protocol") -> "Protocol":
+        """What the two tell together, where they have no difference."""
+        features = {**self.features, **other.features}
+        return self.model_copy(update={"features": features, "reference": other.reference or self.reference})
+
 
 class Value(_Part):
     """A number and its 95 % interval, by bootstrap; None where there is none."""
