@@ -65,7 +65,7 @@ def test_numbers_of_one_protocol_stand_together_and_others_apart(
     evaluated(here)
     page = ["compare", "original", "base_2", "--seeds", "0-1", "--out", "pair.html", "--force", "--device", "cpu"]
     assert app.run(page) == 0
-    assert "fid" in capsys.readouterr().out
+    assert "1.00 (0.900 to 1.10)" in capsys.readouterr().out
     shown = check(Path("pair.html").read_text())
     assert "Both under one protocol." in shown.text
     assert len(shown.all("table")) == 2

@@ -42,15 +42,15 @@ class Protocol(_Part):
     features: dict[str, str]
     labels: str | None = None
 
-    def line(self) -> str:
-        """All of it in one line, to stand beside a number."""
+    def line(self, has_reference: bool = True) -> str:
+        """All of it in one line, to stand beside a number. has_reference: whether the number looks at the reference."""
         channels, height, width = self.shape
         last = self.first_seed + self.num_images - 1
         parts = [f"n = {self.num_images:,}", f"seeds {self.first_seed}-{last}", self.sampler]
         parts.append(f"{channels} x {height} x {width} pixels of 8 bits, resizing: {self.resizing}")
         if self.labels is not None:
             parts.append(self.labels)
-        if self.reference is not None:
+        if self.reference is not None and has_reference:
             parts.append(f"reference {self.reference}")
         return "; ".join(parts)
 

@@ -14,13 +14,13 @@ from vdiff.images import to_float, to_uint8, write_rows
 from vdiff.metrics import table as tables
 from vdiff.metrics.agreement import Agreement, agreement
 from vdiff.metrics.metric import ordered
-from vdiff.metrics.table import EvaluationTable, Protocol, Row
+from vdiff.metrics.table import EvaluationTable, Protocol, Row, Value
 from vdiff.model_card import ModelCard
 from vdiff.reporting import quality, side_by_side
 from vdiff.reporting.markup import Markup, joined, spoken, tag
 from vdiff.reporting.page import page, section
 from vdiff.reporting.pictures import Strip
-from vdiff.reporting.wording import amount, counted, number
+from vdiff.reporting.wording import amount, counted, number, signed_range
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
@@ -131,21 +131,27 @@ def facts(pair: Pair) -> dict[str, Any]:
 
 def words(pair: Pair) -> list[tuple[str, str, str]]:
     """Rows of (what, of A, of B) for a terminal."""
-    sides = (pair.a, pair.b)
-    rows = [
-        ("steps", *(f"{side.strip.num_steps:,}" for side in sides)),
-        ("parameters", *(amount(side.card.num_parameters) for side in sides)),
-        ("weights", *(side.card.hash[:8] for side in sides)),
+    if pair.protocol is None:
+        return _facts(pair)
+    a, b = (side.row.metrics if side.row else {} for side in (pair.a, pair.b))
+    return _facts(pair) + [(name, _value(a, name), _value(b, name)) for name in ordered({**a, **b})]
+
+
+def _facts(pair: Pair) -> list[tuple[str, str, str]]:
+    a, b = pair.a, pair.b
+    return [
+        ("steps", f"{a.strip.num_steps:,}", f"{b.strip.num_steps:,}"),
+        ("parameters", amount(a.card.num_parameters), amount(b.card.num_parameters)),
+        ("weights", a.card.hash[:8], b.card.hash[:8]),
     ]
-    if pair.protocol is not None:
-        found = [dict(side.row.metrics) for side in sides if side.row]
-        known = ordered([*{**found[0], **found[1]}])
-        rows += [(name, *(_value(each, name) for each in found)) for name in known]
-    return rows  # type: ignore[return-value]
 
 
-def _value(metrics: Mapping[str, Any], name: str) -> str:
-    return number(metrics[name].value) if name in metrics else "–"
+def _value(metrics: Mapping[str, Value], name: str) -> str:
+    if name not in metrics:
+        return "–"
+    found = metrics[name]
+    interval = signed_range(found.low, found.high)
+    return number(found.value) + (f" ({interval})" if interval else "")
 
 
 def _side(folder: Path, name: str, seeds: Sequence[int], steps: int | None, device: torch.device | str) -> Side:
@@ -181,7 +187,7 @@ def _models(pair: Pair) -> Markup:
     sides = (pair.a, pair.b)
     rows = [
         tag("tr", tag("th", what, scope="row"), tag("td", of_a, class_="n"), tag("td", of_b, class_="n"))
-        for what, of_a, of_b in words(pair)
+        for what, of_a, of_b in _facts(pair)
     ]
     heads = [tag("th", "", scope="col"), *(tag("th", side.name, scope="col", class_="n") for side in sides)]
     caption = tag("caption", f"Pictures: ddim eta=0, seeds {pair.seeds[0]} to {pair.seeds[-1]}.")

@@ -52,7 +52,8 @@ def numbers(table: EvaluationTable) -> Markup:
 def protocol(table: EvaluationTable, metric: str | None = None) -> Markup:
     """The line that stands with a number."""
     features = table.protocol.features.get(metric, "") if metric else ""
-    return tag("p", f"{features}; " if features else "", table.protocol.line(), class_="protocol")
+    line = table.protocol.line(has_reference=metric != "agreement")
+    return tag("p", f"{features}; " if features else "", line, class_="protocol")
 
 
 def _number_row(row: Row, metrics: Sequence[str]) -> Markup:
