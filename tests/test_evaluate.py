@@ -15,7 +15,7 @@ import torch
 
 from tests.conftest import noise_picture
 from tests.test_sample import models  # noqa: F401 - a fixture
-from tests.tiny import RECIPE
+from tests.tiny import RECIPE, TinyRun
 from vdiff import checkpoint
 from vdiff.cli import main
 from vdiff.data.prepare import prepare
@@ -298,6 +298,18 @@ def test_a_number_is_as_exact_as_its_interval(value: float, low: float | None, h
     from vdiff.cli.evaluation_table import _value
 
     assert _value(table.Value(value=value, low=low, high=high)) == text
+
+
+def test_a_student_far_down_a_chain_is_compared_with_the_original_also_alone(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    tiny_run.base(run="runs/tiny")
+    tiny_run.chain(run="runs/tiny").distill()
+    capsys.readouterr()
+    assert main(["evaluate", "runs/tiny/base_2", *QUICK, "--metrics", "agreement", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["teacher"]["name"], row["original"]["name"]) == ("base_1", "original")
 
 
 def test_pictures_are_kept_when_asked(run: RunFolder) -> None:

@@ -11,7 +11,7 @@ from vdiff.data.loader import Images
 from vdiff.errors import UsageError
 from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.samples import Samples, Wanted
-from vdiff.evaluation.subjects import Subject, lineage
+from vdiff.evaluation.subjects import Subject
 from vdiff.metrics.agreement import FEATURES, agreement_of
 from vdiff.metrics.metric import Against, Metric, MetricSection
 from vdiff.metrics.reference import StorePictures
@@ -155,11 +155,11 @@ class Evaluation:
 
     def _partners(self, subject: Subject) -> dict[str, ModelCard]:
         """Whom a row is compared with, `teacher` and `original`, as far as they are here."""
-        if not self._has_pairs() or subject.role == "original":
+        if not self._has_pairs():
             return {}
         card, cards = subject.card, {each.card.hash: each.card for each in self.subjects}
         found = {}
-        for other in lineage(card, list(cards.values())) if subject.role == "student" else [card]:
+        for other in (cards[partner] for partner in subject.partners):
             if card.parent is not None and card.parent["hash"] == other.hash:
                 found["teacher"] = other
             if not other.is_distilled:
