@@ -9,6 +9,7 @@ from vdiff.errors import ModelFileError
 from vdiff.metrics import METRICS, table
 from vdiff.metrics.metric import ordered, words_for
 from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Reference, Row, Value
+from vdiff.reporting.published import CURVES
 
 PROTOCOL = Protocol(
     num_images=2048,
@@ -111,3 +112,9 @@ def test_every_metric_says_what_it_is_called_and_what_is_good(kind: str) -> None
     found = words_for(kind)
     assert found.title != kind
     assert found.better.split()[0] in ("less", "more")
+
+
+def test_the_published_curves_are_those_of_the_design() -> None:
+    """Salimans & Ho 2022; at 1, 2, 4 and 8 steps."""
+    few = {name: [curve.distilled[steps] for steps in (1, 2, 4, 8)] for name, curve in CURVES.items()}
+    assert few == {"cifar10": [9.12, 4.51, 3.0, 2.57], "imagenet64": [16.1, 7.4, 3.9, 2.96]}

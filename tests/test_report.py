@@ -132,7 +132,7 @@ def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(d
     assert card.hash in page.text
     assert card.data["fingerprint"] in page.text
     assert "n = 100; seeds 0-99; ddim eta=0.0" in page.text  # the protocol stands with the numbers
-    assert "Down to 1 step the students' FID is as good as the original's in 8, within its 95 % interval" in page.text
+    assert "Down to 1 step the students' FID stays within the 95 % interval of the original's in 8" in page.text
     assert "without distillation 30.0 (25.0 to 35.0)" in page.text
     rows = 1 + 2 * 3  # the original; not distilled and student at 4, 2 and 1
     assert len([found for found in page.all("img") if str(found["alt"]).startswith("seed")]) == 2 * rows + 2 * 2
