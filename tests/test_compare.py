@@ -65,7 +65,7 @@ def test_numbers_of_one_protocol_stand_together_and_others_apart(
     evaluated(here)
     page = ["compare", "original", "base_2", "--seeds", "0-1", "--out", "pair.html", "--force", "--device", "cpu"]
     assert app.run(page) == 0
-    assert "fid" in capsys.readouterr().out
+    assert "1.00 (0.900 to 1.10)" in capsys.readouterr().out
     shown = check(Path("pair.html").read_text())
     assert "Both under one protocol." in shown.text
     assert len(shown.all("table")) == 2
@@ -76,10 +76,10 @@ def test_numbers_of_one_protocol_stand_together_and_others_apart(
     page[1:3] = ["runs/tiny", "runs/other"]
     assert app.run(page) == 0
     out = capsys.readouterr()
-    assert "not to be compared: the protocols differ in num images" in out.err
+    assert "not to be compared: of the two protocols, `num_images` differs: 100 and 50" in out.err
     assert "fid" not in out.out
     shown = check(Path("pair.html").read_text())
-    assert "Not to be compared: the protocols differ in num images." in shown.text
+    assert "Not to be compared: of the two protocols, num_images differs: 100 and 50." in shown.text
     assert len(shown.all("table")) == 3
     assert "tiny/base_2 and other/base_2" in shown.text
 

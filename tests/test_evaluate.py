@@ -15,7 +15,7 @@ import torch
 
 from tests.conftest import noise_picture
 from tests.test_sample import models  # noqa: F401 - a fixture
-from tests.tiny import RECIPE
+from tests.tiny import RECIPE, TinyRun
 from vdiff import checkpoint
 from vdiff.cli import main
 from vdiff.data.prepare import prepare
@@ -282,11 +282,34 @@ def test_the_table_fits_the_terminal(
     assert all(len(line) <= columns for line in found.out.split("\n\n")[1].splitlines())
 
 
-def test_an_interval_down_to_zero_is_shown() -> None:
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (0.1, 0.0, 0.3, "0.10 ±0.15"),
+        (0.1857, 0.1357, 0.2357, "0.186 ±0.050"),
+        (16.7018, 16.6778, 16.7258, "16.702 ±0.024"),
+        (4321.0, 4000.0, 4642.0, "4321 ±321"),
+        (2e-8, 1e-8, 3e-8, "2e-08 ±1e-08"),
+        (0.1, None, None, "0.1"),
+        (1.25, 1.25, 1.25, "1.25"),
+    ],
+)
+def test_a_number_is_as_exact_as_its_interval(value: float, low: float | None, high: float | None, text: str) -> None:
     from vdiff.cli.evaluation_table import _value
 
-    assert _value(table.Value(value=0.1, low=0.0, high=0.3)) == "0.1 ±0.15"
-    assert _value(table.Value(value=0.1)) == "0.1"
+    assert _value(table.Value(value=value, low=low, high=high)) == text
+
+
+def test_a_student_far_down_a_chain_is_compared_with_the_original_also_alone(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    tiny_run.base(run="runs/tiny")
+    tiny_run.chain(run="runs/tiny").distill()
+    capsys.readouterr()
+    assert main(["evaluate", "runs/tiny/base_2", *QUICK, "--metrics", "agreement", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["teacher"]["name"], row["original"]["name"]) == ("base_1", "original")
 
 
 def test_pictures_are_kept_when_asked(run: RunFolder) -> None:
@@ -319,10 +342,16 @@ def test_two_evaluations_of_one_run_are_refused_but_a_training_may_go_on(
         (("--metrics", "fd_pixel:many"), 2, "is no components"),
         (("--metrics", "fd_pixel"), 3, "needs at least 65 reference pictures"),
         (("--data", "nowhere"), 3, "there is no image store"),
-        (("--data", "other"), 3, "holds no pictures of size 8"),
+        (("--data", "other"), 3, "holds no pictures of size 8, which the model draws"),
+        (("--data", "nowhere"), 3, "make one: vdiff prepare PICTURES --size 8"),
+        (("--data", "pictures"), 3, "vdiff prepare pictures --size 8 --set data.channels=3 --out STORE"),
         (("--data", "grey"), 3, "have 1 channels"),
         (("--n", "3"), 2, "needs at least 5 samples"),
         (("--metrics", "fid", "--weights", "none.pth"), 4, "no weights in `none.pth`"),
+        (("--metrics", "fid,precision", "--weights", "none.pth"), 2, "weights of inception-v3-compat and vgg16"),
+        (("--metrics", "swd", "--weights", "none.pth"), 2, "no metric that is asked for reads weights"),
+        (("--metrics", "agreement", "--weights", "none.pth"), 2, "no metric that is asked for reads weights"),
+        (("--metrics", "kid"), 2, "`kid` needs at least 1,000 samples"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

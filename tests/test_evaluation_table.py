@@ -9,6 +9,7 @@ from vdiff.errors import ModelFileError
 from vdiff.metrics import METRICS, table
 from vdiff.metrics.metric import ordered, words_for
 from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Reference, Row, Value
+from vdiff.reporting.published import CURVES
 
 PROTOCOL = Protocol(
     num_images=2048,
@@ -74,6 +75,29 @@ def test_the_conditions_fit_in_one_line() -> None:
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({}, None),
+        ({"features": {"swd": "pixels"}}, None),
+        ({"reference": None}, None),
+        ({"num_images": 50}, "`num_images` differs: 2048 and 50"),
+        ({"resizing": "to 299"}, "`resizing` differs: none and to 299"),
+        ({"features": {"fd_pixel": "colours"}}, "`fd_pixel` compares other features: pixels and colours"),
+        (
+            {"reference": Reference(fingerprint="ab" * 8, num_images=7)},
+            "`reference` differs: 1,797 pictures (01234567) and 7 pictures (abababab)",
+        ),
+    ],
+)
+def test_what_two_protocols_both_tell_must_be_equal(changes: dict[str, object], difference: str | None) -> None:
+    other = PROTOCOL.model_copy(update=changes)
+    assert PROTOCOL.difference(other) == difference
+    if difference is None:
+        assert PROTOCOL.joined_with(other).reference == other.joined_with(PROTOCOL).reference == PROTOCOL.reference
+        assert PROTOCOL.joined_with(other).features == {**PROTOCOL.features, **other.features}
+
+
 def test_numbers_have_words_and_an_order_of_their_own() -> None:
     names = ["swd", "kid", "mine", "fd_vgg16", "precision", "fd_pixel", "fid"]
     assert ordered(names) == ["fd_vgg16", "fid", "kid", "fd_pixel", "swd", "precision", "mine"]
@@ -88,3 +112,9 @@ def test_every_metric_says_what_it_is_called_and_what_is_good(kind: str) -> None
     found = words_for(kind)
     assert found.title != kind
     assert found.better.split()[0] in ("less", "more")
+
+
+def test_the_published_curves_are_those_of_the_design() -> None:
+    """Salimans & Ho 2022; at 1, 2, 4 and 8 steps."""
+    few = {name: [curve.distilled[steps] for steps in (1, 2, 4, 8)] for name, curve in CURVES.items()}
+    assert few == {"cifar10": [9.12, 4.51, 3.0, 2.57], "imagenet64": [16.1, 7.4, 3.9, 2.96]}

@@ -1,9 +1,11 @@
 """FID, KID, precision, recall and inception score: as torch-fidelity has them on the same folders of pictures."""
 
+import json
 import pickle
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -14,11 +16,14 @@ from vdiff.metrics.metric import Against, named
 
 torch_fidelity = pytest.importorskip("torch_fidelity", reason="the extra [eval] is not installed")
 
+from torch_fidelity import fidelity as command  # noqa: E402
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: E402
 
 
 class Small(FeatureExtractorBase):  # type: ignore[misc]
     """A random convolution: features that need no download. Its weights are those of a fixed seed, or a file's."""
+
+    seen = 0
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **_: Any):
         super().__init__(name, features_list)
@@ -36,6 +41,7 @@ class Small(FeatureExtractorBase):  # type: ignore[misc]
         return "out"
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        Small.seen += len(pictures)
         found = torch.nn.functional.conv2d(pictures.float() / 127.5 - 1, self.kernel, stride=2)
         return (found.relu().mean((2, 3)),)
 
@@ -59,25 +65,36 @@ def folder(path: Path, images: torch.Tensor) -> str:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_numbers_are_those_of_torch_fidelity_itself(channels: int, tmp_path: Path) -> None:
+def test_the_numbers_are_those_of_torch_fidelitys_own_command(
+    channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     reference, samples = pictures(0, 1010, channels), pictures(1, 1030, channels, high=200)
-    theirs = torch_fidelity.calculate_metrics(
-        input1=folder(tmp_path / "samples", samples),
-        input2=folder(tmp_path / "reference", reference),
-        feature_extractor="small",
-        **dict.fromkeys(("fid", "kid", "prc", "isc"), True),
-        **dict.fromkeys(("cuda", "verbose", "cache"), False),
-        save_cpu_ram=True,
-    )
+    options = "--cpu --fid --kid --prc --isc --feature-extractor small --json --silent --no-cache --save-cpu-ram"
+    folders = folder(tmp_path / "samples", samples), folder(tmp_path / "reference", reference)
+    monkeypatch.setattr("sys.argv", ["fidelity", *options.split(), "--input1", folders[0], "--input2", folders[1]])
+    command.main()
+    theirs = json.loads(capsys.readouterr().out)
     against = Against(reference, "a", tmp_path / "cache")
     ours = {section.name: section.build(against).value(samples) for section in named(NAMES)}
-    assert ours["fd_small"].value == pytest.approx(theirs["frechet_inception_distance"], abs=1e-3, rel=1e-3)
+    assert ours["fd_small"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
     assert ours["kd_small"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
     assert ours["precision_small"].value == pytest.approx(theirs["precision"])
     assert ours["recall_small"].value == pytest.approx(theirs["recall"])
     assert ours["score_small"].value == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
     assert ours["fd_small"].value > 0.01
     assert (ours["fd_small"].low or 0) < ours["fd_small"].value < (ours["fd_small"].high or 0)
+
+
+def test_the_network_sees_samples_and_reference_once_for_all_metrics(tmp_path: Path) -> None:
+    reference, samples = pictures(0, 1000), pictures(1, 1001)
+    before = Small.seen
+    against = Against(reference, "a", tmp_path / "cache")
+    built = [section.build(against) for section in named(NAMES)]
+    for drawn in (samples, samples.clone()):
+        for metric in built:
+            metric.value(drawn)
+    assert Small.seen - before == 1000 + 2 * 1001
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # all of them compare one layer
 
 
 def test_only_the_usual_network_gives_the_usual_name() -> None:
@@ -128,12 +145,37 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_too_few_reference_pictures_and_four_channels_are_refused() -> None:
-    with pytest.raises(DataError, match="`kid` needs at least 1,000 reference pictures"):
+    with pytest.raises(DataError, match="`kd_small` needs at least 1,000 reference pictures"):
         named(["kid:small"])[0].build(Against(pictures(0, 9), "a"))
     with pytest.raises(DataError, match="1 or 3 channels"):
         named(["fid:small"])[0].build(Against(pictures(0, 9, 4), "a")).value(pictures(0, 9, 4))
     with pytest.raises(UsageError, match="has no network `smal`"):
         named(["fid:smal"])[0].build(Against(pictures(0, 9), "a"))
+
+
+@pytest.mark.parametrize(("name", "words"), [("fid:small", "--weights PATH"), ("fd_dinov2", "copy torch.hub's folder")])
+def test_without_a_network_the_way_around_is_told(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        try:
+            raise URLError("no such host")
+        except URLError:
+            raise RuntimeError("there is no connection")  # noqa: B904 - as torch.hub does it
+
+    monkeypatch.setattr(Small, "__init__", unreachable)
+    monkeypatch.setattr("torch.hub.load", unreachable)
+    with pytest.raises(MachineError, match="could not be downloaded: there is no connection") as caught:
+        named([name])[0].build(Against(pictures(0, 9), "a"))
+    assert words in caught.value.fix
+
+
+def test_a_damaged_download_is_not_called_a_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not a zip archive")
+
+    monkeypatch.setattr(Small, "__init__", damaged)
+    with pytest.raises(ModelFileError, match="cannot be read safely") as caught:
+        named(["fid:small"])[0].build(Against(pictures(0, 9), "a"))
+    assert torch.hub.get_dir() in caught.value.fix
 
 
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(d
     assert card.hash in page.text
     assert card.data["fingerprint"] in page.text
     assert "n = 100; seeds 0-99; ddim eta=0.0" in page.text  # the protocol stands with the numbers
-    assert "Down to 1 step the students' FID is as good as the original's in 8, within its 95 % interval" in page.text
+    assert "Down to 1 step the students' FID stays within the 95 % interval of the original's in 8" in page.text
     assert "without distillation 30.0 (25.0 to 35.0)" in page.text
     rows = 1 + 2 * 3  # the original; not distilled and student at 4, 2 and 1
     assert len([found for found in page.all("img") if str(found["alt"]).startswith("seed")]) == 2 * rows + 2 * 2
@@ -144,20 +144,38 @@ def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(d
 
 def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(done_run: Path) -> None:
     with (done_run / "log.jsonl").open("a") as log:
-        for stage, update, trend in [
-            ("original", 5, {"swd": 0.5}),
-            ("base_0", 1, {"swd": 0.25, "psnr": 20.0, "mse": 0.04}),
-            ("base_0", 2, {"swd": 0.125, "psnr": None}),
+        for stage, update, count, trend in [
+            ("original", 5, 256, {"swd": 0.5}),
+            ("base_0", 1, 256, {"swd": 0.25, "psnr": 20.0, "mse": 0.04}),
+            ("base_0", 2, 256, {"swd": 0.125, "psnr": None}),
         ]:
-            log.write(json.dumps({"stage": stage, "update": update, "trend": trend}) + "\n")
+            log.write(json.dumps({"stage": stage, "update": update, "num_images": count, "trend": trend}) + "\n")
     page = check(made(str(done_run)))
     assert "A trend, no measurement" in page.text
-    charts = [words for mark in page.all("svg") if (words := str(mark["aria-label"])).startswith("Trend of ")]
-    assert charts == [
-        "Trend of Sliced Wasserstein distance. Against updates of all stages in turn. "
+    assert charts_of_trends(page) == [
+        "Trend of Sliced Wasserstein distance, of 256 pictures. Against updates of all stages in turn. "
         "original: 0.500 at 5; base_0: 0.250 at 6, 0.125 at 7",
-        "Trend of PSNR with the own teacher, in dB. Against updates of all stages in turn. base_0: 20.0 at 6",
+        "Trend of PSNR with the own teacher, in dB, of 256 pictures. Against updates of all stages in turn. "
+        "base_0: 20.0 at 6",
     ]
+    assert "less is better; of 256 pictures" in page.text
+
+
+def test_trends_of_different_numbers_of_pictures_are_never_one_curve(done_run: Path) -> None:
+    with (done_run / "log.jsonl").open("a") as log:
+        for update, more in [(1, {"num_images": 64}), (2, {"num_images": 32}), (3, {}), (4, {"num_images": -1})]:
+            log.write(json.dumps({"stage": "original", "update": update, "trend": {"swd": 0.5}, **more}) + "\n")
+    before = "Trend of Sliced Wasserstein distance, of"
+    after = "Against updates of all stages in turn. original: 0.500 at"
+    assert charts_of_trends(check(made(str(done_run)))) == [
+        f"{before} 32 pictures. {after} 2",
+        f"{before} 64 pictures. {after} 1",
+        f"{before} an unknown number of pictures. {after} 3, 0.500 at 4",
+    ]
+
+
+def charts_of_trends(page: Page) -> list[str]:
+    return [words for mark in page.all("svg") if (words := str(mark["aria-label"])).startswith("Trend of ")]
 
 
 def test_a_report_replaces_a_report_and_no_other_file(done_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,3 +311,16 @@ def test_in_a_browser_nothing_complains_nothing_is_asked_for_and_the_divider_mov
         shown = "return document.querySelector('.pair .above').src === document.getElementById('p-base_0-0').src"
         assert driver.execute_script(shown)
         assert complaints(driver) == []
+
+
+def test_on_paper_charts_stand_in_rows_and_the_pairs_beside_one_another(done_run: Path) -> None:
+    evaluated(done_run)
+    made(str(done_run))
+    with opened(Path("page.html"), 1000) as driver:
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        columns = "return getComputedStyle(document.querySelector(arguments[0])).gridTemplateColumns"
+        for charts, number in (("#quality .charts", 2), ("#losses .charts", 3)):
+            assert len(driver.execute_script(columns, charts).split()) == number
+        assert (
+            driver.execute_script("return getComputedStyle(document.querySelector('.pair .above')).clipPath") == "none"
+        )

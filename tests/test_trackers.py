@@ -126,6 +126,17 @@ def test_a_key_is_looked_for_without_asking(
     assert trackers._has_key("https://elsewhere.org")
 
 
+def test_a_stage_that_is_made_again_begins_a_further_run_of_weights_and_biases(tiny_run: TinyRun) -> None:
+    tiny_run.base("trackers=[]")
+    memory = tiny_run.folder().tracker / "wandb.json"
+    memory.parent.mkdir()
+    memory.write_text('{"id": "known", "last_step": 5}')
+    tiny_run.chain("trackers=[]").distill(force=True)  # no student was there: nothing is made again
+    assert json.loads(memory.read_text()) == {"id": "known", "last_step": 5}
+    tiny_run.chain("trackers=[]").distill(force=True)
+    assert json.loads(memory.read_text()) == {}
+
+
 def test_weights_and_biases_work_without_key_and_network_and_skip_what_they_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,4 +153,10 @@ def test_weights_and_biases_work_without_key_and_network_and_skip_what_they_know
         known.append(json.loads((tmp_path / "tracker/wandb.json").read_text()))
     assert [each["last_step"] for each in known] == [1, 2]
     assert known[0]["id"] == known[1]["id"]
+    trackers.begin_anew(tmp_path / "tracker")  # a stage is made again: its steps are told again, to a further run
+    with Machine("fp32", "cpu").trackers(tmp_path / "tracker", ["wandb"], "tiny", 1) as found:
+        found.log({"loss": 1.0}, 1)
+    again = json.loads((tmp_path / "tracker/wandb.json").read_text())
+    assert again["last_step"] == 1
+    assert again["id"] != known[0]["id"]
     assert list((tmp_path / "tracker/wandb").glob("offline-run-*")), sys.modules["wandb"].__version__

@@ -30,8 +30,8 @@ def test_a_trend_changes_neither_weights_nor_the_other_lines(tiny_run: TinyRun) 
     assert {**without, "log.jsonl": ""} == {**measured, "log.jsonl": ""}
     found = lines(tiny_run.folder("with").log)
     assert [line for line in found if "trend" not in line] == lines(tiny_run.folder("without").log)
-    trend = [(line["stage"], line["update"]) for line in found if "trend" in line]
-    assert trend == [("original", 2), ("original", 4), ("original", 5), ("base_0", 2)]
+    trend = [(line["stage"], line["update"], line["num_images"]) for line in found if "trend" in line]
+    assert trend == [("original", 2, 6), ("original", 4, 6), ("original", 5, 6), ("base_0", 2, 6)]
     assert set(found[-1]["trend"]) == {"mse", "psnr", "ssim", "fd_pixel", "swd"}
     assert set(next(line for line in found if "trend" in line)["trend"]) == {"fd_pixel", "swd"}
     assert any("base_0: trend at update 2, of 6 pictures: mse" in text for text in tiny_run.said)
@@ -53,7 +53,7 @@ def test_a_chain_stops_under_its_floor_and_does_so_again(tiny_run: TinyRun) -> N
         with pytest.raises(DivergedError) as caught:
             tiny_run.chain(*floor).distill()
         assert "`base_0` agrees with its teacher to" in caught.value.problem
-        assert "under the floor of 90 dB" in caught.value.problem
+        assert "dB only of 6 pictures, under the floor of 90 dB" in caught.value.problem
         assert caught.value.exit_code == 5
         assert tiny_run.folder().models() == ["original", "base_0"]
     tiny_run.chain(*floor, "distill.stop_if.psnr_below=0.1").distill()

@@ -11,6 +11,7 @@ from vdiff.errors import ModelFileError, Stopped, UsageError
 from vdiff.plan import BASE, Stage, chosen, plan, stages_after, trajectory
 from vdiff.run_folder import RunFolder
 from vdiff.stage_run import Surroundings, make
+from vdiff.training import trackers
 from vdiff.training.report import StageRow
 from vdiff.trend import check_floor
 
@@ -85,6 +86,9 @@ class Chain:
             text = self._surroundings.text
             if not self.run.recipe.exists() or self.run.recipe.read_bytes() != text.encode():
                 whole_folder.write_text(self.run.recipe, text)
+            places = [place for stage in unwanted for place in (self.run.model(stage.name), self.run.saves(stage.name))]
+            if any(place.exists() for place in places):
+                trackers.begin_anew(self.run.tracker)
             for stage in unwanted:
                 savepoint.clear(self.run.saves(stage.name))
                 whole_folder.remove(self.run.model(stage.name))

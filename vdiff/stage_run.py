@@ -229,7 +229,7 @@ class StageRun:
         update = self._learner.update
         if self._trend.is_due(update, is_complete):
             values = self._trend.measure(self._learner.result(), self._pictures, PREVIEW_STEPS)
-            report.trend(update, values)
+            report.trend(update, values, self._trend.num_images)
             self._progress.note(self._trend.told(update, values))
 
     def _draw(self, denoiser: Denoiser) -> Tensor:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -26,7 +27,8 @@ Draw = Callable[[Denoiser, int, int | None, int], Tensor]
 class Trend:
     """What is measured of one stage, and when. Nothing of the training is touched.
 
-    draw: every process must call it, and does its share.   cache: for what is known of the reference pictures.
+    num_images: drawn for each measurement.   draw: every process must call it, and does its share.
+    cache: for what is known of the reference pictures.
     Errors: DataError, UsageError for pictures that a metric cannot do with.
     """
 
@@ -34,7 +36,7 @@ class Trend:
         self, recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, machine: Machine, cache: Path
     ) -> None:
         section, floor = recipe.evaluate, recipe.distill.stop_if.psnr_below
-        self._every, self._count = section.every, section.num_images
+        self._every, self.num_images = section.every, section.num_images
         self._stage, self._teacher, self._machine = stage, teacher, machine
         self._is_on = section.every is not None or (teacher is not None and floor is not None)
         sections = named(section.metrics) if section.every is not None else []
@@ -43,7 +45,7 @@ class Trend:
         is_first = machine.is_first  # the others draw their shares and measure nothing
         self._metrics = {each.name: each.build(against) for each in sections if not each.of_pairs and is_first}
         for name, metric in self._metrics.items():
-            if self._count < metric.least:
+            if self.num_images < metric.least:
                 fix = f"set `evaluate.num_images` to {metric.least} or more"
                 raise UsageError(f"`{name}` needs at least {metric.least:,} samples", fix, "evaluate.num_images")
         self._drawn_by_teacher: Tensor | None = None
@@ -56,12 +58,12 @@ class Trend:
         """Numbers by name, in the first process; a psnr of None is that of equal pictures.   Errors: DataError."""
         is_student, own = self._teacher is not None, self._stage.num_steps
         steps = own if is_student else min(own, most_steps)
-        pictures = to_uint8(draw(student, steps, own if is_student else None, self._count))
+        pictures = to_uint8(draw(student, steps, own if is_student else None, self.num_images))
         values: dict[str, float | None] = {}
         if self._has_pairs and self._teacher is not None:
             card = self._teacher.card
             if self._drawn_by_teacher is None:
-                drawn = draw(self._teacher.denoiser, card.num_steps, card.model_steps, self._count)
+                drawn = draw(self._teacher.denoiser, card.num_steps, card.model_steps, self.num_images)
                 self._drawn_by_teacher = to_uint8(drawn)
             if self._machine.is_first:
                 mse, psnr, ssim = agreement_of(pictures, self._drawn_by_teacher)
@@ -71,7 +73,7 @@ class Trend:
     def told(self, update: int, values: dict[str, float | None]) -> str:
         """The line that a person reads."""
         found = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
-        return f"{self._stage.name}: trend at update {update:,}, of {self._count:,} pictures: {found}"
+        return f"{self._stage.name}: trend at update {update:,}, of {self.num_images:,} pictures: {found}"
 
 
 def check_floor(recipe: Recipe, stage: Stage, log: Path, folder: Path, note: Callable[[str], None]) -> None:
@@ -83,9 +85,10 @@ def check_floor(recipe: Recipe, stage: Stage, log: Path, folder: Path, note: Cal
     if last is None:
         note(f"`{stage.name}` was made without `distill.stop_if`: its agreement is not known")
         return
-    psnr = last["psnr"]
+    psnr = last["trend"]["psnr"]
     if psnr is not None and psnr < floor:
-        problem = f"`{stage.name}` agrees with its teacher to {psnr:.2f} dB only, under the floor of {floor:g} dB"
+        of = f" of {last['num_images']:,} pictures" if isinstance(last.get("num_images"), int) else ""
+        problem = f"`{stage.name}` agrees with its teacher to {psnr:.2f} dB only{of}, under the floor of {floor:g} dB"
         fix = (
             "add --force to make it again with more `distill.updates`, "
             f"or go on with `--set distill.stop_if.psnr_below={math.floor(psnr)}`"
@@ -93,14 +96,14 @@ def check_floor(recipe: Recipe, stage: Stage, log: Path, folder: Path, note: Cal
         raise DivergedError(problem, fix, f"{folder} (it stays)")
 
 
-def _last(log: Path, stage: str) -> dict[str, float | None] | None:
-    """The last trend of a stage that tells its agreement."""
+def _last(log: Path, stage: str) -> dict[str, Any] | None:
+    """The last line of a stage whose trend tells its agreement."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     for line in reversed(lines):
         try:
             entry = json.loads(line)
             if entry["stage"] == stage and "psnr" in entry.get("trend", {}):
-                found: dict[str, float | None] = entry["trend"]
+                found: dict[str, Any] = entry
                 return found
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # half a line, from a writer that was killed

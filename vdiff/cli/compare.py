@@ -130,10 +130,10 @@ def _tell(found: "Pair", out: Path) -> None:
         console.emit_json({"out": str(out), **pair.facts(found)})
     else:
         console.table(("", found.a.name, found.b.name), pair.words(found), right=(found.a.name, found.b.name))
-        if found.may_be_compared and found.a.table:
+        if found.protocol is not None:
             console.write("")
-            console.prose(found.a.table.protocol.line())
+            console.prose(found.protocol.line())
     console.say(f"on {len(found.seeds)} pictures they agree to {pair.agreed_in_words(found.agreed)}")
-    if found.a.row and found.b.row and not found.may_be_compared:
+    if found.a.row and found.b.row and found.protocol is None:
         console.warn(f"their evaluations are not to be compared: {pair.difference(found)}")
     console.say(f"drew both: `{out}`", "green")

@@ -123,26 +123,37 @@ def _reference(
     recipe: "Recipe", data: Path | None, subject: "Subject", metrics: "Sequence[MetricSection]"
 ) -> "Images | None":
     """The pictures to compare with, of the model's shape.   Errors: DataError."""
-    from vdiff.data.lmdb_images import LmdbImages
-    from vdiff.data.store import ImageStore
-
     if all(section.of_pairs for section in metrics):
         return None
-    channels, size = subject.card.shape[0], subject.card.shape[-1]
-    if data is None:
-        images: Images = recipe.data.open()
+    shape = subject.card.shape
+    images: Images = recipe.data.open() if data is None else _opened(data, shape)
+    if images.shape != shape:
+        problem = f"the reference pictures are {images.shape}, the model's are {shape}"
         where = str(getattr(recipe.data, "path", ""))
-    else:
-        store, where = ImageStore(data), str(data)
-        stored = store.metadata.channels if store.metadata else channels
-        if stored != channels:
-            fix = f"prepare a store with `--set data.channels={channels}`, and name it with --data"
-            raise DataError(f"the store's pictures have {stored} channels, the model's {channels}", fix, where)
-        images = LmdbImages(store, size, channels, 0)
-    if images.shape != subject.card.shape:
-        problem = f"the reference pictures are {images.shape}, the model's are {subject.card.shape}"
-        raise DataError(problem, f"name a store that holds size {size} with --data", where)
+        raise DataError(problem, f"name a store that holds size {shape[-1]} with --data", where)
     return images
+
+
+def _opened(data: Path, shape: tuple[int, int, int]) -> "Images":
+    """The pictures of a model's shape in a store.   Errors: DataError."""
+    from vdiff.data.lmdb_images import LmdbImages
+    from vdiff.data.store import ImageStore, is_store
+
+    channels, size = shape[0], shape[-1]
+    prepares = f"vdiff prepare {{}} --size {size} --set data.channels={channels} --out STORE"
+    if not is_store(data):
+        source = data if data.exists() else "PICTURES"
+        fix = f"make one: {prepares.format(source)}, and name that: --data STORE"
+        raise DataError(f"there is no image store in `{data}`", fix, data)
+    store, fix = ImageStore(data), f"make another: {prepares.format('PICTURES')}, and name that: --data STORE"
+    stored = store.metadata.channels if store.metadata else channels
+    if stored != channels:
+        raise DataError(f"the store's pictures have {stored} channels, the model's {channels}", fix, data)
+    if size not in store.sizes:
+        there = ", ".join(map(str, store.sizes))
+        problem = f"the store holds no pictures of size {size}, which the model draws (there are: {there})"
+        raise DataError(problem, fix, data)
+    return LmdbImages(store, size, channels, 0)
 
 
 def _evaluation(

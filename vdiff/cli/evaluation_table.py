@@ -1,5 +1,6 @@
 """The table of an evaluation on a terminal, with the conditions that its numbers hold under."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from vdiff.metrics.table import AgreementWith, EvaluationTable, Row, Value
 
 TEACHER, ORIGINAL, SSIM, SECONDS = "dB to\nteacher", "dB to\noriginal", "ssim to\noriginal", "s per\npicture"
+
+_MOST_PLACES = 6
+"""Smaller intervals are written with an exponent."""
 
 
 def show(found: "EvaluationTable", path: Path | None) -> None:
@@ -47,11 +51,16 @@ def _cells(row: "Row", names: Sequence[str], pairs: Sequence[str]) -> list[str]:
 
 
 def _value(found: "Value | None") -> str:
-    """A number, and half of its interval: `0.185 ±0.052`."""
+    """A number, and half of its interval to two digits, both as exact as that: `0.185 ±0.052`, `0.0480 ±0.0046`."""
     if found is None:
         return ""
-    has_interval = found.low is not None and found.high is not None
-    return f"{found.value:.3g}" + (f" ±{(found.high - found.low) / 2:.2g}" if has_interval else "")  # type: ignore[operator]
+    half = (found.high - found.low) / 2 if found.low is not None and found.high is not None else 0.0
+    if half <= 0:
+        return f"{found.value:.3g}"
+    places = max(0, 1 - math.floor(math.log10(half)))
+    return (
+        f"{found.value:.{places}f} ±{half:.{places}f}" if places <= _MOST_PLACES else f"{found.value:.3g} ±{half:.2g}"
+    )
 
 
 def _psnr(found: "AgreementWith | None") -> str:

@@ -30,12 +30,7 @@ class Earlier:
             return EvaluationTable(
                 protocol=protocol, made=made, made_by=f"vdiff {__version__}", machine=machine, rows=tuple(rows)
             )
-        known = protocol.model_copy(
-            update={
-                "features": {**before.protocol.features, **protocol.features},
-                "reference": protocol.reference or before.protocol.reference,
-            }
-        )
+        known = before.protocol.joined_with(protocol)
         if all(row in before.rows for row in rows):
             return before.model_copy(update={"protocol": known, "rows": tuple(rows)})
         machines = "; ".join(dict.fromkeys([*before.machine.split("; "), machine]))
@@ -46,19 +41,7 @@ class Earlier:
 
 def check_comparable(before: EvaluationTable | None, asked: Protocol, path: Path) -> None:
     """UsageError for a table beside whose numbers the new ones must not stand; further metrics may."""
-    different = _different(before.protocol, asked) if before is not None else None
+    different = before.protocol.difference(asked) if before is not None else None
     if different is not None:
         problem = f"`{path}` holds numbers of another protocol ({different}), which cannot be compared with these"
         raise UsageError(problem, "ask for the same again, or replace the table with --force", path)
-
-
-def _different(before: Protocol, asked: Protocol) -> str | None:
-    for name in Protocol.model_fields:
-        was, now = getattr(before, name), getattr(asked, name)
-        if name == "features":
-            changed = [metric for metric in now if was.get(metric, now[metric]) != now[metric]]
-            if changed:
-                return f"`{changed[0]}` compares other features: {was[changed[0]]}"
-        elif was != now and not (name == "reference" and None in (was, now)):
-            return f"`{name}` differs: {was}"
-    return None

@@ -11,7 +11,7 @@ from vdiff.data.loader import Images
 from vdiff.errors import UsageError
 from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.samples import Samples, Wanted
-from vdiff.evaluation.subjects import Subject, lineage
+from vdiff.evaluation.subjects import Subject
 from vdiff.metrics.agreement import FEATURES, agreement_of
 from vdiff.metrics.metric import Against, Metric, MetricSection
 from vdiff.metrics.reference import StorePictures
@@ -65,15 +65,16 @@ class Evaluation:
 
     def ready(self, device: torch.device | str) -> dict[str, Metric]:
         """The metrics by name, the reference looked at.   Errors: DataError, MachineError, ModelFileError."""
+        self._check_weights()
         if self.images is None:
             return {}
         pictures, cache = StorePictures(self.images), self.folder / "reference"
         against = Against(pictures, self.images.fingerprint, cache, device, self.weights)
-        built = {section.name: section.build(against) for section in self.metrics if not section.of_pairs}
-        for name, metric in built.items():
-            if self.wanted.num_images < metric.least:
-                found = f"`{name}` needs at least {metric.least:,} samples, --n is {self.wanted.num_images:,}"
-                raise UsageError(found, f"ask for more: --n {metric.least}", "--n")
+        built: dict[str, Metric] = {}
+        for section in (each for each in self.metrics if not each.of_pairs):
+            self._check_number(section.name, section.least)  # before anything is downloaded
+            built[section.name] = section.build(against)
+            self._check_number(section.name, built[section.name].least)
         return built
 
     def protocol(self, metrics: Mapping[str, Metric]) -> Protocol:
@@ -111,6 +112,22 @@ class Evaluation:
         for samples in self.samples().values():
             samples.forget()
 
+    def _check_number(self, name: str, least: int) -> None:
+        if self.wanted.num_images < least:
+            found = f"`{name}` needs at least {least:,} samples, --n is {self.wanted.num_images:,}"
+            raise UsageError(found, f"ask for more: --n {least}", "--n")
+
+    def _check_weights(self) -> None:
+        """UsageError for a file of weights that no metric reads, or that two networks would have to read."""
+        networks = sorted({section.network for section in self.metrics if section.network is not None})
+        if self.weights is None or len(networks) == 1:
+            return
+        if networks:
+            fix = "evaluate one after another, each with its own --weights: the table is extended"
+            raise UsageError(f"one file cannot hold the weights of {' and '.join(networks)}", fix, "--weights")
+        fix = "leave it out, or name a metric that looks with a network, as in --metrics fid"
+        raise UsageError("no metric that is asked for reads weights", fix, "--weights")
+
     def _row(
         self,
         subject: Subject,
@@ -138,11 +155,11 @@ class Evaluation:
 
     def _partners(self, subject: Subject) -> dict[str, ModelCard]:
         """Whom a row is compared with, `teacher` and `original`, as far as they are here."""
-        if not self._has_pairs() or subject.role == "original":
+        if not self._has_pairs():
             return {}
         card, cards = subject.card, {each.card.hash: each.card for each in self.subjects}
         found = {}
-        for other in lineage(card, list(cards.values())) if subject.role == "student" else [card]:
+        for other in (cards[partner] for partner in subject.partners):
             if card.parent is not None and card.parent["hash"] == other.hash:
                 found["teacher"] = other
             if not other.is_distilled:

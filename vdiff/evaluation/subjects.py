@@ -12,12 +12,17 @@ from vdiff.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Subject:
-    """One model at one number of steps. is_shown: whether it has a row, or is there for comparison only."""
+    """One model at one number of steps.
+
+    partners: hashes of those its pictures are compared with.   is_shown: whether it has a row, or is there for
+    comparison only.
+    """
 
     folder: Path
     card: ModelCard
     num_steps: int
     role: Role
+    partners: tuple[str, ...] = ()
     is_shown: bool = True
 
     @property
@@ -37,26 +42,25 @@ def of_run(run: RunFolder) -> list[Subject]:
         if not card.is_distilled:
             found.append(Subject(run.model(name), card, card.num_steps, "original"))
             steps = sorted({student.num_steps for _, student in students} - {card.num_steps}, reverse=True)
-            found += [Subject(run.model(name), card, each, "undistilled") for each in steps]
-    found += [Subject(run.model(name), card, card.num_steps, "student") for name, card in students]
+            found += [Subject(run.model(name), card, each, "undistilled", (card.hash,)) for each in steps]
+    found += [_own(run.model(name), card, lineage(card, list(cards.values()))) for name, card in students]
     _check_shapes(found)
     return found
 
 
 def of_models(folders: Sequence[Path]) -> list[Subject]:
     """Each model at its own number of steps, and behind them its teacher and original where they lie beside it."""
-    shown = [_own(folder, read_card(folder), True) for folder in folders]
+    shown: list[Subject] = []
+    behind: dict[tuple[str, int], Subject] = {}
+    for folder in folders:
+        beside = {card.hash: (place, card) for place, card in _beside(folder)}
+        card = read_card(folder)
+        partners = lineage(card, [card for _, card in beside.values()])
+        shown.append(_own(folder, card, partners))
+        others = [_own(*beside[other.hash], is_shown=False) for other in partners]
+        behind |= {other.key: other for other in others}
     _check_shapes(shown)
-    known = {subject.key for subject in shown}
-    behind: list[Subject] = []
-    for subject in shown:
-        beside = {card.hash: (folder, card) for folder, card in _beside(subject.folder)}
-        for card in lineage(subject.card, [card for _, card in beside.values()]):
-            found = _own(*beside[card.hash], False)
-            if found.key not in known:
-                known.add(found.key)
-                behind.append(found)
-    return shown + behind
+    return shown + [other for key, other in behind.items() if key not in {subject.key for subject in shown}]
 
 
 def lineage(card: ModelCard, cards: Sequence[ModelCard]) -> list[ModelCard]:
@@ -69,8 +73,9 @@ def lineage(card: ModelCard, cards: Sequence[ModelCard]) -> list[ModelCard]:
     return list({each.hash: each for each in (way[:1] + [each for each in way if not each.is_distilled])}.values())
 
 
-def _own(folder: Path, card: ModelCard, is_shown: bool) -> Subject:
-    return Subject(folder, card, card.num_steps, "student" if card.is_distilled else "original", is_shown)
+def _own(folder: Path, card: ModelCard, partners: Sequence[ModelCard] = (), is_shown: bool = True) -> Subject:
+    role: Role = "student" if card.is_distilled else "original"
+    return Subject(folder, card, card.num_steps, role, tuple(partner.hash for partner in partners), is_shown)
 
 
 def _beside(folder: Path) -> list[tuple[Path, ModelCard]]:

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff.errors import DataError, MachineError, ModelFileError, UsageError
+from vdiff.errors import DataError, MachineError, ModelFileError, UsageError, VdiffError
 from vdiff.metrics.metric import Against, Pictures, chunks
 
 _BATCH = 64
 _METRICS = ("fid", "kid", "prc", "isc")
+_ONLY_FROM_HUB = "dinov2"
+_SETS = 2
+"""Of so many sets of pictures the features are kept: samples, and the reference."""
 
 
 class Extractor:
-    """One network with all layers that metrics ask of it; what it found for the last pictures is kept.
+    """One network with all layers that metrics ask of it; what it found for the last samples and reference is kept.
 
     print: tells weights apart, for what is kept of the reference.
     """
@@ -29,7 +32,7 @@ class Extractor:
     ) -> None:
         self.name, self.print, self.version = name, print_, version("torch-fidelity")
         self._network, self._layers, self._device = network, layers, device
-        self._last: tuple[Pictures | None, dict[str, Any]] = (None, {})
+        self._kept: list[tuple[Pictures, dict[str, Any]]] = []
 
     def layer(self, metric: str) -> str:
         """The layer that a metric compares: `fid`, `kid`, `prc` or `isc`."""
@@ -42,9 +45,9 @@ class Extractor:
 
     def shared(self, pictures: Pictures, what: str, compute: Callable[[], Any]) -> Any:
         """What `compute` gives for these pictures, computed once."""
-        if self._last[0] is not pictures:
-            self._last = (pictures, {})
-        found = self._last[1]
+        found = next((found for whose, found in self._kept if whose is pictures), {})
+        others = [each for each in self._kept if each[0] is not pictures]
+        self._kept = [*others, (pictures, found)][-_SETS:]
         if what not in found:
             found[what] = compute()
         return found[what]
@@ -97,7 +100,7 @@ def _load(name: str, against: Against) -> Extractor:
 def _given(name: str, weights: Path | None) -> str | None:
     if weights is None:
         return None
-    if name.startswith("dinov2"):
+    if name.startswith(_ONLY_FROM_HUB):
         fix = "leave out --weights; torch.hub downloads it, or finds it in its folder"
         raise UsageError(f"torch-fidelity cannot read weights of {name} from a file", fix, "--weights")
     if not weights.is_file():
@@ -116,14 +119,24 @@ def _read_safely(name: str, weights: Path | None) -> Iterator[None]:
     os.environ[_SAFELY] = "1"
     try:
         yield
-    except OSError as err:
-        problem = f"the weights of {name} could not be downloaded: {err}"
-        raise MachineError(problem, "give the path of the file, downloaded elsewhere: --weights PATH") from err
     except Exception as err:  # torch and torch-fidelity tell it in many ways
-        problem = f"`{weights or name}` holds no weights of {name} that can be read safely"
-        raise ModelFileError(problem, "take the file that torch-fidelity names in its documentation") from err
+        raise _not_loaded(name, weights, err) from err
     finally:
         os.environ.pop(_SAFELY) if before is None else os.environ.update({_SAFELY: before})
+
+
+def _not_loaded(name: str, weights: Path | None, err: Exception) -> VdiffError:
+    causes = [err, err.__cause__, err.__context__]
+    if weights is None and any(isinstance(each, OSError) for each in causes):
+        fix = "give the path of the file, downloaded elsewhere: --weights PATH"
+        if name.startswith(_ONLY_FROM_HUB):
+            fix = f"run it once where there is a network, and copy torch.hub's folder to `{torch.hub.get_dir()}`"
+        return MachineError(f"the weights of {name} could not be downloaded: {err}", fix, "--weights")
+    if weights is None:
+        fix = f"remove them from `{torch.hub.get_dir()}`: they are downloaded again"
+        return ModelFileError(f"the weights of {name} that were downloaded cannot be read safely", fix)
+    problem = f"`{weights}` holds no weights of {name} that can be read safely"
+    return ModelFileError(problem, "give the file that torch-fidelity downloads for this network", weights)
 
 
 def _as_colour(pictures: Tensor) -> Tensor:

@@ -9,17 +9,13 @@ from torch import Tensor
 
 from vdiff.config import harmless
 from vdiff.errors import DataError
-from vdiff.metrics.bootstrap import REPETITIONS, with_interval
 from vdiff.metrics.extractor import Extractor, extractor
-from vdiff.metrics.frechet import Moments
+from vdiff.metrics.frechet import Moments, distance_with_interval
 from vdiff.metrics.metric import Against, MetricSection, Pictures
 from vdiff.metrics.reference import remembered
 from vdiff.metrics.table import Value
 
 INCEPTION, VGG, DINO = "inception-v3-compat", "vgg16", "dinov2-vit-l-14"
-
-_MOST_INTERVAL = 128
-"""With more dimensions than this, a bootstrap of a Frechet distance takes too long."""
 
 _SUBSETS, _SUBSET_SIZE, _NEIGHBOURS, _SPLITS = 100, 1000, 3, 10
 
@@ -28,102 +24,99 @@ class _FidelitySection(MetricSection):
     """A metric on the features of a network."""
 
     short: ClassVar[str | None] = "extractor"
-    metric: ClassVar[str]
-    plain: ClassVar[str]
+    extractor: str = harmless(INCEPTION)
+    """Network whose features are compared, by its name in torch-fidelity."""
+
+    @property
+    def network(self) -> str:
+        return self.extractor
 
     @property
     def name(self) -> str:
         """With another network it is another number, and has another name."""
-        used = getattr(self, "extractor")  # noqa: B009 - every section below declares it
-        kind = str(getattr(self, "kind"))  # noqa: B009
-        return kind if used == self.plain else f"{self.renamed}_{used}"
+        is_usual = self.extractor == type(self).model_fields["extractor"].default
+        return super().name if is_usual else f"{self.renamed}_{self.extractor}"
 
-    def _extractor(self, against: Against) -> Extractor:
-        return extractor(getattr(self, "extractor"), against)  # noqa: B009
+    def _compared(self, against: Against) -> Extractor:
+        """The network, after a look at the reference: its weights may be a download."""
+        against.check_number(self.least, f"`{self.name}`")
+        return extractor(self.extractor, against)
 
 
-class FrechetInceptionSection(_FidelitySection):
-    """Frechet inception distance."""
+class _FrechetSection(_FidelitySection):
+    """A Frechet distance of features."""
 
-    metric, plain, renamed = "fid", INCEPTION, "fd"
-    title, better = "FID", "less is better"
-    kind: Literal["fid"] = harmless("fid")
-    """Which metric."""
-    extractor: str = harmless(INCEPTION)
-    """Network whose features are compared, by its name in torch-fidelity."""
+    renamed, better = "fd", "less is better"
 
     def build(self, against: Against) -> "Frechet":
-        return Frechet(self._extractor(against), against, self.name)
+        return Frechet(self._compared(against), self.least, against)
 
 
-class FrechetDinoSection(_FidelitySection):
+class FrechetInceptionSection(_FrechetSection):
+    """Frechet inception distance."""
+
+    title = "FID"
+    kind: Literal["fid"] = harmless("fid")
+    """Which metric."""
+
+
+class FrechetDinoSection(_FrechetSection):
     """Frechet distance of DINOv2 features."""
 
-    metric, plain, renamed = "fid", DINO, "fd"
-    title, better = "FD-DINOv2", "less is better"
+    title = "FD-DINOv2"
     kind: Literal["fd_dinov2"] = harmless("fd_dinov2")
     """Which metric."""
     extractor: str = harmless(DINO)
     """Network whose features are compared, by its name in torch-fidelity."""
 
-    def build(self, against: Against) -> "Frechet":
-        return Frechet(self._extractor(against), against, self.name)
-
 
 class KernelSection(_FidelitySection):
     """Kernel inception distance."""
 
-    metric, plain, renamed = "kid", INCEPTION, "kd"
-    title, better = "KID", "less is better"
+    renamed, title, better, least = "kd", "KID", "less is better", _SUBSET_SIZE
     kind: Literal["kid"] = harmless("kid")
     """Which metric."""
-    extractor: str = harmless(INCEPTION)
-    """Network whose features are compared, by its name in torch-fidelity."""
 
     def build(self, against: Against) -> "Kernel":
-        return Kernel(self._extractor(against), against)
+        return Kernel(self._compared(against), self.least, against)
 
 
-class PrecisionSection(_FidelitySection):
+class _NeighboursSection(_FidelitySection):
+    """How far samples and reference lie among one another."""
+
+    better, least = "more is better", _NEIGHBOURS + 1
+    extractor: str = harmless(VGG)
+    """Network whose features are compared, by its name in torch-fidelity."""
+
+    def build(self, against: Against) -> "Neighbours":
+        return Neighbours(self._compared(against), self.least, against, str(self.renamed))
+
+
+class PrecisionSection(_NeighboursSection):
     """Improved precision: the share of samples that lie among the reference."""
 
-    metric, plain, renamed = "prc", VGG, "precision"
-    title, better = "Precision", "more is better"
+    renamed, title = "precision", "Precision"
     kind: Literal["precision"] = harmless("precision")
     """Which metric."""
-    extractor: str = harmless(VGG)
-    """Network whose features are compared, by its name in torch-fidelity."""
-
-    def build(self, against: Against) -> "Neighbours":
-        return Neighbours(self._extractor(against), against, "precision")
 
 
-class RecallSection(_FidelitySection):
+class RecallSection(_NeighboursSection):
     """Improved recall: the share of the reference that lies among the samples."""
 
-    metric, plain, renamed = "prc", VGG, "recall"
-    title, better = "Recall", "more is better"
+    renamed, title = "recall", "Recall"
     kind: Literal["recall"] = harmless("recall")
     """Which metric."""
-    extractor: str = harmless(VGG)
-    """Network whose features are compared, by its name in torch-fidelity."""
-
-    def build(self, against: Against) -> "Neighbours":
-        return Neighbours(self._extractor(against), against, "recall")
 
 
 class InceptionScoreSection(_FidelitySection):
     """Inception score."""
 
-    metric, plain, renamed = "isc", INCEPTION, "score"
-    title, better = "Inception score", "more is better"
+    renamed, title, better, least = "score", "Inception score", "more is better", _SPLITS
     kind: Literal["inception_score"] = harmless("inception_score")
     """Which metric."""
-    extractor: str = harmless(INCEPTION)
-    """Network whose classes are counted, by its name in torch-fidelity."""
 
     def build(self, against: Against) -> "Score":
-        return Score(self._extractor(against), against)
+        return Score(extractor(self.extractor, against), self.least, against)
 
 
 class _OfFeatures:
@@ -146,9 +139,11 @@ class _OfFeatures:
     def _reference(self) -> Tensor:
         """Features of the reference; when they are first needed, since other processes wait while metrics are built."""
         against = self._against
-        about = {"metric": "features", "layer": self.metric, "reference": against.fingerprint}
-        about |= {"extractor": self._used.name, "weights": self._used.print, "shape": str(against.pictures.shape)}
-        found = remembered(against.cache, about, lambda: {"rows": self._used.of(against.pictures, self.metric).numpy()})
+        used = self._used
+        about = {"metric": "features", "layer": used.layer(self.metric), "reference": against.fingerprint}
+        about |= {"extractor": used.name, "weights": used.print, "torch-fidelity": used.version}
+        about["shape"] = str(against.pictures.shape)
+        found = remembered(against.cache, about, lambda: {"rows": used.of(against.pictures, self.metric).numpy()})
         return torch.from_numpy(found["rows"])
 
 
@@ -157,32 +152,18 @@ class Frechet(_OfFeatures):
 
     metric = "fid"
 
-    def __init__(self, used: Extractor, against: Against, name: str) -> None:
-        super().__init__(used, 2, against)
-        against.check_number(2, f"`{name}`")
-
     @cached_property
     def _moments(self) -> Moments:
         return Moments.of(self._reference.double().numpy())
 
     def value(self, samples: Pictures) -> Value:
-        rows = self._of(samples).double().numpy()
-        return with_interval(
-            Moments.of(rows).distance(self._moments),
-            len(rows),
-            lambda counts: Moments.counted(rows, counts).distance(self._moments),
-            REPETITIONS if rows.shape[1] <= _MOST_INTERVAL else 0,
-        )
+        return distance_with_interval(self._of(samples).double().numpy(), self._moments)
 
 
 class Kernel(_OfFeatures):
     """The kernel distance of features, mean over subsets. Its interval is not known: subsets overlap."""
 
     metric = "kid"
-
-    def __init__(self, used: Extractor, against: Against) -> None:
-        super().__init__(used, _SUBSET_SIZE, against)
-        against.check_number(_SUBSET_SIZE, "`kid`")
 
     def value(self, samples: Pictures) -> Value:
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
@@ -197,9 +178,8 @@ class Neighbours(_OfFeatures):
 
     metric = "prc"
 
-    def __init__(self, used: Extractor, against: Against, which: str) -> None:
-        super().__init__(used, _NEIGHBOURS + 1, against)
-        against.check_number(_NEIGHBOURS + 1, f"`{which}`")
+    def __init__(self, used: Extractor, least: int, against: Against, which: str) -> None:
+        super().__init__(used, least, against)
         self._which = which
 
     def value(self, samples: Pictures) -> Value:
@@ -216,9 +196,6 @@ class Score(_OfFeatures):
     """The inception score, mean over ten splits."""
 
     metric = "isc"
-
-    def __init__(self, used: Extractor, against: Against) -> None:
-        super().__init__(used, _SPLITS, against)
 
     def value(self, samples: Pictures) -> Value:
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric

@@ -85,14 +85,22 @@ class Moments:
         return frechet_distance(self.mean, self.cov, other.mean, other.cov)
 
 
+def distance_with_interval(rows: Array, reference: Moments) -> Value:
+    """The distance of rows of features to a reference, with its 95 % interval where it does not take too long."""
+    return with_interval(
+        Moments.of(rows).distance(reference),
+        len(rows),
+        lambda counts: Moments.counted(rows, counts).distance(reference),
+        REPETITIONS if rows.shape[1] <= _MOST_INTERVAL else 0,
+    )
+
+
 class PixelFrechet:
     """`fd_pixel`: the Frechet distance of pixels to those of reference pictures.
 
     reference: [N, C, H, W], floats in [-1, 1].   num_components: how many first principal components of the reference
     the pixels are projected on; None compares the pixels themselves.   Raises DataError for unusable pictures.
     """
-
-    name = "fd_pixel"
 
     def __init__(self, reference: Pictures, num_components: int | None = None) -> None:
         _check_pictures(reference, "the reference")
@@ -116,8 +124,7 @@ class PixelFrechet:
         return {"centre": self._centre, "basis": self._basis, "mean": moments.mean, "cov": moments.cov}
 
     def _set(self, shape: Sequence[int], num_components: int | None, centre: Array, basis: Array) -> None:
-        self.num_reference, self.shape = shape[0], tuple(shape[1:])
-        self.num_components, self._centre, self._basis = num_components, centre, basis
+        self.shape, self._centre, self._basis = tuple(shape[1:]), centre, basis
         self.least = basis.shape[1] + 1
         on = f" on the {num_components} first principal components of the reference"
         self.features = f"pixels{on if num_components is not None else ''}"
@@ -128,13 +135,7 @@ class PixelFrechet:
 
     def value(self, samples: Pictures) -> Value:
         """The distance with its 95 % interval; samples: uint8 [M, C, H, W]."""
-        rows = self._rows(AsFloat(samples))
-        return with_interval(
-            Moments.of(rows).distance(self._reference),
-            len(rows),
-            lambda counts: Moments.counted(rows, counts).distance(self._reference),
-            REPETITIONS if rows.shape[1] <= _MOST_INTERVAL else 0,
-        )
+        return distance_with_interval(self._rows(AsFloat(samples)), self._reference)
 
     def project(self, pictures: Pictures, whose: str) -> Array:
         """Rows [N, K] of pictures about the centre of the reference."""

@@ -64,7 +64,7 @@ class MetricSection(Section):
     """A metric and its options. short: the option that `kind:value` sets.   is_cheap: whether a trend may have it.
 
     title, better: its name for people, and what a good number is like.   renamed: its name with an option that makes
-    another number of it is this and the option, `fd_vgg16`.
+    another number of it is this and the option, `fd_vgg16`.   least: so many samples it needs, or more.
     """
 
     short: ClassVar[str | None] = None
@@ -73,6 +73,12 @@ class MetricSection(Section):
     title: ClassVar[str] = ""
     better: ClassVar[str] = ""
     renamed: ClassVar[str | None] = None
+    least: ClassVar[int] = 2
+
+    @property
+    def network(self) -> str | None:
+        """The network whose weights it needs, None for none."""
+        return None
 
     @property
     def name(self) -> str:

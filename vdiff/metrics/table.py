@@ -22,6 +22,9 @@ class Reference(_Part):
     fingerprint: str
     num_images: int
 
+    def __str__(self) -> str:
+        return f"{self.num_images:,} pictures ({self.fingerprint[:8]})"
+
 
 class Protocol(_Part):
     """What a number depends on beside the model: numbers of two protocols must not be compared.
@@ -39,17 +42,34 @@ class Protocol(_Part):
     features: dict[str, str]
     labels: str | None = None
 
-    def line(self) -> str:
-        """All of it in one line, to stand beside a number."""
+    def line(self, has_reference: bool = True) -> str:
+        """All of it in one line, to stand beside a number. has_reference: whether the number looks at the reference."""
         channels, height, width = self.shape
         last = self.first_seed + self.num_images - 1
         parts = [f"n = {self.num_images:,}", f"seeds {self.first_seed}-{last}", self.sampler]
         parts.append(f"{channels} x {height} x {width} pixels of 8 bits, resizing: {self.resizing}")
         if self.labels is not None:
             parts.append(self.labels)
-        if self.reference is not None:
-            parts.append(f"reference {self.reference.num_images:,} pictures ({self.reference.fingerprint[:8]})")
+        if self.reference is not None and has_reference:
+            parts.append(f"reference {self.reference}")
         return "; ".join(parts)
+
+    def difference(self, other: "Protocol") -> str | None:
+        """Why the numbers of the two must not be compared, None if they may: what one alone tells is no difference."""
+        for name in type(self).model_fields:
+            one, two = getattr(self, name), getattr(other, name)
+            if name == "features":
+                changed = [metric for metric in one if one[metric] != two.get(metric, one[metric])]
+                if changed:
+                    return f"`{changed[0]}` compares other features: {one[changed[0]]} and {two[changed[0]]}"
+            elif one != two and not (name == "reference" and None in (one, two)):
+                return f"`{name}` differs: {one} and {two}"
+        return None
+
+    def joined_with(self, other: "Protocol") -> "Protocol":
+        """What the two tell together, where they have no difference."""
+        features = {**self.features, **other.features}
+        return self.model_copy(update={"features": features, "reference": other.reference or self.reference})
 
 
 class Value(_Part):

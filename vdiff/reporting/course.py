@@ -1,5 +1,6 @@
 """How the trainings went: losses by stage, and the students' errors by noise level."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from vdiff.metrics.metric import ordered, words_for
@@ -23,25 +24,35 @@ def losses(record: Record) -> Markup:
 
 
 def trends(record: Record) -> Markup:
-    """A chart per metric: the stages one after another."""
+    """A chart per metric and number of pictures: the stages one after another."""
     stages = list(dict.fromkeys(stage for curves in record.trends.values() for stage in curves))
     known = [stage.name for stage in record.stages if stage.name in stages]
     offset, offsets = 0.0, {}
     for stage in [*known, *(stage for stage in stages if stage not in known)]:
         offsets[stage] = offset
         offset += max(points[-1][0] for curves in record.trends.values() if (points := curves.get(stage)))
-    figures = []
-    for name in ordered(name for name in record.trends if name != "mse"):  # psnr says the same
-        title, better = TREND_TITLES.get(name, words_for(name)[:2])
-        lines = []
-        for stage, points in record.trends[name].items():
-            marks = [Point(offsets[stage] + at, y, note=f"{stage}, update {at:,.0f}: {number(y)}") for at, y in points]
-            lines.append(Line(stage, "plain", marks))
-        values = [point.y for line in lines for point in line.points]
-        up = Axis(title, 10 if better.startswith("less") and suits_log(values) else None)
-        drawn = chart(f"Trend of {title}", lines, Axis("updates of all stages in turn"), up)
-        figures.append(tag("figure", tag("h3", title, tag("span", better, class_="aside")), drawn))
+    names = ordered({name for name, _ in record.trends if name != "mse"})  # psnr says the same
+    figures = [_trend(name, count, record, offsets) for name in names for count in _counts(record, name)]
     return tag("div", figures, class_="charts small")
+
+
+def _counts(record: Record, name: str) -> list[int | None]:
+    """The numbers of pictures that a trend was measured with, the smallest first, an unknown one last."""
+    return sorted((count for found, count in record.trends if found == name), key=lambda count: count or math.inf)
+
+
+def _trend(name: str, count: int | None, record: Record, offsets: Mapping[str, float]) -> Markup:
+    title, better = TREND_TITLES.get(name, words_for(name)[:2])
+    lines = []
+    for stage, points in record.trends[name, count].items():
+        marks = [Point(offsets[stage] + at, y, note=f"{stage}, update {at:,.0f}: {number(y)}") for at, y in points]
+        lines.append(Line(stage, "plain", marks))
+    values = [point.y for line in lines for point in line.points]
+    up = Axis(title, 10 if better.startswith("less") and suits_log(values) else None)
+    of = f"of {count:,} pictures" if count is not None else "of an unknown number of pictures"
+    drawn = chart(f"Trend of {title}, {of}", lines, Axis("updates of all stages in turn"), up)
+    aside = "; ".join(filter(None, (better, of)))
+    return tag("figure", tag("h3", title, tag("span", aside, class_="aside")), drawn)
 
 
 TREND_TITLES = {

@@ -14,13 +14,13 @@ from vdiff.images import to_float, to_uint8, write_rows
 from vdiff.metrics import table as tables
 from vdiff.metrics.agreement import Agreement, agreement
 from vdiff.metrics.metric import ordered
-from vdiff.metrics.table import EvaluationTable, Row
+from vdiff.metrics.table import EvaluationTable, Protocol, Row, Value
 from vdiff.model_card import ModelCard
 from vdiff.reporting import quality, side_by_side
 from vdiff.reporting.markup import Markup, joined, spoken, tag
 from vdiff.reporting.page import page, section
 from vdiff.reporting.pictures import Strip
-from vdiff.reporting.wording import amount, counted, number
+from vdiff.reporting.wording import amount, counted, number, signed_range
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
@@ -37,6 +37,11 @@ class Side:
     table: EvaluationTable | None
     row: Row | None
 
+    @property
+    def protocol(self) -> Protocol | None:
+        """That of its numbers, if it has any."""
+        return self.table.protocol if self.table is not None and self.row is not None else None
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -48,10 +53,10 @@ class Pair:
     agreed: Agreement
 
     @property
-    def may_be_compared(self) -> bool:
-        """Whether both have numbers of one protocol."""
-        tables = (self.a.table, self.b.table)
-        return None not in (self.a.row, self.b.row) and tables[0].protocol == tables[1].protocol  # type: ignore[union-attr]
+    def protocol(self) -> Protocol | None:
+        """That of both sides' numbers; None where they must not be compared."""
+        one, other = self.a.protocol, self.b.protocol
+        return one.joined_with(other) if one and other and one.difference(other) is None else None
 
 
 def check_alike(a: ModelCard, b: ModelCard, names: tuple[str, str]) -> None:
@@ -119,28 +124,34 @@ def facts(pair: Pair) -> dict[str, Any]:
             "num_steps": side.strip.num_steps,
             "num_parameters": side.card.num_parameters,
             "evaluation": side.row.model_dump(mode="json") if side.row else None,
-            "protocol": side.table.protocol.model_dump(mode="json") if side.row and side.table else None,
+            "protocol": side.protocol.model_dump(mode="json") if side.protocol else None,
         }
-    return {**sides, "num_images": len(pair.seeds), "agreement": agreed, "same_protocol": pair.may_be_compared}
+    return {**sides, "num_images": len(pair.seeds), "agreement": agreed, "same_protocol": pair.protocol is not None}
 
 
 def words(pair: Pair) -> list[tuple[str, str, str]]:
     """Rows of (what, of A, of B) for a terminal."""
-    sides = (pair.a, pair.b)
-    rows = [
-        ("steps", *(f"{side.strip.num_steps:,}" for side in sides)),
-        ("parameters", *(amount(side.card.num_parameters) for side in sides)),
-        ("weights", *(side.card.hash[:8] for side in sides)),
+    if pair.protocol is None:
+        return _facts(pair)
+    a, b = (side.row.metrics if side.row else {} for side in (pair.a, pair.b))
+    return _facts(pair) + [(name, _value(a, name), _value(b, name)) for name in ordered({**a, **b})]
+
+
+def _facts(pair: Pair) -> list[tuple[str, str, str]]:
+    a, b = pair.a, pair.b
+    return [
+        ("steps", f"{a.strip.num_steps:,}", f"{b.strip.num_steps:,}"),
+        ("parameters", amount(a.card.num_parameters), amount(b.card.num_parameters)),
+        ("weights", a.card.hash[:8], b.card.hash[:8]),
     ]
-    if pair.may_be_compared:
-        found = [dict(side.row.metrics) for side in sides if side.row]
-        known = ordered([*{**found[0], **found[1]}])
-        rows += [(name, *(_value(each, name) for each in found)) for name in known]
-    return rows  # type: ignore[return-value]
 
 
-def _value(metrics: Mapping[str, Any], name: str) -> str:
-    return number(metrics[name].value) if name in metrics else "–"
+def _value(metrics: Mapping[str, Value], name: str) -> str:
+    if name not in metrics:
+        return "–"
+    found = metrics[name]
+    interval = signed_range(found.low, found.high)
+    return number(found.value) + (f" ({interval})" if interval else "")
 
 
 def _side(folder: Path, name: str, seeds: Sequence[int], steps: int | None, device: torch.device | str) -> Side:
@@ -176,7 +187,7 @@ def _models(pair: Pair) -> Markup:
     sides = (pair.a, pair.b)
     rows = [
         tag("tr", tag("th", what, scope="row"), tag("td", of_a, class_="n"), tag("td", of_b, class_="n"))
-        for what, of_a, of_b in words(pair)
+        for what, of_a, of_b in _facts(pair)
     ]
     heads = [tag("th", "", scope="col"), *(tag("th", side.name, scope="col", class_="n") for side in sides)]
     caption = tag("caption", f"Pictures: ddim eta=0, seeds {pair.seeds[0]} to {pair.seeds[-1]}.")
@@ -184,26 +195,26 @@ def _models(pair: Pair) -> Markup:
     return tag("div", inside, class_="wide", tabindex=0, role="region", aria_label="The models")
 
 
-def _evaluations(pair: Pair) -> tuple[str, Markup]:
+def _evaluations(pair: Pair) -> tuple[str | Markup, Markup]:
     sides = [side for side in (pair.a, pair.b) if side.row and side.table]
     if not sides:
         return "Neither has been evaluated at this number of steps: vdiff evaluate RUN does it.", Markup("")
-    if pair.may_be_compared and pair.a.table:
-        both = [side.row for side in sides if side.row]
-        return "Both under one protocol.", quality.numbers(pair.a.table.model_copy(update={"rows": tuple(both)}))
+    if pair.protocol is not None and pair.a.table:
+        both = tuple(side.row for side in sides if side.row)
+        joint = pair.a.table.model_copy(update={"rows": both, "protocol": pair.protocol})
+        return "Both under one protocol.", quality.numbers(joint)
     found = []
     for side in sides:
         if side.table and side.row:
             apart = side.table.model_copy(update={"rows": (side.row,)})
             found.append(joined((tag("h3", side.name), quality.numbers(apart))))
-    return f"Not to be compared: {difference(pair)}.", joined(found)
+    return spoken(f"Not to be compared: {difference(pair)}."), joined(found)
 
 
 def difference(pair: Pair) -> str:
     """Why the numbers of two evaluations must not be compared."""
     a, b = pair.a, pair.b
-    if a.row is None or b.row is None or a.table is None or b.table is None:
-        missing = " and ".join(side.name for side in (a, b) if side.row is None)
+    if a.protocol is None or b.protocol is None:
+        missing = " and ".join(f"`{side.name}`" for side in (a, b) if side.protocol is None)
         return f"{missing} has no evaluation at this number of steps"
-    one, other = a.table.protocol.model_dump(), b.table.protocol.model_dump()
-    return f"the protocols differ in {', '.join(name.replace('_', ' ') for name in one if one[name] != other[name])}"
+    return f"of the two protocols, {a.protocol.difference(b.protocol)}"

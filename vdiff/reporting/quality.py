@@ -36,8 +36,8 @@ def legend(roles: Sequence[tuple[str, str]]) -> Markup:
 def numbers(table: EvaluationTable) -> Markup:
     """Every number of the table."""
     metrics = metrics_of(table)
-    heads = ["model", "steps", "per picture", *(words_for(metric).title for metric in metrics)]
-    heads += ["PSNR, its teacher", "PSNR, original", "SSIM, original"]
+    heads = ["model", "steps", *(words_for(metric).title for metric in metrics)]
+    heads += ["PSNR, its teacher", "PSNR, original", "SSIM, original", "per picture"]
     head = tag(
         "tr", [tag("th", text, scope="col", class_=None if place == 0 else "n") for place, text in enumerate(heads)]
     )
@@ -52,15 +52,16 @@ def numbers(table: EvaluationTable) -> Markup:
 def protocol(table: EvaluationTable, metric: str | None = None) -> Markup:
     """The line that stands with a number."""
     features = table.protocol.features.get(metric, "") if metric else ""
-    return tag("p", f"{features}; " if features else "", table.protocol.line(), class_="protocol")
+    line = table.protocol.line(has_reference=metric != "agreement")
+    return tag("p", f"{features}; " if features else "", line, class_="protocol")
 
 
 def _number_row(row: Row, metrics: Sequence[str]) -> Markup:
     name = f"{row.model}, not distilled" if row.role == "undistilled" else row.model
-    cells = [tag("th", name, scope="row"), _cell(f"{row.num_steps:,}"), _cell(speed(row.seconds_per_image))]
+    cells = [tag("th", name, scope="row"), _cell(f"{row.num_steps:,}")]
     cells += [_value(row.metrics.get(metric)) for metric in metrics]
     cells += [_cell(_psnr(row.teacher)), _cell(_psnr(row.original))]
-    cells.append(_cell(number(row.original.ssim) if row.original else "–"))
+    cells += [_cell(number(row.original.ssim) if row.original else "–"), _cell(speed(row.seconds_per_image))]
     return tag("tr", cells, class_=row.role)
 
 

@@ -17,11 +17,14 @@ from vdiff.run_folder import RunFolder
 
 Facts = dict[str, Any]
 Curves = dict[str, list[tuple[float, float]]]
+Measured = tuple[str, int | None]
+"""A metric and the number of pictures it was measured with, None where that was not written down."""
+
 MOST_POINTS = 120
 """A curve of losses is drawn with this many points, each the mean of those around it."""
 
 _LONGEST, _LONGEST_NAME = 1 << 16, 64
-_LARGEST_NUMBER = 1e300
+_LARGEST_NUMBER, _LARGEST_COUNT = 1e300, 10**9
 _LARGEST_LOG = 256 << 20
 
 
@@ -31,7 +34,7 @@ class Record:
 
     rows: what `vdiff inspect` lists, finished and stopped stages.   cards: the models by name, those that are whole.
     stages: what the recipe asks for; empty where it cannot be read.   losses: stage -> (update, loss), thinned.
-    trends: metric -> stage -> (update, value).
+    trends: metric and number of pictures -> stage -> (update, value); numbers of different numbers are never one curve.
     warnings: what is damaged or does not fit together.
     """
 
@@ -43,7 +46,7 @@ class Record:
     stages: Sequence[Stage]
     table: EvaluationTable | None
     losses: Curves
-    trends: dict[str, Curves]
+    trends: dict[Measured, Curves]
     recipe: str
     warnings: list[str] = field(default_factory=list)
 
@@ -93,16 +96,17 @@ def losses(path: Path) -> Curves:
     return {stage: thinned(points) for stage, points in found.items()}
 
 
-def trends(path: Path) -> dict[str, Curves]:
-    """What log.jsonl tells of networks that were looked at while they learned: metric -> stage -> (update, value)."""
-    found: dict[str, Curves] = {}
+def trends(path: Path) -> dict[Measured, Curves]:
+    """What log.jsonl tells of networks that were looked at while they learned."""
+    found: dict[Measured, Curves] = {}
     for entry in _entries(path):
-        values = entry.get("trend")
+        values, count = entry.get("trend"), entry.get("num_images")
+        count = count if type(count) is int and 0 < count < _LARGEST_COUNT else None
         for name, value in values.items() if isinstance(values, dict) else ():
             if _is_number(value) and len(name) <= _LONGEST_NAME:
-                points = found.setdefault(name, {}).setdefault(entry["stage"], [])
+                points = found.setdefault((name, count), {}).setdefault(entry["stage"], [])
                 points.append((float(entry["update"]), float(value)))
-    return {name: {stage: thinned(points) for stage, points in curves.items()} for name, curves in found.items()}
+    return {key: {stage: thinned(points) for stage, points in curves.items()} for key, curves in found.items()}
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

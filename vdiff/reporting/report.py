@@ -29,7 +29,7 @@ def report(
     undrawn: why there are no pictures.
     """
     sections = [
-        *_pictures(gallery, undrawn),
+        *_pictures(gallery, undrawn, len(record.students)),
         *_numbers(record, published),
         _levels(record, gallery),
         _trends(record),
@@ -85,7 +85,7 @@ def _unmeasured(record: Record) -> list[str]:
     return [name for name, card in record.cards.items() if card["hash"] not in known]
 
 
-def _pictures(gallery: Gallery | None, undrawn: str) -> list[_Part]:
+def _pictures(gallery: Gallery | None, undrawn: str, num_students: int) -> list[_Part]:
     if gallery is None:
         return [_part("pictures", "Pictures", spoken(undrawn))] if undrawn else []
     original = gallery.strips[0]
@@ -104,10 +104,10 @@ def _pictures(gallery: Gallery | None, undrawn: str) -> list[_Part]:
                 side_by_side.slider(original, students, gallery.seeds),
             )
         )
+    left_out = f"; students of more than {FEW_STEPS} steps are left out" if len(students) < num_students else ""
     lead = (
-        "Each column starts from the same noise. Above each student, the undistilled model with as few steps; "
-        f"students of more than {FEW_STEPS} steps are left out. "
-        f"Sampler: ddim eta=0, seeds {gallery.seeds[0]} to {gallery.seeds[-1]}."
+        "Each column starts from the same noise. Above each student, the undistilled model with as few "
+        f"steps{left_out}. Sampler: ddim eta=0, seeds {gallery.seeds[0]} to {gallery.seeds[-1]}."
     )
     parts.append(_part("strips", "All stages, same noise", lead, side_by_side.strips(gallery)))
     lead = (
@@ -148,7 +148,7 @@ def _trends(record: Record) -> _Part | None:
         return None
     lead = (
         "A trend, no measurement: of the few pictures that `evaluate.num_images` in the recipe allows, drawn while the "
-        "networks learned. Compare these numbers with one another only."
+        "networks learned. Compare the numbers of one chart with one another only: each has its own number of pictures."
     )
     return _part("trend", "Trend while training", spoken(lead), course.trends(record))
 

@@ -63,8 +63,8 @@ def _compared(table: EvaluationTable, metric: str, original: Row, students: list
     parts = []
     if equal:
         parts.append(
-            f"Down to {counted(equal[-1].num_steps)} the students' {name} is as good as the original's in "
-            f"{original.num_steps:,}, within its 95 % interval."
+            f"Down to {counted(equal[-1].num_steps)} the students' {name} stays within the 95 % interval of the "
+            f"original's in {original.num_steps:,}, or on its better side."
         )
     plain = next((row for row in table.rows if row.role == "undistilled" and row.num_steps == last.num_steps), None)
     without = (

@@ -9,9 +9,14 @@ __all__ = ["amount", "counted", "duration", "megabytes", "number", "signed_range
 
 def number(value: float) -> str:
     """A measured number with three digits that count: `0.0123`, `4.57`, `128`, `12,300`."""
+    return _written(value, 0)
+
+
+def _written(value: float, places: int) -> str:
+    """With three digits that count, and at least so many places."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "infinite"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    places = max(places, 2 - math.floor(math.log10(abs(value))))
     if places > 6:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa} × 10{_raised(int(exponent))}"
@@ -19,8 +24,11 @@ def number(value: float) -> str:
 
 
 def signed_range(low: float | None, high: float | None) -> str:
-    """An interval, `2.91 to 3.30`; nothing where there is none."""
-    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+    """An interval, `2.91 to 3.30`, its ends as exact as it is narrow: `16.68 to 16.73`; nothing where there is none."""
+    if low is None or high is None:
+        return ""
+    places = 1 - math.floor(math.log10(high - low)) if low < high else 0
+    return f"{_written(low, places)} to {_written(high, places)}"
 
 
 def amount(count: int | None) -> str:

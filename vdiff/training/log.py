@@ -77,11 +77,12 @@ class Report:
         self._skips.after(rows, self._stage)
         return {"rows": rows, "skips": torch.tensor(self._skips)}
 
-    def trend(self, update: int, values: Mapping[str, float | None]) -> None:
-        """A line of its own for what was measured of the network; no time is in it."""
+    def trend(self, update: int, values: Mapping[str, float | None], num_images: int) -> None:
+        """A line of its own for what was measured of so many pictures of the network; no time is in it."""
         if self._machine.is_first:
+            line = {"stage": self._stage, "update": update, "num_images": num_images, "trend": dict(values)}
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"stage": self._stage, "update": update, "trend": dict(values)}) + "\n")
+                file.write(json.dumps(line) + "\n")
             known = {f"{self._stage}/trend/{name}": value for name, value in values.items() if value is not None}
             self._track(known, self._offset + update)
 

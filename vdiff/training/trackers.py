@@ -24,6 +24,9 @@ _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)
 _MOST_NAMES = 3
 """So many names are tried for a file of TensorBoard."""
 
+_MEMORY = "wandb.json"
+"""Remembers the run of Weights & Biases, and how far it was told."""
+
 _SECONDS = 30.0
 """So long Weights & Biases may look for its network; without it, the run is kept on the disk."""
 
@@ -74,6 +77,15 @@ def opened(kinds: Sequence[TrackerKind] | None, folder: Path, name: str, first_s
         yield Trackers(trackers)
 
 
+def begin_anew(folder: Path) -> None:
+    """Stages that were told of are to be made again: Weights & Biases, whose steps never go back, gets a further run.
+
+    TensorBoard needs no word: it drops what earlier sittings told of the same steps.   Errors: MachineError.
+    """
+    if (folder / _MEMORY).exists():
+        whole_folder.write_text(folder / _MEMORY, "{}\n")
+
+
 def _is_installed(kind: str) -> bool:
     assert kind in get_args(TrackerKind)
     return any(importlib.util.find_spec(package) is not None for package in _PACKAGES[kind])
@@ -121,17 +133,27 @@ def _names(folder: Path) -> set[str]:
 
 
 class _WandB(_Tracker):
-    """One run of Weights & Biases for all sittings; offline where there is no key for it, or no network."""
+    """One run of Weights & Biases for all sittings, until a stage is made again.
+
+    Offline where there is no key for it, or no network.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._memory = folder / "wandb.json"
+        self._memory = folder / _MEMORY
         known = whole_folder.read_json(self._memory) if self._memory.is_file() else {}
         self._id = str(known.get("id", uuid.uuid4().hex[:16]))
         self._told = self._last = int(known.get("last_step", -1))
         folder.mkdir(parents=True, exist_ok=True)
         settings = _settings()
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key(settings.base_url) else "offline")
-        options = {"dir": str(folder), "id": self._id, "name": name, "resume": "allow", "settings": settings}
+        options = {
+            "dir": str(folder),
+            "id": self._id,
+            "name": name,
+            "group": name,
+            "resume": "allow",
+            "settings": settings,
+        }
         try:
             super().__init__(WandBTracker("vdiff", mode=mode, **options))
         except Exception:  # it tells in many ways that there is no network
