@@ -176,6 +176,22 @@ def test_an_interrupted_evaluation_goes_on_after_its_last_chunk(
     assert torch.equal(samples[3:8], whole[3:8])
 
 
+def test_small_parts_in_a_row_open_each_chunk_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdiff.evaluation.samples._MOST_IN_CHUNK", 5)
+    samples = Samples(run.evaluation / "samples", of_run(run)[0], Wanted(Ddim(), 12, 0, 4))
+    samples.draw(Machine("fp32", "cpu"), lambda count: None)
+    whole, opened, images = samples[0:12], [], Samples._images
+
+    def open_chunk(self: Samples, start: int) -> torch.Tensor:
+        opened.append(start)
+        return images(self, start)
+
+    monkeypatch.setattr(Samples, "_images", open_chunk)
+    for _ in range(2):
+        assert torch.equal(torch.cat([samples[start : start + 2] for start in range(0, 12, 2)]), whole)
+    assert opened == [0, 5, 10] * 2  # and nothing stays in memory afterwards
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -174,6 +174,13 @@ def test_trends_of_different_numbers_of_pictures_are_never_one_curve(done_run: P
     ]
 
 
+def test_a_trend_of_the_last_stage_alone_stands_after_all_updates_before_it(done_run: Path) -> None:
+    with (done_run / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"stage": "base_2", "update": 2, "num_images": 64, "trend": {"swd": 0.5}}) + "\n")
+    (words,) = charts_of_trends(check(made(str(done_run))))
+    assert words.endswith("base_2: 0.500 at 11")  # 5 of the base, 2 of each student
+
+
 def charts_of_trends(page: Page) -> list[str]:
     return [words for mark in page.all("svg") if (words := str(mark["aria-label"])).startswith("Trend of ")]
 

@@ -49,6 +49,7 @@ class Samples:
         self.shape = (wanted.num_images, *subject.card.shape)
         size = torch.Size(subject.card.shape).numel()
         self._size = max(1, min(_MOST_IN_CHUNK, _CHUNK_BYTES // size))
+        self._open: tuple[int, Tensor] | None = None
         self._starts = range(0, wanted.num_images, self._size)
 
     def __len__(self) -> int:
@@ -59,8 +60,16 @@ class Samples:
         if first >= last:
             return torch.zeros(0, *self._subject.card.shape, dtype=torch.uint8)
         starts = [start for start in self._starts if start < last and start + self._size > first]
-        found = torch.cat([self._images(start) for start in starts])
-        return found[first - starts[0] : last - starts[0]]
+        found = torch.cat([self._opened(start)[max(first - start, 0) : last - start] for start in starts])
+        if last == len(self):
+            self._open = None
+        return found
+
+    def _opened(self, start: int) -> Tensor:
+        """A chunk; the last one stays open until the last picture is read, since metrics read smaller parts."""
+        if self._open is None or self._open[0] != start:
+            self._open = start, self._images(start)
+        return self._open[1]
 
     def seconds_per_image(self) -> float:
         """Of one process, the median over the chunks."""
@@ -71,7 +80,7 @@ class Samples:
 
         on_batch: told how many more.   is_needed: whether to draw at all; what the first process says, counts.
         """
-        is_needed = is_needed and machine.is_first
+        self._open, is_needed = None, is_needed and machine.is_first
         flags = [float(is_needed and not self._is_there(start)) for start in self._starts]
         missing = machine.sum(torch.tensor(flags, device=machine.device)).tolist()
         on_batch(sum(self._count(start) for start, flag in zip(self._starts, missing, strict=True) if not flag))

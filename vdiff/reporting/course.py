@@ -25,15 +25,22 @@ def losses(record: Record) -> Markup:
 
 def trends(record: Record) -> Markup:
     """A chart per metric and number of pictures: the stages one after another."""
-    stages = list(dict.fromkeys(stage for curves in record.trends.values() for stage in curves))
-    known = [stage.name for stage in record.stages if stage.name in stages]
-    offset, offsets = 0.0, {}
-    for stage in [*known, *(stage for stage in stages if stage not in known)]:
-        offsets[stage] = offset
-        offset += max(points[-1][0] for curves in record.trends.values() if (points := curves.get(stage)))
+    offsets = _offsets(record)
     names = ordered({name for name, _ in record.trends if name != "mse"})  # psnr says the same
     figures = [_trend(name, count, record, offsets) for name in names for count in _counts(record, name)]
     return tag("div", figures, class_="charts small")
+
+
+def _offsets(record: Record) -> dict[str, float]:
+    """How many updates the stages before each one had, as far as the log tells: also those without a trend."""
+    curves = [record.losses, *record.trends.values()]
+    told = list(dict.fromkeys(stage for found in curves for stage in found))
+    known = [stage.name for stage in record.stages if stage.name in told]
+    offset, offsets = 0.0, {}
+    for stage in [*known, *(stage for stage in told if stage not in known)]:
+        offsets[stage] = offset
+        offset += max(found[stage][-1][0] for found in curves if stage in found)
+    return offsets
 
 
 def _counts(record: Record, name: str) -> list[int | None]:
