@@ -157,10 +157,11 @@ class StageRun:
         return report.loss
 
     def publish(self) -> ModelCard:
-        """Leave the model folder; the points to resume from have served."""
-        folder = self._run.model(self._stage.name)
-        result, picture = self._learner.result(), self._drawn
-        if self._machine.is_first and picture is not None:
+        """Leave the model folder; the points to resume from have served. To be called after `train`."""
+        folder, picture = self._run.model(self._stage.name), self._drawn
+        assert picture is not None, f"`{self._stage.name}` is published before it is trained"
+        result = self._learner.result()
+        if self._machine.is_first:
             checkpoint.save(
                 folder, self._card(result), result, lambda target: write_png(target / "samples.png", picture)
             )
