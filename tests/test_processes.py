@@ -118,3 +118,28 @@ def test_two_processes_are_one(unbroken: TinyRun) -> None:
     with np.load("one.npz") as alone, np.load("two.npz") as together:
         assert together["seeds"].tolist() == list(range(7))
         assert np.array_equal(alone["images"], together["images"])
+
+
+BROKEN = """
+from vdiff import cli
+from vdiff.training.learner import Learner
+sound = Learner.step
+def step(self, *given):
+    measured = sound(self, *given)
+    if self.update == 40 and not self.rollbacks:
+        next(self._network.parameters()).data.fill_(float("inf"))
+    return measured
+Learner.step = step
+raise SystemExit(cli.main())
+"""
+
+
+def test_two_processes_go_back_together(unbroken: TinyRun) -> None:
+    (unbroken.path / "broken.py").write_text(BROKEN)
+    changes = ("train.save_every=20", "train.updates=60", "train.rollbacks=1")
+    process = start(*(word for change in changes for word in ("--set", change)), program=[*TORCHRUN[:-2], "broken.py"])
+    assert ended(process) == 0
+    rates = [json.loads(line)["learning_rate"] for line in Path("runs/run/log.jsonl").read_text().splitlines()]
+    assert len(rates) == 12
+    card = checkpoint.read_card(Path("runs/run/original"))
+    assert card.updates == 60

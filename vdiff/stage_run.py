@@ -125,9 +125,10 @@ class StageRun:
 
     def _fit(self, saved: SavePoint | None) -> float:
         self._progress.begin(self._stage.name, self._stage.settings.updates, self._learner.update)
-        saver = Saver(self._saves, self._trajectory, self._machine.world_size)
+        machine = self._machine
+        saver = Saver(self._saves, self._trajectory, machine.world_size, machine.is_first, machine.any)
         first, recipe = self._learner.update, self._recipe
-        told = self._machine.trackers(self._run.tracker, recipe.trackers, recipe.name, self._step() + 1)
+        told = machine.trackers(self._run.tracker, recipe.trackers, recipe.name, self._step() + 1)
         with told as trackers, saver:
             report = self._report(saved, trackers.log)
             is_complete = fit(
@@ -199,9 +200,7 @@ class StageRun:
         )
 
     def _save(self, saver: Saver, report: Report) -> None:
-        pending = report.pending()  # asks all processes
-        if self._machine.is_first:
-            saver.save(self._learner.update, self._learner.state(), pending)
+        saver.save(self._learner.update, self._learner.state(), report.pending())
 
     def _should_stop(self, saver: Saver) -> bool:
         self._tell_saved(saver)
