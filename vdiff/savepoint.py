@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vdiff import whole_folder
-from vdiff.checkpoint import load_tensors, save_tensors
+from vdiff.checkpoint import load_tensors, num_bytes, save_tensors
 from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
 from vdiff.run_folder import STATE, points
 
@@ -137,7 +137,8 @@ def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
         for part, named in tensors.items():
             save_tensors(target / f"{part}.safetensors", dict(named))
 
-    whole_folder.write(folder / f"{facts['update']:09d}", STATE, facts, fill)  # which reads it back
+    size = sum(map(num_bytes, tensors.values()))
+    whole_folder.write(folder / f"{facts['update']:09d}", STATE, facts, fill, size)  # which reads it back
     for old in points(folder)[NUM_KEPT:]:
         whole_folder.remove(old)
 
