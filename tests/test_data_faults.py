@@ -9,7 +9,9 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -399,6 +401,76 @@ def test_picture_bombs_are_refused_from_their_headers_in_little_memory(tmp_path:
     accepted = {line.split()[0] for line in lines if "(3, 16, 16)" in line}
     assert accepted <= {"data.png", "colours.png", "text.png", "text.webp.png"}, lines  # small, whatever lies in them
     assert int(kilobytes) * 1024 < 500 * 10**6, lines
+
+
+def as_zip(files: dict[str, bytes], path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def as_tar(files: dict[str, bytes], path: Path) -> None:
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def as_lying_zip(files: dict[str, bytes], path: Path) -> None:
+    """An archive whose list says that all files but the first one have 100 bytes."""
+    as_zip(files, path)
+    data = path.read_bytes()
+    for content in list(files.values())[1:]:
+        data = data.replace(struct.pack("<L", len(content)), struct.pack("<L", 100))
+    path.write_bytes(data)
+
+
+PREPARE = """
+import re, sys, torch
+from pathlib import Path
+from vdiff.data.prepare import prepare
+def most():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = most()
+for archive in map(Path, sys.argv[1:]):
+    result = prepare(archive, archive.with_suffix(".store"), sizes=[8], max_bad=1.0, workers=4)
+    skipped = result.skipped_file.read_text().splitlines()
+    print(archive.name, result.num_images, *skipped, sep="; ")
+    print(most() - before)
+"""
+
+
+def test_bombs_in_archives_are_refused_from_their_beginning_in_little_memory(tmp_path: Path) -> None:
+    good, zeros = {"good.png": as_bytes(plain(RED))}, bytes(240 * 2**20)
+    rows = bytes((30_000 // 8 + 1) * 30_000)
+    wide = {"1.png": png(30_000, 30_000, 1, 0, rows), "2.jpg": bombs()["wide.jpg"], "3.gif": bombs()["wide.gif"]}
+    junk = {f"{number}.png": zeros for number in range(2)}
+    # a sort of picture that must be read to its end before anything is known of it
+    late = {f"{number}.tif": b"II*\0" + struct.pack("<L", len(zeros)) + zeros for number in range(2)}
+    made: dict[str, dict[str, bytes]] = {"wide": wide, "junk": junk, "late": late}
+    names = []
+    for name, files in made.items():
+        as_zip(good | files, tmp_path / f"{name}-zip.zip")
+        as_tar(good | files, tmp_path / f"{name}-tar.tgz")
+        names += [f"{name}-zip.zip", f"{name}-tar.tgz"]
+    as_lying_zip(good | {"a.tif": late["0.tif"] + zeros}, tmp_path / "lies.zip")
+    order = [name for name in names if not name.startswith("late")] + ["lies.zip"]
+    order += [name for name in names if name.startswith("late")]
+    ran = subprocess.run(
+        [sys.executable, "-c", PREPARE, *(str(tmp_path / name) for name in order)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=SECONDS,
+    )
+    lines = ran.stdout.splitlines()
+    told, grown = dict(zip(order, lines[::2], strict=True)), dict(zip(order, map(int, lines[1::2]), strict=True))
+    assert all(line.split("; ")[1] == "1" for line in told.values()), told
+    assert all(told[name].count("pixels) exceeds") == 3 for name in ("wide-zip.zip", "wide-tar.tgz")), told
+    assert all(told[name].count("not a picture") == 2 for name in ("junk-zip.zip", "junk-tar.tgz")), told
+    assert max(grown[name] for name in order if not name.startswith("late")) < 100_000, grown
+    assert max(grown.values()) < 350_000, grown  # one of 240 MiB at a time
 
 
 def test_the_largest_transparent_picture_needs_no_third_copy_of_itself(tmp_path: Path) -> None:

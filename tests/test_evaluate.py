@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import pytest
 import torch
 
 from tests.conftest import noise_picture
+from tests.full_disk import full_disk
 from tests.test_sample import models  # noqa: F401 - a fixture
 from tests.tiny import RECIPE, TinyRun
-from vdiff import checkpoint
+from vdiff import array_file, checkpoint
 from vdiff.cli import main
 from vdiff.data.prepare import prepare
 from vdiff.errors import Stopped
@@ -190,6 +193,85 @@ def test_small_parts_in_a_row_open_each_chunk_once(run: RunFolder, monkeypatch: 
     for _ in range(2):
         assert torch.equal(torch.cat([samples[start : start + 2] for start in range(0, 12, 2)]), whole)
     assert opened == [0, 5, 10] * 2  # and nothing stays in memory afterwards
+
+
+def test_a_signal_ends_an_evaluation_that_goes_on_with_what_is_drawn(run: RunFolder) -> None:
+    more = ["--n", "200", "--batch-size", "4", "--metrics", "agreement", "--device", "cpu", "--keep-samples"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    drawn: dict[Path, int] = {}
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        command = [sys.executable, "-m", "vdiff", "evaluate", *more]
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while len(list(run.evaluation.glob("samples/*/[0-9]*.npz"))) == len(drawn):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        told = process.communicate(timeout=60)[1]
+        assert process.returncode == code, told
+        assert "Traceback" not in told
+        assert not run.table.exists()
+        before, drawn = drawn, times(run)
+        assert before.items() <= drawn.items()
+    assert main(["evaluate", *more]) == 0
+    assert drawn.items() < times(run).items()
+    assert run.table.exists()
+    assert not list(run.evaluation.glob("**/.*partial*"))
+
+
+def times(run: RunFolder) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in run.evaluation.glob("samples/*/[0-9]*.npz")}
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "a flipped bit":
+        path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+    elif how == "a cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "a huge header":
+        path.write_bytes(data.replace(b"(12, ", b"(12000000000, ", 1).replace(b" " * 9 + b"\n", b"\n", 1))
+    elif how == "another shape":
+        path.write_bytes(array_file.packed({"images": np.zeros((1, 3, 8, 8), np.uint8), "seconds": np.array(1.0)}))
+    else:
+        path.rename(path.with_name("elsewhere"))
+        path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("how", ["a flipped bit", "a cut", "a huge header", "another shape", "a link"])
+def test_pictures_and_statistics_that_are_damaged_are_made_again(run: RunFolder, how: str) -> None:
+    evaluate("--keep-samples", "-q")
+    before, number = content(run)["rows"], 0
+    run.table.unlink()
+    for path in run.evaluation.glob("*/**/*.npz"):
+        number += 1
+        damage(path, how)
+    evaluate("--keep-samples", "-q")
+    assert number > 3
+    assert [row["metrics"] for row in content(run)["rows"]] == [row["metrics"] for row in before]
+    assert not any(path.is_symlink() for path in run.evaluation.glob("*/**/*.npz"))
+
+
+def test_a_folder_that_is_a_link_is_not_evaluated_into(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("outside").mkdir()
+    run.evaluation.mkdir()
+    for name in ("samples", "reference", "evaluation.json"):
+        (run.evaluation / name).symlink_to(Path("outside").absolute())
+        evaluate(code=6)
+        assert "is a link out of the run" in capsys.readouterr().err
+        (run.evaluation / name).unlink()
+    assert not list(Path("outside").iterdir())
+
+
+def test_a_full_disk_ends_an_evaluation_and_what_is_drawn_stays(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with full_disk(2000):
+        evaluate(code=6)
+    assert "the disk is full" in capsys.readouterr().err
+    assert not run.table.exists()
+    assert not list(run.evaluation.glob("**/.*partial*"))
+    evaluate()
 
 
 @pytest.mark.parametrize(

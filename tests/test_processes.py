@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.tiny import TinyRun
-from vdiff import checkpoint
-from vdiff.run_folder import RunFolder
+from vdiff import checkpoint, status
+from vdiff.run_folder import RunFolder, points
 
 SECONDS = 180.0
 CHANGES = [
@@ -118,3 +118,60 @@ def test_two_processes_are_one(unbroken: TinyRun) -> None:
     with np.load("one.npz") as alone, np.load("two.npz") as together:
         assert together["seeds"].tolist() == list(range(7))
         assert np.array_equal(alone["images"], together["images"])
+
+
+BROKEN = """
+from vdiff import cli
+from vdiff.training.learner import Learner
+sound = Learner.step
+def step(self, *given):
+    measured = sound(self, *given)
+    if self.update == 40 and not self.rollbacks:
+        next(self._network.parameters()).data.fill_(float("inf"))
+    return measured
+Learner.step = step
+raise SystemExit(cli.main())
+"""
+
+
+def test_two_processes_go_back_together(unbroken: TinyRun) -> None:
+    (unbroken.path / "broken.py").write_text(BROKEN)
+    changes = ("train.save_every=20", "train.updates=60", "train.rollbacks=1")
+    process = start(*(word for change in changes for word in ("--set", change)), program=[*TORCHRUN[:-2], "broken.py"])
+    assert ended(process) == 0
+    rates = [json.loads(line)["learning_rate"] for line in Path("runs/run/log.jsonl").read_text().splitlines()]
+    assert len(rates) == 12
+    card = checkpoint.read_card(Path("runs/run/original"))
+    assert card.updates == 60
+
+
+def test_a_killed_process_ends_both_and_the_same_command_goes_on(unbroken: TinyRun) -> None:
+    distill = "distill={start_steps: 2, end_steps: 1, updates: 40, batch_size: 5, save_every: 10, log_every: 5}"
+    changes = ("train.save_every=10", "train.updates=40", distill)
+    more = ("--gpus", "2", "--device", "cpu", *(word for change in changes for word in ("--set", change)))
+    for command in ("train", "distill"):
+        assert ended(start(*more, run="whole", command=command)) == 0
+    for command, stage, victim in (("train", "original", 1), ("distill", "base_0", 0)):
+        process = start(*more, command=command)
+        wait_for_save(Path("runs/run/saves") / stage)
+        workers = children(process.pid)
+        os.kill(workers[victim], signal.SIGKILL)
+        begun = time.monotonic()
+        said = process.communicate(timeout=SECONDS)[0]
+        assert (process.returncode, time.monotonic() - begun < 60) == (6, True), said
+        assert f"process {victim} of the run was killed by signal 9" in said
+        assert "Traceback" not in said
+        assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
+        told = status.read(Path("runs/run/status.json"), is_at_work=False)
+        assert told is not None
+        assert (told.state, told.exit_code) == (("killed", None) if victim == 0 else ("failed", 6))
+        assert ended(start(*more, command=command)) == 0
+    assert unbroken.hashes("runs/run") == unbroken.hashes("runs/whole")
+
+
+def wait_for_save(folder: Path) -> None:
+    """Until a save is there whole."""
+    deadline = time.monotonic() + SECONDS
+    while not points(folder):
+        assert time.monotonic() < deadline, "no save"
+        time.sleep(0.01)

@@ -278,7 +278,7 @@ def test_pictures_are_drawn_once(done_run: Path, capsys: pytest.CaptureFixture[s
     assert app.run(arguments) == 0
     assert "drawing `base_2` at 1 step" in capsys.readouterr().err
     first = (done_run / "report.html").read_text()
-    for path in (done_run / "evaluation" / "report").glob("way-*.npy"):
+    for path in (done_run / "evaluation" / "report").glob("way-*.npz"):
         path.write_bytes(b"damaged")
     assert app.run(arguments) == 0
     told = capsys.readouterr().err

@@ -73,7 +73,7 @@ def save(folder: Path, card: ModelCard, denoiser: Denoiser, extra: Callable[[Pat
 
     facts = {**asdict(card), "versions": _versions(), "made_by": f"vdiff {__version__}"}
     facts.pop("files")
-    return model_card.parse(whole_folder.write(folder, MARK, facts, fill), folder)
+    return model_card.parse(whole_folder.write(folder, MARK, facts, fill, num_bytes(weights)), folder)
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -102,6 +102,11 @@ def load_tensors(path: Path, expected: Mapping[str, Sequence[int]] | None = None
         return tensors
     except (SafetensorError, OSError, ValueError) as err:
         raise ModelFileError(f"`{path}` cannot be read: {err}", "copy it again from where it came from", path) from err
+
+
+def num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """How many bytes of a file they take, but for its header."""
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:

@@ -32,6 +32,7 @@ MAX_PIXELS = 89_478_485
 # Only formats whose decoders do nothing but decode: EPS, for one, would start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _BAND = 256
+_UNKNOWN = "not a picture of a known format"
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -68,13 +69,12 @@ def open_picture(data: bytes, channels: int) -> Picture:
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+            _check_size(picture)
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
             return _as_mode(picture, MODES[channels])
     except UnidentifiedImageError as err:
-        raise ValueError("not a picture of a known format" if data else "the file is empty") from err
+        raise ValueError(_UNKNOWN if data else "the file is empty") from err
     except ValueError:
         raise
     except Exception as err:  # Pillow's decoders let nearly anything escape when a file is hostile.
@@ -88,6 +88,23 @@ def count_pixels(data: bytes) -> int:
             return picture.width * picture.height
     except Exception:  # `open_picture` tells why
         return 0
+
+
+def check_beginning(data: bytes) -> None:
+    """ValueError for the first kilobytes of a file that is refused whatever follows: no picture, or too many pixels."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            _check_size(picture)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise ValueError(str(err)) from err
+    except UnidentifiedImageError as err:
+        accepting = (Image.OPEN[name][1] for name in _FORMATS if name in Image.OPEN)
+        if data and not any(accepts and accepts(data[:16]) for accepts in accepting):
+            raise ValueError(_UNKNOWN) from err
+    except ValueError:
+        raise
+    except Exception:  # what follows may be needed
+        return
 
 
 def from_picture(picture: Picture) -> Pixels:
@@ -187,6 +204,11 @@ def _write_picture(path: Path, picture: Picture, text: Mapping[str, str]) -> Non
         info.add_text(key, value)
     picture.save(file, "PNG", pnginfo=info)
     _write_whole(path, file.getvalue())
+
+
+def _check_size(picture: Picture) -> None:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
 
 
 def _as_mode(picture: Picture, mode: str) -> Picture:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vdiff import whole_folder
-from vdiff.checkpoint import load_tensors, save_tensors
+from vdiff.checkpoint import load_tensors, num_bytes, save_tensors
 from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
 from vdiff.run_folder import STATE, points
 
@@ -39,18 +39,34 @@ class Saver:
     """Saves a stage's points in the background: training waits for the copy to the host's memory, not for the disk.
 
     At most one save is under way. What went wrong in it is raised by the next call.   folder: of the stage's points.
-    trajectory: the values that shape the weights; resuming asks for the same.   processes: of the run.
+    trajectory: the values that shape the weights; resuming asks for the same.   processes: of the run; each has one,
+    and all of them save together.   writes: whether it is this one that writes.
+    anywhere: whether something is true in any of the processes; all of them ask.
     """
 
-    def __init__(self, folder: Path, trajectory: Mapping[str, Any], processes: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trajectory: Mapping[str, Any],
+        processes: int = 1,
+        writes: bool = True,
+        anywhere: Callable[[bool], bool] = bool,
+    ) -> None:
         self._folder, self._facts = folder, {"trajectory": dict(trajectory), "processes": processes}
+        self._writes, self._anywhere = writes, anywhere
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._saved: int | None = None
 
     def save(self, update: int, state: State, pending: Mapping[str, Tensor]) -> None:
-        """Begin to save; see `write`.   Errors: DivergedError for weights that are not finite, MachineError."""
-        copied = _on_host(update, state, pending)
+        """Begin to save; see `write`.
+
+        Errors: DivergedError, in all processes, for weights that are not finite in any of them; MachineError.
+        """
+        _check_finite(update, state, self._anywhere)
+        if not self._writes:
+            return
+        copied = _on_host(state, pending)
         self.wait()
         self._thread = threading.Thread(target=self._write, args=(update, copied), name=f"save {update}")
         self._thread.start()
@@ -93,17 +109,23 @@ def write(
 
     Errors: DivergedError for weights that are not finite; MachineError. Nothing of the earlier saves is touched then.
     """
+    _check_finite(update, state, bool)
     facts = {"update": update, "trajectory": dict(trajectory), "processes": 1}
-    _write(folder, facts, _on_host(update, state, pending))
+    _write(folder, facts, _on_host(state, pending))
 
 
-def _on_host(update: int, state: State, pending: Mapping[str, Tensor]) -> State:
-    """A copy of everything in the host's memory."""
-    if not all(torch.isfinite(tensor).all() for tensor in state["weights"].values()):
+def _check_finite(update: int, state: State, anywhere: Callable[[bool], bool]) -> None:
+    verdicts = [torch.isfinite(tensor).all() for tensor in state["weights"].values()]
+    # one answer to wait for, not one per tensor; and one for all: whoever went on alone would wait for the others
+    if anywhere(not bool(torch.stack(verdicts).all())):
         raise DivergedError(
             f"the weights are no longer finite after update {update}",
             "lower `learning_rate` and add --force to begin the stage again",
         )
+
+
+def _on_host(state: State, pending: Mapping[str, Tensor]) -> State:
+    """A copy of everything in the host's memory."""
     return {
         part: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
         for part, named in {**state, "pending": pending}.items()
@@ -115,7 +137,8 @@ def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
         for part, named in tensors.items():
             save_tensors(target / f"{part}.safetensors", dict(named))
 
-    whole_folder.write(folder / f"{facts['update']:09d}", STATE, facts, fill)  # which reads it back
+    size = sum(map(num_bytes, tensors.values()))
+    whole_folder.write(folder / f"{facts['update']:09d}", STATE, facts, fill, size)  # which reads it back
     for old in points(folder)[NUM_KEPT:]:
         whole_folder.remove(old)
 

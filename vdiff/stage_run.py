@@ -125,9 +125,10 @@ class StageRun:
 
     def _fit(self, saved: SavePoint | None) -> float:
         self._progress.begin(self._stage.name, self._stage.settings.updates, self._learner.update)
-        saver = Saver(self._saves, self._trajectory, self._machine.world_size)
+        machine = self._machine
+        saver = Saver(self._saves, self._trajectory, machine.world_size, machine.is_first, machine.any)
         first, recipe = self._learner.update, self._recipe
-        told = self._machine.trackers(self._run.tracker, recipe.trackers, recipe.name, self._step() + 1)
+        told = machine.trackers(self._run.tracker, recipe.trackers, recipe.name, self._step() + 1)
         with told as trackers, saver:
             report = self._report(saved, trackers.log)
             is_complete = fit(
@@ -157,10 +158,11 @@ class StageRun:
         return report.loss
 
     def publish(self) -> ModelCard:
-        """Leave the model folder; the points to resume from have served."""
-        folder = self._run.model(self._stage.name)
-        result, picture = self._learner.result(), self._drawn
-        if self._machine.is_first and picture is not None:
+        """Leave the model folder; the points to resume from have served. To be called after `train`."""
+        folder, picture = self._run.model(self._stage.name), self._drawn
+        assert picture is not None, f"`{self._stage.name}` is published before it is trained"
+        result = self._learner.result()
+        if self._machine.is_first:
             checkpoint.save(
                 folder, self._card(result), result, lambda target: write_png(target / "samples.png", picture)
             )
@@ -198,9 +200,7 @@ class StageRun:
         )
 
     def _save(self, saver: Saver, report: Report) -> None:
-        pending = report.pending()  # asks all processes
-        if self._machine.is_first:
-            saver.save(self._learner.update, self._learner.state(), pending)
+        saver.save(self._learner.update, self._learner.state(), report.pending())
 
     def _should_stop(self, saver: Saver) -> bool:
         self._tell_saved(saver)

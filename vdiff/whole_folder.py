@@ -16,6 +16,8 @@ __all__ = [
     "check",
     "clean",
     "damage",
+    "flush_one",
+    "make",
     "read",
     "read_json",
     "remove",
@@ -30,14 +32,17 @@ _BESIDE = ".partial-"
 _OLD = "old-"
 
 
-def write(target: Path, mark: str, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> dict[str, Any]:
+def write(
+    target: Path, mark: str, facts: Mapping[str, Any], fill: Callable[[Path], None], num_bytes: int
+) -> dict[str, Any]:
     """Make the folder `target` with what `fill` puts into it and the file `mark`, which comes last.
 
     mark: name of the JSON file that holds `facts` and `files`: {relative path: {size, sha256}}. Returns its content.
     A folder that was there before is replaced, once the new one has been read back from the disk.
+    num_bytes: about how many it will have, to be told where the disk is full.
     Errors: MachineError when the disk refuses; the old folder is there then, and nothing beside it.
     """
-    with _beside(target) as folder:
+    with _beside(target, num_bytes) as folder:
         fill(folder)
         content = {**facts, "files": manifest(folder)}
         (folder / mark).write_text(sealed(content), encoding="utf-8")
@@ -75,15 +80,15 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`, with bytes."""
     beside = _name_beside(path)
-    with _refusals(path):
-        _make(path.parent)
+    with _refusals(path, len(data)):
+        make(path.parent)
         try:
             with beside.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
-            _flush_one(path.parent)
+            flush_one(path.parent)
         finally:
             _delete(beside)
 
@@ -109,17 +114,17 @@ def remove(folder: Path) -> None:
             _delete(beside)
             try:
                 folder.rename(beside)
-                _flush_one(folder.parent)  # else its files may be gone and its name back after a power cut
+                flush_one(folder.parent)  # else its files may be gone and its name back after a power cut
             finally:
                 _delete(beside)
 
 
 @contextlib.contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def _beside(target: Path, num_bytes: int) -> Iterator[Path]:
     folder = _name_beside(target)
-    with _refusals(target):
+    with _refusals(target, num_bytes):
         try:
-            _make(target.parent)
+            make(target.parent)
             _delete(folder)
             folder.mkdir()
             yield folder
@@ -133,8 +138,8 @@ def _name_beside(target: Path, kind: str = "") -> Path:
 
 
 @contextlib.contextmanager
-def _refusals(target: Path) -> Iterator[None]:
-    """Errors of the disk while `target` is written, in words."""
+def _refusals(target: Path, num_bytes: int = 0) -> Iterator[None]:
+    """Errors of the disk while `target` is written, of about so many bytes, in words."""
     try:
         yield
     except OSError as err:
@@ -142,7 +147,8 @@ def _refusals(target: Path) -> Iterator[None]:
             there = next(folder for folder in target.absolute().parents if folder.exists())
             free = shutil.disk_usage(there).free
             fix = "free some space and run the same command again: it goes on where it stopped"
-            raise MachineError(f"the disk is full ({free:,} bytes are free)", fix, target) from err
+            needed = f"{num_bytes:,} bytes are needed, " if num_bytes else ""
+            raise MachineError(f"the disk is full: {needed}{free:,} are free", fix, target) from err
         fix = "choose a folder you may write to, and look at the disk's health"
         raise MachineError(f"cannot write `{target}`: {err.strerror or err}", fix) from err
 
@@ -152,7 +158,7 @@ def _publish(folder: Path, target: Path) -> None:
     old = _set_aside(target)
     try:
         folder.rename(target)
-        _flush_one(target.parent)
+        flush_one(target.parent)
     except BaseException:
         if not folder.exists():
             target.rename(folder)
@@ -184,21 +190,22 @@ def _delete(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _make(folder: Path) -> None:
+def make(folder: Path) -> None:
     """Make a folder and its parents, so that they are there after a power cut."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
-        _flush_one(made.parent)
+        flush_one(made.parent)
 
 
 def _flush(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
-        _flush_one(path)
-    _flush_one(folder)
+        flush_one(path)
+    flush_one(folder)
 
 
-def _flush_one(path: Path) -> None:
+def flush_one(path: Path) -> None:
+    """Bring a file, or the names in a folder, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

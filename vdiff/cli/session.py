@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vdiff.cli.options import mode, open_recipe
-from vdiff.cli.signals import StopRequest
+from vdiff.cli.signals import StopRequest, leaving_at_once
 from vdiff.errors import Stopped
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def processes(
 ) -> "Iterator[tuple[Machine, Callable[[], None]]]":
     """This process, alone or among those that a launcher started; only the first one talks.
 
-    With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone.
+    With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone, or
+    was told to stop. A process that is alone leaves as soon as it is told.
     wanted: precision and device.   image_size: of the pictures, which `auto` asks.   what: is left undone then.
     """
     from vdiff.cli import launch
@@ -102,8 +103,7 @@ def processes(
 
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=True) if launch.is_worker() else None
-        if stop is not None:
-            stack.callback(stop.close)
+        stack.callback(stop.close) if stop is not None else stack.enter_context(leaving_at_once(what))
         machine = Machine(*wanted, image_size=image_size)
         stack.callback(machine.close)
         if not machine.is_first:

@@ -1,9 +1,13 @@
 """Signals: the first one asks a run to save and leave, the second one ends it at once."""
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
+
+from vdiff.errors import Stopped
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -15,6 +19,26 @@ GRACE_SECONDS = 25.0
 
 _PARENT = os.getppid()
 """Who started this process. Asked when it begins: torch takes seconds to import, and the launcher may die meanwhile."""
+
+
+@contextlib.contextmanager
+def leaving_at_once(undone: str) -> Iterator[None]:
+    """Within it, a signal raises Stopped wherever this process is: for work whose finished parts lie on the disk.
+
+    undone: what is not done then, in words.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for each in ASKING:
+            signal.signal(each, lambda second, frame: os._exit(128 + second))
+        raise Stopped(number, undone)
+
+    before = {number: signal.signal(number, leave) for number in ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 class StopRequest:

@@ -19,7 +19,7 @@ from vdiff.data.store import StoreWriter, image_key
 JOB, PART = "vdiff-job", "vdiff-part-"
 _CHUNK_PICTURES, _CHUNK_BYTES = 16, 2**20
 _COMMIT_SECONDS, _COMMIT_BYTES = 5.0, 64 * 2**20
-_LARGE_PIXELS = 2**24
+_LARGE_PIXELS = _LARGE_BYTES = 2**24
 _one_large = Lock()  # of pictures with hundreds of megabytes, only one is in memory at a time
 
 Item = TypeVar("Item")
@@ -154,16 +154,26 @@ def convert(pictures: Iterable[Picture], settings: Settings, workers: int) -> Ge
 
     Threads do: Pillow lets go of the interpreter while it decodes, resizes and encodes.
     """
-    return in_order(partial(_convert_chunk, settings), _chunks(pictures), workers)
+    return in_order(partial(_convert_chunk, settings), _chunks(pictures), workers, _has_large)
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result]:
-    """`map(work, items)` in threads, with at most two items per thread under way."""
+def in_order(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    is_large: Callable[[Item], bool] = lambda item: False,
+) -> Generator[Result]:
+    """`map(work, items)` in threads, with at most two items per thread under way; after a large one, nothing is taken.
+
+    is_large: whether an item must be done before the next one is taken.
+    """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(work, item))
+                if is_large(item):
+                    pending[-1].exception()
                 if len(pending) >= 2 * workers:
                     yield pending.popleft().result()
             while pending:
@@ -182,6 +192,10 @@ def _chunks(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _has_large(chunk: list[Picture]) -> bool:
+    return any(picture.file.num_bytes > _LARGE_BYTES for picture in chunk)
 
 
 def _convert_chunk(settings: Settings, chunk: list[Picture]) -> list[Converted]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from vdiff.errors import InUseError, MachineError
+from vdiff.whole_folder import flush_one, make
 
 _LOCK = ".lock"
 
@@ -21,7 +22,7 @@ def claimed(folder: Path) -> Iterator[None]:
     The lock goes when its process does, however it dies.
     """
     with writing(folder):
-        _make(folder)
+        make(folder)
         lock = (folder / _LOCK).open("a+")
     with lock:
         _lock(lock, folder)
@@ -45,12 +46,12 @@ def publish(folder: Path, place: Path) -> None:
     old = _replaced(place)
     with writing(place):
         for path in (*folder.iterdir(), folder):
-            _sync(path)
+            flush_one(path)
         if place.exists():
             discard(old)
             place.rename(old)
         folder.rename(place)
-        _sync(place.parent)
+        flush_one(place.parent)
     tidy(place)
 
 
@@ -116,19 +117,3 @@ def _sign(lock: int, folder: Path) -> None:
 
 def _is_still(descriptor: int, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
-
-
-def _make(folder: Path) -> None:
-    """Make a folder and its parents, so that they are there after a power cut."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for made in missing:
-        _sync(made.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,9 +4,11 @@ Archives are read member by member in memory, never extracted: a name in them is
 """
 
 import hashlib
+import io
 import itertools
 import lzma
 import os
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -16,14 +18,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
+from typing import IO
 
+from vdiff import images
 from vdiff.data.store import is_store
 from vdiff.errors import DataError
 
 SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .avif".split()  # noqa: SIM905
 )
-MAX_FILE_BYTES = 512 * 2**20
+MAX_FILE_BYTES = 256 * 2**20
+_BEGINNING, _PIECE = 2**16, 2**12
+"""Bytes that are read to see whether a file is a picture; and at a time from a zip, where few become many."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class File:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file of a source and how to get its bytes; `get` may be called from any thread, and may raise anything."""
+    """A file of a source and how to get its bytes: once, from any thread. `get` may raise anything."""
 
     file: File
     get: Callable[[], bytes]
@@ -47,6 +53,8 @@ class Picture:
             raise ValueError(f"the file is larger than {MAX_FILE_BYTES:,} bytes")
         try:
             return self.get()
+        except ValueError:
+            raise
         except Exception as err:  # zipfile alone knows five kinds
             raise ValueError(f"the file cannot be read: {err}") from err
 
@@ -117,7 +125,7 @@ class FolderSource(Source):
 
     def pictures(self, start: int) -> Iterator[Picture]:
         for file in self.files[start:]:
-            yield Picture(file, (self.path / file.name).read_bytes)
+            yield Picture(file, partial(_bytes_of, partial(io.FileIO, self.path / file.name)))
 
     def _list(self) -> Iterator[File]:
         paths: list[Path] = []
@@ -137,7 +145,7 @@ class ZipSource(Source):
         with _readable(self.path):
             archive = zipfile.ZipFile(self.path)  # open as long as a picture may still be read
         for file in self.files[start:]:
-            yield Picture(file, partial(archive.read, file.name))
+            yield Picture(file, partial(_bytes_of, partial(archive.open, file.name)))
 
     def _list(self) -> Iterator[File]:
         with zipfile.ZipFile(self.path) as archive:
@@ -168,11 +176,36 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
 
 
+def _bytes_of(opened: Callable[[], IO[bytes] | io.FileIO]) -> bytes:
+    """All bytes of a file; ValueError as soon as its beginning tells that they would be refused."""
+    with opened() as file:
+        beginning = file.read(_BEGINNING)
+        images.check_beginning(beginning)
+        data = io.BytesIO()  # which gives its bytes away without a copy
+        data.write(beginning)
+        shutil.copyfileobj(file, data, _PIECE if isinstance(file, zipfile.ZipExtFile) else _BEGINNING)
+        if data.tell() > MAX_FILE_BYTES:
+            raise ValueError("the file has grown")
+        return data.getvalue()
+
+
 def _bytes_now(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
-    """A function that returns the member's bytes, which are read at once: the stream moves on."""
-    file = archive.extractfile(member) if member.size <= MAX_FILE_BYTES else None
-    data = file.read() if file else b""
-    return lambda: data
+    """A function that gives the member's bytes away, which are read at once: the stream moves on."""
+    if member.size > MAX_FILE_BYTES:
+        return bytes  # refused by its size
+    try:
+        held = [_bytes_of(lambda: _member(archive, member))]
+    except ValueError as err:
+        return partial(_fail, err)
+    return held.pop
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    return archive.extractfile(member) or io.BytesIO()
+
+
+def _fail(err: ValueError) -> bytes:
+    raise err
 
 
 def _is_picture(name: str) -> bool:

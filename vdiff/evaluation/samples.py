@@ -1,13 +1,11 @@
 """Pictures drawn for an evaluation, kept in chunks until its table is complete: an interrupted one goes on."""
 
 import hashlib
-import io
 import json
+import math
 import shutil
 import statistics
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import checkpoint, whole_folder
+from vdiff import array_file, checkpoint, whole_folder
+from vdiff.array_file import Arrays
 from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
 from vdiff.images import to_uint8
@@ -25,7 +24,6 @@ from vdiff.samplers.walk import Sampler
 from vdiff.training.machine import Machine
 
 _CHUNK_BYTES, _MOST_IN_CHUNK = 2**26, 1024
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -120,9 +118,8 @@ class Samples:
 
         images = machine.share_out(share, count)
         if machine.is_first:
-            file = io.BytesIO()
-            np.savez(file, images=images.numpy(), seconds=np.array(spent[0]))
-            whole_folder.write_bytes(self._path(start), file.getvalue())
+            kept = {"images": images.numpy(), "seconds": np.array(spent[0])}
+            whole_folder.write_bytes(self._path(start), array_file.packed(kept))
 
     def _labels(self, start: int, places: slice) -> Tensor | None:
         classes = self._subject.card.num_classes
@@ -141,16 +138,23 @@ class Samples:
         return self.folder / f"{start:08d}.npz"
 
     def _is_there(self, start: int) -> bool:
-        try:
-            found = self._read(start)
-        except _DAMAGE:
-            return False
-        images = found["images"]
-        return images.shape == (self._count(start), *self._subject.card.shape) and images.dtype == np.uint8
+        found = array_file.read(self._path(start))
+        return found is not None and self._is_right(start, found)
+
+    def _is_right(self, start: int, found: Arrays) -> bool:
+        images, seconds = (found.get(name, _NOTHING) for name in ("images", "seconds"))
+        is_time = seconds.shape == () and seconds.dtype == np.float64 and 0 <= float(seconds) < math.inf
+        shape = (self._count(start), *self._subject.card.shape)
+        return is_time and images.shape == shape and images.dtype == np.uint8
 
     def _images(self, start: int) -> Tensor:
         return torch.from_numpy(self._read(start)["images"])
 
-    def _read(self, start: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
-        with np.load(io.BytesIO(self._path(start).read_bytes())) as content:
-            return {name: content[name] for name in ("images", "seconds")}
+    def _read(self, start: int) -> Arrays:
+        found = array_file.read(self._path(start))
+        if found is None or not self._is_right(start, found):
+            raise DataError("pictures that were drawn are gone or damaged", "type the command again", self._path(start))
+        return found
+
+
+_NOTHING = np.zeros(0)

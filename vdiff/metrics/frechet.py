@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vdiff.array_file import Arrays
 from vdiff.config import harmless
 from vdiff.errors import DataError
 from vdiff.metrics.bootstrap import REPETITIONS, Counts, with_interval
 from vdiff.metrics.metric import Against, AsFloat, MetricSection, Pictures, chunks
-from vdiff.metrics.reference import Arrays, remembered
+from vdiff.metrics.reference import remembered
 from vdiff.metrics.table import Value
 from vdiff.randomness import Randomness
 

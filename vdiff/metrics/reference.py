@@ -1,10 +1,8 @@
 """What is known of the reference pictures, computed once and kept beside the evaluations of a run."""
 
+import contextlib
 import hashlib
-import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import __version__, whole_folder
+from vdiff import __version__, array_file, whole_folder
+from vdiff.array_file import Arrays
 from vdiff.data.loader import Images, take
 from vdiff.errors import MachineError
-
-Arrays = dict[str, np.ndarray[Any, Any]]
-
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 class StorePictures:
@@ -45,17 +40,14 @@ def remembered(folder: Path | None, about: Mapping[str, object], compute: Callab
         return compute()
     key = json.dumps({**about, "version": __version__}, sort_keys=True)
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as content:
-            found = {name: content[name] for name in content.files}
-        if str(found.pop("about")) == key and all(np.isfinite(array).all() for array in found.values()):
-            return found
-    except _DAMAGE:
-        pass
-    arrays, file = compute(), io.BytesIO()
-    np.savez(file, about=np.array(key), **arrays)  # type: ignore[arg-type]
-    try:
-        whole_folder.write_bytes(path, file.getvalue())
-    except MachineError:
-        return arrays  # a folder that cannot be written to costs time, not the number
+    found = array_file.read(path)
+    if found is not None and str(found.pop("about", "")) == key and all(map(_is_finite, found.values())):
+        return found
+    arrays = compute()
+    with contextlib.suppress(MachineError):  # a folder that cannot be written to costs time, not the number
+        whole_folder.write_bytes(path, array_file.packed({"about": np.array(key), **arrays}))
     return arrays
+
+
+def _is_finite(array: np.ndarray[Any, Any]) -> bool:
+    return array.dtype.kind in "fiu" and bool(np.isfinite(array).all())

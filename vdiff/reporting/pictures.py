@@ -1,5 +1,6 @@
 """The pictures of a report: drawn from fixed seeds, kept in the run's evaluation folder, drawn again when gone."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import __version__, checkpoint
+from vdiff import __version__, array_file, checkpoint, whole_folder
 from vdiff.checkpoint import Checkpoint, ModelCard
+from vdiff.errors import MachineError
 from vdiff.images import to_float, to_uint8
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target
@@ -101,7 +103,8 @@ class Studio:
         """A picture per seed."""
         key = ["strip", self._cards[name].hash, num_steps, list(self.seeds)]
         said = f"drawing `{name}` at {counted(num_steps)}"
-        return Strip(name, role, num_steps, self._kept(key, said, lambda: to_uint8(self._draw(name, num_steps))))
+        shape = (len(self.seeds), *self._cards[name].shape)
+        return Strip(name, role, num_steps, self._kept(key, said, shape, lambda: to_uint8(self._draw(name, num_steps))))
 
     def way(self, name: str, num_steps: int) -> Way:
         """From the first seed's noise to its picture, in at most FRAMES frames."""
@@ -114,7 +117,8 @@ class Studio:
             return torch.cat([states[step] for step in kept])
 
         key = ["way", self._cards[name].hash, num_steps, self.seeds[0]]
-        frames = self._kept(key, f"following `{name}` from noise to picture", follow)
+        shape = (len(kept), *self._cards[name].shape)
+        frames = self._kept(key, f"following `{name}` from noise to picture", shape, follow)
         return Way(name, num_steps, [1 - step / num_steps for step in kept], frames)
 
     def errors(self, name: str, pictures: Tensor) -> list[tuple[float, float]]:
@@ -130,7 +134,8 @@ class Studio:
         digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
         key = ["errors", card.hash, self._cards[teacher].hash, digest, list(self.seeds)]
         said = f"comparing `{name}` with its teacher's target"
-        found = self._kept(key, said, lambda: self._errors(name, str(teacher), to_float(pictures)), np.float64)
+        shape = (min(card.num_steps, _LEVELS), 2)
+        found = self._kept(key, said, shape, lambda: self._errors(name, str(teacher), to_float(pictures)), np.float64)
         return [(time, value) for time, value in found.tolist()]
 
     @torch.no_grad()
@@ -174,12 +179,14 @@ class Studio:
             self._loaded[name] = checkpoint.load(self._folders[name], self._device)
         return self._loaded[name]
 
-    def _kept(self, key: list[Any], said: str, make: Callable[[], Tensor], dtype: Any = np.uint8) -> Tensor:
-        """What `make` makes, or made before of the same key."""
+    def _kept(
+        self, key: list[Any], said: str, shape: tuple[int, ...], make: Callable[[], Tensor], dtype: Any = np.uint8
+    ) -> Tensor:
+        """What `make` makes, of this shape and kind, or made before of the same key."""
         digest = hashlib.sha256(json.dumps([__version__, *key]).encode()).hexdigest()
-        path = self._keep / f"{key[0]}-{digest[:20]}.npy"
+        path = self._keep / f"{key[0]}-{digest[:20]}.npz"
         before = _read(path, dtype)
-        if before is None:
+        if before is None or before.shape != shape:
             self._say(said)
             before = make()
             _write(path, before)
@@ -188,19 +195,11 @@ class Studio:
 
 def _read(path: Path, dtype: Any) -> Tensor | None:
     """An array that `_write` left; None where it is not there or not whole."""
-    try:
-        found = np.load(path)
-        return torch.from_numpy(found) if found.dtype == dtype else None
-    except (OSError, ValueError, EOFError):
-        return None
+    found = (array_file.read(path) or {}).get("content")
+    return torch.from_numpy(found) if found is not None and found.dtype == dtype else None
 
 
 def _write(path: Path, content: Tensor) -> None:
     """Keep an array; where the disk refuses, it is drawn again next time."""
-    partial = path.with_name(f".{path.name}.partial.npy")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(partial, content.numpy())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    with contextlib.suppress(MachineError):
+        whole_folder.write_bytes(path, array_file.packed({"content": content.numpy()}))
