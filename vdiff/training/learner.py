@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
+from vdiff.networks.repeated import forget_activations
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
 from vdiff.training import profile
@@ -41,6 +42,8 @@ class Learner:
         self._objective = objective
         self._machine = machine
         self._network = machine.place(student.network)
+        if settings.checkpoint_activations:
+            forget_activations(self._network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
         adam = torch.optim.AdamW(
             self._network.parameters(),
