@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vdiff import savepoint
 from vdiff.diffusion.denoiser import Denoiser
@@ -144,12 +145,14 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> _Cost:
     making = time.monotonic() - begun
     share = -(-stage.settings.batch_size // machine.world_size)
     probe = min(_PROBE, share)
+    x, label, rng_of = _batch(recipe, learner, probe)
+    learner.settle(x, label, rng_of, share)
     first, second = (_timed(partial(_update, recipe, learner, probe)) for _ in range(2))
     peak = memory.peak_bytes(machine.device)
     most = max(int(_SECONDS / _UPDATES[0] / max(second / probe, 1e-9)), probe)
     count = min(share, most)
     seconds = _median_seconds(partial(_update, recipe, learner, count))
-    at_once = stage.settings.micro_batch or share
+    at_once = learner.micro_batch or share
     more = max(min(share, at_once) - min(count, at_once), 0)  # pictures that the real update has at once, not this one
     needed = memory.peak_bytes(machine.device)
     needed += more * max(needed - peak, 0) // max(count - probe, 1)
@@ -162,12 +165,15 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> _Cost:
 
 def _update(recipe: Recipe, learner: Learner, count: int) -> None:
     """An update of `count` random pictures, waited for."""
+    float(learner.step(*_batch(recipe, learner, count)).sum())
+
+
+def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Tensor | None, RngOf]:
     device = next(iter(learner.state()["weights"].values())).device
     x = torch.randn(count, recipe.data.channels, recipe.data.size, recipe.data.size, device=device)
     num_classes = getattr(recipe.network, "num_classes", None)
     label = torch.zeros(count, dtype=torch.int64, device=device) if num_classes else None
-    rng_of = RngOf(0, 0, learner.update, torch.arange(count, device=device), count)
-    float(learner.step(x, label, rng_of).sum())
+    return x, label, RngOf(0, 0, learner.update, torch.arange(count, device=device), count)
 
 
 def _timed(work: Callable[[], object]) -> float:

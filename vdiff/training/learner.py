@@ -12,7 +12,7 @@ from vdiff.errors import ModelFileError
 from vdiff.networks.repeated import forget_activations
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
-from vdiff.training import profile
+from vdiff.training import memory, micro_batch, profile
 from vdiff.training.ema import Average
 from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
@@ -38,7 +38,9 @@ class Learner:
         self.settings = settings
         self.update = 0
         self.rollbacks = 0
-        self._micro_batch, self._is_halved, self._say = settings.micro_batch, False, say
+        self.micro_batch = settings.micro_batch
+        """Pictures that go through the network at once; None until `settle` has chosen, and means all."""
+        self._is_halved, self._say = False, say
         self._objective = objective
         self._machine = machine
         self._network = machine.place(student.network)
@@ -83,11 +85,11 @@ class Learner:
         try:
             return self._gradient(x, label, rng_of)
         except RuntimeError as err:
-            size = (min(self._micro_batch or len(x), len(x)) + 1) // 2
+            size = (min(self.micro_batch or len(x), len(x)) + 1) // 2
             # with several processes, the others already wait for this one's gradient
             if not _is_out_of_memory(err) or self._is_halved or size == len(x) or self._machine.world_size > 1:
                 raise
-        self._micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
+        self.micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
         self._optimizer.zero_grad()
         self._machine.free_cache()
         self._say(
@@ -112,6 +114,37 @@ class Learner:
                     self._machine.backward(loss * is_sound * world_size)
             total += loss.detach()
         return total
+
+    def settle(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", share: int | None = None) -> None:
+        """Choose the largest micro-batch that fits into the memory, unless the settings or a save name one.
+
+        Rehearses with one and with two pictures; nothing is learned.   share: pictures per update, if not those given.
+        """
+        if self.micro_batch is not None:
+            return
+        count = len(x) if share is None else share
+        if len(x) < 2 or (available := self._machine.available_bytes()) is None:
+            self.micro_batch = max(count, 1)
+            return
+        needed = [self._needed_bytes(x, label, rng_of, slice(0, number)) for number in (1, 2)]
+        weights = sum(weight.nbytes for weight in self._network.parameters())
+        # of Adam's averages, and of the copy while a save is under way
+        later = weights * (2 + (6 if self._machine.device.type == "cpu" else 0)) if not self._optimizer.state else 0
+        choice = micro_batch.fitting(needed[0], needed[1], count, available - later)
+        self.micro_batch = choice.size
+        self._say(choice.told)
+
+    def _needed_bytes(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> int:
+        # not through the wrapped network, and no gradient of the weights: other processes do not take part
+        student = replace(self._student, network=self._network)
+        weights = [weight for weight in self._network.parameters() if weight.requires_grad]
+
+        def rehearse() -> None:
+            with self._machine.autocast():
+                losses = self._objective(student, x[part], rng_of(part), None if label is None else label[part])
+            torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+
+        return memory.peak_of(rehearse, self._machine.device)
 
     def rate(self, update: int) -> float:
         """Learning rate of the update with this 0-based number: the settings', halved by every rollback."""
@@ -146,7 +179,8 @@ class Learner:
             for key in ("exp_avg", "exp_avg_sq", "step")
         }
         average = self._average.tensors() if self._average is not None else {}
-        course = {"rollbacks": torch.tensor(self.rollbacks)}
+        # the micro-batch too: another one rounds differently
+        course = {"rollbacks": torch.tensor(self.rollbacks), "micro_batch": torch.tensor(self.micro_batch or 0)}
         return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": course}
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]], update: int) -> None:
@@ -168,7 +202,9 @@ class Learner:
                 for key in keys[:2]:  # in the memory format of the weight
                     kept[key] = torch.empty_like(weight).copy_(kept[key])
                 self._optimizer.state[weight] = kept
-        self.rollbacks = int(state.get("course", {}).get("rollbacks", 0))
+        course = state.get("course", {})
+        self.rollbacks = int(course.get("rollbacks", 0))
+        self.micro_batch = self.settings.micro_batch or int(course.get("micro_batch", 0)) or self.micro_batch
         self.update = update
 
     def _fits(self, state: Mapping[str, Mapping[str, Tensor]]) -> bool:
@@ -185,7 +221,7 @@ class Learner:
             return self._objective(self._student, x[part], rng_of(part), None if label is None else label[part])
 
     def _parts(self, count: int) -> Iterator[slice]:
-        size = self._micro_batch or max(count, 1)
+        size = self.micro_batch or max(count, 1)
         for start in range(0, max(count, 1), size):
             yield slice(start, min(start + size, count))
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vdiff.errors import MachineError, UsageError
-from vdiff.training import trackers
+from vdiff.training import memory, trackers
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
 
@@ -126,6 +126,12 @@ class Machine:
     def release(self) -> None:
         """Forget the networks of a finished stage."""
         self._accelerator.free_memory()
+
+    def available_bytes(self) -> int | None:
+        """The share of the memory that this process may still take; None where nobody tells."""
+        found = memory.available_bytes(self.device)
+        on_one_host = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)) if self.device.type == "cpu" else 1
+        return None if found is None else found // max(on_one_host, 1)
 
     def free_cache(self) -> None:
         """Give memory back that torch keeps for later."""
