@@ -55,6 +55,7 @@ class Learner:
             fused=True,
         )
         self._adam = adam
+        self._scaler = machine.scaler()
         wrapped, self._optimizer = machine.prepare(self._network, adam)
         self._student = replace(student, network=wrapped.train(settings.dropout))
 
@@ -69,11 +70,13 @@ class Learner:
             group["lr"] = self.rate(self.update)
         total = self._gradient_with_less_memory(x, label, rng_of)
         with profile.part("optimizer"):
+            self._scaler.unscale_(self._adam)
             norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
             is_finite = torch.isfinite(norm)
             self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
             self._optimizer.step()
             self._optimizer.zero_grad()
+            self._scaler.update()
         self.update += 1
         if self._average is not None:
             with profile.part("average"):
@@ -111,7 +114,7 @@ class Learner:
                     is_sound = 1 + 0 * loss.detach()
                 with profile.part("backward"):
                     # processes average their gradients: make it a sum
-                    self._machine.backward(loss * is_sound * world_size)
+                    self._machine.backward(self._scaler.scale(loss * is_sound * world_size))
             total += loss.detach()
         return total
 
@@ -179,9 +182,15 @@ class Learner:
             for key in ("exp_avg", "exp_avg_sq", "step")
         }
         average = self._average.tensors() if self._average is not None else {}
+        return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": self._course()}
+
+    def _course(self) -> dict[str, Tensor]:
         # the micro-batch too: another one rounds differently
         course = {"rollbacks": torch.tensor(self.rollbacks), "micro_batch": torch.tensor(self.micro_batch or 0)}
-        return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": course}
+        if self._scaler.is_enabled():
+            course["loss_scale"] = torch.tensor(self._scaler.get_scale())
+            course["sound_updates"] = torch.tensor(self._scaler.state_dict()["_growth_tracker"])
+        return course
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]], update: int) -> None:
         """Go on from a saved state. Tensors are copied into place: memory of another alignment rounds differently.
@@ -198,13 +207,16 @@ class Learner:
         for name, weight in self._network.named_parameters():
             if f"step.{name}" in adam:
                 keys = ("exp_avg", "exp_avg_sq", "step")
-                kept = {key: adam[f"{key}.{name}"].to(weight.device, copy=True) for key in keys}
+                memory = {key: adam[f"{key}.{name}"].to(weight.device, copy=True) for key in keys}
                 for key in keys[:2]:  # in the memory format of the weight
-                    kept[key] = torch.empty_like(weight).copy_(kept[key])
-                self._optimizer.state[weight] = kept
+                    memory[key] = torch.empty_like(weight).copy_(memory[key])
+                self._optimizer.state[weight] = memory
         course = state.get("course", {})
         self.rollbacks = int(course.get("rollbacks", 0))
         self.micro_batch = self.settings.micro_batch or int(course.get("micro_batch", 0)) or self.micro_batch
+        if self._scaler.is_enabled() and "loss_scale" in course:
+            kept = {"scale": float(course["loss_scale"]), "_growth_tracker": int(course["sound_updates"])}
+            self._scaler.load_state_dict(self._scaler.state_dict() | kept)
         self.update = update
 
     def _fits(self, state: Mapping[str, Mapping[str, Tensor]]) -> bool:
