@@ -53,6 +53,7 @@ NEIGHBOURS = {
     ("stage_run", "stage_parts"),
     ("chain", "trend"),
     ("stage_run", "trend"),
+    ("estimate", "stage_run"),
     ("reporting", "inspection"),
 }
 """The imports on one floor."""

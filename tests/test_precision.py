@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_training import learner, pictures, rng_of
+from tests.test_training import flat, learner, pictures, rng_of, taught
 from tests.tiny import StopAfter, TinyRun
 from vdiff.cli.progress import FitLines
 from vdiff.errors import MachineError, Stopped, UsageError
 from vdiff.networks.blocks import attend
 from vdiff.stage_run import Surroundings
 from vdiff.training import machine as machines
+from vdiff.training.learner import Learner
 from vdiff.training.machine import SMALLEST_BF16_PICTURE, Machine, resolve
 
 needs_bf16 = pytest.mark.skipif(not machines.cpu_multiplies_bf16(), reason="this CPU does not multiply bf16")
@@ -60,6 +61,68 @@ def test_a_frozen_network_is_cast_once_and_predicts_in_float32() -> None:
     Machine("bf16", "cpu").freeze(made.network)
     assert {weight.dtype for weight in made.network.parameters()} == {torch.bfloat16}
     assert made(pictures(), torch.full((6,), 0.5)).x.dtype == torch.float32
+
+
+def test_fp16_is_refused_where_the_cpu_does_not_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: False, raising=False)
+    with pytest.raises(MachineError, match="does not multiply fp16") as found:
+        Machine("fp16", "cpu")
+    assert found.value.exit_code == 6
+    assert f"precision: {'bf16' if machines.cpu_multiplies_bf16() else 'fp32'}" in found.value.fix
+    lacking(monkeypatch)
+    with pytest.raises(MachineError) as found:
+        resolve("fp16", cpu=True)
+    assert "precision: fp32" in found.value.fix
+    assert len(str(found.value).splitlines()) == 3
+
+
+def half(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """fp16 on this CPU, whatever it multiplies: torch can do it slowly."""
+    monkeypatch.setattr(machines, "cpu_multiplies_fp16", lambda: True)
+    return Machine("fp16", "cpu")
+
+
+def scale_of(made: Learner) -> float:
+    return float(made.state()["course"]["loss_scale"])
+
+
+def test_in_fp16_the_loss_is_scaled_and_the_update_is_close_to_that_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, exact = learner(half(monkeypatch)), learner(Machine("fp32", "cpu"))
+    found, wanted = (each.step(pictures(), None, rng_of()).tolist() for each in (made, exact))
+    assert found != wanted
+    assert found == pytest.approx(wanted, rel=0.02)
+    assert scale_of(made) == 2**16
+    assert "loss_scale" not in exact.state()["course"]
+    assert {tensor.dtype for tensor in made.state()["weights"].values()} == {torch.float32}
+    assert {weight.dtype for weight in half(monkeypatch).freeze(made.result().network).parameters()} == {torch.float16}
+
+
+def test_in_fp16_an_update_that_overflows_is_skipped_and_the_scale_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = learner(half(monkeypatch), ema=0.9)
+    taught(made, 2)
+    before = flat(made.state())
+    measured = made.step(pictures() * 1e30, None, rng_of(2))
+    assert not measured.isfinite().all()
+    after = flat(made.state())
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [
+        "course/loss_scale",
+        "course/sound_updates",
+    ]
+    assert (scale_of(made), made.update) == (2**15, 3)
+
+
+def test_in_fp16_a_save_is_gone_on_from_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = half(monkeypatch)
+    unbroken, resumed = learner(machine), learner(machine)
+    unbroken.step(pictures() * 1e30, None, rng_of())
+    taught(unbroken, 2)
+    saved = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in unbroken.state().items()}
+    resumed.load(saved, 3)
+    for each in (unbroken, resumed):
+        taught(each, 2)
+    wanted, found = flat(unbroken.state()), flat(resumed.state())
+    assert (float(found["course/loss_scale"]), int(found["course/sound_updates"])) == (2**15, 4)
+    assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
 
 
 def chain(run: TinyRun, precision: Any, stop_after: int) -> Any:

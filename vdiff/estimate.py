@@ -1,72 +1,135 @@
-"""What a chain will cost: time from a few measured updates, disk and memory from the number of weights."""
+"""What a chain will cost: time, memory and disk, from a few measured updates, drawings, measurements and a save."""
 
+import contextlib
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from vdiff import savepoint
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import VdiffError
+from vdiff.metrics.agreement import agreement_of
+from vdiff.metrics.metric import Against, named
+from vdiff.metrics.reference import StorePictures
 from vdiff.objectives.objective import Objective
 from vdiff.plan import Stage
 from vdiff.recipe import Recipe
+from vdiff.samplers.draw import draw
 from vdiff.savepoint import NUM_KEPT
-from vdiff.training.learner import Learner, RngOf
+from vdiff.stage_run import PREVIEW_STEPS
+from vdiff.training import memory
+from vdiff.training.learner import Learner, RngOf, State
 from vdiff.training.machine import Machine
 
-_MEASURED_IMAGES = 8
-_MEASURED_UPDATES = 2
 _FLOAT_BYTES = 4
+_PROBE, _SECONDS, _UPDATES = 4, 4.0, (3, 30)
+"""Pictures of the first two updates; how long the measured ones take together, and how many they are."""
+_SAVED_BYTES = 2**26
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What one stage will cost: seconds of training without saves and previews."""
+    """What one stage will cost, in seconds.
+
+    updates: the training itself.   saves: points to resume from and the model folder.   pictures: previews.
+    trend: what `evaluate` measures.   start: making the networks, and what the first update takes longer.
+    """
 
     stage: Stage
-    seconds: float
+    updates: float
+    saves: float
+    pictures: float
+    trend: float
+    start: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return self.updates + self.saves + self.pictures + self.trend + self.start
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What all stages will cost.
 
-    disk_bytes: model folders and the saves of one stage.   memory_bytes: weights, gradients, optimizer, average and
-    teacher, without the activations, which grow with the micro-batch.
+    start: seconds until the first stage begins.   disk_bytes: model folders and the saves of one stage.
+    memory_bytes: the peak, on a CPU of the whole process, on a GPU of torch's tensors.
     """
 
     stages: list[StageEstimate]
     num_parameters: int
     disk_bytes: int
     memory_bytes: int
+    start: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of all stages together."""
-        return sum(each.seconds for each in self.stages)
+        return self.start + sum(each.seconds for each in self.stages)
 
 
-def estimate(recipe: Recipe, stages: Sequence[Stage], machine: Machine) -> Estimate:
-    """Measure a few updates of every sort of stage on random pictures; writes nothing."""
-    weights = sum(weight.numel() for weight in _denoiser(recipe).network.parameters()) * _FLOAT_BYTES
-    per_image = {sort: _seconds_per_image(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
-    found = [
-        StageEstimate(stage, per_image[_sort(stage)] * stage.settings.batch_size * stage.settings.updates)
-        for stage in stages
-    ]
-    copies = [4 + (stage.settings.ema is not None) + (stage.index > 0) for stage in stages]
+@dataclass(frozen=True)
+class _Cost:
+    """Measured of one sort of stage. Seconds: of an update, of a network call per drawn picture, of a save."""
+
+    start: float
+    update: float
+    call: float
+    save: float
+    memory_bytes: int
+
+
+def estimate(recipe: Recipe, stages: Sequence[Stage], machine: Machine, start: float = 0.0) -> Estimate:
+    """Measure every sort of stage on random pictures; writes nothing but a save in a temporary folder.
+
+    start: seconds until the first stage begins.
+    """
+    num_weights = sum(weight.numel() for weight in _denoiser(recipe).network.parameters())
+    costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
+    metrics = _metric_seconds(recipe) if any(_measurements(recipe, stage) for stage in stages) else (0.0, 0.0)
+    found = [_stage_estimate(recipe, stage, costs[_sort(stage)], metrics) for stage in stages]
     saved = max(3 + (stage.settings.ema is not None) for stage in stages)
-    return Estimate(
-        found, weights // _FLOAT_BYTES, weights * (len(stages) + (NUM_KEPT + 1) * saved), weights * max(copies)
+    disk = num_weights * _FLOAT_BYTES * (len(stages) + (NUM_KEPT + 1) * saved)
+    return Estimate(found, num_weights, disk, max(cost.memory_bytes for cost in costs.values()), start)
+
+
+def _stage_estimate(recipe: Recipe, stage: Stage, cost: _Cost, metrics: tuple[float, float]) -> StageEstimate:
+    settings, steps, count = stage.settings, min(stage.num_steps, PREVIEW_STEPS), recipe.evaluate.num_images
+    previews = (settings.updates - 1) // settings.preview_every if settings.preview_every else 0
+    measured = _measurements(recipe, stage)
+    drawn = measured * (stage.num_steps if stage.index else steps)
+    if measured and stage.index:
+        drawn += stage.start_steps  # the teacher draws once
+    return StageEstimate(
+        stage,
+        updates=cost.update * settings.updates,
+        saves=cost.save * (-(-settings.updates // settings.save_every) + 1),
+        pictures=cost.call * (previews + 1) * steps * recipe.sample.num_images,
+        trend=cost.call * drawn * count + (metrics[0] + metrics[1] * measured if measured else 0.0),
+        start=cost.start,
     )
 
 
-def _sort(stage: Stage) -> int:
-    """Stages with as many network calls per picture cost the same: 0 for the base, else the teacher's steps."""
-    return stage.teacher_steps if stage.index else 0
+def _measurements(recipe: Recipe, stage: Stage) -> int:
+    """How often the trend of a stage is measured."""
+    every, floor = recipe.evaluate.every, recipe.distill.stop_if.psnr_below
+    if every is not None:
+        return (stage.settings.updates - 1) // every + 1
+    return int(stage.index > 0 and floor is not None)
 
 
-def _sorts(stages: Sequence[Stage]) -> dict[int, Stage]:
+def _sort(stage: Stage) -> tuple[int, int]:
+    """Stages with as many network calls per picture and as many pictures cost the same; 0 calls for the base."""
+    return stage.teacher_steps if stage.index else 0, stage.settings.batch_size
+
+
+def _sorts(stages: Sequence[Stage]) -> dict[tuple[int, int], Stage]:
     return {_sort(stage): stage for stage in reversed(stages)}
 
 
@@ -75,20 +138,103 @@ def _denoiser(recipe: Recipe) -> Denoiser:
     return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
 
 
-def _seconds_per_image(recipe: Recipe, stage: Stage, machine: Machine) -> float:
-    count = min(stage.settings.batch_size, _MEASURED_IMAGES)
+def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> _Cost:
+    memory.forget_peak(machine.device)
+    begun = time.monotonic()
     learner = Learner(_denoiser(recipe), _objective(recipe, stage, machine), stage.settings, machine)
-    x = torch.randn(count, recipe.data.channels, recipe.data.size, recipe.data.size, device=machine.device)
-    num_classes = getattr(recipe.network, "num_classes", None)
-    label = torch.zeros(count, dtype=torch.int64, device=machine.device) if num_classes else None
-    places = torch.arange(count, device=machine.device)
-    begun = 0.0
-    for update in range(1 + _MEASURED_UPDATES):  # the first one sets up memory and kernels
-        if update == 1:
-            begun = time.monotonic()
-        float(learner.step(x, label, RngOf(0, 0, update, places, count)).sum())  # waits for the device
+    making = time.monotonic() - begun
+    share = -(-stage.settings.batch_size // machine.world_size)
+    probe = min(_PROBE, share)
+    x, label, rng_of = _batch(recipe, learner, probe)
+    learner.settle(x, label, rng_of, share)
+    first, second = (_timed(partial(_update, recipe, learner, probe)) for _ in range(2))
+    peak = memory.peak_bytes(machine.device)
+    most = max(int(_SECONDS / _UPDATES[0] / max(second / probe, 1e-9)), probe)
+    count = min(share, most)
+    seconds = _median_seconds(partial(_update, recipe, learner, count))
+    at_once = learner.micro_batch or share
+    more = max(min(share, at_once) - min(count, at_once), 0)  # pictures that the real update has at once, not this one
+    needed = memory.peak_bytes(machine.device)
+    needed += more * max(needed - peak, 0) // max(count - probe, 1)
+    state_bytes = sum(tensor.nbytes for named in learner.state().values() for tensor in named.values())
+    save = _save_seconds(learner, state_bytes)
+    call = _call_seconds(recipe, learner.result(), machine, min(count, share))
     machine.release()
-    return (time.monotonic() - begun) / _MEASURED_UPDATES / count
+    return _Cost(making + max(first - second, 0.0), seconds * share / count, call, save, needed + state_bytes)
+
+
+def _update(recipe: Recipe, learner: Learner, count: int) -> None:
+    """An update of `count` random pictures, waited for."""
+    float(learner.step(*_batch(recipe, learner, count)).sum())
+
+
+def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Tensor | None, RngOf]:
+    device = next(iter(learner.state()["weights"].values())).device
+    x = torch.randn(count, recipe.data.channels, recipe.data.size, recipe.data.size, device=device)
+    num_classes = getattr(recipe.network, "num_classes", None)
+    label = torch.zeros(count, dtype=torch.int64, device=device) if num_classes else None
+    return x, label, RngOf(0, 0, learner.update, torch.arange(count, device=device), count)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
+
+
+def _median_seconds(work: Callable[[], object]) -> float:
+    """Of one run, after one that sets up memory; other work on the machine disturbs a median less than a mean."""
+    found = [_timed(work)]
+    while len(found) < _UPDATES[0] or (len(found) < _UPDATES[1] and sum(found) < _SECONDS):
+        found.append(_timed(work))
+    return sorted(found[1:])[(len(found) - 1) // 2]
+
+
+def _save_seconds(learner: Learner, state_bytes: int) -> float:
+    """Of one save, from as many of its tensors as make a fair sample."""
+    state: State = {}
+    left = _SAVED_BYTES
+    for part, tensors in learner.state().items():
+        state[part] = {}
+        for name, tensor in tensors.items():
+            if left > 0:
+                state[part][name] = tensor
+                left -= tensor.nbytes
+    taken = max(_SAVED_BYTES - left, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        work = partial(savepoint.write, Path(folder), learner.update, state, {"rows": torch.zeros(0, 2)}, {})
+        return _timed(work) * max(state_bytes / taken, 1.0)
+
+
+def _call_seconds(recipe: Recipe, denoiser: Denoiser, machine: Machine, most: int) -> float:
+    """Of one network call for one drawn picture."""
+    count = min(recipe.sample.batch_size, recipe.sample.num_images, most)
+    num_classes = getattr(recipe.network, "num_classes", None)
+    labels = torch.zeros(count, dtype=torch.int64) if num_classes else None
+    shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
+    sampler = recipe.sample.sampler.build()
+    work = partial(draw, denoiser, sampler, range(count), shape, labels=labels, device=machine.device)
+    with machine.autocast():
+        work(num_steps=1)
+        seconds: float = min(_timed(partial(work, num_steps=2)) for _ in range(2))
+    return seconds / (2 * count * int(machine.world_size))
+
+
+def _metric_seconds(recipe: Recipe) -> tuple[float, float]:
+    """Of getting to know the reference, and of one measurement; on random pictures where there is no store yet."""
+    shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
+    samples = torch.randint(0, 256, (recipe.evaluate.num_images, *shape), dtype=torch.uint8)
+    against = Against(samples, "")
+    with contextlib.suppress(VdiffError):
+        against = replace(against, pictures=StorePictures(recipe.data.open()))
+    begun = time.monotonic()
+    sections = named(recipe.evaluate.metrics) if recipe.evaluate.every is not None else []
+    try:
+        metrics = [section.build(against) for section in sections if not section.of_pairs]
+        first = time.monotonic() - begun
+        return first, _timed(lambda: ([metric.value(samples) for metric in metrics], agreement_of(samples, samples)))
+    except VdiffError:
+        return 0.0, 0.0  # the run itself tells what a metric lacks
 
 
 def _objective(recipe: Recipe, stage: Stage, machine: Machine) -> Objective:

@@ -167,7 +167,7 @@ class Recipe(Section):
     seed: int = trajectory(0, ge=0, lt=2**63)
     """Start of all random numbers."""
     precision: Precision = trajectory("auto")
-    """Arithmetic of the network: bf16, fp32, or auto (bf16 where the hardware multiplies it and it pays)."""
+    """Arithmetic of the network: bf16, fp16, fp32, or auto (bf16 where the hardware multiplies it and it pays)."""
     deterministic: bool = harmless(False)
     """Whether a GPU must give the same bits every time, which is slower; on a CPU it always does."""
     data: Annotated[Any, DATASETS] = harmless()

@@ -13,11 +13,17 @@ Choice = tuple[str | None, int | None, int | None]
 """--from, --stages and --to of distill."""
 
 
+_PARTS = {"updates": "updates", "saves": "saving", "pictures": "previews", "trend": "evaluation", "start": "starting"}
+"""What an estimate consists of, and what people call it."""
+
+
 def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str | None, force: bool) -> None:
     """Print the plan of train (choice None) or distill; nothing is written.
 
     force: finished stages are made again.
     """
+    import time
+
     from vdiff.checkpoint import is_model_folder
     from vdiff.cli import console
     from vdiff.cli.progress import duration
@@ -26,7 +32,8 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
 
     stages = _stages(recipe, choice, run)
     todo = [stage for stage in stages if force or not is_model_folder(run.model(stage.name))]
-    found = estimate(recipe, todo, Machine(recipe.precision, device, image_size=recipe.data.size)) if todo else None
+    machine = Machine(recipe.precision, device, image_size=recipe.data.size)
+    found = estimate(recipe, todo, machine, time.process_time()) if todo else None  # importing took so long until here
     seconds = {each.stage.name: each.seconds for each in found.stages} if found else {}
     rows = [
         [
@@ -45,9 +52,13 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     console.table(["stage", "steps", "updates", "batch", "rate", "time"], rows, right=["updates", "batch", "time"])
     if found:
         console.say(
-            f"{found.num_parameters:,} parameters; about {duration(found.seconds)} of training, "
-            f"{found.disk_bytes / 1e6:,.0f} MB of disk, {found.memory_bytes / 1e6:,.0f} MB of memory before activations"
+            f"{found.num_parameters:,} parameters; about {duration(found.seconds)}, "
+            f"{found.memory_bytes / 1e6:,.0f} MB of memory at most, {found.disk_bytes / 1e6:,.0f} MB of disk"
         )
+        parts = {name: sum(getattr(each, name) for each in found.stages) for name in _PARTS}
+        parts["start"] += found.start
+        told = (f"{_PARTS[name]} {duration(value)}" for name, value in parts.items() if value >= 1)
+        console.say(f"of which {', '.join(told)}" if found.seconds >= 1 else "which is next to nothing")
     console.say(f"nothing was written to `{run.path}`")
 
 
@@ -78,4 +89,6 @@ def _facts(stages: "list[Stage]", seconds: dict[str, float], found: object, run:
         for stage in stages
     ]
     costs = {name: getattr(found, name, 0) for name in ("num_parameters", "disk_bytes", "memory_bytes", "seconds")}
+    stages_found = getattr(found, "stages", [])
+    costs["parts"] = {name: sum(getattr(each, name) for each in stages_found) for name in _PARTS}
     return {"run": str(run.path), "stages": rows, **costs, "dry_run": True}

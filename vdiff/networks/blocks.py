@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vdiff.networks.repeated import Repeated
+
 
 @dataclass(frozen=True)
 class Style:
@@ -93,7 +95,7 @@ class UpLevel(nn.Module):
         return h
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Repeated):
     """x + conv(dropout(silu(norm(conv(silu(norm(x))), time)))). At first the last convolution is zero."""
 
     def __init__(self, before: int, width: int, style: Style) -> None:
@@ -126,7 +128,7 @@ class ResidualBlock(nn.Module):
         return scaled
 
 
-class Attention(nn.Module):
+class Attention(Repeated):
     """x + attention among all pixels of each image. At first it passes `x` on: the output projection is zero."""
 
     def __init__(self, width: int, style: Style, norm_groups: int | None) -> None:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
+from vdiff.networks.repeated import forget_activations
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
-from vdiff.training import profile
+from vdiff.training import memory, micro_batch, profile
 from vdiff.training.ema import Average
 from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
@@ -37,10 +38,14 @@ class Learner:
         self.settings = settings
         self.update = 0
         self.rollbacks = 0
-        self._micro_batch, self._is_halved, self._say = settings.micro_batch, False, say
+        self.micro_batch = settings.micro_batch
+        """Pictures that go through the network at once; None until `settle` has chosen, and means all."""
+        self._is_halved, self._say = False, say
         self._objective = objective
         self._machine = machine
         self._network = machine.place(student.network)
+        if settings.checkpoint_activations:
+            forget_activations(self._network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
         adam = torch.optim.AdamW(
             self._network.parameters(),
@@ -50,6 +55,7 @@ class Learner:
             fused=True,
         )
         self._adam = adam
+        self._scaler = machine.scaler()
         wrapped, self._optimizer = machine.prepare(self._network, adam)
         self._student = replace(student, network=wrapped.train(settings.dropout))
 
@@ -64,11 +70,13 @@ class Learner:
             group["lr"] = self.rate(self.update)
         total = self._gradient_with_less_memory(x, label, rng_of)
         with profile.part("optimizer"):
+            self._scaler.unscale_(self._adam)
             norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
             is_finite = torch.isfinite(norm)
             self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
             self._optimizer.step()
             self._optimizer.zero_grad()
+            self._scaler.update()
         self.update += 1
         if self._average is not None:
             with profile.part("average"):
@@ -80,11 +88,11 @@ class Learner:
         try:
             return self._gradient(x, label, rng_of)
         except RuntimeError as err:
-            size = (min(self._micro_batch or len(x), len(x)) + 1) // 2
+            size = (min(self.micro_batch or len(x), len(x)) + 1) // 2
             # with several processes, the others already wait for this one's gradient
             if not _is_out_of_memory(err) or self._is_halved or size == len(x) or self._machine.world_size > 1:
                 raise
-        self._micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
+        self.micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
         self._optimizer.zero_grad()
         self._machine.free_cache()
         self._say(
@@ -106,9 +114,40 @@ class Learner:
                     is_sound = 1 + 0 * loss.detach()
                 with profile.part("backward"):
                     # processes average their gradients: make it a sum
-                    self._machine.backward(loss * is_sound * world_size)
+                    self._machine.backward(self._scaler.scale(loss * is_sound * world_size))
             total += loss.detach()
         return total
+
+    def settle(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", share: int | None = None) -> None:
+        """Choose the largest micro-batch that fits into the memory, unless the settings or a save name one.
+
+        Rehearses with one and with two pictures; nothing is learned.   share: pictures per update, if not those given.
+        """
+        if self.micro_batch is not None:
+            return
+        count = len(x) if share is None else share
+        if len(x) < 2 or (available := self._machine.available_bytes()) is None:
+            self.micro_batch = max(count, 1)
+            return
+        needed = [self._needed_bytes(x, label, rng_of, slice(0, number)) for number in (1, 2)]
+        weights = sum(weight.nbytes for weight in self._network.parameters())
+        # of Adam's averages, and of the copy while a save is under way
+        later = weights * (2 + (6 if self._machine.device.type == "cpu" else 0)) if not self._optimizer.state else 0
+        choice = micro_batch.fitting(needed[0], needed[1], count, available - later)
+        self.micro_batch = choice.size
+        self._say(choice.told)
+
+    def _needed_bytes(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> int:
+        # not through the wrapped network, and no gradient of the weights: other processes do not take part
+        student = replace(self._student, network=self._network)
+        weights = [weight for weight in self._network.parameters() if weight.requires_grad]
+
+        def rehearse() -> None:
+            with self._machine.autocast():
+                losses = self._objective(student, x[part], rng_of(part), None if label is None else label[part])
+            torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+
+        return memory.peak_of(rehearse, self._machine.device)
 
     def rate(self, update: int) -> float:
         """Learning rate of the update with this 0-based number: the settings', halved by every rollback."""
@@ -143,8 +182,15 @@ class Learner:
             for key in ("exp_avg", "exp_avg_sq", "step")
         }
         average = self._average.tensors() if self._average is not None else {}
-        course = {"rollbacks": torch.tensor(self.rollbacks)}
-        return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": course}
+        return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": self._course()}
+
+    def _course(self) -> dict[str, Tensor]:
+        # the micro-batch too: another one rounds differently
+        course = {"rollbacks": torch.tensor(self.rollbacks), "micro_batch": torch.tensor(self.micro_batch or 0)}
+        if self._scaler.is_enabled():
+            course["loss_scale"] = torch.tensor(self._scaler.get_scale())
+            course["sound_updates"] = torch.tensor(self._scaler.state_dict()["_growth_tracker"])
+        return course
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]], update: int) -> None:
         """Go on from a saved state. Tensors are copied into place: memory of another alignment rounds differently.
@@ -161,11 +207,16 @@ class Learner:
         for name, weight in self._network.named_parameters():
             if f"step.{name}" in adam:
                 keys = ("exp_avg", "exp_avg_sq", "step")
-                kept = {key: adam[f"{key}.{name}"].to(weight.device, copy=True) for key in keys}
+                memory = {key: adam[f"{key}.{name}"].to(weight.device, copy=True) for key in keys}
                 for key in keys[:2]:  # in the memory format of the weight
-                    kept[key] = torch.empty_like(weight).copy_(kept[key])
-                self._optimizer.state[weight] = kept
-        self.rollbacks = int(state.get("course", {}).get("rollbacks", 0))
+                    memory[key] = torch.empty_like(weight).copy_(memory[key])
+                self._optimizer.state[weight] = memory
+        course = state.get("course", {})
+        self.rollbacks = int(course.get("rollbacks", 0))
+        self.micro_batch = self.settings.micro_batch or int(course.get("micro_batch", 0)) or self.micro_batch
+        if self._scaler.is_enabled() and "loss_scale" in course:
+            kept = {"scale": float(course["loss_scale"]), "_growth_tracker": int(course["sound_updates"])}
+            self._scaler.load_state_dict(self._scaler.state_dict() | kept)
         self.update = update
 
     def _fits(self, state: Mapping[str, Mapping[str, Tensor]]) -> bool:
@@ -182,7 +233,7 @@ class Learner:
             return self._objective(self._student, x[part], rng_of(part), None if label is None else label[part])
 
     def _parts(self, count: int) -> Iterator[slice]:
-        size = self._micro_batch or max(count, 1)
+        size = self.micro_batch or max(count, 1)
         for start in range(0, max(count, 1), size):
             yield slice(start, min(start + size, count))
 

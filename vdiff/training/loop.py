@@ -37,6 +37,7 @@ def fit(
         label = batch.labels.to(machine.device) if batch.labels is not None else None
         rng_of = RngOf(seed, stage, batch.update, batch.places.to(machine.device), settings.batch_size)
         if report.is_first_update:
+            learner.settle(x, label, rng_of)
             learner.rehearse(x, label, rng_of)
         measured = learner.step(x, label, rng_of)
         with part("logging"):

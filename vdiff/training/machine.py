@@ -12,12 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vdiff.errors import MachineError, UsageError
-from vdiff.training import trackers
+from vdiff.training import memory, trackers
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
 
-Precision = Literal["auto", "fp32", "bf16"]
-Arithmetic = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Arithmetic = Literal["fp32", "bf16", "fp16"]
+
+_DTYPES: dict[Arithmetic, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SMALLEST_BF16_PICTURE = 16
 """Pixels: below it, casting costs a CPU about what bf16 gains (docs/benchmarks.md)."""
@@ -83,11 +85,15 @@ class Machine:
     def freeze(self, network: nn.Module) -> nn.Module:
         """Make a network that learns nothing more compute in the run's precision: its weights are cast once, here."""
         network = self.place(network).eval().requires_grad_(False)
-        return network.bfloat16() if self.precision == "bf16" else network
+        return network.to(_DTYPES[self.precision])
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Within it, networks compute in the run's precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps small gradients from vanishing in fp16; does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def unsynchronised(self, network: nn.Module, when: bool) -> contextlib.AbstractContextManager[Any]:
         """Within it, gradients stay in their process: for all micro-batches of an update but the last."""
@@ -126,6 +132,12 @@ class Machine:
     def release(self) -> None:
         """Forget the networks of a finished stage."""
         self._accelerator.free_memory()
+
+    def available_bytes(self) -> int | None:
+        """The share of the memory that this process may still take; None where nobody tells."""
+        found = memory.available_bytes(self.device)
+        on_one_host = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)) if self.device.type == "cpu" else 1
+        return None if found is None else found // max(on_one_host, 1)
 
     def free_cache(self) -> None:
         """Give memory back that torch keeps for later."""
@@ -177,9 +189,10 @@ def resolve(precision: Precision, cpu: bool, image_size: int | None = None) -> t
         return "fp32", f"bf16 does not pay on a CPU for pictures of {image_size} pixels"
     if precision == "auto":
         return ("bf16", f"this {unit} multiplies it") if has_bf16 else ("fp32", f"this {unit} does not multiply bf16")
-    if precision == "bf16" and not has_bf16:
-        fix = "set `precision: fp32`, which it can do, or `precision: auto`"
-        raise MachineError(f"this {unit} does not multiply bf16", fix, "precision")
+    has_it = {"fp32": True, "bf16": has_bf16, "fp16": cpu_multiplies_fp16() if cpu else True}[precision]
+    if not has_it:
+        fix = f"set `precision: {'bf16' if has_bf16 else 'fp32'}`, which it can do, or `precision: auto`"
+        raise MachineError(f"this {unit} does not multiply {precision}", fix, "precision")
     return precision, "the recipe says so"
 
 
@@ -188,3 +201,8 @@ def cpu_multiplies_bf16() -> bool:
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     has_instructions = any(getattr(torch.cpu, name, bool)() for name in asked)
     return has_instructions and bool(torch.backends.mkldnn.enabled)
+
+
+def cpu_multiplies_fp16() -> bool:
+    """Whether the CPU has instructions for it (AMX FP16) and torch uses them; emulation is slow."""
+    return bool(getattr(torch.cpu, "_is_amx_fp16_supported", bool)()) and bool(torch.backends.mkldnn.enabled)

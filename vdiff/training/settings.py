@@ -19,7 +19,9 @@ class FitSection(Section):
     batch_size: int = trajectory(64, ge=1)
     """Pictures per update, over all processes together."""
     micro_batch: int | None = harmless(None, ge=1)
-    """Pictures that go through the network at once in a process, to save memory; none takes them all."""
+    """Pictures that go through the network at once in a process, to save memory; none takes as many as fit."""
+    checkpoint_activations: bool = harmless(False)
+    """Whether blocks compute anew for the gradient what they computed before: far less memory, about a third slower."""
     learning_rate: float = trajectory(2e-4, gt=0)
     """Step size of Adam at its highest."""
     warmup_updates: int = trajectory(0, ge=0)

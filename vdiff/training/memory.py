@@ -1,0 +1,137 @@
+"""Memory: how much was used at most, how much is left, and how much a piece of work needs."""
+
+import contextlib
+import resource
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin to count anew, where that is possible: on GPUs and on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that was in use since then, or since the process began; on a CPU with all that Python and torch need."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    found = _field(_STATUS, "VmHWM:")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return found or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _field(path: Path, name: str) -> int:
+    """A number of bytes out of a file of `name: n kB` lines; 0 where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def available_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """What this process may still take, None where nobody tells; on a CPU the least of all limits.
+
+    root: where /proc and /sys are.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = [_field(root / "proc/meminfo", "MemAvailable:"), *_left_to_groups(root)]
+    return min((each for each in found if each), default=None)
+
+
+def _left_to_groups(root: Path) -> Iterator[int]:
+    """What the control group of this process, and every one that it is in, leaves to it."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, kinds, name = line.split(":", 2)
+            if kinds not in ("", "memory"):
+                continue
+            top = root / "sys/fs/cgroup" / kinds
+            limit, used = _GROUP_FILES[kinds]
+            inner = top / name.lstrip("/")
+            # in a container the name may be that outside of it: then only the top is there
+            for folder in [inner, *inner.parents]:
+                if folder.is_relative_to(top):
+                    most, now = _number(folder / limit), _number(folder / used)
+                    if most is not None and now is not None and most < _NO_LIMIT:
+                        yield max(most - now + _droppable(folder), 1)
+
+
+_GROUP_FILES = {
+    "": ("memory.max", "memory.current"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+_NO_LIMIT = 2**60
+
+
+def _number(path: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text(encoding="utf-8"))
+    return None
+
+
+def _droppable(folder: Path) -> int:
+    """Bytes of files that the system only keeps in memory while nobody wants it."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines():
+            if line.startswith("inactive_file "):
+                return int(line.split()[1])
+    return 0
+
+
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that are made within it. peak: the most at any moment."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._now = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):  # what was there before is not counted when an operation returns it
+            self._meet(storage, 0)
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            self._meet(storage, storage.nbytes())
+        return out
+
+    def _meet(self, storage: torch.UntypedStorage, size: int) -> None:
+        if id(storage) not in self._known:
+            self._known[id(storage)] = weakref.finalize(storage, self._forget, id(storage), size)
+            self._now += size
+            self.peak = max(self.peak, self._now)
+
+    def _forget(self, key: int, size: int) -> None:
+        del self._known[key]
+        self._now -= size
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def peak_of(work: Callable[[], object], device: torch.device) -> int:
+    """The most memory that tensors made by `work` take at any moment."""
+    if device.type != "cuda":
+        with Counted() as counted:
+            work()
+        return int(counted.peak)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return int(torch.cuda.max_memory_allocated(device) - before)
