@@ -1,7 +1,10 @@
 """A chain of trainings: which are made, which are kept, and that it can be stopped anywhere."""
 
+import itertools
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -239,6 +242,28 @@ def test_two_saves_are_kept_and_none_when_the_stage_is_complete(tiny_run: TinyRu
     assert sorted(path.name for path in saves.iterdir()) == ["000000003", "000000004"]
     tiny_run.base()
     assert not saves.exists()
+
+
+def test_a_clock_that_jumps_changes_neither_the_order_of_saves_nor_what_is_learned(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run.base(run="unbroken")
+    clock = itertools.cycle([4e9, 0.0, 1e9, 2e9])
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    folder = tiny_run.folder()
+    for update in range(1, 5):
+        stopped(tiny_run, 1, "train.save_every=1")
+        newest_first = folder.points("original")
+        assert [int(point.name) for point in newest_first] == list(range(update, max(0, update - 2), -1))
+        with folder.lock():
+            os.utime(folder.path / ".lock", (4e9, 4e9))
+            assert folder.is_at_work()
+        assert not folder.is_at_work()
+        for age, point in enumerate(newest_first):
+            for path in (*point.iterdir(), point):  # the newest one seems to be the oldest
+                os.utime(path, (1e9 * age, 1e9 * age))
+    tiny_run.base("train.save_every=1")
+    assert tiny_run.hashes() == tiny_run.hashes("unbroken")
 
 
 def test_saves_that_a_killed_run_left_beside_a_finished_model_go(tiny_run: TinyRun) -> None:

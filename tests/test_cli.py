@@ -172,6 +172,8 @@ FAILURES: dict[str, tuple[BaseException, int, str]] = {
     "gpu memory": (OutOfMemoryError("CUDA out of memory.\nTried"), 6, "out of memory: CUDA out of memory."),
     "memory": (MemoryError(), 6, "out of memory"),
     "cpu memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 6, "out of memory"),
+    "library": (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 6, "out of memory"),
+    "thread": (RuntimeError("can't start new thread"), 6, "out of memory"),
 }
 
 

@@ -77,6 +77,44 @@ def test_a_worker_that_waits_for_ever_does_not_outlive_its_launcher(tmp_path: Pa
     until(lambda: not is_alive(pid))
 
 
+LATE = """
+import os, signal, sys, time
+from pathlib import Path
+agent = os.getppid()
+os.kill(agent, signal.SIGKILL)
+while os.getppid() == agent:
+    time.sleep(0.01)
+from vdiff.cli import signals
+signals.GRACE_SECONDS = 0.2
+stop = signals.StopRequest(follows_parent=True)
+Path(sys.argv[1]).write_text(f"{os.getpid()} {int(stop())}.")
+time.sleep(60)
+"""
+SOON = """
+import os, sys
+from pathlib import Path
+from vdiff.cli import signals
+Path(sys.argv[1]).write_text(f"{os.getpid()} {int(signals.StopRequest(follows_parent=True)())}.")
+"""
+
+
+@pytest.mark.parametrize("options", [("--standalone",), ("--master_port", str(launch._free_port()))])
+@pytest.mark.parametrize(("worker", "number"), [(LATE, signal.SIGTERM), (SOON, 0)])
+def test_a_torchrun_that_dies_before_its_worker_runs_any_of_vdiff_is_noticed(
+    tmp_path: Path, worker: str, number: int, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "worker.py").write_text(worker)
+    note = tmp_path / "note"
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(tmp_path / "worker.py"), str(note)]
+    with (tmp_path / "told").open("w") as told:  # not a pipe, whose end would be that of the worker
+        ran = subprocess.run(command, timeout=60, stdout=told, stderr=told, check=False)
+    assert ran.returncode == (0 if number == 0 else -signal.SIGKILL), (tmp_path / "told").read_text()
+    until(lambda: note.exists() and note.read_text().endswith("."))
+    pid, heard = note.read_text().removesuffix(".").split()
+    assert int(heard) == number
+    until(lambda: not is_alive(int(pid)))
+
+
 def until(is_so: Callable[[], bool]) -> None:
     """Wait for it, 30 s at most."""
     deadline = time.monotonic() + 30

@@ -57,7 +57,7 @@ def explain(err: BaseException) -> VdiffError:
     if hasattr(err, "format_message"):  # click's exceptions, which are typer's own copy in some versions
         return _usage(err)
     names = {kind.__name__ for kind in type(err).__mro__}
-    if names & {"OutOfMemoryError", "MemoryError"} or "can't allocate memory" in str(err):
+    if names & {"OutOfMemoryError", "MemoryError"} or any(words in str(err) for words in _NO_MEMORY):
         fix = "send fewer pictures at once: `--set train.micro_batch=8` when training, `--batch-size 8` when sampling"
         return MachineError(f"out of memory: {_first_line(err)}", fix)
     if isinstance(err, OSError) and err.errno in _MACHINE:
@@ -66,6 +66,16 @@ def explain(err: BaseException) -> VdiffError:
         return MachineError("another process of this run has ended", "its own message says why")
     fix = "run it again with `--debug` and report what it prints"
     return VdiffError(f"this is a bug in vdiff: {type(err).__name__}: {_first_line(err)}", fix)
+
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+    "failed to map segment from shared object",
+    "can't start new thread",
+)
+"""How torch, the system, C++, the loader of libraries and Python say that there is none."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

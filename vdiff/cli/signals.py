@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -51,13 +52,14 @@ class StopRequest:
     def __init__(self, follows_parent: bool = False) -> None:
         self._number = 0
         self._parent = int(os.environ.get(LAUNCHER, _PARENT)) if follows_parent else None
+        self._is_orphan = follows_parent and _torchrun_is_gone()
         self._closed = threading.Event()
         self._before = {number: signal.signal(number, self._receive) for number in ASKING}
         if follows_parent:
             threading.Thread(target=self._follow, name="launcher watch", daemon=True).start()
 
     def __call__(self) -> int:
-        if self._parent not in (None, os.getppid()):
+        if self._is_orphan or self._parent not in (None, os.getppid()):
             self._number = self._number or signal.SIGTERM
         return self._number
 
@@ -68,7 +70,7 @@ class StopRequest:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def _follow(self) -> None:
-        while os.getppid() == self._parent:
+        while not self._is_orphan and os.getppid() == self._parent:
             if self._closed.wait(_POLL_SECONDS):
                 return
         if not self._closed.wait(GRACE_SECONDS):
@@ -78,6 +80,24 @@ class StopRequest:
         if self._number:
             os._exit(128 + number)  # what is on the disk is whole at any moment
         self._number = number
+
+
+def _torchrun_is_gone() -> bool:
+    """Whether the torchrun of this machine has ended, maybe before this process could ask who started it.
+
+    torchrun listens where its workers meet, from before they start until its end; on several machines, only one of them
+    does.
+    """
+    told = os.environ
+    if told.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or told.get("GROUP_WORLD_SIZE") != "1":
+        return False
+    try:
+        socket.create_connection((told["MASTER_ADDR"], int(told["MASTER_PORT"])), timeout=5.0).close()
+    except ConnectionRefusedError:
+        return True
+    except (KeyError, ValueError, OSError):
+        return False
+    return False
 
 
 _POLL_SECONDS = 0.5
