@@ -1,6 +1,9 @@
 """Compiled networks: only where the machine can and where it pays; names, averages and resuming stay as they are."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +148,23 @@ def test_auto_compiles_what_pays() -> None:
     seconds = [float(word) for word in said[-1].split() if word.replace(".", "").isdigit()]
     assert found.is_compiled == (seconds[1] > seconds[0])
     assert compiling.MOST_SAVED < 1
+
+
+def test_a_compiler_that_does_not_work_leaves_the_training_eager(tmp_path: Path) -> None:
+    """In a process of its own: torch looks for its compiler once."""
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/false\n")
+    broken.chmod(0o755)
+    program = (
+        "from tests.test_compiling import OneBlock, settled, taught\n"
+        "said = []\n"
+        "found = settled('auto', said, OneBlock(), updates=10**9)\n"
+        "taught(found, 1)\n"
+        "assert found.is_compiled is False, said\n"
+        "print(said[-1])\n"
+    )
+    environment = {**os.environ, "CXX": str(broken), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert "compiled: no; it was tried and failed" in said.stdout

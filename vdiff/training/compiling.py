@@ -76,7 +76,10 @@ def verdict(network: nn.Module, forward: Callable[[], Tensor], times: float, cas
     _allow_kinds(len(kinds))
     part.compile(dynamic=False)
     begun = time.monotonic()
-    _there_and_back(part, dearest.given, cast)
+    try:
+        _there_and_back(part, dearest.given, cast)
+    except RuntimeError as err:  # a compiler that is there but does not work, or a part that it cannot do
+        return Verdict(False, f"it was tried and failed: {str(err).strip().partition(chr(10))[0]}")
     compiling = (time.monotonic() - begun) * len(kinds)
     saved = all_seconds * (1 - _seconds(part, dearest.given, cast) / dearest.seconds)
     told = f"compiling takes about {compiling:.0f} s and saves about {max(saved, 0):.0f} s"
