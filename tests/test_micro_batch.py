@@ -104,7 +104,7 @@ def test_the_training_is_the_same_whatever_micro_batch_is_found() -> None:
     plenty, tight = settled(10**12, said), settled(250_000, said)
     assert plenty.micro_batch == 6
     assert tight.micro_batch == 2
-    assert [line.split(":")[0] for line in said] == [
+    assert [line.split(":")[0] for line in said if "at once" in line] == [
         "all 6 pictures at once",
         f"{tight.micro_batch} of 6 pictures at once",
     ]
@@ -125,7 +125,7 @@ def test_looking_for_it_changes_nothing() -> None:
 def test_a_micro_batch_of_the_recipe_or_of_a_save_stays() -> None:
     said: list[str] = []
     assert settled(1, said, micro=5).micro_batch == 5
-    assert said == []
+    assert "at once" not in " ".join(said)
     tight = settled(250_000, [])
     taught(tight, 1)
     saved: dict[str, dict[str, Tensor]] = {
@@ -144,4 +144,4 @@ def test_a_micro_batch_of_the_recipe_or_of_a_save_stays() -> None:
 def test_where_nobody_tells_the_memory_all_go_at_once() -> None:
     said: list[str] = []
     assert settled(None, said).micro_batch == 6
-    assert said == []
+    assert "at once" not in " ".join(said)

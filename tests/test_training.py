@@ -81,9 +81,9 @@ def taught(learner: Learner, updates: int, label: Tensor | None = None) -> list[
 
 
 def flat(state: State) -> dict[str, Tensor]:
-    """All that is learned; into how many parts an update is split is not."""
+    """All that is learned; how an update is computed is not."""
     found = {f"{part}/{name}": tensor.clone() for part, named in state.items() for name, tensor in named.items()}
-    return {name: tensor for name, tensor in found.items() if name != "course/micro_batch"}
+    return {name: tensor for name, tensor in found.items() if name not in ("course/micro_batch", "course/compiled")}
 
 
 def test_the_learning_rate_rises_and_then_stays_or_falls() -> None:

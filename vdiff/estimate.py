@@ -146,7 +146,7 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> _Cost:
     share = -(-stage.settings.batch_size // machine.world_size)
     probe = min(_PROBE, share)
     x, label, rng_of = _batch(recipe, learner, probe)
-    learner.settle(x, label, rng_of, share)
+    making += _timed(partial(learner.settle, x, label, rng_of, share))
     first, second = (_timed(partial(_update, recipe, learner, probe)) for _ in range(2))
     peak = memory.peak_bytes(machine.device)
     most = max(int(_SECONDS / _UPDATES[0] / max(second / probe, 1e-9)), probe)

@@ -15,6 +15,7 @@ from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.weighting import Weighting
 from vdiff.samplers import SAMPLERS
+from vdiff.training.compiling import Compile
 from vdiff.training.machine import Precision
 from vdiff.training.settings import Decay, FitSection, TrackerKind
 
@@ -168,6 +169,8 @@ class Recipe(Section):
     """Start of all random numbers."""
     precision: Precision = trajectory("auto")
     """Arithmetic of the network: bf16, fp16, fp32, or auto (bf16 where the hardware multiplies it and it pays)."""
+    compile: Compile = harmless("auto")
+    """Whether networks that learn are compiled: on, off, or auto (where that saves more time than it takes)."""
     deterministic: bool = harmless(False)
     """Whether a GPU must give the same bits every time, which is slower; on a CPU it always does."""
     data: Annotated[Any, DATASETS] = harmless()

@@ -75,7 +75,7 @@ def chain(
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=launch.is_worker())
         stack.callback(stop.close)
-        machine = Machine(recipe.precision, device, recipe.deterministic, recipe.data.size)
+        machine = Machine(recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile)
         stack.callback(machine.close)
         if machine.is_first:
             stack.enter_context(folder.lock())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from vdiff.errors import ModelFileError
 from vdiff.networks.repeated import forget_activations
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
-from vdiff.training import memory, micro_batch, profile
+from vdiff.training import compiling, memory, micro_batch, profile
 from vdiff.training.ema import Average
 from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
@@ -40,6 +41,8 @@ class Learner:
         self.rollbacks = 0
         self.micro_batch = settings.micro_batch
         """Pictures that go through the network at once; None until `settle` has chosen, and means all."""
+        self.is_compiled: bool | None = None
+        """Whether the network's blocks are; None until `settle` has decided."""
         self._is_halved, self._say = False, say
         self._objective = objective
         self._machine = machine
@@ -119,14 +122,20 @@ class Learner:
         return total
 
     def settle(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", share: int | None = None) -> None:
-        """Choose the largest micro-batch that fits into the memory, unless the settings or a save name one.
+        """Choose micro-batch and compiling, unless the settings or a save say it; every process must.
 
-        Rehearses with one and with two pictures; nothing is learned.   share: pictures per update, if not those given.
+        Rehearses with some pictures; nothing is learned.   share: pictures per update, if not those given.
         """
-        if self.micro_batch is not None:
-            return
         count = len(x) if share is None else share
-        if len(x) < 2 or (available := self._machine.available_bytes()) is None:
+        if self.micro_batch is None:
+            self._settle_micro_batch(x, label, rng_of, count)
+        if self.is_compiled is None:
+            self._settle_compiling(x, label, rng_of, count)
+
+    def _settle_micro_batch(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", count: int) -> None:
+        """The largest that fits into the memory."""
+        available = self._machine.available_bytes()
+        if len(x) < 2 or available is None:
             self.micro_batch = max(count, 1)
             return
         needed = [self._needed_bytes(x, label, rng_of, slice(0, number)) for number in (1, 2)]
@@ -137,14 +146,33 @@ class Learner:
         self.micro_batch = choice.size
         self._say(choice.told)
 
-    def _needed_bytes(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> int:
-        # not through the wrapped network, and no gradient of the weights: other processes do not take part
+    def _settle_compiling(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", count: int) -> None:
+        is_on, why = self._machine.compile == "on", self._machine.why_compile
+        if self._machine.compile == "auto":
+            part = slice(0, min(self.micro_batch or len(x), len(x)))
+            times = (self.settings.updates - self.update) * count / max(part.stop, 1)
+            forward = partial(self._rehearsed, x, label, rng_of, part)
+            is_on, why = compiling.verdict(self._network, forward, times, self._machine.autocast)
+            is_on = self._machine.any(is_on)
+        self._say(f"compiled: {'yes' if is_on else 'no'}; {why}")
+        self._compile(is_on)
+
+    def _compile(self, is_on: bool) -> None:
+        self.is_compiled = is_on
+        if is_on:
+            compiling.turn_on(self._network)
+
+    def _rehearsed(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
+        """The losses of some pictures, not through the wrapped network: other processes do not take part."""
         student = replace(self._student, network=self._network)
+        with self._machine.autocast():
+            return self._objective(student, x[part], rng_of(part), None if label is None else label[part])
+
+    def _needed_bytes(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> int:
         weights = [weight for weight in self._network.parameters() if weight.requires_grad]
 
-        def rehearse() -> None:
-            with self._machine.autocast():
-                losses = self._objective(student, x[part], rng_of(part), None if label is None else label[part])
+        def rehearse() -> None:  # no gradient of the weights, which would wait for other processes
+            losses = self._rehearsed(x, label, rng_of, part)
             torch.autograd.grad(losses.sum(), weights, allow_unused=True)
 
         return memory.peak_of(rehearse, self._machine.device)
@@ -185,8 +213,9 @@ class Learner:
         return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": self._course()}
 
     def _course(self) -> dict[str, Tensor]:
-        # the micro-batch too: another one rounds differently
-        course = {"rollbacks": torch.tensor(self.rollbacks), "micro_batch": torch.tensor(self.micro_batch or 0)}
+        course = {"rollbacks": torch.tensor(self.rollbacks)}
+        # these too: another micro-batch or another kernel rounds differently
+        course |= {"micro_batch": torch.tensor(self.micro_batch or 0), "compiled": torch.tensor(bool(self.is_compiled))}
         if self._scaler.is_enabled():
             course["loss_scale"] = torch.tensor(self._scaler.get_scale())
             course["sound_updates"] = torch.tensor(self._scaler.state_dict()["_growth_tracker"])
@@ -214,6 +243,8 @@ class Learner:
         course = state.get("course", {})
         self.rollbacks = int(course.get("rollbacks", 0))
         self.micro_batch = self.settings.micro_batch or int(course.get("micro_batch", 0)) or self.micro_batch
+        if "compiled" in course and self._machine.compile == "auto" and self.is_compiled is None:
+            self._compile(bool(course["compiled"]))
         if self._scaler.is_enabled() and "loss_scale" in course:
             kept = {"scale": float(course["loss_scale"]), "_growth_tracker": int(course["sound_updates"])}
             self._scaler.load_state_dict(self._scaler.state_dict() | kept)
