@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "digits, batch 64": {"net": "digits", "batch": 64},
     "7.3 M at 32x32, batch 16": {"net": "small", "batch": 16},
     "the same, batch 32": {"net": "small", "batch": 32},
@@ -73,7 +73,8 @@ def measured(device: str, net: str, batch: int, distill: bool = False, forgets: 
     settings = dict(NETS[net])
     size, channels = settings.pop("size"), settings.pop("channels")
     machine, schedule = Machine("fp32", device), DiffusionSection().schedule.build()
-    (torch.ones(8, 8, requires_grad=True) @ torch.ones(8, 8)).sum().backward()  # what torch itself needs
+    # what torch itself needs
+    (torch.ones(8, 8, requires_grad=True) @ torch.ones(8, 8)).sum().backward()  # type: ignore[no-untyped-call]
     memory.forget_peak(machine.device)
     before = memory.peak_bytes(machine.device)
     network = UNetSection(**settings).build(size, channels)

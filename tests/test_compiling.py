@@ -1,9 +1,6 @@
 """Compiled networks: only where the machine can and where it pays; names, averages and resuming stay as they are."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.test_training import COSINE, flat, network, pictures, rng_of, settings, taught
+from tests.test_training import COSINE, flat, settings, taught
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError
 from vdiff.networks.blocks import ResidualBlock, Style
 from vdiff.networks.repeated import repeated
 from vdiff.objectives.denoising import DenoisingObjective
-from vdiff.training import compiling
 from vdiff.training.learner import Learner
 from vdiff.training.machine import Machine
 
@@ -45,126 +41,37 @@ class OneBlock(nn.Module):
         return z.mean(1, keepdim=True)
 
 
-def made(mode: Any, said: list[str], inner: nn.Module | None = None, **more: Any) -> Learner:
-    given = settings(learning_rate=1e-3, ema=0.9, **more)
-    student = Denoiser(inner or network(0.3), COSINE, "v")
+def made(mode: Any) -> Learner:
+    student = Denoiser(OneBlock(), COSINE, "v")
     machine = Machine("fp32", "cpu", compile=mode)
-    return Learner(student, DenoisingObjective("snr_plus_one"), given, machine, said.append)
+    return Learner(student, DenoisingObjective("snr_plus_one"), settings(learning_rate=1e-3, ema=0.9), machine)
 
 
-def settled(mode: Any, said: list[str], inner: nn.Module | None = None, **more: Any) -> Learner:
-    found = made(mode, said, inner, **more)
-    found.settle(pictures(), None, rng_of())
-    return found
+def compiled_parts(network: nn.Module) -> set[bool]:
+    return {part._compiled_call_impl is not None for part in repeated(network)}
 
 
-def compiled_parts(found: Learner) -> set[bool]:
-    return {part._compiled_call_impl is not None for part in repeated(found._network)}
-
-
-@pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The only folder that programs are looked for in."""
-    monkeypatch.delenv("CXX", raising=False)  # torch reads it once for all
+def test_without_a_compiler_on_is_refused_and_auto_is_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def hollow_compiler(no_compiler: Path) -> None:
-    """There, but to use it would fail."""
-    program = no_compiler / "g++"
-    program.write_text("#!/bin/false\n")
-    program.chmod(0o755)
-
-
-def test_without_a_compiler_auto_is_off_and_on_is_refused(no_compiler: Path) -> None:
-    said: list[str] = []
-    assert settled("auto", said).is_compiled is False
-    assert said[-1] == "compiled: no; there is no C++ compiler `g++`"
-    with pytest.raises(MachineError, match="this machine cannot compile") as found:
+    assert not Machine("fp32", "cpu", compile="auto").compiles
+    with pytest.raises(MachineError, match="there is no C\\+\\+ compiler `g\\+\\+`: this machine cannot") as found:
         Machine("fp32", "cpu", compile="on")
     assert found.value.exit_code == 6
-    assert len(str(found.value).splitlines()) == 3
-
-
-def test_a_short_training_is_not_compiled_and_nothing_is_tried(hollow_compiler: None) -> None:
-    said: list[str] = []
-    found = settled("auto", said)
-    assert found.is_compiled is False
-    assert "too little work" in said[-1]
-    assert compiled_parts(found) == {False}
-
-
-def test_deciding_changes_nothing_that_is_learned(hollow_compiler: None) -> None:
-    decided, plain = settled("auto", []), made("off", [])
-    taught(decided, 2)
-    taught(plain, 2)
-    wanted, found = flat(plain.state()), flat(decided.state())
-    assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
-
-
-def test_a_resumed_training_is_compiled_if_it_was(hollow_compiler: None) -> None:
-    for was in (True, False):
-        saved = made("off", []).state()
-        saved["course"]["compiled"] = torch.tensor(was)
-        resumed, said = made("auto", []), []
-        resumed.load(saved, 1)
-        resumed.settle(pictures(), None, rng_of())
-        assert (resumed.is_compiled, compiled_parts(resumed), said) == (was, {was}, [])
-        asked = made("off", [])
-        asked.load(saved, 1)
-        asked.settle(pictures(), None, rng_of())
-        assert asked.is_compiled is False
 
 
 @needs_compiler
 @torch_warns
 def test_compiled_and_eager_agree_and_only_the_code_differs() -> None:
     """Compiles one kind of block: seconds where it is not cached."""
-    said: list[str] = []
-    eager, fast = settled("off", said, OneBlock()), settled("on", said, OneBlock())
-    assert said[-1] == "compiled: yes; the recipe says so"
-    assert (compiled_parts(eager), compiled_parts(fast)) == ({False}, {True})
+    eager, fast = made("auto"), made("on")
+    assert (compiled_parts(eager._network), compiled_parts(fast._network)) == ({False}, {True})
     torch.testing.assert_close(taught(fast, 2), taught(eager, 2), rtol=1e-5, atol=1e-6)
     wanted, found = flat(eager.state()), flat(fast.state())
     assert wanted.keys() == found.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
     result = fast.result()  # a copy that is not compiled and has the average
-    assert {part._compiled_call_impl for part in repeated(result.network)} == {None}
+    assert compiled_parts(result.network) == {False}
     for name, weight in result.network.state_dict().items():
         assert torch.equal(weight, fast.state()["average"][name])
-    assert bool(fast.state()["course"]["compiled"])
-
-
-@needs_compiler
-@torch_warns
-def test_auto_compiles_what_pays() -> None:
-    """Here compiling is tried on one kind of block, whatever it takes, and the training is said to be very long."""
-    said: list[str] = []
-    found = settled("auto", said, OneBlock(), updates=10**9)
-    assert "compiling takes about" in said[-1]
-    seconds = [float(word) for word in said[-1].split() if word.replace(".", "").isdigit()]
-    assert found.is_compiled == (seconds[1] > seconds[0])
-    assert compiling.MOST_SAVED < 1
-
-
-def test_a_compiler_that_does_not_work_leaves_the_training_eager(tmp_path: Path) -> None:
-    """In a process of its own: torch looks for its compiler once."""
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/false\n")
-    broken.chmod(0o755)
-    program = (
-        "from tests.test_compiling import OneBlock, settled, taught\n"
-        "said = []\n"
-        "found = settled('auto', said, OneBlock(), updates=10**9)\n"
-        "taught(found, 1)\n"
-        "assert found.is_compiled is False, said\n"
-        "print(said[-1])\n"
-    )
-    environment = {**os.environ, "CXX": str(broken), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    said = subprocess.run(
-        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    assert "compiled: no; it was tried and failed" in said.stdout

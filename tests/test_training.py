@@ -83,7 +83,7 @@ def taught(learner: Learner, updates: int, label: Tensor | None = None) -> list[
 def flat(state: State) -> dict[str, Tensor]:
     """All that is learned; how an update is computed is not."""
     found = {f"{part}/{name}": tensor.clone() for part, named in state.items() for name, tensor in named.items()}
-    return {name: tensor for name, tensor in found.items() if name not in ("course/micro_batch", "course/compiled")}
+    return {name: tensor for name, tensor in found.items() if name != "course/micro_batch"}
 
 
 def test_the_learning_rate_rises_and_then_stays_or_falls() -> None:

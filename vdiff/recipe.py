@@ -170,7 +170,7 @@ class Recipe(Section):
     precision: Precision = trajectory("auto")
     """Arithmetic of the network: bf16, fp16, fp32, or auto (bf16 where the hardware multiplies it and it pays)."""
     compile: Compile = harmless("auto")
-    """Whether networks that learn are compiled: on, off, or auto (where that saves more time than it takes)."""
+    """Whether networks that learn are compiled: on, off, or auto (where that was measured to pay: nowhere yet)."""
     deterministic: bool = harmless(False)
     """Whether a GPU must give the same bits every time, which is slower; on a CPU it always does."""
     data: Annotated[Any, DATASETS] = harmless()

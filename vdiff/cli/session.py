@@ -83,6 +83,8 @@ def chain(
             mode.json, mode.quiet = False, True
         progress: Progress = stack.enter_context(make_progress(mode.quiet))
         progress.note(f"computes in {machine.precision} on {machine.device}: {machine.why_precision}")
+        if machine.compiles:
+            progress.note(f"compiled: {machine.why_compile}")
         if machine.is_first:
             progress = stack.enter_context(_recorded(progress, folder, machine.described()))
         yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop, profile))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +40,14 @@ class Learner:
         self.rollbacks = 0
         self.micro_batch = settings.micro_batch
         """Pictures that go through the network at once; None until `settle` has chosen, and means all."""
-        self.is_compiled: bool | None = None
-        """Whether the network's blocks are; None until `settle` has decided."""
         self._is_halved, self._say = False, say
         self._objective = objective
         self._machine = machine
         self._network = machine.place(student.network)
         if settings.checkpoint_activations:
             forget_activations(self._network)
+        if machine.compiles:
+            compiling.turn_on(self._network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
         adam = torch.optim.AdamW(
             self._network.parameters(),
@@ -122,18 +121,13 @@ class Learner:
         return total
 
     def settle(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", share: int | None = None) -> None:
-        """Choose micro-batch and compiling, unless the settings or a save say it; every process must.
+        """Choose the largest micro-batch that fits into the memory, unless the settings or a save name one.
 
-        Rehearses with some pictures; nothing is learned.   share: pictures per update, if not those given.
+        Rehearses with one and with two pictures; nothing is learned.   share: pictures per update, if not those given.
         """
+        if self.micro_batch is not None:
+            return
         count = len(x) if share is None else share
-        if self.micro_batch is None:
-            self._settle_micro_batch(x, label, rng_of, count)
-        if self.is_compiled is None:
-            self._settle_compiling(x, label, rng_of, count)
-
-    def _settle_micro_batch(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", count: int) -> None:
-        """The largest that fits into the memory."""
         available = self._machine.available_bytes()
         if len(x) < 2 or available is None:
             self.micro_batch = max(count, 1)
@@ -144,23 +138,8 @@ class Learner:
         later = weights * (2 + (6 if self._machine.device.type == "cpu" else 0)) if not self._optimizer.state else 0
         choice = micro_batch.fitting(needed[0], needed[1], count, available - later)
         self.micro_batch = choice.size
-        self._say(choice.told)
-
-    def _settle_compiling(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", count: int) -> None:
-        is_on, why = self._machine.compile == "on", self._machine.why_compile
-        if self._machine.compile == "auto":
-            part = slice(0, min(self.micro_batch or len(x), len(x)))
-            times = (self.settings.updates - self.update) * count / max(part.stop, 1)
-            forward = partial(self._rehearsed, x, label, rng_of, part)
-            is_on, why = compiling.verdict(self._network, forward, times, self._machine.autocast)
-            is_on = self._machine.any(is_on)
-        self._say(f"compiled: {'yes' if is_on else 'no'}; {why}")
-        self._compile(is_on)
-
-    def _compile(self, is_on: bool) -> None:
-        self.is_compiled = is_on
-        if is_on:
-            compiling.turn_on(self._network)
+        if choice.size < count:
+            self._say(choice.told)
 
     def _rehearsed(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
         """The losses of some pictures, not through the wrapped network: other processes do not take part."""
@@ -213,9 +192,8 @@ class Learner:
         return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": self._course()}
 
     def _course(self) -> dict[str, Tensor]:
-        course = {"rollbacks": torch.tensor(self.rollbacks)}
-        # these too: another micro-batch or another kernel rounds differently
-        course |= {"micro_batch": torch.tensor(self.micro_batch or 0), "compiled": torch.tensor(bool(self.is_compiled))}
+        # the micro-batch too: another one rounds differently
+        course = {"rollbacks": torch.tensor(self.rollbacks), "micro_batch": torch.tensor(self.micro_batch or 0)}
         if self._scaler.is_enabled():
             course["loss_scale"] = torch.tensor(self._scaler.get_scale())
             course["sound_updates"] = torch.tensor(self._scaler.state_dict()["_growth_tracker"])
@@ -243,8 +221,6 @@ class Learner:
         course = state.get("course", {})
         self.rollbacks = int(course.get("rollbacks", 0))
         self.micro_batch = self.settings.micro_batch or int(course.get("micro_batch", 0)) or self.micro_batch
-        if "compiled" in course and self._machine.compile == "auto" and self.is_compiled is None:
-            self._compile(bool(course["compiled"]))
         if self._scaler.is_enabled() and "loss_scale" in course:
             kept = {"scale": float(course["loss_scale"]), "_growth_tracker": int(course["sound_updates"])}
             self._scaler.load_state_dict(self._scaler.state_dict() | kept)

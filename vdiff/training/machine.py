@@ -12,8 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vdiff.errors import MachineError, UsageError
-from vdiff.training import memory, trackers
-from vdiff.training.compiling import Compile, lacking
+from vdiff.training import compiling, memory, trackers
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
 
@@ -35,11 +34,11 @@ class Machine:
         device: str | None = None,
         deterministic: bool = False,
         image_size: int | None = None,
-        compile: Compile = "auto",
+        compile: compiling.Compile = "auto",
     ) -> None:
         """Join the other processes, if a launcher started any.
 
-        compile: whether networks that learn are compiled; off where `auto` cannot.
+        compile: whether networks that learn are compiled.
 
         image_size: of the pictures, in pixels; where it is small, `auto` is float32 on a CPU.
 
@@ -49,7 +48,7 @@ class Machine:
         cpu = pick_device(device).type == "cpu"
         self.precision, self.why_precision = resolve(precision, cpu, image_size)
         self.why_precision += "" if cpu else "; what stays float32 is multiplied in TF32"
-        self.compile, self.why_compile = resolve_compile(compile, pick_device(device))
+        self.compiles, self.why_compile = compiling.resolve(compile, pick_device(device))
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
         torch.use_deterministic_algorithms(deterministic)
@@ -199,14 +198,6 @@ def resolve(precision: Precision, cpu: bool, image_size: int | None = None) -> t
         fix = f"set `precision: {'bf16' if has_bf16 else 'fp32'}`, which it can do, or `precision: auto`"
         raise MachineError(f"this {unit} does not multiply {precision}", fix, "precision")
     return precision, "the recipe says so"
-
-
-def resolve_compile(wanted: Compile, device: torch.device) -> tuple[Compile, str]:
-    """What compiling comes to, and why.   Errors: MachineError where it is asked for and the machine cannot."""
-    lacks = lacking(device)
-    if wanted == "on" and lacks:
-        raise MachineError(f"{lacks}: this machine cannot compile", "set `compile: off`, or `compile: auto`", "compile")
-    return ("off", lacks) if wanted == "auto" and lacks else (wanted, "the recipe says so")
 
 
 def cpu_multiplies_bf16() -> bool:

@@ -24,6 +24,4 @@ def fitting(one: int, two: int, share: int, available: int) -> Choice:
     parts = -(-share // min(max(most, 1), share))
     size = -(-share // parts)
     found = f"{each / 1e6:,.2f} MB each, {max(available, 0) / 1e6:,.0f} MB are free"
-    return Choice(
-        size, f"all {share} pictures at once: {found}" if parts == 1 else f"{size} of {share} pictures at once: {found}"
-    )
+    return Choice(size, f"{size} of {share} pictures at once: {found}")
