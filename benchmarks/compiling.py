@@ -40,7 +40,7 @@ def main() -> None:
         first = {key: seconds(work) for key, work in works.items()}
         for work in works.values():
             work()
-        taken: dict[tuple[str, str], list[float]] = {key: [] for key in works}
+        taken: dict[tuple[Arithmetic, Compile], list[float]] = {key: [] for key in works}
         for _ in range(rounds):
             for key, work in works.items():
                 begun = time.process_time()
