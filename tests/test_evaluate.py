@@ -233,12 +233,18 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(data.replace(b"(12, ", b"(12000000000, ", 1).replace(b" " * 9 + b"\n", b"\n", 1))
     elif how == "another shape":
         path.write_bytes(array_file.packed({"images": np.zeros((1, 3, 8, 8), np.uint8), "seconds": np.array(1.0)}))
+    elif how == "right words about wrong arrays":
+        found = array_file.read(path)
+        assert found is not None
+        path.write_bytes(array_file.packed({name: array[:1] if array.ndim else array for name, array in found.items()}))
     else:
         path.rename(path.with_name("elsewhere"))
         path.symlink_to("elsewhere")
 
 
-@pytest.mark.parametrize("how", ["a flipped bit", "a cut", "a huge header", "another shape", "a link"])
+@pytest.mark.parametrize(
+    "how", ["a flipped bit", "a cut", "a huge header", "another shape", "right words about wrong arrays", "a link"]
+)
 def test_pictures_and_statistics_that_are_damaged_are_made_again(run: RunFolder, how: str) -> None:
     evaluate("--keep-samples", "-q")
     before, number = content(run)["rows"], 0

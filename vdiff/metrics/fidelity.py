@@ -143,7 +143,12 @@ class _OfFeatures:
         about = {"metric": "features", "layer": used.layer(self.metric), "reference": against.fingerprint}
         about |= {"extractor": used.name, "weights": used.print, "torch-fidelity": used.version}
         about["shape"] = str(against.pictures.shape)
-        found = remembered(against.cache, about, lambda: {"rows": used.of(against.pictures, self.metric).numpy()})
+        found = remembered(
+            against.cache,
+            about,
+            lambda: {"rows": used.of(against.pictures, self.metric).numpy()},
+            {"rows": (len(against.pictures), None)},
+        )
         return torch.from_numpy(found["rows"])
 
 

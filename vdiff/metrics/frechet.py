@@ -48,7 +48,13 @@ class PixelFrechetSection(MetricSection):
         against.check_number(least, f"`fd_pixel` with {least - 1} dimensions", fix)
         about: dict[str, object] = {"metric": "fd_pixel", "components": num_components}
         about |= {"reference": against.fingerprint, "shape": tuple(pictures.shape[1:])}
-        kept = remembered(against.cache, about, lambda: PixelFrechet(pictures, num_components).arrays())
+        shapes = {
+            "centre": (num_pixels,),
+            "basis": (num_pixels, least - 1),
+            "mean": (least - 1,),
+            "cov": (least - 1,) * 2,
+        }
+        kept = remembered(against.cache, about, lambda: PixelFrechet(pictures, num_components).arrays(), shapes)
         return PixelFrechet.restored(tuple(pictures.shape), num_components, kept)
 
 

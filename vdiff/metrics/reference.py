@@ -16,6 +16,9 @@ from vdiff.array_file import Arrays
 from vdiff.data.loader import Images, take
 from vdiff.errors import MachineError
 
+Shape = tuple[int | None, ...]
+"""Of an array; None may be any size."""
+
 
 class StorePictures:
     """The pictures of a data set, uint8 [N, C, H, W], decoded as they are needed."""
@@ -31,17 +34,20 @@ class StorePictures:
         return torch.from_numpy(take(self._images, np.arange(*part.indices(len(self))))[0])
 
 
-def remembered(folder: Path | None, about: Mapping[str, object], compute: Callable[[], Arrays]) -> Arrays:
+def remembered(
+    folder: Path | None, about: Mapping[str, object], compute: Callable[[], Arrays], shapes: Mapping[str, Shape]
+) -> Arrays:
     """The arrays that `compute` makes, read from `folder` where it has them from before.
 
     about: everything that they depend on; another version of vdiff computes them anew, as for a damaged file.
+    shapes: of the arrays; what is kept in others is not believed.
     """
     if folder is None:
         return compute()
     key = json.dumps({**about, "version": __version__}, sort_keys=True)
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     found = array_file.read(path)
-    if found is not None and str(found.pop("about", "")) == key and all(map(_is_finite, found.values())):
+    if found is not None and str(found.pop("about", "")) == key and _fits(found, shapes):
         return found
     arrays = compute()
     with contextlib.suppress(MachineError):  # a folder that cannot be written to costs time, not the number
@@ -49,5 +55,12 @@ def remembered(folder: Path | None, about: Mapping[str, object], compute: Callab
     return arrays
 
 
-def _is_finite(array: np.ndarray[Any, Any]) -> bool:
-    return array.dtype.kind in "fiu" and bool(np.isfinite(array).all())
+def _fits(found: Arrays, shapes: Mapping[str, Shape]) -> bool:
+    return found.keys() == shapes.keys() and all(_is_sound(found[name], shape) for name, shape in shapes.items())
+
+
+def _is_sound(array: np.ndarray[Any, Any], shape: Shape) -> bool:
+    is_right = len(shape) == array.ndim and all(
+        wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True)
+    )
+    return is_right and array.dtype.kind in "fiu" and bool(np.isfinite(array).all())

@@ -41,7 +41,8 @@ class SlicedSection(MetricSection):
         pictures = AsFloat(against.pictures)
         shape = tuple(pictures.shape[1:])
         about["shape"] = shape
-        kept = remembered(against.cache, about, lambda: {"quantiles": _reference(pictures, self.directions)})
+        shapes = {"quantiles": (self.directions, LEVELS)}
+        kept = remembered(against.cache, about, lambda: {"quantiles": _reference(pictures, self.directions)}, shapes)
         return SlicedDistance(shape, self.directions, kept["quantiles"])
 
 
