@@ -50,7 +50,7 @@ def start(count: int, device: str | None) -> int:
     workers.extend(_worker(rank, count, port) for rank in range(count))
     if asked:  # while they were started, when not all of them could hear it
         _signal(workers, asked[0])
-    return _watch(workers)
+    return _watch(workers, asked)
 
 
 def _check_gpus(count: int) -> None:
@@ -85,8 +85,11 @@ def _worker(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
-def _watch(workers: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all workers; the exit code of the first that failed, or 0.   Errors: MachineError for a killed one."""
+def _watch(workers: Sequence[subprocess.Popen[bytes]], asked: Sequence[int] = ()) -> int:
+    """Wait for all workers; the exit code of the first that failed, or 0.   Errors: MachineError for a killed one.
+
+    asked: signals that were passed on. One of them ends a worker at once that is leaving already, with all saved.
+    """
     first: subprocess.Popen[bytes] | None = None
     deadline = float("inf")
     # every worker is asked each time: one that waits for another must not hide that this one has died
@@ -94,7 +97,7 @@ def _watch(workers: Sequence[subprocess.Popen[bytes]]) -> int:
         first = first or next((worker for worker in workers if worker.returncode), None)
         if first is not None and deadline == float("inf"):
             deadline = time.monotonic() + GRACE_SECONDS
-            if first.returncode not in _STOPPED:  # those that stopped do so together
+            if first.returncode not in _STOPPED and -first.returncode not in asked:  # those that stop do so together
                 _signal(workers, signal.SIGTERM)
         if time.monotonic() > deadline:
             _signal(workers, signal.SIGKILL)
@@ -102,6 +105,8 @@ def _watch(workers: Sequence[subprocess.Popen[bytes]]) -> int:
     first = first or next((worker for worker in workers if worker.returncode), None)
     if first is None:
         return 0
+    if -first.returncode in asked:
+        return 128 - first.returncode
     if first.returncode < 0:
         raise _killed(workers.index(first), -first.returncode)
     return int(first.returncode)
