@@ -175,3 +175,18 @@ def wait_for_save(folder: Path) -> None:
     while not points(folder):
         assert time.monotonic() < deadline, "no save"
         time.sleep(0.01)
+
+
+def test_a_run_does_not_outlive_accelerate_and_goes_on_from_what_it_saved(unbroken: TinyRun) -> None:
+    """With one process, `accelerate launch` passes no signal on and dies of it."""
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", "--cpu"]
+    process = start("--device", "cpu", program=[*accelerate, "-m", "vdiff"])
+    wait_for_update(Path("runs/run/log.jsonl"), 10)
+    process.terminate()
+    process.communicate(timeout=SECONDS)  # until its worker has left too, which writes to the same pipe
+    told = status.read(Path("runs/run/status.json"), is_at_work=False)
+    assert told is not None
+    assert (told.state, told.exit_code) == ("stopped", 143)
+    assert RunFolder(Path("runs/run")).points("original")
+    assert ended(start()) == 0
+    assert unbroken.hashes("runs/run") == unbroken.hashes("runs/unbroken")

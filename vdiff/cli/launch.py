@@ -25,6 +25,11 @@ def is_worker() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
+def has_launcher() -> bool:
+    """Whether this process must not outlive the one that started it; `accelerate launch` also starts lone ones."""
+    return is_worker() or "ACCELERATE_DYNAMO_BACKEND" in os.environ
+
+
 def is_echo() -> bool:
     """Whether another process of the same run is the one that talks to the user."""
     return os.environ.get("RANK", "0") != "0"

@@ -73,7 +73,7 @@ def chain(
     recipe, text = open_recipe(named, assignments, beside)
     folder = run_folder(recipe, run)
     with contextlib.ExitStack() as stack:
-        stop = StopRequest(follows_parent=launch.is_worker())
+        stop = StopRequest(follows_parent=launch.has_launcher())
         stack.callback(stop.close)
         machine = Machine(recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile)
         stack.callback(machine.close)
