@@ -1,4 +1,7 @@
-"""Memory that does not suffice: half as many pictures at once, said once; then it is an error."""
+"""Memory that does not suffice: half as many pictures at once, said once; then it is an error. And who keeps it."""
+
+import ctypes
+import platform
 
 import pytest
 import torch
@@ -61,3 +64,27 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="something else"):
         cramped(3, said, RuntimeError("something else")).step(pictures(), None, rng_of())
     assert said == []
+
+
+class MallocInfo(ctypes.Structure):
+    """What the GNU C library tells of its memory: bytes in pieces that have memory of their own, and free bytes."""
+
+    _fields_ = (
+        ("other", ctypes.c_size_t * 4),
+        ("own", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 3),
+        ("free", ctypes.c_size_t),
+        ("last", ctypes.c_size_t),
+    )
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told")
+def test_a_tensor_has_memory_of_its_own_only_where_memory_is_to_be_spared() -> None:
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = MallocInfo
+    for is_sparing in (True, False):
+        learner(Machine("fp32", "cpu"), checkpoint_activations=is_sparing)
+        before = ask()
+        tensor = torch.empty(before.free + 2**26, dtype=torch.uint8)  # more than any piece that is free already
+        assert (ask().own - before.own >= tensor.nbytes) == is_sparing
+        del tensor

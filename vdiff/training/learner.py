@@ -43,6 +43,7 @@ class Learner:
         self._is_halved, self._say = False, say
         self._objective = objective
         self._machine = machine
+        memory.arrange(sparing=settings.checkpoint_activations)
         self._network = machine.place(student.network)
         if settings.checkpoint_activations:
             forget_activations(self._network)

@@ -1,6 +1,8 @@
-"""Memory: how much was used at most, how much is left, and how much a piece of work needs."""
+"""Memory: how much was used at most, how much is left, how much a piece of work needs, and who keeps what is free."""
 
 import contextlib
+import ctypes
+import platform
 import resource
 import sys
 import weakref
@@ -13,6 +15,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+
+
+def arrange(sparing: bool) -> None:
+    """Say what becomes of a tensor's memory on a CPU when it is free: given back at once, or kept for the next one.
+
+    Kept, an update takes 8 % less time, as no page is asked for twice; given back, the gaps between tensors go, which
+    are a fifth of the memory (docs/benchmarks.md). Does nothing without the GNU C library.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(_MMAP_THRESHOLD, 2**16 if sparing else 2**30)
+        set_option(_TRIM_THRESHOLD, 2**17 if sparing else -1)
 
 
 def forget_peak(device: torch.device) -> None:
