@@ -2,10 +2,11 @@
 
     python benchmarks/memory.py [--device cpu|cuda]
 
-Every case runs in a process of its own. Explained: weights, gradients, average, Adam's two averages, the teacher, and
-the activations, which are counted as the tensors that the forward pass keeps for the backward pass, each memory once.
-On a CPU the peak is that of the process, less what it had before there was a network; on a GPU that of torch's tensors.
-All tensors: the most at any moment of an update, with what operations hand on; the rest is the kernels' own, and gaps.
+Every case runs in processes of its own. Explained: weights, gradients, average, Adam's two averages, the teacher, and
+the activations, which are counted as the tensors that the forward pass keeps for the backward pass, each memory once;
+where activations are computed again, those of the block with the most are there a second time. On a CPU the peak is
+that of the process, less what it had after an update of a tiny network; on a GPU that of torch's tensors. On a CPU a
+second process gives every tensor memory of its own (`memory.arrange`): what its peak has less are gaps between tensors.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 CASES: dict[str, dict[str, Any]] = {
@@ -35,27 +37,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--sparing", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(measured(options.device, **CASES[options.case])))
+        print(json.dumps(measured(options.device, options.sparing, **CASES[options.case])))
         return
-    print(
-        "| MB | "
-        + " | ".join(PARTS)
-        + " | sum | peak | unexplained | all tensors | unexplained |\n|---|"
-        + "---|" * (len(PARTS) + 5)
-    )
+    titles = ["MB", *PARTS, "sum", "peak", "unexplained", "peak without gaps", "unexplained"]
+    print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for name in CASES:
         command = [sys.executable, __file__, "--case", name, "--device", options.device]
-        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-        total, peak = sum(found[part] for part in PARTS), found["peak"]
+        found, spared = (
+            json.loads(subprocess.run([*command, *more], stdout=subprocess.PIPE, check=True).stdout)
+            for more in ([], ["--sparing"])
+        )
+        total = sum(found[part] for part in PARTS)
         row = " | ".join(f"{found[part] / 1e6:.1f}" for part in PARTS)
-        tensors = sum(found[part] for part in ("weights", "average", "optimizer", "teacher")) + found["made"]
-        shares = f"{total / 1e6:.1f} | {peak / 1e6:.1f} | {1 - total / peak:.0%}"
-        print(f"| {name} | {row} | {shares} | {tensors / 1e6:.1f} | {1 - tensors / peak:.0%} |", flush=True)
+        peaks = " | ".join(f"{peak / 1e6:.1f} | {1 - total / peak:.0%}" for peak in (found["peak"], spared["peak"]))
+        print(f"| {name} | {row} | {total / 1e6:.1f} | {peaks} |", flush=True)
 
 
-def measured(device: str, net: str, batch: int, distill: bool = False, forgets: bool = False) -> dict[str, int]:
+def measured(
+    device: str, sparing: bool, net: str, batch: int, distill: bool = False, forgets: bool = False
+) -> dict[str, int]:
     """Bytes of every part, and the peak."""
     import torch
 
@@ -73,8 +76,18 @@ def measured(device: str, net: str, batch: int, distill: bool = False, forgets: 
     settings = dict(NETS[net])
     size, channels = settings.pop("size"), settings.pop("channels")
     machine, schedule = Machine("fp32", device), DiffusionSection().schedule.build()
-    # what torch itself needs
-    (torch.ones(8, 8, requires_grad=True) @ torch.ones(8, 8)).sum().backward()  # type: ignore[no-untyped-call]
+
+    def learner(section: UNetSection, objective: Any, network: Any = None) -> Learner:
+        fit = FitSection(updates=100, batch_size=batch, ema=None if distill else 0.999, checkpoint_activations=forgets)
+        made = Learner(Denoiser(network or section.build(size, channels), schedule, "v"), objective, fit, machine)
+        memory.arrange(sparing or forgets)
+        return made
+
+    places = torch.arange(batch, device=machine.device)
+    rng_of = [RngOf(0, 0, update, places, batch) for update in range(4)]
+    x = torch.rand(batch, channels, size, size, device=machine.device)
+    tiny = UNetSection(**{**settings, "width": 8})  # what torch and its kernels need themselves
+    learner(tiny, DenoisingObjective("snr_plus_one")).step(x[:2], None, RngOf(0, 0, 0, places[:2], batch))
     memory.forget_peak(machine.device)
     before = memory.peak_bytes(machine.device)
     network = UNetSection(**settings).build(size, channels)
@@ -84,56 +97,59 @@ def measured(device: str, net: str, batch: int, distill: bool = False, forgets: 
         teacher = machine.freeze(copy.deepcopy(network))
         teacher_bytes = sum(weight.nbytes for weight in teacher.parameters())
         objective = ProgressiveObjective("truncated_snr", Denoiser(teacher, schedule, "v"), 64)
-    section = FitSection(updates=100, batch_size=batch, ema=None if distill else 0.999, checkpoint_activations=forgets)
-    learner = Learner(Denoiser(network, schedule, "v"), objective, section, machine)
-    x = torch.rand(batch, channels, size, size, device=machine.device)
-    places = torch.arange(batch, device=machine.device)
+    made = learner(UNetSection(**settings), objective, network)
     for update in range(3):
-        learner.step(x, None, RngOf(0, 0, update, places, batch))
+        made.step(x, None, rng_of[update])
     peak = memory.peak_bytes(machine.device) - before
-    with memory.Counted() as counted:  # of tensors, on a CPU and a GPU: the rest of the peak is the allocator's
-        learner.step(x, None, RngOf(0, 0, 3, places, batch))
-    state = {part: sum(tensor.nbytes for tensor in named.values()) for part, named in learner.state().items()}
+    state = {part: sum(tensor.nbytes for tensor in named.values()) for part, named in made.state().items()}
     found = {part: state[part] for part in ("weights", "average", "optimizer")}
     student = Denoiser(network, schedule, "v")
-    kept = kept_bytes(network, lambda: objective(student, x, RngOf(0, 0, 9, places, batch)(slice(batch))))
-    return {
-        **found,
-        "gradients": found["weights"],
-        "teacher": teacher_bytes,
-        "activations": kept,
-        "peak": peak,
-        "made": counted.peak,
-    }
+    kept = kept_bytes(network, lambda: objective(student, x, rng_of[3](slice(batch))))
+    return {**found, "gradients": found["weights"], "teacher": teacher_bytes, "activations": kept, "peak": peak}
 
 
 def kept_bytes(network: Any, forward: Callable[[], Any]) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights aside, each memory once.
 
-    Where a block's results are computed again, its arguments are kept; what one block then makes is not counted.
+    Where blocks compute again, their arguments are kept, and what the largest of them makes when it does.
     """
-    import torch
-
     from vdiff.networks.repeated import repeated
+
+    calls: list[tuple[Any, Any]] = []
+    parts = [part for part in repeated(network) if part.forgets]
+    hooks = [part.register_forward_pre_hook(lambda part, given: calls.append((part, given))) for part in parts]
+    found = saved(forward)
+    for hook in hooks:
+        hook.remove()
+    for _, given in calls:
+        found |= {place_of(each): each.untyped_storage().nbytes() for each in given if each is not None}
+    again = [0]
+    for part, given in calls:
+        part.forgets = False
+        again.append(sum(size for place, size in saved(partial(part, *given)).items() if place not in found))
+        part.forgets = True
+    weights = {place_of(weight) for weight in network.parameters()}
+    return sum(size for place, size in found.items() if place not in weights) + max(again)
+
+
+def saved(work: Callable[[], Any]) -> dict[int, int]:
+    """The memories, place and bytes, that `work` keeps for its gradient."""
+    import torch
 
     found: dict[int, int] = {}
 
     def keep(tensor: Any) -> Any:
-        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        found[place_of(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
-    def meet(part: Any, given: tuple[Any, ...]) -> None:
-        held.extend(keep(each) for each in given if part.forgets and isinstance(each, torch.Tensor))
-
-    held: list[Any] = []
-    hooks = [part.register_forward_pre_hook(meet) for part in repeated(network)]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = forward()  # alive, so that no memory is used twice
-    for hook in hooks:
-        hook.remove()
-    weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
-    assert losses.requires_grad
-    return sum(size for place, size in found.items() if place not in weights)
+        results = work()  # alive, so that no memory is used twice
+    assert results.requires_grad
+    return found
+
+
+def place_of(tensor: Any) -> int:
+    return int(tensor.untyped_storage().data_ptr())
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ class Learner:
             if not _is_out_of_memory(err) or self._is_halved or size == len(x) or self._machine.world_size > 1:
                 raise
         self.micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
+        memory.arrange(sparing=True)
         self._optimizer.zero_grad()
         self._machine.free_cache()
         self._say(
@@ -140,6 +141,7 @@ class Learner:
         choice = micro_batch.fitting(needed[0], needed[1], count, available - later)
         self.micro_batch = choice.size
         if choice.size < count:
+            memory.arrange(sparing=True)
             self._say(choice.told)
 
     def _rehearsed(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
