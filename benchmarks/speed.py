@@ -6,12 +6,14 @@
 
 The plain loop is eager float32, with torch's Adam and an average parameter by parameter, as diffusion_distiller works;
 it calls the very same network. diffusers is used as its unconditional training example uses it: UNet2DModel of the same
-configuration and weights, EMAModel, DDPMScheduler, AdamW; DDIMPipeline draws. Every round runs each of them once; the
-table has medians of the rounds, and the fastest and slowest. The variable keeps torch's threads from waiting busily,
-which on a machine with other work costs far more than it gains. CPU only.
+configuration and weights, EMAModel, DDPMScheduler, AdamW; DDIMPipeline draws. Each of the three has a process of its
+own, as vdiff arranges the memory of its process; every round runs each of their works once, one at a time. The table
+has medians of the rounds, and the fastest and slowest. The variable keeps torch's threads from waiting busily, which on
+a machine with other work costs far more than it gains. CPU only.
 """
 
 import argparse
+import contextlib
 import copy
 import os
 import statistics
@@ -19,6 +21,8 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -38,6 +42,9 @@ from vdiff.training.settings import FitSection
 
 Work = Callable[[], object]
 Clock = Callable[[], float]
+Timed = Callable[[], float]
+Arm = tuple[str, str]
+Made = list[tuple[str, dict[str, Work]]]
 SIZE, BATCH, STEPS = 32, 16, 4
 SECTION = UNetSection(width=64, multipliers=(1, 2, 2), blocks=2, attention_at=(16, 8))
 SCHEDULE = DiffusionSection().schedule.build()
@@ -59,29 +66,57 @@ def main() -> None:
     )
     if options.overhead:
         return show_overhead(options.rounds, clock)
-    network = trained_looking(SECTION.build(SIZE, 3))
-    arms: dict[tuple[str, str], Work] = {}
-    for who, made in (("plain loop, fp32", plain(network)), *peers(network), *ours(network)):
-        arms |= {(what, who): work for what, work in made.items()}
-    arms["peak", "bf16 matrix product"] = matrix_product()
-    show(in_turn(arms, options.rounds, clock))
+    arms: dict[Arm, Timed] = {}
+    for party in PARTIES:
+        arms |= started(party, options.busy)
+    arms["peak", "bf16 matrix product"] = partial(timed, matrix_product(), clock)
+    show(in_turn(arms, options.rounds))
     return None
 
 
-def in_turn(arms: dict[Any, Work], rounds: int, clock: Clock) -> dict[Any, list[float]]:
+def started(party: str, busy: bool) -> dict[Arm, Timed]:
+    """The works of a party, each to be done and timed in its process."""
+    ours, theirs = get_context("spawn").Pipe()
+    get_context("spawn").Process(target=serve, args=(party, theirs, busy), daemon=True).start()
+
+    def ask(arm: Arm) -> float:
+        ours.send(arm)
+        seconds: float = ours.recv()
+        return seconds
+
+    return {arm: partial(ask, arm) for arm in ours.recv()}
+
+
+def serve(party: str, asked: Connection, busy: bool) -> None:
+    """The life of a party's process."""
+    torch.set_num_threads(1 if busy else torch.get_num_threads())
+    network = trained_looking(SECTION.build(SIZE, 3))
+    works = {(what, who): work for who, made in PARTIES[party](network) for what, work in made.items()}
+    asked.send(list(works))
+    with contextlib.suppress(EOFError):  # the parent's end
+        while True:
+            asked.send(timed(works[asked.recv()], time.process_time if busy else time.perf_counter))
+
+
+def timed(work: Work, clock: Clock) -> float:
+    """Seconds that it takes."""
+    begun = clock()
+    work()
+    return clock() - begun
+
+
+def in_turn(arms: dict[Any, Timed], rounds: int) -> dict[Any, list[float]]:
     """Seconds of every round of each, after one run to warm up."""
-    for work in arms.values():
-        work()
+    for run in arms.values():
+        run()
     found: dict[Any, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):
-        for name, work in arms.items():
-            begun = clock()
-            work()
-            found[name].append(clock() - begun)
+        for name, run in arms.items():
+            found[name].append(run())
     return found
 
 
-def show(seconds: dict[tuple[str, str], list[float]]) -> None:
+def show(seconds: dict[Arm, list[float]]) -> None:
     peak = 2 * 2048**3 * 4 / statistics.median(seconds.pop(("peak", "bf16 matrix product"))) / 1e9
     print(f"bf16 matrix products of 2048 x 2048 in this run: {peak:.0f} GFLOP/s\n")
     print("| what | who | pictures/s: median (slowest - fastest) | against the plain loop |\n|---|---|---|---|")
@@ -106,7 +141,7 @@ def pictures(size: int = SIZE, channels: int = 3, batch: int = BATCH) -> Tensor:
     return torch.rand(batch, channels, size, size) * 2 - 1
 
 
-def plain(network: UNet) -> dict[str, Work]:
+def plain(network: UNet) -> Made:
     """Eager float32, as people write it."""
     student, teacher = copy.deepcopy(network), copy.deepcopy(network).eval()
     average = {name: weight.detach().clone() for name, weight in student.named_parameters()}
@@ -149,10 +184,10 @@ def plain(network: UNet) -> dict[str, Work]:
             alpha, sigma = at(torch.full((BATCH,), max(place - 1, 0) * 256 - 1)) if place > 1 else (1.0, 0.0)
             z = alpha * x + sigma * eps
 
-    return {"training": lambda: learn(False), "stage": lambda: learn(True), "sampling": sample}
+    return [("plain loop, fp32", {"training": lambda: learn(False), "stage": lambda: learn(True), "sampling": sample})]
 
 
-def peers(network: UNet) -> list[tuple[str, dict[str, Work]]]:
+def peers(network: UNet) -> Made:
     """diffusers as its training example and its pipeline use it."""
     try:
         with warnings.catch_warnings():
@@ -199,7 +234,7 @@ def peers(network: UNet) -> list[tuple[str, dict[str, Work]]]:
     return made
 
 
-def ours(network: UNet) -> list[tuple[str, dict[str, Work]]]:
+def ours(network: UNet) -> Made:
     """vdiff as its commands use it, in float32 and in what `auto` comes to."""
     made = []
     for precision in dict.fromkeys(("fp32", Machine("auto", "cpu").precision)):
@@ -249,11 +284,10 @@ def show_overhead(rounds: int, clock: Clock) -> None:
         network, machine = trained_looking(section.build(size, channels)), Machine("auto", "cpu", image_size=size)
         settings = FitSection(updates=10**6, batch_size=batch, ema=0.9999)
         work = update(network, DenoisingObjective("snr_plus_one"), settings, machine, size, channels)
-        arms = {"bare": bare(machine, network, pictures(size, channels, batch)), "update": work}
-        found = {
-            each: statistics.median(times)
-            for each, times in in_turn(arms, rounds * (10 if size == 8 else 1), clock).items()
-        }
+        works = {"bare": bare(machine, network, pictures(size, channels, batch)), "update": work}
+        arms: dict[Any, Timed] = {each: partial(timed, work, clock) for each, work in works.items()}
+        times = in_turn(arms, rounds * (10 if size == 8 else 1))
+        found = {each: statistics.median(seconds) for each, seconds in times.items()}
         ratio = found["update"] / found["bare"]
         print(
             f"| {name}, {machine.precision} | {found['bare'] * 1e3:.1f} | {found['update'] * 1e3:.1f} | {ratio:.3f} |"
@@ -270,6 +304,9 @@ def bare(machine: Machine, network: UNet, z: Tensor) -> Work:
         network.zero_grad()
 
     return once
+
+
+PARTIES: dict[str, Callable[[UNet], Made]] = {"plain loop": plain, "diffusers": peers, "vdiff": ours}
 
 
 if __name__ == "__main__":
