@@ -25,6 +25,7 @@ from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
+from vdiff.training import ema
 from vdiff.training.ema import Average
 from vdiff.training.learner import Learner, RngOf, State
 from vdiff.training.log import Report
@@ -110,6 +111,16 @@ def test_the_average_is_the_closed_form() -> None:
         expected = decay * expected + (1 - decay) * update
         assert float(average.tensors()["weight"]) == pytest.approx(expected, rel=1e-6)
     assert (1 + 7) / (10 + 7) < 0.5 < (1 + 9) / (10 + 9)  # both sides of the minimum were seen
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_average_of_gpus_is_that_of_cpus(share: float) -> None:
+    weights = [torch.rand(3, 4), torch.rand(5)]
+    each, all_together = ([torch.ones_like(weight) for weight in weights] for _ in range(2))
+    ema.move_each(each, weights, torch.tensor(share))
+    ema.move_all(all_together, weights, torch.tensor(share))
+    torch.testing.assert_close(each, all_together)
+    torch.testing.assert_close(each, [1 + share * (weight - 1) for weight in weights])
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])

@@ -98,10 +98,13 @@ class BetaSchedule(Schedule):
 
     def __init__(self, betas: Tensor) -> None:
         super().__init__(len(betas))
-        self._signal = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas.double()).cumprod(0)])
+        signal = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas.double()).cumprod(0)])
+        self._tables = {signal.device: signal}
 
     def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        table = self._signal.to(t.device)
+        if t.device not in self._tables:  # kept there: copying it every time would wait for the device
+            self._tables[t.device] = next(iter(self._tables.values())).to(t.device)
+        table = self._tables[t.device]
         place = t * self.grid
         left = place.floor().long().clamp(0, self.grid - 1)
         signal = torch.lerp(table[left], table[left + 1], place - left)

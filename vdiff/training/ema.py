@@ -25,8 +25,8 @@ class Average:
         update: how many were done, this one included.   is_done: bool [], on the weights' device.
         """
         decay = min(self.decay, (1 + update) / (10 + update))
-        share = is_done * (1 - decay)
-        torch._foreach_lerp_(self._average, self._weights, [share] * len(self._weights))
+        move = move_all if is_done.device.type == "cuda" else move_each
+        move(self._average, self._weights, is_done * (1 - decay))
 
     def tensors(self) -> dict[str, Tensor]:
         """The average by parameter name, not copied."""
@@ -37,3 +37,15 @@ class Average:
         """Take over a saved average."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
+
+
+def move_each(average: list[Tensor], weights: list[Tensor], share: Tensor) -> None:
+    """average += share (weights - average), in one pass over each; share: float []."""
+    torch._foreach_lerp_(average, weights, [share] * len(weights))
+
+
+def move_all(average: list[Tensor], weights: list[Tensor], share: Tensor) -> None:
+    """The same in three kernels for all of them together: a GPU would launch one for each, as the share is a tensor."""
+    towards = torch._foreach_sub(weights, average)
+    torch._foreach_mul_(towards, share)
+    torch._foreach_add_(average, towards)

@@ -29,13 +29,14 @@ def fit(
     batches: this process's shares, the first one for the learner's next update.
     save: called every so often and before leaving, so that nothing is lost.   preview: draws what was learned so far.
     measure: called after every update, before it is saved: what it writes is written once, however often one stops.
-    should_stop: asked after every update; one process that says so stops all.   on_update: called after every update.
+    should_stop: asked after every update; one process that says so stops all, several one update later.
+    on_update: called after every update.
     """
     settings = learner.settings
     for batch in _timed(batches) if learner.update < settings.updates else ():
-        x = to_float(batch.images.to(machine.device, non_blocking=True))
-        label = batch.labels.to(machine.device) if batch.labels is not None else None
-        rng_of = RngOf(seed, stage, batch.update, batch.places.to(machine.device), settings.batch_size)
+        x = to_float(machine.take(batch.images))
+        label = machine.take(batch.labels) if batch.labels is not None else None
+        rng_of = RngOf(seed, stage, batch.update, machine.take(batch.places), settings.batch_size)
         if report.is_first_update:
             learner.settle(x, label, rng_of)
             learner.rehearse(x, label, rng_of)
@@ -45,7 +46,7 @@ def fit(
         on_update()
         is_complete = learner.update == settings.updates
         measure(is_complete)
-        is_stopped = machine.any(should_stop())
+        is_stopped = machine.any_before(should_stop())
         if is_complete or is_stopped or learner.update % settings.save_every == 0:
             save()
         if is_complete or is_stopped:

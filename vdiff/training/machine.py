@@ -58,6 +58,7 @@ class Machine:
         self.device = self._accelerator.device
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
+        self._asked: Callable[[], bool] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -110,7 +111,24 @@ class Machine:
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process; every process must ask."""
-        return flag if self.world_size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        return flag if self.world_size == 1 else bool(self._count(flag) > 0)
+
+    def any_before(self, flag: bool) -> bool:
+        """Whether it was true in any process when all asked the last time; a process alone hears itself at once.
+
+        So nobody waits for what the device still computes.
+        """
+        if self.world_size == 1:
+            return flag
+        asked, self._asked = self._asked, _on_its_way(self._count(flag))
+        return asked is not None and asked()
+
+    def _count(self, flag: bool) -> Tensor:
+        return self.sum(torch.full((), float(flag), device=self.device))  # torch.tensor would wait for the device
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the device; the host does not wait until it is there."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def share_out(self, work: Callable[[slice], Tensor], count: int) -> Tensor:
         """`work` on all of `count` items, in every process: each does its share, then all are brought together.
@@ -160,6 +178,20 @@ class Machine:
     def close(self) -> None:
         """Leave the other processes in good order."""
         self._accelerator.end_training()
+
+
+def _on_its_way(count: Tensor) -> Callable[[], bool]:
+    """Whether a number on the device is above 0, to be asked later."""
+    if count.device.type != "cuda":
+        return lambda: bool(count > 0)
+    there, arrived = count.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def above_zero() -> bool:
+        arrived.synchronize()
+        return bool(there > 0)
+
+    return above_zero
 
 
 def _nobody() -> contextlib.AbstractContextManager[Trackers]:
