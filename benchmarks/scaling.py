@@ -1,11 +1,12 @@
 """How does the time of an update grow with what it computes? Measured against the arithmetic, everything in turn.
 
-    python benchmarks/scaling.py [--rounds 3] [--most 128] [--busy]
+    python benchmarks/scaling.py [--rounds 3] [--most 256] [--busy]
 
 One base case (32x32, width 32, batch 8); one thing is changed at a time: picture size, width, batch, processes, and
-the number of the teacher's steps that a stage replaces; a chain's time is the sum of its stages. The arithmetic is
-counted by torch, forward and backward and the teacher's forwards, convolutions and matrix products alone. Constant
-GFLOP/s: time grows as the arithmetic does. Two processes each do half of a batch, and are started with torchrun.
+the number of the teacher's steps that a stage replaces. The arithmetic is counted by torch, forward and backward and
+the teacher's forwards, convolutions and matrix products alone. Constant GFLOP/s: time grows as the arithmetic does. Two
+processes each do half of a batch, and are started with torchrun. Chains of digits, of several lengths, are the command
+`vdiff distill` from its start to its end.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +25,7 @@ CHANGES: list[dict[str, Any]] = [
     {},
     {"size": 64},
     {"size": 128},
+    {"size": 256},
     {"width": 16},
     {"width": 64},
     {"batch": 2},
@@ -37,7 +40,7 @@ def main() -> None:
     """Print a table, or in an inner process the seconds of one case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--most", type=int, default=128)
+    parser.add_argument("--most", type=int, default=256)
     parser.add_argument("--busy", action="store_true", help="seconds of CPU, for a machine with other work")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -59,11 +62,7 @@ def main() -> None:
     show(alone, seconds, flops)
     for change in changes[len(alone) :]:
         in_processes(options.rounds, change["processes"])
-    each = {steps: statistics.median(found) for steps, found in zip((2, 4), seconds[-2:], strict=True)}
-    print(
-        f"\na chain 64 -> 1 in six halvings over one in three quarterings, per update of each stage: "
-        f"{6 * each[2]:.3f} s / {3 * each[4]:.3f} s = {2 * each[2] / each[4]:.2f}"
-    )
+    chains(options.rounds)
 
 
 def show(changes: list[dict[str, Any]], seconds: list[list[float]], flops: list[int]) -> None:
@@ -127,6 +126,35 @@ def in_processes(rounds: int, most: int) -> None:
         middle = statistics.median(times)
         gain = statistics.median(found[1]) / middle
         print(f"| {count} | {middle:.3f} ({min(times):.3f} - {max(times):.3f}) | {gain:.2f} |")
+
+
+CHAIN_UPDATES = 100
+"""Of every stage."""
+
+
+def chains(rounds: int) -> None:
+    """Chains of 2, 4 and 6 halvings of the digits from 64 steps, in turn: seconds of wall time of the whole command."""
+    found: dict[int, list[float]] = {16: [], 4: [], 1: []}
+    with tempfile.TemporaryDirectory() as place:
+        changes = [f"distill.updates={CHAIN_UPDATES}", "distill.factor=2", "distill.overrides={}", "train.updates=50"]
+        for command in (["init", "digits"], ["prepare"], ["train", "--set", changes.pop()]):
+            vdiff(place, command)
+        for _ in range(rounds):
+            for end, times in found.items():
+                more = [*changes, f"distill.end_steps={end}", "train.updates=50"]
+                begun = time.perf_counter()
+                vdiff(place, ["distill", "--force", *(word for change in more for word in ("--set", change))])
+                times.append(time.perf_counter() - begun)
+    print(f"\n| halvings of {CHAIN_UPDATES} updates | s: median (fastest - slowest) | s per halving |\n|---|---|---|")
+    for end, times in found.items():
+        count, middle = 7 - end.bit_length(), statistics.median(times)
+        print(f"| {count} | {middle:.1f} ({min(times):.1f} - {max(times):.1f}) | {middle / count:.2f} |")
+
+
+def vdiff(place: str, command: list[str]) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    called = [sys.executable, "-m", "vdiff", *command, "-q"]
+    subprocess.run(called, cwd=place, env=environment, check=True)
 
 
 def inner_seconds(processes: int, rounds: int) -> list[float]:
