@@ -1,19 +1,15 @@
 """What `--dry-run` tells of time and memory: every part of a run is in it, and grows as the run does."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.tiny import TinyRun
-from vdiff.chain import Chain
 from vdiff.cli import main
-from vdiff.cli.progress import FitLines
-from vdiff.estimate import Estimate, estimate
+from vdiff.estimate import Cost, Estimate, estimate, stage_estimate
 from vdiff.plan import plan
-from vdiff.stage_run import Surroundings
 from vdiff.training import memory
 from vdiff.training.machine import Machine
 
@@ -33,23 +29,25 @@ def test_every_part_of_a_run_is_in_the_estimate(tiny_run: TinyRun) -> None:
     assert [each.trend for each in quiet.stages] == [0, 0]
 
 
-def test_what_is_done_more_often_costs_more(tiny_run: TinyRun) -> None:
-    few = estimated(tiny_run, "train.updates=8", "train.save_every=4", "train.preview_every=4", stages=1).stages[0]
-    many = estimated(tiny_run, "train.updates=800", "train.save_every=4", "train.preview_every=4", stages=1).stages[0]
-    assert 20 < many.updates / few.updates < 500
-    assert many.saves > 10 * few.saves
-    assert many.pictures > 10 * few.pictures
+COST = Cost(start=0.5, update=3.0, call=0.01, save=7.0, memory_bytes=0)
 
 
-def test_an_estimate_is_near_what_the_run_takes(tiny_run: TinyRun) -> None:
-    """Roughly: other work on the machine disturbs both. The benchmark compares them closely."""
-    changes = ("train.updates=150", "train.save_every=1000", "train.log_every=50")
-    recipe = tiny_run.recipe(*changes)
-    expected = estimate(recipe, plan(recipe)[:1], Machine("fp32", "cpu")).seconds
-    begun = time.monotonic()
-    progress = FitLines(tiny_run.said.append)
-    Chain(Surroundings(recipe, tiny_run.text, tiny_run.folder(), Machine("fp32", "cpu"), progress, lambda: 0)).train()
-    assert 0.25 < expected / (time.monotonic() - begun) < 4
+def test_a_stage_costs_what_its_parts_cost_as_often_as_they_are_done(tiny_run: TinyRun) -> None:
+    recipe = tiny_run.recipe(
+        *("train.updates=10", "train.save_every=4", "train.preview_every=3", "sample.num_images=5"),
+        *("distill.start_steps=4", "evaluate.every=5", "evaluate.num_images=6"),
+    )
+    base, student = plan(recipe)[:2]
+    found = stage_estimate(recipe, base, COST, (100.0, 10.0))
+    assert (found.start, found.updates) == (0.5, 30.0)
+    assert found.saves == 7.0 * (3 + 1)  # at updates 4, 8 and 10, and the model folder
+    assert found.pictures == pytest.approx(0.01 * (3 + 1) * 4 * 5)  # previews at 3, 6 and 9, and the last grid
+    assert found.trend == pytest.approx(100.0 + 2 * 10.0 + 0.01 * 2 * 4 * 6)  # at updates 5 and 10
+    assert found.seconds == pytest.approx(0.5 + 30 + 28 + 0.8 + 120.48)
+    measured = (student.settings.updates - 1) // 5 + 1
+    drawn = 4 + measured * student.num_steps  # by the teacher once
+    told = stage_estimate(recipe, student, COST, (100.0, 10.0)).trend
+    assert told == pytest.approx(100.0 + measured * 10.0 + 0.01 * drawn * 6)
 
 
 def test_memory_grows_with_the_pictures_that_are_in_it_at_once(tiny_run: TinyRun) -> None:
@@ -63,6 +61,7 @@ def test_memory_grows_with_the_pictures_that_are_in_it_at_once(tiny_run: TinyRun
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can only be forgotten on Linux")
 def test_the_peak_is_of_what_came_after_it_was_forgotten() -> None:
     cpu = torch.device("cpu")
+    memory.arrange(sparing=True)  # else what was kept for later would serve
     torch.ones(50_000_000)
     memory.forget_peak(cpu)
     low = memory.peak_bytes(cpu)

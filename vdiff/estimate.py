@@ -75,7 +75,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Cost:
+class Cost:
     """Measured of one sort of stage. Seconds: of an update, of a network call per drawn picture, of a save."""
 
     start: float
@@ -93,13 +93,14 @@ def estimate(recipe: Recipe, stages: Sequence[Stage], machine: Machine, start: f
     num_weights = sum(weight.numel() for weight in _denoiser(recipe).network.parameters())
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
     metrics = _metric_seconds(recipe) if any(_measurements(recipe, stage) for stage in stages) else (0.0, 0.0)
-    found = [_stage_estimate(recipe, stage, costs[_sort(stage)], metrics) for stage in stages]
+    found = [stage_estimate(recipe, stage, costs[_sort(stage)], metrics) for stage in stages]
     saved = max(3 + (stage.settings.ema is not None) for stage in stages)
     disk = num_weights * _FLOAT_BYTES * (len(stages) + (NUM_KEPT + 1) * saved)
     return Estimate(found, num_weights, disk, max(cost.memory_bytes for cost in costs.values()), start)
 
 
-def _stage_estimate(recipe: Recipe, stage: Stage, cost: _Cost, metrics: tuple[float, float]) -> StageEstimate:
+def stage_estimate(recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]) -> StageEstimate:
+    """What a stage costs when its parts cost so much; metrics: seconds before the first measurement, and of each."""
     settings, steps, count = stage.settings, min(stage.num_steps, PREVIEW_STEPS), recipe.evaluate.num_images
     previews = (settings.updates - 1) // settings.preview_every if settings.preview_every else 0
     measured = _measurements(recipe, stage)
@@ -138,7 +139,7 @@ def _denoiser(recipe: Recipe) -> Denoiser:
     return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
 
 
-def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> _Cost:
+def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     memory.forget_peak(machine.device)
     begun = time.monotonic()
     learner = Learner(_denoiser(recipe), _objective(recipe, stage, machine), stage.settings, machine)
@@ -160,7 +161,7 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> _Cost:
     save = _save_seconds(learner, state_bytes)
     call = _call_seconds(recipe, learner.result(), machine, min(count, share))
     machine.release()
-    return _Cost(making + max(first - second, 0.0), seconds * share / count, call, save, needed + state_bytes)
+    return Cost(making + max(first - second, 0.0), seconds * share / count, call, save, needed + state_bytes)
 
 
 def _update(recipe: Recipe, learner: Learner, count: int) -> None:
