@@ -78,13 +78,42 @@ class MallocInfo(ctypes.Structure):
     )
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told")
-def test_a_tensor_has_memory_of_its_own_only_where_memory_is_to_be_spared() -> None:
+def has_memory_of_its_own() -> bool:
+    """Whether a tensor that is made now has, and would give it back."""
     ask = ctypes.CDLL(None).mallinfo2
     ask.restype = MallocInfo
+    before = ask()
+    tensor = torch.empty(before.free + 2**26, dtype=torch.uint8)  # more than any piece that is free already
+    return int(ask().own) - int(before.own) >= tensor.nbytes
+
+
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told")
+
+
+@on_glibc
+def test_a_tensor_has_memory_of_its_own_only_where_memory_is_to_be_spared() -> None:
     for is_sparing in (True, False):
         learner(Machine("fp32", "cpu"), checkpoint_activations=is_sparing)
-        before = ask()
-        tensor = torch.empty(before.free + 2**26, dtype=torch.uint8)  # more than any piece that is free already
-        assert (ask().own - before.own >= tensor.nbytes) == is_sparing
-        del tensor
+        assert has_memory_of_its_own() == is_sparing
+
+
+@on_glibc
+def test_memory_is_spared_from_when_it_lacks() -> None:
+    made = cramped(3, [], torch.OutOfMemoryError("CUDA out of memory"))
+    assert not has_memory_of_its_own()
+    made.step(pictures(), None, rng_of())
+    assert has_memory_of_its_own()
+    found = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr_plus_one"), settings(), Full())
+    assert not has_memory_of_its_own()
+    found.settle(pictures(), None, rng_of())
+    assert has_memory_of_its_own()
+
+
+class Full(Machine):
+    """A CPU without memory."""
+
+    def __init__(self) -> None:
+        super().__init__("fp32", "cpu")
+
+    def available_bytes(self) -> int | None:
+        return 0

@@ -1,10 +1,12 @@
 """Micro-batches that find themselves: as large as the memory holds, and the training is the same whatever they are."""
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.test_training import COSINE, flat, network, pictures, rng_of, settings, taught
 from vdiff.diffusion.denoiser import Denoiser
@@ -23,9 +25,14 @@ class Small(Machine):
     def __init__(self, left: int | None) -> None:
         super().__init__("fp32", "cpu")
         self.left = left
+        self.waiting: list[bool] = []
 
     def available_bytes(self) -> int | None:
         return self.left
+
+    def unsynchronised(self, network: nn.Module, when: bool) -> contextlib.AbstractContextManager[Any]:
+        self.waiting.append(when)
+        return super().unsynchronised(network, when)
 
 
 def made(left: int | None, said: list[str], micro: int | None = None, drop: float = 0.3) -> Learner:
@@ -38,6 +45,14 @@ def settled(left: int | None, said: list[str], micro: int | None = None) -> Lear
     found = made(left, said, micro)
     found.settle(pictures(), None, rng_of())
     return found
+
+
+def test_processes_talk_of_their_gradients_once_per_update() -> None:
+    machine = Small(None)
+    given = settings(micro_batch=2)
+    learner = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr_plus_one"), given, machine)
+    learner.step(pictures(), None, rng_of())
+    assert machine.waiting == [True, True, False]
 
 
 @pytest.mark.parametrize(
