@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vdiff.networks.sharded import own, put
+
 
 class Average:
     """average <- d average + (1 - d) weights after every update, d = min(decay, (1 + u) / (10 + u)) after u updates.
@@ -26,14 +28,14 @@ class Average:
         """
         decay = min(self.decay, (1 + update) / (10 + update))
         share = is_done * (1 - decay)
-        torch._foreach_lerp_(self._average, self._weights, [share] * len(self._weights))
+        average, weights = ([own(each) for each in tensors] for tensors in (self._average, self._weights))
+        torch._foreach_lerp_(average, weights, [share] * len(weights))
 
     def tensors(self) -> dict[str, Tensor]:
         """The average by parameter name, not copied."""
         return dict(zip(self._names, self._average, strict=True))
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a saved average."""
         for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
+            put(tensor, tensors[name])
