@@ -1,6 +1,7 @@
 """Networks that lie in shares, over two processes: the same training, the same saves, half of the memory."""
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -47,10 +48,12 @@ def make(run: TinyRun, name: str, machine: Machine | None = None, stop_after: in
 def in_each_process(folder: Path) -> None:
     machine = Machine("fp32", "cpu", shard="on")
     assert machine.world_size == 2
+    gc.freeze()  # as in conftest
     run = TinyRun(folder, (folder / "recipe.yaml").read_text())
     make(run, "unbroken", machine)
     make(run, "stopped", machine, stop_after=3)
     make(run, "stopped", machine, stop_after=5)
+    assert run.folder("stopped").points("base_0")
     make(run, "stopped", machine)
     make(run, "changing", machine, stop_after=2)
     shares_are_halves_and_one_bad_share_skips_all(run, machine)
@@ -118,6 +121,8 @@ def test_one_process_has_nobody_to_share_with(tiny_run: TinyRun, capsys: pytest.
     recipe = str(tiny_run.path / "recipe.yaml")
     assert cli.main(["train", "-r", recipe, "--device", "cpu", "--set", "shard=on"]) == 6
     assert "start several with `--gpus N`" in capsys.readouterr().err
+    assert cli.main(["train", "-r", recipe, "--device", "cpu", "--set", "shard=on", "--dry-run"]) == 0
+    assert "in one process that holds its networks whole" in capsys.readouterr().err
 
 
 if __name__ == "__main__":

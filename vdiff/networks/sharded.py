@@ -1,5 +1,6 @@
 """A network whose weights lie in shares, one in each process: brought together a block at a time while it computes."""
 
+import gc
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Literal
@@ -46,6 +47,7 @@ def outline(network: nn.Module) -> nn.Module:
 @torch.no_grad()
 def copied(network: nn.Module, outline: nn.Module, device: torch.device) -> nn.Module:
     """A copy of a network whose weights lie in shares, with shares of its own.   outline: of that network."""
+    gc.collect()  # earlier copies: the hooks of a network in shares hold on to it
     copy = turn_on(deepcopy(outline), device).to_empty(device=device)
     pairs = [*zip(copy.parameters(), network.parameters(), strict=True)]
     for mine, other in [*pairs, *zip(copy.buffers(), network.buffers(), strict=True)]:
