@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 COMMON = [
     "network={width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false, num_classes: 2}",
     "network.dropout=0.1",
-    "train={updates: 6, batch_size: 5, learning_rate: 1.0e-4, ema: 0.9, log_every: 1}",
+    "train={updates: 6, batch_size: 5, learning_rate: 1.0e-4, warmup_updates: 0, ema: 0.9, log_every: 1}",
     "distill={start_steps: 4, end_steps: 2, updates: 3, batch_size: 5, learning_rate: 1.0e-4, log_every: 1}",
 ]
 """As in test_processes."""
