@@ -56,9 +56,11 @@ class TinyRun:
     def folder(self, run: str = "run") -> RunFolder:
         return RunFolder(self.path / run)
 
-    def chain(self, *changes: str, stop_after: int | None = None, run: str = "run") -> Chain:
+    def chain(
+        self, *changes: str, stop_after: int | None = None, run: str = "run", machine: Machine | None = None
+    ) -> Chain:
         stop = StopAfter(stop_after) if stop_after else never
-        machine = Machine("fp32", "cpu")
+        machine = machine or Machine("fp32", "cpu")
         progress = FitLines(self.said.append)
         return Chain(Surroundings(self.recipe(*changes), self.text, self.folder(run), machine, progress, stop))
 

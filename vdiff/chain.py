@@ -53,7 +53,7 @@ class Chain:
             if stage.name in done:
                 cards.append(self._keep(stage, teacher))
             else:
-                loaded = checkpoint.load(teacher, self._surroundings.machine.device) if teacher else None
+                loaded = checkpoint.load(teacher) if teacher else None
                 cards.append(make(self._surroundings, stage, loaded))
                 if stage is not stages[-1]:
                     self._leave_if_asked(stage)

@@ -24,6 +24,7 @@ from vdiff.headers.facts import FormatError
 from vdiff.headers.safetensors_header import read_header
 from vdiff.model_card import CONFIG, MARK, WEIGHTS, ModelCard, damage, is_model_folder, read_card
 from vdiff.networks import NETWORKS
+from vdiff.networks.sharded import on_host
 from vdiff.recipe import DiffusionSection
 
 __all__ = [
@@ -48,12 +49,20 @@ class Checkpoint:
     denoiser: Denoiser
 
 
-def save(folder: Path, card: ModelCard, denoiser: Denoiser, extra: Callable[[Path], None] | None = None) -> ModelCard:
+def save(
+    folder: Path,
+    card: ModelCard,
+    denoiser: Denoiser,
+    extra: Callable[[Path], None] | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> ModelCard:
     """Write a model folder whole.
 
-    extra: puts further files (pictures) into it.   Errors: DivergedError for weights that are not finite; MachineError.
+    extra: puts further files (pictures) into it.   weights: those of the network, where other processes have a share of
+    them.   Errors: DivergedError for weights that are not finite; MachineError.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.network.state_dict().items()}
+    if weights is None:
+        weights = on_host(denoiser.network.state_dict(), copy=False)
     bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise DivergedError(

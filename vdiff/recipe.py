@@ -12,6 +12,7 @@ from vdiff.errors import UsageError
 from vdiff.metrics import DEFAULT
 from vdiff.metrics.metric import named
 from vdiff.networks import NETWORKS
+from vdiff.networks.sharded import Shard
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.weighting import Weighting
 from vdiff.samplers import SAMPLERS
@@ -171,6 +172,9 @@ class Recipe(Section):
     """Arithmetic of the network: bf16, fp16, fp32, or auto (bf16 where the hardware multiplies it and it pays)."""
     compile: Compile = harmless("auto")
     """Whether networks that learn are compiled: on, off, or auto (where that was measured to pay: nowhere yet)."""
+    shard: Shard = harmless("auto")
+    """Whether each of several processes keeps only a share of every network, its average and its optimizer: on, off, or
+    auto (off). For networks that do not fit; run on CPUs only so far."""
     deterministic: bool = harmless(False)
     """Whether a GPU must give the same bits every time, which is slower; on a CPU it always does."""
     data: Annotated[Any, DATASETS] = harmless()

@@ -14,6 +14,7 @@ from torch import Tensor
 from vdiff import whole_folder
 from vdiff.checkpoint import load_tensors, num_bytes, save_tensors
 from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
+from vdiff.networks.sharded import on_host, own
 from vdiff.run_folder import STATE, points
 
 NUM_KEPT = 2
@@ -64,9 +65,9 @@ class Saver:
         Errors: DivergedError, in all processes, for weights that are not finite in any of them; MachineError.
         """
         _check_finite(update, state, self._anywhere)
+        copied = _on_host(state, pending, self._writes)
         if not self._writes:
             return
-        copied = _on_host(state, pending)
         self.wait()
         self._thread = threading.Thread(target=self._write, args=(update, copied), name=f"save {update}")
         self._thread.start()
@@ -115,7 +116,7 @@ def write(
 
 
 def _check_finite(update: int, state: State, anywhere: Callable[[bool], bool]) -> None:
-    verdicts = [torch.isfinite(tensor).all() for tensor in state["weights"].values()]
+    verdicts = [torch.isfinite(own(tensor)).all() for tensor in state["weights"].values()]
     # one answer to wait for, not one per tensor; and one for all: whoever went on alone would wait for the others
     if anywhere(not bool(torch.stack(verdicts).all())):
         raise DivergedError(
@@ -124,12 +125,9 @@ def _check_finite(update: int, state: State, anywhere: Callable[[bool], bool]) -
         )
 
 
-def _on_host(state: State, pending: Mapping[str, Tensor]) -> State:
-    """A copy of everything in the host's memory."""
-    return {
-        part: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
-        for part, named in {**state, "pending": pending}.items()
-    }
+def _on_host(state: State, pending: Mapping[str, Tensor], keeps: bool = True) -> State:
+    """A copy of everything in the host's memory, for those that keep it; see `on_host`."""
+    return {part: on_host(named, keeps) for part, named in {**state, "pending": pending}.items()}
 
 
 def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:

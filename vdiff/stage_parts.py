@@ -39,14 +39,14 @@ def fresh(recipe: Recipe, images: Images) -> Denoiser:
     return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
 
 
-def copied(teacher: Checkpoint, images: Images, machine: Machine) -> Denoiser:
+def copied(teacher: Checkpoint, images: Images) -> Denoiser:
     """A student that starts as its teacher is."""
     if teacher.card.shape != images.shape:
         raise DataError(
             f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
             f"prepare pictures of {teacher.card.shape[-1]} pixels, or take another teacher",
         )
-    student = checkpoint.load(teacher.folder, machine.device).denoiser
+    student = checkpoint.load(teacher.folder).denoiser
     return replace(student, network=student.network.requires_grad_(True))
 
 

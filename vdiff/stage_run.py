@@ -14,6 +14,7 @@ from vdiff.data.loader import Batch, Images, batches
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, Stopped
 from vdiff.images import grid, to_uint8, write_png
+from vdiff.networks.sharded import on_host
 from vdiff.plan import Stage, trajectory
 from vdiff.recipe import Recipe
 from vdiff.run_folder import RunFolder
@@ -56,7 +57,7 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError, MachineError.
     """
     images = open_images(surroundings.recipe, num_classes(surroundings.recipe, teacher))
-    student = copied(teacher, images, surroundings.machine) if teacher else fresh(surroundings.recipe, images)
+    student = copied(teacher, images) if teacher else fresh(surroundings.recipe, images)
     objective = objective_of(stage, teacher, surroundings.machine)
     learner = Learner(student, objective, stage.settings, surroundings.machine, surroundings.progress.note)
     work = StageRun(surroundings, stage, teacher, images, learner)
@@ -162,10 +163,10 @@ class StageRun:
         folder, picture = self._run.model(self._stage.name), self._drawn
         assert picture is not None, f"`{self._stage.name}` is published before it is trained"
         result = self._learner.result()
+        weights = on_host(result.network.state_dict(), keeps=self._machine.is_first, copy=False)
         if self._machine.is_first:
-            checkpoint.save(
-                folder, self._card(result), result, lambda target: write_png(target / "samples.png", picture)
-            )
+            card = self._card(result)
+            checkpoint.save(folder, card, result, lambda target: write_png(target / "samples.png", picture), weights)
             savepoint.clear(self._saves)
             self._progress.saved(str(folder))
         self._machine.wait()

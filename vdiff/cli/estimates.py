@@ -59,6 +59,8 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
         parts["start"] += found.start
         told = (f"{_PARTS[name]} {duration(value)}" for name, value in parts.items() if value >= 1)
         console.say(f"of which {', '.join(told)}" if found.seconds >= 1 else "which is next to nothing")
+    if found and recipe.shard == "on":
+        console.say("measured in one process that holds its networks whole; `shard: on` divides them among several")
     console.say(f"nothing was written to `{run.path}`")
 
 

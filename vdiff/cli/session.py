@@ -75,7 +75,9 @@ def chain(
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=launch.has_launcher())
         stack.callback(stop.close)
-        machine = Machine(recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile)
+        machine = Machine(
+            recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile, recipe.shard
+        )
         stack.callback(machine.close)
         if machine.is_first:
             stack.enter_context(folder.lock())
@@ -85,6 +87,8 @@ def chain(
         progress.note(f"computes in {machine.precision} on {machine.device}: {machine.why_precision}")
         if machine.compiles:
             progress.note(f"compiled: {machine.why_compile}")
+        if machine.shards:
+            progress.note(f"in shares, over {machine.world_size} processes: {machine.why_shard}")
         if machine.is_first:
             progress = stack.enter_context(_recorded(progress, folder, machine.described()))
         yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop, profile))

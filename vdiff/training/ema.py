@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vdiff.networks.sharded import own, put
+
 
 class Average:
     """average <- d average + (1 - d) weights after every update, d = min(decay, (1 + u) / (10 + u)) after u updates.
@@ -26,17 +28,17 @@ class Average:
         """
         decay = min(self.decay, (1 + update) / (10 + update))
         move = move_all if is_done.device.type == "cuda" else move_each
-        move(self._average, self._weights, is_done * (1 - decay))
+        average, weights = ([own(each) for each in tensors] for tensors in (self._average, self._weights))
+        move(average, weights, is_done * (1 - decay))
 
     def tensors(self) -> dict[str, Tensor]:
         """The average by parameter name, not copied."""
         return dict(zip(self._names, self._average, strict=True))
 
-    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a saved average."""
         for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
+            put(tensor, tensors[name])
 
 
 def move_each(average: list[Tensor], weights: list[Tensor], share: Tensor) -> None:

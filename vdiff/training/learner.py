@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
+from vdiff.networks import sharded
 from vdiff.networks.repeated import forget_activations
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
@@ -49,6 +50,8 @@ class Learner:
             forget_activations(self._network)
         if machine.compiles:
             compiling.turn_on(self._network)
+        self._outline = sharded.outline(self._network) if machine.shards else None
+        machine.shard(self._network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
         adam = torch.optim.AdamW(
             self._network.parameters(),
@@ -75,6 +78,7 @@ class Learner:
         with profile.part("optimizer"):
             self._scaler.unscale_(self._adam)
             norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
+            norm = sharded.whole(norm)
             is_finite = torch.isfinite(norm)
             self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
             self._optimizer.step()
@@ -129,17 +133,17 @@ class Learner:
         """
         if self.micro_batch is not None:
             return
-        count = len(x) if share is None else share
+        count = self._most() if share is None else share
         available = self._machine.available_bytes()
-        if len(x) < 2 or available is None:
-            self.micro_batch = max(count, 1)
+        if self._machine.any(len(x) < 2) or available is None:
+            self.micro_batch = count
             return
         needed = [self._needed_bytes(x, label, rng_of, slice(0, number)) for number in (1, 2)]
-        weights = sum(weight.nbytes for weight in self._network.parameters())
+        weights = sum(sharded.own(weight).nbytes for weight in self._network.parameters())
         # of Adam's averages, and of the copy while a save is under way
         later = weights * (2 + (6 if self._machine.device.type == "cpu" else 0)) if not self._optimizer.state else 0
         choice = micro_batch.fitting(needed[0], needed[1], count, available - later)
-        self.micro_batch = choice.size
+        self.micro_batch = self._machine.least(choice.size)
         if choice.size < count:
             memory.arrange(sparing=True)
             self._say(choice.told)
@@ -155,9 +159,14 @@ class Learner:
 
         def rehearse() -> None:  # no gradient of the weights, which would wait for other processes
             losses = self._rehearsed(x, label, rng_of, part)
-            torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+            if self._machine.shards:  # all processes are here
+                torch.autograd.backward(losses.sum())
+            else:
+                torch.autograd.grad(losses.sum(), weights, allow_unused=True)
 
-        return memory.peak_of(rehearse, self._machine.device)
+        needed = memory.peak_of(rehearse, self._machine.device)
+        self._optimizer.zero_grad()
+        return needed
 
     def rate(self, update: int) -> float:
         """Learning rate of the update with this 0-based number: the settings', halved by every rollback."""
@@ -176,9 +185,15 @@ class Learner:
 
     def result(self) -> Denoiser:
         """A copy of the student with the weights that are meant for sampling, in evaluation mode."""
-        network = deepcopy(self._network).eval().requires_grad_(False)
+        if self._outline is None:
+            network = deepcopy(self._network)
+        else:
+            network = sharded.copied(self._network, self._outline, self._machine.device)
+        network.eval().requires_grad_(False)
         if self._average is not None:
-            network.load_state_dict(self._average.tensors(), strict=False)
+            average = self._average.tensors()
+            for name, weight in network.named_parameters():
+                sharded.own(weight).copy_(sharded.own(average[name]))
         return replace(self._student, network=network)
 
     def state(self) -> State:
@@ -210,16 +225,16 @@ class Learner:
         if not self._fits(state):
             fix = "add --force to begin the stage again"
             raise ModelFileError("the save does not fit the network that the recipe describes", fix)
-        self._network.load_state_dict(state["weights"])
+        for name, tensor in self._network.state_dict().items():
+            sharded.put(tensor, state["weights"][name])
         if self._average is not None:
             self._average.load(state["average"])
         adam = state["optimizer"]
         for name, weight in self._network.named_parameters():
             if f"step.{name}" in adam:
-                keys = ("exp_avg", "exp_avg_sq", "step")
-                memory = {key: adam[f"{key}.{name}"].to(weight.device, copy=True) for key in keys}
-                for key in keys[:2]:  # in the memory format of the weight
-                    memory[key] = torch.empty_like(weight).copy_(memory[key])
+                memory = {"step": adam[f"step.{name}"].to(weight.device, copy=True)}
+                for key in ("exp_avg", "exp_avg_sq"):  # in the memory format of the weight
+                    memory[key] = sharded.put(torch.empty_like(weight), adam[f"{key}.{name}"])
                 self._optimizer.state[weight] = memory
         course = state.get("course", {})
         self.rollbacks = int(course.get("rollbacks", 0))
@@ -239,13 +254,20 @@ class Learner:
         return is_memory and _shapes(state["weights"]) == weights and _shapes(state["average"]) == average
 
     def _losses(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
+        if part.start == part.stop:  # a picture that does not count, so that the others need not wait for this process
+            return self._losses(x, label, rng_of, slice(0, 1))[:0]
         with self._machine.autocast():
             return self._objective(self._student, x[part], rng_of(part), None if label is None else label[part])
 
     def _parts(self, count: int) -> Iterator[slice]:
-        size = self.micro_batch or max(count, 1)
-        for start in range(0, max(count, 1), size):
-            yield slice(start, min(start + size, count))
+        # those who share a network compute together: each has as many parts, if need be one of no pictures
+        most = max(self._most() if self._machine.shards else count, 1)
+        for start in range(0, most, self.micro_batch or most):
+            yield slice(min(start, count), min(start + (self.micro_batch or most), count))
+
+    def _most(self) -> int:
+        """Pictures of an update in the process that has most."""
+        return int(-(-self.settings.batch_size // self._machine.world_size))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

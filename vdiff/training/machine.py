@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vdiff.errors import MachineError, UsageError
+from vdiff.networks import sharded
 from vdiff.training import compiling, memory, trackers
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
@@ -35,10 +36,11 @@ class Machine:
         deterministic: bool = False,
         image_size: int | None = None,
         compile: compiling.Compile = "auto",
+        shard: sharded.Shard = "auto",
     ) -> None:
         """Join the other processes, if a launcher started any.
 
-        compile: whether networks that learn are compiled.
+        compile: whether networks that learn are compiled.   shard: whether networks lie in shares, one in each process.
 
         image_size: of the pictures, in pixels; where it is small, `auto` is float32 on a CPU.
 
@@ -59,6 +61,7 @@ class Machine:
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
         self._asked: Callable[[], bool] | None = None
+        self.shards, self.why_shard = sharded.resolve(shard, self.world_size)
 
     @property
     def is_first(self) -> bool:
@@ -74,6 +77,8 @@ class Machine:
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The network and its optimizer, made ready for all processes."""
+        if self.shards:
+            return network, optimizer
         network, optimizer = self._accelerator.prepare(network, optimizer)
         return network, optimizer
 
@@ -82,15 +87,24 @@ class Machine:
         self._accelerator.backward(loss)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the device, in the memory format that its convolutions like there."""
+        """Move a network to the device, in the memory format that its convolutions like there.
+
+        One that is to lie in shares stays where it is: `shard` moves it, a block at a time.
+        """
+        if self.shards:
+            return network
         network.to(self.device)
         # on CPUs, torch's group norms of bfloat16 are ten times slower in channels-last than in the usual format
         return network.to(memory_format=torch.channels_last) if self.device.type == "cuda" else network
 
+    def shard(self, network: nn.Module) -> nn.Module:
+        """Have a network lie in shares, if the run's networks do."""
+        return sharded.turn_on(network, self.device) if self.shards else network
+
     def freeze(self, network: nn.Module) -> nn.Module:
         """Make a network that learns nothing more compute in the run's precision: its weights are cast once, here."""
         network = self.place(network).eval().requires_grad_(False)
-        return network.to(_DTYPES[self.precision])
+        return self.shard(network.to(_DTYPES[self.precision]))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Within it, networks compute in the run's precision."""
@@ -102,6 +116,9 @@ class Machine:
 
     def unsynchronised(self, network: nn.Module, when: bool) -> contextlib.AbstractContextManager[Any]:
         """Within it, gradients stay in their process: for all micro-batches of an update but the last."""
+        if self.shards:
+            network.set_requires_gradient_sync(not when)  # type: ignore[operator] # of the class it was given
+            return contextlib.nullcontext()
         return self._accelerator.no_sync(network) if when else contextlib.nullcontext()
 
     def sum(self, value: Tensor) -> Tensor:
@@ -129,6 +146,11 @@ class Machine:
     def take(self, tensor: Tensor) -> Tensor:
         """A tensor of the host on the device; the host does not wait until it is there."""
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def least(self, number: int) -> int:
+        """The smallest number of any process; every process must ask."""
+        given = torch.tensor([number], device=self.device)
+        return number if self.world_size == 1 else int(self._accelerator.gather(given).min())
 
     def share_out(self, work: Callable[[slice], Tensor], count: int) -> Tensor:
         """`work` on all of `count` items, in every process: each does its share, then all are brought together.
