@@ -32,7 +32,7 @@ def fit(
     should_stop: asked after every update; one process that says so stops all, several one update later.
     on_update: called after every update.
     """
-    settings = learner.settings
+    settings, anybody = learner.settings, machine.vote()
     for batch in _timed(batches) if learner.update < settings.updates else ():
         x = to_float(machine.take(batch.images))
         label = machine.take(batch.labels) if batch.labels is not None else None
@@ -46,7 +46,7 @@ def fit(
         on_update()
         is_complete = learner.update == settings.updates
         measure(is_complete)
-        is_stopped = machine.any_before(should_stop())
+        is_stopped = anybody(should_stop())
         if is_complete or is_stopped or learner.update % settings.save_every == 0:
             save()
         if is_complete or is_stopped:

@@ -60,7 +60,6 @@ class Machine:
         self.device = self._accelerator.device
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
-        self._asked: Callable[[], bool] | None = None
         self.shards, self.why_shard = sharded.resolve(shard, self.world_size)
 
     @property
@@ -130,15 +129,21 @@ class Machine:
         """Whether it is true in any process; every process must ask."""
         return flag if self.world_size == 1 else bool(self._count(flag) > 0)
 
-    def any_before(self, flag: bool) -> bool:
-        """Whether it was true in any process when all asked the last time; a process alone hears itself at once.
+    def vote(self) -> Callable[[bool], bool]:
+        """A question for all processes, put again and again: whether it was true in any of them the last time.
 
-        So nobody waits for what the device still computes.
+        So nobody waits for what the device still computes. A process alone hears itself at once.
         """
-        if self.world_size == 1:
-            return flag
-        asked, self._asked = self._asked, _on_its_way(self._count(flag))
-        return asked is not None and asked()
+        asked: Callable[[], bool] = bool  # nobody was asked yet: False
+
+        def put(flag: bool) -> bool:
+            nonlocal asked
+            if self.world_size == 1:
+                return flag
+            before, asked = asked, _on_its_way(self._count(flag))
+            return before()
+
+        return put
 
     def _count(self, flag: bool) -> Tensor:
         return self.sum(torch.full((), float(flag), device=self.device))  # torch.tensor would wait for the device
