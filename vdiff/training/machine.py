@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vdiff.errors import MachineError, UsageError
+from vdiff.samplers import graphed
 from vdiff.training import compiling, memory, trackers
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
@@ -35,11 +36,13 @@ class Machine:
         deterministic: bool = False,
         image_size: int | None = None,
         compile: compiling.Compile = "auto",
+        cuda_graphs: graphed.CudaGraphs = "off",
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Join the other processes, if a launcher started any.
 
-        compile: whether networks that learn are compiled.
-
+        compile: whether networks that learn are compiled.   cuda_graphs: whether the calls of those that draw are
+        replayed; `say` is told if that does not work.
         image_size: of the pictures, in pixels; where it is small, `auto` is float32 on a CPU.
 
         deterministic: the same bits every time, on GPUs too; torch refuses an operation that cannot.
@@ -58,6 +61,7 @@ class Machine:
         self.device = self._accelerator.device
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
+        self.graphs = graphed.opened(cuda_graphs, self.device, say)
 
     @property
     def is_first(self) -> bool:
