@@ -59,9 +59,9 @@ class Machine:
         # its own mixed precision would cast every input and output again
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", step_scheduler_with_optimizer=False)
         self.device = self._accelerator.device
+        self.graphs = graphed.opened(cuda_graphs, self.device, say)
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
-        self.graphs = graphed.opened(cuda_graphs, self.device, say)
 
     @property
     def is_first(self) -> bool:
