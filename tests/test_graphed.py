@@ -2,8 +2,10 @@
 
 import copy
 import gc
+import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -32,9 +34,13 @@ SHIPPED = recipe_text.shipped()
 
 
 class Snapshot:
-    """Records as a GPU does, on a CPU: fixed buffers, and the weights that there were. held: the buffers."""
+    """Records as a GPU does, on a CPU: fixed buffers, and the weights that there were.
 
-    def __init__(self) -> None:
+    pause: seconds between filling the buffers and using them.   held: the buffers.
+    """
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.pause = pause
         self.recorded = self.replayed = 0
         self.held: list[weakref.ref[Tensor]] = []
 
@@ -49,6 +55,7 @@ class Snapshot:
             for buffer, each in zip(buffers, fresh, strict=True):
                 if buffer is not None and each is not None:
                     buffer.copy_(each)
+            time.sleep(self.pause)
             return kept(*buffers).clone()
 
         return replay
@@ -189,6 +196,14 @@ def test_a_recording_goes_with_its_network() -> None:
     gc.collect()
     assert recorder.held
     assert all(held() is None for held in recorder.held)
+
+
+def test_threads_do_not_disturb_one_another() -> None:
+    model, graphs = unet(), Graphs(Snapshot(pause=1e-3), silent)
+    wanted = [pictures(model, None, count) for count in (2, 4, 6)]
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(lambda _: [pictures(model, graphs, count) for count in (2, 4, 6)], range(6)):
+            assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 def test_only_shapes_that_come_often_are_recorded_and_only_so_many() -> None:
