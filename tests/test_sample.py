@@ -155,6 +155,15 @@ def test_the_batch_size_changes_numbers_by_rounding_at_most(models: Path, sample
     assert alone.std() > 0.1
 
 
+def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_drawn(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample("--set", "sample.cuda_graphs=on", code=6)
+    assert "set `sample.cuda_graphs: auto`" in error(capsys)
+    assert not Path("samples").exists()
+    assert main(["train", "--set", "sample.cuda_graphs=on", "--device", "cpu", "--run", "runs/other"]) == 6
+
+
 def test_a_command_draws_what_the_sampler_draws(here: Path) -> None:
     model = checkpoint.load(Path("runs/tiny/base_0")).denoiser
     by_hand = draw(model, Ddim(clip=1.2), [7, 8], (3, 8, 8), 4, labels=torch.tensor([0, 1]), model_steps=4)

@@ -107,6 +107,7 @@ class Drawing:
             labels=self.labels[part] if self.labels is not None else None,
             batch_size=self.batch_size,
             device=self.machine.device,
+            graphs=self.machine.graphs,
             watch=watch,
         )
 

@@ -16,6 +16,7 @@ from vdiff.networks.sharded import Shard
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.weighting import Weighting
 from vdiff.samplers import SAMPLERS
+from vdiff.samplers.graphed import CudaGraphs
 from vdiff.training.compiling import Compile
 from vdiff.training.machine import Precision
 from vdiff.training.settings import Decay, FitSection, TrackerKind
@@ -135,6 +136,8 @@ class SampleSection(Section):
     """Pictures in a grid."""
     batch_size: int = harmless(64, ge=1)
     """Pictures that go through the network at once."""
+    cuda_graphs: CudaGraphs = harmless("auto")
+    """Whether a GPU replays recorded network calls: on, off, or auto (off, as no GPU has shown that it pays)."""
 
 
 class EvaluateSection(Section):

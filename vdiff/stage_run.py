@@ -255,6 +255,7 @@ class StageRun:
                 labels=labels[places] if labels is not None else None,
                 batch_size=section.batch_size,
                 device=self._machine.device,
+                graphs=self._machine.graphs,
             )
 
         with self._machine.autocast():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vdiff.metrics.table import Protocol
     from vdiff.recipe import Recipe
     from vdiff.run_folder import RunFolder
+    from vdiff.samplers.graphed import CudaGraphs
 
 Data = Annotated[Path | None, typer.Option("--data", metavar="STORE", help="Reference pictures [the recipe's]")]
 Count = Annotated[int, typer.Option("--n", min=2, help="Pictures drawn with each model; more narrow the intervals")]
@@ -93,7 +94,7 @@ def evaluate(
             _tell_plan(evaluation, _earlier(evaluation.protocol({}), table_path, force))
             return None
         lock = folder.evaluating if folder is not None else contextlib.nullcontext
-        return _work(evaluation, table_path, lock, device, force, keep_samples)
+        return _work(evaluation, table_path, lock, (device, parsed.sample.cuda_graphs), force, keep_samples)
 
 
 def _models(places: Sequence[str]) -> list[str]:
@@ -174,11 +175,17 @@ def _evaluation(
 
 
 def _work(
-    evaluation: "Evaluation", table_path: Path | None, lock: Lock, device: str | None, force: bool, keep: bool
+    evaluation: "Evaluation",
+    table_path: Path | None,
+    lock: Lock,
+    wanted: "tuple[str | None, CudaGraphs]",
+    force: bool,
+    keep: bool,
 ) -> int | None:
     """Draw in all processes, then measure in the first one while the others have left.
 
     table_path: where the table is kept, None where it is only printed.   lock: keeps other evaluations out.
+    wanted: device, CUDA graphs.
     """
     from vdiff.cli import displays, evaluation_table
     from vdiff.evaluation.earlier import Earlier
@@ -187,7 +194,7 @@ def _work(
     with contextlib.ExitStack() as stack:
         # fp32 wherever it runs: the numbers of two machines can be compared
         size, what = evaluation.subjects[0].card.shape[-1], "the evaluation goes on with the same command"
-        machine, check = stack.enter_context(session.processes(("fp32", device), size, what))
+        machine, check = stack.enter_context(session.processes(("fp32", *wanted), size, what))
         metrics, earlier = {}, Earlier()
         if machine.is_first:
             stack.enter_context(lock())

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from vdiff.checkpoint import ModelCard
     from vdiff.drawing import Drawing
     from vdiff.recipe import Recipe
+    from vdiff.samplers.graphed import CudaGraphs
     from vdiff.samplers.walk import Sampler
     from vdiff.training.machine import Precision
 
-    Wanted = tuple[Precision, str | None]
+    Wanted = tuple[Precision, str | None, CudaGraphs]
 
 Model = Annotated[
     str, typer.Option("--checkpoint", metavar="NAME|PATH", help="Model: a name in the run, or a model folder")
@@ -96,7 +97,8 @@ def sample(
     asked["batch_size"] = batch_size or parsed.sample.batch_size
     if gpus is not None and not (dry_run or launch.is_worker()):
         return launch.start(gpus, device)
-    facts = {"dry_run": True} if dry_run else _draw(folder, asked, (parsed.precision, device), target, strip, gif)
+    computing = parsed.precision, device, parsed.sample.cuda_graphs
+    facts = {"dry_run": True} if dry_run else _draw(folder, asked, computing, target, strip, gif)
     if facts is not None:
         _tell(folder, target, len(numbers), num_steps, built, facts)
     return None

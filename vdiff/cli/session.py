@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vdiff.recipe import Recipe
     from vdiff.recipe_text import RecipeText
     from vdiff.run_folder import RunFolder
+    from vdiff.samplers.graphed import CudaGraphs
     from vdiff.training.machine import Machine, Precision
     from vdiff.training.report import Progress
 
@@ -66,7 +67,7 @@ def chain(
 ) -> Iterator["Chain"]:
     """A chain that is ready to work; on leaving, the screen and the other processes are in good order."""
     from vdiff.chain import Chain
-    from vdiff.cli import launch
+    from vdiff.cli import console, launch
     from vdiff.stage_run import Surroundings
     from vdiff.training.machine import Machine
 
@@ -75,9 +76,8 @@ def chain(
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=launch.has_launcher())
         stack.callback(stop.close)
-        machine = Machine(
-            recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile, recipe.shard
-        )
+        wanted = (recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile, recipe.shard)
+        machine = Machine(*wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn)
         stack.callback(machine.close)
         if machine.is_first:
             stack.enter_context(folder.lock())
@@ -96,21 +96,23 @@ def chain(
 
 @contextlib.contextmanager
 def processes(
-    wanted: "tuple[Precision, str | None]", image_size: int, what: str = "the pictures are not finished"
+    wanted: "tuple[Precision, str | None, CudaGraphs]", image_size: int, what: str = "the pictures are not finished"
 ) -> "Iterator[tuple[Machine, Callable[[], None]]]":
     """This process, alone or among those that a launcher started; only the first one talks.
 
     With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone, or
     was told to stop. A process that is alone leaves as soon as it is told.
-    wanted: precision and device.   image_size: of the pictures, which `auto` asks.   what: is left undone then.
+    wanted: precision, device, CUDA graphs.   image_size: of the pictures, which `auto` asks.   what: is left undone
+    then.
     """
-    from vdiff.cli import launch
+    from vdiff.cli import console, launch
     from vdiff.training.machine import Machine
 
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=True) if launch.is_worker() else None
         stack.callback(stop.close) if stop is not None else stack.enter_context(leaving_at_once(what))
-        machine = Machine(*wanted, image_size=image_size)
+        precision, device, graphs = wanted
+        machine = Machine(precision, device, image_size=image_size, cuda_graphs=graphs, say=console.warn)
         stack.callback(machine.close)
         if not machine.is_first:
             mode.json, mode.quiet = False, True

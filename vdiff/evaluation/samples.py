@@ -110,6 +110,7 @@ class Samples:
                 labels=self._labels(start, places),
                 batch_size=self._wanted.batch_size,
                 device=machine.device,
+                graphs=machine.graphs,
                 on_batch=lambda done: on_batch((done - 1) % self._wanted.batch_size + 1),
             )
             spent.append((time.perf_counter() - begun) / len(seeds))  # the pictures are on the CPU: the device is done

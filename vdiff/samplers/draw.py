@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.randomness import Randomness
+from vdiff.samplers.graphed import Graphs
 from vdiff.samplers.walk import Sampler, Watch
 
 
@@ -22,13 +23,16 @@ def draw(
     labels: Tensor | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    graphs: Graphs | None = None,
     watch: Watch | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Images in [-1, 1] up to what the network overshoots: float32 [len(seeds), C, H, W] on the CPU.
 
-    labels: int64 [len(seeds)].   watch: sees the steps of every batch.   on_batch: told how many pictures are done.
+    labels: int64 [len(seeds)].   graphs: replay the network's calls.   watch: sees the steps of every batch.
+    on_batch: told how many pictures are done.
     """
+    denoiser = graphs.of(denoiser) if graphs is not None else denoiser
     parts = []
     for start in range(0, len(seeds), batch_size):
         chosen = torch.tensor(seeds[start : start + batch_size], dtype=torch.int64, device=device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
+from vdiff.samplers import graphed
 from vdiff.training import compiling, memory, trackers
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
@@ -37,11 +38,13 @@ class Machine:
         image_size: int | None = None,
         compile: compiling.Compile = "auto",
         shard: sharded.Shard = "auto",
+        cuda_graphs: graphed.CudaGraphs = "off",
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Join the other processes, if a launcher started any.
 
         compile: whether networks that learn are compiled.   shard: whether networks lie in shares, one in each process.
-
+        cuda_graphs: whether the calls of networks that draw are replayed; `say` is told if that does not work.
         image_size: of the pictures, in pixels; where it is small, `auto` is float32 on a CPU.
 
         deterministic: the same bits every time, on GPUs too; torch refuses an operation that cannot.
@@ -58,6 +61,7 @@ class Machine:
         # its own mixed precision would cast every input and output again
         self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", step_scheduler_with_optimizer=False)
         self.device = self._accelerator.device
+        self.graphs = graphed.opened(cuda_graphs, self.device, say)
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
         self.shards, self.why_shard = sharded.resolve(shard, self.world_size)

@@ -1,0 +1,223 @@
+"""CUDA graphs: what a frozen network does on a GPU is recorded once per shape and replayed, without Python's delay."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import MachineError
+
+CudaGraphs = Literal["auto", "on", "off"]
+
+Given = tuple[Tensor | None, ...]
+"""The arguments of a network."""
+
+Replay = Callable[[Given], Tensor]
+"""What was recorded, on other arguments of the same shapes; the result is the caller's to keep."""
+
+MOST_SHAPES = 2
+"""Recorded per network, as each holds memory: that of full batches and that of the last one."""
+
+_WARM_UPS = 2
+
+
+class Recorder(Protocol):
+    """Whoever can record what a call does on the device."""
+
+    def record(self, call: Callable[..., Tensor], given: Given) -> Replay:
+        """Call once or more, and record it. Only the shapes of `given` count.   Errors: RuntimeError."""
+
+
+def opened(wanted: CudaGraphs, device: torch.device, say: Callable[[str], None]) -> "Graphs | None":
+    """The graphs of a process, None for none.   Errors: MachineError where they are asked for and there is no GPU.
+
+    `auto` is off: no GPU has shown yet that they work and pay.   say: told once if they do not work.
+    """
+    if wanted == "on" and device.type != "cuda":
+        problem = "there is no CUDA device to replay network calls on"
+        raise MachineError(problem, "set `sample.cuda_graphs: auto`, or leave it out", "sample.cuda_graphs")
+    return Graphs(CudaRecorder(device), say) if wanted == "on" else None
+
+
+class Graphs:
+    """The recorded calls of frozen networks; a recording goes with its network.
+
+    Before a recording is used it must give, bit for bit, what the network gives for arguments that it was not made
+    with; if it does not, or cannot be made, nothing is replayed any more in this process, and that is said.
+    say: told that.
+    """
+
+    def __init__(self, recorder: Recorder, say: Callable[[str], None]) -> None:
+        self._recorder, self._say = recorder, say
+        self._lock = threading.RLock()
+        self._calls: WeakKeyDictionary[nn.Module, _Calls] = WeakKeyDictionary()
+        self.is_off = False
+
+    def of(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser, whose network's calls are replayed if it learns nothing."""
+        network = denoiser.network
+        if self.is_off or network.training or any(weight.requires_grad for weight in network.parameters()):
+            return denoiser
+        with self._lock:
+            places = _places(network)
+            if network not in self._calls or self._calls[network].places != places:
+                self._calls[network] = _Calls(places)
+        return dataclasses.replace(denoiser, network=_Graphed(network, self))
+
+    def call(self, network: nn.Module, given: Given) -> Tensor:
+        """network(*given), replayed if there is a recording."""
+        if self.is_off or network.training or torch.is_grad_enabled():
+            return _called(network, given)
+        with self._lock:  # a recording works for one caller at a time
+            calls, key = self._calls.get(network, _Calls(())), _key(given)
+            replay = calls.replays.get(key)
+            if replay is not None:
+                return replay(given)
+            if len(calls.replays) < MOST_SHAPES:
+                return self._recorded(network, calls, given, key)
+        return self._eager(network, given)
+
+    def _recorded(self, network: nn.Module, calls: "_Calls", given: Given, key: Hashable) -> Tensor:
+        """The network's own result; from now on it is replayed, if that gives the same."""
+        expected = self._eager(network, given)
+        if not self.is_off:
+            try:
+                calls.replays[key] = self._checked(network, given, expected)
+            except RuntimeError as err:
+                self._give_up(str(err).strip().partition("\n")[0] or type(err).__name__)
+        return expected
+
+    def _checked(self, network: nn.Module, given: Given, expected: Tensor) -> Replay:
+        """A recording that gives what is expected.   Errors: RuntimeError that says why there is none."""
+        other = tuple(None if each is None else torch.zeros_like(each) for each in given)
+        with _HostTraffic(expected.device.type) as traffic:
+            network(*other)
+        if traffic.found:  # recording would fail half-way, and leave torch's memory in disorder
+            raise RuntimeError(f"the network's `{traffic.found}` needs the CPU")
+        replay = self._recorder.record(network, other)
+        if not torch.allclose(replay(given), expected, rtol=0, atol=0, equal_nan=True):
+            raise RuntimeError("what is replayed is not what the network computes")
+        return replay
+
+    def _eager(self, network: nn.Module, given: Given) -> Tensor:
+        """The network's own result; recordings make room for it."""
+        try:
+            return _called(network, given)
+        except torch.OutOfMemoryError:
+            with self._lock:
+                if not any(calls.replays for calls in self._calls.values()):
+                    raise
+        self._give_up("the memory does not suffice")  # out of the handler, which holds on to the tensors
+        return _called(network, given)
+
+    def _give_up(self, reason: str) -> None:
+        with self._lock:
+            for calls in self._calls.values():  # a caller may still hold on to them
+                calls.replays.clear()
+            if not self.is_off:
+                self.is_off = True
+                self._say(f"no CUDA graphs, network calls are launched one by one: {reason}")
+
+
+@dataclasses.dataclass
+class _Calls:
+    """What is known of a network whose weights lie at these addresses."""
+
+    places: tuple[int, ...]
+    replays: dict[Hashable, Replay] = dataclasses.field(default_factory=dict)
+
+
+class _Graphed(nn.Module):
+    """A network that is called through `Graphs`."""
+
+    def __init__(self, network: nn.Module, graphs: Graphs) -> None:
+        super().__init__()
+        self.network, self._graphs = network, graphs
+        self.eval()
+
+    def forward(self, *given: Tensor | None) -> Tensor:
+        """As the network's."""
+        return self._graphs.call(self.network, given)
+
+
+class _HostTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what a recording cannot hold: results that Python waits for, and tensors elsewhere than on the device.
+
+    found: the first such operation; empty for none.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._device_type = device_type
+        self.found = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        tensors = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor))
+        if waits or any(tensor.device.type != self._device_type for tensor in tensors):
+            self.found = self.found or str(func)
+        return out
+
+
+class CudaRecorder:
+    """Records with `torch.cuda.graph`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # one of each for all recordings: they share the scratch memory of matrix products, which belongs to the stream
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def record(self, call: Callable[..., Tensor], given: Given) -> Replay:
+        """See `Recorder`."""
+        here, graph = torch.cuda.current_stream(self._device), torch.cuda.CUDAGraph()
+        held = tuple(None if each is None else each.clone() for each in given)
+        kind = self._device.type
+        dtype, is_mixed = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        self._stream.wait_stream(here)
+        # around it all, because torch stays in the recording's stream when a recording fails
+        with torch.cuda.stream(self._stream), torch.autocast(kind, dtype, is_mixed, cache_enabled=False):
+            for _ in range(_WARM_UPS):  # libraries choose their kernels and take their memory
+                call(*held)
+            # other threads may go on copying meanwhile
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                out = call(*held)
+        here.wait_stream(self._stream)
+
+        def replay(fresh: Given) -> Tensor:
+            now = torch.cuda.current_stream(self._device)
+            now.wait_event(self._done)
+            for place, each in zip(held, fresh, strict=True):
+                if place is not None and each is not None:
+                    place.copy_(each)
+            graph.replay()
+            found = out.clone()
+            self._done.record(now)
+            return found
+
+        return replay
+
+
+def _called(network: nn.Module, given: Given) -> Tensor:
+    out: Tensor = network(*given)
+    return out
+
+
+def _places(network: nn.Module) -> tuple[int, ...]:
+    """Where the weights lie: a recording reads there, whatever becomes of the network."""
+    return tuple(tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _key(given: Given) -> Hashable:
+    """What a recording holds for: shapes, dtypes, and the precision that is asked for from outside."""
+    kind = next(each.device.type for each in given if each is not None)
+    mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return mixed, tuple(None if each is None else (each.shape, each.dtype, each.device) for each in given)
