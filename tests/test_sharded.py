@@ -94,8 +94,8 @@ def lines(run: TinyRun, name: str) -> list[dict[str, float]]:
 def test_shares_learn_what_a_whole_network_learns_and_their_saves_fit_it(tiny_run: TinyRun) -> None:
     make(tiny_run, "whole")
     make(tiny_run, "changing", stop_after=2)
-    program = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONWARNINGS": "error"}
     given = ["-m", "tests.test_sharded", str(tiny_run.path)]
     done = subprocess.run([*program, *given], env=environment, cwd=ROOT, timeout=180, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

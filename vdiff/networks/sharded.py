@@ -58,14 +58,14 @@ def copied(network: nn.Module, outline: nn.Module, device: torch.device) -> nn.M
 @torch.no_grad()
 def own(tensor: Tensor) -> Tensor:
     """This process's share, not copied; all of a tensor that does not lie in shares."""
-    found: Tensor = tensor.to_local() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
+    found: Tensor = tensor.to_local() if _in_shares(tensor) else tensor  # type: ignore[attr-defined]
     return found
 
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
     """The tensor brought together, in every process, and all must ask; not copied where it does not lie in shares."""
-    found: Tensor = tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
+    found: Tensor = tensor.full_tensor() if _in_shares(tensor) else tensor  # type: ignore[attr-defined]
     return found
 
 
@@ -90,9 +90,9 @@ def on_host(tensors: Mapping[str, Tensor], keeps: bool = True, copy: bool = True
     for name, tensor in tensors.items():
         together = whole(tensor.detach())
         if keeps:
-            found[name] = together.to("cpu", copy=copy and not _is_shared(tensor)).contiguous()
+            found[name] = together.to("cpu", copy=copy and not _in_shares(tensor)).contiguous()
     return found
 
 
-def _is_shared(tensor: Tensor) -> bool:
+def _in_shares(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")  # asking for the class would import torch.distributed

@@ -138,15 +138,20 @@ class Learner:
         if self._machine.any(len(x) < 2) or available is None:
             self.micro_batch = count
             return
-        needed = [self._needed_bytes(x, label, rng_of, slice(0, number)) for number in (1, 2)]
-        weights = sum(sharded.own(weight).nbytes for weight in self._network.parameters())
-        # of Adam's averages, and of the copy while a save is under way
-        later = weights * (2 + (6 if self._machine.device.type == "cpu" else 0)) if not self._optimizer.state else 0
-        choice = micro_batch.fitting(needed[0], needed[1], count, available - later)
-        self.micro_batch = self._machine.least(choice.size)
+        one, two = (self._needed_bytes(x, label, rng_of, slice(0, number)) for number in (1, 2))
+        choice = micro_batch.fitting(one, two, count, self._machine.least(available - self._later_bytes()))
+        self.micro_batch = self._machine.least(choice.size)  # one for all: a save tells no more
         if choice.size < count:
             memory.arrange(sparing=True)
             self._say(choice.told)
+
+    def _later_bytes(self) -> int:
+        """What is still to come: Adam's averages, and the copy of everything while a save is under way."""
+        if self._optimizer.state:
+            return 0
+        weights = list(self._network.parameters())
+        copied = 6 if self._machine.device.type == "cpu" else 0  # the copy is of whole tensors
+        return sum(2 * sharded.own(weight).nbytes + copied * weight.nbytes for weight in weights)
 
     def _rehearsed(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
         """The losses of some pictures, not through the wrapped network: other processes do not take part."""
