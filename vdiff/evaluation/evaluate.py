@@ -91,7 +91,7 @@ class Evaluation:
             resizing="none",
             reference=Reference(fingerprint=images.fingerprint, num_images=images.num_images) if images else None,
             features=features,
-            labels=f"classes 0-{card.num_classes - 1} in turn" if card.num_classes else None,
+            labels=self.wanted.labels(card.num_classes),
         )
 
     def table(
