@@ -388,6 +388,18 @@ def test_a_further_stage_gets_its_row_and_the_others_keep_theirs(
     )
 
 
+def test_a_network_that_looks_at_pictures_tells_how_far_it_is(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch_fidelity", reason="the extra [eval] is not installed")
+    import tests.test_fidelity  # noqa: F401 - registers the network `small`
+
+    assert main(["evaluate", *QUICK, "--n", "13", "--metrics", "fid:small"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("13 pictures through the network of a metric") == 5
+    assert told.count("12 pictures through the network of a metric") == 1  # the reference
+
+
 def test_further_metrics_extend_the_table(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", *QUICK, "--metrics", "agreement"]) == 0
     first = content(run)

@@ -40,13 +40,14 @@ class Axis:
     """One direction of a chart.
 
     log: base 2 for steps, 10 for the rest, None for equal distances.   ticks: where they are, None for round numbers.
-    span: values that the axis reaches from and to at least.
+    span: values that the axis reaches from and to at least.   most: no value is greater.
     """
 
     label: str
     log: Literal[2, 10] | None = None
     ticks: Sequence[float] | None = None
     span: Sequence[float] = ()
+    most: float | None = None
 
 
 def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> Markup:
@@ -83,6 +84,8 @@ class _Scale:
         self._low, self._high = low - air, high + air
         if axis.log is None and axis.ticks is None and low >= 0:
             self._low = max(self._low, 0.0)
+        if axis.most is not None:
+            self._high = max(high, min(self._high, self._bent(axis.most)))
 
     def __call__(self, value: float) -> float:
         share = (self._bent(value) - self._low) / (self._high - self._low)
