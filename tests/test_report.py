@@ -208,6 +208,20 @@ def test_charts_of_similarities_and_shares_end_at_one(done_run: Path) -> None:
         assert not re.search(r">1\.[0-9]+</text>", part.split("</svg>")[0])
 
 
+def test_on_a_phone_a_wide_table_moves_under_its_row_names(done_run: Path) -> None:
+    evaluated(done_run)
+    made(str(done_run))
+    with opened(Path("page.html"), width=390) as driver:
+        places = driver.execute_script(
+            "const wide = [...document.querySelectorAll('.wide')].find(each => each.scrollWidth > each.clientWidth);"
+            "const name = wide.querySelector('tbody th'), number = wide.querySelector('tbody td');"
+            "const places = () => [name, number].map(each => each.getBoundingClientRect().left);"
+            "const before = places(); wide.scrollLeft = 40; return [before, places()];"
+        )
+    assert places[1][0] == places[0][0]
+    assert places[1][1] == pytest.approx(places[0][1] - 40, abs=1)
+
+
 def charts_of_trends(page: Page) -> list[str]:
     return [words for mark in page.all("svg") if (words := str(mark["aria-label"])).startswith("Trend of ")]
 

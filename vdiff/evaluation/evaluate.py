@@ -63,7 +63,7 @@ class Evaluation:
         """How many times a picture goes through a network for what is not known yet."""
         return sum(num_steps for _, num_steps in self.needed(earlier)) * self.wanted.num_images
 
-    def ready(self, device: torch.device | str, watch: Watch) -> dict[str, Metric]:
+    def ready(self, device: torch.device | str, watch: Watch = lambda done, total: None) -> dict[str, Metric]:
         """The metrics by name, the reference looked at.   Errors: DataError, MachineError, ModelFileError."""
         self._check_weights()
         if self.images is None:

@@ -10,7 +10,7 @@ from vdiff.reporting.wording import number
 
 Role = Literal["original", "undistilled", "student", "teacher", "published", "plain"]
 WIDTH, HEIGHT = 340, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 38
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _grid(across: _Scale, up: _Scale) -> list[Markup]:
 
 def _tick(value: float) -> str:
     if value and not 1e-4 <= abs(value) < 1e6:
-        return number(value).replace(".0 ", " ").replace("1 × ", "")
+        return number(value).replace(".0 ", " ").replace("1 × ", "").replace(" × ", "×")
     return f"{value:,.10g}"
 
 
