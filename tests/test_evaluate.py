@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from vdiff.evaluation.subjects import of_run
 from vdiff.images import to_float
 from vdiff.metrics import table
 from vdiff.metrics.agreement import agreement
+from vdiff.reporting.pair import drawn as compared
+from vdiff.reporting.pictures import Studio
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.ddim import Ddim
 from vdiff.training.machine import Machine
@@ -177,6 +180,52 @@ def test_an_interrupted_evaluation_goes_on_after_its_last_chunk(
     samples.draw(machine, again.append)
     assert torch.equal(samples[0:12], whole)
     assert torch.equal(samples[3:8], whole[3:8])
+
+
+def drawn_by(run: RunFolder, num_images: int, first_seed: int, batch_size: int = 4) -> Samples:
+    samples = Samples(run.evaluation / "samples", of_run(run)[0], Wanted(Ddim(), num_images, first_seed, batch_size))
+    samples.draw(Machine("fp32", "cpu"), lambda count: None)
+    return samples
+
+
+def test_a_seed_has_one_class_whatever_the_range_and_the_command(run: RunFolder) -> None:
+    whole, part = drawn_by(run, 8, 0)[0:8], drawn_by(run, 5, 3)[0:5]
+    assert torch.equal(part, whole[3:])
+    studio = Studio({"original": run.model("original")}, run.evaluation / "report", range(3, 8))
+    reported = studio.strip("original", "original", 8).pictures
+    beside = compared((run.model("original"),) * 2, ("a", "b"), range(3, 8)).a.strip.pictures
+    assert torch.equal(reported, part)
+    assert torch.equal(beside, part)
+
+
+def test_numbers_of_classes_that_were_counted_otherwise_do_not_meet(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--first-seed", "1", "--metrics", "agreement")
+    assert main(["evaluate", *QUICK, *more]) == 0
+    known = content(run)
+    assert known["protocol"]["labels"] == "classes 0-1 by seed"
+    known["protocol"]["labels"] = "classes 0-1 in turn"  # as it was said when the first picture had class 0
+    run.table.write_text(json.dumps(known))
+    assert main(["evaluate", *QUICK, *more]) == 2
+    assert "`labels` differs: classes 0-1 in turn and classes 0-1 by seed" in capsys.readouterr().err
+    assert Wanted(Ddim(), 12, 4, 4).labels(2) == Wanted(Ddim(), 12, 0, 4).labels(2) == "classes 0-1 in turn"
+
+
+@pytest.mark.parametrize(
+    ("num_images", "clock", "seconds"),
+    [
+        (14, [0, 10, 11, 13, 20, 22, 30, 37, 40], 4 / 8),  # neither the first batch nor the last, smaller one
+        (6, [0, 10, 11, 13, 20], 12 / 6),  # no full one after the first
+        (4, [0, 10, 11], 10 / 4),
+    ],
+)
+def test_seconds_per_picture_leave_out_the_first_batch_and_what_is_shown_between(
+    run: RunFolder, num_images: int, clock: list[float], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """clock: when the drawing begins, then for each batch when it is there and when that has been told."""
+    monkeypatch.setattr("vdiff.evaluation.samples.time", SimpleNamespace(perf_counter=iter(clock).__next__))
+    assert drawn_by(run, num_images, 0).seconds_per_image() == pytest.approx(seconds)
 
 
 def test_small_parts_in_a_row_open_each_chunk_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +386,18 @@ def test_a_further_stage_gets_its_row_and_the_others_keep_theirs(
         "base_0",
         "original",
     )
+
+
+def test_a_network_that_looks_at_pictures_tells_how_far_it_is(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch_fidelity", reason="the extra [eval] is not installed")
+    import tests.test_fidelity  # noqa: F401 - registers the network `small`
+
+    assert main(["evaluate", *QUICK, "--n", "13", "--metrics", "fid:small"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("13 pictures through the network of a metric") == 5
+    assert told.count("12 pictures through the network of a metric") == 1  # the reference
 
 
 def test_further_metrics_extend_the_table(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

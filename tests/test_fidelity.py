@@ -145,8 +145,9 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_too_few_reference_pictures_and_four_channels_are_refused() -> None:
-    with pytest.raises(DataError, match="`kd_small` needs at least 1,000 reference pictures"):
+    with pytest.raises(DataError, match="`kd_small` needs at least 1,000 reference pictures") as caught:
         named(["kid:small"])[0].build(Against(pictures(0, 9), "a"))
+    assert str(caught.value).splitlines()[1:] == ["where: --data", "fix: give more pictures"]
     with pytest.raises(DataError, match="1 or 3 channels"):
         named(["fid:small"])[0].build(Against(pictures(0, 9, 4), "a")).value(pictures(0, 9, 4))
     with pytest.raises(UsageError, match="has no network `smal`"):
@@ -182,4 +183,11 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch: py
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(MachineError) as caught:
         named(["fid:small"])[0].build(Against(pictures(0, 9), "a"))
-    assert "pip install 'vdiff[eval]'" in caught.value.fix
+    assert str(caught.value).splitlines()[1:] == ["where: --metrics", "fix: pip install 'vdiff[eval]'"]
+
+
+def test_who_waits_is_told_how_many_pictures_of_each_set_are_looked_at() -> None:
+    told: list[tuple[int, int]] = []
+    against = Against(pictures(0, 70), "a", watch=lambda done, total: told.append((done, total)))
+    named(["fid:small"])[0].build(against).value(pictures(1, 65))
+    assert told == [(0, 65), (64, 65), (65, 65), (0, 70), (64, 70), (70, 70)]

@@ -14,6 +14,7 @@ from vdiff.cli import app
 from vdiff.metrics import table
 from vdiff.model_card import read_card
 from vdiff.reporting import record
+from vdiff.reporting.chart import Axis, Line, Point, chart
 
 HOSTILE = """<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\x1b[31m"""
 
@@ -179,6 +180,46 @@ def test_a_trend_of_the_last_stage_alone_stands_after_all_updates_before_it(done
         log.write(json.dumps({"stage": "base_2", "update": 2, "num_images": 64, "trend": {"swd": 0.5}}) + "\n")
     (words,) = charts_of_trends(check(made(str(done_run))))
     assert words.endswith("base_2: 0.500 at 11")  # 5 of the base, 2 of each student
+
+
+@pytest.mark.parametrize("values", [(0.9,), (1.0,), (0.97, 0.99)])
+def test_an_axis_ends_where_no_value_can_be_above(values: tuple[float, ...]) -> None:
+    line = Line("students", "student", [Point(step, value) for step, value in enumerate(values, 1)])
+    drawn = Page(chart("SSIM", [line], Axis("steps", 2, (1, 2), (1, 2)), Axis("SSIM", most=1.0)))
+    heights = [float(str(mark["cy"])) for mark in drawn.all("circle")]
+    rules = {float(str(mark["y1"])) for mark in drawn.all("line")}
+    assert min(heights) >= 12 - 1e-9  # the top of the picture's frame
+    assert min(rules) >= 12
+    assert not re.search(r"1\.[0-9]", drawn.text)
+
+
+def test_charts_of_similarities_and_shares_end_at_one(done_run: Path) -> None:
+    evaluated(done_run)
+    found = table.read(done_run / "evaluation/table.json")
+    assert found is not None
+    rows = [row.model_copy(update={"metrics": {"precision": table.Value(value=1.0)}}) for row in found.rows[-1:]]
+    table.write(done_run / "evaluation/table.json", found.model_copy(update={"rows": tuple(rows)}))
+    with (done_run / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"stage": "base_0", "update": 1, "num_images": 256, "trend": {"ssim": 0.9}}) + "\n")
+    text = made(str(done_run))
+    parts = [part for part in text.split("<svg") if "similarity" in part[:300] or "Precision" in part[:300]]
+    assert len(parts) == 3  # of the table, of the trend, precision
+    for part in parts:
+        assert not re.search(r">1\.[0-9]+</text>", part.split("</svg>")[0])
+
+
+def test_on_a_phone_a_wide_table_moves_under_its_row_names(done_run: Path) -> None:
+    evaluated(done_run)
+    made(str(done_run))
+    with opened(Path("page.html"), width=390) as driver:
+        places = driver.execute_script(
+            "const wide = [...document.querySelectorAll('.wide')].find(each => each.scrollWidth > each.clientWidth);"
+            "const name = wide.querySelector('tbody th'), number = wide.querySelector('tbody td');"
+            "const places = () => [name, number].map(each => each.getBoundingClientRect().left);"
+            "const before = places(); wide.scrollLeft = 40; return [before, places()];"
+        )
+    assert places[1][0] == places[0][0]
+    assert places[1][1] == pytest.approx(places[0][1] - 40, abs=1)
 
 
 def charts_of_trends(page: Page) -> list[str]:

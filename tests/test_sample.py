@@ -103,7 +103,7 @@ def test_a_picture_says_where_it_comes_from(here: Path) -> None:
 def test_all_forms_hold_the_same_pictures(here: Path) -> None:
     expected = images("--seeds", "3,1")
     assert arrays("x.npz")["seeds"].tolist() == [3, 1]
-    assert arrays("x.npz")["labels"].tolist() == [0, 1]
+    assert arrays("x.npz")["labels"].tolist() == [1, 1]
     assert json.loads(str(arrays("x.npz")["about"]))["vdiff.steps"] == "4"
     sample("--seeds", "3,1", "--out", "folder/")
     sample("--seeds", "3,1", "--out", "some/where/x.zip")
@@ -166,7 +166,7 @@ def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_drawn(
 
 def test_a_command_draws_what_the_sampler_draws(here: Path) -> None:
     model = checkpoint.load(Path("runs/tiny/base_0")).denoiser
-    by_hand = draw(model, Ddim(clip=1.2), [7, 8], (3, 8, 8), 4, labels=torch.tensor([0, 1]), model_steps=4)
+    by_hand = draw(model, Ddim(clip=1.2), [7, 8], (3, 8, 8), 4, labels=torch.tensor([1, 0]), model_steps=4)
     found = images("--seeds", "7-8", "--clipped")
     assert np.array_equal(found, to_uint8(by_hand).permute(0, 2, 3, 1).numpy())
 
@@ -184,11 +184,18 @@ def test_seeds_that_are_none_are_refused(here: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_class_can_be_chosen(here: Path) -> None:
-    zero, one, both = (images("--seeds", "4,4", *option) for option in (["--class", "0"], ["--class", "1"], []))
+    wanted = (["--class", "0"], ["--class", "1"], ["--class", "0-1"])
+    zero, one, both = (images("--seeds", "4,4", *option) for option in wanted)
     assert np.array_equal(zero[0], zero[1])
     assert not np.array_equal(zero[0], one[0])
     assert np.array_equal(both[0], zero[0])
     assert np.array_equal(both[1], one[0])
+
+
+def test_unless_a_class_is_chosen_it_follows_from_the_seed(here: Path) -> None:
+    even, odd, both = images("--seeds", "4"), images("--seeds", "5"), images("--seeds", "5,4")
+    assert np.array_equal(both, np.concatenate([odd, even]))
+    assert np.array_equal(odd, images("--seeds", "5", "--class", "1"))
 
 
 def test_clipping_and_fresh_noise_change_the_pictures(here: Path) -> None:

@@ -44,13 +44,13 @@ def test_a_chain_has_one_axis_for_curves_trends_and_pictures(tiny_run: TinyRun) 
     tiny_run.base(*MEASURED, *PICTURES)
     tiny_run.chain(*MEASURED, *PICTURES).distill()
     assert {name: steps for name, steps in shown(tiny_run.folder().tracker).items() if "rate" not in name} == {
-        **{f"original/{name}": [2, 4, 5] for name in ("loss", "grad_norm", "skipped", "trend/swd")},
+        **{f"original/{name}": [2, 4, 5] for name in ("loss", "grad_norm", "skipped", "trend-6/swd")},
         "original/samples": [2, 4, 5],
         **{f"base_0/{name}": [6, 7] for name in ("loss", "grad_norm", "skipped")},
-        **{f"base_0/trend/{name}": [7] for name in ("mse", "psnr", "ssim", "swd")},
+        **{f"base_0/trend-6/{name}": [7] for name in ("mse", "psnr", "ssim", "swd")},
         "base_0/samples": [7],
         **{f"base_1/{name}": [8, 9] for name in ("loss", "grad_norm", "skipped")},
-        **{f"base_1/trend/{name}": [9] for name in ("mse", "psnr", "ssim", "swd")},
+        **{f"base_1/trend-6/{name}": [9] for name in ("mse", "psnr", "ssim", "swd")},
         "base_1/samples": [9],
     }
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import TinyRun
 from vdiff.cli import main
-from vdiff.errors import DivergedError, Stopped, UsageError
+from vdiff.errors import DataError, DivergedError, Stopped, UsageError
 
 MEASURED = ("evaluate.every=2", "evaluate.num_images=6", "evaluate.metrics=[agreement, 'fd_pixel:3', swd]")
 SHORT = ("distill.start_steps=4", "distill.end_steps=2")
@@ -81,6 +81,12 @@ def test_a_stage_of_which_no_agreement_is_known_is_told(tiny_run: TinyRun) -> No
 def test_only_cheap_metrics_are_a_trend(tiny_run: TinyRun, metrics: str) -> None:
     with pytest.raises(UsageError):
         tiny_run.recipe(f"evaluate.metrics={metrics}")
+
+
+def test_too_few_reference_pictures_are_refused_by_the_key_that_asks_for_them(tiny_run: TinyRun) -> None:
+    with pytest.raises(DataError, match="needs at least 65 reference pictures") as caught:
+        tiny_run.base(*MEASURED, "evaluate.metrics=[fd_pixel]")
+    assert caught.value.where == "evaluate.metrics"
 
 
 def test_too_few_pictures_are_refused_before_anything_is_trained(tiny_run: TinyRun) -> None:

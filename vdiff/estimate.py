@@ -225,7 +225,7 @@ def _metric_seconds(recipe: Recipe) -> tuple[float, float]:
     """Of getting to know the reference, and of one measurement; on random pictures where there is no store yet."""
     shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
     samples = torch.randint(0, 256, (recipe.evaluate.num_images, *shape), dtype=torch.uint8)
-    against = Against(samples, "")
+    against = Against(samples, "", where="evaluate.metrics")
     with contextlib.suppress(VdiffError):
         against = replace(against, pictures=StorePictures(recipe.data.open()))
     begun = time.monotonic()

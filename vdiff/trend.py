@@ -41,7 +41,9 @@ class Trend:
         self._is_on = section.every is not None or (teacher is not None and floor is not None)
         sections = named(section.metrics) if section.every is not None else []
         self._has_pairs = teacher is not None and (floor is not None or any(each.of_pairs for each in sections))
-        against = Against(StorePictures(images), images.fingerprint if sections else "", cache)
+        against = Against(
+            StorePictures(images), images.fingerprint if sections else "", cache, where="evaluate.metrics"
+        )
         is_first = machine.is_first  # the others draw their shares and measure nothing
         self._metrics = {each.name: each.build(against) for each in sections if not each.of_pairs and is_first}
         for name, metric in self._metrics.items():

@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -14,6 +14,7 @@ from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from vdiff.cli.progress import PrepareProgress
     from vdiff.data.loader import Images
     from vdiff.evaluation.earlier import Earlier
     from vdiff.evaluation.evaluate import Evaluation
@@ -195,10 +196,11 @@ def _work(
         # fp32 wherever it runs: the numbers of two machines can be compared
         size, what = evaluation.subjects[0].card.shape[-1], "the evaluation goes on with the same command"
         machine, check = stack.enter_context(session.processes(("fp32", *wanted), size, what))
+        looking = stack.enter_context(_Looking(check))
         metrics, earlier = {}, Earlier()
         if machine.is_first:
             stack.enter_context(lock())
-            metrics = evaluation.ready(machine.device)
+            metrics = evaluation.ready(machine.device, looking)
             earlier = _earlier(evaluation.protocol(metrics), table_path, force)
         machine.wait()
         total = evaluation.num_passes(Earlier())
@@ -214,14 +216,43 @@ def _work(
         evaluation.draw(machine, passed, earlier)
         if not machine.is_first:
             return None
+        progress.close()  # networks that look at pictures have their own
         found = evaluation.table(metrics, machine, lambda row: check(), earlier)
         if table_path is not None:
             table.write(table_path, found)
         if not keep:
             evaluation.forget_samples()
-        progress.close()
         evaluation_table.show(found, table_path)
     return None
+
+
+class _Looking:
+    """Shows how far the networks of metrics are, one set of pictures after another. check: called after every batch."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+        self._open: PrepareProgress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        from vdiff.cli import displays
+
+        self._open = self._open or displays.prepare_progress(unit="pictures through the network of a metric")
+        self._open.update(done, 0, total)
+        if done == total:
+            self.close()
+        self._check()
+
+    def close(self) -> None:
+        """The set is through."""
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *err: object) -> None:
+        self.close()
 
 
 def _earlier(protocol: "Protocol", path: Path | None, force: bool) -> "Earlier":

@@ -1,6 +1,6 @@
 """`vdiff sample`: pictures from a model folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +39,7 @@ ClippingValue = Annotated[
     float | None, typer.Option("--clipping-value", min=0.01, help="Limit of --clipped; pictures span -1 to 1 [1.2]")
 ]
 Classes = Annotated[
-    str | None, typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all classes]")
+    str | None, typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all, by seed]")
 ]
 Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="grid.png, file.npz, file.zip or folder/")]
 Strip = Annotated[bool, typer.Option("--strip", help="Show the way from noise to picture, a row per picture")]
@@ -92,7 +92,7 @@ def sample(
     num_steps = _steps(card, steps, built)
     target = _target(out, folder, num_steps, clipped, strip, gif, force)
     numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
-    labels = _labels(card, classes, len(numbers))
+    labels = _labels(card, classes, numbers)
     asked = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "labels": labels}
     asked["batch_size"] = batch_size or parsed.sample.batch_size
     if gpus is not None and not (dry_run or launch.is_worker()):
@@ -228,15 +228,18 @@ def _check_free(path: Path, is_folder: bool, force: bool) -> None:
         raise UsageError(f"`{path}` is there already", "`--force` overwrites it, `--out` names another place", "--out")
 
 
-def _labels(card: "ModelCard", classes: str | None, count: int) -> Any:
+def _labels(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> Any:
+    """One per picture: those that were asked for in turn; else its seed's, as `compare` and `evaluate` have it."""
     import torch
 
     if not card.num_classes:
         if classes is not None:
             raise UsageError(f"`{card.name}` knows no classes", "leave out `--class`", "--class")
         return None
-    wanted = numbers_in(classes, "--class", card.num_classes) if classes else list(range(card.num_classes))
-    return torch.tensor([wanted[index % len(wanted)] for index in range(count)])
+    if classes is None:
+        return torch.tensor(seeds) % card.num_classes
+    wanted = numbers_in(classes, "--class", card.num_classes)
+    return torch.tensor([wanted[index % len(wanted)] for index in range(len(seeds))])
 
 
 def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.samples import Samples, Wanted
 from vdiff.evaluation.subjects import Subject
 from vdiff.metrics.agreement import FEATURES, agreement_of
-from vdiff.metrics.metric import Against, Metric, MetricSection
+from vdiff.metrics.metric import Against, Metric, MetricSection, Watch
 from vdiff.metrics.reference import StorePictures
 from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Reference, Row
 from vdiff.training.machine import Machine
@@ -63,13 +63,13 @@ class Evaluation:
         """How many times a picture goes through a network for what is not known yet."""
         return sum(num_steps for _, num_steps in self.needed(earlier)) * self.wanted.num_images
 
-    def ready(self, device: torch.device | str) -> dict[str, Metric]:
+    def ready(self, device: torch.device | str, watch: Watch = lambda done, total: None) -> dict[str, Metric]:
         """The metrics by name, the reference looked at.   Errors: DataError, MachineError, ModelFileError."""
         self._check_weights()
         if self.images is None:
             return {}
         pictures, cache = StorePictures(self.images), self.folder / "reference"
-        against = Against(pictures, self.images.fingerprint, cache, device, self.weights)
+        against = Against(pictures, self.images.fingerprint, cache, device, self.weights, watch=watch)
         built: dict[str, Metric] = {}
         for section in (each for each in self.metrics if not each.of_pairs):
             self._check_number(section.name, section.least)  # before anything is downloaded
@@ -91,7 +91,7 @@ class Evaluation:
             resizing="none",
             reference=Reference(fingerprint=images.fingerprint, num_images=images.num_images) if images else None,
             features=features,
-            labels=f"classes 0-{card.num_classes - 1} in turn" if card.num_classes else None,
+            labels=self.wanted.labels(card.num_classes),
         )
 
     def table(

@@ -28,12 +28,20 @@ _CHUNK_BYTES, _MOST_IN_CHUNK = 2**26, 1024
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which pictures: seeds first_seed, first_seed + 1, ...; classes in turn.   batch_size: at once, per process."""
+    """Which pictures: seeds first_seed, first_seed + 1, ...; a seed's class is the seed modulo their number.
+
+    So a picture is the same whatever the range that it is drawn in.   batch_size: at once, per process.
+    """
 
     sampler: Sampler
     num_images: int
     first_seed: int
     batch_size: int
+
+    def labels(self, num_classes: int) -> str | None:
+        """The classes in words, None without any. Words of their own where counting from the first picture differs."""
+        order = "in turn" if not num_classes or self.first_seed % num_classes == 0 else "by seed"
+        return f"classes 0-{num_classes - 1} {order}" if num_classes else None
 
 
 class Samples:
@@ -41,8 +49,10 @@ class Samples:
 
     def __init__(self, folder: Path, subject: Subject, wanted: Wanted) -> None:
         self._subject, self._wanted = subject, wanted
-        about = json.dumps([*subject.key, str(wanted.sampler), wanted.num_images, wanted.first_seed, _MOST_IN_CHUNK])
-        key = hashlib.sha256(about.encode()).hexdigest()[:8]
+        about = [*subject.key, str(wanted.sampler), wanted.num_images, wanted.first_seed, _MOST_IN_CHUNK]
+        labels = wanted.labels(subject.card.num_classes)
+        about += [labels] if labels is not None and labels.endswith("by seed") else []
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
         self.folder = folder / f"{subject.card.hash[:16]}-{subject.num_steps}-{key}"
         self.shape = (wanted.num_images, *subject.card.shape)
         size = torch.Size(subject.card.shape).numel()
@@ -70,7 +80,7 @@ class Samples:
         return self._open[1]
 
     def seconds_per_image(self) -> float:
-        """Of one process, the median over the chunks."""
+        """Of one process, as `_Stopwatch` counts, the median over the chunks."""
         return statistics.median(float(self._read(start)["seconds"]) for start in self._starts)
 
     def draw(self, machine: Machine, on_batch: Callable[[int], None], is_needed: bool = True) -> None:
@@ -94,12 +104,12 @@ class Samples:
     def _make(
         self, start: int, model: checkpoint.Checkpoint, machine: Machine, on_batch: Callable[[int], None]
     ) -> None:
-        count, spent = self._count(start), []
+        count, watch = self._count(start), _Stopwatch(on_batch)
 
         def share(places: slice) -> Tensor:
             first = self._wanted.first_seed + start
             seeds = range(first + places.start, first + places.stop)
-            begun = time.perf_counter()
+            watch.start()
             drawn = draw(
                 model.denoiser,
                 self._wanted.sampler,
@@ -111,20 +121,19 @@ class Samples:
                 batch_size=self._wanted.batch_size,
                 device=machine.device,
                 graphs=machine.graphs,
-                on_batch=lambda done: on_batch((done - 1) % self._wanted.batch_size + 1),
+                on_batch=watch.done,
             )
-            spent.append((time.perf_counter() - begun) / len(seeds))  # the pictures are on the CPU: the device is done
             self._check(drawn)
             return to_uint8(drawn)
 
         images = machine.share_out(share, count)
         if machine.is_first:
-            kept = {"images": images.numpy(), "seconds": np.array(spent[0])}
+            kept = {"images": images.numpy(), "seconds": np.array(watch.seconds_per_image())}
             whole_folder.write_bytes(self._path(start), array_file.packed(kept))
 
     def _labels(self, start: int, places: slice) -> Tensor | None:
-        classes = self._subject.card.num_classes
-        return torch.arange(start + places.start, start + places.stop) % classes if classes else None
+        classes, first = self._subject.card.num_classes, self._wanted.first_seed + start
+        return torch.arange(first + places.start, first + places.stop) % classes if classes else None
 
     def _check(self, drawn: Tensor) -> None:
         bad = int((~drawn.isfinite().flatten(1).all(1)).sum())
@@ -156,6 +165,34 @@ class Samples:
         if found is None or not self._is_right(start, found):
             raise DataError("pictures that were drawn are gone or damaged", "type the command again", self._path(start))
         return found
+
+
+class _Stopwatch:
+    """Seconds per picture of one process in one chunk, from when each batch has come to the CPU.
+
+    Full batches after the first count, which warms up; where there are none of these, all batches.
+    on_batch: told how many more; its own time does not count.
+    """
+
+    def __init__(self, on_batch: Callable[[int], None]) -> None:
+        self._on_batch, self._begun = on_batch, 0.0
+        self._batches: list[tuple[int, float]] = []
+
+    def start(self) -> None:
+        """The first batch begins."""
+        self._begun = time.perf_counter()
+
+    def done(self, count: int) -> None:
+        """A batch is there, and so many pictures altogether; the next one begins."""
+        spent = time.perf_counter() - self._begun
+        self._batches.append((count - sum(before for before, _ in self._batches), spent))
+        self._on_batch(self._batches[-1][0])
+        self._begun = time.perf_counter()
+
+    def seconds_per_image(self) -> float:
+        later = [batch for batch in self._batches[1:] if batch[0] == self._batches[0][0]]
+        counted = later or self._batches
+        return sum(seconds for _, seconds in counted) / sum(count for count, _ in counted)
 
 
 _NOTHING = np.zeros(0)

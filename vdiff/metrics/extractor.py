@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vdiff.errors import DataError, MachineError, ModelFileError, UsageError, VdiffError
-from vdiff.metrics.metric import Against, Pictures, chunks
+from vdiff.metrics.metric import Against, Pictures, Watch, chunks
 
 _BATCH = 64
 _METRICS = ("fid", "kid", "prc", "isc")
@@ -24,14 +24,14 @@ _SETS = 2
 class Extractor:
     """One network with all layers that metrics ask of it; what it found for the last samples and reference is kept.
 
-    print: tells weights apart, for what is kept of the reference.
+    print: tells weights apart, for what is kept of the reference.   watch: as that of `Against`.
     """
 
     def __init__(
-        self, name: str, network: Any, layers: dict[str, str], device: torch.device | str, print_: str
+        self, name: str, network: Any, layers: dict[str, str], device: torch.device | str, print_: str, watch: Watch
     ) -> None:
         self.name, self.print, self.version = name, print_, version("torch-fidelity")
-        self._network, self._layers, self._device = network, layers, device
+        self._network, self._layers, self._device, self._watch = network, layers, device, watch
         self._kept: list[tuple[Pictures, dict[str, Any]]] = []
 
     def layer(self, metric: str) -> str:
@@ -55,11 +55,15 @@ class Extractor:
     @torch.no_grad()
     def _extract(self, pictures: Pictures) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}
+        done, total = 0, len(pictures)
+        self._watch(done, total)
         for chunk in chunks(pictures):
             for batch in torch.split(_as_colour(chunk), _BATCH):
                 found = self._network.convert_features_tuple_to_dict(self._network(batch.to(self._device)))
                 for layer, rows in found.items():
                     parts.setdefault(layer, []).append(rows.float().cpu())
+                done += len(batch)
+                self._watch(done, total)
         features = {layer: torch.cat(rows) for layer, rows in parts.items()}
         for layer, rows in features.items():
             bad = int((~rows.isfinite().all(1)).sum())
@@ -83,7 +87,7 @@ def _load(name: str, against: Against) -> Extractor:
         from torch_fidelity.utils import create_feature_extractor
     except ImportError as err:
         problem = "this metric needs the package torch-fidelity, which is not installed"
-        raise MachineError(problem, "pip install 'vdiff[eval]'") from err
+        raise MachineError(problem, "pip install 'vdiff[eval]'", "--metrics") from err
     known = registry.FEATURE_EXTRACTORS_REGISTRY
     if name not in known:
         raise UsageError(f"torch-fidelity has no network `{name}`", f"choose among: {', '.join(known)}", "--metrics")
@@ -94,7 +98,7 @@ def _load(name: str, against: Against) -> Extractor:
     with _read_safely(name, against.weights):
         network = create_feature_extractor(name, sorted(set(layers.values())), **options)
     print_ = hashlib.sha256(against.weights.read_bytes()).hexdigest() if against.weights else "its own"
-    return Extractor(name, network.to(against.device), layers, against.device, print_)
+    return Extractor(name, network.to(against.device), layers, against.device, print_, against.watch)
 
 
 def _given(name: str, weights: Path | None) -> str | None:

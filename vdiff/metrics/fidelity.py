@@ -84,7 +84,7 @@ class KernelSection(_FidelitySection):
 class _NeighboursSection(_FidelitySection):
     """How far samples and reference lie among one another."""
 
-    better, least = "more is better", _NEIGHBOURS + 1
+    better, least, most = "more is better", _NEIGHBOURS + 1, 1.0
     extractor: str = harmless(VGG)
     """Network whose features are compared, by its name in torch-fidelity."""
 

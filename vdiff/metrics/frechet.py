@@ -44,7 +44,7 @@ class PixelFrechetSection(MetricSection):
         num_pixels = torch.Size(pictures.shape[1:]).numel()
         num_components = self.components if self.components < num_pixels else None
         least = min(self.components, num_pixels) + 1
-        fix = f"give more pictures with --data, or compare fewer components: `fd_pixel:{max(len(pictures) // 2, 1)}`"
+        fix = f"give more pictures, or compare fewer components: `fd_pixel:{max(len(pictures) // 2, 1)}`"
         against.check_number(least, f"`fd_pixel` with {least - 1} dimensions", fix)
         about: dict[str, object] = {"metric": "fd_pixel", "components": num_components}
         about |= {"reference": against.fingerprint, "shape": tuple(pictures.shape[1:])}

@@ -1,6 +1,6 @@
 """What a metric is: it takes sampled pictures, compares them with reference pictures, and says what it compared."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -15,6 +15,9 @@ from vdiff.metrics import METRICS
 from vdiff.metrics.table import Value
 
 _CHUNK_BYTES = 2**25
+
+Watch = Callable[[int, int], None]
+"""Told how many pictures of a set, of how many, a network has looked at; it may take hours."""
 
 
 class Pictures(Protocol):
@@ -44,6 +47,7 @@ class Against:
 
     pictures: the reference, uint8 [N, C, H, W].   cache: a folder for what is known of the reference, None for none.
     weights: a feature extractor's weights, None for its own download.   extractors: those in use, for all metrics.
+    watch: see `Watch`.   where: the option or the key that named the reference, for errors.
     """
 
     pictures: Pictures
@@ -52,12 +56,14 @@ class Against:
     device: torch.device | str = "cpu"
     weights: Path | None = None
     extractors: dict[str, Any] = field(default_factory=dict)
+    watch: Watch = lambda done, total: None
+    where: str = "--data"
 
-    def check_number(self, least: int, what: str, fix: str = "give more pictures with --data") -> None:
+    def check_number(self, least: int, what: str, fix: str = "give more pictures") -> None:
         """DataError for fewer reference pictures than a metric needs."""
         if len(self.pictures) < least:
             found = f"the reference has {len(self.pictures):,}"
-            raise DataError(f"{what} needs at least {least:,} reference pictures, {found}", fix)
+            raise DataError(f"{what} needs at least {least:,} reference pictures, {found}", fix, self.where)
 
 
 class MetricSection(Section):
@@ -65,6 +71,7 @@ class MetricSection(Section):
 
     title, better: its name for people, and what a good number is like.   renamed: its name with an option that makes
     another number of it is this and the option, `fd_vgg16`.   least: so many samples it needs, or more.
+    most: no number of it is greater.
     """
 
     short: ClassVar[str | None] = None
@@ -74,6 +81,7 @@ class MetricSection(Section):
     better: ClassVar[str] = ""
     renamed: ClassVar[str | None] = None
     least: ClassVar[int] = 2
+    most: ClassVar[float | None] = None
 
     @property
     def network(self) -> str | None:
@@ -122,11 +130,15 @@ def named(texts: Sequence[str]) -> list[MetricSection]:
 
 
 class Words(NamedTuple):
-    """What a number of a table is called for people, and what a good one is like; rank: its place among others."""
+    """What a number of a table is called for people, and what a good one is like.
+
+    rank: its place among others.   most: none is greater, None if there is no end.
+    """
 
     title: str
     better: str
     rank: int
+    most: float | None = None
 
 
 def words_for(name: str) -> Words:
@@ -134,9 +146,9 @@ def words_for(name: str) -> Words:
     for rank, kind in enumerate(METRICS):
         section: type[MetricSection] = METRICS.section(kind)  # type: ignore[assignment]
         if name == kind:
-            return Words(section.title or name, section.better, rank)
+            return Words(section.title or name, section.better, rank, section.most)
         if section.renamed is not None and name.startswith(f"{section.renamed}_") and name not in METRICS:
-            return Words(name, section.better, rank)
+            return Words(name, section.better, rank, section.most)
     return Words(name, "", len(list(METRICS)))
 
 

@@ -10,7 +10,7 @@ from vdiff.reporting.wording import number
 
 Role = Literal["original", "undistilled", "student", "teacher", "published", "plain"]
 WIDTH, HEIGHT = 340, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 38
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,14 @@ class Axis:
     """One direction of a chart.
 
     log: base 2 for steps, 10 for the rest, None for equal distances.   ticks: where they are, None for round numbers.
-    span: values that the axis reaches from and to at least.
+    span: values that the axis reaches from and to at least.   most: no value is greater.
     """
 
     label: str
     log: Literal[2, 10] | None = None
     ticks: Sequence[float] | None = None
     span: Sequence[float] = ()
+    most: float | None = None
 
 
 def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> Markup:
@@ -83,6 +84,8 @@ class _Scale:
         self._low, self._high = low - air, high + air
         if axis.log is None and axis.ticks is None and low >= 0:
             self._low = max(self._low, 0.0)
+        if axis.most is not None:
+            self._high = max(high, min(self._high, self._bent(axis.most)))
 
     def __call__(self, value: float) -> float:
         share = (self._bent(value) - self._low) / (self._high - self._low)
@@ -134,7 +137,7 @@ def _grid(across: _Scale, up: _Scale) -> list[Markup]:
 
 def _tick(value: float) -> str:
     if value and not 1e-4 <= abs(value) < 1e6:
-        return number(value).replace(".0 ", " ").replace("1 × ", "")
+        return number(value).replace(".0 ", " ").replace("1 × ", "").replace(" × ", "×")
     return f"{value:,.10g}"
 
 

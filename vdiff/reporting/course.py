@@ -55,7 +55,8 @@ def _trend(name: str, count: int | None, record: Record, offsets: Mapping[str, f
         marks = [Point(offsets[stage] + at, y, note=f"{stage}, update {at:,.0f}: {number(y)}") for at, y in points]
         lines.append(Line(stage, "plain", marks))
     values = [point.y for line in lines for point in line.points]
-    up = Axis(title, 10 if better.startswith("less") and suits_log(values) else None)
+    most = 1.0 if name == "ssim" else words_for(name).most
+    up = Axis(title, 10 if better.startswith("less") and suits_log(values) else None, most=most)
     of = f"of {count:,} pictures" if count is not None else "of an unknown number of pictures"
     drawn = chart(f"Trend of {title}, {of}", lines, Axis("updates of all stages in turn"), up)
     aside = "; ".join(filter(None, (better, of)))

@@ -1,6 +1,7 @@
 """The numbers of an evaluation as curves and as a table, always with the protocol that they hold under."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from vdiff.metrics.metric import ordered, words_for
 from vdiff.metrics.table import AgreementWith, EvaluationTable, Row, Value
@@ -9,9 +10,9 @@ from vdiff.reporting.markup import Markup, code, joined, tag
 from vdiff.reporting.published import CURVES
 from vdiff.reporting.wording import counted, number, signed_range, speed
 
-_AGREEMENTS: dict[str, tuple[str, str, Callable[[AgreementWith], float | None]]] = {
-    "psnr": ("Agreement: PSNR in dB", "more is better", lambda found: found.psnr),
-    "ssim": ("Agreement: structural similarity", "more is better, 1 is equal", lambda found: found.ssim),
+_AGREEMENTS: dict[str, tuple[str, str, float | None, Callable[[AgreementWith], float | None]]] = {
+    "psnr": ("Agreement: PSNR in dB", "more is better", None, lambda found: found.psnr),
+    "ssim": ("Agreement: structural similarity", "more is better, 1 is equal", 1.0, lambda found: found.ssim),
 }
 
 
@@ -96,13 +97,13 @@ def _metric(table: EvaluationTable, name: str, published: str | None) -> Markup 
         for words, values in given:
             points = [Point(steps, value, note=f"published: {value}") for steps, value in values.items()]
             lines.append(Line(f"published, {words}", "published", points))
-    title, better, _ = words_for(name)
+    title, better, _, most = words_for(name)
     source = f"Dashed: {curve.name} as published by {curve.source}." if curve else None
-    return _figure(title, better, lines, protocol(table, name), source)
+    return _figure(Axis(title, most=most), better, lines, protocol(table, name), source)
 
 
 def _agreement(table: EvaluationTable, name: str) -> Markup | None:
-    title, better, measure = _AGREEMENTS[name]
+    title, better, most, measure = _AGREEMENTS[name]
 
     def point_with(whom: str) -> Callable[[Row], Point | None]:
         def point(row: Row) -> Point | None:
@@ -116,19 +117,19 @@ def _agreement(table: EvaluationTable, name: str) -> Markup | None:
     own = [point for row in _students(table) if (point := point_with("teacher")(row)) is not None]
     lines.append(Line("student, with its own teacher", "teacher", own))
     note = "From the same noise: circles and diamonds with the original, squares each student with its own teacher."
-    return _figure(title, better, lines, protocol(table, "agreement"), note)
+    return _figure(Axis(title, most=most), better, lines, protocol(table, "agreement"), note)
 
 
-def _figure(title: str, better: str, lines: Sequence[Line], line: Markup, note: str | None) -> Markup | None:
+def _figure(up: Axis, better: str, lines: Sequence[Line], line: Markup, note: str | None) -> Markup | None:
     points = [point for each in lines for point in each.points]
     if not points:
         return None
     values = [value for point in points for value in (point.low, point.y, point.high) if value is not None]
     steps = _ticks([point.x for point in points])
     is_distance = better.startswith("less")  # similarities have an upper end, near which a logarithm hides all
-    up = Axis(title, 10 if is_distance and suits_log(values) else None)
-    drawn = chart(title, lines, Axis("steps", 2, steps), up)
-    head = tag("h3", title, tag("span", better, class_="aside"))
+    up = replace(up, log=10 if is_distance and suits_log(values) else None)
+    drawn = chart(up.label, lines, Axis("steps", 2, steps), up)
+    head = tag("h3", up.label, tag("span", better, class_="aside"))
     return tag("figure", head, drawn, tag("figcaption", line, tag("p", note, class_="note") if note else None))
 
 

@@ -83,7 +83,8 @@ class Report:
             line = {"stage": self._stage, "update": update, "num_images": num_images, "trend": dict(values)}
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            known = {f"{self._stage}/trend/{name}": value for name, value in values.items() if value is not None}
+            curve = f"{self._stage}/trend-{num_images}"  # numbers of another number of pictures are another curve
+            known = {f"{curve}/{name}": value for name, value in values.items() if value is not None}
             self._track(known, self._offset + update)
 
     def _rows(self) -> Tensor:
