@@ -19,7 +19,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -67,24 +67,30 @@ def main() -> None:
     if options.overhead:
         return show_overhead(options.rounds, clock)
     arms: dict[Arm, Timed] = {}
-    for party in PARTIES:
-        arms |= started(party, options.busy)
-    arms["peak", "bf16 matrix product"] = partial(timed, matrix_product(), clock)
-    show(in_turn(arms, options.rounds))
+    with contextlib.ExitStack() as processes:
+        for party in PARTIES:
+            arms |= processes.enter_context(started(party, options.busy))
+        arms["peak", "bf16 matrix product"] = partial(timed, matrix_product(), clock)
+        show(in_turn(arms, options.rounds))
     return None
 
 
-def started(party: str, busy: bool) -> dict[Arm, Timed]:
+@contextlib.contextmanager
+def started(party: str, busy: bool) -> Iterator[dict[Arm, Timed]]:
     """The works of a party, each to be done and timed in its process."""
     ours, theirs = get_context("spawn").Pipe()
-    get_context("spawn").Process(target=serve, args=(party, theirs, busy), daemon=True).start()
+    process = get_context("spawn").Process(target=serve, args=(party, theirs, busy), daemon=True)
+    process.start()
+    theirs.close()
 
     def ask(arm: Arm) -> float:
         ours.send(arm)
         seconds: float = ours.recv()
         return seconds
 
-    return {arm: partial(ask, arm) for arm in ours.recv()}
+    yield {arm: partial(ask, arm) for arm in ours.recv()}
+    ours.close()
+    process.join()
 
 
 def serve(party: str, asked: Connection, busy: bool) -> None:

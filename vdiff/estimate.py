@@ -1,6 +1,7 @@
 """What a chain will cost: time, memory and disk, from a few measured updates, drawings, measurements and a save."""
 
 import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -85,18 +86,27 @@ class Cost:
     memory_bytes: int
 
 
-def estimate(recipe: Recipe, stages: Sequence[Stage], machine: Machine, start: float = 0.0) -> Estimate:
-    """Measure every sort of stage on random pictures; writes nothing but a save in a temporary folder.
+def estimate(
+    recipe: Recipe, stages: Sequence[Stage], machine: Machine, start: float = 0.0, reference: Path | None = None
+) -> Estimate:
+    """Measure every sort of stage on random pictures; writes nothing but into temporary folders.
 
-    start: seconds until the first stage begins.
+    start: seconds until the first stage begins.   reference: the folder of what the run knows of its reference.
     """
     num_weights = sum(weight.numel() for weight in _denoiser(recipe).network.parameters())
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
-    metrics = _metric_seconds(recipe) if any(_measurements(recipe, stage) for stage in stages) else (0.0, 0.0)
-    found = [stage_estimate(recipe, stage, costs[_sort(stage)], metrics) for stage in stages]
+    before, found = memory.peak_bytes(machine.device), []
+    measured = [stage for stage in stages if _measurements(recipe, stage)]
+    first, each = _metric_seconds(recipe, reference) if measured else (0.0, 0.0)
+    # what was freed after an update is there for the metrics, as it is in the run
+    metric_bytes = memory.peak_bytes(machine.device) - before
+    for stage in stages:  # the reference is looked through once
+        metrics = (first if stage in measured[:1] else 0.0, each)
+        found.append(stage_estimate(recipe, stage, costs[_sort(stage)], metrics))
     saved = max(3 + (stage.settings.ema is not None) for stage in stages)
     disk = num_weights * _FLOAT_BYTES * (len(stages) + (NUM_KEPT + 1) * saved)
-    return Estimate(found, num_weights, disk, max(cost.memory_bytes for cost in costs.values()), start)
+    most = max(cost.memory_bytes for cost in costs.values()) + max(metric_bytes, 0)
+    return Estimate(found, num_weights, disk, most, start)
 
 
 def stage_estimate(recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]) -> StageEstimate:
@@ -221,21 +231,24 @@ def _call_seconds(recipe: Recipe, denoiser: Denoiser, machine: Machine, most: in
     return seconds / (2 * count * int(machine.world_size))
 
 
-def _metric_seconds(recipe: Recipe) -> tuple[float, float]:
+def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, float]:
     """Of getting to know the reference, and of one measurement; on random pictures where there is no store yet."""
     shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
     samples = torch.randint(0, 256, (recipe.evaluate.num_images, *shape), dtype=torch.uint8)
     against = Against(samples, "", where="evaluate.metrics")
-    with contextlib.suppress(VdiffError):
-        against = replace(against, pictures=StorePictures(recipe.data.open()))
-    begun = time.monotonic()
     sections = named(recipe.evaluate.metrics) if recipe.evaluate.every is not None else []
-    try:
+    with tempfile.TemporaryDirectory() as place, contextlib.suppress(VdiffError):  # the run itself tells what lacks
+        cache = Path(place, "reference")
+        with contextlib.suppress(OSError, shutil.Error):
+            shutil.copytree(reference or cache, cache, symlinks=True)
+        with contextlib.suppress(VdiffError):
+            images = recipe.data.open()
+            against = replace(against, pictures=StorePictures(images), fingerprint=images.fingerprint, cache=cache)
+        begun = time.monotonic()
         metrics = [section.build(against) for section in sections if not section.of_pairs]
         first = time.monotonic() - begun
         return first, _timed(lambda: ([metric.value(samples) for metric in metrics], agreement_of(samples, samples)))
-    except VdiffError:
-        return 0.0, 0.0  # the run itself tells what a metric lacks
+    return 0.0, 0.0
 
 
 def _objective(recipe: Recipe, stage: Stage, machine: Machine) -> Objective:

@@ -33,7 +33,8 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     stages = _stages(recipe, choice, run)
     todo = [stage for stage in stages if force or not is_model_folder(run.model(stage.name))]
     machine = Machine(recipe.precision, device, image_size=recipe.data.size, compile=recipe.compile)
-    found = estimate(recipe, todo, machine, time.process_time()) if todo else None  # importing took so long until here
+    begun = time.process_time()  # importing took so long until here
+    found = estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None
     seconds = {each.stage.name: each.seconds for each in found.stages} if found else {}
     rows = [
         [
