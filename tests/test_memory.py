@@ -67,24 +67,21 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
 
 
 class MallocInfo(ctypes.Structure):
-    """What the GNU C library tells of its memory: bytes in pieces that have memory of their own, and free bytes."""
+    """What the GNU C library tells of its memory: bytes it has in all, and bytes of pieces with memory of their own."""
 
-    _fields_ = (
-        ("other", ctypes.c_size_t * 4),
-        ("own", ctypes.c_size_t),
-        ("others", ctypes.c_size_t * 3),
-        ("free", ctypes.c_size_t),
-        ("last", ctypes.c_size_t),
-    )
+    _fields_ = (("common", ctypes.c_size_t), ("other", ctypes.c_size_t * 3), ("own", ctypes.c_size_t * 6))
 
 
 def has_memory_of_its_own() -> bool:
-    """Whether a tensor that is made now has, and would give it back."""
+    """Whether a tensor has that is larger than what is free already."""
     ask = ctypes.CDLL(None).mallinfo2
     ask.restype = MallocInfo
-    before = ask()
-    tensor = torch.empty(before.free + 2**26, dtype=torch.uint8)  # more than any piece that is free already
-    return int(ask().own) - int(before.own) >= tensor.nbytes
+    before, held = ask(), []
+    while True:
+        held.append(torch.empty(2**26, dtype=torch.uint8))
+        now = ask()
+        if now.own[0] > before.own[0] or now.common > before.common:
+            return bool(now.own[0] > before.own[0])
 
 
 on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told")

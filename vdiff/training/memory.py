@@ -27,9 +27,11 @@ def arrange(sparing: bool) -> None:
     are a fifth of the memory (docs/benchmarks.md). Does nothing without the GNU C library.
     """
     if platform.libc_ver()[0] == "glibc":
-        set_option = ctypes.CDLL(None).mallopt
-        set_option(_MMAP_THRESHOLD, 2**16 if sparing else 2**30)
-        set_option(_TRIM_THRESHOLD, 2**17 if sparing else -1)
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 2**16 if sparing else 2**30)
+        library.mallopt(_TRIM_THRESHOLD, 2**17 if sparing else -1)
+        if sparing:
+            library.malloc_trim(0)  # what was kept until now
 
 
 def forget_peak(device: torch.device) -> None:
