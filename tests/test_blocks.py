@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff.networks.blocks import Dropout, TimeEmbedding, doubled, random_int16
+from vdiff.networks.blocks import Dropout, TimeEmbedding, random_int16
 
 
 def test_the_time_is_resolved_in_float32_whatever_the_weights_are() -> None:
@@ -85,13 +85,3 @@ def test_dropout_does_not_depend_on_the_memory_format_and_passes_gradients_only_
     out.sum().backward()
     assert torch.equal(h.grad != 0, out != 0)
     assert torch.equal(out, Dropout(0.4)(h.to(memory_format=torch.channels_last), keys))
-
-
-def test_doubling_repeats_every_pixel_with_and_without_gradients() -> None:
-    h = torch.rand(2, 3, 4, 5, requires_grad=True)
-    with torch.no_grad():
-        quick = doubled(h)
-    assert quick.shape == (2, 3, 8, 10)
-    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        assert torch.equal(quick[..., row::2, column::2], h)
-    assert torch.equal(doubled(h), quick)

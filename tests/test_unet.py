@@ -227,6 +227,23 @@ def test_contiguous_activations_stay_contiguous() -> None:
     assert all(formats)
 
 
+@pytest.mark.parametrize("name", ["heads", "time is added"])
+def test_without_gradients_the_channels_of_large_levels_lie_side_by_side_and_the_function_stays(name: str) -> None:
+    settings = SECTIONS[name][0] | {"multipliers": (1, 2, 2), "attention_at": (16, 8)}
+    network = randomized(UNetSection(**settings).build(32, 3))
+    z, time, _ = batch(network)
+    expected = network(z, time)
+    formats: dict[int, set[bool]] = {}
+    for module in network.modules():
+        if isinstance(module, ResidualBlock | Attention):
+            module.register_forward_hook(
+                lambda _m, _i, out: formats.setdefault(out.shape[-1], set()).add(out.is_contiguous())
+            )
+    with torch.no_grad():
+        torch.testing.assert_close(network(z, time), expected, atol=1e-5, rtol=1e-5)
+    assert formats == {32: {False}, 16: {True}, 8: {True}}
+
+
 def test_under_bfloat16_autocast_the_output_is_float32_and_close() -> None:
     network = built("heads", dropout=0.1)
     z, time, _ = batch(network)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vdiff.networks.layout import doubled, laid_out
 from vdiff.networks.repeated import Repeated
 
 
@@ -164,8 +165,7 @@ class Downsample(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
-        halved: Tensor = self.conv(F.pad(h, (0, 1, 0, 1)) if self.pads_one_side else h)
-        return halved
+        return laid_out(self.conv(F.pad(h, (0, 1, 0, 1)) if self.pads_one_side else h))
 
 
 class Upsample(nn.Module):
@@ -226,14 +226,6 @@ class Dropout(nn.Module):
             raise ValueError("a network with dropout needs `dropout_keys` [B] while it trains")
         dropped = random_int16(keys, self.layer, h[0].numel()).view(h.shape) < self.threshold - 2**15
         return h.masked_fill(dropped, 0.0) * (2**16 / (2**16 - self.threshold))
-
-
-def doubled(h: Tensor) -> Tensor:
-    """Each pixel four times: [B, C, H, W] -> [B, C, 2H, 2W]."""
-    if h.device.type == "cpu" and not torch.is_grad_enabled():
-        # four to eight times as fast on a CPU as torch's interpolation, but its gradient is slower
-        return h.repeat_interleave(2, dim=3).repeat_interleave(2, dim=2)
-    return F.interpolate(h, scale_factor=2.0, mode="nearest")
 
 
 def _scaled_norm(norm: nn.GroupNorm, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

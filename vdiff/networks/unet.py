@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vdiff.config import Section, trajectory
 from vdiff.errors import UsageError
 from vdiff.networks.blocks import DownLevel, Dropout, Middle, Style, TimeEmbedding, UpLevel, zeroed
+from vdiff.networks.layout import laid_out
 from vdiff.networks.unet_config import MOST_LAYERS, MOST_LEVELS, UNetConfig
 
 
@@ -169,7 +170,7 @@ class UNet(nn.Module):
         Returns [B, out_channels, H, W] in the dtype of `z`.   ValueError: a label is missing or not expected.
         """
         embedding = F.silu(self._embedding(time, label))
-        h = self.conv_in(z.to(self.conv_in.weight.dtype))
+        h = self.conv_in(laid_out(z.to(self.conv_in.weight.dtype)))
         skips = [h]
         for level in self.down_blocks:
             h = level(h, embedding, skips, dropout_keys)
