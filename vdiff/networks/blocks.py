@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdiff.networks.layout import doubled, laid_out
+from vdiff.networks.norm import GroupNorm
 from vdiff.networks.repeated import Repeated
 
 
@@ -102,10 +103,10 @@ class ResidualBlock(Repeated):
     def __init__(self, before: int, width: int, style: Style) -> None:
         super().__init__()
         self.scale_shift = style.scale_shift
-        self.norm1 = nn.GroupNorm(style.groups, before, style.eps)
+        self.norm1 = GroupNorm(style.groups, before, style.eps)
         self.conv1 = nn.Conv2d(before, width, 3, padding=1)
         self.time_emb_proj = nn.Linear(style.embedding, width * (2 if style.scale_shift else 1))
-        self.norm2 = nn.GroupNorm(style.groups, width, style.eps)
+        self.norm2 = GroupNorm(style.groups, width, style.eps)
         self.dropout = Dropout(style.dropout)
         self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
         self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
@@ -113,20 +114,15 @@ class ResidualBlock(Repeated):
     def forward(self, x: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
         """x: [B, C, H, W].   embedding: the time after its activation, [B, embedding].   Returns [B, width, H, W]."""
         h: Tensor = self.conv1(F.silu(self.norm1(x)))
-        h = self._with_time(h, self.time_emb_proj(embedding)[:, :, None, None])
+        h = self._with_time(h, self.time_emb_proj(embedding))
         h = self.conv2(self.dropout(F.silu(h), dropout_keys))
         shortcut: Tensor = self.conv_shortcut(x)
         return shortcut + h
 
     def _with_time(self, h: Tensor, time: Tensor) -> Tensor:
-        if not self.scale_shift:
-            added: Tensor = self.norm2(h + time)
-            return added
-        scale, shift = time.chunk(2, dim=1)
-        if h.device.type == "cpu" and h.is_contiguous():
-            return _scaled_norm(self.norm2, h, 1 + scale, shift)
-        scaled: Tensor = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return scaled
+        """h: [B, C, H, W], normed.   time: [B, 2 C] to scale and shift with, or [B, C] to add before."""
+        normed: Tensor = self.norm2(h, time) if self.scale_shift else self.norm2(h + time[:, :, None, None])
+        return normed
 
 
 class Attention(Repeated):
@@ -135,7 +131,7 @@ class Attention(Repeated):
     def __init__(self, width: int, style: Style, norm_groups: int | None) -> None:
         super().__init__()
         self.head_dim = style.head_dim or width
-        self.group_norm = nn.GroupNorm(norm_groups, width, style.eps) if norm_groups else nn.Identity()
+        self.group_norm = GroupNorm(norm_groups, width, style.eps) if norm_groups else nn.Identity()
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
@@ -226,17 +222,6 @@ class Dropout(nn.Module):
             raise ValueError("a network with dropout needs `dropout_keys` [B] while it trains")
         dropped = random_int16(keys, self.layer, h[0].numel()).view(h.shape) < self.threshold - 2**15
         return h.masked_fill(dropped, 0.0) * (2**16 / (2**16 - self.threshold))
-
-
-def _scaled_norm(norm: nn.GroupNorm, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """shift + scale * norm(h) in one pass: with the batch's images side by side, each has weights of its own.
-
-    h: [B, C, H, W].   scale, shift: [B, C, 1, 1].
-    """
-    weight, bias = norm.weight[:, None, None] * scale, torch.addcmul(shift, norm.bias[:, None, None], scale)
-    side_by_side = h.reshape(1, -1, *h.shape[2:])
-    normed = F.group_norm(side_by_side, norm.num_groups * len(h), weight.flatten(), bias.flatten(), norm.eps)
-    return normed.view(h.shape)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

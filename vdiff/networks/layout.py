@@ -11,11 +11,10 @@ LEAST_LARGE_PIXELS = 1024
 def laid_out(h: Tensor) -> Tensor:
     """h: [B, C, H, W], laid out in memory as the layers after it are fastest; the values stay.
 
-    On a CPU, without gradients: the channels of each pixel side by side in a large picture, as convolutions then need
-    not reorder it; each channel by itself in a small one, and wherever there are gradients, as torch's group norm and
-    its gradient are slow otherwise (docs/benchmarks.md).
+    On a CPU: the channels of each pixel side by side in a large picture, as convolutions then need not reorder it;
+    each channel by itself in a small one, as torch's group norm is slow otherwise (docs/benchmarks.md).
     """
-    if not _is_free(h):
+    if h.device.type != "cpu":
         return h
     is_large = h.shape[2] * h.shape[3] >= LEAST_LARGE_PIXELS
     return h.contiguous(memory_format=torch.channels_last if is_large else torch.contiguous_format)
@@ -23,10 +22,6 @@ def laid_out(h: Tensor) -> Tensor:
 
 def doubled(h: Tensor) -> Tensor:
     """Each pixel four times: [B, C, H, W] -> [B, C, 2H, 2W], laid out for what follows."""
-    if _is_free(h):
+    if h.device.type == "cpu":
         h = h.contiguous(memory_format=torch.channels_last)  # which torch doubles several times as fast
     return laid_out(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-
-
-def _is_free(h: Tensor) -> bool:
-    return h.device.type == "cpu" and not torch.is_grad_enabled()

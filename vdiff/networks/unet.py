@@ -11,6 +11,7 @@ from vdiff.config import Section, trajectory
 from vdiff.errors import UsageError
 from vdiff.networks.blocks import DownLevel, Dropout, Middle, Style, TimeEmbedding, UpLevel, zeroed
 from vdiff.networks.layout import laid_out
+from vdiff.networks.norm import GroupNorm
 from vdiff.networks.unet_config import MOST_LAYERS, MOST_LEVELS, UNetConfig
 
 
@@ -146,7 +147,7 @@ class UNet(nn.Module):
         self.down_blocks, skips = _down_levels(config)
         self.mid_block = Middle(widths[-1], _style(config), config.add_attention, config.mid_norm_groups)
         self.up_blocks = _up_levels(config, skips)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
         dropouts = (module for module in self.modules() if isinstance(module, Dropout))
         for layer, dropout in enumerate(dropouts):
