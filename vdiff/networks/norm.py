@@ -45,7 +45,7 @@ class GroupNorm(nn.GroupNorm):
 class _ChannelsLast(torch.autograd.Function):
     """The same in the layout channels_last, where torch's own gradient takes up to twenty times as long (torch 2.14).
 
-    Its sums and its numbers for each channel are in float32 at least, its numbers for each pixel in the dtype of h.
+    Its numbers for each channel are in float32 at least, its numbers for each pixel in the dtype of h.
     It can be differentiated once.
     """
 
@@ -82,8 +82,9 @@ def _wide(h: Tensor) -> torch.dtype:
 
 
 def _summed(h: Tensor) -> Tensor:
-    """Over the pixels: [B, C, H, W] -> [B, C], in float32 at least."""
-    return h.permute(0, 2, 3, 1).flatten(1, 2).sum(1, dtype=_wide(h))
+    """Over the pixels: [B, C, H, W] -> [B, C], float32 at least; of bfloat16 added in float32 and rounded."""
+    rows = h.permute(0, 2, 3, 1).flatten(1, 2)
+    return rows.sum(1, dtype=torch.float32 if h.dtype == torch.float16 else h.dtype).to(_wide(h))
 
 
 def _spread(numbers: Tensor, h: Tensor) -> Tensor:
