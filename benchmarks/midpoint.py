@@ -35,9 +35,10 @@ class Midpoint:
     def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, label: Tensor | None = None) -> Tensor:
         step = (rng.stratified() * self.num_steps).floor() + 1
         t, mid = step / self.num_steps, (2 * step - 1) / (2 * self.num_steps)
-        z = add_noise(student, x, t, rng)
+        alpha, sigma = student.schedule.alpha_sigma(t)
+        z = add_noise(x, alpha, sigma, rng)
         with torch.no_grad():
             halfway = ddim_step(self.teacher(z, t, label), mid, student.schedule)
             target = self.teacher(halfway, mid, label).x
         pred = student(z, t, label, rng)
-        return weighted_loss(self.weighting, pred.x, target, *student.schedule.alpha_sigma(t))
+        return weighted_loss(self.weighting, pred.x, target, alpha, sigma)

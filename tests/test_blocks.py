@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff.networks.blocks import Dropout, TimeEmbedding, random_int16
+from vdiff.networks.blocks import Dropout, TimeEmbedding, drops, random_int16
 
 
 def test_the_time_is_resolved_in_float32_whatever_the_weights_are() -> None:
@@ -85,3 +85,8 @@ def test_dropout_does_not_depend_on_the_memory_format_and_passes_gradients_only_
     out.sum().backward()
     assert torch.equal(h.grad != 0, out != 0)
     assert torch.equal(out, Dropout(0.4)(h.to(memory_format=torch.channels_last), keys))
+
+
+def test_a_network_drops_if_a_dropout_in_it_does_something() -> None:
+    assert drops(nn.Sequential(nn.Linear(2, 2), nn.Sequential(Dropout(0.1))))
+    assert not drops(nn.Sequential(nn.Linear(2, 2), Dropout(0.0)))

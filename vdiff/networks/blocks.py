@@ -224,6 +224,11 @@ class Dropout(nn.Module):
         return h.masked_fill(dropped, 0.0) * (2**16 / (2**16 - self.threshold))
 
 
+def drops(network: nn.Module) -> bool:
+    """Whether any of its layers is dropout that does something."""
+    return any(isinstance(module, Dropout) and module.threshold > 0 for module in network.modules())
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v.   q, k, v: [B, heads, pixels, head_dim]."""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-2] > MOST_PLAIN_PIXELS:

@@ -55,10 +55,12 @@ def copied(network: nn.Module, outline: nn.Module, device: torch.device) -> nn.M
     return copy
 
 
-@torch.no_grad()
 def own(tensor: Tensor) -> Tensor:
-    """This process's share, not copied; all of a tensor that does not lie in shares."""
-    found: Tensor = tensor.to_local() if _in_shares(tensor) else tensor  # type: ignore[attr-defined]
+    """This process's share, not copied and without a gradient; all of a tensor that does not lie in shares."""
+    if not _in_shares(tensor):  # asked for every weight after every update
+        return tensor
+    with torch.no_grad():
+        found: Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return found
 
 
@@ -95,4 +97,4 @@ def on_host(tensors: Mapping[str, Tensor], keeps: bool = True, copy: bool = True
 
 
 def _in_shares(tensor: Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")  # asking for the class would import torch.distributed
+    return hasattr(type(tensor), "full_tensor")  # importing the class to ask for it would take long

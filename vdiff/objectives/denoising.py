@@ -39,6 +39,7 @@ class DenoisingObjective:
         u = rng.stratified() if self.stratified else rng.uniform()
         grid = student.schedule.grid
         t = ((u * grid).floor() + 1) / grid if self.on_grid else 1 - u
-        z = add_noise(student, x, t, rng)
+        alpha, sigma = student.schedule.alpha_sigma(t)
+        z = add_noise(x, alpha, sigma, rng)
         pred = student(z, t, label, rng)
-        return weighted_loss(self.weighting, pred.x, x, *student.schedule.alpha_sigma(t))
+        return weighted_loss(self.weighting, pred.x, x, alpha, sigma)

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vdiff.diffusion.denoiser import Denoiser, scales
+from vdiff.diffusion.denoiser import Denoiser
 from vdiff.randomness import Randomness
 
 
@@ -18,7 +18,7 @@ class Objective(Protocol):
     def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, label: Tensor | None = None) -> Tensor: ...
 
 
-def add_noise(denoiser: Denoiser, x: Tensor, t: Tensor, rng: Randomness) -> Tensor:
-    """z = alpha x + sigma eps at times t [B]."""
-    alpha, sigma = scales(denoiser.schedule, t, x)
+def add_noise(x: Tensor, alpha: Tensor, sigma: Tensor, rng: Randomness) -> Tensor:
+    """z = alpha x + sigma eps.   x: [B, C, H, W].   alpha, sigma: [B], of any precision."""
+    alpha, sigma = (scale.to(x.dtype)[:, None, None, None] for scale in (alpha, sigma))
     return torch.addcmul(alpha * x, sigma, rng.normal(*x.shape[1:]).to(x))

@@ -47,11 +47,12 @@ class ProgressiveObjective:
         u = rng.stratified() if self.stratified else rng.uniform()
         step = (u * self.num_steps).floor() + 1
         t = step / self.num_steps
-        z = add_noise(student, x, t, rng)
+        alpha, sigma = student.schedule.alpha_sigma(t)
+        z = add_noise(x, alpha, sigma, rng)
         with torch.profiler.record_function("vdiff teacher"):
             target = progressive_target(self.teacher, z, step, self.num_steps, self.teacher_steps, label)
         pred = student(z, t, label, rng)
-        return weighted_loss(self.weighting, pred.x, target, *student.schedule.alpha_sigma(t))
+        return weighted_loss(self.weighting, pred.x, target, alpha, sigma)
 
 
 @torch.no_grad()

@@ -148,7 +148,7 @@ class Studio:
         for step in torch.linspace(1, number, min(number, _LEVELS)).round().int().tolist():
             steps = torch.full((len(x),), float(step), dtype=torch.float64, device=x.device)
             rng = Randomness.for_images(torch.tensor(self.seeds, device=x.device))
-            z = add_noise(student, x, steps / number, rng)
+            z = add_noise(x, *student.schedule.alpha_sigma(steps / number), rng)
             target = progressive_target(guide, z, steps, number, teacher_steps, labels)
             error = (student(z, steps / number, labels).x - target).square().mean()
             rows.append([step / number, float(error)])

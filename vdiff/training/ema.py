@@ -42,12 +42,12 @@ class Average:
 
 
 def move_each(average: list[Tensor], weights: list[Tensor], share: Tensor) -> None:
-    """average += share (weights - average), in one pass over each; share: float []."""
-    torch._foreach_lerp_(average, weights, [share] * len(weights))
+    """average += share (weights - average), in one pass over each; share: float [], which is read."""
+    torch._foreach_lerp_(average, weights, float(share))
 
 
 def move_all(average: list[Tensor], weights: list[Tensor], share: Tensor) -> None:
-    """The same in three kernels for all of them together: a GPU would launch one for each, as the share is a tensor."""
+    """The same in three kernels for all of them together, without waiting for the share to be known."""
     towards = torch._foreach_sub(weights, average)
     torch._foreach_mul_(towards, share)
     torch._foreach_add_(average, towards)

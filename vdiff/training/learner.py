@@ -5,15 +5,17 @@ from copy import deepcopy
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
 from vdiff.networks import sharded
+from vdiff.networks.blocks import drops
 from vdiff.networks.repeated import forget_activations
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
 from vdiff.training import compiling, memory, micro_batch, profile
+from vdiff.training.clipping import clipped
 from vdiff.training.ema import Average
 from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
@@ -63,7 +65,7 @@ class Learner:
         self._adam = adam
         self._scaler = machine.scaler()
         wrapped, self._optimizer = machine.prepare(self._network, adam)
-        self._student = replace(student, network=wrapped.train(settings.dropout))
+        self._student = replace(student, network=wrapped.train(settings.dropout and drops(self._network)))
 
     def step(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
         """Do one update on this process's share of a batch.
@@ -77,8 +79,7 @@ class Learner:
         total = self._gradient_with_less_memory(x, label, rng_of)
         with profile.part("optimizer"):
             self._scaler.unscale_(self._adam)
-            norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.settings.clip_norm or float("inf"))
-            norm = sharded.whole(norm)
+            norm = clipped(list(self._network.parameters()), self.settings.clip_norm)
             is_finite = torch.isfinite(norm)
             self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
             self._optimizer.step()
