@@ -43,7 +43,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _ChannelsLast(torch.autograd.Function):
-    """The same in the layout channels_last, where torch's own gradient takes up to twenty times as long (torch 2.14).
+    """The same in the layout channels_last, where torch's own gradient takes up to thirty times as long in torch 2.14.
 
     Its numbers for each channel are in float32 at least, its numbers for each pixel in the dtype of h.
     It can be differentiated once.
