@@ -92,18 +92,10 @@ def _pictures(gallery: Gallery | None, undrawn: str, num_students: int) -> list[
     students = [strip for strip in gallery.strips if strip.role == "student"]
     parts = []
     if students:
-        lead = (
-            "Both sides of a picture start from the same noise. Pull the divider: the original on its left, "
-            "the student on its right."
-        )
-        parts.append(
-            _part(
-                "teacher-and-student",
-                "Teacher and student",
-                lead,
-                side_by_side.slider(original, students, gallery.seeds),
-            )
-        )
+        pull = tag("span", " Pull the divider: the original on its left, the student on its right.", class_="on-screen")
+        said = joined(("Both sides of a picture start from the same noise.", pull))
+        slider = side_by_side.slider(original, students, gallery.seeds)
+        parts.append(_part("teacher-and-student", "Teacher and student", said, slider))
     left_out = f"; students of more than {FEW_STEPS} steps are left out" if len(students) < num_students else ""
     lead = (
         "Each column starts from the same noise. Above each student, the undistilled model with as few "
