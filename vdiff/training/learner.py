@@ -55,16 +55,16 @@ class Learner:
         self._outline = sharded.outline(self._network) if machine.shards else None
         machine.shard(self._network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
-        adam = torch.optim.AdamW(
-            self._network.parameters(),
+        self._weights = list(self._network.parameters())  # the network would look for them in all its parts
+        self._adam = torch.optim.AdamW(
+            self._weights,
             lr=settings.learning_rate,
             betas=settings.adam_betas,
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self._adam = adam
         self._scaler = machine.scaler()
-        wrapped, self._optimizer = machine.prepare(self._network, adam)
+        wrapped, self._optimizer = machine.prepare(self._network, self._adam)
         self._student = replace(student, network=wrapped.train(settings.dropout and drops(self._network)))
 
     def step(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
@@ -79,17 +79,21 @@ class Learner:
         total = self._gradient_with_less_memory(x, label, rng_of)
         with profile.part("optimizer"):
             self._scaler.unscale_(self._adam)
-            norm = clipped(list(self._network.parameters()), self.settings.clip_norm)
+            norm = clipped(self._weights, self.settings.clip_norm)
             is_finite = torch.isfinite(norm)
             self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
             self._optimizer.step()
-            self._optimizer.zero_grad()
+            self._forget_gradients()
             self._scaler.update()
         self.update += 1
         if self._average is not None:
             with profile.part("average"):
                 self._average.follow(self.update, is_finite)
         return torch.stack([total, norm])
+
+    def _forget_gradients(self) -> None:
+        for weight in self._weights:
+            weight.grad = None
 
     def _gradient_with_less_memory(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
         """The gradient; where memory runs out, once, from micro-batches of half the size, which is said."""
@@ -102,7 +106,7 @@ class Learner:
                 raise
         self.micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
         memory.arrange(sparing=True)
-        self._optimizer.zero_grad()
+        self._forget_gradients()
         self._machine.free_cache()
         self._say(
             f"out of memory: {size} pictures at once from now on; `micro_batch: {size}` in the recipe keeps it so"
@@ -150,9 +154,8 @@ class Learner:
         """What is still to come: Adam's averages, and the copy of everything while a save is under way."""
         if self._optimizer.state:
             return 0
-        weights = list(self._network.parameters())
         copied = 6 if self._machine.device.type == "cpu" else 0  # the copy is of whole tensors
-        return sum(2 * sharded.own(weight).nbytes + copied * weight.nbytes for weight in weights)
+        return sum(2 * sharded.own(weight).nbytes + copied * weight.nbytes for weight in self._weights)
 
     def _rehearsed(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
         """The losses of some pictures, not through the wrapped network: other processes do not take part."""
@@ -161,7 +164,7 @@ class Learner:
             return self._objective(student, x[part], rng_of(part), None if label is None else label[part])
 
     def _needed_bytes(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> int:
-        weights = [weight for weight in self._network.parameters() if weight.requires_grad]
+        weights = [weight for weight in self._weights if weight.requires_grad]
 
         def rehearse() -> None:  # no gradient of the weights, which would wait for other processes
             losses = self._rehearsed(x, label, rng_of, part)
@@ -171,7 +174,7 @@ class Learner:
                 torch.autograd.grad(losses.sum(), weights, allow_unused=True)
 
         needed = memory.peak_of(rehearse, self._machine.device)
-        self._optimizer.zero_grad()
+        self._forget_gradients()
         return needed
 
     def rate(self, update: int) -> float:
@@ -187,7 +190,7 @@ class Learner:
         if self._machine.world_size == 1:
             return
         self._machine.backward(self._losses(x, label, rng_of, slice(0, 1)).sum())
-        self._optimizer.zero_grad()
+        self._forget_gradients()
 
     def result(self) -> Denoiser:
         """A copy of the student with the weights that are meant for sampling, in evaluation mode."""
