@@ -398,6 +398,14 @@ def test_a_network_that_looks_at_pictures_tells_how_far_it_is(
     told = capsys.readouterr().err
     assert told.count("13 pictures through the network of a metric") == 5
     assert told.count("12 pictures through the network of a metric") == 1  # the reference
+    assert "`fd_small` of 13 samples is too high" in told
+
+
+def test_only_distances_that_few_samples_make_too_high_are_warned_of(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *QUICK, "--metrics", "agreement,fd_pixel:4,swd"]) == 0
+    assert "too high" not in capsys.readouterr().err
 
 
 def test_further_metrics_extend_the_table(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

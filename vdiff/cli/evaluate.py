@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from vdiff.cli import session
+from vdiff.cli import console, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import DataError, UsageError
@@ -175,6 +175,16 @@ def _evaluation(
     return Evaluation(subjects, metrics, wanted, images, place, weights)
 
 
+def _warn_of_few(evaluation: "Evaluation") -> None:
+    count = evaluation.wanted.num_images
+    for section in evaluation.metrics:
+        if section.enough is not None and count < section.enough:
+            console.warn(
+                f"`{section.name}` of {count:,} samples is too high: compare it only with others of as many, "
+                f"or add --n {section.enough}"
+            )
+
+
 def _work(
     evaluation: "Evaluation",
     table_path: Path | None,
@@ -201,6 +211,7 @@ def _work(
         if machine.is_first:
             stack.enter_context(lock())
             metrics = evaluation.ready(machine.device, looking)
+            _warn_of_few(evaluation)
             earlier = _earlier(evaluation.protocol(metrics), table_path, force)
         machine.wait()
         total = evaluation.num_passes(Earlier())

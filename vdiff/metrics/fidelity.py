@@ -46,7 +46,7 @@ class _FidelitySection(MetricSection):
 class _FrechetSection(_FidelitySection):
     """A Frechet distance of features."""
 
-    renamed, better = "fd", "less is better"
+    renamed, better, enough = "fd", "less is better", 10_000
 
     def build(self, against: Against) -> "Frechet":
         return Frechet(self._compared(against), self.least, against)

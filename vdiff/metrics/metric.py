@@ -71,7 +71,7 @@ class MetricSection(Section):
 
     title, better: its name for people, and what a good number is like.   renamed: its name with an option that makes
     another number of it is this and the option, `fd_vgg16`.   least: so many samples it needs, or more.
-    most: no number of it is greater.
+    most: no number of it is greater.   enough: with fewer samples its number is clearly too high.
     """
 
     short: ClassVar[str | None] = None
@@ -82,6 +82,7 @@ class MetricSection(Section):
     renamed: ClassVar[str | None] = None
     least: ClassVar[int] = 2
     most: ClassVar[float | None] = None
+    enough: ClassVar[int | None] = None
 
     @property
     def network(self) -> str | None:
