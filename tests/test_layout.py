@@ -16,6 +16,11 @@ def test_doubling_repeats_every_pixel_with_and_without_gradients(size: tuple[int
         assert torch.equal(doubled(h), slow)
 
 
+def test_what_was_doubled_lies_as_its_size_wants_it() -> None:
+    assert doubled(torch.rand(2, 3, 8, 8)).is_contiguous()
+    assert doubled(torch.rand(2, 3, 16, 16)).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_channels_of_large_pictures_lie_side_by_side_on_a_cpu() -> None:
     small, large = torch.rand(2, 3, 31, 33), torch.rand(2, 3, 32, 32)
     assert laid_out(small) is small

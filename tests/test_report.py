@@ -366,6 +366,8 @@ def test_on_paper_charts_stand_in_rows_and_the_pairs_beside_one_another(done_run
     made(str(done_run))
     with opened(Path("page.html"), 1000) as driver:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        hint = driver.find_element("css selector", "#teacher-and-student .on-screen")
+        assert not hint.is_displayed()  # there is no divider to pull
         columns = "return getComputedStyle(document.querySelector(arguments[0])).gridTemplateColumns"
         for charts, number in (("#quality .charts", 2), ("#losses .charts", 3)):
             assert len(driver.execute_script(columns, charts).split()) == number

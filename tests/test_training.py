@@ -214,6 +214,15 @@ def test_dropout_acts_only_where_the_settings_say_so(machine: Machine) -> None:
     assert with_it != without
 
 
+def test_only_a_network_with_dropout_asks_for_its_keys(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Randomness] = []
+    draw = Randomness.keys
+    monkeypatch.setattr(Randomness, "keys", lambda rng: asked.append(rng) or draw(rng))
+    for rate, count in ((0.0, 0), (0.5, 1)):
+        taught(learner(machine, rate), 1)
+        assert len(asked) == count
+
+
 def stream(start: int = 0) -> Iterator[Batch]:
     places = torch.arange(6)
     update = start
