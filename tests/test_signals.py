@@ -35,3 +35,11 @@ def test_a_launcher_that_ended_before_its_worker_looked_is_missed(
     assert asked() == 0
     monkeypatch.setenv(LAUNCHER, ended_pid)
     assert asked() == signal.SIGTERM
+
+
+def test_a_ctrl_c_while_python_takes_itself_down_leaves_no_traceback() -> None:
+    late = "atexit.register(os.kill, os.getpid(), signal.SIGINT)"
+    code = f"import atexit, os, signal, sys; {late}; from vdiff.cli import main; sys.exit(main(['--version']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr == ""

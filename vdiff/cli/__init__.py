@@ -21,8 +21,11 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it ended, see `vdiff.errors`."""
     try:
-        from vdiff.cli import app, signals  # noqa: F401 - signals notes who started this process, while that one lives
+        from vdiff.cli import app, signals  # signals notes who started this process, while that one lives
 
-        return app.run(arguments)
+        try:
+            return app.run(arguments)
+        finally:
+            signals.be_deaf_at_exit()
     except KeyboardInterrupt:  # while the first modules are imported
         return 130

@@ -1,5 +1,6 @@
 """Signals: the first one asks a run to save and leave, the second one ends it at once."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -20,6 +21,16 @@ GRACE_SECONDS = 25.0
 
 _PARENT = os.getppid()
 """Who started this process. Asked when it begins: torch takes seconds to import, and the launcher may die meanwhile."""
+
+
+def be_deaf_at_exit() -> None:
+    """Have a Ctrl-C that comes while Python takes itself down, when all is done, leave no traceback."""
+    atexit.unregister(_ignore_interrupts)
+    atexit.register(_ignore_interrupts)  # who registers last is called first
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
