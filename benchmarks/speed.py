@@ -5,11 +5,12 @@
     python benchmarks/speed.py --busy                                # where other work runs: one thread, seconds of CPU
 
 The plain loop is eager float32, with torch's Adam and an average parameter by parameter, as diffusion_distiller works;
-it calls the very same network. diffusers is used as its unconditional training example uses it: UNet2DModel of the same
-configuration and weights, EMAModel, DDPMScheduler, AdamW; DDIMPipeline draws. Each of the three has a process of its
-own, as vdiff arranges the memory of its process; every round runs each of their works once, one at a time. The table
-has medians of the rounds, and the fastest and slowest. The variable keeps torch's threads from waiting busily, which on
-a machine with other work costs far more than it gains. CPU only.
+it calls the very same network, and in a second row that of diffusers with the same weights. diffusers is used as its
+unconditional training example uses it: UNet2DModel of the same configuration and weights, EMAModel, DDPMScheduler,
+AdamW; DDIMPipeline draws. Each of the three has a process of its own, as vdiff arranges the memory of its process;
+every round runs each of their works once, one at a time. The table has medians of the rounds, and the fastest and
+slowest. The variable keeps torch's threads from waiting busily, which on a machine with other work costs far more than
+it gains. CPU only.
 """
 
 import argparse
@@ -147,7 +148,7 @@ def pictures(size: int = SIZE, channels: int = 3, batch: int = BATCH) -> Tensor:
     return torch.rand(batch, channels, size, size) * 2 - 1
 
 
-def plain(network: UNet) -> Made:
+def plain(network: nn.Module, who: str = "plain loop, fp32") -> Made:
     """Eager float32, as people write it."""
     student, teacher = copy.deepcopy(network), copy.deepcopy(network).eval()
     average = {name: weight.detach().clone() for name, weight in student.named_parameters()}
@@ -158,7 +159,7 @@ def plain(network: UNet) -> Made:
     def at(index: Tensor) -> tuple[Tensor, Tensor]:
         return scales[0][index][:, None, None, None], scales[1][index][:, None, None, None]
 
-    def predicted(net: UNet, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def predicted(net: nn.Module, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         (alpha, sigma), v = at(index), net(z, index.float())
         return alpha * z - sigma * v, sigma * z + alpha * v
 
@@ -190,7 +191,7 @@ def plain(network: UNet) -> Made:
             alpha, sigma = at(torch.full((BATCH,), max(place - 1, 0) * 256 - 1)) if place > 1 else (1.0, 0.0)
             z = alpha * x + sigma * eps
 
-    return [("plain loop, fp32", {"training": lambda: learn(False), "stage": lambda: learn(True), "sampling": sample})]
+    return [(who, {"training": lambda: learn(False), "stage": lambda: learn(True), "sampling": sample})]
 
 
 def peers(network: UNet) -> Made:
@@ -202,7 +203,7 @@ def peers(network: UNet) -> Made:
             from diffusers.training_utils import EMAModel
     except ImportError:
         return []
-    made = []
+    made: Made = []
     for precision in ("fp32", "bf16"):
         model = diffusers.UNet2DModel.from_config(network.config)
         model.load_state_dict(network.state_dict())
@@ -237,7 +238,19 @@ def peers(network: UNet) -> Made:
 
         works: dict[str, Work] = {"training": learn, "sampling": sample}
         made.append((f"diffusers {diffusers.__version__}, {precision}", works))
-    return made
+    return [*made, *plain(Sampled(model), "plain loop, network of diffusers, fp32")]
+
+
+class Sampled(nn.Module):
+    """A network of diffusers, called as vdiff's is."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor, time_input: Tensor) -> Tensor:
+        out: Tensor = self.model(z, time_input).sample
+        return out
 
 
 def ours(network: UNet) -> Made:

@@ -12,6 +12,7 @@ from vdiff.cli.failures import explain
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.randomness import Randomness
+from vdiff.training import memory
 from vdiff.training.learner import Learner
 from vdiff.training.machine import Machine
 
@@ -92,6 +93,9 @@ def test_a_tensor_has_memory_of_its_own_only_where_memory_is_to_be_spared() -> N
     for is_sparing in (True, False):
         learner(Machine("fp32", "cpu"), checkpoint_activations=is_sparing)
         assert has_memory_of_its_own() == is_sparing
+    memory.arrange(sparing=True)
+    Machine("fp32", "cpu")  # all that who draws or evaluates makes
+    assert not has_memory_of_its_own()
 
 
 @on_glibc

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdiff.networks.layout import doubled, laid_out
+from vdiff.networks.doubling import convolved_double
+from vdiff.networks.layout import laid_out
 from vdiff.networks.norm import GroupNorm
 from vdiff.networks.repeated import Repeated
 
@@ -173,8 +174,7 @@ class Upsample(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
-        out: Tensor = self.conv(doubled(h))
-        return out
+        return convolved_double(h, self.conv)
 
 
 class TimeEmbedding(nn.Module):

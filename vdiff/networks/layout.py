@@ -1,7 +1,6 @@
 """How activations lie in memory: on a CPU, as each layer is fastest."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LEAST_LARGE_PIXELS = 1024
@@ -18,10 +17,3 @@ def laid_out(h: Tensor) -> Tensor:
         return h
     is_large = h.shape[2] * h.shape[3] >= LEAST_LARGE_PIXELS
     return h.contiguous(memory_format=torch.channels_last if is_large else torch.contiguous_format)
-
-
-def doubled(h: Tensor) -> Tensor:
-    """Each pixel four times: [B, C, H, W] -> [B, C, 2H, 2W], laid out for what follows."""
-    if h.device.type == "cpu":
-        h = h.contiguous(memory_format=torch.channels_last)  # which torch doubles several times as fast
-    return laid_out(F.interpolate(h, scale_factor=2.0, mode="nearest"))

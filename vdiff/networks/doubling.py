@@ -1,0 +1,49 @@
+"""Doubling the resolution: every pixel four times, then a convolution; both at once where that is less work."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vdiff.networks.layout import laid_out
+
+
+def doubled(h: Tensor) -> Tensor:
+    """Each pixel four times: [B, C, H, W] -> [B, C, 2H, 2W], laid out for what follows."""
+    if h.device.type == "cpu":
+        h = h.contiguous(memory_format=torch.channels_last)  # which torch doubles several times as fast
+    return laid_out(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+
+
+def convolved_double(h: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`conv` of `doubled(h)`, to rounding: [B, C, H, W] -> [B, out_channels, 2H, 2W].   conv: 3x3, padding 1.
+
+    Of the nine pixels below such a kernel only four differ: a transposed convolution whose kernel has the sums of the
+    weights that meet the same pixel does 4/9 of the work. To sum costs time too, whatever the size of the picture.
+    """
+    if not _is_quicker_at_once(h, conv):
+        out: Tensor = conv(doubled(h))
+        return out
+    with torch.autocast(h.device.type, enabled=False):  # it would round the sums twice
+        nine = conv.weight.float().flatten(2)
+        sixteen = (nine @ _sums(h.device)).view(*nine.shape[:2], 4, 4).transpose(0, 1).contiguous()
+    out = F.conv_transpose2d(
+        h.contiguous(memory_format=torch.channels_last), sixteen.to(h.dtype), conv.bias, stride=2, padding=1
+    )
+    return laid_out(out)
+
+
+def _is_quicker_at_once(h: Tensor, conv: nn.Conv2d) -> bool:
+    """Asks nothing of the batch: a picture must be computed in the same way in every one."""
+    has_kernels = h.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    large = h.shape[2] * h.shape[3] >= PIXELS_PER_CHANNEL * conv.out_channels
+    return has_kernels and h.dtype in (torch.float32, torch.bfloat16) and large
+
+
+PIXELS_PER_CHANNEL = 1
+"""From it on drawing gains with a single picture, and learning with a few (docs/benchmarks.md)."""
+
+
+def _sums(device: torch.device) -> Tensor:
+    """Which of a kernel's 3x3 weights add up to each of the 4x4 of the transposed one: [9, 16] of zeros and ones."""
+    along = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]], device=device)
+    return torch.kron(along, along).T
