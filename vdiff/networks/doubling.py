@@ -1,8 +1,11 @@
 """Doubling the resolution: every pixel four times, then a convolution; both at once where that is less work."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vdiff.networks.layout import laid_out
 
@@ -15,7 +18,7 @@ def doubled(h: Tensor) -> Tensor:
 
 
 def convolved_double(h: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`conv` of `doubled(h)`, to rounding: [B, C, H, W] -> [B, out_channels, 2H, 2W].   conv: 3x3, padding 1.
+    """`conv` of `doubled(h)`, to rounding: [B, C, H, W] -> [B, out_channels, 2H, 2W].   conv: 3x3, padding 1, a bias.
 
     Of the nine pixels below such a kernel only four differ: a transposed convolution whose kernel has the sums of the
     weights that meet the same pixel does 4/9 of the work. To sum costs time too, whatever the size of the picture.
@@ -26,10 +29,26 @@ def convolved_double(h: Tensor, conv: nn.Conv2d) -> Tensor:
     with torch.autocast(h.device.type, enabled=False):  # it would round the sums twice
         nine = conv.weight.float().flatten(2)
         sixteen = (nine @ _sums(h.device)).view(*nine.shape[:2], 4, 4).transpose(0, 1).contiguous()
-    out = F.conv_transpose2d(
-        h.contiguous(memory_format=torch.channels_last), sixteen.to(h.dtype), conv.bias, stride=2, padding=1
-    )
-    return laid_out(out)
+    h = h.contiguous(memory_format=torch.channels_last)
+    out = F.conv_transpose2d(h, sixteen.to(h.dtype), conv.bias.detach(), stride=2, padding=1)
+    return laid_out(_Added.apply(out, conv.bias))
+
+
+class _Added(torch.autograd.Function):
+    """Channels that a bias was added to: its gradient, which torch's convolution is slower to sum than to do the rest.
+
+    It can be differentiated once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, bias: Tensor) -> Tensor:
+        ctx.dtype = bias.dtype
+        return out.view_as(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return gradients[0], gradients[0].sum((0, 2, 3), dtype=torch.float32).to(ctx.dtype)
 
 
 def _is_quicker_at_once(h: Tensor, conv: nn.Conv2d) -> bool:
