@@ -30,7 +30,7 @@ def convolved_double(h: Tensor, conv: nn.Conv2d) -> Tensor:
         nine = conv.weight.float().flatten(2)
         sixteen = (nine @ _sums(h.device)).view(*nine.shape[:2], 4, 4).transpose(0, 1).contiguous()
     h = h.contiguous(memory_format=torch.channels_last)
-    out = F.conv_transpose2d(h, sixteen.to(h.dtype), conv.bias.detach(), stride=2, padding=1)
+    out = F.conv_transpose2d(h, sixteen.to(h.dtype), conv.bias.detach(), stride=2, padding=1)  # type: ignore[union-attr]
     return laid_out(_Added.apply(out, conv.bias))
 
 
