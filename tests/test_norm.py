@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vdiff.networks.doubling import doubled
 from vdiff.networks.norm import GroupNorm
 
 CPU_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -74,3 +76,16 @@ def test_what_is_differentiated_twice_is_refused() -> None:
     (once,) = torch.autograd.grad(built(8, 2, torch.float32)(h).square().sum(), h, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         once.sum().backward()
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones")
+def test_autocast_of_a_gpu_leaves_norms_and_doubling_in_its_dtype(request: pytest.FixtureRequest) -> None:
+    torch.set_autocast_enabled("cuda", True)  # for float16; torch.autocast wants to see the GPU
+    request.addfinalizer(lambda: torch.set_autocast_enabled("cuda", False))
+    with FakeTensorMode():
+        weight = torch.empty(4, device="cuda")
+        norm = GroupNorm(2, 4)
+        norm.weight = norm.bias = nn.Parameter(weight)
+        h, time = (torch.empty(2, *rest, device="cuda", dtype=torch.float16) for rest in ((4, 8, 8), (8,)))
+        assert F.group_norm(h, 2).dtype == F.interpolate(h, scale_factor=2.0).dtype == torch.float32
+        assert norm(h).dtype == norm(h, time).dtype == doubled(h).dtype == torch.float16

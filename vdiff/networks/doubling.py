@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vdiff.networks.layout import laid_out
+from vdiff.networks.layout import in_its_dtype, laid_out
 
 
 def doubled(h: Tensor) -> Tensor:
     """Each pixel four times: [B, C, H, W] -> [B, C, 2H, 2W], laid out for what follows."""
     if h.device.type == "cpu":
         h = h.contiguous(memory_format=torch.channels_last)  # which torch doubles several times as fast
-    return laid_out(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+    with in_its_dtype(h):
+        return laid_out(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
 
 def convolved_double(h: Tensor, conv: nn.Conv2d) -> Tensor:

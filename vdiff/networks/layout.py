@@ -1,4 +1,7 @@
-"""How activations lie in memory: on a CPU, as each layer is fastest."""
+"""How activations lie in memory, on a CPU as each layer is fastest, and that they keep their dtype."""
+
+import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,3 +20,8 @@ def laid_out(h: Tensor) -> Tensor:
         return h
     is_large = h.shape[2] * h.shape[3] >= LEAST_LARGE_PIXELS
     return h.contiguous(memory_format=torch.channels_last if is_large else torch.contiguous_format)
+
+
+def in_its_dtype(h: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Where a GPU's autocast does not take h to float32, as it does for norms and doubling, with all that follows."""
+    return torch.autocast("cuda", enabled=False) if h.is_cuda else contextlib.nullcontext()

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vdiff.networks.layout import in_its_dtype
+
 
 class GroupNorm(nn.GroupNorm):
     """Normalize groups of channels of each image (Wu and He 2018), then scale and shift channel by channel."""
@@ -18,7 +20,9 @@ class GroupNorm(nn.GroupNorm):
         """
         if h.device.type == "cpu" and not torch.compiler.is_compiling():
             return self._on_cpu(h, *self._affine(time))
-        normed: Tensor = super().forward(h)
+        with in_its_dtype(h):
+            weight, bias = self.weight.to(h.dtype), self.bias.to(h.dtype)
+            normed = F.group_norm(h, self.num_groups, weight, bias, self.eps)
         if time is None:
             return normed
         scale, shift = time[:, :, None, None].chunk(2, dim=1)
