@@ -161,6 +161,33 @@ def test_a_network_that_asks_the_cpu_is_not_even_recorded() -> None:
     assert "`aten._local_scalar_dense.default` needs the CPU" in said[0]
 
 
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones")
+def test_only_what_is_used_or_fetched_counts_as_asking_the_cpu() -> None:
+    with FakeTensorMode():
+        z = torch.ones(2, device="cuda")
+        for call, found in ((lambda: torch.empty(2), ""), (z.cpu, "aten._to_copy.default")):
+            with graphed._HostTraffic("cuda") as traffic:
+                call()
+            assert traffic.found == found
+        with graphed._HostTraffic("cuda") as traffic:
+            z.copy_(torch.empty(2))
+        assert traffic.found == "aten.copy_.default"
+
+
+class Share(nn.Parameter):
+    """A weight that others have shares of, as far as one can tell."""
+
+    full_tensor = None
+
+
+def test_a_network_in_shares_is_left_alone() -> None:
+    model = unet()
+    recorder = Snapshot()
+    assert Graphs(recorder, silent).of(model) is not model
+    model.network.conv_in.bias = Share(model.network.conv_in.bias.data, requires_grad=False)
+    assert Graphs(recorder, silent).of(model) is model
+
+
 @pytest.mark.parametrize("learning", ["training", "requires_grad"])
 def test_a_network_that_learns_is_left_alone(learning: str) -> None:
     model = unet()
@@ -288,3 +315,4 @@ def test_on_a_gpu_pictures_with_and_without_graphs_are_equal_bit_for_bit(batch_s
     wanted = pictures(model, None, batch_size=batch_size, device=device)
     for _ in range(2):
         assert torch.equal(pictures(model, graphs, batch_size=batch_size, device=device), wanted)
+    assert not graphs.is_off

@@ -57,7 +57,7 @@ def copied(network: nn.Module, outline: nn.Module, device: torch.device) -> nn.M
 
 def own(tensor: Tensor) -> Tensor:
     """This process's share, not copied and without a gradient; all of a tensor that does not lie in shares."""
-    if not _in_shares(tensor):  # asked for every weight after every update
+    if not in_shares(tensor):  # asked for every weight after every update
         return tensor
     with torch.no_grad():
         found: Tensor = tensor.to_local()  # type: ignore[attr-defined]
@@ -67,7 +67,7 @@ def own(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
     """The tensor brought together, in every process, and all must ask; not copied where it does not lie in shares."""
-    found: Tensor = tensor.full_tensor() if _in_shares(tensor) else tensor  # type: ignore[attr-defined]
+    found: Tensor = tensor.full_tensor() if in_shares(tensor) else tensor  # type: ignore[attr-defined]
     return found
 
 
@@ -92,9 +92,10 @@ def on_host(tensors: Mapping[str, Tensor], keeps: bool = True, copy: bool = True
     for name, tensor in tensors.items():
         together = whole(tensor.detach())
         if keeps:
-            found[name] = together.to("cpu", copy=copy and not _in_shares(tensor)).contiguous()
+            found[name] = together.to("cpu", copy=copy and not in_shares(tensor)).contiguous()
     return found
 
 
-def _in_shares(tensor: Tensor) -> bool:
+def in_shares(tensor: Tensor) -> bool:
+    """Whether this process has a share of it only."""
     return hasattr(type(tensor), "full_tensor")  # importing the class to ask for it would take long

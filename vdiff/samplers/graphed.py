@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError
+from vdiff.networks.sharded import in_shares
 
 CudaGraphs = Literal["auto", "on", "off"]
 
@@ -64,6 +65,8 @@ class Graphs:
         """The denoiser, whose network's calls are replayed if it learns nothing."""
         network = denoiser.network
         if self.is_off or network.training or any(weight.requires_grad for weight in network.parameters()):
+            return denoiser
+        if any(map(in_shares, network.parameters())):  # bringing them together is no work of the device alone
             return denoiser
         with self._lock:
             places = _places(network)
@@ -161,7 +164,9 @@ class _HostTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        tensors = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor))
+        # a result elsewhere that nobody uses does no harm: some kernels of attention leave the state of a generator
+        used = (args, kwargs, out if func is torch.ops.aten._to_copy.default else None)
+        tensors = (leaf for leaf in tree_leaves(used) if isinstance(leaf, Tensor))
         if waits or any(tensor.device.type != self._device_type for tensor in tensors):
             self.found = self.found or str(func)
         return out
