@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from vdiff import cli
 from vdiff.cli import launch
-from vdiff.errors import MachineError
+from vdiff.errors import MachineError, Stopped
+from vdiff.training.machine import Machine
 
 WAITS = "import threading; threading.Event().wait(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w').close(); " + WAITS
@@ -150,3 +152,24 @@ def test_an_interrupt_while_the_first_modules_are_imported_shows_no_traceback(mo
     monkeypatch.delattr(cli, "app", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
     assert cli.main(["--version"]) == 130
+
+
+@pytest.mark.parametrize(
+    ("error", "backend", "is_orderly"),
+    [
+        (None, "nccl", True),
+        (Stopped, "nccl", True),
+        (MachineError, "nccl", False),
+        (MachineError, "gloo", True),
+    ],
+)
+def test_a_process_with_an_error_of_its_own_does_not_wait_for_those_that_wait_for_it(
+    error: type[BaseException] | None, backend: str, is_orderly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, said = Machine("fp32", "cpu"), []
+    machine.world_size = 2
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_abort_process_group", lambda: said.append("abort"))
+    monkeypatch.setattr(machine._accelerator, "end_training", lambda: said.append("order"))
+    machine.close(error)
+    assert said == ["order" if is_orderly else "abort"]

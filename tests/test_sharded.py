@@ -18,7 +18,7 @@ from vdiff.errors import MachineError, Stopped
 from vdiff.networks.sharded import own
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import Machine
+from vdiff.training.machine import PATIENCE, Machine
 
 ROOT = Path(__file__).parents[1]
 COMMON = [
@@ -48,6 +48,8 @@ def make(run: TinyRun, name: str, machine: Machine | None = None, stop_after: in
 def in_each_process(folder: Path) -> None:
     machine = Machine("fp32", "cpu", shard="on")
     assert machine.world_size == 2
+    group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert group.options._timeout == PATIENCE
     gc.freeze()  # as in conftest
     run = TinyRun(folder, (folder / "recipe.yaml").read_text())
     make(run, "unbroken", machine)

@@ -78,7 +78,7 @@ def chain(
         stack.callback(stop.close)
         wanted = (recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile, recipe.shard)
         machine = Machine(*wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn)
-        stack.callback(machine.close)
+        stack.push(machine.close)
         if machine.is_first:
             stack.enter_context(folder.lock())
         else:
@@ -113,7 +113,7 @@ def processes(
         stack.callback(stop.close) if stop is not None else stack.enter_context(leaving_at_once(what))
         precision, device, graphs = wanted
         machine = Machine(precision, device, image_size=image_size, cuda_graphs=graphs, say=console.warn)
-        stack.callback(machine.close)
+        stack.push(machine.close)
         if not machine.is_first:
             mode.json, mode.quiet = False, True
 

@@ -4,14 +4,16 @@ import contextlib
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from vdiff.errors import MachineError, UsageError
+from vdiff.errors import MachineError, Stopped, UsageError
 from vdiff.networks import sharded
 from vdiff.samplers import graphed
 from vdiff.training import compiling, memory, trackers
@@ -25,6 +27,9 @@ _DTYPES: dict[Arithmetic, torch.dtype] = {"fp32": torch.float32, "bf16": torch.b
 
 SMALLEST_BF16_PICTURE = 16
 """Pixels: below it, casting costs a CPU about what bf16 gains (docs/benchmarks.md)."""
+
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for the first one, which measures, saves and draws; a dead one is noticed by the launcher."""
 
 
 class Machine:
@@ -60,7 +65,10 @@ class Machine:
         memory.arrange(sparing=False)  # who draws asks for the same memory in every step
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         # its own mixed precision would cast every input and output again
-        self._accelerator = Accelerator(cpu=cpu, mixed_precision="no", step_scheduler_with_optimizer=False)
+        patience = InitProcessGroupKwargs(timeout=PATIENCE)
+        self._accelerator = Accelerator(
+            cpu=cpu, mixed_precision="no", step_scheduler_with_optimizer=False, kwargs_handlers=[patience]
+        )
         self.device = self._accelerator.device
         self.graphs = graphed.opened(cuda_graphs, self.device, say)
         self.rank = self._accelerator.process_index
@@ -207,8 +215,16 @@ class Machine:
         with trackers.opened(kinds, folder, name, first_step) if self.is_first else _nobody() as found:
             yield found
 
-    def close(self) -> None:
-        """Leave the other processes in good order."""
+    def close(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        """Leave the other processes in good order; after an error of this one alone, without a word.
+
+        kind: of the error that is under way, as `ExitStack.push` tells it. All processes are stopped together.
+        """
+        is_alone = self.world_size > 1 and kind is not None and not issubclass(kind, Stopped)
+        if is_alone and torch.distributed.get_backend() == "nccl":
+            # in good order it would wait for the others, who wait for this one, and nobody would hear of the error
+            torch.distributed.distributed_c10d._abort_process_group()
+            return
         self._accelerator.end_training()
 
 
