@@ -69,3 +69,12 @@ class Stopped(Exception):  # noqa: N818 - it is news, not an error
         super().__init__(saved)
         self.exit_code = 128 + signal_number
         self.saved = saved
+
+
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What libraries say when the memory for tensors runs out."""

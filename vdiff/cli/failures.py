@@ -13,7 +13,7 @@ import typer
 
 from vdiff.cli import console, launch
 from vdiff.cli.options import mode
-from vdiff.errors import MachineError, Stopped, UsageError, VdiffError
+from vdiff.errors import OUT_OF_MEMORY, MachineError, Stopped, UsageError, VdiffError
 
 INTERRUPTED = 130
 
@@ -69,7 +69,7 @@ def explain(err: BaseException) -> VdiffError:
 
 
 _NO_MEMORY = (
-    "can't allocate memory",
+    *OUT_OF_MEMORY,
     "Cannot allocate memory",
     "std::bad_alloc",
     "failed to map segment from shared object",

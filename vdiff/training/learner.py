@@ -102,7 +102,7 @@ class Learner:
         except RuntimeError as err:
             size = (min(self.micro_batch or len(x), len(x)) + 1) // 2
             # with several processes, the others already wait for this one's gradient
-            if not _is_out_of_memory(err) or self._is_halved or size == len(x) or self._machine.world_size > 1:
+            if not memory.is_lacking(err) or self._is_halved or size == len(x) or self._machine.world_size > 1:
                 raise
         self.micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
         memory.arrange(sparing=True)
@@ -143,6 +143,8 @@ class Learner:
         if self._machine.any(len(x) < 2) or available is None:
             self.micro_batch = count
             return
+        if x.device.type == "cuda":  # libraries take memory for themselves at first, and keep it
+            self._needed_bytes(x, label, rng_of, slice(0, 1))
         one, two = (self._needed_bytes(x, label, rng_of, slice(0, number)) for number in (1, 2))
         choice = micro_batch.fitting(one, two, count, self._machine.least(available - self._later_bytes()))
         self.micro_batch = self._machine.least(choice.size)  # one for all: a save tells no more
@@ -281,10 +283,6 @@ class Learner:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _is_out_of_memory(err: RuntimeError) -> bool:
-    return isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err)
 
 
 class RngOf:

@@ -14,6 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vdiff.errors import OUT_OF_MEMORY
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -35,6 +37,11 @@ def arrange(sparing: bool) -> None:
 
 def _gnu_c_library() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def is_lacking(err: RuntimeError) -> bool:
+    """Whether an error says that memory ran out; torch has a class for it only where its own allocator asked."""
+    return isinstance(err, torch.OutOfMemoryError) or any(words in str(err) for words in OUT_OF_MEMORY)
 
 
 def forget_peak(device: torch.device) -> None:
