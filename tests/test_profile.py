@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny import TinyRun
 from vdiff.cli import app
+from vdiff.training import profile
 from vdiff.training.profile import MEASURED, PARTS
 
 
@@ -17,9 +19,9 @@ def test_a_profile_tells_the_parts_of_an_update_and_changes_nothing(
     monkeypatch.chdir(tiny_run.path)
     more = ["--set", "train.updates=9", "--set", "distill.updates=9", "--set", "distill.start_steps=2"]
     hashes = []
-    for run, profile in (("plain", []), ("profiled", ["--profile"])):
-        assert app.run(["train", "--device", "cpu", "--run", run, *more, *profile]) == 0
-        assert app.run(["distill", "--device", "cpu", "--run", run, *more, *profile]) == 0
+    for run, option in (("plain", []), ("profiled", ["--profile"])):
+        assert app.run(["train", "--device", "cpu", "--run", run, *more, *option]) == 0
+        assert app.run(["distill", "--device", "cpu", "--run", run, *more, *option]) == 0
         hashes.append(tiny_run.hashes(run))
     assert hashes[0] == hashes[1]
     said = capsys.readouterr().err
@@ -40,3 +42,15 @@ def test_a_stage_that_is_too_short_to_be_measured_says_so(
     assert app.run(["train", "--device", "cpu", "--profile"]) == 0
     assert "no profile: it needs 8 updates, there were 5" in capsys.readouterr().err
     assert not list(Path().rglob("profile"))
+
+
+def test_on_a_gpu_a_part_is_over_when_the_gpu_has_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[None] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(None))
+    with profile.part("forward"):
+        pass
+    assert not waits
+    monkeypatch.setattr(profile, "_gpu_is_measured", True)
+    with profile.part("forward"):
+        assert not waits
+    assert len(waits) == 1
