@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.layout import CASES, DTYPES, learn, medians, sample
 from vdiff.networks import doubling, layout
+from vdiff.networks.packed import Conv2d
 from vdiff.training import memory
 
 SHAPES = [(1, 256, 16), (4, 256, 16), (16, 128, 16), (4, 32, 64), (2, 64, 64), (1, 128, 128), (1, 512, 16)]
@@ -59,8 +60,8 @@ def chosen(least: int, work: Callable[[], object]) -> None:
 def alone(batch: int, channels: int, size: int) -> Callable[[torch.dtype], dict[str, Any]]:
     def works(dtype: torch.dtype) -> dict[str, Any]:
         h = layout.laid_out(torch.randn(batch, channels, size, size).to(dtype))
-        conv = nn.Conv2d(channels, channels, 3, padding=1)
-        cast = nn.Conv2d(channels, channels, 3, padding=1).to(dtype).requires_grad_(False)
+        conv = Conv2d(channels, channels, 3, padding=1)
+        cast = Conv2d(channels, channels, 3, padding=1).to(dtype).requires_grad_(False)
 
         def learning() -> None:
             mine: Tensor = h.clone().requires_grad_()

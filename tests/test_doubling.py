@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vdiff.networks import doubling
 from vdiff.networks.doubling import convolved_double, doubled
+from vdiff.networks.packed import Conv2d
 
 
 @pytest.mark.parametrize("size", [(4, 5), (20, 30)])
@@ -25,7 +26,7 @@ def test_what_was_doubled_lies_as_its_size_wants_it() -> None:
     assert doubled(torch.rand(2, 3, 16, 16)).is_contiguous(memory_format=torch.channels_last)
 
 
-def is_at_once(h: Tensor, conv: nn.Conv2d) -> bool:
+def is_at_once(h: Tensor, conv: Conv2d) -> bool:
     with mock.patch.object(doubling, "doubled", wraps=doubled) as spy:
         out = convolved_double(h, conv)
     large = h.shape[2] * h.shape[3] >= 256
@@ -33,7 +34,7 @@ def is_at_once(h: Tensor, conv: nn.Conv2d) -> bool:
     return not spy.called
 
 
-def at_once_and_after(h: Tensor, conv: nn.Conv2d) -> tuple[list[Tensor], list[Tensor]]:
+def at_once_and_after(h: Tensor, conv: Conv2d) -> tuple[list[Tensor], list[Tensor]]:
     """The result and its gradients as vdiff computes them, and by a convolution of the doubled picture."""
     found = []
     for way in (lambda h: convolved_double(h, conv), lambda h: conv(doubled(h))):
@@ -48,7 +49,7 @@ def at_once_and_after(h: Tensor, conv: nn.Conv2d) -> tuple[list[Tensor], list[Te
 @pytest.mark.parametrize("size", [(4, 5), (6, 4), (16, 16)])
 def test_both_at_once_is_the_convolution_of_what_was_doubled(channels: tuple[int, int], size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    conv, h = nn.Conv2d(*channels, 3, padding=1), torch.randn(2, channels[0], *size)
+    conv, h = Conv2d(*channels, 3, padding=1), torch.randn(2, channels[0], *size)
     assert is_at_once(h, conv)  # else this compares nothing
     for made, wanted in zip(*at_once_and_after(h, conv), strict=True):
         assert (made - wanted).abs().max() < 2e-6 * wanted.abs().max()
@@ -56,7 +57,7 @@ def test_both_at_once_is_the_convolution_of_what_was_doubled(channels: tuple[int
 
 def test_in_bf16_it_is_about_as_exact_as_the_convolution() -> None:
     torch.manual_seed(0)
-    conv, h = nn.Conv2d(16, 16, 3, padding=1), torch.randn(4, 16, 16, 16).bfloat16()
+    conv, h = Conv2d(16, 16, 3, padding=1), torch.randn(4, 16, 16, 16).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):  # which rounds the sums of the weights, once, in place of the weights
         once, after = convolved_double(h, conv), conv(doubled(h))
     assert errors(once, after, conv, h) < 1.2
@@ -66,7 +67,7 @@ def test_in_bf16_it_is_about_as_exact_as_the_convolution() -> None:
 
 
 @torch.no_grad()
-def errors(once: Tensor, after: Tensor, conv: nn.Conv2d, h: Tensor) -> float:
+def errors(once: Tensor, after: Tensor, conv: Conv2d, h: Tensor) -> float:
     """The mean square error of one over that of the other."""
     exact = nn.functional.conv2d(doubled(h.float()), conv.weight.float(), conv.bias.float(), padding=1)
     first, second = ((each.float() - exact).square().mean() for each in (once, after))
@@ -74,7 +75,7 @@ def errors(once: Tensor, after: Tensor, conv: nn.Conv2d, h: Tensor) -> float:
 
 
 def test_the_way_depends_on_picture_channels_and_dtype_alone() -> None:
-    wide, narrow = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    wide, narrow = Conv2d(32, 32, 3, padding=1), Conv2d(8, 8, 3, padding=1)
     for batch in (1, 2, 64):
         assert is_at_once(torch.rand(batch, 8, 4, 4), narrow)
         assert is_at_once(torch.rand(batch, 32, 16, 16), wide)

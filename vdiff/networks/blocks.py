@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vdiff.networks.doubling import convolved_double
 from vdiff.networks.layout import laid_out
 from vdiff.networks.norm import GroupNorm
+from vdiff.networks.packed import Conv2d, Linear
 from vdiff.networks.repeated import Repeated
 
 
@@ -105,12 +106,12 @@ class ResidualBlock(Repeated):
         super().__init__()
         self.scale_shift = style.scale_shift
         self.norm1 = GroupNorm(style.groups, before, style.eps)
-        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
-        self.time_emb_proj = nn.Linear(style.embedding, width * (2 if style.scale_shift else 1))
+        self.conv1 = Conv2d(before, width, 3, padding=1)
+        self.time_emb_proj = Linear(style.embedding, width * (2 if style.scale_shift else 1))
         self.norm2 = GroupNorm(style.groups, width, style.eps)
         self.dropout = Dropout(style.dropout)
-        self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
-        self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
+        self.conv2 = zeroed(Conv2d(width, width, 3, padding=1))
+        self.conv_shortcut = Conv2d(before, width, 1) if before != width else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
         """x: [B, C, H, W].   embedding: the time after its activation, [B, embedding].   Returns [B, width, H, W]."""
@@ -133,10 +134,10 @@ class Attention(Repeated):
         super().__init__()
         self.head_dim = style.head_dim or width
         self.group_norm = GroupNorm(norm_groups, width, style.eps) if norm_groups else nn.Identity()
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([zeroed(nn.Linear(width, width))])
+        self.to_q = Linear(width, width)
+        self.to_k = Linear(width, width)
+        self.to_v = Linear(width, width)
+        self.to_out = nn.ModuleList([zeroed(Linear(width, width))])
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W]; the same shape comes back."""
@@ -158,7 +159,7 @@ class Downsample(nn.Module):
     def __init__(self, width: int, padding: int) -> None:
         super().__init__()
         self.pads_one_side = padding == 0
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=padding)
+        self.conv = Conv2d(width, width, 3, stride=2, padding=padding)
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
@@ -170,7 +171,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Conv2d(width, width, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
@@ -188,8 +189,8 @@ class TimeEmbedding(nn.Module):
         self.width = width
         self.freq_shift = freq_shift
         self.cosine_first = cosine_first
-        self.linear_1 = nn.Linear(width, embedding)
-        self.linear_2 = nn.Linear(embedding, embedding)
+        self.linear_1 = Linear(width, embedding)
+        self.linear_2 = Linear(embedding, embedding)
 
     def forward(self, time: Tensor) -> Tensor:
         """time: [B], any dtype; fractions allowed.   Returns [B, embedding]."""

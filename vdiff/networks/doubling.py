@@ -1,13 +1,15 @@
 """Doubling the resolution: every pixel four times, then a convolution; both at once where that is less work."""
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vdiff.networks.layout import in_its_dtype, laid_out
+from vdiff.networks.packed import PICTURES, Conv2d
 
 
 def doubled(h: Tensor) -> Tensor:
@@ -18,7 +20,7 @@ def doubled(h: Tensor) -> Tensor:
         return laid_out(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
 
-def convolved_double(h: Tensor, conv: nn.Conv2d) -> Tensor:
+def convolved_double(h: Tensor, conv: Conv2d) -> Tensor:
     """`conv` of `doubled(h)`, to rounding: [B, C, H, W] -> [B, out_channels, 2H, 2W].   conv: 3x3, padding 1, a bias.
 
     Of the nine pixels below such a kernel only four differ: a transposed convolution whose kernel has the sums of the
@@ -27,12 +29,32 @@ def convolved_double(h: Tensor, conv: nn.Conv2d) -> Tensor:
     if not _is_quicker_at_once(h, conv):
         out: Tensor = conv(doubled(h))
         return out
-    with torch.autocast(h.device.type, enabled=False):  # it would round the sums twice
-        nine = conv.weight.float().flatten(2)
-        sixteen = (nine @ _sums(h.device)).view(*nine.shape[:2], 4, 4).transpose(0, 1).contiguous()
     h = h.contiguous(memory_format=torch.channels_last)
-    out = F.conv_transpose2d(h, sixteen.to(h.dtype), conv.bias.detach(), stride=2, padding=1)  # type: ignore[union-attr]
+    dtype = conv.dtype_packed(h)
+    if dtype is not None:
+        weight, bias = conv.packed(h.shape[1:], dtype, partial(_packed, dtype=dtype, size=h.shape[1:]))
+        return laid_out(_OPS._convolution_transpose_pointwise(h.to(dtype), weight, bias, *_HOW, "none", [], ""))
+    sixteen = _sixteen(conv.weight).to(h.dtype)
+    out = F.conv_transpose2d(h, sixteen, conv.bias.detach(), stride=2, padding=1)
     return laid_out(_Added.apply(out, conv.bias))
+
+
+def _sixteen(weight: Tensor) -> Tensor:
+    """[out, in, 3, 3] -> [in, out, 4, 4], the kernel of the transposed convolution, float32."""
+    with torch.autocast("cpu", enabled=False):  # it would round the sums twice
+        nine = weight.float().flatten(2)
+        return (nine @ _sums(weight.device)).view(*nine.shape[:2], 4, 4).transpose(0, 1).contiguous()
+
+
+def _packed(weight: Tensor, dtype: torch.dtype, size: torch.Size) -> Tensor:
+    sixteen = _sixteen(weight).to(dtype)
+    found: Tensor = _OPS._reorder_convolution_transpose_weight(sixteen, *_HOW, [PICTURES, *size])
+    return found
+
+
+_OPS = torch.ops.mkldnn
+_HOW = [1, 1], [0, 0], [2, 2], [1, 1], 1
+"""Padding, padding of the result, stride, dilation and groups of the transposed convolution."""
 
 
 class _Added(torch.autograd.Function):
@@ -52,7 +74,7 @@ class _Added(torch.autograd.Function):
         return gradients[0], gradients[0].sum((0, 2, 3), dtype=torch.float32).to(ctx.dtype)
 
 
-def _is_quicker_at_once(h: Tensor, conv: nn.Conv2d) -> bool:
+def _is_quicker_at_once(h: Tensor, conv: Conv2d) -> bool:
     """Asks nothing of the batch: a picture must be computed in the same way in every one."""
     has_kernels = h.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     large = h.shape[2] * h.shape[3] >= PIXELS_PER_CHANNEL * conv.out_channels

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.errors import MachineError
+from vdiff.networks.packed import keep_order
 from vdiff.networks.repeated import repeated
 
 Shard = Literal["auto", "on", "off"]
@@ -32,6 +33,7 @@ def turn_on(network: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    keep_order(network)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for part in [*reversed(repeated(network)), network]:  # inner ones first; what is left is the whole network's
         fully_shard(part, mesh=mesh, reshard_after_forward=True)

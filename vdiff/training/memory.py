@@ -134,16 +134,16 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in _storages((args, kwargs)):  # what was there before is not counted when an operation returns it
-            self._meet(storage, 0)
+        for holder, _ in _holders((args, kwargs)):  # what was there before is not counted when an operation returns it
+            self._meet(holder, 0)
         out = func(*args, **(kwargs or {}))
-        for storage in _storages(out):
-            self._meet(storage, storage.nbytes())
+        for holder, size in _holders(out):
+            self._meet(holder, size)
         return out
 
-    def _meet(self, storage: torch.UntypedStorage, size: int) -> None:
-        if id(storage) not in self._known:
-            self._known[id(storage)] = weakref.finalize(storage, self._forget, id(storage), size)
+    def _meet(self, holder: object, size: int) -> None:
+        if id(holder) not in self._known:
+            self._known[id(holder)] = weakref.finalize(holder, self._forget, id(holder), size)
             self._now += size
             self.peak = max(self.peak, self._now)
 
@@ -152,8 +152,16 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._now -= size
 
 
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+def _holders(tree: Any) -> Iterator[tuple[object, int]]:
+    """What holds the memory of every tensor, and how many bytes; tensors that share memory have one holder."""
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, torch.Tensor):
+            yield (leaf, leaf.numel() * leaf.itemsize) if leaf.is_mkldnn else _storage(leaf)
+
+
+def _storage(tensor: torch.Tensor) -> tuple[object, int]:
+    storage = tensor.untyped_storage()
+    return storage, storage.nbytes()
 
 
 def peak_of(work: Callable[[], object], device: torch.device) -> int:

@@ -1,0 +1,102 @@
+"""Layers that learn nothing: on a CPU their weights are put in the order its kernels want once, not in every call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdiff.networks.layout import laid_out
+
+_OPS = torch.ops.mkldnn
+_NEEDED = (
+    "_reorder_convolution_weight",
+    "_convolution_pointwise",
+    "_reorder_convolution_transpose_weight",
+    "_convolution_transpose_pointwise",
+    "_reorder_linear_weight",
+    "_linear_pointwise",
+)
+PICTURES = 16
+"""The order may depend on how many pictures there are; it must not depend on how many came first."""
+
+Pack = Callable[[Tensor], Tensor]
+
+
+class _Packing(nn.Module):
+    """packs: whether it may keep its weight in another order. Not where others have shares of the weight."""
+
+    packs = True
+    weight: Tensor
+    bias: Any  # a tensor or None
+    _kept: tuple[object, tuple[Tensor, ...], Tensor, Tensor | None] | None = None
+
+    def dtype_packed(self, h: Tensor) -> torch.dtype | None:
+        """The precision in which to compute with packed weights; None where they do not serve."""
+        if h.device.type != "cpu" or not self.packs or self.weight.requires_grad or torch.compiler.is_compiling():
+            return None
+        if h.requires_grad and torch.is_grad_enabled():
+            return None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else h.dtype
+        known = dtype == self.weight.dtype == h.dtype or torch.is_autocast_enabled("cpu")
+        return dtype if known and _has_kernels(dtype) else None
+
+    def packed(self, key: object, dtype: torch.dtype, pack: Pack) -> tuple[Tensor, Tensor | None]:
+        """The weight as `pack` has it, and the bias; made anew only where they or the key have changed."""
+        values = tuple(each.detach() for each in (self.weight, self.bias) if each is not None)
+        state = (key, dtype, *((each.data_ptr(), each._version) for each in values))
+        if self._kept is None or self._kept[0] != state:
+            bias = None if self.bias is None else self.bias.detach().to(dtype)
+            # with the values, whose memory nobody else can get while they are here
+            self._kept = state, values, pack(self.weight.detach()), bias
+        return self._kept[2:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+
+class Conv2d(_Packing, nn.Conv2d):
+    """torch's convolution; one that learns nothing leaves its result laid out for what follows."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, out_channels, H', W']."""
+        dtype = self.dtype_packed(h)
+        if dtype is None or self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return super().forward(h)
+        how = [[*self.padding], [*self.stride], [*self.dilation], self.groups]
+        size = [PICTURES, *h.shape[1:]]
+        weight, bias = self.packed(
+            h.shape[1:], dtype, lambda weight: _OPS._reorder_convolution_weight(weight.to(dtype), *how, size)
+        )
+        out: Tensor = _OPS._convolution_pointwise(h.to(dtype), weight, bias, *how, "none", [], "")
+        return laid_out(out)
+
+
+class Linear(_Packing, nn.Linear):
+    """torch's linear layer."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        if self.dtype_packed(features) != torch.bfloat16:  # float32 gains little, and loses with few rows
+            return super().forward(features)
+        dtype = torch.bfloat16
+        weight, bias = self.packed(None, dtype, lambda weight: _OPS._reorder_linear_weight(weight.to(dtype), PICTURES))
+        out: Tensor = _OPS._linear_pointwise(features.to(dtype), weight, bias, "none", [], "")
+        return out
+
+
+def keep_order(network: nn.Module) -> None:
+    """Have the layers of a network leave their weights in the order they are in."""
+    for module in network.modules():
+        if isinstance(module, _Packing):
+            module.packs = False
+
+
+def _has_kernels(dtype: torch.dtype) -> bool:
+    """Measured on processors with AVX only (docs/benchmarks.md)."""
+    has_library = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not has_library or "AVX" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    if not all(hasattr(_OPS, name) for name in _NEEDED):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(_OPS._is_mkldnn_bf16_supported()))
