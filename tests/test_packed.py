@@ -43,7 +43,7 @@ def test_a_convolution_gives_what_torch_gives(
     h = torch.randn(4, 6, *size).to(conv.weight.dtype)
     with torch.autocast("cpu", dtype, enabled=is_mixed and dtype == torch.bfloat16):
         found, wanted = conv(h), nn.Conv2d.forward(conv, h)
-    assert conv._kept is not None
+    assert (conv._kept is None) == (dtype == torch.float32 and size != (32, 48))
     assert found.dtype == wanted.dtype == dtype
     assert found.shape == wanted.shape
     assert close(found, wanted)
@@ -100,19 +100,18 @@ def test_changed_weights_count(change: Callable[[Any], None]) -> None:
 
 
 def test_another_precision_counts() -> None:
-    conv = frozen(Conv2d(6, 10, 3))
-    conv(torch.randn(1, 6, 8, 8).bfloat16())
-    h = torch.randn(1, 6, 8, 8)
+    conv, h = frozen(Conv2d(6, 10, 3)), torch.randn(1, 6, 32, 32)
+    conv(h.bfloat16())
     assert close(conv.float()(h), nn.Conv2d.forward(conv, h))
 
 
 def test_what_learns_has_gradients() -> None:
-    conv, h = Conv2d(6, 10, 3), torch.randn(4, 6, 8, 8)
+    conv, h = Conv2d(6, 10, 3), torch.randn(4, 6, 32, 32)
     conv(h).sum().backward()
     assert conv.weight.grad is not None
     assert conv._kept is None
     h.requires_grad_()  # through layers that learn nothing, as guidance does it
-    for layer, given in ((conv.requires_grad_(False), h), (frozen(Linear(8, 4), torch.float32), h)):
+    for layer, given in ((conv.requires_grad_(False), h), (frozen(Linear(32, 4)), h.bfloat16())):
         layer(given).sum().backward()
         assert layer._kept is None
     assert h.grad is not None
@@ -149,16 +148,15 @@ def test_who_shares_weights_with_others_keeps_them_in_order() -> None:
 @pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_a_whole_network_gives_the_same_with_and_without(batch_size: int, dtype: torch.dtype) -> None:
-    network = UNetSection(width=32, multipliers=(1, 2), blocks=1, attention_at=(8,), num_classes=3).build(16, 3)
+    network = UNetSection(width=32, multipliers=(1, 2), blocks=1, attention_at=(16,), num_classes=3).build(32, 3)
     for weight in network.parameters():
         nn.init.normal_(weight, std=0.05)
     network = network.to(dtype).eval().requires_grad_(False)
-    z, time, label = torch.randn(batch_size, 3, 16, 16), torch.full((batch_size,), 500.0), torch.ones(batch_size).long()
+    z, time, label = torch.randn(batch_size, 3, 32, 32), torch.full((batch_size,), 500.0), torch.ones(batch_size).long()
     found = network(z, time, label)
-    kinds = (Conv2d, Linear) if dtype == torch.bfloat16 else (Conv2d,)
-    layers = [each for each in network.modules() if isinstance(each, kinds)]
-    assert len(layers) > 10
-    assert all(layer._kept is not None for layer in layers)
+    layers = [each for each in network.modules() if isinstance(each, Conv2d | Linear)]
+    used = [each for each in layers if each._kept is not None]
+    assert len(used) == len(layers) if dtype == torch.bfloat16 else 4 < len(used) < len(layers)
     keep_order(network)
     wanted = network(z, time, label)
     assert (found - wanted).abs().max() <= 4 * MOST_WRONG[dtype] * wanted.abs().max()

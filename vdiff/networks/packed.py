@@ -1,12 +1,13 @@
 """Layers that learn nothing: on a CPU their weights are put in the order its kernels want once, not in every call."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vdiff.networks.layout import laid_out
+from vdiff.networks.layout import LEAST_LARGE_PIXELS, laid_out
 
 _OPS = torch.ops.mkldnn
 _NEEDED = (
@@ -33,22 +34,28 @@ class _Packing(nn.Module):
 
     def dtype_packed(self, h: Tensor) -> torch.dtype | None:
         """The precision in which to compute with packed weights; None where they do not serve."""
-        if h.device.type != "cpu" or not self.packs or self.weight.requires_grad or torch.compiler.is_compiling():
+        weight = self.weight
+        if weight.requires_grad or not self.packs or h.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         if h.requires_grad and torch.is_grad_enabled():
             return None
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else h.dtype
-        known = dtype == self.weight.dtype == h.dtype or torch.is_autocast_enabled("cpu")
-        return dtype if known and _has_kernels(dtype) else None
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+        elif weight.dtype == h.dtype:
+            dtype = h.dtype
+        else:
+            return None  # torch says what is wrong
+        return dtype if _has_kernels(dtype) else None
 
     def packed(self, key: object, dtype: torch.dtype, pack: Pack) -> tuple[Tensor, Tensor | None]:
         """The weight as `pack` has it, and the bias; made anew only where they or the key have changed."""
-        values = tuple(each.detach() for each in (self.weight, self.bias) if each is not None)
-        state = (key, dtype, *((each.data_ptr(), each._version) for each in values))
+        weight, bias = self.weight, self.bias
+        state = (key, dtype, weight.data_ptr(), weight._version, bias is not None and (bias.data_ptr(), bias._version))
         if self._kept is None or self._kept[0] != state:
-            bias = None if self.bias is None else self.bias.detach().to(dtype)
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
             # with the values, whose memory nobody else can get while they are here
-            self._kept = state, values, pack(self.weight.detach()), bias
+            values = (weight,) if bias is None else (weight, bias)
+            self._kept = state, values, pack(weight), None if bias is None else bias.to(dtype)
         return self._kept[2:]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,7 +68,7 @@ class Conv2d(_Packing, nn.Conv2d):
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, out_channels, H', W']."""
         dtype = self.dtype_packed(h)
-        if dtype is None or self.padding_mode != "zeros" or isinstance(self.padding, str):
+        if dtype is None or not self._gains(h, dtype):
             return super().forward(h)
         how = [[*self.padding], [*self.stride], [*self.dilation], self.groups]
         size = [PICTURES, *h.shape[1:]]
@@ -70,6 +77,12 @@ class Conv2d(_Packing, nn.Conv2d):
         )
         out: Tensor = _OPS._convolution_pointwise(h.to(dtype), weight, bias, *how, "none", [], "")
         return laid_out(out)
+
+    def _gains(self, h: Tensor, dtype: torch.dtype) -> bool:
+        """These kernels leave channels side by side: in small pictures, float32 loses more in getting them back."""
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return False
+        return dtype == torch.bfloat16 or h.shape[2] * h.shape[3] >= LEAST_LARGE_PIXELS
 
 
 class Linear(_Packing, nn.Linear):
@@ -92,6 +105,7 @@ def keep_order(network: nn.Module) -> None:
             module.packs = False
 
 
+@cache
 def _has_kernels(dtype: torch.dtype) -> bool:
     """Measured on processors with AVX only (docs/benchmarks.md)."""
     has_library = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
