@@ -63,12 +63,15 @@ class _Packing(nn.Module):
 
 
 class Conv2d(_Packing, nn.Conv2d):
-    """torch's convolution; one that learns nothing leaves its result laid out for what follows."""
+    """torch's convolution; one that learns nothing leaves its result laid out for what follows.
+
+    The kernels leave channels side by side: in small pictures, float32 loses more in getting them back than it gains.
+    """
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, out_channels, H', W']."""
-        dtype = self.dtype_packed(h)
-        if dtype is None or not self._gains(h, dtype):
+        dtype = None if _is_float32(h) and h.shape[2] * h.shape[3] < LEAST_LARGE_PIXELS else self.dtype_packed(h)
+        if dtype is None or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return super().forward(h)
         how = [[*self.padding], [*self.stride], [*self.dilation], self.groups]
         size = [PICTURES, *h.shape[1:]]
@@ -78,19 +81,14 @@ class Conv2d(_Packing, nn.Conv2d):
         out: Tensor = _OPS._convolution_pointwise(h.to(dtype), weight, bias, *how, "none", [], "")
         return laid_out(out)
 
-    def _gains(self, h: Tensor, dtype: torch.dtype) -> bool:
-        """These kernels leave channels side by side: in small pictures, float32 loses more in getting them back."""
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
-            return False
-        return dtype == torch.bfloat16 or h.shape[2] * h.shape[3] >= LEAST_LARGE_PIXELS
-
 
 class Linear(_Packing, nn.Linear):
     """torch's linear layer."""
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        if self.dtype_packed(features) != torch.bfloat16:  # float32 gains little, and loses with few rows
+        # float32 gains little, and loses with few rows
+        if _is_float32(features) or self.dtype_packed(features) != torch.bfloat16:
             return super().forward(features)
         dtype = torch.bfloat16
         weight, bias = self.packed(None, dtype, lambda weight: _OPS._reorder_linear_weight(weight.to(dtype), PICTURES))
@@ -103,6 +101,10 @@ def keep_order(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, _Packing):
             module.packs = False
+
+
+def _is_float32(h: Tensor) -> bool:
+    return h.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 @cache
