@@ -1,9 +1,10 @@
 """Does `--dry-run` tell what a run will cost? It predicts, then the run is made; both again, in turn.
 
-    python benchmarks/prediction.py [--rounds 2] [--only digits|small] [--scale 1.0] [--folder DIR]
+    python benchmarks/prediction.py [--rounds 2] [--only digits|small] [--scale 1.0] [--folder DIR] [--gpus N]
 
 digits is the shipped recipe; small is a U-Net at 32x32 with saves, previews and a trend. --scale shortens both: the
-number of updates. Time is that of the whole command, memory the most that its process had.
+number of updates. Time is that of the whole command, memory the most that its process had, or one of its processes.
+--gpus is for several processes, on a CPU; --shard has them share their networks.
 """
 
 import argparse
@@ -38,7 +39,11 @@ def main() -> None:
     parser.add_argument("--only", choices=("digits", "small"))
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--gpus", type=int)
+    parser.add_argument("--shard", action="store_true")
     options = parser.parse_args()
+    more = ["--gpus", str(options.gpus), "--device", "cpu"] if options.gpus else []
+    more += ["--set", "shard=on"] if options.shard else []
     found: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         for name in [options.only] if options.only else ["digits", "small"]:
@@ -48,7 +53,7 @@ def main() -> None:
                 folder = Path(place) / name
                 shutil.rmtree(folder / "runs", ignore_errors=True)
                 for command in ("train", "distill"):
-                    found.setdefault((name, command), []).append(compare(folder, command, options.scale))
+                    found.setdefault((name, command), []).append(compare(folder, command, options.scale, more))
     print("| run | command | predicted s | real s | predicted / real | predicted MB | real MB | predicted / real |")
     print("|---|---|---|---|---|---|---|---|")
     for (name, command), rows in found.items():
@@ -78,9 +83,9 @@ def prepare(place: Path, name: str, scale: float) -> None:
     vdiff(folder, "prepare")
 
 
-def compare(folder: Path, command: str, scale: float) -> tuple[float, float, float, float]:
-    """Seconds predicted and real, then megabytes."""
-    changes = shortened(scale) if folder.name == "digits" else []
+def compare(folder: Path, command: str, scale: float, more: list[str]) -> tuple[float, float, float, float]:
+    """Seconds predicted and real, then megabytes.   more: words for the command."""
+    changes = [*more, *shortened(scale)] if folder.name == "digits" else more
     said, _, _ = vdiff(folder, command, *changes, "--dry-run", "--json")
     told = json.loads(said)
     _, seconds, peak = vdiff(folder, command, *changes)

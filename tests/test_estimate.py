@@ -1,6 +1,8 @@
 """What `--dry-run` tells of time and memory: every part of a run is in it, and grows as the run does."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,18 @@ def test_a_dry_run_tells_the_costs_and_writes_nothing(
     assert told["memory_bytes"] > 1e7
     assert main(["train", "--dry-run", "--device", "cpu"]) == 0
     assert "memory at most" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("shard", ["off", "on"])
+def test_several_processes_measure_together_and_one_tells(shard: str, tiny_run: TinyRun) -> None:
+    asked = ["distill", "--dry-run", "--json", "--device", "cpu", "--gpus", "2", "--set", f"shard={shard}"]
+    asked += ["--set", "evaluate.every=2", "--set", "evaluate.metrics=[swd]", "--set", "evaluate.num_images=4"]
+    before = sorted(tiny_run.path.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-m", "vdiff", *asked], cwd=tiny_run.path, capture_output=True, text=True, check=True
+    )
+    told = json.loads(done.stdout)
+    assert told["processes"] == 2
+    assert min(told["parts"].values()) > 0
+    assert told["memory_bytes"] > 1e7
+    assert sorted(tiny_run.path.rglob("*")) == before

@@ -128,7 +128,7 @@ def test_one_process_has_nobody_to_share_with(tiny_run: TinyRun, capsys: pytest.
     assert cli.main(["train", "-r", recipe, "--device", "cpu", "--set", "shard=on"]) == 6
     assert "start several with `--gpus N`" in capsys.readouterr().err
     assert cli.main(["train", "-r", recipe, "--device", "cpu", "--set", "shard=on", "--dry-run"]) == 0
-    assert "in one process that holds its networks whole" in capsys.readouterr().err
+    assert "in one process, which holds its networks whole" in capsys.readouterr().err
 
 
 if __name__ == "__main__":

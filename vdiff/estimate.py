@@ -91,12 +91,13 @@ def estimate(
 ) -> Estimate:
     """Measure every sort of stage on random pictures; writes nothing but into temporary folders.
 
+    All processes of the machine must come here. What the first one returns counts; it alone measures the metrics.
     start: seconds until the first stage begins.   reference: the folder of what the run knows of its reference.
     """
     num_weights = sum(weight.numel() for weight in _denoiser(recipe).network.parameters())
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
     before, found = memory.peak_bytes(machine.device), []
-    measured = [stage for stage in stages if _measurements(recipe, stage)]
+    measured = [stage for stage in stages if _measurements(recipe, stage)] if machine.is_first else []
     first, each = _metric_seconds(recipe, reference) if measured else (0.0, 0.0)
     # what was freed after an update is there for the metrics, as it is in the run
     metric_bytes = memory.peak_bytes(machine.device) - before
@@ -161,17 +162,18 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     first, second = (_timed(partial(_update, recipe, learner, probe)) for _ in range(2))
     peak = memory.peak_bytes(machine.device)
     most = max(int(_SECONDS / _UPDATES[0] / max(second / probe, 1e-9)), probe)
-    count = min(share, most)
-    seconds = _median_seconds(partial(_update, recipe, learner, count))
+    count = machine.least(min(share, most))
+    seconds = _median_seconds(partial(_update, recipe, learner, count), machine)
     at_once = learner.micro_batch or share
     more = max(min(share, at_once) - min(count, at_once), 0)  # pictures that the real update has at once, not this one
     needed = memory.peak_bytes(machine.device)
     needed += more * max(needed - peak, 0) // max(count - probe, 1)
     state_bytes = sum(tensor.nbytes for named in learner.state().values() for tensor in named.values())
-    save = _save_seconds(learner, state_bytes)
+    save = _save_seconds(learner, state_bytes, machine)
     call = _call_seconds(recipe, learner.result(), machine, min(count, share))
     machine.release()
-    return Cost(making + max(first - second, 0.0), seconds * share / count, call, save, needed + state_bytes)
+    copied = state_bytes if machine.device.type == "cpu" and machine.is_first else 0  # a save is copied to the host
+    return Cost(making + max(first - second, 0.0), seconds * share / count, call, save, needed + copied)
 
 
 def _update(recipe: Recipe, learner: Learner, count: int) -> None:
@@ -193,15 +195,16 @@ def _timed(work: Callable[[], object]) -> float:
     return time.monotonic() - begun
 
 
-def _median_seconds(work: Callable[[], object]) -> float:
+def _median_seconds(work: Callable[[], object], machine: Machine) -> float:
     """Of one run, after one that sets up memory; other work on the machine disturbs a median less than a mean."""
     found = [_timed(work)]
-    while len(found) < _UPDATES[0] or (len(found) < _UPDATES[1] and sum(found) < _SECONDS):
+    # all processes work as often, as they wait for one another
+    while machine.any(len(found) < _UPDATES[0] or (len(found) < _UPDATES[1] and sum(found) < _SECONDS)):
         found.append(_timed(work))
     return sorted(found[1:])[(len(found) - 1) // 2]
 
 
-def _save_seconds(learner: Learner, state_bytes: int) -> float:
+def _save_seconds(learner: Learner, state_bytes: int, machine: Machine) -> float:
     """Of one save, from as many of its tensors as make a fair sample."""
     state: State = {}
     left = _SAVED_BYTES
@@ -212,8 +215,10 @@ def _save_seconds(learner: Learner, state_bytes: int) -> float:
                 state[part][name] = tensor
                 left -= tensor.nbytes
     taken = max(_SAVED_BYTES - left, 1)
+
     with tempfile.TemporaryDirectory() as folder:
-        work = partial(savepoint.write, Path(folder), learner.update, state, {"rows": torch.zeros(0, 2)}, {})
+        pending = {"rows": torch.zeros(0, 2)}
+        work = partial(savepoint.write, Path(folder), learner.update, state, pending, {}, machine.is_first)
         return _timed(work) * max(state_bytes / taken, 1.0)
 
 

@@ -104,15 +104,24 @@ class Saver:
 
 
 def write(
-    folder: Path, update: int, state: State, pending: Mapping[str, Tensor], trajectory: Mapping[str, Any]
+    folder: Path,
+    update: int,
+    state: State,
+    pending: Mapping[str, Tensor],
+    trajectory: Mapping[str, Any],
+    writes: bool = True,
 ) -> None:
     """Save into `folder`/<update>, read it back, then drop all but the last `NUM_KEPT`.
+
+    writes: whether it is this process that does; those that share a network must all come here.
 
     Errors: DivergedError for weights that are not finite; MachineError. Nothing of the earlier saves is touched then.
     """
     _check_finite(update, state, bool)
     facts = {"update": update, "trajectory": dict(trajectory), "processes": 1}
-    _write(folder, facts, _on_host(state, pending))
+    copied = _on_host(state, pending, writes)
+    if writes:
+        _write(folder, facts, copied)
 
 
 def _check_finite(update: int, state: State, anywhere: Callable[[bool], bool]) -> None:

@@ -38,13 +38,13 @@ def distill(
 
     check_count(stages)
     beside = session.model_folder(source)
+    if gpus is not None and not launch.is_worker():
+        open_recipe(recipe, changes, beside)  # one process tells its mistakes, not all of them
+        return launch.start(gpus, device)
     if dry_run:
         parsed, _ = open_recipe(recipe, changes, beside)
         estimates.show(parsed, (source, stages, to), session.run_folder(parsed, run), device, force)
         return None
-    if gpus is not None and not launch.is_worker():
-        open_recipe(recipe, changes, beside)  # one process tells its mistakes, not all of them
-        return launch.start(gpus, device)
     with session.chain(recipe, changes, run, device, displays.chain_progress, beside, profile) as chain:
         cards = chain.distill(source, stages, to, force)
         last = cards[-1]

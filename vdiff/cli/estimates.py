@@ -1,10 +1,12 @@
-"""`--dry-run` of train and distill: the stages, and what they will cost."""
+"""`--dry-run` of train and distill: the stages, and what they will cost, measured in as many processes as asked for."""
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from vdiff.cli.options import mode
 
 if TYPE_CHECKING:
+    from vdiff.estimate import Estimate
     from vdiff.plan import Stage
     from vdiff.recipe import Recipe
     from vdiff.run_folder import RunFolder
@@ -20,21 +22,33 @@ _PARTS = {"updates": "updates", "saves": "saving", "pictures": "previews", "tren
 def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str | None, force: bool) -> None:
     """Print the plan of train (choice None) or distill; nothing is written.
 
-    force: finished stages are made again.
+    force: finished stages are made again. With several processes, all of them must come here.
     """
     import time
 
     from vdiff.checkpoint import is_model_folder
-    from vdiff.cli import console
-    from vdiff.cli.progress import duration
+    from vdiff.cli import launch
     from vdiff.estimate import estimate
     from vdiff.training.machine import Machine
 
     stages = _stages(recipe, choice, run)
     todo = [stage for stage in stages if force or not is_model_folder(run.model(stage.name))]
-    machine = Machine(recipe.precision, device, image_size=recipe.data.size, compile=recipe.compile)
-    begun = time.process_time()  # importing took so long until here
-    found = estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None
+    shard = recipe.shard if launch.is_worker() else "auto"
+    with contextlib.ExitStack() as stack:
+        machine = Machine(recipe.precision, device, image_size=recipe.data.size, compile=recipe.compile, shard=shard)
+        stack.push(machine.close)
+        begun = time.process_time()  # importing took so long until here
+        found = estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None
+    if machine.is_first:
+        _tell(recipe, stages, found, run, machine.world_size)
+
+
+def _tell(
+    recipe: "Recipe", stages: "list[Stage]", found: "Estimate | None", run: "RunFolder", num_processes: int
+) -> None:
+    from vdiff.cli import console
+    from vdiff.cli.progress import duration
+
     seconds = {each.stage.name: each.seconds for each in found.stages} if found else {}
     rows = [
         [
@@ -48,20 +62,21 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
         for stage in stages
     ]
     if mode.json:
-        console.emit_json(_facts(stages, seconds, found, run))
+        console.emit_json(_facts(stages, seconds, found, run) | {"processes": num_processes})
         return
     console.table(["stage", "steps", "updates", "batch", "rate", "time"], rows, right=["updates", "batch", "time"])
     if found:
+        each = f" in each of {num_processes} processes" * (num_processes > 1)
         console.say(
             f"{found.num_parameters:,} parameters; about {duration(found.seconds)}, "
-            f"{found.memory_bytes / 1e6:,.0f} MB of memory at most, {found.disk_bytes / 1e6:,.0f} MB of disk"
+            f"{found.memory_bytes / 1e6:,.0f} MB of memory at most{each}, {found.disk_bytes / 1e6:,.0f} MB of disk"
         )
         parts = {name: sum(getattr(each, name) for each in found.stages) for name in _PARTS}
         parts["start"] += found.start
         told = (f"{_PARTS[name]} {duration(value)}" for name, value in parts.items() if value >= 1)
         console.say(f"of which {', '.join(told)}" if found.seconds >= 1 else "which is next to nothing")
-    if found and recipe.shard == "on":
-        console.say("measured in one process that holds its networks whole; `shard: on` divides them among several")
+    if found and recipe.shard == "on" and num_processes == 1:
+        console.say("measured in one process, which holds its networks whole: `--gpus N` divides them")
     console.say(f"nothing was written to `{run.path}`")
 
 
@@ -78,7 +93,9 @@ def _stages(recipe: "Recipe", choice: Choice | None, run: "RunFolder") -> "list[
     return choose(run, stages, source, count, to)[1]
 
 
-def _facts(stages: "list[Stage]", seconds: dict[str, float], found: object, run: "RunFolder") -> dict[str, object]:
+def _facts(
+    stages: "list[Stage]", seconds: dict[str, float], found: "Estimate | None", run: "RunFolder"
+) -> dict[str, object]:
     rows = [
         {
             "name": stage.name,

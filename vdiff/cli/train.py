@@ -26,13 +26,13 @@ def train(
     from vdiff.cli import console, displays, estimates, launch
     from vdiff.plan import counted
 
+    if gpus is not None and not launch.is_worker():
+        open_recipe(recipe, changes)  # one process tells its mistakes, not all of them
+        return launch.start(gpus, device)
     if dry_run:
         parsed, _ = open_recipe(recipe, changes)
         estimates.show(parsed, None, session.run_folder(parsed, run), device, force)
         return None
-    if gpus is not None and not launch.is_worker():
-        open_recipe(recipe, changes)  # one process tells its mistakes, not all of them
-        return launch.start(gpus, device)
     with session.chain(recipe, changes, run, device, displays.fit_progress, profile=profile) as chain:
         card = chain.train(force)
         if chain.is_first:
