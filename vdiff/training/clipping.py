@@ -1,17 +1,30 @@
-"""Gradients: how long they are together, and shorter where that is too long."""
+"""Gradients: how long they are together, and what the optimizer divides them by where that is too long."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
-from vdiff.networks.sharded import whole
+from vdiff.networks.sharded import in_shares, whole
 
 
-def clipped(weights: Sequence[Tensor], limit: float | None) -> Tensor:
-    """The norm of all gradients together, float [], on their device; where it is above `limit`, all are scaled."""
-    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-    total = whole(norm)
-    # a GPU is not asked, as it would be waited for; elsewhere a pass that multiplies by 1 is spared
-    if limit is not None and (total.device.type == "cuda" or not total <= limit):
-        nn.utils.clip_grads_with_norm_(weights, limit, norm)
-    return total
+def total_norm(weights: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients together, float [], on their device."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if any(gradient.device.type != "cpu" or in_shares(gradient) for gradient in gradients) or not gradients:
+        return whole(nn.utils.get_total_norm(gradients))
+    # a CPU takes one thread for the norm of a tensor, but several for those of its rows, which also round less
+    rows = [vector_norm(each.flatten(1), dim=1) if each.dim() > 1 else each.flatten() for each in gradients]
+    found: Tensor = vector_norm(torch.cat(rows))
+    return found
+
+
+def divisor(norm: Tensor, limit: float | None) -> Tensor | None:
+    """What gradients of this norm are to be divided by so that they are no longer than `limit`; None for nothing.
+
+    A GPU is not asked, as it would be waited for: there it may be 1.
+    """
+    if limit is None or (norm.device.type != "cuda" and norm <= limit):
+        return None
+    return (norm / limit).clamp(min=1.0)

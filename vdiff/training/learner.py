@@ -15,7 +15,7 @@ from vdiff.networks.repeated import forget_activations
 from vdiff.objectives.objective import Objective
 from vdiff.randomness import Randomness
 from vdiff.training import compiling, memory, micro_batch, profile
-from vdiff.training.clipping import clipped
+from vdiff.training.clipping import divisor, total_norm
 from vdiff.training.ema import Average
 from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
@@ -79,9 +79,11 @@ class Learner:
         total = self._gradient_with_less_memory(x, label, rng_of)
         with profile.part("optimizer"):
             self._scaler.unscale_(self._adam)
-            norm = clipped(self._weights, self.settings.clip_norm)
+            norm = total_norm(self._weights)
             is_finite = torch.isfinite(norm)
-            self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # the fused step heeds it
+            # the fused step heeds both
+            self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            self._adam.grad_scale = divisor(norm, self.settings.clip_norm)  # type: ignore[attr-defined]
             self._optimizer.step()
             self._forget_gradients()
             self._scaler.update()
