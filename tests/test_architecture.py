@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"errors"},
     {"headers", "mark", "array_file"},
-    {"config", "images", "randomness", "whole_folder"},
+    {"config", "images", "phases", "randomness", "whole_folder"},
     {"data", "diffusion", "networks", "digits", "model_card"},
     {"objectives", "samplers"},
     {

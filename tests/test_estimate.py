@@ -92,11 +92,17 @@ def test_several_processes_measure_together_and_one_tells(shard: str, tiny_run: 
     asked = ["distill", "--dry-run", "--json", "--device", "cpu", "--gpus", "2", "--set", f"shard={shard}"]
     asked += ["--set", "evaluate.every=2", "--set", "evaluate.metrics=[swd]", "--set", "evaluate.num_images=4"]
     before = sorted(tiny_run.path.rglob("*"))
-    done = subprocess.run(
-        [sys.executable, "-m", "vdiff", *asked], cwd=tiny_run.path, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", "vdiff", *asked]
+    done = subprocess.run(command, cwd=tiny_run.path, capture_output=True, text=True, check=True, timeout=180)
     told = json.loads(done.stdout)
     assert told["processes"] == 2
     assert min(told["parts"].values()) > 0
     assert told["memory_bytes"] > 1e7
     assert sorted(tiny_run.path.rglob("*")) == before
+
+
+def test_of_several_processes_one_tells_a_mistake(tiny_run: TinyRun) -> None:
+    asked = ["distill", "--dry-run", "--json", "--device", "cpu", "--gpus", "2", "--from", "nosuch"]
+    command = [sys.executable, "-m", "vdiff", *asked]
+    done = subprocess.run(command, cwd=tiny_run.path, capture_output=True, text=True, timeout=180)
+    assert done.returncode == json.loads(done.stdout)["exit_code"] == 4

@@ -158,8 +158,9 @@ def test_an_interrupt_while_the_first_modules_are_imported_shows_no_traceback(mo
     ("error", "backend", "is_orderly"),
     [
         (None, "nccl", True),
-        (Stopped, "nccl", True),
+        (Stopped, "nccl", False),
         (MachineError, "nccl", False),
+        (Stopped, "gloo", True),
         (MachineError, "gloo", True),
     ],
 )

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from tests.test_training import COSINE, flat, network, pictures, rng_of, settings, taught
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.networks.packed import keep_order
+from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
+from vdiff.objectives.progressive import ProgressiveObjective
 from vdiff.training import memory
 from vdiff.training.learner import Learner
 from vdiff.training.machine import Machine
@@ -124,6 +127,22 @@ def test_the_training_is_the_same_whatever_micro_batch_is_found() -> None:
     wanted, found = flat(plenty.state()), flat(tight.state())
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def settled_with_a_teacher(left: int, packs: bool) -> int | None:
+    section = UNetSection(width=64, multipliers=(1,), blocks=1, mid_attention=False)
+    frozen = section.build(8, 1).bfloat16().eval().requires_grad_(False)
+    if not packs:
+        keep_order(frozen)
+    objective = ProgressiveObjective("snr_plus_one", Denoiser(frozen, COSINE, "v"), num_steps=4)
+    found = Learner(Denoiser(network(), COSINE, "v"), objective, settings(), Small(left))
+    found.settle(pictures(), None, rng_of())
+    return found.micro_batch
+
+
+def test_what_a_teacher_keeps_once_and_for_all_is_not_counted_for_every_picture() -> None:
+    assert settled_with_a_teacher(10**12, packs=True) == 6
+    assert settled_with_a_teacher(300_000, packs=True) == settled_with_a_teacher(300_000, packs=False) == 2
 
 
 def test_looking_for_it_changes_nothing() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.networks import packed
+from vdiff.networks.doubling import convolved_double, doubled
 from vdiff.networks.packed import Conv2d, Linear, keep_order
 from vdiff.networks.unet import UNetSection
 from vdiff.training import memory
@@ -117,6 +118,23 @@ def test_what_learns_has_gradients() -> None:
     assert h.grad is not None
 
 
+def test_a_bias_that_learns_beside_a_weight_that_does_not_has_a_gradient() -> None:
+    for layer, shape in ((Conv2d(6, 10, 3), (4, 6, 8, 8)), (Linear(6, 10), (4, 6))):
+        layer = frozen(layer)
+        layer.bias.requires_grad_()
+        layer(torch.randn(*shape).bfloat16()).sum().backward()
+        assert layer.bias.grad is not None
+
+
+def test_doubled_and_convolved_at_once_or_after_are_not_mixed_up() -> None:
+    conv = frozen(Conv2d(16, 16, 3, padding=1))
+    for size in (4, 2, 4):  # at once, after, at once: all of 4 x 4 pixels for the convolution
+        h = torch.randn(1, 16, size, size).bfloat16()
+        found, wanted = convolved_double(h, conv), nn.Conv2d.forward(conv, doubled(h))
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() <= 0.02 * wanted.abs().max()
+
+
 def test_another_dtype_is_refused_as_torch_refuses_it() -> None:
     with pytest.raises(RuntimeError, match="type"):
         frozen(Conv2d(6, 10, 3))(torch.randn(1, 6, 8, 8))
@@ -140,9 +158,19 @@ def test_copies_and_files_have_weights_alone() -> None:
 
 def test_who_shares_weights_with_others_keeps_them_in_order() -> None:
     network = nn.Sequential(frozen(Conv2d(6, 10, 3)))
+    h = torch.randn(1, 6, 8, 8).bfloat16()
+    network(h)
     keep_order(network)
-    network(torch.randn(1, 6, 8, 8).bfloat16())
     assert network[0]._kept is None
+    network(h)
+    assert network[0]._kept is None
+
+
+def test_a_cast_network_lets_go_of_what_it_kept() -> None:
+    conv = frozen(Conv2d(6, 10, 3))
+    conv(torch.randn(1, 6, 8, 8).bfloat16())
+    assert conv._kept is not None
+    assert conv.float()._kept is None
 
 
 @pytest.mark.parametrize("dtype", BOTH)

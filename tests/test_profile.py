@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.tiny import TinyRun
+from vdiff import phases
 from vdiff.cli import app
-from vdiff.training import profile
-from vdiff.training.profile import MEASURED, PARTS
+from vdiff.phases import PHASES
+from vdiff.training.profile import MEASURED
 
 
 def test_a_profile_tells_the_parts_of_an_update_and_changes_nothing(
@@ -25,9 +26,9 @@ def test_a_profile_tells_the_parts_of_an_update_and_changes_nothing(
         hashes.append(tiny_run.hashes(run))
     assert hashes[0] == hashes[1]
     said = capsys.readouterr().err
-    for name in PARTS:
+    for name in PHASES:
         assert f"  {name} " in said
-    for stage, parts in (("original", set(PARTS) - {"teacher"}), ("base_0", set(PARTS) - {"average"})):
+    for stage, parts in (("original", set(PHASES) - {"teacher"}), ("base_0", set(PHASES) - {"average"})):
         trace = json.loads(gzip.decompress(Path("profiled/profile", f"{stage}.json.gz").read_bytes()))
         names = [event.get("name", "") for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
         assert {name.removeprefix("vdiff ") for name in names if name.startswith("vdiff ")} == parts
@@ -44,13 +45,17 @@ def test_a_stage_that_is_too_short_to_be_measured_says_so(
     assert not list(Path().rglob("profile"))
 
 
-def test_on_a_gpu_a_part_is_over_when_the_gpu_has_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_every_phase_is_over_when_the_gpu_has_done_it(
+    monkeypatch: pytest.MonkeyPatch, tiny_run: TinyRun
+) -> None:
     waits: list[None] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(None))
-    with profile.part("forward"):
-        pass
+    tiny_run.chain("train.updates=1").train()
     assert not waits
-    monkeypatch.setattr(profile, "_gpu_is_measured", True)
-    with profile.part("forward"):
-        assert not waits
-    assert len(waits) == 1
+    monkeypatch.setattr(phases, "gpu_is_measured", True)
+    marked: list[str] = []
+    plain = torch.profiler.record_function
+    monkeypatch.setattr(torch.profiler, "record_function", lambda name: (marked.append(name), plain(name))[1])
+    tiny_run.chain("train.updates=1", "distill.updates=1", "distill.end_steps=4", "distill.ema=0.9").distill()
+    assert set(marked) == {f"vdiff {name}" for name in PHASES}
+    assert len(waits) == len(marked)

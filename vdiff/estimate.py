@@ -159,11 +159,11 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     probe = min(_PROBE, share)
     x, label, rng_of = _batch(recipe, learner, probe)
     making += _timed(partial(learner.settle, x, label, rng_of, share))
-    first, second = (_timed(partial(_update, recipe, learner, probe)) for _ in range(2))
+    first, second = (_timed(partial(_update, recipe, learner, machine, probe)) for _ in range(2))
     peak = memory.peak_bytes(machine.device)
     most = max(int(_SECONDS / _UPDATES[0] / max(second / probe, 1e-9)), probe)
     count = machine.least(min(share, most))
-    seconds = _median_seconds(partial(_update, recipe, learner, count), machine)
+    seconds = _median_seconds(partial(_update, recipe, learner, machine, count), machine)
     at_once = learner.micro_batch or share
     more = max(min(share, at_once) - min(count, at_once), 0)  # pictures that the real update has at once, not this one
     needed = memory.peak_bytes(machine.device)
@@ -176,8 +176,10 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     return Cost(making + max(first - second, 0.0), seconds * share / count, call, save, needed + copied)
 
 
-def _update(recipe: Recipe, learner: Learner, count: int) -> None:
-    """An update of `count` random pictures, waited for."""
+def _update(recipe: Recipe, learner: Learner, machine: Machine, count: int) -> None:
+    """An update of `count` random pictures in each process, waited for."""
+    # those who share a network have as many micro-batches as this asks for, whatever pictures they have
+    learner.settings = learner.settings.model_copy(update={"batch_size": count * machine.world_size})
     float(learner.step(*_batch(recipe, learner, count)).sum())
 
 
@@ -215,7 +217,6 @@ def _save_seconds(learner: Learner, state_bytes: int, machine: Machine) -> float
                 state[part][name] = tensor
                 left -= tensor.nbytes
     taken = max(_SAVED_BYTES - left, 1)
-
     with tempfile.TemporaryDirectory() as folder:
         pending = {"rows": torch.zeros(0, 2)}
         work = partial(savepoint.write, Path(folder), learner.update, state, pending, {}, machine.is_first)

@@ -39,7 +39,9 @@ def distill(
     check_count(stages)
     beside = session.model_folder(source)
     if gpus is not None and not launch.is_worker():
-        open_recipe(recipe, changes, beside)  # one process tells its mistakes, not all of them
+        parsed, _ = open_recipe(recipe, changes, beside)  # one process tells its mistakes, not all of them
+        if dry_run:
+            estimates.stages_of(parsed, (source, stages, to), session.run_folder(parsed, run))
         return launch.start(gpus, device)
     if dry_run:
         parsed, _ = open_recipe(recipe, changes, beside)

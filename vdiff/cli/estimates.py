@@ -4,6 +4,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from vdiff.cli.options import mode
+from vdiff.cli.signals import StopRequest, leaving_at_once
 
 if TYPE_CHECKING:
     from vdiff.estimate import Estimate
@@ -31,10 +32,14 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     from vdiff.estimate import estimate
     from vdiff.training.machine import Machine
 
-    stages = _stages(recipe, choice, run)
+    if launch.is_echo():
+        mode.json, mode.quiet = False, True
+    stages = stages_of(recipe, choice, run)
     todo = [stage for stage in stages if force or not is_model_folder(run.model(stage.name))]
     shard = recipe.shard if launch.is_worker() else "auto"
     with contextlib.ExitStack() as stack:
+        stack.callback(StopRequest(follows_parent=launch.has_launcher()).close)
+        stack.enter_context(leaving_at_once("nothing was written"))
         machine = Machine(recipe.precision, device, image_size=recipe.data.size, compile=recipe.compile, shard=shard)
         stack.push(machine.close)
         begun = time.process_time()  # importing took so long until here
@@ -80,7 +85,8 @@ def _tell(
     console.say(f"nothing was written to `{run.path}`")
 
 
-def _stages(recipe: "Recipe", choice: Choice | None, run: "RunFolder") -> "list[Stage]":
+def stages_of(recipe: "Recipe", choice: Choice | None, run: "RunFolder") -> "list[Stage]":
+    """The stages that train (choice None) or distill would make.   Errors: UsageError for one that there is not."""
     from vdiff.chain import choose
     from vdiff.plan import BASE, chosen, plan
 

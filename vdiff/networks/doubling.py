@@ -32,7 +32,7 @@ def convolved_double(h: Tensor, conv: Conv2d) -> Tensor:
     h = h.contiguous(memory_format=torch.channels_last)
     dtype = conv.dtype_packed(h)
     if dtype is not None:
-        weight, bias = conv.packed(h.shape[1:], dtype, partial(_packed, dtype=dtype, size=h.shape[1:]))
+        weight, bias = conv.packed(("at once", h.shape[1:]), dtype, partial(_packed, dtype=dtype, size=h.shape[1:]))
         return laid_out(_OPS._convolution_transpose_pointwise(h.to(dtype), weight, bias, *_HOW, "none", [], ""))
     sixteen = _sixteen(conv.weight).to(h.dtype)
     out = F.conv_transpose2d(h, sixteen, conv.bias.detach(), stride=2, padding=1)

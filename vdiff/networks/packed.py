@@ -30,12 +30,14 @@ class _Packing(nn.Module):
     packs = True
     weight: Tensor
     bias: Any  # a tensor or None
-    _kept: tuple[object, tuple[Tensor, ...], Tensor, Tensor | None] | None = None
+    _kept: tuple[object, tuple[Tensor, Tensor | None], Tensor, Tensor | None] | None = None
 
     def dtype_packed(self, h: Tensor) -> torch.dtype | None:
         """The precision in which to compute with packed weights; None where they do not serve."""
-        weight = self.weight
-        if weight.requires_grad or not self.packs or h.device.type != "cpu" or torch.compiler.is_compiling():
+        weight, bias = self.weight, self.bias
+        if weight.requires_grad or (bias is not None and bias.requires_grad) or not self.packs:
+            return None
+        if h.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         if h.requires_grad and torch.is_grad_enabled():
             return None
@@ -48,18 +50,31 @@ class _Packing(nn.Module):
         return dtype if _has_kernels(dtype) else None
 
     def packed(self, key: object, dtype: torch.dtype, pack: Pack) -> tuple[Tensor, Tensor | None]:
-        """The weight as `pack` has it, and the bias; made anew only where they or the key have changed."""
+        """The weight as `pack` has it, and the bias; made anew only where they or the key have changed.
+
+        key: tells all that the order depends on.   Who writes to `weight.data` is not noticed.
+        """
         weight, bias = self.weight, self.bias
         state = (key, dtype, weight.data_ptr(), weight._version, bias is not None and (bias.data_ptr(), bias._version))
-        if self._kept is None or self._kept[0] != state:
+        kept = self._kept  # another thread may replace it
+        if kept is None or kept[0] != state:
             weight, bias = weight.detach(), None if bias is None else bias.detach()
             # with the values, whose memory nobody else can get while they are here
-            values = (weight,) if bias is None else (weight, bias)
-            self._kept = state, values, pack(weight), None if bias is None else bias.to(dtype)
-        return self._kept[2:]
+            kept = state, (weight, bias), pack(weight), None if bias is None else bias.to(dtype)
+            self._kept = kept
+        return kept[2], kept[3]
+
+    def forget(self) -> None:
+        """Let go of the packed weight; the next call makes it anew."""
+        self._kept = None
+
+    def _apply(self, *given: Any, **named: Any) -> Any:
+        self.forget()
+        return super()._apply(*given, **named)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name != "_kept"}
 
 
 class Conv2d(_Packing, nn.Conv2d):
@@ -76,7 +91,7 @@ class Conv2d(_Packing, nn.Conv2d):
         how = [[*self.padding], [*self.stride], [*self.dilation], self.groups]
         size = [PICTURES, *h.shape[1:]]
         weight, bias = self.packed(
-            h.shape[1:], dtype, lambda weight: _OPS._reorder_convolution_weight(weight.to(dtype), *how, size)
+            ("after", h.shape[1:]), dtype, lambda weight: _OPS._reorder_convolution_weight(weight.to(dtype), *how, size)
         )
         out: Tensor = _OPS._convolution_pointwise(h.to(dtype), weight, bias, *how, "none", [], "")
         return laid_out(out)
@@ -101,6 +116,7 @@ def keep_order(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, _Packing):
             module.packs = False
+            module.forget()
 
 
 def _is_float32(h: Tensor) -> bool:

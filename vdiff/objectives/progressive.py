@@ -11,6 +11,7 @@ from vdiff.diffusion.denoiser import Denoiser, ddim_step
 from vdiff.diffusion.schedule import Schedule
 from vdiff.objectives.objective import Objective, add_noise
 from vdiff.objectives.weighting import Weighting, weighted_loss
+from vdiff.phases import phase
 from vdiff.randomness import Randomness
 
 
@@ -49,7 +50,7 @@ class ProgressiveObjective:
         t = step / self.num_steps
         alpha, sigma = student.schedule.alpha_sigma(t)
         z = add_noise(x, alpha, sigma, rng)
-        with torch.profiler.record_function("vdiff teacher"):
+        with phase("teacher"):
             target = progressive_target(self.teacher, z, step, self.num_steps, self.teacher_steps, label)
         pred = student(z, t, label, rng)
         return weighted_loss(self.weighting, pred.x, target, alpha, sigma)

@@ -13,8 +13,9 @@ from vdiff.networks import sharded
 from vdiff.networks.blocks import drops
 from vdiff.networks.repeated import forget_activations
 from vdiff.objectives.objective import Objective
+from vdiff.phases import phase
 from vdiff.randomness import Randomness
-from vdiff.training import compiling, memory, micro_batch, profile
+from vdiff.training import compiling, memory, micro_batch
 from vdiff.training.clipping import divisor, total_norm
 from vdiff.training.ema import Average
 from vdiff.training.machine import Machine
@@ -77,7 +78,7 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(self.update)
         total = self._gradient_with_less_memory(x, label, rng_of)
-        with profile.part("optimizer"):
+        with phase("optimizer"):
             self._scaler.unscale_(self._adam)
             norm = total_norm(self._weights)
             is_finite = torch.isfinite(norm)
@@ -89,7 +90,7 @@ class Learner:
             self._scaler.update()
         self.update += 1
         if self._average is not None:
-            with profile.part("average"):
+            with phase("average"):
                 self._average.follow(self.update, is_finite)
         return torch.stack([total, norm])
 
@@ -123,11 +124,11 @@ class Learner:
         for part in parts:
             more = part is not parts[-1]
             with self._machine.unsynchronised(self._student.network, more):
-                with profile.part("forward"):
+                with phase("forward"):
                     loss = self._losses(x, label, rng_of, part).sum() / batch_size
                     # 1, or NaN for a loss that is not finite, whose gradient may be: so all processes hear of it
                     is_sound = 1 + 0 * loss.detach()
-                with profile.part("backward"):
+                with phase("backward"):
                     # processes average their gradients: make it a sum
                     self._machine.backward(self._scaler.scale(loss * is_sound * world_size))
             total += loss.detach()
@@ -141,12 +142,12 @@ class Learner:
         if self.micro_batch is not None:
             return
         count = self._most() if share is None else share
-        available = self._machine.available_bytes()
-        if self._machine.any(len(x) < 2) or available is None:
+        if self._machine.any(len(x) < 2) or self._machine.available_bytes() is None:
             self.micro_batch = count
             return
-        if x.device.type == "cuda":  # libraries take memory for themselves at first, and keep it
-            self._needed_bytes(x, label, rng_of, slice(0, 1))
+        # at first libraries take memory for themselves, and a teacher keeps its weights in another order
+        self._needed_bytes(x, label, rng_of, slice(0, 1))
+        available = self._machine.available_bytes() or 1
         one, two = (self._needed_bytes(x, label, rng_of, slice(0, number)) for number in (1, 2))
         choice = micro_batch.fitting(one, two, count, self._machine.least(available - self._later_bytes()))
         self.micro_batch = self._machine.least(choice.size)  # one for all: a save tells no more

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 
 from vdiff.data.loader import Batch
 from vdiff.images import to_float
+from vdiff.phases import phase
 from vdiff.training.learner import Learner, RngOf
 from vdiff.training.log import Report
 from vdiff.training.machine import Machine
-from vdiff.training.profile import part
 
 
 def fit(
@@ -41,7 +41,7 @@ def fit(
             learner.settle(x, label, rng_of)
             learner.rehearse(x, label, rng_of)
         measured = learner.step(x, label, rng_of)
-        with part("logging"):
+        with phase("logging"):
             report.add(learner.update, measured, learner.rate(learner.update - 1))
         on_update()
         is_complete = learner.update == settings.updates
@@ -58,7 +58,7 @@ def fit(
 
 def _timed(batches: Iterator[Batch]) -> Iterator[Batch]:
     while True:
-        with part("data"):
+        with phase("data"):
             batch = next(batches, None)
         if batch is None:
             return

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from vdiff.errors import MachineError, Stopped, UsageError
+from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
 from vdiff.samplers import graphed
 from vdiff.training import compiling, memory, trackers
@@ -216,12 +216,11 @@ class Machine:
             yield found
 
     def close(self, kind: type[BaseException] | None = None, *_: object) -> None:
-        """Leave the other processes in good order; after an error of this one alone, without a word.
+        """Leave the other processes in good order; with an error or a stop, which may be of this one alone, at once.
 
-        kind: of the error that is under way, as `ExitStack.push` tells it. All processes are stopped together.
+        kind: of what is under way, as `ExitStack.push` tells it.
         """
-        is_alone = self.world_size > 1 and kind is not None and not issubclass(kind, Stopped)
-        if is_alone and torch.distributed.get_backend() == "nccl":
+        if kind is not None and self.world_size > 1 and torch.distributed.get_backend() == "nccl":
             # in good order it would wait for the others, who wait for this one, and nobody would hear of the error
             torch.distributed.distributed_c10d._abort_process_group()
             return

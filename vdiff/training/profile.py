@@ -1,8 +1,7 @@
 """Where the time of an update goes: a few updates under torch's profiler, as a table and a trace for Perfetto."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,10 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+from vdiff import phases
+
 WARM_UP, MEASURED = 3, 5
 """Updates that are let pass, and those that are measured, from where a stage begins or goes on."""
-
-PARTS = ("data", "teacher", "forward", "backward", "optimizer", "average", "logging")
-"""What `part` may name, in the order of an update; the teacher's time is not counted to the forward's as well."""
-
-
-def part(name: str) -> Any:
-    """Marks a part of an update; costs next to nothing while nobody measures."""
-    assert name in PARTS
-    mark = torch.profiler.record_function(f"vdiff {name}")
-    return _waited_for(mark) if _gpu_is_measured else mark
-
-
-@contextlib.contextmanager
-def _waited_for(mark: Any) -> Iterator[None]:
-    """A part that is over when the GPU has done it, too: what a part launches is not told apart otherwise."""
-    with mark:
-        yield
-        torch.cuda.synchronize()
-
-
-_gpu_is_measured = False
 
 
 class Profile:
@@ -50,13 +30,12 @@ class Profile:
 
     def after_update(self) -> None:
         """Count an update that is done."""
-        global _gpu_is_measured
         self._updates += 1
         if self._updates == WARM_UP:
-            _gpu_is_measured = self._has_gpu
+            phases.gpu_is_measured = self._has_gpu
             self._profiler.start()
         elif self._updates == WARM_UP + MEASURED:
-            _gpu_is_measured = False
+            phases.gpu_is_measured = False
             self._profiler.stop()
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._profiler.export_chrome_trace(str(self._path))
@@ -65,9 +44,8 @@ class Profile:
 
     def close(self) -> None:
         """The stage is over or left; too few updates are told."""
-        global _gpu_is_measured
         if WARM_UP <= self._updates < WARM_UP + MEASURED:
-            _gpu_is_measured = False
+            phases.gpu_is_measured = False
             self._profiler.stop()
         if self._updates < WARM_UP + MEASURED:
             self._say(f"no profile: it needs {WARM_UP + MEASURED} updates, there were {self._updates}")
@@ -75,7 +53,7 @@ class Profile:
     def _table(self) -> list[str]:
         # a GPU has marks of the same names, which span something else
         found = {each.key: each for each in self._profiler.key_averages() if each.device_type == DeviceType.CPU}
-        seconds = {name: self._seconds(found.get(f"vdiff {name}")) for name in PARTS}
+        seconds = {name: self._seconds(found.get(f"vdiff {name}")) for name in phases.PHASES}
         seconds["forward"] -= seconds["teacher"]
         total = sum(seconds.values())
         lines = [
