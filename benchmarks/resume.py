@@ -113,9 +113,13 @@ def places(count: int, seed: int) -> list[Place]:
     return sorted([*special, *random.Random(seed).sample(others, max(0, count - len(special)))])
 
 
-def heard(told: Place, processes: int) -> Place:
-    """Where processes stop of which one is told at a place: several let one update pass, or finish the stage."""
-    return told._replace(update=min(told.update + (processes > 1), STAGES[told.name]))
+def heard(told: Place, before: Place | None, processes: int) -> Place:
+    """Where processes stop of which one is told at a place: several let one update pass, or finish the stage.
+
+    before: where they go on from; they are asked after every update.
+    """
+    asked = max(told.update, before.update + 1) if before and before.stage == told.stage else told.update
+    return told._replace(update=min(asked + (processes > 1), STAGES[told.name]))
 
 
 class Benchmark:
@@ -148,9 +152,9 @@ class Benchmark:
         found: list[bool] = []
         before: Place | None = None
         for number, told in enumerate(self._stops):
-            stop = heard(told, processes)
+            stop = heard(told, before, processes)
             if before is None or stop > before:  # else it is there already
-                is_right = self._start(run, processes, workers, told, number % processes)
+                is_right = self._start(run, processes, workers, told, number % processes, ends=stop.is_last)
                 what, pairs = f"{run} from {before} to {stop}", self._at(run, stop)
                 found += [is_right and self._same(f"{what}: {name}", *pair) for name, pair in pairs.items()]
                 before = stop
@@ -200,23 +204,31 @@ class Benchmark:
         for other in others:
             run = f"broken-2-then-{other}"
             for stop, now in ((Place(0, 33), 2), (Place(1, 1), other), (Place(1, 25), 2), (Place(2, 60), other)):
-                self._is_good &= self._start(run, now, stop=stop)
+                self._is_good &= self._start(run, now, stop=stop, ends=stop.is_last)
             drift = self._drift(f"unbroken-{self._options.processes[0]}", run)
             print(f"2 processes, then {other}, 2 and {other} again: losses within {drift:.1e}", flush=True)
 
     def _start(
-        self, run: str, processes: int, workers: int = 0, stop: Place | None = None, told: int = 0, keep: bool = False
+        self,
+        run: str,
+        processes: int,
+        workers: int = 0,
+        stop: Place | None = None,
+        told: int = 0,
+        keep: bool = False,
+        ends: bool = False,
     ) -> bool:
         """Start the run, or go on with it, until a stop; whether it ended as it should.
 
         told: the rank of the one process that hears of the stop.   keep: save after every update, and keep all saves.
+        ends: whether the chain is complete before it stops.
         """
         what = {"folder": str(self._folder), "run": run, "workers": workers, "stop": stop, "told": told, "keep": keep}
         what["precision"] = self._options.precision
         port = free_port()
         started = [start(rank, processes, port, json.dumps(what)) for rank in range(processes)]
         codes = finish(started)
-        wanted = 0 if stop is None or heard(stop, processes).is_last else 128 + signal.SIGTERM
+        wanted = 0 if stop is None or ends else 128 + signal.SIGTERM
         if codes != [wanted] * processes:
             self._is_good = False
             print(f"DIFFERENT {run} to {stop}: exit codes {codes} instead of {wanted}", file=sys.stderr, flush=True)
