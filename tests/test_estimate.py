@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import TinyRun
-from vdiff.cli import main
+from vdiff.cli import launch, main
 from vdiff.estimate import Cost, Estimate, estimate, stage_estimate
 from vdiff.plan import plan
 from vdiff.training import memory
@@ -101,8 +101,21 @@ def test_several_processes_measure_together_and_one_tells(shard: str, tiny_run: 
     assert sorted(tiny_run.path.rglob("*")) == before
 
 
-def test_of_several_processes_one_tells_a_mistake(tiny_run: TinyRun) -> None:
+def test_a_mistake_is_told_before_several_processes_start(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    monkeypatch.setattr(launch, "start", lambda *given: pytest.fail("they were started"))
     asked = ["distill", "--dry-run", "--json", "--device", "cpu", "--gpus", "2", "--from", "nosuch"]
-    command = [sys.executable, "-m", "vdiff", *asked]
-    done = subprocess.run(command, cwd=tiny_run.path, capture_output=True, text=True, timeout=180)
-    assert done.returncode == json.loads(done.stdout)["exit_code"] == 4
+    assert main(asked) == json.loads(capsys.readouterr().out)["exit_code"] == 4
+
+
+def test_of_several_processes_one_tells_a_mistake(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    asked = ["distill", "--dry-run", "--json", "--device", "cpu", "--from", "nosuch"]
+    for is_echo in (False, True):
+        monkeypatch.setattr(launch, "is_echo", lambda is_echo=is_echo: is_echo)
+        assert main(asked) == 4
+        assert bool(capsys.readouterr().out) is not is_echo

@@ -15,7 +15,9 @@ from tests.tiny import TinyRun
 from vdiff import checkpoint, cli
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError, Stopped
+from vdiff.networks.packed import Conv2d, Linear
 from vdiff.networks.sharded import own
+from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner, RngOf
 from vdiff.training.machine import PATIENCE, Machine
@@ -51,6 +53,8 @@ def in_each_process(folder: Path) -> None:
     group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
     assert group.options._timeout == PATIENCE
     gc.freeze()  # as in conftest
+    frozen = machine.freeze(UNetSection(width=8, multipliers=(1,), blocks=1).build(8, 1))
+    assert not any(each.packs for each in frozen.modules() if isinstance(each, Conv2d | Linear))
     run = TinyRun(folder, (folder / "recipe.yaml").read_text())
     make(run, "unbroken", machine)
     make(run, "stopped", machine, stop_after=2)  # stops one update later, when both know of it
