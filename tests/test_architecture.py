@@ -188,7 +188,7 @@ def test_torch_is_not_imported_where_an_answer_should_be_quick(path: Path) -> No
 @pytest.mark.parametrize("path", FILES, ids=short)
 def test_a_file_is_short_and_says_what_it_knows(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 300
+    assert len(lines) <= 350
     assert lines[0].startswith('"""')
     assert ast.get_docstring(tree(path))
 
