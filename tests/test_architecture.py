@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
     {"errors"},
-    {"headers", "mark", "array_file"},
+    {"headers", "mark", "array_file", "distribution"},
     {"config", "images", "phases", "randomness", "whole_folder"},
     {"data", "diffusion", "networks", "digits", "model_card"},
     {"objectives", "samplers"},

@@ -183,7 +183,7 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch: py
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(MachineError) as caught:
         named(["fid:small"])[0].build(Against(pictures(0, 9), "a"))
-    assert str(caught.value).splitlines()[1:] == ["where: --metrics", "fix: pip install 'vdiff[eval]'"]
+    assert str(caught.value).splitlines()[1:] == ["where: --metrics", "fix: pip install torch-fidelity"]
 
 
 def test_who_waits_is_told_how_many_pictures_of_each_set_are_looked_at() -> None:

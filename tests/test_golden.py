@@ -59,5 +59,5 @@ def test_a_newer_format_is_refused_and_says_who_made_it(here: Path, capsys: pyte
         assert app.run(command) == 4
         said = " ".join(capsys.readouterr().err.split())
         assert "made by vdiff >= 9.1" in said
-        assert "pip install --upgrade vdiff" in said
+        assert "pip install --upgrade vdiff-distill" in said
     assert not Path("x.png").exists()

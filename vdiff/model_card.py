@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, TypeAdapter, ValidationError
 
-from vdiff import whole_folder
+from vdiff import distribution, whole_folder
 from vdiff.errors import ModelFileError
 
 FORMAT = 1
@@ -104,7 +104,7 @@ def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
     if type(found) is int and found > FORMAT:
         maker = made_by.replace("vdiff ", "vdiff >= ", 1)
         problem = f"`{folder}` has format {found}, made by {maker}; this vdiff knows up to {FORMAT}"
-        raise ModelFileError(problem, "pip install --upgrade vdiff", path)
+        raise ModelFileError(problem, distribution.UPGRADE, path)
     fix = "take another folder, or make this one again"
     if found != FORMAT:
         raise ModelFileError(f"`{path}` is damaged: it does not say its format", fix, path)

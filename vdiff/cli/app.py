@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 import vdiff
+from vdiff import distribution
 from vdiff.cli import COMMANDS, options
 from vdiff.errors import UsageError
 
@@ -23,6 +25,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options.mode.json = options.mode.quiet = options.mode.debug = False
     _never_fail_to_print()
     try:
+        _check_installation()
         result = root().main(given, prog_name="vdiff", standalone_mode=False)
     except (Exception, KeyboardInterrupt, SystemExit) as err:
         from vdiff.cli import failures
@@ -133,6 +136,13 @@ def _root(
     ] = False,
 ) -> None:
     _group(ctx)
+
+
+def _check_installation() -> None:
+    """A warning, or a MachineError, where vdiff's namesake on the package index was installed over it."""
+    warning = distribution.check(Path(__file__).parents[1])
+    if warning:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _never_fail_to_print() -> None:

@@ -87,7 +87,7 @@ def _load(name: str, against: Against) -> Extractor:
         from torch_fidelity.utils import create_feature_extractor
     except ImportError as err:
         problem = "this metric needs the package torch-fidelity, which is not installed"
-        raise MachineError(problem, "pip install 'vdiff[eval]'", "--metrics") from err
+        raise MachineError(problem, "pip install torch-fidelity", "--metrics") from err
     known = registry.FEATURE_EXTRACTORS_REGISTRY
     if name not in known:
         raise UsageError(f"torch-fidelity has no network `{name}`", f"choose among: {', '.join(known)}", "--metrics")

@@ -52,7 +52,7 @@ def check(kinds: Sequence[TrackerKind] | None) -> None:
     """MachineError for a tracker that is asked for and not installed."""
     for kind in kinds or ():
         if not _is_installed(kind):
-            raise MachineError(f"the tracker `{kind}` is not installed", f"pip install 'vdiff[{kind}]'", "trackers")
+            raise MachineError(f"the tracker `{kind}` is not installed", f"pip install {kind}", "trackers")
 
 
 @contextlib.contextmanager
