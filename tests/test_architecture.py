@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
     {"errors"},
-    {"headers", "mark", "array_file", "distribution"},
+    {"headers", "mark", "array_file", "distribution", "home"},
     {"config", "images", "phases", "randomness", "whole_folder"},
     {"data", "diffusion", "networks", "digits", "model_card"},
     {"objectives", "samplers"},

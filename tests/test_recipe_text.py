@@ -11,6 +11,7 @@ from pydantic import model_validator
 from vdiff import mark, recipe_text
 from vdiff.config import Registry, Section, harmless, trajectory
 from vdiff.errors import ModelFileError, UsageError
+from vdiff.recipe import Recipe
 
 
 class SmallNet(Section):
@@ -342,3 +343,37 @@ def test_files_that_are_no_recipe_are_refused(empty_folder: Path) -> None:
     (empty_folder / "vdiff.json").write_text("{")
     with pytest.raises(ModelFileError):
         recipe_text.find(None, empty_folder)
+
+
+NUMBERS_THAT_MAY_BE_MISSING = [
+    "train.ema",
+    "train.clip_norm",
+    "train.micro_batch",
+    "train.preview_every",
+    "distill.ema",
+    "evaluate.every",
+    "distill.stop_if.psnr_below",
+    "data.workers",
+]
+
+
+@pytest.mark.parametrize("spelling", ["none", "None", "NONE", "null", "~"])
+@pytest.mark.parametrize("key", NUMBERS_THAT_MAY_BE_MISSING)
+def test_none_means_null_where_a_number_may_be_missing(key: str, spelling: str) -> None:
+    found: object = validate("digits", f"{key}={spelling}")
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found is None
+
+
+@pytest.mark.parametrize("key", ["train.updates", "train.weighting", "data.path"])
+def test_none_is_nothing_where_a_value_must_be(key: str) -> None:
+    if key == "data.path":
+        assert validate("digits", f"{key}=none").data.path == Path("none")
+        return
+    with pytest.raises(UsageError, match="none"):
+        validate("digits", f"{key}=none")
+
+
+def validate(name: str, assignment: str) -> Recipe:
+    return recipe_text.validate(Recipe, recipe_text.set_values(recipe_text.find(name), [assignment]))

@@ -4,7 +4,8 @@ import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,6 +18,8 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import PydanticCustomError, core_schema
+
+from vdiff.home import expanded
 
 MARK = "vdiff"
 """The key in a field's JSON schema that says `trajectory` or `harmless`."""
@@ -35,6 +38,18 @@ class Section(BaseModel):
         if not takes_truth and any(isinstance(each, bool) for each in (value if isinstance(value, list) else [value])):
             raise PydanticCustomError("truth", "should be a number, text or list, not true or false")
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _mean_what_people_write(cls, value: Any, info: ValidationInfo) -> Any:
+        """`none` for a number that may be left out, whose YAML is `null`; `~` for the home folder in a path."""
+        if not isinstance(value, str):
+            return value
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if value.lower() == "none" and type(None) in kinds and kinds & {int, float}:
+            return None
+        return expanded(value) if Path in kinds else value
 
 
 def trajectory(default: Any = ..., **constraints: Any) -> Any:

@@ -39,7 +39,7 @@ class TrainSection(FitSection):
     warmup_updates: int = trajectory(1000, ge=0)
     """Updates in which the learning rate rises from 0."""
     ema: float | None = trajectory(0.9999, gt=0, lt=1)
-    """Decay per update of the running average of the weights that is saved for sampling; none saves the weights."""
+    """Decay per update of the running average of the weights that is saved for sampling; null saves the weights."""
 
     @field_validator("objective")
     @classmethod
@@ -144,7 +144,7 @@ class EvaluateSection(Section):
     """A cheap trend while networks learn. `vdiff evaluate` measures finished models with more pictures."""
 
     every: int | None = harmless(None, ge=1)
-    """Updates between two measurements; one more comes at the end of each stage. None measures nothing."""
+    """Updates between two measurements; one more comes at the end of each stage. null measures nothing."""
     num_images: int = harmless(256, ge=2)
     """Pictures that a measurement draws; numbers of different numbers of pictures cannot be compared."""
     metrics: tuple[str, ...] = harmless(DEFAULT)
@@ -195,7 +195,7 @@ class Recipe(Section):
     evaluate: EvaluateSection = harmless(EvaluateSection())
     """Measuring while networks learn."""
     trackers: tuple[TrackerKind, ...] | None = harmless(None)
-    """Who gets curves and pictures: tensorboard, wandb. None is TensorBoard where that is installed."""
+    """Who gets curves and pictures: tensorboard, wandb. null is TensorBoard where that is installed, [] none."""
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from vdiff import recipe_mistakes, recipe_yaml, whole_folder
 from vdiff.config import Section
 from vdiff.errors import UsageError
+from vdiff.home import expanded
 from vdiff.model_card import MARK, is_model_folder
 from vdiff.recipe_mistakes import Mistake
 from vdiff.recipe_yaml import Keys
@@ -85,7 +86,7 @@ def find(name_or_path: str | None, beside: Path | None = None) -> RecipeText:
 
     beside: a run folder, or a model folder with a recipe inside its `vdiff.json`.
     """
-    named = name_or_path or os.environ.get(VARIABLE)
+    named = name_or_path or _from_environment()
     if named:
         return _named(named, "--recipe" if name_or_path else f"${VARIABLE}")
     here = Path("recipe.yaml")
@@ -109,6 +110,13 @@ def read_file(path: Path) -> RecipeText:
         line = raw.count(b"\n", 0, err.start) + 1
         raise UsageError("a recipe should be UTF-8 text", "save it as UTF-8", f"{path}:{line}") from err
     return read(text, str(path), path)
+
+
+def _from_environment() -> str:
+    try:
+        return expanded(os.environ.get(VARIABLE, ""))
+    except ValueError as err:
+        raise UsageError(*str(err).split("; ", 1), f"${VARIABLE}") from err
 
 
 def _named(named: str, where: str) -> RecipeText:

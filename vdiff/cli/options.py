@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vdiff.errors import UsageError
+from vdiff.home import expanded
+
 if TYPE_CHECKING:
     from vdiff.recipe import Recipe
     from vdiff.recipe_text import RecipeText
@@ -58,12 +61,24 @@ def with_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(**given: Any) -> Any:
         for name in _MODE:
             setattr(mode, name, given.pop(name) or getattr(mode, name))
-        return function(**given)
+        return function(**{name: _at_home(value, name) for name, value in given.items()})
 
     own = inspect.signature(function, eval_str=True)
     both = [*own.parameters.values(), *_MODE.values()]
     command.__signature__ = own.replace(parameters=both)  # type: ignore[attr-defined]
     return command
+
+
+def _at_home(value: Any, name: str) -> Any:
+    """An option's value with the home folder for a leading `~`, which a shell leaves in `--run=~/x`."""
+    if isinstance(value, list):
+        return [_at_home(each, name) for each in value]
+    if not isinstance(value, str | Path) or not str(value).startswith("~"):
+        return value
+    try:
+        return type(value)(expanded(str(value)))
+    except ValueError as err:
+        raise UsageError(*str(err).split("; ", 1), name) from err
 
 
 def _mode_options(

@@ -48,7 +48,7 @@ class LmdbImagesSection(Section):
     """Filter that `vdiff prepare` resizes with: lanczos is sharpest, box averages, bicubic lies between."""
 
     workers: int | None = harmless(None, ge=0, le=64)
-    """Processes that decode ahead; none by default if all pictures fit in 256 MiB of memory, else up to 4."""
+    """Processes that decode ahead; null: none if all pictures fit in 256 MiB of memory, else up to 4."""
 
     def open(self) -> "LmdbImages":
         """The pictures; DataError if there is no such store or it lacks this size."""

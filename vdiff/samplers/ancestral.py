@@ -21,7 +21,7 @@ class AncestralSection(Section):
     mix: float = harmless(0.5, ge=0, le=1)
     """Place of `medium` between small (0) and large (1), geometrically."""
     clip: float | None = harmless(None, gt=0)
-    """Limit of the predicted image; none leaves it free."""
+    """Limit of the predicted image; null leaves it free."""
 
     def build(self) -> Sampler:
         return Ancestral({"small": 0.0, "medium": self.mix, "large": 1.0}[self.variance], self.clip)

@@ -19,7 +19,7 @@ class FitSection(Section):
     batch_size: int = trajectory(64, ge=1)
     """Pictures per update, over all processes together."""
     micro_batch: int | None = harmless(None, ge=1)
-    """Pictures that go through the network at once in a process, to save memory; none takes as many as fit."""
+    """Pictures that go through the network at once in a process, to save memory; null takes as many as fit."""
     checkpoint_activations: bool = harmless(False)
     """Whether blocks compute anew for the gradient what they computed before: far less memory, about a third slower."""
     learning_rate: float = trajectory(2e-4, gt=0)
@@ -33,9 +33,9 @@ class FitSection(Section):
     weight_decay: float = trajectory(0.0, ge=0)
     """Decoupled weight decay (AdamW), as a share of the learning rate."""
     clip_norm: float | None = trajectory(1.0, gt=0)
-    """Largest norm of the gradient over all weights; none leaves it free."""
+    """Largest norm of the gradient over all weights; null leaves it free."""
     ema: float | None = trajectory(None, gt=0, lt=1)
-    """Decay per update of the running average of the weights that is saved for sampling; none saves the weights."""
+    """Decay per update of the running average of the weights that is saved for sampling; null saves the weights."""
     dropout: bool = trajectory(True)
     """Whether the network's dropout acts; a student is better taught without."""
     weighting: Weighting = trajectory("snr_plus_one")
@@ -47,7 +47,7 @@ class FitSection(Section):
     save_every: int = harmless(1000, ge=1)
     """Updates between two points to resume from."""
     preview_every: int | None = harmless(None, ge=1)
-    """Updates between two preview pictures from fixed noise; none draws one at the end only."""
+    """Updates between two preview pictures from fixed noise; null draws one at the end only."""
 
     def rate(self, update: int) -> float:
         """Learning rate of the update with this 0-based number."""
