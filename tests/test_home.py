@@ -43,7 +43,7 @@ def test_a_home_that_is_not_known_is_a_mistake_with_its_place(home: Path) -> Non
     with pytest.raises(UsageError, match="no home folder `~nobody-of-that-name`") as caught:
         recipe("data.path=~nobody-of-that-name/x")
     assert caught.value.where == "--set data.path"
-    with pytest.raises(ValueError, match=r"`\./~nobody-of-that-name/x` is a file of that name"):
+    with pytest.raises(ValueError, match=r"write `\./~nobody-of-that-name/x`"):
         expanded("~nobody-of-that-name/x")
 
 

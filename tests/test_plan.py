@@ -3,10 +3,11 @@
 import pytest
 
 from tests.tiny import TinyRun
+from vdiff import recipe_text
 from vdiff.config import trajectory_values
 from vdiff.errors import UsageError
-from vdiff.plan import Stage, chosen, plan, stages_after, trajectory
-from vdiff.recipe import DistillSection
+from vdiff.plan import Stage, chosen, doubts, plan, stages_after, trajectory
+from vdiff.recipe import DistillSection, Recipe
 
 
 def steps(stages: list[Stage]) -> list[tuple[str, int, int]]:
@@ -123,3 +124,18 @@ def test_a_choice_of_nothing_is_refused(tiny_run: TinyRun, count: int) -> None:
 
 def test_a_section_checks_its_steps_when_it_is_made() -> None:
     assert DistillSection(updates=1, start_steps=16, end_steps=2).steps() == (16, 8, 4, 2)
+
+
+def test_a_training_that_ends_in_its_warm_up_is_doubted() -> None:
+    short = recipe("train.updates=20", "train.warmup_updates=1000", "distill.warmup_updates=0")
+    [doubt] = doubts(plan(short))
+    assert "`original` ends before its warm-up of 1,000 updates does" in doubt
+    assert "reaches 0.02 of the 0.002" in doubt
+    assert "`--set train.warmup_updates=2`" in doubt
+    assert doubts(plan(recipe("train.updates=20", "train.warmup_updates=2"))) == []
+    students = doubts(plan(recipe("distill.warmup_updates=200")))
+    assert [doubt.split("`")[1] for doubt in students] == ["base_0", "base_1"]  # the others have 400 updates and more
+
+
+def recipe(*changes: str) -> Recipe:
+    return recipe_text.validate(Recipe, recipe_text.set_values(recipe_text.find("digits"), changes))

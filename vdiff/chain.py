@@ -8,7 +8,7 @@ from pathlib import Path
 from vdiff import checkpoint, savepoint, whole_folder
 from vdiff.checkpoint import ModelCard, is_model_folder
 from vdiff.errors import ModelFileError, Stopped, UsageError
-from vdiff.plan import BASE, Stage, chosen, plan, stages_after, trajectory
+from vdiff.plan import BASE, Stage, chosen, doubts, plan, stages_after, trajectory
 from vdiff.run_folder import RunFolder
 from vdiff.stage_run import Surroundings, make
 from vdiff.training import trackers
@@ -46,6 +46,8 @@ class Chain:
         self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
         if len(done) < len(stages):
             self._surroundings.recipe.data.open()  # a missing store is told before anything is written
+        for doubt in doubts([stage for stage in stages if stage.name not in done]):
+            self._progress.note(doubt)
         self._surroundings.machine.wait()  # all have seen what is finished before the first one changes it
         self._prepare(stages if force else [])
         cards = []

@@ -3,14 +3,23 @@
 import os
 
 
+class NoHome(ValueError):  # noqa: N818 - a fact about a path
+    """A home folder that is not known. problem, fix: what a VdiffError says of it."""
+
+    def __init__(self, path: str) -> None:
+        self.problem = f"there is no home folder `{path.partition('/')[0]}`"
+        self.fix = f"write `./{path}` for a file of that name"
+        super().__init__(f"{self.problem}; {self.fix}")
+
+
 def expanded(path: str) -> str:
     """`path` with the home folder for a `~` or `~name` at its start.
 
-    Errors: ValueError for a home that is not known: a folder called `~` would be a trap for whoever removes it.
+    Errors: NoHome for one that is not known: a folder called `~` would be a trap for whoever removes it.
     """
     if not path.startswith("~"):
         return path
     found = os.path.expanduser(path)
     if found.startswith("~"):
-        raise ValueError(f"there is no home folder `{path.partition('/')[0]}`; `./{path}` is a file of that name")
+        raise NoHome(path)
     return found

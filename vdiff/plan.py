@@ -41,6 +41,22 @@ def plan(recipe: Recipe) -> list[Stage]:
     return stages
 
 
+def doubts(stages: Sequence[Stage]) -> list[str]:
+    """What a recipe may say but its author hardly means, a sentence each, with what to type."""
+    found = []
+    for stage in stages:
+        settings = stage.settings
+        if settings.warmup_updates >= settings.updates:
+            section = "train" if stage.index == 0 else "distill"
+            reached = settings.rate(settings.updates - 1) / settings.learning_rate
+            found.append(
+                f"`{stage.name}` ends before its warm-up of {settings.warmup_updates:,} updates does: its learning "
+                f"rate reaches {reached:.2g} of the {settings.learning_rate:g} that the recipe names; "
+                f"`--set {section}.warmup_updates={settings.updates // 10}` lets it rise in time"
+            )
+    return found
+
+
 def trajectory(recipe: Recipe, stage: Stage, precision: str) -> dict[str, object]:
     """Every value that shapes the weights of a stage, by dotted name; its teacher and its data are not among them.
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from vdiff import recipe_mistakes, recipe_yaml, whole_folder
 from vdiff.config import Section
 from vdiff.errors import UsageError
-from vdiff.home import expanded
+from vdiff.home import NoHome, expanded
 from vdiff.model_card import MARK, is_model_folder
 from vdiff.recipe_mistakes import Mistake
 from vdiff.recipe_yaml import Keys
@@ -115,8 +115,8 @@ def read_file(path: Path) -> RecipeText:
 def _from_environment() -> str:
     try:
         return expanded(os.environ.get(VARIABLE, ""))
-    except ValueError as err:
-        raise UsageError(*str(err).split("; ", 1), f"${VARIABLE}") from err
+    except NoHome as err:
+        raise UsageError(err.problem, err.fix, f"${VARIABLE}") from err
 
 
 def _named(named: str, where: str) -> RecipeText:

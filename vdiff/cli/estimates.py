@@ -28,13 +28,16 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     import time
 
     from vdiff.checkpoint import is_model_folder
-    from vdiff.cli import launch
+    from vdiff.cli import console, launch
     from vdiff.estimate import estimate
+    from vdiff.plan import doubts
     from vdiff.training.machine import Machine
 
     if launch.is_echo():
         mode.json, mode.quiet = False, True
     stages = stages_of(recipe, choice, run)
+    for doubt in doubts(stages):
+        console.warn(doubt)
     todo = [stage for stage in stages if force or not is_model_folder(run.model(stage.name))]
     shard = recipe.shard if launch.is_worker() else "auto"
     with contextlib.ExitStack() as stack:
