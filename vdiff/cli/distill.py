@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vdiff.cli import session
+from vdiff.cli import completion, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, ProfileOption, RunOption
 
@@ -12,7 +12,12 @@ from vdiff.cli.session import DeviceOption, GpusOption, ProfileOption, RunOption
 def distill(
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="NAME|PATH", help="First teacher: a name in the run or any model folder"),
+        typer.Option(
+            "--from",
+            metavar="NAME|PATH",
+            help="First teacher: a name in the run or any model folder",
+            autocompletion=completion.models,
+        ),
     ] = None,
     stages: Annotated[int | None, typer.Option("--stages", help="How many stages to make [all]")] = None,
     to: Annotated[int | None, typer.Option("--to", help="Sampler steps of the last student")] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from vdiff.cli import console, session
+from vdiff.cli import completion, console, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import DataError, UsageError
@@ -45,7 +45,12 @@ Lock = Callable[[], contextlib.AbstractContextManager[None]]
 
 def evaluate(
     places: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN|MODEL", help="A run, or models of one [the recipe's run]")
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="A run, or models of one [the recipe's run]",
+            autocompletion=completion.models_and_runs,
+        ),
     ] = None,
     data: Data = None,
     num_images: Count = 10_000,

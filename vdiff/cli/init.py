@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vdiff.cli import completion
 from vdiff.cli.options import DryRunOption, ForceOption, mode
 from vdiff.errors import UsageError
 
@@ -13,7 +14,9 @@ SCHEMA = Path(".vdiff") / "recipe.schema.json"
 
 
 def init(
-    name: Annotated[str, typer.Argument(help="Shipped recipe to copy, see `vdiff recipes ls`")] = "digits",
+    name: Annotated[
+        str, typer.Argument(help="Shipped recipe to copy, see `vdiff recipes ls`", autocompletion=completion.shipped)
+    ] = "digits",
     output: Annotated[Path, typer.Option("-o", "--out", help="File to write")] = Path("recipe.yaml"),
     force: ForceOption = False,
     dry_run: DryRunOption = False,

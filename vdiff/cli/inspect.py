@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vdiff.cli import completion
 from vdiff.cli.options import RecipeOption, mode, open_recipe
 from vdiff.cli.session import RunOption, run_folder
 from vdiff.errors import ModelFileError, UsageError, VdiffError
@@ -15,7 +16,9 @@ def inspect(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="PATH", help="Run, model folder or its name in the run, store, recipe, model file [the run]"
+            metavar="PATH",
+            help="Run, model folder or its name in the run, store, recipe, model file [the run]",
+            autocompletion=completion.anything,
         ),
     ] = None,
     recipe: RecipeOption = None,

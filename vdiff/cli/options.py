@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vdiff.cli import completion
 from vdiff.errors import UsageError
-from vdiff.home import expanded
+from vdiff.home import NoHome, expanded
 
 if TYPE_CHECKING:
     from vdiff.recipe import Recipe
@@ -32,7 +33,11 @@ mode = Mode()
 RecipeOption = Annotated[
     str | None,
     typer.Option(
-        "-r", "--recipe", metavar="PATH|NAME", help="Recipe file, or the name of a shipped one [./recipe.yaml]"
+        "-r",
+        "--recipe",
+        metavar="PATH|NAME",
+        help="Recipe file, or the name of a shipped one [./recipe.yaml]",
+        autocompletion=completion.recipes,
     ),
 ]
 SetOption = Annotated[
@@ -77,8 +82,8 @@ def _at_home(value: Any, name: str) -> Any:
         return value
     try:
         return type(value)(expanded(str(value)))
-    except ValueError as err:
-        raise UsageError(*str(err).split("; ", 1), name) from err
+    except NoHome as err:
+        raise UsageError(err.problem, err.fix, name) from err
 
 
 def _mode_options(

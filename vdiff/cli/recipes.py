@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vdiff.cli import completion
 from vdiff.cli.options import SetOption, mode
 from vdiff.errors import UsageError, VdiffError
 
@@ -28,7 +29,12 @@ def ls() -> None:
         console.table(("name", "about", "path"), found)
 
 
-def show(name: Annotated[str, typer.Argument(metavar="PATH|NAME", help="Recipe file, or a shipped recipe")]) -> None:
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="PATH|NAME", help="Recipe file, or a shipped recipe", autocompletion=completion.recipes),
+    ],
+) -> None:
     """Print the text of a recipe
 
     Examples:
@@ -47,7 +53,8 @@ def show(name: Annotated[str, typer.Argument(metavar="PATH|NAME", help="Recipe f
 
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH|NAME", help="Recipes to check [./recipe.yaml]")
+        list[str] | None,
+        typer.Argument(metavar="PATH|NAME", help="Recipes to check [./recipe.yaml]", autocompletion=completion.recipes),
     ] = None,
     assignments: SetOption = None,
 ) -> None:
@@ -59,20 +66,26 @@ def check(
     """
     from vdiff.cli import console
     from vdiff.cli.options import open_recipe
+    from vdiff.plan import doubts, plan
 
     good: list[str] = []
+    warnings: list[str] = []
     wrong: list[VdiffError] = []
     for name in names or (None,):
         try:
-            good.append(open_recipe(name, assignments)[1].name)
+            recipe, text = open_recipe(name, assignments)
+            good.append(text.name)
+            warnings += doubts(plan(recipe))
         except UsageError as err:
             wrong.append(err)
     for name in good:
         console.say(f"`{name}` is a valid recipe", "green")
+    for warning in warnings:
+        console.warn(warning)
     if wrong:
         raise _together(wrong)
     if mode.json:
-        console.emit_json({"valid": good})
+        console.emit_json({"valid": good, "warnings": warnings})
 
 
 def schema() -> None:

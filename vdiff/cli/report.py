@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vdiff.cli import completion
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, run_folder
 from vdiff.errors import UsageError, VdiffError
@@ -25,7 +26,10 @@ Price = Annotated[float | None, typer.Option("--price-per-hour", min=0, help="Pr
 
 
 def report(
-    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run folder [that of the recipe]")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="Run folder [that of the recipe]", autocompletion=completion.runs),
+    ] = None,
     out: Out = None,
     num_images: Count = 8,
     steps: Steps = None,

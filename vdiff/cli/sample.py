@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vdiff.cli import session
+from vdiff.cli import completion, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import UsageError
@@ -22,12 +22,24 @@ if TYPE_CHECKING:
     Wanted = tuple[Precision, str | None, CudaGraphs]
 
 Model = Annotated[
-    str, typer.Option("--checkpoint", metavar="NAME|PATH", help="Model: a name in the run, or a model folder")
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="NAME|PATH",
+        help="Model: a name in the run, or a model folder",
+        autocompletion=completion.models,
+    ),
 ]
 Count = Annotated[int | None, typer.Option("-n", min=1, help="How many pictures, from seed 0 on [64]")]
 Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0-63", help="One seed per picture, as 0-63 or 1,5,9")]
 Kind = Annotated[
-    str | None, typer.Option("--sampler", metavar="ddim|ancestral", help="Sampler [the recipe's, or ddim]")
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="ddim|ancestral",
+        help="Sampler [the recipe's, or ddim]",
+        autocompletion=completion.samplers,
+    ),
 ]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Network calls per picture [the model's own number]")]
 Eta = Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Share of fresh noise in DDIM, 0 to 1")]

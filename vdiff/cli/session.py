@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vdiff.cli import completion
 from vdiff.cli.options import mode, open_recipe
 from vdiff.cli.signals import StopRequest, leaving_at_once
 from vdiff.errors import Stopped
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from vdiff.training.machine import Machine, Precision
     from vdiff.training.report import Progress
 
-RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder [runs/<name of the recipe>]")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Run folder [runs/<name of the recipe>]", autocompletion=completion.runs)
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help="Device [the GPU if any]")]
 GpusOption = Annotated[
     int | None, typer.Option("--gpus", min=1, help="Processes to start, one per GPU (with --device cpu: on the CPU)")
