@@ -51,7 +51,8 @@ def test_the_whole_chain_leaves_a_model_per_stage_with_its_steps_parent_and_hash
     assert len({card.hash for card in (base, *students)}) == 4
     for name in tiny_run.folder().models():
         assert checkpoint.damage(tiny_run.folder().model(name)) == []
-    assert not list(tiny_run.folder().path.glob("saves/*/*"))
+    left = [path.relative_to(tiny_run.folder().path).as_posix() for path in tiny_run.folder().path.glob("saves/*/*")]
+    assert left == ["saves/original/000000005"], "the base's last save, from which a longer training can go on"
     assert tiny_run.folder().recipe.read_text() == tiny_run.text
 
 
@@ -161,7 +162,7 @@ def test_a_training_stopped_again_and_again_is_the_unbroken_one(tiny_run: TinyRu
     stops = finish(tiny_run, stop_after=stop_after)
     assert stops == {1: 4, 2: 2, 3: 1}[stop_after]
     assert tiny_run.hashes() == tiny_run.hashes("unbroken")
-    assert not list(tiny_run.folder().path.glob("saves/*"))
+    assert [path.name for path in tiny_run.folder().path.glob("saves/*/*")] == ["000000005"]
 
 
 @pytest.mark.parametrize("updates", [1, 3])
@@ -236,12 +237,17 @@ def test_a_damaged_save_is_passed_over_for_the_one_before(tiny_run: TinyRun, har
     assert tiny_run.hashes() == tiny_run.hashes("unbroken")
 
 
-def test_two_saves_are_kept_and_none_when_the_stage_is_complete(tiny_run: TinyRun) -> None:
+def test_two_saves_are_kept_and_the_last_one_of_a_complete_base(tiny_run: TinyRun) -> None:
     stopped(tiny_run, 4, "train.save_every=1")
     saves = tiny_run.folder().saves("original")
     assert sorted(path.name for path in saves.iterdir()) == ["000000003", "000000004"]
     tiny_run.base()
+    assert sorted(path.name for path in saves.iterdir()) == ["000000005"]
+    assert tiny_run.folder().unfinished() == []
+    tiny_run.base("train.keep_state=false")
     assert not saves.exists()
+    tiny_run.chain().distill()
+    assert list((tiny_run.folder().path / "saves").iterdir()) == []
 
 
 def test_a_clock_that_jumps_changes_neither_the_order_of_saves_nor_what_is_learned(
@@ -271,9 +277,10 @@ def test_saves_that_a_killed_run_left_beside_a_finished_model_go(tiny_run: TinyR
     saves = tiny_run.folder().saves("original")
     shutil.copytree(saves, tiny_run.path / "copy")
     tiny_run.base()
-    shutil.move(tiny_run.path / "copy", saves)
+    shutil.copytree(tiny_run.path / "copy", saves, dirs_exist_ok=True)
+    assert len(list(saves.iterdir())) == 3
     tiny_run.base()
-    assert not saves.exists()
+    assert [path.name for path in saves.iterdir()] == ["000000005"]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny_run: TinyRun) -> None:

@@ -41,7 +41,7 @@ class Chain:
         return self._go(stages, teacher, force)
 
     def _go(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> list[ModelCard]:
-        done = {stage.name for stage in stages if is_model_folder(self.run.model(stage.name)) and not force}
+        done = {stage.name for stage in stages if not force and self._is_finished(stage)}
         self._refuse_to_replace([] if force else stages)
         self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
         if len(done) < len(stages):
@@ -62,6 +62,24 @@ class Chain:
             self._check_floor(stage)
             teacher = self.run.model(stage.name)
         return cards
+
+    def _is_finished(self, stage: Stage) -> bool:
+        """Whether its model folder is there; not where the recipe wants a longer training, and there is what it takes.
+
+        Errors: ModelFileError for a card that cannot be believed.
+        """
+        if not is_model_folder(self.run.model(stage.name)):
+            return False
+        points = self.run.points(stage.name)
+        if stage.index > 0 or not points:
+            return True
+        card = checkpoint.read_card(self.run.model(stage.name))
+        wanted = self._trajectory(stage)
+        is_longer = savepoint.changed(_known(card, wanted), wanted) == ["train.updates"]
+        return not (is_longer and stage.settings.updates > card.updates and int(points[0].name) >= card.updates)
+
+    def _trajectory(self, stage: Stage) -> dict[str, object]:
+        return trajectory(self._surroundings.recipe, stage, self._surroundings.machine.precision)
 
     def _check_floor(self, stage: Stage) -> None:
         recipe, folder = self._surroundings.recipe, self.run.model(stage.name)
@@ -101,15 +119,22 @@ class Chain:
         card = checkpoint.read_card(self.run.model(stage.name))
         if teacher is not None:
             self._check_student(card, stage, teacher)
-        wanted = trajectory(self._surroundings.recipe, stage, self._surroundings.machine.precision)
-        different = savepoint.changes({name: card.trajectory.get(name) for name in wanted}, wanted)
+        wanted = self._trajectory(stage)
+        different = savepoint.changes(_known(card, wanted), wanted)
         if different:
             self._progress.note(
                 f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)}"
             )
-        if self.is_first:
-            savepoint.clear(self.run.saves(stage.name))  # of a run that was killed just after the model was complete
+        if self.is_first and not self.run.is_behind(stage.name):
+            self._tidy_saves(stage)
         return card
+
+    def _tidy_saves(self, stage: Stage) -> None:
+        """Saves of a run that was killed just after the model was complete."""
+        if stage.index == 0 and self._surroundings.recipe.train.keep_state:
+            savepoint.keep_last(self.run.saves(stage.name))
+        else:
+            savepoint.clear(self.run.saves(stage.name))
 
     def _check_student(self, card: ModelCard, stage: Stage, teacher: Path) -> None:
         """UsageError for a finished student that cannot be a link of this chain."""
@@ -139,6 +164,11 @@ def choose(
         name = max(finished, key=lambda stage: stage.index, default=stages[0]).name
     teacher = run.find(name)
     return teacher, chosen(stages_after(stages, checkpoint.read_card(teacher).num_steps, name), count, to)
+
+
+def _known(card: ModelCard, wanted: dict[str, object]) -> dict[str, object]:
+    """What a model's card says of these values."""
+    return {name: card.trajectory.get(name) for name in wanted}
 
 
 def _row(stage: Stage, state: str) -> StageRow:

@@ -41,6 +41,9 @@ class TrainSection(FitSection):
     ema: float | None = trajectory(0.9999, gt=0, lt=1)
     """Decay per update of the running average of the weights that is saved for sampling; null saves the weights."""
 
+    keep_state: bool = harmless(True)
+    """Whether a finished training keeps its last save, about four times the weights, so that more `updates` go on."""
+
     @field_validator("objective")
     @classmethod
     def _check_objective(cls, value: Any) -> Any:

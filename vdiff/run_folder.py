@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from vdiff import whole_folder
 from vdiff.errors import InUseError, MachineError, ModelFileError
-from vdiff.model_card import CONFIG, WEIGHTS, is_model_folder
+from vdiff.model_card import CONFIG, WEIGHTS, is_model_folder, read_card
 
 STATE = "state.json"
 """The file of a point to resume from that tells its update and its files."""
@@ -43,8 +43,19 @@ class RunFolder:
         return points(self.saves(name))
 
     def unfinished(self) -> list[str]:
-        """Names of the stages that have points to resume from."""
-        return sorted(path.name for path in (self.path / "saves").glob("*") if self.points(path.name))
+        """Names of the stages that have points to resume from and are not finished, or being made longer."""
+        begun = (path.name for path in (self.path / "saves").glob("*") if self.points(path.name))
+        return sorted(name for name in begun if self.is_behind(name))
+
+    def is_behind(self, name: str) -> bool:
+        """Whether there is no model folder of the stage, or one that has seen fewer updates than its newest save."""
+        if not is_model_folder(self.model(name)):
+            return name not in self.unmarked()  # which is damaged, not unfinished
+        try:
+            done = read_card(self.model(name)).updates
+        except ModelFileError:
+            return True
+        return any(int(point.name) > done for point in self.points(name))
 
     def is_begun(self) -> bool:
         """Whether a run has worked here: a recipe alone does not make a run."""

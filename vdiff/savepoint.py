@@ -28,12 +28,14 @@ class SavePoint:
 
     update: updates done.   state: tensors by part and name, see `Learner.state`.
     pending: the measurements that no line of the log holds yet, see `Report.pending`.   processes: of the run then.
+    length: updates that the stage was to have when it was saved.
     """
 
     update: int
     state: State
     pending: Mapping[str, Tensor]
     processes: int
+    length: int
 
 
 class Saver:
@@ -173,18 +175,35 @@ def clear(folder: Path) -> None:
     whole_folder.remove(folder)
 
 
+def keep_last(folder: Path) -> None:
+    """Forget the saves of a stage that is complete, all but the last, from which a longer one can go on."""
+    for old in points(folder)[1:]:
+        whole_folder.remove(old)
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Which values differ, as `train.updates: 2000 -> 3000`."""
+    return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in changed(before, now)]
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the values that shape the weights and differ."""
     before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
     return [
-        f"{name}: {before.get(name)} -> {now.get(name)}"
+        name
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name) and (name, before.get(name)) != _UNTOLD
+        if before.get(name) != now.get(name) and (name, before.get(name)) != _UNTOLD and name not in _HARMLESS_NOW
     ]
 
 
+LENGTHS = ("train.updates", "distill.updates")
+"""The length of a stage: what was learned until now does not depend on it but by the learning rate."""
+
 _UNTOLD = ("precision", "auto")
 """Runs of earlier versions did not record what `auto` came to."""
+
+_HARMLESS_NOW = ("train.log_every", "distill.log_every")
+"""Earlier versions recorded these, which do not shape the weights."""
 
 
 def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint:
@@ -196,16 +215,30 @@ def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint
     if type(update) is not int or not isinstance(before, dict):
         raise ModelFileError(f"`{point / STATE}` is damaged", "", "it does not tell its update and settings")
     _check_trajectory(before, trajectory, folder)
+    _check_length(update, trajectory)
     listed = (point / name for name in content["files"])  # nobody has vouched for any other
     parts = {path.stem: load_tensors(path) for path in listed if path.suffix == ".safetensors"}
     rows = parts.get("pending", {}).get("rows")
     if not parts.keys() >= {"weights", "average", "optimizer"} or rows is None or rows.shape != (len(rows), 2):
         raise ModelFileError(f"`{point}` is damaged", "", "it does not list all that belongs to it")
-    return SavePoint(update, parts, parts.pop("pending"), processes if type(processes) is int else 1)
+    length = next((before[name] for name in LENGTHS if type(before.get(name)) is int), update)
+    return SavePoint(update, parts, parts.pop("pending"), processes if type(processes) is int else 1, length)
+
+
+def _check_length(update: int, now: Mapping[str, Any]) -> None:
+    """UsageError where more updates are done than the stage is to have now."""
+    for name in LENGTHS:
+        if name in now and now[name] < update:
+            raise UsageError(
+                f"{update:,} updates of this stage are done, and the recipe asks for {now[name]:,} now",
+                f"ask for {update:,} or more, or add --force to begin the stage again",
+                name,
+            )
 
 
 def _check_trajectory(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    different = changes(before, now)
+    lengths = {name: now[name] for name in LENGTHS if name in now and name in before}
+    different = changes({**before, **lengths}, now)
     recipe = [change for change in different if not change.startswith("data: ")]
     if recipe:
         problem, back = "the recipe changed since this stage was begun", "take the change back"

@@ -105,10 +105,24 @@ class StageRun:
         saved = savepoint.newest(self._saves, self._trajectory, self._progress.note)
         if saved is not None:
             self._learner.load(saved.state, saved.update)
+            self._tell_length(saved)
         if saved is not None and saved.processes != self._machine.world_size:
             told = f"saved by {saved.processes} processes, now there are {self._machine.world_size}"
             self._progress.note(f"{told}: the batches stay the same, results agree to rounding")
         return saved
+
+    def _tell_length(self, saved: SavePoint) -> None:
+        """Where the recipe asks for another number of updates than before: whether that changes the learning rate."""
+        settings = self._stage.settings
+        if saved.length == settings.updates:
+            return
+        told = f"`{self._stage.name}` was to have {saved.length:,} updates, and is to have {settings.updates:,} now: "
+        if settings.decay == "constant":
+            told += "it goes on as if that had been asked for from the start"
+        else:
+            before = settings.model_copy(update={"updates": saved.length}).rate(saved.update - 1)
+            told += f"the learning rate was {before:.3g} and goes on at {settings.rate(saved.update):.3g}"
+        self._progress.note(told)
 
     def _roll_back(self, err: DivergedError) -> SavePoint | None:
         """Go back to the last save and on at half the learning rate, if the recipe says so and there is a save."""
@@ -167,7 +181,10 @@ class StageRun:
         if self._machine.is_first:
             card = self._card(result)
             checkpoint.save(folder, card, result, lambda target: write_png(target / "samples.png", picture), weights)
-            savepoint.clear(self._saves)
+            if self._teacher is None and self._recipe.train.keep_state:
+                savepoint.keep_last(self._saves)
+            else:
+                savepoint.clear(self._saves)
             self._progress.saved(str(folder))
         self._machine.wait()
         self._machine.release()

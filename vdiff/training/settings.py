@@ -42,7 +42,7 @@ class FitSection(Section):
     """How much an error counts at each noise level."""
     rollbacks: int = harmless(0, ge=0, le=30)
     """How often a training that diverges goes back to its last save and on at half the learning rate."""
-    log_every: int = trajectory(50, ge=1)
+    log_every: int = harmless(50, ge=1)
     """Updates per line of log.jsonl."""
     save_every: int = harmless(1000, ge=1)
     """Updates between two points to resume from."""
