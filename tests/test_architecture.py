@@ -19,7 +19,7 @@ FLOORS = [
     {"headers", "mark", "array_file", "distribution", "home"},
     {"config", "images", "phases", "randomness", "whole_folder"},
     {"data", "diffusion", "networks", "digits", "model_card"},
-    {"objectives", "samplers"},
+    {"objectives", "samplers", "diffusers_folder"},
     {
         "training",
         "metrics",

@@ -1,7 +1,6 @@
 """A model folder: written whole or not at all, verified before use; and a diffusers pipeline as it stands."""
 
 import errno
-import json
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vdiff import __version__, model_card, whole_folder
+from vdiff import __version__, diffusers_folder, model_card, whole_folder
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
 from vdiff.diffusion.schedule import Schedule
@@ -73,16 +72,25 @@ def save(
     def fill(target: Path) -> None:
         (target / "unet").mkdir()
         (target / "scheduler").mkdir()
-        _write_json(target / "model_index.json", _MODEL_INDEX)
-        _write_json(target / "scheduler/scheduler_config.json", _scheduler_config(denoiser))
-        _write_json(target / CONFIG, getattr(denoiser.network, "config"))  # noqa: B009 - every kind of network has it
+        config = getattr(denoiser.network, "config")  # noqa: B009 - every kind of network has it
+        texts = {
+            "model_index.json": diffusers_folder.model_index(card, denoiser.network),
+            "scheduler/scheduler_config.json": diffusers_folder.scheduler_config(card, denoiser),
+            CONFIG: config,
+        }
+        for name, content in texts.items():
+            if content is not None:
+                (target / name).write_text(diffusers_folder.json_text(content), encoding="utf-8")
         save_tensors(target / WEIGHTS, weights, {"format": "pt"})
         if extra is not None:
             extra(target)
+        told = diffusers_folder.readme(card, denoiser.network, has_picture=(target / "samples.png").exists())
+        (target / diffusers_folder.README).write_text(told, encoding="utf-8")
 
     facts = {**asdict(card), "versions": _versions(), "made_by": f"vdiff {__version__}"}
     facts.pop("files")
-    return model_card.parse(whole_folder.write(folder, MARK, facts, fill, num_bytes(weights)), folder)
+    unlisted = (diffusers_folder.README,)
+    return model_card.parse(whole_folder.write(folder, MARK, facts, fill, num_bytes(weights), unlisted), folder)
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -184,33 +192,6 @@ def _check_pictures(config: Mapping[str, Any], card: ModelCard, folder: Path) ->
         raise ModelFileError(problem, "take another folder", folder / CONFIG)
 
 
-def _scheduler_config(denoiser: Denoiser) -> dict[str, Any]:
-    kinds = {"v": "v_prediction", "x": "sample", "eps": "epsilon"}
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": "0.35.0",
-        "num_train_timesteps": denoiser.schedule.grid,
-        "prediction_type": kinds[denoiser.predicts],
-        "timestep_spacing": "trailing",
-        "set_alpha_to_one": True,
-        "clip_sample": False,
-        "thresholding": False,
-        "rescale_betas_zero_snr": False,
-        "steps_offset": 0,
-        "beta_start": 0.0001,
-        "beta_end": 0.02,
-        **denoiser.schedule.diffusers_config(),
-    }
-
-
-_MODEL_INDEX = {
-    "_class_name": "DDIMPipeline",
-    "_diffusers_version": "0.35.0",
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "unet": ["diffusers", "UNet2DModel"],
-}
-
-
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("torch", "accelerate", "numpy", "safetensors"):
@@ -219,7 +200,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

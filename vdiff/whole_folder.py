@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,24 @@ _OLD = "old-"
 
 
 def write(
-    target: Path, mark: str, facts: Mapping[str, Any], fill: Callable[[Path], None], num_bytes: int
+    target: Path,
+    mark: str,
+    facts: Mapping[str, Any],
+    fill: Callable[[Path], None],
+    num_bytes: int,
+    unlisted: Collection[str] = (),
 ) -> dict[str, Any]:
     """Make the folder `target` with what `fill` puts into it and the file `mark`, which comes last.
 
     mark: name of the JSON file that holds `facts` and `files`: {relative path: {size, sha256}}. Returns its content.
     A folder that was there before is replaced, once the new one has been read back from the disk.
     num_bytes: about how many it will have, to be told where the disk is full.
+    unlisted: files that the mark does not vouch for, as people may change them.
     Errors: MachineError when the disk refuses; the old folder is there then, and nothing beside it.
     """
     with _beside(target, num_bytes) as folder:
         fill(folder)
-        content = {**facts, "files": manifest(folder)}
+        content = {**facts, "files": {name: file for name, file in manifest(folder).items() if name not in unlisted}}
         (folder / mark).write_text(sealed(content), encoding="utf-8")
         _flush(folder)
         check(folder, mark, target)

@@ -138,6 +138,8 @@ class UNetSection(Section):
 class UNet(nn.Module):
     """The U-Net of diffusers' `UNet2DModel`: the same function, settings and parameter names."""
 
+    diffusers_class = "UNet2DModel"
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self._config = config
