@@ -144,6 +144,14 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).byte()
 
 
+def on_white(images: Tensor) -> Tensor:
+    """uint8 [..., 4, H, W] as [..., 3, H, W] on a white ground; pictures without transparency as they are."""
+    if images.shape[-3] != 4:
+        return images
+    colour, opacity = images[..., :3, :, :].int(), images[..., 3:, :, :].int()
+    return ((colour * opacity + 255 * (255 - opacity) + 127) // 255).byte()
+
+
 def grid(images: Tensor, columns: int | None = None, padding: int = 2, scale: int = 1) -> Tensor:
     """Pictures uint8 [B, C, H, W] side by side on white, uint8 [C, H', W'].
 
@@ -177,7 +185,7 @@ class Row(NamedTuple):
 def write_rows(path: Path, rows: Sequence[Row], text: Mapping[str, str] | None = None) -> None:
     """Write labelled rows of pictures of one size as a PNG that carries `text`, whole or not at all."""
     size = rows[0].pictures.shape[-1]
-    strips = [grid(row.pictures, columns=len(row.pictures), scale=max(1, 48 // size)) for row in rows]
+    strips = [grid(on_white(row.pictures), columns=len(row.pictures), scale=max(1, 48 // size)) for row in rows]
     font = ImageFont.load_default(15)
     left = 12 + math.ceil(max(font.getlength(row.label) for row in rows))
     tops = list(itertools.accumulate(strip.shape[-2] + 8 * row.gap for strip, row in zip(strips, rows, strict=True)))
@@ -191,8 +199,11 @@ def write_rows(path: Path, rows: Sequence[Row], text: Mapping[str, str] | None =
 
 
 def write_gif(path: Path, frames: Tensor, milliseconds: int = 80) -> None:
-    """Write uint8 [T, C, H, W] as a GIF that repeats for ever, `milliseconds` per frame, whole or not at all."""
-    first, *rest = [to_picture(frame) for frame in frames.cpu().numpy()]
+    """Write uint8 [T, C, H, W] as a GIF that repeats for ever, `milliseconds` per frame, whole or not at all.
+
+    Transparent parts are white: a GIF knows no half-transparent ones, and would keep the frame before in the others.
+    """
+    first, *rest = [to_picture(frame) for frame in on_white(frames).cpu().numpy()]
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
     _write_whole(path, file.getvalue())

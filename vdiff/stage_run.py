@@ -143,7 +143,7 @@ class StageRun:
         machine = self._machine
         saver = Saver(self._saves, self._trajectory, machine.world_size, machine.is_first, machine.any)
         first, recipe = self._learner.update, self._recipe
-        told = machine.trackers(self._run.tracker, recipe.trackers, recipe.name, self._step() + 1)
+        told = machine.trackers(self._run.tracker, recipe.trackers, recipe.name, self._step() + 1, self._progress.note)
         with told as trackers, saver:
             report = self._report(saved, trackers.log)
             is_complete = fit(

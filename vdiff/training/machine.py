@@ -208,11 +208,16 @@ class Machine:
 
     @contextlib.contextmanager
     def trackers(
-        self, folder: Path, kinds: Sequence[TrackerKind] | None = None, name: str = "", first_step: int = 0
+        self,
+        folder: Path,
+        kinds: Sequence[TrackerKind] | None = None,
+        name: str = "",
+        first_step: int = 0,
+        say: Callable[[str], None] = lambda text: None,
     ) -> Iterator[Trackers]:
         """Those of the first process, as `trackers.opened`; the others' tell nobody.   Errors: MachineError."""
         trackers.check(kinds)  # in all processes, so that none waits for one that has failed
-        with trackers.opened(kinds, folder, name, first_step) if self.is_first else _nobody() as found:
+        with trackers.opened(kinds, folder, name, first_step, say) if self.is_first else _nobody() as found:
             yield found
 
     def close(self, kind: type[BaseException] | None = None, *_: object) -> None:

@@ -17,7 +17,8 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from torch import Tensor
 
 from vdiff import whole_folder
-from vdiff.errors import MachineError
+from vdiff.errors import MachineError, Stopped
+from vdiff.images import on_white
 from vdiff.training.settings import TrackerKind
 
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
@@ -31,21 +32,55 @@ _SECONDS = 30.0
 """So long Weights & Biases may look for its network; without it, the run is kept on the disk."""
 
 
-class Trackers:
-    """Those that are open. Steps never go backwards: an update that is done again is not there twice."""
+Say = Callable[[str], None]
 
-    def __init__(self, trackers: Sequence["_Tracker"] = ()) -> None:
-        self._trackers = trackers
+
+class Trackers:
+    """Those that are open. Steps never go backwards: an update that is done again is not there twice.
+
+    One that fails is closed, which is said once: curves for others to look at are not worth a training.
+    """
+
+    def __init__(self, say: Say = lambda text: None) -> None:
+        self._say = say
+        self._open: dict[str, _Tracker] = {}
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Add a point to each of these curves."""
-        for tracker in self._trackers:
-            tracker.log(values, step)
+        for kind in list(self._open):
+            with self._guarding(kind):
+                self._open[kind].log(values, step)
 
     def picture(self, name: str, picture: Tensor, step: int) -> None:
-        """Show a picture, uint8 [C, H, W]."""
-        for tracker in self._trackers:
-            tracker.picture(name, picture, step)
+        """Show a picture, uint8 [C, H, W]; transparent parts are white, as not every tracker knows transparency."""
+        shown = on_white(picture)
+        for kind in list(self._open):
+            with self._guarding(kind):
+                self._open[kind].picture(name, shown, step)
+
+    def open(self, kind: str, make: "Callable[[], _Tracker]") -> None:
+        """Begin to tell a further one."""
+        with self._guarding(kind):
+            self._open[kind] = make()
+
+    def close(self) -> None:
+        """Nothing more will be told."""
+        for kind in list(self._open):
+            with self._guarding(kind):
+                self._open.pop(kind).close()
+
+    @contextlib.contextmanager
+    def _guarding(self, kind: str) -> Iterator[None]:
+        try:
+            yield
+        except Stopped:
+            raise
+        except Exception as err:  # there is no end to what they raise
+            self._say(f"the tracker `{kind}` failed and is left out from here on: {_first_line(err)}")
+            broken = self._open.pop(kind, None)
+            if broken is not None:
+                with contextlib.suppress(Exception):
+                    broken.close()
 
 
 def check(kinds: Sequence[TrackerKind] | None) -> None:
@@ -56,10 +91,13 @@ def check(kinds: Sequence[TrackerKind] | None) -> None:
 
 
 @contextlib.contextmanager
-def opened(kinds: Sequence[TrackerKind] | None, folder: Path, name: str, first_step: int) -> Iterator[Trackers]:
+def opened(
+    kinds: Sequence[TrackerKind] | None, folder: Path, name: str, first_step: int, say: Say = lambda text: None
+) -> Iterator[Trackers]:
     """Trackers that write into `folder`. kinds: None for TensorBoard where that is installed.
 
     name: of the run, for people.   first_step: from here on steps are new; what an earlier sitting told of them goes.
+    say: told of a tracker that fails.
     """
     check(kinds)
     usual: tuple[TrackerKind, ...] = ("tensorboard",) if _is_installed("tensorboard") else ()
@@ -71,10 +109,11 @@ def opened(kinds: Sequence[TrackerKind] | None, folder: Path, name: str, first_s
             "tensorboard": lambda: _TensorBoard(folder, first_step),
             "wandb": lambda: _WandB(folder, name),
         }
-        trackers = [opens[kind]() for kind in wanted]
-        for tracker in trackers:
-            stack.callback(tracker.close)
-        yield Trackers(trackers)
+        trackers = Trackers(say)
+        stack.callback(trackers.close)
+        for kind in wanted:
+            trackers.open(kind, opens[kind])
+        yield trackers
 
 
 def begin_anew(folder: Path) -> None:
@@ -84,6 +123,10 @@ def begin_anew(folder: Path) -> None:
     """
     if (folder / _MEMORY).exists():
         whole_folder.write_text(folder / _MEMORY, "{}\n")
+
+
+def _first_line(err: Exception) -> str:
+    return f"{type(err).__name__}: {str(err).strip().partition(chr(10))[0]}"
 
 
 def _is_installed(kind: str) -> bool:
