@@ -15,7 +15,7 @@ ROOT = Path(vdiff.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
-    {"errors"},
+    {"errors", "printable"},
     {"headers", "mark", "array_file", "distribution", "home"},
     {"config", "images", "phases", "randomness", "whole_folder"},
     {"data", "diffusion", "networks", "digits", "model_card"},

@@ -139,7 +139,10 @@ def test_every_model_folder_of_the_run_is_listed_with_its_steps(
     assert [row["num_steps"] for row in found["models"]] == [4, 2, 1]
     parents = [row["parent"]["hash"] for row in found["models"][1:]]
     assert parents == [row["hash"] for row in found["models"][:-1]]
-    sizes = [sum(path.stat().st_size for path in (run / name).rglob("*.*") if path.name != MARK) for name in NAMES]
+    sizes = [
+        sum(path.stat().st_size for path in (run / name).rglob("*.*") if path.name not in (MARK, "README.md"))
+        for name in NAMES
+    ]
     assert [row["bytes"] for row in found["models"]] == sizes
 
 

@@ -17,6 +17,7 @@ import vdiff
 from vdiff import distribution
 from vdiff.cli import COMMANDS, options
 from vdiff.errors import UsageError
+from vdiff.printable import printable
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -142,7 +143,7 @@ def _check_installation() -> None:
     """A warning, or a MachineError, where vdiff's namesake on the package index was installed over it."""
     warning = distribution.check(Path(__file__).parents[1])
     if warning:
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"warning: {printable(warning)}", err=True)
 
 
 def _never_fail_to_print() -> None:

@@ -78,7 +78,7 @@ def _once(words: Iterable[str]) -> list[str]:
 
 
 def _beginning(words: Iterable[str], incomplete: str) -> list[str]:
-    return [word for word in words if word.startswith(incomplete)]
+    return [word for word in words if word.startswith(incomplete) and word.isprintable()]
 
 
 def _paths(incomplete: str, suffixes: tuple[str, ...] = ()) -> list[str]:
@@ -87,7 +87,7 @@ def _paths(incomplete: str, suffixes: tuple[str, ...] = ()) -> list[str]:
         start = expanded(incomplete)
     except NoHome:
         return []
-    found = sorted(Path(path) for path in glob.glob(f"{glob.escape(start)}*"))
+    found = sorted(Path(path) for path in glob.glob(f"{glob.escape(start)}*") if path.isprintable())
     folders = [f"{path}/" for path in found if path.is_dir()]
     offered = folders + [str(path) for path in found if path.suffix in suffixes and path.is_file()]
     if start == incomplete:

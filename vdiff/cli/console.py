@@ -5,17 +5,21 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.highlighter import RegexHighlighter
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
 from vdiff.cli.options import mode
 from vdiff.errors import VdiffError
+from vdiff.printable import printable, printable_json
+
+_KEPT = "\n\t"
 
 
 class _Names(RegexHighlighter):
@@ -56,9 +60,20 @@ class _Stderr:
         return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
 
+class _Console(Console):
+    """A console on which only our own styles and displays act: texts that would are made visible."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(printable(segment.text, _KEPT), segment.style)
+
+
 _THEME = Theme({"vdiff.name": "cyan", "bar.complete": "cyan", "bar.finished": "green", "bar.back": "bright_black"})
 
-stderr = Console(file=_Stderr(), theme=_THEME, highlighter=_Names(), markup=False, emoji=False)  # type: ignore[arg-type]
+stderr = _Console(file=_Stderr(), theme=_THEME, highlighter=_Names(), markup=False, emoji=False)  # type: ignore[arg-type]
 
 
 def say(text: str, style: str = "") -> None:
@@ -73,7 +88,12 @@ def warn(text: str) -> None:
 
 
 def write(text: str) -> None:
-    """Data for stdout, as it is; somebody who closed stdout has read enough."""
+    """Data for stdout; what would act on a terminal is made visible."""
+    _put(printable(text, _KEPT))
+
+
+def _put(text: str) -> None:
+    """Text for stdout, as it is; somebody who closed stdout has read enough."""
     try:
         print(text, flush=True)  # noqa: T201 - this is the door to stdout
     except BrokenPipeError:
@@ -88,7 +108,7 @@ def prose(text: str) -> None:
 
 def emit_json(content: Any) -> None:
     """One JSON object on stdout."""
-    write(json.dumps(content, ensure_ascii=False, indent=2, default=str))
+    write(printable_json(json.dumps(content, ensure_ascii=False, indent=2, default=str)))
 
 
 def table(
@@ -106,16 +126,17 @@ def table(
     room = shutil.get_terminal_size().columns if is_terminal else 10_000
     left_out = _left_out(columns, rows, importance, room)
     kept = [place for place, name in enumerate(columns) if name not in left_out]
-    columns, rows = [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+    columns = [columns[place] for place in kept]
+    rows = [[printable(str(row[place])) for place in kept] for row in rows]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         drawn.add_column(column, no_wrap=True, justify="right" if column in right else "left", overflow="ellipsis")
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
-    stdout = Console(theme=_THEME, highlight=False, width=None if is_terminal else 10_000)
+    stdout = _Console(theme=_THEME, highlight=False, width=None if is_terminal else 10_000)
     with stdout.capture() as captured:
         stdout.print(drawn)
-    write("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    _put("\n".join(line.rstrip() for line in captured.get().splitlines()))
     return left_out
 
 

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from vdiff.printable import printable as whole
+
 LONGEST_NAME = 500
 """In characters. The longest names of real networks have about 150."""
 
@@ -70,7 +72,5 @@ def is_size(value: object) -> TypeGuard[int]:
 
 
 def printable(text: str, longest: int = 200) -> str:
-    """Text of a stranger, safe for a terminal: shortened, control characters escaped."""
-    start = text[:longest]
-    safe = start if start.isprintable() else start.encode("unicode_escape").decode("ascii")
-    return safe + ("..." if len(text) > longest else "")
+    """Text of a stranger, shortened, with what cannot be printed as escapes."""
+    return whole(text[:longest]) + ("..." if len(text) > longest else "")

@@ -3,6 +3,8 @@
 import html
 from collections.abc import Iterable
 
+from vdiff.printable import printable
+
 
 class Markup(str):
     """Text that is HTML."""
@@ -31,8 +33,7 @@ def joined(children: Iterable[Child]) -> Markup:
 
 def escaped(text: str) -> Markup:
     """Foreign text: markup becomes letters, and what cannot be printed becomes visible; line breaks stay."""
-    shown = (letter if letter in "\n\t" or letter.isprintable() else _visible(letter) for letter in text)
-    return Markup(html.escape("".join(shown)))
+    return Markup(html.escape(printable(text, keep="\n\t")))
 
 
 def code(text: str) -> Markup:
@@ -61,7 +62,3 @@ def _attribute(key: str, value: str | int | float | bool | None) -> str:
     if value is None or value is False:
         return ""
     return f" {name}" if value is True else f' {name}="{escaped(str(value))}"'
-
-
-def _visible(letter: str) -> str:
-    return letter.encode("unicode_escape", "backslashreplace").decode()
