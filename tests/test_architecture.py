@@ -18,6 +18,7 @@ FLOORS = [
     {"errors", "printable"},
     {"headers", "mark", "array_file", "distribution", "home"},
     {"config", "images", "phases", "randomness", "whole_folder"},
+    {"lock"},
     {"data", "diffusion", "networks", "digits", "model_card"},
     {"objectives", "samplers", "diffusers_folder"},
     {

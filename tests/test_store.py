@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests.full_disk import full_disk
-from vdiff import images
+from vdiff import images, lock
 from vdiff.cli import failures
-from vdiff.data import lmdb_pages, publishing
+from vdiff.data import lmdb_pages
 from vdiff.data.metadata import Metadata
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, MachineError
@@ -344,6 +344,6 @@ def test_the_folders_made_for_a_store_are_there_after_a_power_cut(
 ) -> None:
     flushed: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
-    with publishing.claimed(tmp_path / "a" / "b" / "store"):
+    with lock.held(tmp_path / "a" / "b" / "store"):
         parents = [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
         assert {each.stat().st_ino for each in parents} <= set(flushed)

@@ -1,16 +1,11 @@
 """The run folder: where recipe, log, model folders and saves of one chain lie, and who works in it."""
 
 import contextlib
-import fcntl
-import os
-import socket
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
 
-from vdiff import whole_folder
-from vdiff.errors import InUseError, MachineError, ModelFileError
+from vdiff import lock, whole_folder
+from vdiff.errors import MachineError, ModelFileError
 from vdiff.model_card import CONFIG, WEIGHTS, is_model_folder, read_card
 
 STATE = "state.json"
@@ -59,7 +54,7 @@ class RunFolder:
 
     def is_begun(self) -> bool:
         """Whether a run has worked here: a recipe alone does not make a run."""
-        return any((self.path / name).exists() for name in (".lock", "log.jsonl", "saves")) or bool(self.models())
+        return any((self.path / name).exists() for name in (lock.FILE, "log.jsonl", "saves")) or bool(self.models())
 
     def models(self) -> list[str]:
         """Names of the finished model folders: the base first, then the students in order."""
@@ -91,42 +86,25 @@ class RunFolder:
         Errors: InUseError; MachineError for a link in the place of a folder that is written to.
         Folders that were made for it go again when nothing was written into them.
         """
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        with _held(self.path):
+        with lock.held(self.path):
             own = (self.path / "saves", *(self.path / "saves").glob("[!.]*"))
             _refuse_links([*own, self.previews, self.tracker, self.evaluation, self.log])
             for folder in (self.path, *own):
                 whole_folder.clean(folder)
-            try:
-                yield
-            finally:
-                self._forget_if_unused(missing)
+            yield
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Keep other evaluations out, while a training may go on.   Errors: InUseError, MachineError as in `lock`."""
         _refuse_links([self.evaluation, *self.evaluation.glob("*"), *self.evaluation.glob("samples/*")])
-        self.evaluation.mkdir(parents=True, exist_ok=True)
-        with _held(self.evaluation):
+        with lock.held(self.evaluation):
             for folder in (self.evaluation, *self.evaluation.glob("*/"), *self.evaluation.glob("samples/*/")):
                 whole_folder.clean(folder)
             yield
 
     def is_at_work(self) -> bool:
         """Whether a process holds the lock."""
-        try:
-            with (self.path / ".lock").open("rb") as file:
-                return not _taken(file, fcntl.LOCK_SH)
-        except OSError:
-            return False
-
-    def _forget_if_unused(self, made: list[Path]) -> None:
-        if made and [path.name for path in self.path.iterdir()] == [".lock"]:
-            (self.path / ".lock").unlink()
-            with contextlib.suppress(OSError):  # of a parent in which somebody else has begun
-                for folder in made:
-                    folder.rmdir()
+        return lock.is_held(self.path)
 
 
 def _refuse_links(paths: Sequence[Path]) -> None:
@@ -135,33 +113,6 @@ def _refuse_links(paths: Sequence[Path]) -> None:
         if path.is_symlink():
             fix = "put a folder in its place; to keep a run on another disk, name that with `--run`"
             raise MachineError(f"`{path}` is a link out of the run", fix)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """The lock of a folder.   Errors: InUseError naming who has it."""
-    with (folder / ".lock").open("a+") as file:
-        if not _taken(file, fcntl.LOCK_EX, seconds=1.0):  # `is_at_work` holds it for a moment
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise InUseError(f"{owner} works in `{folder}`", "wait until it ends, or stop it")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def _taken(file: IO[Any], kind: int, seconds: float = 0.0) -> bool:
-    """Whether the file could be locked within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.05)
 
 
 def points(saves: Path) -> list[Path]:

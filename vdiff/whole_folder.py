@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -86,7 +87,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`, with bytes."""
     beside = _name_beside(path)
-    with _refusals(path, len(data)):
+    with refusals(path, len(data)):
         make(path.parent)
         try:
             with beside.open("wb") as file:
@@ -115,7 +116,7 @@ def remove(folder: Path) -> None:
     What a kill leaves of it is for `clean`.   Errors: MachineError.
     """
     if os.path.lexists(folder):
-        with _refusals(folder):
+        with refusals(folder):
             beside = _name_beside(folder)
             _delete(beside)
             try:
@@ -128,7 +129,7 @@ def remove(folder: Path) -> None:
 @contextlib.contextmanager
 def _beside(target: Path, num_bytes: int) -> Iterator[Path]:
     folder = _name_beside(target)
-    with _refusals(target, num_bytes):
+    with refusals(target, num_bytes):
         try:
             make(target.parent)
             _delete(folder)
@@ -144,7 +145,7 @@ def _name_beside(target: Path, kind: str = "") -> Path:
 
 
 @contextlib.contextmanager
-def _refusals(target: Path, num_bytes: int = 0) -> Iterator[None]:
+def refusals(target: Path, num_bytes: int = 0) -> Iterator[None]:
     """Errors of the disk while `target` is written, of about so many bytes, in words."""
     try:
         yield
@@ -196,12 +197,28 @@ def _delete(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def make(folder: Path) -> None:
-    """Make a folder and its parents, so that they are there after a power cut."""
+def make(folder: Path, made: list[Path] | None = None) -> None:
+    """Make a folder and its parents, so that they are there after a power cut.
+
+    made: takes those that were not there.   Errors: OSError; FileExistsError where something else is in the place.
+    """
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for made in missing:
-        flush_one(made.parent)
+    for each in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # somebody else makes the same one
+            each.mkdir()
+            if made is not None:
+                made.append(each)
+            flush_one(each.parent)
+    if is_taken(folder):
+        raise FileExistsError(errno.EEXIST, "something else than a folder is there", str(folder))
+
+
+def is_taken(place: Path) -> bool:
+    """Whether no folder can be made here: there is a file, or a link that leads nowhere."""
+    try:
+        return not stat.S_ISDIR(place.stat().st_mode)
+    except FileNotFoundError:
+        return place.is_symlink()
 
 
 def _flush(folder: Path) -> None:

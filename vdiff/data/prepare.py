@@ -8,10 +8,10 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import get_args
 
-from vdiff import images
+from vdiff import images, lock
 from vdiff.data.conversion import Settings
 from vdiff.data.job import PREVIEW, SKIPPED, Job, Progress, estimated_bytes, made_from
-from vdiff.data.publishing import claimed, discard, publish, refuse_if_claimed, tidy
+from vdiff.data.publishing import discard, publish, tidy
 from vdiff.data.sources import Source, open_source
 from vdiff.data.store import FILE, ImageStore, is_store
 from vdiff.errors import DataError, MachineError, UsageError
@@ -96,14 +96,16 @@ def prepare(
     started = time.monotonic()
     settings = _settings(sizes, channels, encoding, quality, resampling)
     unfinished = out.with_name(f"{out.name}.partial")
-    refuse_if_claimed(unfinished)
+    lock.refuse_if_held(unfinished)
     opened = open_source(source)
     if not force and _is_made(out, opened, settings):
         tidy(out)
         return _report(out, started, len(opened.files), already_done=True)
     _refuse_to_replace(out, force)
     job = Job(opened, settings, unfinished, max_bad, workers or min(16, len(os.sched_getaffinity(0))))
-    with claimed(unfinished):
+    with lock.held(unfinished):
+        if not force and _is_made(out, opened, settings):  # by another process, while this one waited for it
+            return _report(out, started, len(opened.files), already_done=True)
         resumed_at = _run(job, on_progress or (lambda progress: None))
         publish(unfinished, out)
     return _report(out, started, resumed_at)

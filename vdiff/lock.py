@@ -1,0 +1,164 @@
+"""The lock of a folder: one process at a time works in it; it counts only while its file is the one in place."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from vdiff.errors import InUseError, UsageError
+from vdiff.whole_folder import is_taken, make, refusals
+
+FILE = ".lock"
+
+PATIENCE = 1.0
+"""So many seconds a process waits for the lock: `is_held` of another one holds it for a moment."""
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, which is made if it is not there; it goes again if nothing was put into it.
+
+    The system lets go of the lock when its process ends, however it dies.
+    Errors: InUseError naming who holds it; UsageError where something else is in its place; MachineError.
+    """
+    lock = _Lock(folder)
+    lock.take(time.monotonic() + PATIENCE)
+    try:
+        lock.sign()
+        yield
+    finally:
+        lock.let_go()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the lock of `folder`. Nothing is written."""
+    return bool(_holder(folder))
+
+
+def refuse_if_held(folder: Path) -> None:
+    """InUseError if another process holds the lock of `folder`: to be asked before long work. Nothing is written."""
+    holder = _holder(folder)
+    if holder:
+        raise _in_use(holder, folder)
+
+
+class _Lock:
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._path = folder, folder / FILE
+        self._descriptor = -1
+        self._is_new = False  # whether the file was made for this lock
+        self._made: list[Path] = []  # the folders that were
+        self._before: set[str] = set()  # what lay in the folder besides
+
+    def take(self, deadline: float) -> None:
+        """Errors: InUseError when another process still holds it then."""
+        while not self._try_to_take():
+            if time.monotonic() >= deadline:
+                raise _in_use(_holder(self._folder) or "another process", self._folder)
+            time.sleep(0.05)
+        self._before = set(os.listdir(self._folder))
+
+    def sign(self) -> None:
+        """Write this process's name into the file, unless something else stands there."""
+        if _signature(self._descriptor) is None:
+            return
+        with refusals(self._folder):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def let_go(self) -> None:
+        """What was made for the lock goes too if nothing came of it. Who waits for it sees that, and makes it again."""
+        try:
+            if self._is_new and _is_at(self._path, self._descriptor) and set(os.listdir(self._folder)) == self._before:
+                self._path.unlink()
+                with contextlib.suppress(OSError):  # of a folder in which somebody else has begun
+                    for folder in reversed(self._made):
+                        folder.rmdir()
+        finally:
+            os.close(self._descriptor)
+
+    def _try_to_take(self) -> bool:
+        with refusals(self._folder):
+            try:
+                descriptor = self._opened()
+            except FileNotFoundError:  # the folder went this moment, with the process that had made it
+                return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(self._path, descriptor):
+                self._descriptor = descriptor
+                return True
+        except BlockingIOError:
+            pass
+        os.close(descriptor)
+        return False
+
+    def _opened(self) -> int:
+        if is_taken(self._folder):
+            raise UsageError(f"`{self._folder}` is not a folder", "choose another place", self._folder)
+        make(self._folder, self._made)
+        try:
+            descriptor = os.open(self._path, _FLAGS | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            self._is_new = True
+        except FileExistsError:
+            descriptor = self._opened_again()
+        return descriptor
+
+    def _opened_again(self) -> int:
+        """The file that is there.   Errors: UsageError for a link, a folder or anything else that is no lock."""
+        fix = "move it away, or choose another place"
+        try:
+            descriptor = os.open(self._path, _FLAGS | os.O_RDWR)
+        except OSError as err:
+            if err.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise UsageError(f"`{self._path}` is not a file that vdiff made", fix, self._path) from err
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise UsageError(f"`{self._path}` is not a file that vdiff made", fix, self._path)
+        return descriptor
+
+
+_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SIGNATURE = re.compile(r"process \d+ on [^\s\x00-\x1f\x7f]{1,255}")
+
+
+def _holder(folder: Path) -> str:
+    """Who holds the lock of a folder, empty for nobody."""
+    try:
+        descriptor = os.open(folder / FILE, _FLAGS | os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _signature(descriptor) or "another process"
+    except OSError:  # a file system without locks
+        return ""
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _signature(descriptor: int) -> str | None:
+    """What `sign` wrote, also nothing; None for anything else, which is not vdiff's."""
+    text = os.pread(descriptor, 512, 0).decode("utf-8", "replace")
+    return text if not text or _SIGNATURE.fullmatch(text) else None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the file that is open is the one at `path`, and not one that was there before."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(holder: str, folder: Path) -> InUseError:
+    return InUseError(f"{holder} works in `{folder}`", "wait until it ends, or stop it", folder)
