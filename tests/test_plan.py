@@ -1,6 +1,12 @@
 """The plan of a chain: which stages a recipe means, and what each of them does differently."""
 
+import json
+import re
+from itertools import pairwise
+
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from tests.tiny import TinyRun
 from vdiff import recipe_text
@@ -8,6 +14,7 @@ from vdiff.config import trajectory_values
 from vdiff.errors import UsageError
 from vdiff.plan import Stage, chosen, doubts, plan, stages_after, trajectory
 from vdiff.recipe import DistillSection, Recipe
+from vdiff.training.step_counts import step_counts
 
 
 def steps(stages: list[Stage]) -> list[tuple[str, int, int]]:
@@ -42,13 +49,36 @@ def test_every_stage_can_have_a_factor_of_its_own(tiny_run: TinyRun) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        (["distill.start_steps=6"], "3 steps cannot be divided by a factor of 2"),
-        (["distill.factor=3"], "8 steps cannot be divided by a factor of 3"),
-        (["distill.factor=1"], "8 steps cannot be divided by a factor of 1"),
-        (["distill.factor=[2, 2]"], "2 steps cannot be divided by a factor of 0"),
-        (["distill.factor=[4, 2, 2]"], "the factors lead from 8 to 1 steps, not to 1"),
-        (["distill.factor=4", "distill.end_steps=4"], "the factors lead from 8 to 2 steps, not to 4"),
-        (["distill.end_steps=16"], "the factors lead from 8 to 8 steps, not to 16"),
+        (
+            ["distill.start_steps=6"],
+            "`factor` 2 leads from 6 steps to 3, which 2 does not divide: `factor: [2, 3]` leads to 1; "
+            "with `factor` as it is, `end_steps` may be 3",
+        ),
+        (["distill.factor=3"], "`factor` 3 does not divide 8 steps: `factor: 2` leads to 1"),
+        (["distill.factor=[3, 2]"], "begins with 3, which does not divide 8 steps: `factor: 2` leads to 1"),
+        (["distill.factor=1"], "`factor` 1 makes nothing shorter (1 is less than 2): `factor: 2` leads to 1"),
+        (["distill.factor=[-2, -4]"], "makes nothing shorter (-2 is less than 2): `factor: 2` leads to 1"),
+        (
+            ["distill.factor=[2, 2]"],
+            "`factor` [2, 2] leads from 8 steps to 2, and `end_steps` is 1: `factor: 2` leads to 1; "
+            "with `factor` as it is, `end_steps` may be 2",
+        ),
+        (
+            ["distill.factor=[4, 2, 2]"],
+            "`factor` [4, 2, 2] is at `end_steps` 1 before its last number: `factor: [4, 2]` leads to 1",
+        ),
+        (
+            ["distill.factor=4", "distill.end_steps=4"],
+            "`factor` 4 leads from 8 steps to 2, past `end_steps` 4: `factor: 2` leads to 4; "
+            "with `factor` as it is, `end_steps` may be 2",
+        ),
+        (
+            ["distill.start_steps=1024", "distill.end_steps=3"],
+            "`factor` 2 leads from 4 steps to 2, past `end_steps` 3: no factors lead from 1024 steps to 3, which does "
+            "not divide it; with `factor` as it is, `end_steps` may be 4 or 2",
+        ),
+        (["distill.end_steps=16"], "`end_steps` 16 is more than `start_steps` 8: students have fewer steps, not more"),
+        (["distill.end_steps=8", "distill.factor=[2]"], "leave it out, there is no stage between them"),
         (["distill.overrides={3: {updates: 1}}"], "`overrides` names 3 steps"),
     ],
 )
@@ -56,6 +86,38 @@ def test_factors_that_do_not_lead_to_the_end_are_refused(tiny_run: TinyRun, chan
     with pytest.raises(UsageError) as found:
         tiny_run.recipe(*changes)
     assert problem in str(found.value)
+
+
+FACTORS = st.integers(-1, 12) | st.lists(st.integers(-1, 12), max_size=4).map(tuple)
+
+
+@given(st.integers(2, 3000), st.integers(1, 3000), FACTORS)
+@example(8, 2, (4, 2, 2))
+@settings(deadline=None, max_examples=400)
+def test_factors_lead_to_the_end_or_the_advice_does(start: int, end: int, factor: int | tuple[int, ...]) -> None:
+    try:
+        found = step_counts(start, end, factor)
+    except ValueError as err:
+        assert_advice_holds(str(err), start, end, factor)
+        return
+    assert (found[0], found[-1]) == (start, end)
+    factors = [before // after for before, after in pairwise(found)]
+    assert [before / after for before, after in pairwise(found)] == factors
+    assert factors == (list(factor) if isinstance(factor, tuple) else [factor] * len(factors))
+
+
+def assert_advice_holds(advice: str, start: int, end: int, factor: int | tuple[int, ...]) -> None:
+    better = re.search(r"`factor: ([^`]*)` leads to (\d+)", advice)
+    ends = re.search(r"with `factor` as it is, `end_steps` may be (\d+)(?: or (\d+))?", advice)
+    if start % end == 0 and start > end:
+        assert better is not None
+        wanted = json.loads(better[1])
+        assert int(better[2]) == end
+        assert step_counts(start, end, tuple(wanted) if isinstance(wanted, list) else wanted)[-1] == end
+    else:
+        assert better is None
+    for other in ends.groups() if ends else ():
+        assert other is None or step_counts(start, int(other), factor)[-1] == int(other)
 
 
 def test_an_override_changes_one_stage_alone(tiny_run: TinyRun) -> None:

@@ -20,6 +20,7 @@ from vdiff.samplers.graphed import CudaGraphs
 from vdiff.training.compiling import Compile
 from vdiff.training.machine import Precision
 from vdiff.training.settings import Decay, FitSection, TrackerKind
+from vdiff.training.step_counts import step_counts
 
 
 class DiffusionSection(Section):
@@ -99,16 +100,7 @@ class DistillSection(FitSection):
 
     def steps(self) -> tuple[int, ...]:
         """Sampler steps of the base and of every student, as in (1024, 512, ..., 4)."""
-        found = [self.start_steps]
-        factors = iter(self.factor) if isinstance(self.factor, tuple) else None
-        while found[-1] > self.end_steps:
-            factor = self.factor if factors is None else next(factors, 0)
-            if not isinstance(factor, int) or factor < 2 or found[-1] % factor:
-                raise ValueError(f"{found[-1]} steps cannot be divided by a factor of {factor}")
-            found.append(found[-1] // factor)
-        if found[-1] != self.end_steps or (factors is not None and next(factors, None) is not None):
-            raise ValueError(f"the factors lead from {self.start_steps} to {found[-1]} steps, not to {self.end_steps}")
-        return tuple(found)
+        return step_counts(self.start_steps, self.end_steps, self.factor)
 
     def settings(self, num_steps: int) -> FitSection:
         """The settings of the stage whose student has `num_steps` steps."""

@@ -1,0 +1,82 @@
+"""The numbers of sampler steps along a chain, and what would mend factors that do not lead where they should."""
+
+from collections.abc import Sequence
+from itertools import pairwise, repeat
+from math import prod
+
+Factor = int | tuple[int, ...]
+"""One for all stages, or one per stage."""
+
+
+def step_counts(start: int, end: int, factor: Factor) -> tuple[int, ...]:
+    """Steps of the base and of every student, as in (1024, 512, ..., 4); ValueError that says what would lead there."""
+    if end > start:
+        raise ValueError(f"`end_steps` {end} is more than `start_steps` {start}: students have fewer steps, not more")
+    found, trouble = _followed(start, end, factor)
+    if trouble:
+        raise ValueError(f"`factor` {_written(factor)} {trouble}: {_advice(start, end, factor, found)}")
+    return tuple(found)
+
+
+def _followed(start: int, end: int, factor: Factor) -> tuple[list[int], str]:
+    """The numbers as far as the factors lead to them, and why they do not lead to the end; nothing where they do."""
+    found = [start]
+    for each in factor if isinstance(factor, tuple) else repeat(factor):
+        if found[-1] <= end:
+            break
+        if each < 2:
+            return found, f"makes nothing shorter ({each} is less than 2)"
+        if found[-1] % each and len(found) > 1:
+            return found, f"leads from {start} steps to {found[-1]}, which {each} does not divide"
+        if found[-1] % each:
+            begins = f"begins with {each}, which " if isinstance(factor, tuple) else ""
+            return found, f"{begins}does not divide {start} steps"
+        found.append(found[-1] // each)
+    if found[-1] < end:
+        return found, f"leads from {found[-2]} steps to {found[-1]}, past `end_steps` {end}"
+    if found[-1] > end:
+        return found, f"leads from {start} steps to {found[-1]}, and `end_steps` is {end}"
+    if isinstance(factor, tuple) and len(found) <= len(factor):
+        return found, f"is at `end_steps` {end} before its last number"
+    return found, ""
+
+
+def _advice(start: int, end: int, factor: Factor, found: Sequence[int]) -> str:
+    """What leads to the end, and where the factors lead as they are.   found: the numbers up to where trouble began."""
+    if end == start:
+        return "leave it out, there is no stage between them"
+    if start % end == 0:
+        advice = f"`factor: {_written(_leading(end, found))}` leads to {end}"
+    else:
+        advice = f"no factors lead from {start} steps to {end}, which does not divide it"
+    if isinstance(factor, tuple):
+        ends = [start // prod(factor)] if _all_divide(start, factor) else []
+    else:
+        ends = [number for number in found[1:] if number > end][-1:] + [number for number in found if number < end][:1]
+    others = " or ".join(map(str, ends))
+    return advice + (f"; with `factor` as it is, `end_steps` may be {others}" if others else "")
+
+
+def _all_divide(start: int, factors: Sequence[int]) -> bool:
+    return min(factors, default=0) > 1 and start % prod(factors) == 0
+
+
+def _leading(end: int, found: Sequence[int]) -> Factor:
+    """Factors to the end, which divides the first number: as many of the given ones as lead towards it, then others."""
+    kept = [number for number in found if number % end == 0]
+    factors = (*(before // after for before, after in pairwise(kept)), *_prime_factors(kept[-1] // end))
+    return factors[0] if len(set(factors)) == 1 else factors
+
+
+def _prime_factors(number: int) -> list[int]:
+    """In rising order; what only large ones would divide stays whole."""
+    found = []
+    for divisor in range(2, 1000):
+        while number % divisor == 0:
+            found.append(divisor)
+            number //= divisor
+    return found + [number] * (number > 1)
+
+
+def _written(factor: Factor) -> str:
+    return str(list(factor)) if isinstance(factor, tuple) else str(factor)
