@@ -72,6 +72,7 @@ DOORS = {
     "pydantic": {
         "config.py",
         "data/metadata.py",
+        "diffusion/schedule.py",
         "metrics/table.py",
         "model_card.py",
         "networks/unet.py",

@@ -7,12 +7,14 @@ import torch
 
 from tests.toys import SCHEDULES, curved, gaussian, noise
 from vdiff.diffusion.denoiser import Denoiser, ddim_step
+from vdiff.diffusion.prediction import Prediction
+from vdiff.diffusion.schedule import BetasSection, sampling_times
 from vdiff.randomness import Randomness
 from vdiff.samplers import SAMPLERS
 from vdiff.samplers.ancestral import Ancestral
 from vdiff.samplers.ddim import Ddim, DdimSection
 from vdiff.samplers.draw import draw
-from vdiff.samplers.walk import scalars
+from vdiff.samplers.walk import scalars, snr_ratio
 
 COSINE = SCHEDULES["cosine"]
 
@@ -133,6 +135,41 @@ def test_the_variance_of_one_step_is_the_published_one():
     for mix, variance in [(0.0, (1 - r) * sigma_s**2), (1.0, (1 - r) * sigma_t**2), (0.5, (1 - r) * sigma_s * sigma_t)]:
         moved = Ancestral(mix).step(pred, z, t, s, COSINE, rng(len(z)))
         assert float(moved.var()) == pytest.approx(variance, rel=0.02)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_the_ancestral_mean_is_the_quotient_it_was_before(schedule):
+    """alpha_t sigma_s^2 / (sigma_t^2 alpha_s) has no 0 / 0 at alpha_t = 0, and is r alpha_s / alpha_t elsewhere."""
+
+    class Nothing:
+        def normal(self, *shape):
+            return torch.zeros(1, *shape)
+
+    one, zero = torch.ones(1, 1, 1, 1).double(), torch.zeros(1, 1, 1, 1).double()
+    pred = Prediction(zero, zero, zero)
+    for num_steps in (2, 7, 64):
+        for t, s in itertools.pairwise(sampling_times(num_steps)[:-1]):
+            found = float(Ancestral(1.0).step(pred, one, t, s, schedule, Nothing()))
+            quotient = snr_ratio(schedule, t, s) * (scalars(schedule, s)[0] / scalars(schedule, t)[0])
+            assert found == pytest.approx(quotient, rel=1e-15, abs=0)
+            assert torch.tensor(found).float() == torch.tensor(quotient).float()
+
+
+@pytest.mark.parametrize("predicts", ["v", "x"])
+@pytest.mark.parametrize("kind", list(SAMPLERS))
+def test_every_sampler_begins_where_no_signal_is_left(kind, predicts):
+    """Zero terminal SNR: given x, z_1 tells nothing of z_s, which is N(alpha_s x, sigma_s^2)."""
+    schedule = BetasSection(table=(0.1, 0.3, 0.5, 1.0)).build()
+    sampler = SAMPLERS.section(kind)().build()
+    images = sampler(curved(schedule, predicts), noise(3), 4, rng(3))
+    assert images.isfinite().all()
+    if kind == "ancestral":
+        pred = curved(schedule, predicts)(noise(3), torch.ones(3))
+        first, other = (sampler.step(pred, z, 1.0, 0.75, schedule, rng(3)) for z in (noise(3), noise(3, seed=1)))
+        alpha, _ = scalars(schedule, 0.75)
+        expected = alpha * pred.x + rng(3).normal(1, 2, 3)  # large variance: (1 - r) sigma_t^2 = 1
+        torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(first, other)
 
 
 def test_only_samplers_with_fresh_noise_say_so():

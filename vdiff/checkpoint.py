@@ -159,7 +159,7 @@ def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
         section = DiffusionSection.model_validate(card.diffusion)
         return section.schedule.build(), section.predicts
     except ValueError as err:
-        problem = f"`{folder / MARK}` describes a noise process that this vdiff does not know"
+        problem = f"`{folder / MARK}` describes a noise process that this vdiff does not know or cannot draw from"
         raise ModelFileError(problem, "install the package that brings its schedule, or take another folder") from err
 
 

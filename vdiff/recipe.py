@@ -7,6 +7,7 @@ from pydantic import field_validator, model_validator
 from vdiff.config import Section, harmless, trajectory
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
+from vdiff.diffusion.limits import check_chain, check_prediction
 from vdiff.diffusion.prediction import Predicts
 from vdiff.errors import UsageError
 from vdiff.metrics import DEFAULT
@@ -30,6 +31,11 @@ class DiffusionSection(Section):
     """Noise schedule: cosine, cosine_logsnr or betas, with its options."""
     predicts: Predicts = trajectory("v")
     """What the network's output means; v is the only one that stays exact down to one step."""
+
+    @model_validator(mode="after")
+    def _check_prediction(self) -> Self:
+        check_prediction(self.schedule.build(), self.predicts)
+        return self
 
 
 class TrainSection(FitSection):
@@ -195,4 +201,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_network(self) -> Self:
         self.network.configure(self.data.size, self.data.channels)
+        return self
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        try:
+            check_chain(self.diffusion.schedule.build(), self.distill.steps())
+        except ValueError as err:
+            raise ValueError(f"`distill`: {err}") from err
         return self

@@ -8,7 +8,8 @@ from vdiff import checkpoint
 from vdiff.checkpoint import Checkpoint
 from vdiff.data.loader import Images
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.errors import DataError
+from vdiff.diffusion.limits import check_chain
+from vdiff.errors import DataError, UsageError
 from vdiff.objectives.objective import Objective
 from vdiff.plan import Stage
 from vdiff.recipe import Recipe
@@ -51,11 +52,24 @@ def copied(teacher: Checkpoint, images: Images) -> Denoiser:
 
 
 def objective_of(stage: Stage, teacher: Checkpoint | None, machine: Machine) -> Objective:
-    """How the student of a stage learns; its teacher is frozen in the run's precision."""
+    """How the student of a stage learns; its teacher is frozen in the run's precision.
+
+    Errors: UsageError for a teacher whose schedule has no targets for so many steps.
+    """
     section, weighting = stage.settings.objective, stage.settings.weighting  # type: ignore[attr-defined]
     if teacher is None:
         objective: Objective = section.build(weighting)
     else:
+        _check_targets(stage, teacher)
         machine.freeze(teacher.denoiser.network)
         objective = section.build(weighting, teacher.denoiser, stage.num_steps, stage.teacher_steps)
     return objective
+
+
+def _check_targets(stage: Stage, teacher: Checkpoint) -> None:
+    """The recipe was checked with its own schedule, but a student has its teacher's."""
+    try:
+        check_chain(teacher.denoiser.schedule, (stage.start_steps, stage.num_steps))
+    except ValueError as err:
+        fix = "set a smaller `distill.start_steps`, or take another teacher"
+        raise UsageError(f"with the schedule of `{teacher.folder}`, {err}", fix, "--from") from err

@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from math import atan, cos, exp, pi
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from vdiff.config import Section, trajectory
@@ -142,19 +143,40 @@ class CosineLogsnrSection(Section):
         return CosineLogsnrSchedule(self.grid, self.smallest, self.largest)
 
 
+_SMALLEST_BETA = 1e-8
+"""Below it, 1 - beta is so rough in float64 that times near 0 would have no noise at all."""
+
+_SMALLEST_SIGNAL = 1e-300
+"""Of alpha^2 before the last beta; smaller numbers lose their digits, and at last become 0."""
+
+Table = Annotated[tuple[Annotated[float, Field(ge=_SMALLEST_BETA, le=1)], ...], Field(min_length=1, max_length=1 << 16)]
+
+
 class BetasSection(Section):
     """A table of betas, for models that were trained elsewhere."""
 
     kind: Literal["betas"] = trajectory("betas")
     """Which schedule."""
-    table: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | tuple[float, ...] = trajectory("linear")
-    """The table's name in DDPM code, or its values."""
+    table: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | Table = trajectory("linear")
+    """The table's name in DDPM code, or its values; the last one may be 1 (no signal is left then, so not with eps)."""
     grid: int = trajectory(1000, ge=1, le=1 << 16)
     """Entries of a named table."""
-    first: float = trajectory(1e-4, gt=0, lt=1)
+    first: float = trajectory(1e-4, ge=_SMALLEST_BETA, lt=1)
     """First beta of `linear` and `scaled_linear`."""
-    last: float = trajectory(0.02, gt=0, lt=1)
+    last: float = trajectory(0.02, ge=_SMALLEST_BETA, lt=1)
     """Last beta of `linear` and `scaled_linear`."""
+
+    @model_validator(mode="after")
+    def _check_signal(self) -> Self:
+        signal = (1 - self._betas()).cumprod(0)[:-1]
+        lost = (signal < _SMALLEST_SIGNAL).nonzero()
+        if len(lost):
+            number = int(lost[0]) + 1
+            raise ValueError(
+                f"nothing of the picture is left after {number} of {len(signal) + 1} betas; "
+                "they should be smaller, and none but the last may be 1"
+            )
+        return self
 
     def build(self) -> Schedule:
         return BetaSchedule(self._betas())

@@ -30,7 +30,8 @@ class AncestralSection(Section):
 class Ancestral(Sampler):
     """z_s ~ N(r (alpha_s / alpha_t) z_t + (1 - r) alpha_s x,  (1 - r) sigma_s^(2 - 2 mix) sigma_t^(2 mix)).
 
-    r = SNR(t) / SNR(s).   mix: 0 for small variance, 1 for large.
+    r = SNR(t) / SNR(s), so that r (alpha_s / alpha_t) = alpha_t sigma_s^2 / (sigma_t^2 alpha_s): alpha_t may be 0.
+    mix: 0 for small variance, 1 for large.
     """
 
     def __init__(self, mix: float, clip: float | None = None) -> None:
@@ -49,6 +50,6 @@ class Ancestral(Sampler):
             return pred.x
         (alpha_t, sigma_t), (alpha_s, sigma_s) = scalars(schedule, t), scalars(schedule, s)
         r = snr_ratio(schedule, t, s)
-        mean = r * (alpha_s / alpha_t) * z + (1 - r) * alpha_s * pred.x
+        mean = alpha_t * sigma_s**2 / (sigma_t**2 * alpha_s) * z + (1 - r) * alpha_s * pred.x
         scale: float = (1 - r) ** 0.5 * sigma_s ** (1 - self.mix) * sigma_t**self.mix
         return mean + scale * rng.normal(*z.shape[1:]).to(z)
