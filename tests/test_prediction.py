@@ -37,19 +37,25 @@ def test_round_trips_return_to_the_prediction(first, second):
     torch.testing.assert_close(alpha * pred.x + sigma * pred.eps, z)
 
 
-def test_clipping_keeps_x_and_eps_within_the_limit_and_v_consistent():
+def test_clipping_keeps_x_within_the_limit_and_still_adds_up_to_z():
     _, _, _, z, alpha, sigma = noisy(SCHEDULES["cosine"])
-    clipped = predict("v", 3 * noise(4, seed=3), z, alpha, sigma).clipped(0.5, z, alpha, sigma)
-    assert clipped.x.abs().max() <= 0.5
-    assert clipped.eps.abs().max() <= 0.5
+    pred = predict("v", 3 * noise(4, seed=3), z, alpha, sigma)
+    clipped = pred.clipped(0.5, z, alpha, sigma)
+    assert pred.x.abs().max() > 1
+    assert torch.equal(clipped.x, pred.x.clamp(-0.5, 0.5))
+    torch.testing.assert_close(alpha * clipped.x + sigma * clipped.eps, z)
     torch.testing.assert_close(clipped.v, alpha * clipped.eps - sigma * clipped.x)
+    assert clipped.eps.abs().max() > 1.5  # it is not clipped itself
 
 
-def test_clipping_recomputes_eps_from_the_clipped_x():
+def test_clipping_the_noise_leaves_the_picture_and_makes_v_of_both():
     _, _, _, z, alpha, sigma = noisy(SCHEDULES["cosine"])
-    pred = predict("v", noise(4, seed=3), z, alpha, sigma)
-    clipped = pred.clipped(1.0, z, alpha, sigma)
-    torch.testing.assert_close(clipped.eps, ((z - alpha * pred.x.clamp(-1, 1)) / sigma).clamp(-1, 1))
+    pred = predict("v", 3 * noise(4, seed=3), z, alpha, sigma)
+    clipped = pred.with_noise_clipped(0.5, alpha, sigma)
+    assert torch.equal(clipped.x, pred.x)
+    assert torch.equal(clipped.eps, pred.eps.clamp(-0.5, 0.5))
+    assert pred.eps.abs().max() > 1
+    torch.testing.assert_close(clipped.v, alpha * clipped.eps - sigma * pred.x)
 
 
 def test_clipping_within_the_limit_changes_nothing():

@@ -171,6 +171,23 @@ def test_a_command_draws_what_the_sampler_draws(here: Path) -> None:
     assert np.array_equal(found, to_uint8(by_hand).permute(0, 2, 3, 1).numpy())
 
 
+def test_the_limit_of_the_noise_brings_that_of_the_picture_with_it(here: Path) -> None:
+    model = checkpoint.load(Path("runs/tiny/base_0")).denoiser
+    asked = {
+        ("--clip-noise", "0.8"): Ddim(clip=1.2, clip_noise=0.8),
+        ("--clip-noise", "0.8", "--clipped"): Ddim(clip=1.2, clip_noise=0.8),
+        ("--clip-noise", "0.3", "--clipping-value", "0.3"): Ddim(clip=0.3, clip_noise=0.3),
+        ("--set", "sample.sampler={kind: ddim, clip: 0.3, clip_noise: 0.3}"): Ddim(clip=0.3, clip_noise=0.3),
+        ("--set", "sample.sampler={kind: ddim, clip_noise: 0.5}", "--clipped"): Ddim(clip=1.2, clip_noise=0.5),
+    }
+    for options, sampler in asked.items():
+        by_hand = draw(model, sampler, [7, 8], (3, 8, 8), 4, labels=torch.tensor([1, 0]), model_steps=4)
+        assert np.array_equal(images("--seeds", "7-8", *options), to_uint8(by_hand).permute(0, 2, 3, 1).numpy())
+        assert json.loads(str(arrays("x.npz")["about"]))["vdiff.sampler"] == str(sampler)
+    sample("--clip-noise", "1.2")
+    assert Path("samples/base_0-4-clip-noise.png").is_file()
+
+
 def test_seeds_are_numbers_and_ranges(here: Path) -> None:
     images("--seeds", "2, 5-7,1")
     assert arrays("x.npz")["seeds"].tolist() == [2, 5, 6, 7, 1]
@@ -199,17 +216,18 @@ def test_unless_a_class_is_chosen_it_follows_from_the_seed(here: Path) -> None:
 
 
 def test_clipping_and_fresh_noise_change_the_pictures(here: Path) -> None:
-    plain, clipped, tighter, noisy, ancestral = (
+    plain, clipped, glossy, tighter, noisy, ancestral = (
         images("-n", "2", *options, model="original")
         for options in (
             [],
             ["--clipped"],
+            ["--clip-noise", "1"],
             ["--clipped", "--clipping-value", "0.3"],
             ["--eta", "1"],
             ["--sampler", "ancestral", "--variance", "small"],
         )
     )
-    for one, other in ((plain, clipped), (clipped, tighter), (plain, noisy), (plain, ancestral)):
+    for one, other in ((plain, clipped), (clipped, glossy), (clipped, tighter), (plain, noisy), (plain, ancestral)):
         assert not np.array_equal(one, other)
     assert tighter.min() >= round((1 - 0.3) * 127.5)
 
@@ -248,6 +266,7 @@ def test_fresh_noise_in_a_distilled_model_is_warned_of(
         (["--sampler", "dim"], "did you mean `ddim`"),
         (["--sampler", "ancestral", "--eta", "0.1"], "has no `eta`"),
         (["--variance", "small"], "has no `variance`"),
+        (["--sampler", "ancestral", "--clip-noise", "1"], "`ancestral` has no `clip-noise`"),
         (["--sampler", "ancestral", "--variance", "tiny"], "no variance `tiny`"),
         (["--class", "2"], "`2` is not a range of numbers below 2"),
         (["--strip", "-n", "300"], "too large"),

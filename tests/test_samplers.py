@@ -1,14 +1,19 @@
 """Samplers: closed forms, first-order convergence, and what every sampler must do on arrival."""
 
+import hashlib
+import importlib
 import itertools
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.toys import SCHEDULES, curved, gaussian, noise
-from vdiff.diffusion.denoiser import Denoiser, ddim_step
+from vdiff.diffusion.denoiser import Denoiser, ddim_step, scales
 from vdiff.diffusion.prediction import Prediction
-from vdiff.diffusion.schedule import BetasSection, sampling_times
+from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSchedule, sampling_times
+from vdiff.images import to_uint8
 from vdiff.randomness import Randomness
 from vdiff.samplers import SAMPLERS
 from vdiff.samplers.ancestral import Ancestral
@@ -51,6 +56,87 @@ def test_every_sampler_ends_on_the_predicted_picture(kind):
 def test_a_clipped_sampler_stays_within_its_limit(kind):
     sampler = SAMPLERS.section(kind)(clip=0.25).build()
     assert sampler(curved(COSINE), 3 * noise(4), 6, rng(4)).abs().max() <= 0.25
+
+
+class Far(torch.nn.Module):
+    """Predicts the same x everywhere, far outside of [-1, 1]."""
+
+    def forward(self, z, time, label=None, keys=None):
+        return torch.full_like(z, 3.0)
+
+
+def states(sampler, denoiser, z, num_steps):
+    """z before every step, with its time."""
+    seen = [z]
+    sampler(denoiser, z, num_steps, rng(len(z)), watch=lambda z, x: seen.append(z))
+    return list(zip(sampling_times(num_steps)[:-1], seen[:-1], strict=True))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_with_x_clipped_the_noise_is_what_is_left_of_z(schedule):
+    """z_t = alpha_t c + sigma_t eps for a prediction that is clipped to c at every step, with the eps of the start."""
+    z = 2 * noise(4)
+    alpha, sigma = scalars(schedule, 1.0)
+    eps = (z - alpha * 1.2) / sigma
+    assert eps.abs().max() > 2
+    for t, found in states(Ddim(clip=1.2), Denoiser(Far(), schedule, "x"), z, 16):
+        alpha, sigma = scalars(schedule, t)
+        torch.testing.assert_close(found, alpha * 1.2 + sigma * eps, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_with_the_noise_clipped_too_all_of_z_is_drawn_in(schedule):
+    z = 2 * noise(4)
+    alpha, sigma = scalars(schedule, 1.0)
+    eps = ((z - alpha * 1.2) / sigma).clamp(-0.7, 0.7)
+    for t, found in states(Ddim(clip=1.2, clip_noise=0.7), Denoiser(Far(), schedule, "x"), z, 16)[1:]:
+        alpha, sigma = scalars(schedule, t)
+        torch.testing.assert_close(found, alpha * 1.2 + sigma * eps, rtol=1e-12, atol=1e-12)
+
+
+GLOSSY = {
+    (0.0, 1.2): "14781f737ada4df97cd951b5690b46687675a5b0af228a937f6455cae05d7d55",
+    (0.5, 0.3): "5f3860ec14df4cf8e3cc84daeedf1cdc0fbf4f3f89ac3a7c6278107285f58c0b",
+}
+"""SHA-256 of 8-bit pictures that `Ddim(eta, clip)` drew at commit 390a5e2, when `clip` limited the noise too."""
+
+
+@pytest.mark.parametrize(("eta", "limit"), GLOSSY)
+def test_pictures_of_before_the_noise_had_a_limit_of_its_own_can_be_had_again(eta, limit):
+    """No value is nearer than 7e-4 to where rounding to 8 bits changes."""
+    drawn = [
+        to_uint8(Ddim(eta, limit, clip_noise)(curved(COSINE), 2 * noise(8, 1, 8, 8, seed=5), 8, rng(8)))
+        for clip_noise in (limit, None)
+    ]
+    hashes = [hashlib.sha256(pictures.numpy().tobytes()).hexdigest() for pictures in drawn]
+    assert hashes[0] == GLOSSY[eta, limit]
+    assert hashes[1] != hashes[0]
+
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "data" / "reference"
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="shared/data/reference is not beside the repository")
+@pytest.mark.parametrize("chain", [(1024, 32, 1), (1024, 8, 1), (64, 8, 2, 1)])
+def test_clipped_steps_are_those_that_the_authors_of_tract_recorded(chain, monkeypatch):
+    """x is clipped to [-1, 1] there. Not at s = 0, where their schedule keeps some noise."""
+    monkeypatch.syspath_prepend(REFERENCE)
+    toys = importlib.import_module("toys")
+    recorded, seen = np.load(REFERENCE / "tract.npz"), 0
+    denoiser = Denoiser(toys.ByLogsnr(toys.TEACHER, chain[0]), CosineLogsnrSchedule(chain[0], -20, 20), "x")
+    for phase, (fine, coarse) in enumerate(itertools.pairwise(chain)):
+        parts = (f"tract/precise/{'-'.join(map(str, chain))}/{phase}/{name}" for name in ("i", "semi", "xt0", "xt1"))
+        group, back, before, after = (torch.from_numpy(recorded[part]) for part in parts)
+        for number, z, expected in zip(group * (fine // coarse) - back, before[:, None], after[:, None], strict=True):
+            t = torch.tensor([int(number) / fine], dtype=torch.float64)
+            if number == 1:
+                continue
+            free = denoiser(z, t)
+            pred = free.clipped(1.0, z, *scales(denoiser.schedule, t, z))
+            found = Ddim().step(pred, z, float(t), (int(number) - 1) / fine, denoiser.schedule, rng(1))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+            seen += bool(free.x.abs().max() > 1)
+    assert seen >= 15
 
 
 @pytest.mark.parametrize("kind", list(SAMPLERS))
@@ -170,6 +256,13 @@ def test_every_sampler_begins_where_no_signal_is_left(kind, predicts):
         expected = alpha * pred.x + rng(3).normal(1, 2, 3)  # large variance: (1 - r) sigma_t^2 = 1
         torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
         assert torch.equal(first, other)
+
+
+def test_a_sampler_says_its_limits_otherwise_than_when_one_word_meant_both():
+    """`clip=1.2` in older pictures and tables was x and noise; numbers must not be taken for those."""
+    assert str(Ddim(0.5)) == "ddim eta=0.5"
+    assert str(DdimSection(clip=1.2).build()) == "ddim eta=0.0 clip_x=1.2"
+    assert str(DdimSection(clip=1.2, clip_noise=1.1).build()) == "ddim eta=0.0 clip_x=1.2 clip_noise=1.1"
 
 
 def test_only_samplers_with_fresh_noise_say_so():

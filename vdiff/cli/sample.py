@@ -46,9 +46,13 @@ Eta = Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Share of
 Variance = Annotated[
     str | None, typer.Option("--variance", metavar="small|medium|large", help="Fresh noise of ancestral sampling")
 ]
-Clipped = Annotated[bool, typer.Option("--clipped", help="Keep predictions within the clipping value")]
+Clipped = Annotated[bool, typer.Option("--clipped", help="Keep the predicted picture within the clipping value")]
 ClippingValue = Annotated[
     float | None, typer.Option("--clipping-value", min=0.01, help="Limit of --clipped; pictures span -1 to 1 [1.2]")
+]
+ClipNoise = Annotated[
+    float | None,
+    typer.Option("--clip-noise", min=0.01, help="--clipped, and the predicted noise within this limit: glossier"),
 ]
 Classes = Annotated[
     str | None, typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all, by seed]")
@@ -71,6 +75,7 @@ def sample(
     variance: Variance = None,
     clipped: Clipped = False,
     clipping_value: ClippingValue = None,
+    clip_noise: ClipNoise = None,
     classes: Classes = None,
     out: Out = None,
     strip: Strip = False,
@@ -96,13 +101,14 @@ def sample(
     from vdiff.cli import launch
 
     numbers = _seeds(seeds, num_images)
-    clip = _clip(clipped, clipping_value)
+    limits = _limits(clipped, clipping_value, clip_noise)
     parsed, _ = open_recipe(recipe, changes, session.model_folder(checkpoint))
     folder = session.run_folder(parsed, run).find(checkpoint)
     card = model.read_card(folder)
-    built = _sampler(parsed, sampler, eta, variance, clip)
+    built = _sampler(parsed, sampler, {"eta": eta, "variance": variance, **limits})
     num_steps = _steps(card, steps, built)
-    target = _target(out, folder, num_steps, clipped, strip, gif, force)
+    clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
+    target = _target(out, folder, f"{num_steps}{clipping}", strip, gif, force)
     numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
     labels = _labels(card, classes, numbers)
     asked = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "labels": labels}
@@ -162,17 +168,17 @@ def numbers_in(text: str, option: str, limit: int) -> list[int]:
     return found
 
 
-def _clip(is_clipped: bool, value: float | None) -> float | None:
-    """The limit of the predictions, None for no clipping."""
-    if value is not None and not is_clipped:
+def _limits(is_clipped: bool, value: float | None, noise: float | None) -> dict[str, float]:
+    """The limits of the predictions, as fields of the sampler's section; none for no clipping."""
+    if value is not None and not is_clipped and noise is None:
         raise UsageError("--clipping-value does nothing by itself", "add `--clipped`, or leave it out")
-    return (value or 1.2) if is_clipped else None
+    if noise is not None:
+        return {"clip": value or 1.2, "clip_noise": noise}
+    return {"clip": value or 1.2} if is_clipped else {}
 
 
-def _sampler(
-    recipe: "Recipe", kind: str | None, eta: float | None, variance: str | None, clip: float | None
-) -> "Sampler":
-    """The recipe's sampler, changed by what the command line says."""
+def _sampler(recipe: "Recipe", kind: str | None, options: Mapping[str, Any]) -> "Sampler":
+    """The recipe's sampler, changed by what the command line says; options that are None change nothing."""
     from vdiff.samplers import SAMPLERS
 
     section = recipe.sample.sampler
@@ -180,13 +186,13 @@ def _sampler(
         raise UsageError(SAMPLERS.unknown(kind), f"choose one of: {', '.join(SAMPLERS)}", "--sampler")
     if kind is not None and kind != section.kind:
         section = SAMPLERS.section(kind)()
-    asked = {
-        name: value for name, value in {"eta": eta, "variance": variance, "clip": clip}.items() if value is not None
-    }
+    asked = {name: value for name, value in options.items() if value is not None}
     for name in asked:
         if name not in type(section).model_fields:
-            fix = "--sampler ddim takes --eta, --sampler ancestral takes --variance"
-            raise UsageError(f"the sampler `{section.kind}` has no `{name}`", fix, f"--{name}")
+            fix = "--sampler ddim takes --eta and --clip-noise, --sampler ancestral takes --variance"
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"the sampler `{section.kind}` has no `{name.replace('_', '-')}`", fix, option)
+    variance = asked.get("variance")
     if variance not in (None, "small", "medium", "large"):
         raise UsageError(f"there is no variance `{variance}`", "choose one of: small, medium, large", "--variance")
     built: Sampler = type(section).model_validate({**section.model_dump(), **asked}).build()
@@ -210,13 +216,13 @@ def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
     return num_steps
 
 
-def _target(out: str | None, folder: Path, num_steps: int, clipped: bool, strip: bool, gif: bool, force: bool) -> Path:
+def _target(out: str | None, folder: Path, how: str, strip: bool, gif: bool, force: bool) -> Path:
     """Where the pictures go; refused when something is there already, before anything is drawn."""
     if strip and gif:
         raise UsageError("--strip and --gif are two forms of one thing", "ask for one of them")
     ending = ".gif" if gif else ".png"
     form = "-strip" if strip else ""
-    name = f"{folder.resolve().name}-{num_steps}{'-clipped' * clipped}{form}{ending}"
+    name = f"{folder.resolve().name}-{how}{form}{ending}"
     path = Path(out) if out else Path("samples") / name
     is_folder = path.suffix == "" or str(out).endswith("/")
     if (strip or gif) and path.suffix != ending:

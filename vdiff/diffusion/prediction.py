@@ -15,10 +15,13 @@ class Prediction(NamedTuple):
     v: Tensor
 
     def clipped(self, limit: float, z: Tensor, alpha: Tensor, sigma: Tensor) -> "Prediction":
-        """The prediction with x in [-limit, limit]; eps is recomputed from it and clipped too, then v from both."""
-        clipped = predict("x", self.x.clamp(-limit, limit), z, alpha, sigma)
-        eps = clipped.eps.clamp(-limit, limit)
-        return Prediction(clipped.x, eps, alpha * eps - sigma * clipped.x)
+        """The prediction with x in [-limit, limit], and eps and v made anew from it."""
+        return predict("x", self.x.clamp(-limit, limit), z, alpha, sigma)
+
+    def with_noise_clipped(self, limit: float, alpha: Tensor, sigma: Tensor) -> "Prediction":
+        """The prediction with eps in [-limit, limit], x as it is, and v from both: they no longer add up to z."""
+        eps = self.eps.clamp(-limit, limit)
+        return Prediction(self.x, eps, alpha * eps - sigma * self.x)
 
 
 def predict(predicts: Predicts, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:

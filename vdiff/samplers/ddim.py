@@ -19,10 +19,12 @@ class DdimSection(Section):
     eta: float = harmless(0.0, ge=0, le=1)
     """Share of fresh noise per step: 0 none, 1 as much as ancestral sampling with small variance."""
     clip: float | None = harmless(None, gt=0)
-    """Limit of the predicted image; 1.2 is usual, none leaves it free."""
+    """Limit of the predicted image, from which eps is made anew; 1.2 is usual, none leaves it free."""
+    clip_noise: float | None = harmless(None, gt=0)
+    """Limit of the predicted noise too; with `clip: 1.2`, 1.2 draws what `clip: 1.2` alone drew up to vdiff 0.1."""
 
     def build(self) -> Sampler:
-        return Ddim(self.eta, self.clip)
+        return Ddim(self.eta, self.clip, self.clip_noise)
 
 
 class Ddim(Sampler):
@@ -31,12 +33,17 @@ class Ddim(Sampler):
     var = eta^2 (1 - r) sigma_s^2,  r = SNR(t) / SNR(s).
     """
 
-    def __init__(self, eta: float = 0.0, clip: float | None = None) -> None:
+    def __init__(self, eta: float = 0.0, clip: float | None = None, clip_noise: float | None = None) -> None:
         self.eta = eta
         self.clip = clip
+        self.clip_noise = clip_noise
 
     def __str__(self) -> str:
-        return f"ddim eta={self.eta}" + (f" clip={self.clip}" if self.clip is not None else "")
+        # records of vdiff 0.1 say `clip=1.2` where it clipped both
+        limits = {"clip_x": self.clip, "clip_noise": self.clip_noise}
+        return " ".join(
+            [f"ddim eta={self.eta}", *(f"{name}={limit}" for name, limit in limits.items() if limit is not None)]
+        )
 
     @property
     def is_noisy(self) -> bool:

@@ -19,10 +19,11 @@ Watch = Callable[[Tensor, Tensor], None]
 class Sampler(ABC):
     """sampler(denoiser, noise, num_steps, rng) -> images in [-1, 1].
 
-    clip: limit of the predicted x, None for no clipping.
+    clip: limit of the predicted x, None for no clipping.   clip_noise: limit of the predicted eps after that.
     """
 
     clip: float | None = None
+    clip_noise: float | None = None
 
     @abstractmethod
     def step(self, pred: Prediction, z: Tensor, t: float, s: float, schedule: Schedule, rng: Randomness) -> Tensor:
@@ -30,7 +31,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """The sampler and its options, as in `ddim eta=0.5 clip=1.2`."""
+        """The sampler and its options, as in `ddim eta=0.5 clip_x=1.2`."""
 
     @property
     def is_noisy(self) -> bool:
@@ -58,6 +59,8 @@ class Sampler(ABC):
             pred = denoiser(z, times, label)
             if self.clip is not None:
                 pred = pred.clipped(self.clip, z, *scales(denoiser.schedule, times, z))
+            if self.clip_noise is not None:
+                pred = pred.with_noise_clipped(self.clip_noise, *scales(denoiser.schedule, times, z))
             z = self.step(pred, z, t, s, denoiser.schedule, rng)
             if watch is not None:
                 watch(z, pred.x)
