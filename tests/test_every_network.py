@@ -1,0 +1,158 @@
+"""What every kind of network must do: one picture at a time, told of time, class and dropout, and restored."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.test_unet import randomized
+from tests.tiny import TinyRun
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.networks import NETWORKS
+from vdiff.networks.blocks import drops
+from vdiff.stage_parts import fresh
+from vdiff.training.machine import Machine
+
+SIZE, CHANNELS, CLASSES = 8, 3, 4
+
+EXPECTED: dict[str, dict[str, Any]] = {
+    "unet": {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_at": (4,)},
+}
+"""For every kind, the options of a small one. A network without an entry here fails every test below."""
+
+every_kind = pytest.mark.parametrize("kind", list(NETWORKS))
+
+
+def built(kind: str, **more: Any) -> nn.Module:
+    section: Any = NETWORKS.section(kind)(**EXPECTED[kind], **more)
+    section.configure(SIZE, CHANNELS)
+    network: nn.Module = randomized(section.build(SIZE, CHANNELS))
+    return network
+
+
+def batch(count: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(5)
+    z = torch.randn(count, CHANNELS, SIZE, SIZE, generator=rng)
+    return z, torch.rand(count, generator=rng) * 1000, torch.arange(count) % CLASSES, torch.arange(count) + 2**40
+
+
+class Shaped:
+    """Pictures of which only the shape is known."""
+
+    shape = (CHANNELS, SIZE, SIZE)
+
+
+def changes(one: Tensor, other: Tensor) -> Tensor:
+    """The largest difference in each picture."""
+    return (one - other).abs().amax((1, 2, 3))
+
+
+@every_kind
+@pytest.mark.parametrize("classes", [None, CLASSES])
+def test_pictures_come_back_in_their_shape_and_precision(kind: str, classes: int | None) -> None:
+    network = built(kind, num_classes=classes)
+    z, time, label, keys = batch()
+    label = label if classes else None
+    for dtype in (torch.float32, torch.float64):
+        out = network(z.to(dtype), time, label, keys)
+        assert (out.shape, out.dtype) == (z.shape, dtype)
+        assert out.isfinite().all()
+    assert torch.equal(network(z, time, label, keys), network(z, time, label, keys))
+
+
+@every_kind
+def test_each_picture_counts_for_itself(kind: str) -> None:
+    network = built(kind, num_classes=CLASSES, dropout=0.3).train()
+    z, time, label, keys = batch()
+    together = network(z, time, label, keys)
+    for i in range(len(z)):
+        row = slice(i, i + 1)
+        torch.testing.assert_close(
+            network(z[row], time[row], label[row], keys[row]), together[row], atol=1e-5, rtol=1e-5
+        )
+
+
+@every_kind
+def test_time_and_class_matter_in_every_picture(kind: str) -> None:
+    network = built(kind, num_classes=CLASSES).eval()
+    z, time, label, _ = batch()
+    before = network(z, time, label)
+    assert changes(network(z, time + 1, label), before).min() > 1e-4
+    assert changes(network(z, time, (label + 1) % CLASSES), before).min() > 1e-4
+
+
+@every_kind
+def test_a_class_is_asked_for_where_there_are_classes_and_only_there(kind: str) -> None:
+    z, time, label, _ = batch()
+    with pytest.raises(ValueError, match="label"):
+        built(kind)(z, time, label)
+    with pytest.raises(ValueError, match="label"):
+        built(kind, num_classes=CLASSES)(z, time)
+
+
+@every_kind
+def test_dropout_follows_its_keys_in_training_and_is_gone_after_it(kind: str) -> None:
+    network = built(kind, dropout=0.3).train()
+    z, time, _, keys = batch()
+    assert drops(network)
+    assert not drops(built(kind))
+    one = network(z, time, None, keys)
+    assert torch.equal(network(z, time, None, keys), one)
+    assert changes(network(z, time, None, keys + 1), one).min() > 1e-4
+    network.eval()
+    torch.testing.assert_close(network(z, time, None, keys), built(kind).eval()(z, time), atol=1e-6, rtol=1e-6)
+
+
+@every_kind
+@pytest.mark.parametrize("classes", [None, CLASSES])
+def test_a_network_is_restored_from_its_configuration_and_weights(kind: str, classes: int | None) -> None:
+    network = built(kind, num_classes=classes).eval()
+    section: Any = NETWORKS.section(kind)
+    again = section.restore(json.loads(json.dumps(network.config))).eval()
+    again.load_state_dict(network.state_dict())
+    z, time, label, _ = batch()
+    label = label if classes else None
+    assert again.config == network.config
+    assert torch.equal(again(z, time, label), network(z, time, label))
+
+
+@every_kind
+def test_every_weight_learns(kind: str) -> None:
+    network = built(kind, num_classes=CLASSES)
+    z, time, label, keys = batch()
+    network(z, time, label, keys).square().sum().backward()
+    assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+
+
+@every_kind
+def test_a_frozen_network_gives_what_it_gave_and_learns_nothing(kind: str) -> None:
+    network = built(kind).eval()
+    z, time, _, _ = batch()
+    expected = network(z, time).detach()
+    frozen = Machine("fp32", "cpu").freeze(built(kind).train())
+    assert not frozen.training
+    out = frozen(z, time)
+    assert not out.requires_grad
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@every_kind
+def test_a_fresh_network_depends_on_the_seed_alone_and_leaves_the_global_generator(
+    kind: str, tiny_run: TinyRun
+) -> None:
+    def weights(seed: int) -> list[Tensor]:
+        section = NETWORKS.section(kind)(**EXPECTED[kind], num_classes=CLASSES)
+        recipe = tiny_run.recipe(f"seed={seed}").model_copy(update={"network": section})
+        made = fresh(recipe, Shaped())  # type: ignore[arg-type] # it asks for the shape only
+        assert isinstance(made, Denoiser)
+        return list(made.network.parameters())
+
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    one = weights(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    assert all(torch.equal(a, b) for a, b in zip(one, weights(1), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one, weights(2), strict=True))

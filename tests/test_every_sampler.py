@@ -1,0 +1,170 @@
+"""What every sampler does in a step, for every kind and choice of the table, in closed form."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.test_every_schedule import literals
+from tests.toys import SCHEDULES, curved, noise
+from vdiff.diffusion.denoiser import Denoiser, scales
+from vdiff.diffusion.prediction import Prediction
+from vdiff.randomness import Randomness
+from vdiff.samplers import SAMPLERS
+from vdiff.samplers.walk import Sampler
+
+NUM_STEPS = 4
+
+
+class Step(NamedTuple):
+    """z_s = of_z z_t + of_x x + of_eps eps + sqrt(variance) noise."""
+
+    of_z: float
+    of_x: float
+    of_eps: float
+    variance: float
+
+
+class Scales(NamedTuple):
+    """At the earlier time s and at t."""
+
+    alpha_s: float
+    sigma_s: float
+    alpha_t: float
+    sigma_t: float
+
+    @property
+    def share(self) -> float:
+        """Of the noise that must come anew: 1 - SNR(t) / SNR(s)."""
+        return 1 - (self.alpha_t**2 / self.sigma_t**2) / (self.alpha_s**2 / self.sigma_s**2)
+
+
+def ddim(section: Any, at: Scales) -> Step:
+    """Song et al. 2021, equations 12 and 16, with alpha^2 and sigma^2 for their alpha and 1 - alpha."""
+    variance = section.eta**2 * (at.sigma_s**2 / at.sigma_t**2) * (1 - at.alpha_t**2 / at.alpha_s**2)
+    return Step(0, at.alpha_s, (at.sigma_s**2 - variance) ** 0.5, variance)
+
+
+def ancestral(section: Any, at: Scales) -> Step:
+    """Ho et al. 2020, equation 7; the variance is that of the posterior, that of the step, or between the two."""
+    small, large = at.share * at.sigma_s**2, at.share * at.sigma_t**2
+    mix = {"small": 0.0, "medium": section.mix, "large": 1.0}[section.variance]
+    of_z = (1 - at.share) * at.alpha_s / at.alpha_t
+    return Step(of_z, at.share * at.alpha_s, 0, small ** (1 - mix) * large**mix)
+
+
+EXPECTED: dict[str, tuple[Callable[[Any, Scales], Step], list[dict[str, Any]]]] = {
+    "ddim": (ddim, [{}, {"eta": 0.5}, {"eta": 1.0}]),
+    "ancestral": (
+        ancestral,
+        [{}, {"variance": "small"}, {"variance": "medium"}, {"variance": "medium", "mix": 0.2}, {"variance": "large"}],
+    ),
+}
+"""For every kind, its step and the options it is tried with. A sampler without an entry here fails the tests below."""
+
+CASES = [(kind, options) for kind in SAMPLERS for options in EXPECTED.get(kind, (ddim, []))[1]]
+every_case = pytest.mark.parametrize(("kind", "options"), CASES, ids=[f"{kind} {options}" for kind, options in CASES])
+every_schedule = pytest.mark.parametrize("name", SCHEDULES)
+
+
+class Noted(Denoiser):
+    """Remembers what it was asked and what it answered."""
+
+    def __call__(self, z: Tensor, t: Tensor, label: Tensor | None = None, rng: Any = None) -> Prediction:
+        pred = super().__call__(z, t, label, rng)
+        self.__dict__.setdefault("seen", []).append((z, t, label, pred))
+        return pred
+
+
+def noted(name: str) -> Noted:
+    denoiser = curved(SCHEDULES[name])
+    return Noted(denoiser.network, denoiser.schedule, "v")
+
+
+def built(kind: str, options: dict[str, Any]) -> tuple[Any, Sampler]:
+    section: Any = SAMPLERS.section(kind)(**options)
+    return section, section.build()
+
+
+def rng(count: int) -> Randomness:
+    return Randomness.for_images(torch.arange(count))
+
+
+@pytest.mark.parametrize("kind", list(SAMPLERS))
+def test_every_kind_and_every_choice_of_it_has_its_step(kind: str) -> None:
+    section = SAMPLERS.section(kind)
+    seen = [section(**options) for options in EXPECTED[kind][1]]
+    assert seen
+    for name in section.model_fields:
+        assert literals(section, name) <= {getattr(each, name) for each in seen}, name
+
+
+@every_schedule
+@every_case
+def test_every_step_is_the_published_one(kind: str, options: dict[str, Any], name: str) -> None:
+    section, sampler = built(kind, options)
+    denoiser, random, arrived = noted(name), rng(3), []
+    images = sampler(denoiser, noise(3), NUM_STEPS, rng(3), watch=lambda z, x: arrived.append((z, x)))
+    times = [i / NUM_STEPS for i in range(NUM_STEPS, -1, -1)]
+    assert len(arrived) == len(denoiser.seen) == NUM_STEPS
+    for (t, s), (z, asked, _, pred), (moved, x) in zip(itertools.pairwise(times), denoiser.seen, arrived, strict=True):
+        assert asked.tolist() == [t] * 3
+        assert torch.equal(x, pred.x)
+        if s == 0:
+            assert torch.equal(moved, pred.x)
+            continue
+        at = Scales(*(float(each) for time in (s, t) for each in scales(denoiser.schedule, torch.tensor([time]), z)))
+        step = EXPECTED[kind][0](section, at)
+        wanted = step.of_z * z + step.of_x * pred.x + step.of_eps * pred.eps
+        if step.variance > 0:
+            wanted = wanted + step.variance**0.5 * random.normal(*z.shape[1:]).to(z)
+        torch.testing.assert_close(moved, wanted, rtol=1e-9, atol=1e-9)
+    assert torch.equal(images, arrived[-1][0])
+
+
+@every_case
+def test_a_sampler_begins_with_the_noise_it_is_given_and_goes_on_from_where_it_is(
+    kind: str, options: dict[str, Any]
+) -> None:
+    _, sampler = built(kind, options)
+    denoiser, arrived, z = noted("cosine"), [], noise(2)
+    sampler(denoiser, z, NUM_STEPS, rng(2), watch=lambda z, x: arrived.append(z))
+    asked = [seen[0] for seen in denoiser.seen]
+    assert torch.equal(asked[0], z)
+    assert all(torch.equal(before, after) for before, after in zip(arrived[:-1], asked[1:], strict=True))
+
+
+@every_case
+def test_labels_reach_the_network_at_every_step(kind: str, options: dict[str, Any]) -> None:
+    _, sampler = built(kind, options)
+    for label in (torch.tensor([1, 0]), None):
+        denoiser = noted("cosine")
+        sampler(denoiser, noise(2), NUM_STEPS, rng(2), label)
+        assert [seen[2] is label for seen in denoiser.seen] == [True] * NUM_STEPS
+
+
+@every_case
+def test_a_sampler_says_whether_fresh_noise_enters_and_nothing_is_learned_from_it(
+    kind: str, options: dict[str, Any]
+) -> None:
+    section, sampler = built(kind, options)
+    at = Scales(0.8, 0.6, 0.6, 0.8)
+    assert sampler.is_noisy == (EXPECTED[kind][0](section, at).variance > 0)
+    z = noise(2).requires_grad_(True)
+    assert not sampler(noted("cosine"), z, NUM_STEPS, rng(2)).requires_grad
+    one, other = (
+        sampler(noted("cosine"), noise(2), NUM_STEPS, Randomness.for_images(torch.tensor([0, n]))) for n in (1, 2)
+    )
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1]) == (not sampler.is_noisy)
+
+
+def test_samplers_that_draw_other_pictures_have_other_names() -> None:
+    names = [str(built(kind, options)[1]) for kind, options in CASES]
+    same = {str(built("ancestral", {})[1]), str(built("ancestral", {"variance": "large"})[1])}
+    assert len(same) == 1
+    assert len(set(names)) == len(names) - 1
+    assert all(name.split()[0] == kind for name, (kind, _) in zip(names, CASES, strict=True))
