@@ -119,6 +119,14 @@ def test_a_network_is_restored_from_its_configuration_and_weights(kind: str, cla
 
 
 @every_kind
+def test_at_first_no_picture_depends_on_its_time_its_class_or_itself(kind: str) -> None:
+    """A prediction of 0 is where training is begun from, whatever the random weights are."""
+    section: Any = NETWORKS.section(kind)(**EXPECTED[kind], num_classes=CLASSES)
+    z, time, label, _ = batch()
+    assert not section.build(SIZE, CHANNELS)(z, time, label).any()
+
+
+@every_kind
 def test_every_weight_learns(kind: str) -> None:
     network = built(kind, num_classes=CLASSES)
     z, time, label, keys = batch()

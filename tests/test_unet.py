@@ -160,6 +160,20 @@ def test_a_new_network_predicts_zero() -> None:
     assert not network(z, time).any()
 
 
+def test_the_class_of_a_new_network_is_told_more_quietly_than_the_time() -> None:
+    """Numbers of N(0, 0.02^2): with torch's own deviation of 1 they would drown the time at first."""
+    torch.manual_seed(0)
+    network = UNetSection(**DIGITS, num_classes=500).build(8, 1)
+    weights = network.class_embedding.weight.detach().double()
+    num = weights.numel()
+    assert abs(float(weights.mean())) < 4 * 0.02 / math.sqrt(num)
+    assert abs(float(weights.std()) / 0.02 - 1) < 4 / math.sqrt(2 * num)
+    normal = 0.5 * (1 + torch.special.erf(weights.flatten().sort().values / 0.02 / math.sqrt(2)))
+    assert (normal - torch.arange(num) / num).abs().max() < 1.95 / math.sqrt(num)
+    time = network.time_embedding(torch.linspace(0, 1023, 50))
+    assert weights.norm(dim=1).max() < time.norm(dim=1).min()
+
+
 def test_new_blocks_pass_their_input_on() -> None:
     network = UNetSection(**DIGITS).build(8, 1)
     h, embedding = torch.randn(2, 16, 8, 8), torch.randn(2, 64)
