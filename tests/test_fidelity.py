@@ -24,10 +24,11 @@ class Small(FeatureExtractorBase):  # type: ignore[misc]
     """A random convolution: features that need no download. Its weights are those of a fixed seed, or a file's."""
 
     seen = 0
+    seed = 0
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **_: Any):
         super().__init__(name, features_list)
-        rng = torch.Generator().manual_seed(0)
+        rng = torch.Generator().manual_seed(Small.seed)
         self.register_buffer("kernel", torch.randn(12, 3, 4, 4, generator=rng) / 10)
         if feature_extractor_weights_path is not None:
             self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
@@ -114,6 +115,26 @@ def test_weights_from_a_file_are_used_and_told_apart(tmp_path: Path) -> None:
         for weights in (None, tmp_path / "w.pth")
     ]
     assert values[0] != pytest.approx(values[1])
+
+
+def test_what_is_kept_of_the_reference_is_of_the_weights_that_look_at_the_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of two sets of weights have a distance also where the pictures are the same."""
+    reference, found = pictures(0, 30), []
+    for kernel in (None, torch.ones(12, 3, 4, 4), torch.full((12, 3, 4, 4), 0.5)):
+        weights = None if kernel is None else tmp_path / "w.pth"
+        if kernel is not None:
+            torch.save({"kernel": kernel}, weights)
+        metric = named(["fid:small"])[0].build(Against(reference, "a", tmp_path / "cache", weights=weights))
+        found.append(metric.value(reference).value)
+    monkeypatch.setattr(Small, "seed", 1)  # another download under the same name
+    found.append(named(["fid:small"])[0].build(Against(reference, "a", tmp_path / "cache")).value(reference).value)
+    assert found == pytest.approx([0, 0, 0, 0], abs=1e-9)
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    before = Small.seen
+    named(["fid:small"])[0].build(Against(reference, "a", tmp_path / "cache")).value(reference)
+    assert Small.seen - before == 30  # the samples alone: the reference's are known
 
 
 class Harmful:

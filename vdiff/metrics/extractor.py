@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdiff.errors import DataError, MachineError, ModelFileError, UsageError, VdiffError
 from vdiff.metrics.metric import Against, Pictures, Watch, chunks
@@ -97,8 +97,17 @@ def _load(name: str, against: Against) -> Extractor:
     options = {"cuda": False, "verbose": False, "feature_extractor_weights_path": _given(name, against.weights)}
     with _read_safely(name, against.weights):
         network = create_feature_extractor(name, sorted(set(layers.values())), **options)
-    print_ = hashlib.sha256(against.weights.read_bytes()).hexdigest() if against.weights else "its own"
+    print_ = hashlib.sha256(against.weights.read_bytes()).hexdigest() if against.weights else _print_of(network)
     return Extractor(name, network.to(against.device), layers, against.device, print_, against.watch)
+
+
+def _print_of(network: nn.Module) -> str:
+    """SHA-256 of all weights: a download that was damaged, or put there by hand, is not the one of before."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _given(name: str, weights: Path | None) -> str | None:
