@@ -265,6 +265,10 @@ def test_closed_streams_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         console.show_error(VdiffError("no", "do"))
         with displays.fit_progress() as shown:
             shown.plan([StageRow("original", 4, 4, 10, "waiting")])
+    heard = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", heard)
+    console.say("somebody hears this")
+    assert heard.getvalue() == "somebody hears this\n"
 
 
 def test_quiet_leaves_errors_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

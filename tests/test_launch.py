@@ -37,7 +37,7 @@ def test_a_killed_worker_is_noticed_while_another_waits_for_it(rank: int) -> Non
 def test_a_worker_that_does_not_leave_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
     workers = [started(DEAF, str(tmp_path / "deaf")), started("raise SystemExit(3)")]
-    until(lambda: (tmp_path / "deaf").exists())
+    assert becomes(lambda: (tmp_path / "deaf").exists())
     assert launch._watch(workers) == 3
     assert workers[0].returncode == -signal.SIGKILL
 
@@ -85,7 +85,7 @@ def test_a_worker_that_waits_for_ever_does_not_outlive_its_launcher(tmp_path: Pa
     note = tmp_path / "pid"
     subprocess.run([sys.executable, "-c", PARENT, CHILD, str(note), doing], check=True, timeout=30)
     pid = int(note.read_text().removesuffix(".") or -1)
-    until(lambda: not is_alive(pid))
+    assert becomes(lambda: not is_alive(pid))
 
 
 LATE = """
@@ -120,18 +120,18 @@ def test_a_torchrun_that_dies_before_its_worker_runs_any_of_vdiff_is_noticed(
     with (tmp_path / "told").open("w") as told:  # not a pipe, whose end would be that of the worker
         ran = subprocess.run(command, timeout=60, stdout=told, stderr=told, check=False)
     assert ran.returncode == (0 if number == 0 else -signal.SIGKILL), (tmp_path / "told").read_text()
-    until(lambda: note.exists() and note.read_text().endswith("."))
+    assert becomes(lambda: note.exists() and note.read_text().endswith("."))
     pid, heard = note.read_text().removesuffix(".").split()
     assert int(heard) == number
-    until(lambda: not is_alive(int(pid)))
+    assert becomes(lambda: not is_alive(int(pid)))
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    """Wait for it, 30 s at most."""
+def becomes(is_so: Callable[[], bool]) -> bool:
+    """Whether it is so within 30 s; waits for it."""
     deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
+    while not is_so() and time.monotonic() < deadline:
         time.sleep(0.02)
+    return is_so()
 
 
 def is_alive(pid: int) -> bool:

@@ -1,5 +1,6 @@
 """Recipes as text: YAML without surprises, and mistakes in words a person can act on."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,6 +126,8 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(written: str) 
         ("a: 1\n---\nb: 2\n", "r.yaml:2:1", "one document"),
         ("a: 1\nb: \x00\n", "r.yaml:2:4", "control character"),
         ("a: \x1b[31m\n", "r.yaml:1:4", "control character"),
+        ('a: "\\ud83d"\n', "r.yaml:1:4", "half of a character"),
+        ('"\\ude00\\ud83d": 1\n', "r.yaml:1:1", "half of a character"),
         ("- a\n- b\n", "r.yaml:1:1", "mapping"),
         ("just text\n", "r.yaml:1:1", "mapping"),
         ("", "r.yaml:1:1", "mapping"),
@@ -141,6 +144,11 @@ def test_odd_and_hostile_texts_are_refused_with_their_place(text: str, place: st
     err = refusal(text)
     assert err.where == place
     assert word in err.problem
+
+
+def test_a_character_that_json_writes_in_halves_is_one() -> None:
+    text = "pictures/\N{GRINNING FACE}"
+    assert data_of(json.dumps({"path": text, text: 1})) == {"path": text, text: 1}
 
 
 def test_nineteen_lists_inside_each_other_are_read() -> None:

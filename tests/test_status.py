@@ -153,9 +153,13 @@ def test_a_run_says_what_it_worked_on_and_how_long(place: RunFolder) -> None:
 
 def test_a_disk_that_refuses_the_status_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    recorder = Recorder(FitLines(lambda text: None), tmp_path / "file" / "status.json", "vdiff train")
+    said: list[str] = []
+    recorder = Recorder(FitLines(said.append), tmp_path / "file" / "status.json", "vdiff train")
     recorder.begin("original", 10, 0)
+    recorder.note("it goes on")
     recorder.ended("done", 0)
+    assert said[-1] == "it goes on"
+    assert run_status.read(tmp_path / "file" / "status.json", False) is None
 
 
 def test_the_command_to_go_on_does_not_begin_anew() -> None:

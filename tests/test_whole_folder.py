@@ -265,10 +265,10 @@ def test_removing_is_one_step(tmp_path: Path) -> None:
 
 def test_a_power_cut_never_leaves_half_of_what_is_removed_under_its_name(tmp_path: Path) -> None:
     write(tmp_path / "disk" / "000000002", "old")
+    seen = []
 
     def look(states: list[Path]) -> None:
-        for state in states:
-            assert [content(path) for path in state.iterdir() if path.name == "000000002"] in ([], ["old"])
+        seen.extend([content(path) for path in state.iterdir() if path.name == "000000002"] for state in states)
 
     followed(
         tmp_path / "disk",
@@ -276,6 +276,9 @@ def test_a_power_cut_never_leaves_half_of_what_is_removed_under_its_name(tmp_pat
         look,
         tmp_path / "states",
     )
+    assert all(state in ([], ["old"]) for state in seen)
+    assert seen[0] == ["old"]
+    assert [] in seen
 
 
 def test_nothing_behind_a_link_is_read_replaced_or_removed(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def _pairs(node: MappingNode, name: str) -> Mapping[str | int, tuple[Mark, Node]
 
 
 def _scalar(node: ScalarNode, name: str) -> Any:
-    text: str = node.value
+    text = _paired(node.value, _at(name, node.start_mark))
     if node.style is not None:
         return text
     if text in _WORDS:
@@ -164,6 +164,14 @@ def _scalar(node: ScalarNode, name: str) -> Any:
     except (ValueError, OverflowError) as err:
         raise _mistake(f"`{text[:40]}` is not a finite number", _at(name, node.start_mark)) from err
     return text if value is None else value
+
+
+def _paired(text: str, place: str) -> str:
+    """Text in which the halves of a character that JSON writes as `\\ud83d\\ude00` are one; no file can hold a half."""
+    try:
+        return text.encode("utf-16-le", errors="surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError as err:
+        raise _mistake("there is half of a character (`\\ud800` to `\\udfff`)", place) from err
 
 
 def _number(text: str) -> int | float | None:
