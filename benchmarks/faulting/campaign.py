@@ -17,8 +17,8 @@ from pathlib import Path
 
 import vdiff
 
-from . import damage, draw, hostile, strike
-from .draw import TENTH, Fault
+from . import damage, diverged, draw, foreign, hostile, machine, strike
+from .draw import SHARES, Fault
 from .episode import MOST, Episode
 from .outcome import GOALS, Outcome, table
 from .service import Service
@@ -109,7 +109,13 @@ class Campaign:
         return service
 
 
-_CASES = {"damage": damage.strike, "hostile": hostile.strike}
+_CASES = {
+    "damage": damage.strike,
+    "hostile": hostile.strike,
+    "foreign": foreign.strike,
+    "machine": machine.strike,
+    "diverged": diverged.strike,
+}
 
 
 def _together(strikes: Sequence[Strike]) -> Iterator[list[Strike]]:
@@ -155,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--count", type=int, default=500, help="how many faults [500]")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn [0]")
-    parser.add_argument("--kinds", type=_kinds, default=tuple(TENTH), help=f"some of {','.join(TENTH)} [all]")
+    parser.add_argument("--kinds", type=_kinds, default=tuple(SHARES), help=f"some of {','.join(SHARES)} [all]")
     parser.add_argument(
         "--only", type=_numbers, help="the faults with these numbers, as 17 or 17,23; in one run where they can be"
     )
@@ -167,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(text.split(","))
-    if unknown := set(kinds) - set(TENTH):
+    if unknown := set(kinds) - set(SHARES):
         raise argparse.ArgumentTypeError(f"there is no kind {', '.join(unknown)}")
     return kinds
 

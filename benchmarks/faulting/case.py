@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from . import state
@@ -38,10 +38,20 @@ class Case:
         """A goal was missed."""
         self._outcome.miss(goal, found)
 
-    def vdiff(self, *arguments: str, codes: Collection[int], unless_used: str = "used") -> Ended:
-        """Run a command that must end with one of `codes`; with 0 in spite of them, it has used what it should not."""
+    def vdiff(
+        self,
+        *arguments: str,
+        codes: Collection[int],
+        unless_used: str = "used",
+        fails: Mapping[str, int] | None = None,
+        meanwhile: Callable[[int], None] | None = None,
+    ) -> Ended:
+        """Run a command that must end with one of `codes`; with 0 in spite of them, it has used what it should not.
+
+        fails, meanwhile: see `Service`.
+        """
         before = look_without_stores(self.folder)
-        ended = self._service(self.folder, *arguments)
+        ended = self._service(self.folder, *arguments, fails=fails, meanwhile=meanwhile)
         self._note(arguments, ended)
         self._check(ended)
         if ended.code not in codes and ended.code is not None:

@@ -85,7 +85,7 @@ def _mend(case: Case, name: str, path: Path, content: bytes) -> None:
 
 def _save(case: Case) -> None:
     """A save of a stage that was stopped: the one before it is used, and that is said; without any, nothing is."""
-    [folder] = (case.folder / RUN / "saves").iterdir()
+    folder = _unfinished(case)
     newest, older = sorted(folder.iterdir(), reverse=True)
     _spoil_one(case, newest)
     command = TRAIN if folder.name == "original" else DISTILL
@@ -98,6 +98,13 @@ def _save(case: Case) -> None:
     if newest.name not in ended.output:
         case.miss("wrong end", f"nothing is said of the damaged save {newest.name}")
     case.completes(TRAIN, DISTILL)
+
+
+def _unfinished(case: Case) -> Path:
+    """The saves of the stage that was stopped; a finished base keeps one too."""
+    run = case.folder / RUN
+    [folder] = (path for path in (run / "saves").iterdir() if not (run / path.name).exists())
+    return folder
 
 
 def _store(case: Case) -> None:
@@ -136,7 +143,7 @@ def _recipe(case: Case) -> None:
 
 def _log(case: Case) -> None:
     """Lines of the log are lost at worst, and only those that were damaged."""
-    [stage] = (path.name for path in (case.folder / RUN / "saves").iterdir())
+    stage = _unfinished(case).name
     done = state.look(case.folder).points[stage]
     path = case.folder / RUN / "log.jsonl"
     case.say(f"{path.relative_to(case.folder)}: {spoil(path, case.rng)}")

@@ -5,8 +5,17 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 
-TENTH = {"kill": 4, "signal": 2, "disk": 1, "damage": 2, "hostile": 1}
-"""Faults of each kind among ten."""
+SHARES = {
+    "kill": 6,
+    "signal": 4,
+    "disk": 1,
+    "damage": 3,
+    "hostile": 1,
+    "foreign": 2,
+    "machine": 2,
+    "diverged": 1,
+}
+"""Faults of each kind among twenty."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Fault:
         return random.Random(f"fault {self.seed} {self.number}")
 
 
-def draw(seed: int, number: int, kinds: Collection[str] = TENTH) -> list[Fault]:
+def draw(seed: int, number: int, kinds: Collection[str] = SHARES) -> list[Fault]:
     """The first `number` faults of these kinds."""
     return list(islice((fault for fault in _all(seed) if fault.kind in kinds), number))
 
@@ -34,6 +43,6 @@ def pick(seed: int, numbers: Collection[int]) -> list[Fault]:
 
 def _all(seed: int) -> Iterator[Fault]:
     for block in count():
-        kinds = [kind for kind, share in TENTH.items() for _ in range(share)]
+        kinds = [kind for kind, share in SHARES.items() for _ in range(share)]
         random.Random(f"block {seed} {block}").shuffle(kinds)
         yield from (Fault(seed, block * len(kinds) + place, kind) for place, kind in enumerate(kinds))

@@ -70,7 +70,7 @@ def _safetensors(case: Case) -> None:
 def _replace_weights(case: Case, what: str, content: bytes) -> None:
     place, mark = _weights(case)
     place.write_bytes(content)
-    _believe(mark)
+    believe(mark)
     case.say(f"{what}, in {mark.parent.relative_to(case.folder)}")
     if mark.name == "vdiff.json":
         case.vdiff("sample", "--checkpoint", "base_1", "-n", "4", *CPU, codes={4})
@@ -87,7 +87,7 @@ def _weights(case: Case) -> tuple[Path, Path]:
     )
 
 
-def _believe(mark: Path, **changes: Any) -> None:
+def believe(mark: Path, **changes: Any) -> None:
     """Make a manifest vouch for what lies there now, as its maker could; a seal is an offer, not a duty."""
     content = {key: value for key, value in json.loads(mark.read_bytes()).items() if key not in ("sealed", "sha256")}
     for name, entry in content["files"].items():
@@ -169,22 +169,22 @@ def _card(case: Case) -> None:
     content = json.loads(mark.read_bytes())
     entry = {"size": 4, "sha256": hashlib.sha256(b"evil").hexdigest()}
     lies: dict[str, Callable[[], Any]] = {
-        "a newer format": lambda: _believe(mark, format=99),
-        "no format": lambda: _believe(mark, format=None),
-        "a name that climbs": lambda: _believe(mark, name="../../escape"),
-        "control characters": lambda: _believe(mark, made_by="vdiff\x1b]0;evil\x07"),
-        "a file outside": lambda: _believe(mark, files={**content["files"], f"../../../{PRECIOUS}/letter.txt": entry}),
-        "an absolute file": lambda: _believe(mark, files={**content["files"], "/etc/passwd": entry}),
-        "an absurd number of steps": lambda: _believe(mark, num_steps=2**70),
-        "steps below zero": lambda: _believe(mark, num_steps=-4),
-        "an absurd shape": lambda: _believe(mark, shape=[10**6, 10**6, 10**6]),
+        "a newer format": lambda: believe(mark, format=99),
+        "no format": lambda: believe(mark, format=None),
+        "a name that climbs": lambda: believe(mark, name="../../escape"),
+        "control characters": lambda: believe(mark, made_by="vdiff\x1b]0;evil\x07"),
+        "a file outside": lambda: believe(mark, files={**content["files"], f"../../../{PRECIOUS}/letter.txt": entry}),
+        "an absolute file": lambda: believe(mark, files={**content["files"], "/etc/passwd": entry}),
+        "an absurd number of steps": lambda: believe(mark, num_steps=2**70),
+        "steps below zero": lambda: believe(mark, num_steps=-4),
+        "an absurd shape": lambda: believe(mark, shape=[10**6, 10**6, 10**6]),
         "infinity": lambda: mark.write_text(mark.read_text().replace('"updates": ', '"updates": 1e999, "old": ')),
         "deep nesting": lambda: mark.write_text("[" * 100_000),
         "a number of 10,000 digits": lambda: mark.write_text(
             mark.read_text().replace('"updates": ', f'"updates": {"9" * 10_000}')
         ),
-        "a network of another kind": lambda: _believe(mark, network="os.system"),
-        "no weights": lambda: _believe(mark, files={}),
+        "a network of another kind": lambda: believe(mark, network="os.system"),
+        "no weights": lambda: believe(mark, files={}),
         "a width of 10^9": lambda: _widen(case.folder / MODEL, 10**9),
     }
     what, lie = case.rng.choice(list(lies.items()))
@@ -200,7 +200,7 @@ def _widen(folder: Path, width: int) -> None:
     config = json.loads((folder / "unet/config.json").read_text())
     config["block_out_channels"] = [width for _ in config["block_out_channels"]]
     (folder / "unet/config.json").write_text(json.dumps(config))
-    _believe(folder / "vdiff.json")
+    believe(folder / "vdiff.json")
 
 
 def _link(case: Case) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .draw import TENTH, Fault
+from .draw import SHARES, Fault
 
 GOALS = {
     "lost": "something published before is gone or changed",
@@ -46,7 +46,7 @@ class Outcome:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """A row per kind, and the totals."""
-    kinds = [kind for kind in TENTH if any(outcome.fault.kind == kind for outcome in outcomes)]
+    kinds = [kind for kind in SHARES if any(outcome.fault.kind == kind for outcome in outcomes)]
     rows = [_row(kind, [each for each in outcomes if each.fault.kind == kind]) for kind in kinds]
     lines = [["fault", "injected", "survived", *GOALS], *rows, _row("total", outcomes)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]

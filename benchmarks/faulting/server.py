@@ -1,6 +1,9 @@
 """One long-lived process that runs many vdiff commands: imports are paid once. Speaks JSON lines; see `service.py`."""
 
+import builtins
+import contextlib
 import gc
+import io
 import json
 import os
 import resource
@@ -8,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +47,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             os.dup2(output.fileno(), number)
         rested, began = _rest(), time.monotonic()
         try:
-            code = app.run(request["arguments"])
+            with _refusing(request["fails"]):
+                code = app.run(request["arguments"])
         finally:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
@@ -54,6 +59,44 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         output.seek(0)
         text = output.read().decode(errors="replace")
     return {"code": code, "output": text, "seconds": seconds, "grown_bytes": grown, "held": _held(request["cwd"])}
+
+
+@contextlib.contextmanager
+def _refusing(fails: dict[str, int] | None) -> Iterator[None]:
+    """While this lasts, some openings of files that are no part of Python are refused."""
+    if fails is None:
+        yield
+        return
+    last, seen, lock = fails["at"] + fails["times"], [0], threading.Lock()
+
+    def refuse(path: object) -> None:
+        if isinstance(path, int) or str(path).startswith((sys.prefix, sys.base_prefix, "/proc", "/sys", "/dev")):
+            return
+        with lock:
+            seen[0] += 1
+        if fails["at"] <= seen[0] - 1 < last:
+            raise OSError(fails["errno"], os.strerror(fails["errno"]), str(path))
+
+    def guarded(before: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(path: Any, *more: Any, **options: Any) -> Any:
+            refuse(path)
+            return before(path, *more, **options)
+
+        return opened
+
+    class FileIO(io.FileIO):
+        def __init__(self, path: Any, *more: Any, **options: Any) -> None:
+            refuse(path)
+            super().__init__(path, *more, **options)
+
+    kept = (os.open, io.open, builtins.open, io.FileIO)
+    os.open = guarded(os.open)
+    setattr(io, "FileIO", FileIO)  # noqa: B010 - a class, which a type checker wants to stay
+    io.open = builtins.open = guarded(io.open)
+    try:
+        yield
+    finally:
+        os.open, io.open, builtins.open, io.FileIO = kept  # type: ignore[misc]
 
 
 def _rest() -> int:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,11 +47,15 @@ class Service:
         *arguments: str,
         timeout: float = HANG_SECONDS,
         meanwhile: Callable[[int], None] | None = None,
+        fails: Mapping[str, int] | None = None,
     ) -> Ended:
-        """Run a command in `folder`. meanwhile: called with the server's process id while it works."""
+        """Run a command in `folder`. meanwhile: called with the server's process id while it works.
+
+        fails: {errno, at, times}: the openings of files from number `at` on that are refused, so many times.
+        """
         server = self._ready()
         self._calls += 1
-        self._write(json.dumps({"cwd": str(folder), "arguments": arguments}))
+        self._write(json.dumps({"cwd": str(folder), "arguments": arguments, "fails": fails}))
         if meanwhile is not None:
             meanwhile(server.pid)
         line = self._read(timeout)

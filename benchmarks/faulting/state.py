@@ -91,7 +91,7 @@ def damage(mark: Path) -> list[str]:
             if not _is_as(mark.parent / name, entry)
         ]
         there = {path.relative_to(mark.parent).as_posix() for path in mark.parent.rglob("*") if path.is_file()}
-        found += [f"{name} is not in its manifest" for name in there - {*files, mark.name}]
+        found += [f"{name} is not in its manifest" for name in there - {*files, mark.name, "README.md"}]
         weights = [name for name in files if name in (WEIGHTS, "weights.safetensors")]
         return found or [f"{name} is not finite" for name in weights if not is_finite(mark.parent / name)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as err:

@@ -10,7 +10,11 @@ from .draw import Fault
 from .process import HANG_SECONDS, Moment, Process, wait_until
 from .world import BY_TWO, FORMS, PROGRAMS, Program
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Those that save everything."""
+_STOPPING = {"SIGKILL", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH"}
+_OTHERS = tuple(number for number in signal.Signals if number not in _SIGNALS and number.name not in _STOPPING)
+"""Those that may end a command at once; what is on the disk is whole then."""
 _ANY = frozenset(range(-64, 256))
 
 
@@ -89,6 +93,8 @@ def _disk(rng: random.Random, program: Program) -> Blow:
 def _signals(rng: random.Random, program: Program) -> Blow:
     if program.name in BY_TWO and rng.random() < 0.5:
         return _kill_one_of_two(rng, program)
+    if rng.random() < 0.3:
+        return _other_signal(rng, program)
     first, second = rng.choice(_SIGNALS), rng.choice(_SIGNALS) if rng.random() < 0.3 else None
     pause = rng.random() ** 2
     numbers = [first] if second is None else [first, second]
@@ -104,6 +110,17 @@ def _signals(rng: random.Random, program: Program) -> Blow:
     names = " and then ".join(number.name for number in numbers)
     asks = first if second is None and program.name not in BY_TWO else 0
     return names, hit, _ANY if program.name.startswith("torchrun") else codes, asks
+
+
+def _other_signal(rng: random.Random, program: Program) -> Blow:
+    number = rng.choice(_OTHERS)
+    codes = frozenset({128 + number, -number})
+    return (
+        number.name,
+        lambda process, attempt: process.signal(number),
+        _ANY if program.name in BY_TWO else codes,
+        0,
+    )
 
 
 def _kill_one_of_two(rng: random.Random, program: Program) -> Blow:
