@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
     {"errors", "printable"},
-    {"headers", "mark", "array_file", "distribution", "home"},
+    {"headers", "mark", "array_file", "distribution", "home", "cores"},
     {"config", "images", "phases", "randomness", "whole_folder"},
     {"lock"},
     {"data", "diffusion", "networks", "digits", "model_card"},

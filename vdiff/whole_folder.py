@@ -238,6 +238,6 @@ def flush_one(path: Path) -> None:
 
 def _forget_cached(path: Path) -> None:
     """Drop what memory holds of a flushed file: the next reading asks the disk."""
-    if hasattr(os, "posix_fadvise"):
+    if hasattr(os, "POSIX_FADV_DONTNEED"):
         with path.open("rb") as file, contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,6 +1,5 @@
 """The dataset kind `lmdb`: one size of an ImageStore, decoded."""
 
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from vdiff import images
 from vdiff.config import Section, harmless, trajectory
+from vdiff.cores import num_cores
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError
 
@@ -73,7 +73,7 @@ class LmdbImages:
         self._labels = store.labels
         self._is_cached = self.num_images * int(np.prod(self.shape)) <= _CACHE_BYTES
         self._cache: tuple[images.Pixels, npt.NDArray[np.bool_]] | None = None
-        ahead = 0 if self._is_cached else min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
+        ahead = 0 if self._is_cached else min(_MAX_WORKERS, num_cores())
         self.num_workers = ahead if workers is None else workers
 
     @cached_property

@@ -1,6 +1,5 @@
 """A folder or archive of pictures becomes an ImageStore: in parallel, in order, resumable, published as a whole."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from shutil import disk_usage
 from typing import get_args
 
 from vdiff import images, lock
+from vdiff.cores import num_cores
 from vdiff.data.conversion import Settings
 from vdiff.data.job import PREVIEW, SKIPPED, Job, Progress, estimated_bytes, made_from
 from vdiff.data.publishing import discard, publish, tidy
@@ -102,7 +102,7 @@ def prepare(
         tidy(out)
         return _report(out, started, len(opened.files), already_done=True)
     _refuse_to_replace(out, force)
-    job = Job(opened, settings, unfinished, max_bad, workers or min(16, len(os.sched_getaffinity(0))))
+    job = Job(opened, settings, unfinished, max_bad, workers or min(16, num_cores()))
     with lock.held(unfinished):
         if not force and _is_made(out, opened, settings):  # by another process, while this one waited for it
             return _report(out, started, len(opened.files), already_done=True)

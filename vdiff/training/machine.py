@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from vdiff.cores import num_cores
 from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
 from vdiff.samplers import graphed
@@ -84,7 +85,7 @@ class Machine:
         """What computes, in words: `1 x NVIDIA H100`, `2 cores of AMD EPYC`."""
         if self.device.type == "cuda":
             return f"{self.world_size} x {torch.cuda.get_device_name(self.device)}"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = num_cores()
         return f"{cores} core{'s' * (cores != 1)} of {_processor()}"
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
