@@ -16,10 +16,11 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
     {"errors", "printable"},
-    {"headers", "mark", "array_file", "distribution", "home", "cores"},
-    {"config", "images", "phases", "randomness", "whole_folder"},
-    {"lock"},
-    {"data", "diffusion", "networks", "digits", "model_card"},
+    {"headers", "mark", "distribution", "home", "cores"},
+    {"ours"},
+    {"array_file", "whole_folder"},
+    {"config", "images", "phases", "randomness", "lock"},
+    {"data", "diffusion", "networks", "digits", "model_card", "run_contents"},
     {"objectives", "samplers", "diffusers_folder"},
     {
         "training",
@@ -95,6 +96,8 @@ NO_TORCH = (
     "errors.py",
     "model_card.py",
     "inspection.py",
+    "lock.py",
+    "ours.py",
     "whole_folder.py",
     "mark.py",
     "array_file.py",

@@ -18,6 +18,7 @@ from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
 from vdiff.errors import DivergedError, MachineError, ModelFileError
+from vdiff.model_card import MODEL
 from vdiff.networks.unet import UNetSection
 from vdiff.randomness import Randomness
 from vdiff.samplers.ddim import Ddim
@@ -245,7 +246,7 @@ def test_saving_over_a_model_replaces_it(folder: Path) -> None:
 def test_a_model_that_a_killed_writer_had_set_aside_comes_back(folder: Path) -> None:
     folder.rename(folder.parent / ".base_2.partial-old-123")
     (folder.parent / ".base_2.partial-123" / "unet").mkdir(parents=True)
-    whole_folder.clean(folder.parent)
+    whole_folder.clean(folder.parent, MODEL)
     assert checkpoint.load(folder).card.name == "base_2"
     assert [path.name for path in folder.parent.iterdir()] == ["base_2"]
 

@@ -493,15 +493,23 @@ def test_init_writes_a_valid_recipe_that_editors_understand(
     assert len(list(empty_folder.glob("digits/*/*.png"))) == 1797
 
 
-def test_init_overwrites_only_with_force(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mine = empty_folder / "recipe.yaml"
-    mine.write_text("mine")
+def test_init_replaces_its_own_recipe_with_force_and_no_other(
+    empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init"]) == 0
+    recipe = empty_folder / "recipe.yaml"
+    whole = recipe.read_text()
+    recipe.write_text(whole.replace("seed: 0", "seed: 7"))
     assert main(["init"]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["init", "--force", "--dry-run"]) == 0
-    assert mine.read_text() == "mine"
+    assert "seed: 7" in recipe.read_text()
     assert main(["init", "--force"]) == 0
-    assert mine.read_text() != "mine"
+    assert recipe.read_text() == whole
+    recipe.write_text("mine")
+    assert main(["init", "--force"]) == 2
+    assert "recipe.yaml` is there already, and vdiff did not make it" in capsys.readouterr().err
+    assert recipe.read_text() == "mine"
 
 
 def test_init_names_the_recipes_there_are(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from vdiff.data.lmdb_images import LmdbImages
 from vdiff.data.loader import batches
 from vdiff.data.prepare import Progress, prepare
 from vdiff.data.store import FILE, ImageStore, StoreWriter
-from vdiff.errors import DataError, InUseError, MachineError, Stopped, VdiffError
+from vdiff.errors import DataError, InUseError, MachineError, Stopped, UsageError, VdiffError
 
 SECONDS = 180.0
 """Nothing may last so long; only hangs do."""
@@ -662,12 +662,14 @@ def test_a_disk_that_is_full_at_any_point_harms_nothing_that_is_there(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "store"]
 
 
-def test_a_store_behind_a_link_is_replaced_without_following_it(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_neither_a_link_to_a_store_nor_the_store_is_replaced(make_pictures: MakePictures, tmp_path: Path) -> None:
     folder = make_pictures()
     elsewhere = prepare(folder, tmp_path / "elsewhere", sizes=[8]).store
     before = contents(elsewhere)
     (tmp_path / "store").symlink_to(elsewhere)
-    assert prepare(folder, tmp_path / "store", sizes=[16], force=True).sizes == (16,)
+    with pytest.raises(UsageError, match="store` is there already, as a link"):
+        prepare(folder, tmp_path / "store", sizes=[16], force=True)
+    assert (tmp_path / "store").readlink() == elsewhere
     assert contents(elsewhere) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "pictures", "store"]
 

@@ -1,6 +1,7 @@
 """The digits inside the package: the right ones, and a folder of them that survives interruptions."""
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,13 @@ import pytest
 from vdiff import digits
 from vdiff.errors import MachineError
 from vdiff.images import decode
+
+
+def ended_process() -> int:
+    """The number of a process that is no longer."""
+    with subprocess.Popen(["true"]) as process:
+        pass
+    return process.pid
 
 
 def all_files(folder: Path) -> dict[str, bytes]:
@@ -56,7 +64,7 @@ def test_an_interrupted_folder_is_completed_by_the_next_call(tmp_path: Path) -> 
     kept = tmp_path / "1" / "0001.png"
     written_at = kept.stat().st_mtime_ns
     (tmp_path / "0" / "0000.png").unlink()
-    (tmp_path / "0" / "0000.part").write_bytes(b"half a pic")
+    (tmp_path / "0" / f".0000.png.partial-{ended_process()}-1").write_bytes(b"half a pic")
     (tmp_path / "3" / "0003.png").write_bytes(whole["3/0003.png"][:20])
     assert digits.write_folder(tmp_path) == 1797
     assert all_files(tmp_path) == whole
@@ -65,5 +73,5 @@ def test_an_interrupted_folder_is_completed_by_the_next_call(tmp_path: Path) -> 
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(MachineError, match="cannot be written"):
+    with pytest.raises(MachineError, match="cannot write"):
         digits.write_folder(tmp_path / "file" / "digits")

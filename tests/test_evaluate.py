@@ -176,7 +176,7 @@ def test_an_interrupted_evaluation_goes_on_after_its_last_chunk(
     assert sum(again) == 12
     assert (samples.folder / "00000000.npz").stat().st_mtime_ns == made
     whole = samples[0:12].clone()
-    (samples.folder / "00000005.npz").write_bytes(b"damaged")
+    damage(samples.folder / "00000005.npz", "a cut")
     samples.draw(machine, again.append)
     assert torch.equal(samples[0:12], whole)
     assert torch.equal(samples[3:8], whole[3:8])
@@ -282,17 +282,14 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(data.replace(b"(12, ", b"(12000000000, ", 1).replace(b" " * 9 + b"\n", b"\n", 1))
     elif how == "another shape":
         path.write_bytes(array_file.packed({"images": np.zeros((1, 3, 8, 8), np.uint8), "seconds": np.array(1.0)}))
-    elif how == "right words about wrong arrays":
+    else:
         found = array_file.read(path)
         assert found is not None
         path.write_bytes(array_file.packed({name: array[:1] if array.ndim else array for name, array in found.items()}))
-    else:
-        path.rename(path.with_name("elsewhere"))
-        path.symlink_to("elsewhere")
 
 
 @pytest.mark.parametrize(
-    "how", ["a flipped bit", "a cut", "a huge header", "another shape", "right words about wrong arrays", "a link"]
+    "how", ["a flipped bit", "a cut", "a huge header", "another shape", "right words about wrong arrays"]
 )
 def test_pictures_and_statistics_that_are_damaged_are_made_again(run: RunFolder, how: str) -> None:
     evaluate("--keep-samples", "-q")
@@ -304,7 +301,26 @@ def test_pictures_and_statistics_that_are_damaged_are_made_again(run: RunFolder,
     evaluate("--keep-samples", "-q")
     assert number > 3
     assert [row["metrics"] for row in content(run)["rows"]] == [row["metrics"] for row in before]
-    assert not any(path.is_symlink() for path in run.evaluation.glob("*/**/*.npz"))
+
+
+def test_links_in_the_place_of_what_is_kept_are_neither_followed_nor_replaced(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate("--keep-samples", "-q")
+    rows = content(run)["rows"]
+    run.table.unlink()
+    found = sorted(run.evaluation.glob("*/**/*.npz"))
+    for path in found:
+        path.rename(path.with_name("elsewhere"))
+        path.symlink_to("elsewhere")
+    evaluate("--keep-samples", "-q", code=2)
+    assert "00000000.npz` is there already, as a link" in capsys.readouterr().err
+    for path in (path for path in found if path.parent.parent.name == "samples"):
+        path.unlink()
+    evaluate("--keep-samples", "-q")
+    assert [row["metrics"] for row in content(run)["rows"]] == [row["metrics"] for row in rows]
+    assert all(path.is_symlink() for path in found if path.parent.name == "reference")
+    assert all((path.parent / "elsewhere").is_file() for path in found)
 
 
 def test_a_folder_that_is_a_link_is_not_evaluated_into(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import noise_picture
-from vdiff import images
+from vdiff import __version__, images
 from vdiff.errors import MachineError
 
 
@@ -209,14 +209,15 @@ def test_a_written_png_carries_its_text(tmp_path: Path) -> None:
     image = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
     images.write_png(tmp_path / "a.png", image, {"seed": "7", "sampler": "ddim, größer"})
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.text == {"seed": "7", "sampler": "ddim, größer"}
+        assert picture.text == {"Software": f"vdiff {__version__}", "seed": "7", "sampler": "ddim, größer"}
     assert np.array_equal(images.decode((tmp_path / "a.png").read_bytes(), 3), image.numpy())
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_picture_that_cannot_be_written_says_where(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match=r"missing/a\.png"):
-        images.write_png(tmp_path / "missing" / "a.png", torch.zeros(1, 2, 2, dtype=torch.uint8))
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match=r"file/a\.png"):
+        images.write_png(tmp_path / "file" / "a.png", torch.zeros(1, 2, 2, dtype=torch.uint8))
 
 
 def test_a_gif_shows_every_frame_for_ever(tmp_path: Path) -> None:

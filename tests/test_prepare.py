@@ -273,7 +273,7 @@ def test_a_damaged_store_is_made_again_only_with_force(make_pictures: MakePictur
 @pytest.mark.parametrize("force", [False, True])
 def test_a_folder_that_holds_other_things_is_never_replaced(force: bool, make_pictures: MakePictures) -> None:
     folder = make_pictures()
-    with pytest.raises(UsageError, match="not an image store"):
+    with pytest.raises(UsageError, match="vdiff did not make it"):
         prepare(folder, folder, sizes=[8], force=force)
     assert len(list(folder.iterdir())) == 12
 

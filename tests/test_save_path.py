@@ -12,6 +12,9 @@ from tests import test_checkpoint
 from tests.failing_disk import Outcome, outcomes
 from vdiff import checkpoint, savepoint, whole_folder
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.model_card import MODEL
+from vdiff.ours import anything
+from vdiff.run_contents import SAVE
 
 TRAJECTORY = {"seed": 3}
 
@@ -45,7 +48,7 @@ def temporaries(folder: Path) -> list[str]:
 def look_for_rests(outcome: Outcome, folder: Path) -> None:
     """A killed process may leave something beside, until the next one cleans; a failed one what cannot be removed."""
     if outcome.failure == "killed" or outcome.call.kind in ("unlink", "rmdir"):
-        whole_folder.clean(folder)
+        whole_folder.clean(folder, SAVE if folder.name == "saves" else MODEL)
     assert temporaries(folder) == [], outcome
 
 
@@ -159,13 +162,15 @@ def test_a_model_that_cannot_be_saved_at_any_call_leaves_the_one_before(
 def test_a_text_that_cannot_be_written_at_any_call_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     seen = set()
-    for outcome in outcomes(
-        tmp_path, lambda: path.write_text("the old text"), lambda: whole_folder.write_text(path, "the new text")
-    ):
+
+    def write() -> None:
+        whole_folder.write_text(path, "the new text", anything)
+
+    for outcome in outcomes(tmp_path, lambda: path.write_text("the old text"), write):
         look_for_rests(outcome, tmp_path)
         text = path.read_text()
         assert text in ("the new text", *(["the old text"] if outcome.error else [])), outcome
-        whole_folder.write_text(path, "the new text")
+        write()
         assert path.read_text() == "the new text"
         seen.add((outcome.failure, text))
     assert len(seen) == 6

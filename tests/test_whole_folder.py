@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from tests.failing_disk import Call, Disk, Killed
 from tests.power_cut import PowerCut
 from vdiff import mark, whole_folder
-from vdiff.errors import MachineError, ModelFileError
+from vdiff.errors import MachineError, ModelFileError, UsageError
+from vdiff.ours import Kind, anything
 
 MARK = "mark.json"
+KIND = Kind(MARK, re.compile(r"mark\.json|b\.txt|inner/(a\.txt)?"))
 
 
 def write(folder: Path, content: str) -> None:
@@ -23,7 +26,7 @@ def write(folder: Path, content: str) -> None:
         (target / "inner" / "a.txt").write_text(content * 3)
         (target / "b.txt").write_text(content)
 
-    whole_folder.write(folder, MARK, {"content": content}, fill, 5_000)
+    whole_folder.write(folder, KIND, {"content": content}, fill, 5_000)
 
 
 def content(folder: Path) -> str:
@@ -43,7 +46,7 @@ def names(folder: Path) -> list[str]:
 def test_a_text_is_replaced_in_one_step_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "a" / "status.json"
     for text in ("old\n", "naïve\r\nlines\n"):
-        whole_folder.write_text(path, text)
+        whole_folder.write_text(path, text, anything)
         assert path.read_bytes() == text.encode()
         assert names(path.parent) == ["status.json"]
 
@@ -59,7 +62,7 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(
     path.write_text("old")
     monkeypatch.setattr(os, step, refuse)
     with pytest.raises(MachineError, match=r"the disk is full: 3 bytes are needed, [\d,]+ are free") as found:
-        whole_folder.write_text(path, "new")
+        whole_folder.write_text(path, "new", anything)
     assert str(path) in str(found.value)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["recipe.yaml"]
@@ -68,16 +71,16 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(
 def test_a_folder_that_cannot_be_made_is_a_failure_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match="cannot write"):
-        whole_folder.write_text(tmp_path / "file" / "status.json", "new")
+        whole_folder.write_text(tmp_path / "file" / "status.json", "new", anything)
 
 
 def test_a_full_disk_is_told_also_where_not_even_the_first_folder_could_be_made(tmp_path: Path) -> None:
     with Disk(tmp_path, 0).in_use(), pytest.raises(MachineError, match="the disk is full"):
-        whole_folder.write_text(tmp_path / "a" / "b" / "status.json", "new")
+        whole_folder.write_text(tmp_path / "a" / "b" / "status.json", "new", anything)
 
 
 def test_what_a_killed_writer_of_a_text_left_is_removed(tmp_path: Path) -> None:
-    whole_folder.write_text(tmp_path / "status.json", "old")
+    whole_folder.write_text(tmp_path / "status.json", "old", anything)
     (tmp_path / ".status.json.partial-123-4").write_text("ne")
     whole_folder.clean(tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"status.json": "old"}
@@ -111,7 +114,7 @@ def test_a_power_cut_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path
 
     def look(states: list[Path]) -> None:
         for state in states:
-            whole_folder.clean(state)
+            whole_folder.clean(state, KIND)
             seen.add(content(state / "model") if (state / "model").exists() else "")
             assert names(state) in (["model"], [])
 
@@ -122,18 +125,18 @@ def test_a_power_cut_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path
 
 def test_a_power_cut_at_any_moment_leaves_the_old_text_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "disk" / "status.json"
-    whole_folder.write_text(path, "old")
+    whole_folder.write_text(path, "old", anything)
     seen = set()
 
     def look(states: list[Path]) -> None:
         for state in states:
-            whole_folder.clean(state)
+            whole_folder.clean(state, KIND)
             seen.add((state / "status.json").read_text())
             assert names(state) == ["status.json"]
 
     def work() -> None:
-        whole_folder.write_text(path, "middle")
-        whole_folder.write_text(path, "new")
+        whole_folder.write_text(path, "middle", anything)
+        whole_folder.write_text(path, "new", anything)
 
     cut = followed(path.parent, work, look, tmp_path / "states")
     assert seen == {"old", "middle", "new"}
@@ -163,8 +166,8 @@ def test_a_writer_and_then_the_cleaning_up_may_be_killed_at_any_call(tmp_path: P
         for second in range(1000):
             shutil.copytree(disk, tmp_path / "copy")
             with Disk(tmp_path / "copy", second, "killed").in_use() as cleaned, contextlib.suppress(Killed):
-                whole_folder.clean(tmp_path / "copy")
-            whole_folder.clean(tmp_path / "copy")
+                whole_folder.clean(tmp_path / "copy", KIND)
+            whole_folder.clean(tmp_path / "copy", KIND)
             seen.add(content(tmp_path / "copy" / "model"))
             assert names(tmp_path / "copy") == ["model"]
             shutil.rmtree(tmp_path / "copy")
@@ -187,7 +190,7 @@ def test_half_of_a_folder_that_was_replaced_never_comes_back(tmp_path: Path) -> 
             except Killed:
                 pass
         shutil.rmtree(disk / "model", ignore_errors=True)
-        whole_folder.clean(disk)
+        whole_folder.clean(disk, KIND)
         seen.add(content(disk / "model") if names(disk) else "")
     assert seen == {"", "old"}
 
@@ -250,17 +253,17 @@ def test_removing_is_one_step(tmp_path: Path) -> None:
         write(disk / "000000004", "new")
         with Disk(disk, number, "killed").in_use():
             try:
-                whole_folder.remove(disk / "000000002")
+                whole_folder.remove(disk / "000000002", KIND)
                 break
             except Killed:
                 pass
         if (disk / "000000002").exists():
             assert content(disk / "000000002") == "old"
-        whole_folder.clean(disk)
+        whole_folder.clean(disk, KIND)
         assert [content(path) for path in disk.iterdir()] in (["new"], ["old", "new"], ["new", "old"])
     assert number > 5
     assert names(disk) == ["000000004"]
-    whole_folder.remove(disk / "000000002")
+    whole_folder.remove(disk / "000000002", KIND)
 
 
 def test_a_power_cut_never_leaves_half_of_what_is_removed_under_its_name(tmp_path: Path) -> None:
@@ -272,7 +275,7 @@ def test_a_power_cut_never_leaves_half_of_what_is_removed_under_its_name(tmp_pat
 
     followed(
         tmp_path / "disk",
-        lambda: whole_folder.remove(tmp_path / "disk" / "000000002"),
+        lambda: whole_folder.remove(tmp_path / "disk" / "000000002", KIND),
         look,
         tmp_path / "states",
     )
@@ -281,22 +284,32 @@ def test_a_power_cut_never_leaves_half_of_what_is_removed_under_its_name(tmp_pat
     assert [] in seen
 
 
-def test_nothing_behind_a_link_is_read_replaced_or_removed(tmp_path: Path) -> None:
+def test_nothing_behind_a_link_is_read_replaced_or_removed_and_no_link_either(tmp_path: Path) -> None:
     write(tmp_path / "outside", "old")
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "model").symlink_to(tmp_path / "outside")
-    (tmp_path / "runs" / ".a.partial-1").symlink_to(tmp_path / "outside")
-    whole_folder.clean(tmp_path / "runs")
-    write(tmp_path / "runs" / "model", "new")
-    assert content(tmp_path / "runs" / "model") == "new"
+    for name in ("model", ".a.partial-1", ".b.partial-1-2"):
+        (tmp_path / "runs" / name).symlink_to(tmp_path / "outside")
+    (tmp_path / "runs" / "nowhere").symlink_to(tmp_path / "not there")
+    whole_folder.clean(tmp_path / "runs", KIND)
+    for name in ("model", "nowhere"):
+        for work in (write, lambda folder, _: whole_folder.remove(folder, KIND)):
+            with pytest.raises(UsageError, match=f"{name}` is there already, as a link"):
+                work(tmp_path / "runs" / name, "new")
     assert content(tmp_path / "outside") == "old"
-    assert names(tmp_path / "runs") == ["model"]
-    shutil.rmtree(tmp_path / "runs" / "model" / "inner")
-    for aim in (tmp_path / "outside" / "inner", tmp_path / "runs" / "model" / "inner"):
-        (tmp_path / "runs" / "model" / "inner").symlink_to(aim)
+    assert names(tmp_path / "runs") == [".a.partial-1", ".b.partial-1-2", "model", "nowhere"]
+    assert all(path.is_symlink() for path in (tmp_path / "runs").iterdir())
+
+
+def test_a_link_inside_a_folder_is_damage(tmp_path: Path) -> None:
+    for name in ("outside", "model"):
+        write(tmp_path / name, "old")
+    inner = tmp_path / "model" / "inner"
+    shutil.rmtree(inner)
+    for aim in (tmp_path / "outside" / "inner", inner):
+        inner.symlink_to(aim)
         with pytest.raises(ModelFileError, match=r"inner/a\.txt: (leads out of the folder|missing)"):
-            content(tmp_path / "runs" / "model")
-        (tmp_path / "runs" / "model" / "inner").unlink()
+            content(tmp_path / "model")
+        inner.unlink()
 
 
 def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vdiff.ours import beginning
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -25,6 +28,14 @@ def packed(arrays: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file, which may be damaged, holds `packed` bytes: an array comes first, not compressed."""
+    return _FIRST.match(beginning(path, 100)) is not None
+
+
+_FIRST = re.compile(rb"PK\x03\x04.{4}\0\0.{20}[a-z_]+\.npy", re.DOTALL)
 
 
 def read(path: Path) -> Arrays | None:

@@ -5,9 +5,10 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from vdiff import checkpoint, savepoint, whole_folder
+from vdiff import checkpoint, run_contents, savepoint, whole_folder
 from vdiff.checkpoint import ModelCard, is_model_folder
 from vdiff.errors import ModelFileError, Stopped, UsageError
+from vdiff.model_card import MODEL
 from vdiff.plan import BASE, Stage, chosen, doubts, plan, stages_after, trajectory
 from vdiff.run_folder import RunFolder
 from vdiff.stage_run import Surroundings, make
@@ -42,7 +43,7 @@ class Chain:
 
     def _go(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> list[ModelCard]:
         done = {stage.name for stage in stages if not force and self._is_finished(stage)}
-        self._refuse_to_replace([] if force else stages)
+        self._refuse_to_replace([stage for stage in stages if stage.name not in done], force)
         self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
         if len(done) < len(stages):
             self._surroundings.recipe.data.open()  # a missing store is told before anything is written
@@ -91,10 +92,14 @@ class Chain:
             number = self._surroundings.stop() or signal.SIGTERM  # 0 where another process was told
             raise Stopped(number, f"`{stage.name}` is complete, the next stage is not begun")
 
-    def _refuse_to_replace(self, stages: Sequence[Stage]) -> None:
-        """ModelFileError for what would be made anew although only the mark of the model that is there is missing."""
+    def _refuse_to_replace(self, stages: Sequence[Stage], force: bool) -> None:
+        """Errors, before any work: UsageError for what vdiff did not make, in a place where something is to be left.
+
+        ModelFileError for what would be made anew although only the mark of the model that is there is missing.
+        """
+        self.run.refuse_to_replace([stage.name for stage in stages], self._surroundings.text)
         lost = {stage.name for stage in stages} & set(self.run.unmarked())
-        if lost:
+        if lost and not force:
             folder = self.run.model(min(lost))
             fix = "put its vdiff.json back, move the folder away, or add --force to make it again"
             raise ModelFileError(f"`{folder}` has no vdiff.json: it cannot be told whether it is whole", fix, folder)
@@ -103,15 +108,13 @@ class Chain:
         """Copy the recipe into the run, and forget the stages that are to be made again."""
         if self._surroundings.machine.is_first:
             self.run.path.mkdir(parents=True, exist_ok=True)
-            text = self._surroundings.text
-            if not self.run.recipe.exists() or self.run.recipe.read_bytes() != text.encode():
-                whole_folder.write_text(self.run.recipe, text)
+            run_contents.write_recipe(self.run.path, self._surroundings.text, self._progress.note)
             places = [place for stage in unwanted for place in (self.run.model(stage.name), self.run.saves(stage.name))]
             if any(place.exists() for place in places):
                 trackers.begin_anew(self.run.tracker)
             for stage in unwanted:
                 savepoint.clear(self.run.saves(stage.name))
-                whole_folder.remove(self.run.model(stage.name))
+                whole_folder.remove(self.run.model(stage.name), MODEL)
         self._surroundings.machine.wait()
 
     def _keep(self, stage: Stage, teacher: Path | None) -> ModelCard:

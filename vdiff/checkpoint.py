@@ -21,7 +21,7 @@ from vdiff.diffusion.schedule import Schedule
 from vdiff.errors import DivergedError, ModelFileError, UsageError
 from vdiff.headers.facts import FormatError
 from vdiff.headers.safetensors_header import read_header
-from vdiff.model_card import CONFIG, MARK, WEIGHTS, ModelCard, damage, is_model_folder, read_card
+from vdiff.model_card import CONFIG, MARK, MODEL, WEIGHTS, ModelCard, damage, is_model_folder, read_card
 from vdiff.networks import NETWORKS
 from vdiff.networks.sharded import on_host
 from vdiff.recipe import DiffusionSection
@@ -58,7 +58,8 @@ def save(
     """Write a model folder whole.
 
     extra: puts further files (pictures) into it.   weights: those of the network, where other processes have a share of
-    them.   Errors: DivergedError for weights that are not finite; MachineError.
+    them.   Errors: DivergedError for weights that are not finite; MachineError; UsageError for another thing that is
+    there and was not made by vdiff.
     """
     if weights is None:
         weights = on_host(denoiser.network.state_dict(), copy=False)
@@ -90,7 +91,7 @@ def save(
     facts = {**asdict(card), "versions": _versions(), "made_by": f"vdiff {__version__}"}
     facts.pop("files")
     unlisted = (diffusers_folder.README,)
-    return model_card.parse(whole_folder.write(folder, MARK, facts, fill, num_bytes(weights), unlisted), folder)
+    return model_card.parse(whole_folder.write(folder, MODEL, facts, fill, num_bytes(weights), unlisted), folder)
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import __version__
+from vdiff import __version__, whole_folder
 from vdiff.checkpoint import Checkpoint
 from vdiff.errors import UsageError
 from vdiff.images import encode, grid, to_uint8, write_gif, write_png
+from vdiff.ours import is_archive
 from vdiff.randomness import Randomness
 from vdiff.samplers.draw import draw
 from vdiff.samplers.walk import Sampler
@@ -130,15 +131,16 @@ def output(path: Path, facts: Mapping[str, str], labels: Tensor | None = None) -
     """The form that a name asks for: `.png` a grid, `.npz` arrays, `.zip` an archive of PNGs, else a folder of them.
 
     A file is there when everything went well, and not at all otherwise.
+    Errors: MachineError; UsageError for a file that is there and that vdiff did not make.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    whole_folder.make(path.parent)
+    whole_folder.forget_leftovers(path.parent, path.name)
     form = _form(path, facts, labels)
     try:
         yield form
         form.close()
     except BaseException:
         form.abandon()
-        _beside(path).unlink(missing_ok=True)
         raise
 
 
@@ -168,6 +170,7 @@ class _Folder:
     def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
         self._path, self._facts, self._name = path, facts, _Names()
         path.mkdir(exist_ok=True)
+        whole_folder.forget_leftovers(path)
 
     def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
         for picture, seed in zip(pictures, seeds, strict=True):
@@ -180,8 +183,8 @@ class _Folder:
 
 class _Archive:
     def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
-        self._path, self._beside, self._name = path, _beside(path), _Names()
-        self._zip = zipfile.ZipFile(self._beside, "w", zipfile.ZIP_STORED)  # PNGs are compressed already
+        self._path, self._beside, self._name = path, whole_folder.free_beside(path), _Names()
+        self._zip = zipfile.ZipFile(self._beside, "x", zipfile.ZIP_STORED)  # PNGs are compressed already
         self._zip.comment = "\n".join(f"{name}: {value}" for name, value in facts.items()).encode()[:65535]
 
     def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
@@ -190,11 +193,12 @@ class _Archive:
 
     def close(self) -> None:
         self._zip.close()
-        self._beside.replace(self._path)
+        whole_folder.publish_file(self._beside, self._path, is_archive)
 
     def abandon(self) -> None:
         with contextlib.suppress(OSError):
             self._zip.close()  # else it would try when it is forgotten, and complain where nobody hears it
+        self._beside.unlink(missing_ok=True)
 
 
 class _Arrays:
@@ -216,8 +220,7 @@ class _Arrays:
         if self._labels is not None:
             arrays["labels"] = self._labels.numpy()
         np.savez_compressed(content, **arrays)
-        _beside(self._path).write_bytes(content.getvalue())
-        _beside(self._path).replace(self._path)
+        whole_folder.write_bytes(self._path, content.getvalue(), is_archive, is_flushed=False)
 
     def abandon(self) -> None: ...
 
@@ -256,7 +259,3 @@ def ranges(seeds: Sequence[int]) -> str:
     if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"{seeds[0]}-{seeds[-1]}"
     return ",".join(map(str, seeds))
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")

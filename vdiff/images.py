@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from vdiff.errors import MachineError
+from vdiff import __version__, whole_folder
+from vdiff.ours import is_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,7 +170,10 @@ def grid(images: Tensor, columns: int | None = None, padding: int = 2, scale: in
 
 
 def write_png(path: Path, image: Tensor, text: Mapping[str, str] | None = None) -> None:
-    """Write uint8 [C, H, W] as a PNG that carries `text`, whole or not at all; MachineError if the disk refuses."""
+    """Write uint8 [C, H, W] as a PNG that carries `text`, whole or not at all.
+
+    Errors: MachineError if the disk refuses; UsageError for a file that is there and no picture of vdiff.
+    """
     _write_picture(path, to_picture(image.cpu().numpy()), text or {})
 
 
@@ -205,13 +208,14 @@ def write_gif(path: Path, frames: Tensor, milliseconds: int = 80) -> None:
     """
     first, *rest = [to_picture(frame) for frame in on_white(frames).cpu().numpy()]
     file = io.BytesIO()
-    first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    about = f"vdiff {__version__}"
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0, comment=about)
     _write_whole(path, file.getvalue())
 
 
 def _write_picture(path: Path, picture: Picture, text: Mapping[str, str]) -> None:
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
-    for key, value in text.items():
+    for key, value in {"Software": f"vdiff {__version__}", **text}.items():
         info.add_text(key, value)
     picture.save(file, "PNG", pnginfo=info)
     _write_whole(path, file.getvalue())
@@ -251,10 +255,4 @@ def _over_white(picture: Picture, mode: str) -> Picture:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as err:
-        temporary.unlink(missing_ok=True)
-        raise MachineError(f"cannot write `{path}`: {err.strerror}", "choose a folder that can be written to") from err
+    whole_folder.write_bytes(path, data, is_picture, is_flushed=False)

@@ -48,6 +48,20 @@ def refuse_if_held(folder: Path) -> None:
         raise _in_use(holder, folder)
 
 
+def is_signed(folder: Path) -> bool:
+    """Whether a process of vdiff holds the lock of `folder` or held it last."""
+    try:
+        descriptor = os.open(folder / FILE, _FLAGS | os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return bool(_signature(descriptor))
+    except OSError:  # of a folder in its place
+        return False
+    finally:
+        os.close(descriptor)
+
+
 class _Lock:
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / FILE

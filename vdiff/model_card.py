@@ -1,5 +1,6 @@
 """What a model folder says about itself, in `vdiff.json`, and whether that can be believed. No torch here."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,32 @@ from pydantic import AfterValidator, BaseModel, Field, StrictBool, TypeAdapter, 
 
 from vdiff import distribution, whole_folder
 from vdiff.errors import ModelFileError
+from vdiff.ours import Kind, beginning, is_picture
 
 FORMAT = 1
 MARK = "vdiff.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 CONFIG = "unet/config.json"
+
+
+def _is_proven(folder: Path) -> bool:
+    """Whether vdiff made a model folder without a mark: diffusers gives its files the same names, others' contents."""
+    is_ours = _SCHEDULER.match(beginning(folder / "scheduler/scheduler_config.json", 200)) is not None
+    return is_ours or (folder / MARK).is_file() or is_picture(folder / "samples.png")
+
+
+_SCHEDULER = re.compile(rb'\{\n  "_class_name": "\w+",\n  "_diffusers_version": "[\d.]+",\n  "num_train_timesteps": ')
+"""diffusers sorts the keys."""
+
+MODEL = Kind(
+    MARK,
+    re.compile(
+        r"vdiff\.json|model_index\.json|README\.md|samples\.png|scheduler/(scheduler_config\.json)?"
+        r"|unet/(config\.json|diffusion_pytorch_model\.safetensors)?"
+    ),
+    _is_proven,
+)
+"""How vdiff knows a model folder that it made."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Word = Annotated[str, Field(max_length=200, pattern=r"^[^\n\r\t]*$")]

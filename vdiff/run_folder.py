@@ -1,15 +1,16 @@
 """The run folder: where recipe, log, model folders and saves of one chain lie, and who works in it."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from vdiff import lock, whole_folder
+from vdiff import lock, run_contents, whole_folder
 from vdiff.errors import MachineError, ModelFileError
-from vdiff.model_card import CONFIG, WEIGHTS, is_model_folder, read_card
+from vdiff.model_card import CONFIG, MODEL, WEIGHTS, is_model_folder, read_card
+from vdiff.run_contents import LOG, RECIPE, SAVE, SAVES, STATE, STATUS
 
-STATE = "state.json"
-"""The file of a point to resume from that tells its update and its files."""
+__all__ = ["SAVE", "STATE", "RunFolder", "points"]
 
 
 class RunFolder:
@@ -17,9 +18,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.recipe = path / "recipe.yaml"
-        self.log = path / "log.jsonl"
-        self.status = path / "status.json"
+        self.recipe = path / RECIPE
+        self.log = path / LOG
+        self.status = path / STATUS
         self.previews = path / "previews"
         self.tracker = path / "tracker"
         self.evaluation = path / "evaluation"
@@ -54,7 +55,7 @@ class RunFolder:
 
     def is_begun(self) -> bool:
         """Whether a run has worked here: a recipe alone does not make a run."""
-        return any((self.path / name).exists() for name in (lock.FILE, "log.jsonl", "saves")) or bool(self.models())
+        return any((self.path / name).exists() for name in (lock.FILE, LOG, "saves")) or bool(self.models())
 
     def models(self) -> list[str]:
         """Names of the finished model folders: the base first, then the students in order."""
@@ -80,27 +81,41 @@ class RunFolder:
         )
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
         """Keep other runs out of the folder; what a killed one left half-written is removed.
 
-        Errors: InUseError; MachineError for a link in the place of a folder that is written to.
+        say: told of a damaged file that is kept under another name.
+        Errors: InUseError; MachineError for a link in the place of a folder that is written to; UsageError for
+        anything there that vdiff did not make.
         Folders that were made for it go again when nothing was written into them.
         """
         with lock.held(self.path):
             own = (self.path / "saves", *(self.path / "saves").glob("[!.]*"))
             _refuse_links([*own, self.previews, self.tracker, self.evaluation, self.log])
-            for folder in (self.path, *own):
-                whole_folder.clean(folder)
+            run_contents.refuse_strangers(self.path, say)
+            whole_folder.clean(self.path, MODEL)
+            whole_folder.clean(own[0], SAVES)
+            for folder in own[1:]:
+                whole_folder.clean(folder, SAVE)
+            whole_folder.clean(self.previews)
             yield
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Keep other evaluations out, while a training may go on.   Errors: InUseError, MachineError as in `lock`."""
         _refuse_links([self.evaluation, *self.evaluation.glob("*"), *self.evaluation.glob("samples/*")])
+        run_contents.refuse_strange_evaluation(self.path)
         with lock.held(self.evaluation):
             for folder in (self.evaluation, *self.evaluation.glob("*/"), *self.evaluation.glob("samples/*/")):
                 whole_folder.clean(folder)
             yield
+
+    def refuse_to_replace(self, stages: Sequence[str], recipe: str) -> None:
+        """UsageError for what vdiff did not make and these stages would replace, or delete.   recipe: to be written."""
+        for name in stages:
+            MODEL.refuse_stranger(self.model(name), run_contents.OTHER_RUN)
+            run_contents.refuse_strange_saves(self.saves(name))
+        run_contents.check_recipe(self.path, recipe)
 
     def is_at_work(self) -> bool:
         """Whether a process holds the lock."""
@@ -117,4 +132,5 @@ def _refuse_links(paths: Sequence[Path]) -> None:
 
 def points(saves: Path) -> list[Path]:
     """The points to resume from in a stage's folder of saves, newest first by update number: clocks jump."""
-    return sorted((path for path in saves.glob("[0-9]*") if path.is_dir() and not path.is_symlink()), reverse=True)
+    named = (path for path in saves.glob("[0-9]*") if re.fullmatch(r"\d{9,}", path.name))
+    return sorted((path for path in named if path.is_dir() and not path.is_symlink()), reverse=True)

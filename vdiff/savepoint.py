@@ -15,7 +15,7 @@ from vdiff import whole_folder
 from vdiff.checkpoint import load_tensors, num_bytes, save_tensors
 from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
 from vdiff.networks.sharded import on_host, own
-from vdiff.run_folder import STATE, points
+from vdiff.run_folder import SAVE, STATE, points
 
 NUM_KEPT = 2
 
@@ -147,9 +147,9 @@ def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
             save_tensors(target / f"{part}.safetensors", dict(named))
 
     size = sum(map(num_bytes, tensors.values()))
-    whole_folder.write(folder / f"{facts['update']:09d}", STATE, facts, fill, size)  # which reads it back
+    whole_folder.write(folder / f"{facts['update']:09d}", SAVE, facts, fill, size)  # which reads it back
     for old in points(folder)[NUM_KEPT:]:
-        whole_folder.remove(old)
+        _forget(old)
 
 
 def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], None]) -> SavePoint | None:
@@ -171,14 +171,22 @@ def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], Non
 
 
 def clear(folder: Path) -> None:
-    """Forget the saves of a stage that is complete."""
-    whole_folder.remove(folder)
+    """Forget the saves of a stage that is complete. What vdiff did not make stays, and what holds it."""
+    for point in points(folder):
+        _forget(point)
+    with contextlib.suppress(OSError):  # it holds something else, or is not there
+        folder.rmdir()
+
+
+def _forget(point: Path) -> None:
+    with contextlib.suppress(UsageError):  # somebody put something into it: that is no reason to end a training
+        whole_folder.remove(point, SAVE)
 
 
 def keep_last(folder: Path) -> None:
     """Forget the saves of a stage that is complete, all but the last, from which a longer one can go on."""
     for old in points(folder)[1:]:
-        whole_folder.remove(old)
+        whole_folder.remove(old, SAVE)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

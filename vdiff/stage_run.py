@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdiff import checkpoint, savepoint
+from vdiff import checkpoint, run_contents, savepoint
 from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.data.loader import Batch, Images, batches
 from vdiff.diffusion.denoiser import Denoiser
@@ -233,7 +233,7 @@ class StageRun:
         picture = self._draw(self._learner.result())
         if self._machine.is_first:
             self._run.previews.mkdir(exist_ok=True)
-            write_png(self._run.previews / f"{self._stage.name}-{self._learner.update:07d}.png", picture)
+            write_png(run_contents.preview(self._run.previews, self._stage.name, self._learner.update), picture)
             self._show(trackers, picture)
 
     def _show(self, trackers: Trackers, picture: Tensor) -> None:

@@ -15,6 +15,7 @@ from typing import Literal, Self
 
 from vdiff import __version__, whole_folder
 from vdiff.errors import ModelFileError, UsageError, VdiffError
+from vdiff.run_contents import is_status
 from vdiff.training.report import Progress, StageRow
 
 State = Literal["running", "done", "stopped", "failed", "killed"]
@@ -150,7 +151,7 @@ class Recorder:
         self._status = replace(self._status, changed=_now(), seconds=dict(self._seconds), **changes)  # type: ignore[arg-type]
         self._written = time.monotonic()
         with contextlib.suppress(VdiffError):  # what matters is said by whoever cannot save
-            whole_folder.write_text(self._path, json.dumps(asdict(self._status), indent=1) + "\n")
+            whole_folder.write_text(self._path, json.dumps(asdict(self._status), indent=1) + "\n", is_status)
 
 
 def _now() -> str:

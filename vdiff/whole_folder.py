@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import threading
@@ -12,15 +13,22 @@ from typing import Any
 
 from vdiff.errors import MachineError, ModelFileError
 from vdiff.mark import damage, manifest, read, read_json, sealed, sha256_of
+from vdiff.ours import IsOurs, Kind, refuse_strange_file, strange
 
 __all__ = [
     "check",
     "clean",
     "damage",
     "flush_one",
+    "forget_leftovers",
+    "free_beside",
+    "is_leftover",
+    "is_taken",
     "make",
+    "publish_file",
     "read",
     "read_json",
+    "refusals",
     "remove",
     "sealed",
     "sha256_of",
@@ -31,31 +39,34 @@ __all__ = [
 
 _BESIDE = ".partial-"
 _OLD = "old-"
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.partial-(?P<old>old-)?\d+(-\d+)*", re.DOTALL)
+_AGAIN = "move it away, and type the same command again: what was done until now is kept"
 
 
 def write(
     target: Path,
-    mark: str,
+    kind: Kind,
     facts: Mapping[str, Any],
     fill: Callable[[Path], None],
     num_bytes: int,
     unlisted: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Make the folder `target` with what `fill` puts into it and the file `mark`, which comes last.
+    """Make the folder `target` with what `fill` puts into it and the mark of its kind, which comes last.
 
-    mark: name of the JSON file that holds `facts` and `files`: {relative path: {size, sha256}}. Returns its content.
-    A folder that was there before is replaced, once the new one has been read back from the disk.
+    The mark is a JSON file that holds `facts` and `files`: {relative path: {size, sha256}}. Returns its content.
+    A folder of the kind that was there before is replaced, once the new one has been read back from the disk.
     num_bytes: about how many it will have, to be told where the disk is full.
     unlisted: files that the mark does not vouch for, as people may change them.
-    Errors: MachineError when the disk refuses; the old folder is there then, and nothing beside it.
+    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make; what was there before is there
+    then, and nothing beside it.
     """
-    with _beside(target, num_bytes) as folder:
+    with _beside(target, kind, num_bytes) as folder:
         fill(folder)
         content = {**facts, "files": {name: file for name, file in manifest(folder).items() if name not in unlisted}}
-        (folder / mark).write_text(sealed(content), encoding="utf-8")
+        (folder / kind.mark).write_text(sealed(content), encoding="utf-8")
         _flush(folder)
-        check(folder, mark, target)
-        _publish(folder, target)
+        check(folder, kind.mark, target)
+        _publish(folder, target, kind)
     return content
 
 
@@ -76,72 +87,127 @@ def check(folder: Path, mark: str, target: Path | None = None) -> None:
         raise MachineError(problem, "look at the disk's health, or write to another disk", "; ".join(found[1:3]))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, is_ours: IsOurs) -> None:
     """Make or replace the file `path` in one step: a reader finds the old text or the new one, also after a power cut.
 
-    Errors: MachineError when the disk refuses; the old text is still there then, and nothing beside it.
+    is_ours: whether the file that is there was made by vdiff; any other is not replaced.
+    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make; the old text is still there
+    then, and nothing beside it.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), is_ours)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """As `write_text`, with bytes."""
-    beside = _name_beside(path)
+def write_bytes(path: Path, data: bytes, is_ours: IsOurs, is_flushed: bool = True) -> None:
+    """As `write_text`, with bytes. is_flushed: not, for what is quickly made again after a power cut."""
     with refusals(path, len(data)):
         make(path.parent)
+        beside = free_beside(path)
         try:
-            with beside.open("wb") as file:
+            with beside.open("xb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            flush_one(path.parent)
+                if is_flushed:
+                    file.flush()
+                    os.fsync(file.fileno())
+            publish_file(beside, path, is_ours)
+            if is_flushed:
+                flush_one(path.parent)
         finally:
-            _delete(beside)
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
 
 
-def clean(parent: Path) -> None:
-    """Remove what writers that were killed left beside their targets in `parent`, and put back what they set aside."""
+def publish_file(beside: Path, path: Path, is_ours: IsOurs) -> None:
+    """Give the finished file `beside` its name.   Errors: UsageError for what vdiff did not make; OSError."""
+    refuse_strange_file(path, is_ours)
+    beside.replace(path)
+
+
+def forget_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what processes of this machine that have ended left in `folder` of files that they wrote.
+
+    name: of the file; None for any.
+    """
+    for leftover in folder.glob(f".*{_BESIDE}*"):
+        found = _LEFTOVER.fullmatch(leftover.name)
+        if found is not None and name in (None, found["name"]) and is_leftover(leftover) and not _is_alive(leftover):
+            leftover.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is what a writer of a file left, or what it is writing: nobody else gives such a name."""
+    found = _LEFTOVER.fullmatch(path.name)
+    return found is not None and not found["old"] and path.is_file() and not path.is_symlink()
+
+
+def clean(parent: Path, kind: Kind | None = None) -> None:
+    """Remove what writers that were killed left beside their targets in `parent`, and put back what they set aside.
+
+    kind: of the folders that are made there. What has another name, or holds anything else, stays as it is.
+    """
     for leftover in parent.glob(f".*{_BESIDE}*"):
-        name, _, kind = leftover.name.removeprefix(".").partition(_BESIDE)
-        if kind.startswith(_OLD) and not os.path.lexists(parent / name):
-            leftover.rename(parent / name)
-        else:
-            _delete(leftover)
+        found = _LEFTOVER.fullmatch(leftover.name)
+        if found is None:
+            continue
+        if found["old"] and not os.path.lexists(parent / found["name"]):
+            leftover.rename(parent / found["name"])
+        elif kind is not None and kind.is_leftover(leftover):
+            kind.delete(leftover)
+        elif is_leftover(leftover):
+            leftover.unlink(missing_ok=True)
 
 
-def remove(folder: Path) -> None:
+def remove(folder: Path, kind: Kind) -> None:
     """Remove a folder in one step, if it is there: one that is half removed is never found under its name.
 
-    What a kill leaves of it is for `clean`.   Errors: MachineError.
+    What a kill leaves of it is for `clean`.   Errors: MachineError; UsageError for what vdiff did not make.
     """
-    if os.path.lexists(folder):
-        with refusals(folder):
-            beside = _name_beside(folder)
-            _delete(beside)
-            try:
-                folder.rename(beside)
-                flush_one(folder.parent)  # else its files may be gone and its name back after a power cut
-            finally:
-                _delete(beside)
+    with refusals(folder):
+        old = _set_aside(folder, kind)
+        if old is None:
+            return
+        beside = free_beside(folder)
+        try:
+            old.rename(beside)  # no longer a name that `clean` would put back when it is half removed
+        except OSError:
+            _put_back(old, folder)
+            raise
+        try:
+            flush_one(folder.parent)  # else its files may be gone and its name back after a power cut
+        finally:
+            kind.delete(beside)
 
 
 @contextlib.contextmanager
-def _beside(target: Path, num_bytes: int) -> Iterator[Path]:
-    folder = _name_beside(target)
+def _beside(target: Path, kind: Kind, num_bytes: int) -> Iterator[Path]:
     with refusals(target, num_bytes):
+        make(target.parent)
+        folder = free_beside(target)
         try:
-            make(target.parent)
-            _delete(folder)
             folder.mkdir()
             yield folder
         finally:
-            _delete(folder)
+            kind.delete(folder)
 
 
-def _name_beside(target: Path, kind: str = "") -> Path:
-    """Where it is written, or set aside; threads of one process do not meet."""
-    return target.with_name(f".{target.name}{_BESIDE}{kind}{os.getpid()}-{threading.get_native_id()}")
+def free_beside(target: Path, aside: str = "") -> Path:
+    """Where it is written, or set aside; processes and threads do not meet, and nothing is there."""
+    name = f".{target.name}{_BESIDE}{aside}{os.getpid()}-{threading.get_native_id()}"
+    place, number = target.with_name(name), 0
+    while os.path.lexists(place):
+        number += 1
+        place = target.with_name(f"{name}-{number}")
+    return place
+
+
+def _is_alive(leftover: Path) -> bool:
+    """Whether the process that a leftover is named after is at work."""
+    try:
+        os.kill(int(leftover.name.rpartition(_BESIDE)[2].split("-")[0]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -160,41 +226,48 @@ def refusals(target: Path, num_bytes: int = 0) -> Iterator[None]:
         raise MachineError(f"cannot write `{target}`: {err.strerror or err}", fix) from err
 
 
-def _publish(folder: Path, target: Path) -> None:
+def _publish(folder: Path, target: Path, kind: Kind) -> None:
     """Give the finished `folder` its name; whatever fails, what had that name before has it again."""
-    old = _set_aside(target)
+    old = _set_aside(target, kind)
     try:
         folder.rename(target)
         flush_one(target.parent)
-    except BaseException:
+    except BaseException as err:
         if not folder.exists():
             target.rename(folder)
         if old is not None:
-            old.rename(target)
+            _put_back(old, target)
+        if isinstance(err, OSError) and err.errno in _TAKEN:  # within this moment
+            raise strange(target, target, _AGAIN) from err
         raise
     if old is not None:
         try:
             old.rename(folder)  # no longer a name that `clean` would put back when it is half removed
         except OSError:
-            _delete(old)
+            kind.delete(old)
 
 
-def _set_aside(target: Path) -> Path | None:
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
+
+def _set_aside(target: Path, kind: Kind) -> Path | None:
+    """Where a folder of this kind lies now, None if there was none.   Errors: UsageError for anything else."""
     if not os.path.lexists(target):
         return None
-    old = _name_beside(target, _OLD)
-    _delete(old)
+    kind.refuse_stranger(target, _AGAIN)
+    old = free_beside(target, _OLD)
     target.rename(old)
+    try:
+        kind.refuse_stranger(old, _AGAIN, target)  # somebody may have put another one there meanwhile
+    except BaseException:
+        _put_back(old, target)
+        raise
     return old
 
 
-def _delete(path: Path) -> None:
-    """As far as the disk allows; of a link, only the link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+def _put_back(old: Path, target: Path) -> None:
+    if not os.path.lexists(target):
+        old.rename(target)
 
 
 def make(folder: Path, made: list[Path] | None = None) -> None:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vdiff.cli import completion
+from vdiff.cli import completion, outputs
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, RunOption, run_folder
 from vdiff.errors import UsageError
+from vdiff.ours import is_picture
 
 if TYPE_CHECKING:
     from vdiff.model_card import ModelCard
@@ -97,22 +98,25 @@ def _check(cards: "tuple[ModelCard, ModelCard]", names: tuple[str, str], steps: 
 
 
 def _check_target(out: Path, force: bool) -> None:
-    from vdiff.cli.report import check_replaceable
+    from vdiff.reporting.page import is_ours
 
     if out.suffix not in (".png", ".html"):
         raise UsageError(f"`{out.name}` names no form that a comparison has", "end it in .png or .html", "--out")
-    if out.suffix == ".html" or out.is_dir():
-        check_replaceable(out, force)
-    elif out.exists() and not force:
-        raise UsageError(f"`{out}` is there already", "`--force` overwrites it, `--out` names another place", "--out")
+    if out.suffix == ".html":
+        outputs.check_file(out, is_ours, force=True)
+    else:
+        outputs.check_file(out, is_picture, force)
 
 
 def _write(found: "Pair", out: Path) -> None:
     from vdiff import whole_folder
     from vdiff.reporting import pair
+    from vdiff.reporting.page import is_ours
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pair.write_grid(out, found) if out.suffix == ".png" else whole_folder.write_text(out, pair.html(found))
+    if out.suffix == ".png":
+        pair.write_grid(out, found)
+    else:
+        whole_folder.write_text(out, pair.html(found), is_ours)
 
 
 def _tell_plan(names: tuple[str, str], out: Path, count: int) -> None:

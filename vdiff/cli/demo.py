@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from vdiff.cli import outputs
 from vdiff.cli.options import mode
+from vdiff.ours import anything, is_picture, nothing
 
+RECIPE = "recipe.yaml"
 PICTURE = "digits.png"
 REPORT = "report.html"
 
@@ -36,6 +39,7 @@ def demo(
     from vdiff.digits import write_folder
 
     begun = time.monotonic()
+    _check(out)
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)
     _recipe_here()
@@ -55,13 +59,26 @@ def demo(
         console.emit_json({"picture": str(out / PICTURE), "report": str(out / REPORT), "stages": stages})
 
 
+def _check(out: Path) -> None:
+    """UsageError for what vdiff did not make, in the place of anything that the demo leaves in its folder."""
+    from vdiff.digits import check_folder
+    from vdiff.reporting.page import is_ours
+
+    outputs.check_parents(out / RECIPE)
+    if not (out / RECIPE).is_file():  # any recipe is kept
+        outputs.check_file(out / RECIPE, anything, force=True)
+    check_folder(out / "digits")
+    outputs.check_file(out / PICTURE, is_picture, force=True)
+    outputs.check_file(out / REPORT, is_ours, force=True)
+
+
 def _recipe_here() -> None:
     """The shipped recipe in this folder; one that somebody has changed is kept."""
     from vdiff import recipe_text, whole_folder
 
-    here = Path("recipe.yaml")
+    here = Path(RECIPE)
     if not here.exists():
-        whole_folder.write_text(here, recipe_text.shipped()["digits"].read_text("utf-8"))
+        whole_folder.write_text(here, recipe_text.shipped()["digits"].read_text("utf-8"), nothing)
 
 
 def _prepare(changes: list[str] | None) -> None:

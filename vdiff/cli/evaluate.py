@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from vdiff.cli import completion, console, session
+from vdiff.cli import completion, console, outputs, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import DataError, UsageError
@@ -101,6 +101,9 @@ def evaluate(
             return None
         lock = folder.evaluating if folder is not None else contextlib.nullcontext
         return _work(evaluation, table_path, lock, (device, parsed.sample.cuda_graphs), force, keep_samples)
+
+
+_OTHER_TABLE = "move it away: the table of a run has this name"
 
 
 def _models(places: Sequence[str]) -> list[str]:
@@ -215,6 +218,9 @@ def _work(
         metrics, earlier = {}, Earlier()
         if machine.is_first:
             stack.enter_context(lock())
+            evaluation.refuse_strangers()
+            if table_path is not None:
+                outputs.check_file(table_path, table.is_ours, force=True, fix=_OTHER_TABLE)
             metrics = evaluation.ready(machine.device, looking)
             _warn_of_few(evaluation)
             earlier = _earlier(evaluation.protocol(metrics), table_path, force)

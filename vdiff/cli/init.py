@@ -1,11 +1,12 @@
 """`vdiff init`: a recipe to start from, which editors understand."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vdiff.cli import completion
+from vdiff.cli import completion, outputs
 from vdiff.cli.options import DryRunOption, ForceOption, mode
 from vdiff.errors import UsageError
 
@@ -24,6 +25,7 @@ def init(
     """Write a recipe to start from
 
     The copy's first line points editors at the JSON schema of recipes, which is written beside it, in .vdiff/.
+    Of `digits`, the pictures are written too.
 
     Examples:
       vdiff init digits
@@ -36,8 +38,10 @@ def init(
     if name not in shipped:
         near = failures.nearest(name, shipped)
         raise UsageError(f"there is no shipped recipe `{name}`{near}", f"take one of: {', '.join(shipped)}")
-    if output.exists() and not force:
-        raise UsageError(f"`{output}` is there already", "`--force` overwrites it, `--out` names another file", output)
+    outputs.check_file(output, _is_our_recipe, force)
+    outputs.check_file(output.parent / SCHEMA, _is_schema, force=True)
+    if name == "digits":
+        _check_digits(output.parent / "digits")
     if not dry_run:
         _write(shipped[name].read_text("utf-8"), output)
         if name == "digits":
@@ -45,6 +49,12 @@ def init(
     console.say(f"{'would write' if dry_run else 'wrote'} `{output}` and `{output.parent / SCHEMA}`", "green")
     if mode.json:
         console.emit_json({"recipe": str(output), "schema": str(output.parent / SCHEMA), "dry_run": dry_run})
+
+
+def _check_digits(folder: Path) -> None:
+    from vdiff.digits import check_folder
+
+    check_folder(folder)
 
 
 def _write_digits(folder: Path) -> None:
@@ -60,5 +70,27 @@ def _write(text: str, output: Path) -> None:
     from vdiff.cli.recipes import schema_text
 
     lines = [line for line in text.splitlines(keepends=True) if not line.startswith("# yaml-language-server:")]
-    whole_folder.write_text(output.parent / SCHEMA, schema_text())
-    whole_folder.write_text(output, "".join([f"# yaml-language-server: $schema={SCHEMA.as_posix()}\n", *lines]))
+    whole_folder.write_text(output.parent / SCHEMA, schema_text(), _is_schema)
+    whole_folder.write_text(output, "".join([f"{_FIRST_LINE}\n", *lines]), _is_our_recipe)
+
+
+_FIRST_LINE = f"# yaml-language-server: $schema={SCHEMA.as_posix()}"
+
+
+def _is_our_recipe(path: Path) -> bool:
+    """Whether a recipe was written by this command, and maybe changed, or is a shipped one word for word."""
+    from vdiff import recipe_text
+
+    data = path.read_bytes()
+    is_shipped = any(data == shipped.read_bytes() for shipped in recipe_text.shipped().values())
+    return is_shipped or data.startswith(_FIRST_LINE.encode())
+
+
+def _is_schema(path: Path) -> bool:
+    """Whether a file is the schema of recipes, of this version or another one."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    properties = content.get("properties") if isinstance(content, dict) else None
+    return isinstance(properties, dict) and {"data", "network", "diffusion", "train", "distill"} <= properties.keys()

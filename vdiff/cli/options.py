@@ -44,7 +44,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the recipe; may be repeated"),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what vdiff made there, and nothing else")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing")]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vdiff.cli import completion
+from vdiff.cli import completion, outputs
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, run_folder
 from vdiff.errors import UsageError, VdiffError
@@ -44,13 +44,14 @@ def report(
     """Show a run on one page that works offline
 
     One HTML file: pictures of all stages from the same noise, quality against steps, losses, lineage, time and cost.
-    Works on a run that is still going. An earlier report is replaced; any other file only with --force.
+    Works on a run that is still going. An earlier report is replaced, and no other file.
 
     Examples:
       vdiff report
       vdiff report runs/celeba_u --out celeba.html --price-per-hour 2.5
     """
     from vdiff.cli import console
+    from vdiff.reporting.page import is_ours
     from vdiff.reporting.published import CURVES
 
     if published is not None and published not in CURVES:
@@ -59,7 +60,7 @@ def report(
         )
     folder = _run(run, recipe)
     target = out if out is not None else folder / "report.html"
-    check_replaceable(target, force)
+    outputs.check_file(target, is_ours, force=True)
     if dry_run:
         _tell(folder, target, "would make the report of")
         return
@@ -85,6 +86,7 @@ def write(
     """
     from vdiff import whole_folder
     from vdiff.reporting import record as records
+    from vdiff.reporting.page import is_ours
     from vdiff.reporting.report import report as made
 
     found = records.read(folder)
@@ -93,7 +95,7 @@ def write(
         gallery, undrawn, computer = _gallery(found, count, steps, device, say)
     elif count:
         undrawn = "There is no base network to draw with yet." if not found.cards else "The base network is not here."
-    whole_folder.write_text(target, made(found, gallery, undrawn=undrawn, device=computer, **more))
+    whole_folder.write_text(target, made(found, gallery, undrawn=undrawn, device=computer, **more), is_ours)
 
 
 def _gallery(
@@ -124,20 +126,6 @@ def _run(run: Path | None, recipe: str | None) -> Path:
         problem = f"there is no run in `{folder}`"
         raise UsageError(problem, "name a run folder, as in `vdiff report runs/NAME`, or run `vdiff train` first")
     return folder
-
-
-def check_replaceable(target: Path, force: bool) -> None:
-    """UsageError for a file that no report is."""
-    from vdiff.reporting.page import is_ours
-
-    if target.is_dir():
-        raise UsageError(f"`{target}` is a folder", "name a file, as in --out report.html", "--out")
-    if not target.exists() or force:
-        return
-    with target.open(encoding="utf-8", errors="replace") as file:
-        if not is_ours(file.read(2000)):
-            problem = f"`{target}` is there already, and is no report"
-            raise UsageError(problem, "`--force` overwrites it, `--out` names another place", "--out")
 
 
 def _tell(folder: Path, target: Path, did: str) -> None:

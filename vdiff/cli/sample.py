@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vdiff.cli import completion, session
+from vdiff.cli import completion, outputs, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import UsageError
+from vdiff.ours import is_archive, is_picture
 
 if TYPE_CHECKING:
     from vdiff.checkpoint import ModelCard
@@ -232,18 +233,11 @@ def _target(out: str | None, folder: Path, how: str, strip: bool, gif: bool, for
     if not is_folder and path.suffix not in (ending, ".npz", ".zip"):
         fix = "end it in .png (a grid), .npz or .zip, or in / for a folder"
         raise UsageError(f"`{path.name}` names no form that pictures can be left in", fix, "--out")
-    _check_free(path, is_folder, force)
+    if is_folder:
+        outputs.check_folder_of_pictures(path, force)
+    else:
+        outputs.check_file(path, is_archive if path.suffix in (".npz", ".zip") else is_picture, force)
     return path
-
-
-def _check_free(path: Path, is_folder: bool, force: bool) -> None:
-    """UsageError for a target where something is already that may not, or cannot, be overwritten."""
-    if not path.exists() or (path.is_dir() and is_folder and not any(path.iterdir())):
-        return
-    if path.is_dir() != is_folder:
-        raise UsageError(f"`{path}` is {'a folder' if path.is_dir() else 'a file'} already", "name another", "--out")
-    if not force:
-        raise UsageError(f"`{path}` is there already", "`--force` overwrites it, `--out` names another place", "--out")
 
 
 def _labels(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> Any:

@@ -12,7 +12,7 @@ import typer
 from vdiff.cli import completion
 from vdiff.cli.options import mode, open_recipe
 from vdiff.cli.signals import StopRequest, leaving_at_once
-from vdiff.errors import Stopped
+from vdiff.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
     from vdiff.chain import Chain
@@ -58,6 +58,16 @@ def standing(text: "RecipeText", recipe: "Recipe") -> str:
     return dump(recipe.model_dump(mode="json", exclude_unset=True)) if text.assignments else text.text
 
 
+def _refuse_own_recipe(text: "RecipeText", folder: "RunFolder", copy: str) -> None:
+    """UsageError where the run's copy of the recipe, changed by --set, would take the place of the recipe itself."""
+    if text.path is None or not folder.recipe.exists() or not text.path.samefile(folder.recipe):
+        return
+    if folder.recipe.read_bytes() != copy.encode():
+        problem = f"`{folder.recipe}` is your recipe: the run would leave a changed copy in its place"
+        fix = "write the changes into it and leave out `--set`, or choose another folder: --run PATH"
+        raise UsageError(problem, fix, "--run")
+
+
 @contextlib.contextmanager
 def chain(
     named: str | None,
@@ -76,6 +86,7 @@ def chain(
 
     recipe, text = open_recipe(named, assignments, beside)
     folder = run_folder(recipe, run)
+    _refuse_own_recipe(text, folder, standing(text, recipe))
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=launch.has_launcher())
         stack.callback(stop.close)
@@ -83,7 +94,7 @@ def chain(
         machine = Machine(*wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn)
         stack.push(machine.close)
         if machine.is_first:
-            stack.enter_context(folder.lock())
+            stack.enter_context(folder.lock(console.warn))
         else:
             mode.json, mode.quiet = False, True
         progress: Progress = stack.enter_context(make_progress(mode.quiet))

@@ -12,12 +12,11 @@ import numpy as np
 from vdiff import __version__, images
 from vdiff.data.conversion import JOB, PART, Ledger, Settings, convert
 from vdiff.data.metadata import Metadata
-from vdiff.data.publishing import clear, writing
+from vdiff.data.publishing import PREVIEW, SKIPPED, STORE, clear, writing
 from vdiff.data.sources import Source
 from vdiff.data.store import LENGTH, METADATA, StoreWriter, image_key, is_store
 from vdiff.errors import DataError, Stopped
 
-SKIPPED, PREVIEW = "skipped.tsv", "preview.png"
 _PREVIEW_PIXELS = 2048
 _BYTES_PER_VALUE = {"png": 0.65, "webp": 0.45, "jpeg": 0.4}
 
@@ -67,8 +66,10 @@ class Job:
 
     def _writer(self) -> StoreWriter:
         expected = estimated_bytes(self.settings, len(self.source.files))
-        for leftover in self.folder.glob(".*.tmp"):  # half a preview, of a process that was killed
-            leftover.unlink()
+        for name in (".preview.png.*", ".skipped.tsv.*"):  # half of it, of a process that was killed
+            for leftover in self.folder.glob(name):
+                if STORE.parts.fullmatch(leftover.name):
+                    leftover.unlink()
         if is_store(self.folder):
             try:
                 writer = StoreWriter(self.folder, expected)
@@ -153,6 +154,7 @@ class Job:
         stored = [writer.get(image_key(size, index)) or b"" for index in chosen]
         pictures = np.stack([images.decode(data, self.settings.channels) for data in stored])
         page = images.grid(torch.from_numpy(pictures), scale=max(1, 64 // size))
+        (self.folder / PREVIEW).unlink(missing_ok=True)  # of an earlier start; versions before 0.2 did not sign theirs
         images.write_png(self.folder / PREVIEW, page)
 
 

@@ -10,15 +10,13 @@ from typing import get_args
 from vdiff import images, lock
 from vdiff.cores import num_cores
 from vdiff.data.conversion import Settings
-from vdiff.data.job import PREVIEW, SKIPPED, Job, Progress, estimated_bytes, made_from
-from vdiff.data.publishing import discard, publish, tidy
+from vdiff.data.job import Job, Progress, estimated_bytes, made_from
+from vdiff.data.publishing import OTHER_PLACE, SKIPPED, STORE, discard, publish, recover, refuse_strangers, tidy
 from vdiff.data.sources import Source, open_source
 from vdiff.data.store import FILE, ImageStore, is_store
 from vdiff.errors import DataError, MachineError, UsageError
 
 __all__ = ["Plan", "Progress", "Report", "plan", "prepare"]
-
-_OURS = {FILE, "lock.mdb", SKIPPED, PREVIEW, ".lock"}
 
 
 @dataclass(frozen=True)
@@ -97,15 +95,17 @@ def prepare(
     settings = _settings(sizes, channels, encoding, quality, resampling)
     unfinished = out.with_name(f"{out.name}.partial")
     lock.refuse_if_held(unfinished)
+    recover(out)
     opened = open_source(source)
     if not force and _is_made(out, opened, settings):
         tidy(out)
         return _report(out, started, len(opened.files), already_done=True)
-    _refuse_to_replace(out, force)
+    _refuse_to_replace(out, unfinished, force)
     job = Job(opened, settings, unfinished, max_bad, workers or min(16, num_cores()))
     with lock.held(unfinished):
         if not force and _is_made(out, opened, settings):  # by another process, while this one waited for it
             return _report(out, started, len(opened.files), already_done=True)
+        _refuse_to_replace(out, unfinished, force)
         resumed_at = _run(job, on_progress or (lambda progress: None))
         publish(unfinished, out)
     return _report(out, started, resumed_at)
@@ -153,13 +153,11 @@ def _is_made(out: Path, source: Source, settings: Settings) -> bool:
     return metadata is not None and made_from(metadata, source, settings)
 
 
-def _refuse_to_replace(out: Path, force: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir() or {path.name for path in out.iterdir()} - _OURS:
-        fix = "choose another place: --out PATH"
-        raise UsageError(f"`{out}` is not an image store and will not be replaced", fix, out)
-    if not force:
+def _refuse_to_replace(out: Path, unfinished: Path, force: bool) -> None:
+    """UsageError for what vdiff did not make, in any place that it would take; and for a store, unless `force`."""
+    refuse_strangers(out)
+    STORE.refuse_stranger(unfinished, OTHER_PLACE)
+    if out.is_dir() and any(out.iterdir()) and not force:
         fix = "replace it: --force; or choose another place: --out PATH"
         raise UsageError(f"`{out}` was made from other pictures or with other settings", fix, out)
 

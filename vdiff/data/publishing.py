@@ -1,60 +1,128 @@
 """A store under construction: claimed by one process, built beside its final place, published by rename."""
 
-import shutil
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vdiff import lock
-from vdiff.errors import MachineError
+from vdiff.data.store import FILE, ImageStore, is_store
+from vdiff.errors import DataError, MachineError
+from vdiff.ours import Kind, is_picture
 from vdiff.whole_folder import flush_one
+
+SKIPPED, PREVIEW = "skipped.tsv", "preview.png"
+
+OTHER_PLACE = "move it away, or choose another place: --out PATH"
 
 
 def publish(folder: Path, place: Path) -> None:
-    """Rename the finished `folder` to `place`; what was there goes afterwards.
+    """Rename the finished `folder` to `place`; the store that was there goes afterwards.
 
     Everything is on the disk before the rename: a loss of power at any moment leaves the old or the new store.
+    Errors: MachineError; UsageError for anything at `place` that vdiff did not make. It stays, and `folder` too.
     """
     old = _replaced(place)
     with writing(place):
         for path in (*folder.iterdir(), folder):
             flush_one(path)
-        if place.exists():
+        if os.path.lexists(place):
+            refuse_strangers(place)
             discard(old)
             place.rename(old)
-        folder.rename(place)
+        try:
+            STORE.refuse_stranger(old, OTHER_PLACE, place)  # somebody may have put it there meanwhile
+            folder.rename(place)
+        except BaseException:
+            _put_back(place)
+            raise
         flush_one(place.parent)
     tidy(place)
+
+
+def refuse_strangers(place: Path) -> None:
+    """UsageError for anything at `place`, or where an old store is set aside, that vdiff did not make."""
+    STORE.refuse_stranger(place, OTHER_PLACE)
+    STORE.refuse_stranger(_replaced(place), OTHER_PLACE)
+
+
+def recover(place: Path) -> None:
+    """Put back what vdiff did not make, if it was set aside by a process that was killed before it saw that."""
+    if STORE.stranger(_replaced(place)) is not None:
+        _put_back(place)
 
 
 def tidy(place: Path) -> None:
     """Delete what publishing a store at `place` may have left: its lock, and the store that it replaced."""
     with writing(place):
-        if (place / lock.FILE).exists():  # a file system that is read-only refuses even to delete nothing
+        if lock.is_signed(place):
             (place / lock.FILE).unlink(missing_ok=True)
-        discard(_replaced(place))
+        if STORE.stranger(_replaced(place)) is None:
+            discard(_replaced(place))
+
+
+def _put_back(place: Path) -> None:
+    """Give what was set aside its name again, if there is nothing else by now."""
+    if os.path.lexists(_replaced(place)) and not os.path.lexists(place):
+        _replaced(place).rename(place)
 
 
 def _replaced(place: Path) -> Path:
-    """Where the old store is until it is deleted: a hidden name, that no folder of the user has."""
+    """Where the old store is until it is deleted: a hidden name."""
     return place.with_name(f".{place.name}.replaced")
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder that vdiff made, if it is there; of a link to a folder, the link."""
-    with suppress(FileNotFoundError):
-        if folder.is_symlink():
-            folder.unlink()
-        elif folder.exists():
-            shutil.rmtree(folder)
+    """Delete a store, finished or not, if it is there. What belongs to none stays."""
+    STORE.delete(folder)
 
 
 def clear(folder: Path) -> None:
-    """Delete the files in a claimed folder, all but its lock."""
+    """Delete the files of a store in a claimed folder, all but its lock."""
     with writing(folder):
         for path in folder.iterdir():
-            if path.name != lock.FILE:
+            if path.name != lock.FILE and STORE.parts.fullmatch(path.name):
                 path.unlink()
+
+
+def _is_proven(folder: Path) -> bool:
+    """Whether a folder with nothing but files of these names is a store that vdiff made, or began to make."""
+    if (
+        lock.is_signed(folder)
+        or is_picture(folder / PREVIEW)
+        or [path.name for path in folder.iterdir()] == [lock.FILE]
+    ):
+        return True
+    if not is_store(folder):
+        return False
+    with suppress(DataError):
+        if ImageStore(folder).metadata is not None:
+            return True
+    return _mentions_vdiff(folder / FILE)  # in a store that is damaged
+
+
+def _mentions_vdiff(file: Path) -> bool:
+    """Whether the record of metadata, which is written last, is somewhere in a file."""
+    wanted, step = b'"made_by": "vdiff ', 2**22
+    with suppress(OSError), file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        for start in range(size - size % step, -1, -step):
+            opened.seek(start)
+            if wanted in opened.read(step + len(wanted)):
+                return True
+    return False
+
+
+STORE = Kind(
+    "",
+    re.compile(
+        r"data\.mdb|lock\.mdb|\.lock|skipped\.tsv|preview\.png"
+        r"|\.preview\.png\.\d+\.tmp|\.(preview\.png|skipped\.tsv)\.partial-\d+(-\d+)*"
+    ),
+    _is_proven,
+)
+"""How vdiff knows a store that it made, or began to make; LMDBs of others have files of the same names."""
 
 
 @contextmanager

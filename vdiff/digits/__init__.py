@@ -1,13 +1,15 @@
 """The 1,797 handwritten digits that ship with vdiff, as arrays or as a folder of pictures. Licence: see NOTICE."""
 
 from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vdiff.errors import MachineError
+from vdiff import whole_folder
+from vdiff.ours import refuse_strange_file, strange
 
 MOST_INK = 16
 """The data set counts the dark dots of each 4x4 block: 0 to 16."""
@@ -25,13 +27,27 @@ def write_folder(folder: Path) -> int:
     """Write every digit as `folder/<label>/<index>.png` and return how many there are.
 
     Whole pictures that are already there are kept, so calling it again completes an interrupted call.
-    Raises MachineError where the folder cannot be written.
+    Errors: UsageError, before anything is written, for a file of somebody else in the place of a picture; MachineError
+    where the folder cannot be written.
     """
-    num_pictures = 0
+    pictures = dict(_pictures())
+    check_folder(folder)
+    for label in range(10):
+        whole_folder.forget_leftovers(folder / str(label))
+    for name, content in pictures.items():
+        if not _holds(folder / name, content):
+            whole_folder.write_bytes(folder / name, content, partial(_is_part, content), is_flushed=False)
+    return len(pictures)
+
+
+def check_folder(folder: Path) -> None:
+    """UsageError for anything in the place of a picture, or of a folder for some, that vdiff did not write there."""
+    with whole_folder.refusals(folder):
+        for place in (folder, *(folder / str(label) for label in range(10))):
+            if whole_folder.is_taken(place):
+                raise strange(place, place)
     for name, content in _pictures():
-        _write_whole(folder / name, content)
-        num_pictures += 1
-    return num_pictures
+        refuse_strange_file(folder / name, partial(_is_part, content))
 
 
 def _pictures() -> Iterator[tuple[str, bytes]]:
@@ -41,15 +57,10 @@ def _pictures() -> Iterator[tuple[str, bytes]]:
         yield f"{label}/{index:04d}.png", encode(image, "png")
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    try:
-        if path.is_file() and path.read_bytes() == content:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as err:
-        raise MachineError(
-            f"the digits cannot be written: {err.strerror}", "choose a folder that can be written", path
-        ) from err
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
+
+
+def _is_part(content: bytes, path: Path) -> bool:
+    """Whether a file holds a picture of ours, or the beginning of one."""
+    return content.startswith(path.read_bytes())

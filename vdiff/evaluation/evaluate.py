@@ -107,6 +107,11 @@ class Evaluation:
         here = f"{machine.described()}, {threads} thread{'s' * (threads != 1)}, torch {torch.__version__}"
         return earlier.with_rows(rows, self.protocol(metrics), here)
 
+    def refuse_strangers(self) -> None:
+        """UsageError for anything of somebody else in the place of pictures that are to be drawn."""
+        for samples in self.samples().values():
+            samples.refuse_strangers()
+
     def forget_samples(self) -> None:
         """The table is complete."""
         for samples in self.samples().values():

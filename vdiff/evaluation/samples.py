@@ -1,9 +1,10 @@
 """Pictures drawn for an evaluation, kept in chunks until its table is complete: an interrupted one goes on."""
 
+import contextlib
 import hashlib
 import json
 import math
-import shutil
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from vdiff.array_file import Arrays
 from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
 from vdiff.images import to_uint8
+from vdiff.ours import refuse_strange_file, strange
 from vdiff.samplers.draw import draw
 from vdiff.samplers.walk import Sampler
 from vdiff.training.machine import Machine
@@ -83,6 +85,13 @@ class Samples:
         """Of one process, as `_Stopwatch` counts, the median over the chunks."""
         return statistics.median(float(self._read(start)["seconds"]) for start in self._starts)
 
+    def refuse_strangers(self) -> None:
+        """UsageError for a file in the place of a chunk that vdiff did not leave there."""
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise strange(self.folder, self.folder)
+        for start in self._starts:
+            refuse_strange_file(self._path(start), array_file.is_ours)
+
     def draw(self, machine: Machine, on_batch: Callable[[int], None], is_needed: bool = True) -> None:
         """Draw what is missing; every process must come here, the first one writes.
 
@@ -98,8 +107,12 @@ class Samples:
                 self._make(start, model, machine, on_batch)
 
     def forget(self) -> None:
-        """The table is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """The table is complete. What vdiff did not leave here stays."""
+        for start in self._starts:
+            if array_file.is_ours(self._path(start)):
+                self._path(start).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _make(
         self, start: int, model: checkpoint.Checkpoint, machine: Machine, on_batch: Callable[[int], None]
@@ -129,7 +142,7 @@ class Samples:
         images = machine.share_out(share, count)
         if machine.is_first:
             kept = {"images": images.numpy(), "seconds": np.array(watch.seconds_per_image())}
-            whole_folder.write_bytes(self._path(start), array_file.packed(kept))
+            whole_folder.write_bytes(self._path(start), array_file.packed(kept), array_file.is_ours)
 
     def _labels(self, start: int, places: slice) -> Tensor | None:
         classes, first = self._subject.card.num_classes, self._wanted.first_seed + start

@@ -14,7 +14,7 @@ from torch import Tensor
 from vdiff import __version__, array_file, whole_folder
 from vdiff.array_file import Arrays
 from vdiff.data.loader import Images, take
-from vdiff.errors import MachineError
+from vdiff.errors import VdiffError
 
 Shape = tuple[int | None, ...]
 """Of an array; None may be any size."""
@@ -50,8 +50,8 @@ def remembered(
     if found is not None and str(found.pop("about", "")) == key and _fits(found, shapes):
         return found
     arrays = compute()
-    with contextlib.suppress(MachineError):  # a folder that cannot be written to costs time, not the number
-        whole_folder.write_bytes(path, array_file.packed({"about": np.array(key), **arrays}))
+    with contextlib.suppress(VdiffError):  # a folder that cannot be written to costs time, not the number
+        whole_folder.write_bytes(path, array_file.packed({"about": np.array(key), **arrays}), array_file.is_ours)
     return arrays
 
 

@@ -1,6 +1,7 @@
 """The table of an evaluation: how good each model is at each number of steps, and under which conditions that holds."""
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vdiff import whole_folder
 from vdiff.errors import ModelFileError
+from vdiff.ours import beginning
 
 Role = Literal["original", "undistilled", "student"]
 
@@ -142,7 +144,12 @@ def read(path: Path) -> EvaluationTable | None:
 def write(path: Path, table: EvaluationTable) -> None:
     """Leave the table in a file, in one step.   Errors: MachineError."""
     content = {"format": _FORMAT, **table.model_dump(mode="json")}
-    whole_folder.write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    whole_folder.write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", is_ours)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file, which may be damaged, is a table that `write` left, in this version or another one."""
+    return re.match(rb'\{\s*"(format|protocol)": ', beginning(path, 100)) is not None
 
 
 _FORMAT = 1

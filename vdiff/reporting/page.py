@@ -4,8 +4,10 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 
 from vdiff import __version__
+from vdiff.ours import beginning
 from vdiff.reporting.markup import Child, Markup, joined, tag
 
 MAKER = "vdiff report"
@@ -42,9 +44,9 @@ def contents(sections: Sequence[tuple[str, str]]) -> Markup:
     return tag("nav", [tag("a", title, href=f"#{id_}") for id_, title in sections], aria_label="Sections")
 
 
-def is_ours(text: str) -> bool:
-    """Whether a file with this beginning was made here."""
-    return f'name="generator" content="{MAKER} ' in text
+def is_ours(path: Path) -> bool:
+    """Whether a file is a page that was made here."""
+    return f'name="generator" content="{MAKER} '.encode() in beginning(path, 2000)
 
 
 def _part(name: str) -> str:

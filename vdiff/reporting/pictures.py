@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vdiff import __version__, array_file, checkpoint, whole_folder
 from vdiff.checkpoint import Checkpoint, ModelCard
-from vdiff.errors import MachineError
+from vdiff.errors import VdiffError
 from vdiff.images import to_float, to_uint8
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target
@@ -201,5 +201,5 @@ def _read(path: Path, dtype: Any) -> Tensor | None:
 
 def _write(path: Path, content: Tensor) -> None:
     """Keep an array; where the disk refuses, it is drawn again next time."""
-    with contextlib.suppress(MachineError):
-        whole_folder.write_bytes(path, array_file.packed({"content": content.numpy()}))
+    with contextlib.suppress(VdiffError):
+        whole_folder.write_bytes(path, array_file.packed({"content": content.numpy()}), array_file.is_ours)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vdiff import whole_folder
 from vdiff.errors import DivergedError
+from vdiff.run_contents import is_log
 from vdiff.training.machine import Machine
 from vdiff.training.report import Progress
 from vdiff.training.settings import FitSection
@@ -144,7 +145,7 @@ def _forget_after(path: Path, stage: str, update: int) -> None:
     lines = path.read_bytes().splitlines()
     kept = [line for line in lines if not _is_after(line, stage, update)]
     if kept != lines:
-        whole_folder.write_text(path, "".join(f"{line.decode()}\n" for line in kept))
+        whole_folder.write_text(path, "".join(f"{line.decode()}\n" for line in kept), is_log)
 
 
 def _is_after(line: bytes, stage: str, update: int) -> bool:

@@ -10,6 +10,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from vdiff import phases
+from vdiff.ours import free_name
 
 WARM_UP, MEASURED = 3, 5
 """Updates that are let pass, and those that are measured, from where a stage begins or goes on."""
@@ -18,7 +19,7 @@ WARM_UP, MEASURED = 3, 5
 class Profile:
     """Measures updates of one stage.
 
-    path: of the trace.   say: told the table, a line at a time.
+    path: of the trace; where one is already, the new one gets a number.   say: told the table, a line at a time.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
@@ -38,6 +39,7 @@ class Profile:
             phases.gpu_is_measured = False
             self._profiler.stop()
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path = free_name(self._path)
             self._profiler.export_chrome_trace(str(self._path))
             for line in self._table():
                 self._say(line)

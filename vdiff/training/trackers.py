@@ -5,6 +5,7 @@ import importlib.util
 import json
 import netrc
 import os
+import re
 import threading
 import time
 import uuid
@@ -19,6 +20,7 @@ from torch import Tensor
 from vdiff import whole_folder
 from vdiff.errors import MachineError, Stopped
 from vdiff.images import on_white
+from vdiff.ours import beginning, refuse_strange_file
 from vdiff.training.settings import TrackerKind
 
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
@@ -122,7 +124,7 @@ def begin_anew(folder: Path) -> None:
     TensorBoard needs no word: it drops what earlier sittings told of the same steps.   Errors: MachineError.
     """
     if (folder / _MEMORY).exists():
-        whole_folder.write_text(folder / _MEMORY, "{}\n")
+        whole_folder.write_text(folder / _MEMORY, "{}\n", _is_memory)
 
 
 def _first_line(err: Exception) -> str:
@@ -183,6 +185,7 @@ class _WandB(_Tracker):
 
     def __init__(self, folder: Path, name: str) -> None:
         self._memory = folder / _MEMORY
+        refuse_strange_file(self._memory, _is_memory)
         known = whole_folder.read_json(self._memory) if self._memory.is_file() else {}
         self._id = str(known.get("id", uuid.uuid4().hex[:16]))
         self._told = self._last = int(known.get("last_step", -1))
@@ -218,7 +221,11 @@ class _WandB(_Tracker):
     def _remember(self, step: int) -> None:
         if step > self._last:
             self._last = step
-            whole_folder.write_text(self._memory, json.dumps({"id": self._id, "last_step": step}) + "\n")
+            whole_folder.write_text(self._memory, json.dumps({"id": self._id, "last_step": step}) + "\n", _is_memory)
+
+
+def _is_memory(path: Path) -> bool:
+    return re.fullmatch(rb'\{("id": "\w+", "last_step": \d+)?\}\n?', beginning(path, 300)) is not None
 
 
 def _forget_attempt() -> None:

@@ -1,0 +1,53 @@
+"""Where commands leave what they make: before any work they refuse a place that holds what vdiff did not make."""
+
+import os
+from pathlib import Path
+
+from vdiff.errors import UsageError
+from vdiff.ours import IsOurs, is_picture, strange
+from vdiff.whole_folder import is_leftover, is_taken
+
+FIX = "move it away, or name another place: --out PATH"
+
+
+def check_file(path: Path, is_ours: IsOurs, force: bool, fix: str = FIX) -> None:
+    """UsageError for a file that may not be written.
+
+    is_ours: whether vdiff made the file that is there; any other is never replaced.   force: whether ours is.
+    """
+    check_parents(path)
+    if not os.path.lexists(path):
+        return
+    if path.is_dir() and not path.is_symlink():
+        raise UsageError(f"`{path}` is a folder already", "name a file", path)
+    if path.is_symlink() or not path.is_file() or not is_ours(path):
+        raise strange(path, path, fix)
+    if not force:
+        raise UsageError(f"`{path}` is there already", "`--force` replaces it; or name another place: --out PATH", path)
+
+
+def check_folder_of_pictures(path: Path, force: bool) -> None:
+    """As `check_file`, for a folder of pictures: what is in it must be pictures that vdiff made."""
+    check_parents(path)
+    if not os.path.lexists(path):
+        return
+    if is_taken(path):
+        raise UsageError(f"`{path}` is a file already", "name a folder", path)
+    found = sorted(path.iterdir())
+    stranger = next((each for each in found if each.is_symlink() or not each.is_file() or not _is_ours(each)), None)
+    if stranger is not None:
+        raise strange(path, stranger, FIX)
+    if found and not force:
+        fix = "`--force` replaces it; or name another place: --out PATH"
+        raise UsageError(f"`{path}` is there already", fix, path)
+
+
+def check_parents(path: Path) -> None:
+    """UsageError where the folder that a file or folder is to lie in cannot be one."""
+    taken = next((each for each in path.absolute().parents if os.path.lexists(each)), None)
+    if taken is not None and is_taken(taken):
+        raise UsageError(f"`{taken}` is not a folder, so nothing can be left in it", "name another place", path)
+
+
+def _is_ours(path: Path) -> bool:
+    return is_leftover(path) or is_picture(path)
