@@ -61,7 +61,7 @@ NEIGHBOURS = {
 """The imports on one floor."""
 
 DOORS = {
-    "lmdb": {"data/store.py"},
+    "lmdb": {"data/lmdb_pages.py", "data/opened.py", "data/store.py"},
     "PIL": {"images.py", "data/prepare.py"},
     "safetensors": {"checkpoint.py"},
     "accelerate": {"training/machine.py", "training/trackers.py"},

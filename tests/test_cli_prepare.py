@@ -14,7 +14,8 @@ from tests.conftest import MakePictures
 from vdiff.cli import main, progress
 from vdiff.cli.options import mode
 from vdiff.data import conversion
-from vdiff.data.store import FILE, ImageStore
+from vdiff.data.opened import FILE
+from vdiff.data.store import ImageStore
 from vdiff.errors import DataError, UsageError
 
 RECIPE = """
@@ -154,6 +155,7 @@ def test_json_is_one_object_with_what_was_done(
         "class_names": ["cat", "dog"],
         "resumed_at": 0,
         "already_done": False,
+        "anew": "",
     }
     assert main(["prepare", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["already_done"]

@@ -30,8 +30,9 @@ from vdiff.cli import main
 from vdiff.data import conversion, lmdb_images
 from vdiff.data.lmdb_images import LmdbImages
 from vdiff.data.loader import batches
+from vdiff.data.opened import FILE
 from vdiff.data.prepare import Progress, prepare
-from vdiff.data.store import FILE, ImageStore, StoreWriter
+from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, InUseError, MachineError, Stopped, UsageError, VdiffError
 
 SECONDS = 180.0
@@ -553,7 +554,7 @@ def test_the_second_of_two_prepares_names_the_first_and_a_dead_one_is_in_nobodys
     assert third.returncode == 0
     assert ImageStore(store).num_images == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "store"]
-    assert sorted(path.name for path in store.iterdir()) == ["data.mdb", "preview.png"]
+    assert sorted(path.name for path in store.iterdir()) == ["data.mdb", "preview.png", "store.json"]
 
 
 class Killer:
@@ -619,7 +620,7 @@ def test_killed_at_any_moment_the_same_command_makes_the_same_store_and_leaves_n
         report = prepare(folder, place / "store", sizes=[8], force=force)
         assert ImageStore(report.store).fingerprint == wanted
         assert [path.name for path in place.iterdir()] == ["store"], moment
-        assert sorted(path.name for path in report.store.iterdir()) == ["data.mdb", "preview.png"], moment
+        assert sorted(path.name for path in report.store.iterdir()) == ["data.mdb", "preview.png", "store.json"], moment
 
 
 def begin_anew(place: Path) -> None:

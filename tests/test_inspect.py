@@ -300,6 +300,8 @@ def test_a_store_tells_what_it_says_about_itself(
     with (store / "data.mdb").open("r+b") as file:
         file.seek(file.read().index(record) + 40)
         file.write(bytes([record[40] ^ 1]))
+    assert main(["inspect", str(store)]) == 3  # so small a picture lies in a page that leads to others
+    (store / "store.json").unlink()
     assert main(["inspect", str(store)]) == 0
     assert main(["inspect", str(store), "--verify"]) == DataError.exit_code
     assert "its checksum differs" in capsys.readouterr().err

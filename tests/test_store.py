@@ -25,7 +25,7 @@ SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "seed_samples" / "lmdb_
 
 
 def change(store: Path, records: dict[str, bytes | None]) -> None:
-    """Write into a store behind its back."""
+    """Write into a store behind its back, which breaks its seal: older versions made none."""
     with StoreWriter(store) as writer:
         writer.commit(records)
 

@@ -72,9 +72,7 @@ def store(path: Path, verify: bool = False) -> Facts:
     """
     opened = ImageStore(path)
     if verify:
-        for size in opened.sizes:
-            for index in range(opened.num_images):
-                opened.read(index, size)
+        opened.verify()
     summary = opened.summary()
     return {**summary, "kind": "store", "layout": summary["kind"], "verified": verify and opened.metadata is not None}
 

@@ -87,14 +87,16 @@ def _described(path: Path, verify: bool) -> dict[str, Any]:
 
 def _describe(path: Path, verify: bool) -> dict[str, Any]:
     from vdiff import inspection
-    from vdiff.data.store import FILE, is_store
+    from vdiff.data.opened import FILE
+    from vdiff.data.seal import SEAL
+    from vdiff.data.store import is_store
     from vdiff.model_card import MARK, is_model_folder
     from vdiff.run_folder import RunFolder
 
-    folder = path.parent if path.name in (MARK, FILE) else path
+    folder = path.parent if path.name in (MARK, FILE, SEAL) else path
     if is_model_folder(folder):
         return inspection.model(folder, verify)
-    if is_store(folder):
+    if is_store(folder) or (folder / SEAL).is_file():
         return inspection.store(folder, verify)
     if RunFolder(path).is_begun() or not path.exists():
         return inspection.run(path, verify)
@@ -155,6 +157,7 @@ def _say_verified(each: dict[str, Any]) -> None:
     from vdiff.cli import console
 
     if each.get("verified"):
-        console.say(f"every file of `{each['path']}` is as it was written", "green")
+        what = "picture" if each["kind"] == "store" else "file"  # pages that a store does not use have no checksum
+        console.say(f"every {what} of `{each['path']}` is as it was written", "green")
     else:
         console.warn(f"`{each['path']}` tells no checksums to compare with")

@@ -130,7 +130,7 @@ def _run(job: Job, how: dict[str, Any], data: Any) -> None:
         report = prepare(**job, **how, on_progress=watcher)
     if mode.json:
         names = ("skipped_file", "num_skipped", "num_images", "sizes", "class_names", "bytes", "seconds")
-        more = {name: getattr(report, name) for name in (*names, "resumed_at", "already_done")}
+        more = {name: getattr(report, name) for name in (*names, "resumed_at", "already_done", "anew")}
         console.emit_json({"store": report.store, **more})
     _tell(report, data)
 
@@ -160,6 +160,7 @@ class _Watcher:
 
 def _tell(report: "Report", data: Any) -> None:
     from vdiff.cli import console, facts
+    from vdiff.data.sources import printable
 
     if report.already_done:
         console.say(f"`{report.store}` holds these pictures already: nothing to do", "green")
@@ -167,6 +168,8 @@ def _tell(report: "Report", data: Any) -> None:
         sizes = ", ".join(map(str, report.sizes))
         what = f"{report.num_images:,} pictures of {sizes} pixels in `{report.store}`, {facts.size(report.bytes)} MB"
         console.say(what, "green")
+    if report.anew:
+        console.warn(f"all pictures were prepared anew: {printable(report.anew)}")
     if report.num_skipped:
         console.warn(f"{report.num_skipped:,} pictures could not be read: see `{report.skipped_file}`")
     _tell_next(report, data)

@@ -115,15 +115,6 @@ class Ledger:
         self.stored.extend(self._part)
         self._begin()
 
-    def is_sound(self) -> bool:
-        """Whether every picture that an earlier start has stored is still what was written."""
-        keys = ((size, index) for size in self.stored.crcs for index in range(len(self.stored.labels)))
-        return all(
-            f"{zlib.crc32(self._writer.get(image_key(int(size), index)) or b''):08x}"
-            == self.stored.crcs[size][8 * index : 8 * index + 8]
-            for size, index in keys
-        )
-
     def close(self, records: Mapping[str, bytes]) -> None:
         """Replace the parts, and the name of the job, by the records of a finished store."""
         parts = dict.fromkeys([JOB, *self._writer.records(PART)])
@@ -134,6 +125,18 @@ class Ledger:
         self._waiting: dict[str, bytes] = {}
         self._waiting_bytes = 0
         self._since = time.monotonic()
+
+
+def is_sound(writer: StoreWriter, crcs: Mapping[str, str], count: int) -> bool:
+    """Whether every picture that an earlier start has stored is still what was written.
+
+    crcs: for each size eight hexadecimal digits per picture.   count: how many pictures there are.
+    """
+    return all(
+        f"{zlib.crc32(writer.get(image_key(int(size), index)) or b''):08x}" == crcs[size][8 * index : 8 * index + 8]
+        for size in crcs
+        for index in range(count)
+    )
 
 
 def _sealed(part: Part) -> bytes:

@@ -3,19 +3,22 @@
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from vdiff import __version__, images
-from vdiff.data.conversion import JOB, PART, Ledger, Settings, convert
+from vdiff.data.conversion import JOB, PART, Ledger, Settings, convert, is_sound
 from vdiff.data.metadata import Metadata
+from vdiff.data.opened import FILE, check_pages
 from vdiff.data.publishing import PREVIEW, SKIPPED, STORE, clear, writing
+from vdiff.data.seal import write_seal
 from vdiff.data.sources import Source
 from vdiff.data.store import LENGTH, METADATA, StoreWriter, image_key, is_store
 from vdiff.errors import DataError, Stopped
+from vdiff.whole_folder import clean
 
 _PREVIEW_PIXELS = 2048
 _BYTES_PER_VALUE = {"png": 0.65, "webp": 0.45, "jpeg": 0.4}
@@ -35,6 +38,7 @@ class Job:
     """A store made in `folder` from all pictures of `source`.
 
     max_bad: the share of files that may be unreadable.   workers: threads.
+    said: why what an earlier start had left was not gone on with.
     """
 
     source: Source
@@ -42,6 +46,7 @@ class Job:
     folder: Path
     max_bad: float
     workers: int
+    said: list[str] = field(default_factory=list)
 
     def run(self, on_progress: Callable[[Progress], None]) -> int:
         """Store what is not stored yet; returns how many files an earlier start had dealt with.
@@ -49,14 +54,17 @@ class Job:
         DataError if too many files are unreadable. Whatever stops it, the next `run` goes on from the last commit.
         """
         with self._writer() as writer:
-            if writer.get(METADATA):
-                return len(self.source.files)
-            ledger = Ledger(writer)
-            resumed_at = ledger.num_files
-            self._store_all(ledger, on_progress)
-            self._write_skipped(ledger)
-            self._write_preview(writer, ledger.num_stored)
-            ledger.close({METADATA: self._metadata(ledger).to_json(), LENGTH: str(ledger.num_stored).encode()})
+            if text := writer.get(METADATA):
+                metadata, resumed_at = Metadata.from_json(text), len(self.source.files)
+            else:
+                ledger = Ledger(writer)
+                resumed_at = ledger.num_files
+                self._store_all(ledger, on_progress)
+                self._write_skipped(ledger)
+                self._write_preview(writer, ledger.num_stored)
+                metadata = self._metadata(ledger)
+                ledger.close({METADATA: metadata.to_json(), LENGTH: str(ledger.num_stored).encode()})
+        self._seal(metadata)
         return resumed_at
 
     def has_progress(self) -> bool:
@@ -66,30 +74,48 @@ class Job:
 
     def _writer(self) -> StoreWriter:
         expected = estimated_bytes(self.settings, len(self.source.files))
-        for name in (".preview.png.*", ".skipped.tsv.*"):  # half of it, of a process that was killed
-            for leftover in self.folder.glob(name):
-                if STORE.parts.fullmatch(leftover.name):
-                    leftover.unlink()
+        with writing(self.folder):
+            for name in (".preview.png.*", ".skipped.tsv.*"):  # half of it, of a process that was killed
+                for leftover in self.folder.glob(name):
+                    if STORE.parts.fullmatch(leftover.name):
+                        leftover.unlink()
+            clean(self.folder)  # half a seal
         if is_store(self.folder):
             try:
                 writer = StoreWriter(self.folder, expected)
-                if self._began(writer):
+                if not (reason := self._objection(writer)):
                     return writer
+                is_lost = bool(writer.get(METADATA) or writer.records(PART))
                 writer.close()
-            except DataError:
-                pass  # a damaged beginning is no beginning
+            except DataError as err:
+                reason, is_lost = err.problem, True
+            if is_lost:
+                self.said.append(f"what an earlier start left in `{self.folder}` cannot be gone on with: {reason}")
             clear(self.folder)
         writer = StoreWriter(self.folder, expected)
         writer.commit({JOB: self._name()})
         return writer
 
-    def _began(self, writer: StoreWriter) -> bool:
-        text = writer.get(METADATA)
-        with suppress(ValueError):
-            if text is None:
-                return writer.get(JOB) == self._name() and Ledger(writer).is_sound()
-            return made_from(Metadata.from_json(text), self.source, self.settings)
-        return False
+    def _objection(self, writer: StoreWriter) -> str:
+        """Why what an earlier start has stored cannot be gone on with; empty if it can."""
+        text, name = writer.get(METADATA), writer.get(JOB)
+        try:
+            if text:  # it was finished, but not published
+                metadata = Metadata.from_json(text)
+                is_this = made_from(metadata, self.source, self.settings)
+                crcs, count = {str(size): crcs for size, crcs in metadata.crcs.items()}, metadata.count
+            else:
+                stored = Ledger(writer).stored
+                is_this = name == self._name()
+                crcs, count = stored.crcs, len(stored.labels)
+        except ValueError as err:
+            return f"what it says of itself is damaged: {err}"
+        if not is_this:
+            return "it was begun from other pictures or with other settings"
+        return "" if is_sound(writer, crcs, count) else "a picture in it is not what was written"
+
+    def _seal(self, metadata: Metadata) -> None:
+        write_seal(self.folder, metadata, (self.folder / FILE).stat().st_size, check_pages(self.folder))
 
     def _name(self) -> bytes:
         document = json.dumps([self.source.fingerprint, asdict(self.settings)])

@@ -11,9 +11,10 @@ from vdiff import images, lock
 from vdiff.cores import num_cores
 from vdiff.data.conversion import Settings
 from vdiff.data.job import Job, Progress, estimated_bytes, made_from
+from vdiff.data.opened import FILE
 from vdiff.data.publishing import OTHER_PLACE, SKIPPED, STORE, discard, publish, recover, refuse_strangers, tidy
 from vdiff.data.sources import Source, open_source
-from vdiff.data.store import FILE, ImageStore, is_store
+from vdiff.data.store import ImageStore, is_store
 from vdiff.errors import DataError, MachineError, UsageError
 
 __all__ = ["Plan", "Progress", "Report", "plan", "prepare"]
@@ -33,7 +34,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Report:
-    """What `prepare` did. `resumed_at`: how many files an earlier start had dealt with."""
+    """What `prepare` did.
+
+    resumed_at: how many files an earlier start had dealt with.   anew: why its work was of no use, if it was of none.
+    """
 
     store: Path
     num_images: int
@@ -45,6 +49,7 @@ class Report:
     seconds: float
     resumed_at: int = 0
     already_done: bool = False
+    anew: str = ""
 
 
 def plan(
@@ -108,7 +113,7 @@ def prepare(
         _refuse_to_replace(out, unfinished, force)
         resumed_at = _run(job, on_progress or (lambda progress: None))
         publish(unfinished, out)
-    return _report(out, started, resumed_at)
+    return _report(out, started, resumed_at, anew="; ".join(job.said))
 
 
 def _run(job: Job, on_progress: Callable[[Progress], None]) -> int:
@@ -162,7 +167,7 @@ def _refuse_to_replace(out: Path, unfinished: Path, force: bool) -> None:
         raise UsageError(f"`{out}` was made from other pictures or with other settings", fix, out)
 
 
-def _report(out: Path, started: float, resumed_at: int, already_done: bool = False) -> Report:
+def _report(out: Path, started: float, resumed_at: int, already_done: bool = False, anew: str = "") -> Report:
     store, skipped = ImageStore(out), out / SKIPPED
     num_skipped = len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.exists() else 0
     return Report(
@@ -176,4 +181,5 @@ def _report(out: Path, started: float, resumed_at: int, already_done: bool = Fal
         seconds=time.monotonic() - started,
         resumed_at=resumed_at,
         already_done=already_done,
+        anew=anew,
     )

@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vdiff import lock
-from vdiff.data.store import FILE, ImageStore, is_store
+from vdiff.data.opened import FILE
+from vdiff.data.store import ImageStore, is_store
 from vdiff.errors import DataError, MachineError
 from vdiff.ours import Kind, is_picture
 from vdiff.whole_folder import flush_one
@@ -103,13 +104,13 @@ def _is_proven(folder: Path) -> bool:
 
 
 def _mentions_vdiff(file: Path) -> bool:
-    """Whether the record of metadata, which is written last, is somewhere in a file."""
-    wanted, step = b'"made_by": "vdiff ', 2**22
+    """Whether the record of metadata, which is written last, or that of work under way is somewhere in a file."""
+    wanted, step = re.compile(rb'"made_by": "vdiff |vdiff-job'), 2**22
     with suppress(OSError), file.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
         for start in range(size - size % step, -1, -step):
             opened.seek(start)
-            if wanted in opened.read(step + len(wanted)):
+            if wanted.search(opened.read(step + 20)):
                 return True
     return False
 
@@ -117,8 +118,8 @@ def _mentions_vdiff(file: Path) -> bool:
 STORE = Kind(
     "",
     re.compile(
-        r"data\.mdb|lock\.mdb|\.lock|skipped\.tsv|preview\.png"
-        r"|\.preview\.png\.\d+\.tmp|\.(preview\.png|skipped\.tsv)\.partial-\d+(-\d+)*"
+        r"data\.mdb|lock\.mdb|\.lock|skipped\.tsv|preview\.png|store\.json"
+        r"|\.preview\.png\.\d+\.tmp|\.(preview\.png|skipped\.tsv|store\.json)\.partial-\d+(-\d+)*"
     ),
     _is_proven,
 )

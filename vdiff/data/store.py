@@ -1,7 +1,7 @@
 """ImageStore: one LMDB of encoded pictures in one or more sizes, and what it says about itself.
 
 Keys `256-00000`, ... and `length`, as diffusion_distiller and rosinality write them, and one record of metadata under
-`vdiff`. Stores without that record are read as they are.
+`vdiff`. Stores without that record are read as they are, unless a second mark tells that they are ours.
 """
 
 import contextlib
@@ -14,24 +14,22 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import lmdb
 import numpy as np
 import numpy.typing as npt
 
 from vdiff.data import lmdb_pages
-from vdiff.data.metadata import Metadata, NewerFormatError
+from vdiff.data.metadata import Metadata, NewerFormatError, Seal
+from vdiff.data.opened import FILE, Opened, check_pages, damaged, forget, open_file, unreadable
+from vdiff.data.seal import SEAL, break_seal, is_ours, read_seal
 from vdiff.errors import DataError, MachineError
 
-FILE = "data.mdb"
 METADATA, LENGTH = "vdiff", "length"
 _KEY = re.compile(rb"([1-9]\d{0,5})-\d{5,}")
 _FIRST_MAP = 64 * 2**20
 _SHOWN = ("format", "made_by", "channels", "encoding", "quality", "resampling", "source")
-
-# LMDB allows one environment per file and process.
-_stores: dict[tuple[int, int], "_Opened"] = {}
 
 
 class ImageStore:
@@ -42,15 +40,22 @@ class ImageStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._opened: _Opened | None = None
+        self._opened: Opened | None = None
+        seal = _read_seal(path)
         if not is_store(path):
+            if seal:
+                raise damaged(path, f"its file `{FILE}` is missing")
             raise DataError(f"there is no image store in `{path}`", "make it: vdiff prepare", path)
-        _check_pages(path)
+        pages = check_pages(path)
+        if seal:
+            _compare(seal, path, pages)
         with self._reading() as transaction:
             self.metadata = self._read_metadata(transaction)
             self.num_images = self._read_length(transaction)
             self.sizes = self._find_sizes(transaction)
             self._check_keys(transaction)
+            if self.metadata is None:
+                self._refuse_ours(transaction, seal)
 
     @property
     def labels(self) -> npt.NDArray[np.int64] | None:
@@ -78,13 +83,23 @@ class ImageStore:
     def read(self, index: int, size: int) -> bytes:
         """The encoded picture; DataError if it is not there or is not what was written."""
         key = image_key(size, index)
-        with self._reading() as transaction:
+        with self._reading(buffers=True) as transaction:  # a damaged size is no reason to take gigabytes of memory
             data = transaction.get(key.encode())
-        if data is None:
-            raise _damaged(self.path, f"record `{key}` is missing")
-        if self.metadata and f"{zlib.crc32(data):08x}" != self.metadata.crcs[size][8 * index : 8 * index + 8]:
-            raise _damaged(self.path, f"record `{key}` is not what was written (its checksum differs)")
-        return bytes(data)
+            if data is None:
+                raise damaged(self.path, f"record `{key}` is missing")
+            if self.metadata and f"{zlib.crc32(data):08x}" != self.metadata.crcs[size][8 * index : 8 * index + 8]:
+                raise damaged(self.path, f"record `{key}` is not what was written (its checksum differs)")
+            return bytes(data)
+
+    def verify(self) -> None:
+        """Read every picture and compare its checksum; a foreign store has none.
+
+        DataError if anything is damaged that is used. What is not: pages that are free, and of a long value the head
+        of its first page and the rest of its last one.
+        """
+        for size in self.sizes:
+            for index in range(self.num_images):
+                self.read(index, size)
 
     def summary(self) -> dict[str, Any]:
         """What `vdiff inspect` shows, ready for JSON. Foreign stores have None where they say nothing."""
@@ -105,18 +120,18 @@ class ImageStore:
         return {**self.__dict__, "_opened": None}
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[Any]:
+    def _reading(self, buffers: bool = False) -> Iterator[Any]:
         try:
             if self._opened is None or not self._opened.is_usable():
-                self._opened = _open(self.path)
+                self._opened = open_file(self.path)
             if self._opened.is_cut_off(self.path):
-                raise _damaged(self.path, "the file was cut off while it was in use")
-            with self._opened.environment.begin() as transaction:
+                raise damaged(self.path, "the file was cut off while it was in use")
+            with self._opened.environment.begin(buffers=buffers) as transaction:
                 yield transaction
         except lmdb.MemoryError:
             raise  # the machine's trouble: the store is whole
         except (lmdb.Error, OSError, ValueError) as err:
-            raise _damaged(self.path, str(err)) from err
+            raise damaged(self.path, str(err)) from err
 
     def _read_metadata(self, transaction: Any) -> Metadata | None:
         if (text := transaction.get(METADATA.encode())) is None:
@@ -124,16 +139,16 @@ class ImageStore:
         try:
             return Metadata.from_json(text)
         except NewerFormatError as err:
-            raise DataError(str(err), "install a newer vdiff, or prepare the pictures again", self.path) from err
+            raise _newer(self.path, err) from err
         except ValueError as err:
-            raise _damaged(self.path, f"record `{METADATA}`: {err}") from err
+            raise damaged(self.path, f"record `{METADATA}`: {err}") from err
 
     def _read_length(self, transaction: Any) -> int:
         text = transaction.get(LENGTH.encode())
         if text is None or not re.fullmatch(rb"[1-9]\d{0,9}", text):
-            raise _damaged(self.path, f"record `{LENGTH}` is missing or is not a number of pictures")
+            raise damaged(self.path, f"record `{LENGTH}` is missing or is not a number of pictures")
         if self.metadata and self.metadata.count != int(text):
-            raise _damaged(self.path, f"record `{LENGTH}` contradicts record `{METADATA}`")
+            raise damaged(self.path, f"record `{LENGTH}` contradicts record `{METADATA}`")
         return int(text)
 
     def _find_sizes(self, transaction: Any) -> tuple[int, ...]:
@@ -142,21 +157,35 @@ class ImageStore:
         sizes, cursor = [], transaction.cursor()
         found = cursor.first()
         while found and (key := _KEY.fullmatch(cursor.key())):
+            if int(key[1]) in sizes:
+                raise damaged(self.path, "its keys are not in order")
             sizes.append(int(key[1]))
             found = cursor.set_range(key[1] + b".")  # "." follows "-": the first key of the next size
         return tuple(sorted(sizes))
 
+    def _refuse_ours(self, transaction: Any, seal: Seal | None) -> None:
+        """DataError for a store of ours that has lost its record, which would be read without checksums and labels."""
+        if seal:
+            raise damaged(self.path, f"its record `{METADATA}` is missing")
+        if transaction.stat()["entries"] == self.num_images * len(self.sizes) + 1:
+            return  # nothing but these
+        cursor = transaction.cursor()
+        for key in cursor.iternext(values=False):
+            if key != LENGTH.encode() and not _KEY.fullmatch(key) and is_ours(key, cursor.value()):
+                problem = f"its record `{METADATA}` is missing, and there is one under {key[:40]!r}"
+                raise damaged(self.path, f"{problem}: it was never finished, or that key has changed")
+
     def _check_keys(self, transaction: Any) -> None:
         if not self.sizes:
-            raise _damaged(self.path, "it holds no pictures under keys like `256-00000`")
+            raise damaged(self.path, "it holds no pictures under keys like `256-00000`")
         last = [image_key(size, index) for size in self.sizes for index in (0, self.num_images - 1)]
         missing = [key for key in last if transaction.get(key.encode()) is None]
         if missing:
             problem = f"it says {self.num_images:,} pictures, but record `{missing[0]}` is missing"
-            raise _damaged(self.path, problem)
+            raise damaged(self.path, problem)
         others = 2 if self.metadata else 1
         if transaction.stat()["entries"] < self.num_images * len(self.sizes) + others:
-            raise _damaged(self.path, f"it says {self.num_images:,} pictures, but some are missing")
+            raise damaged(self.path, f"it says {self.num_images:,} pictures, but some are missing")
 
     def _crcs(self, size: int) -> str:
         """The CRC-32 of each picture, eight hexadecimal digits each; a foreign store is read through once for it."""
@@ -177,10 +206,12 @@ class StoreWriter:
         self._expected_bytes = expected_bytes
         size = (path / FILE).stat().st_size if is_store(path) else 0
         if size:
-            _check_pages(path)
-            _forget(path)
+            check_pages(path, writing=True)
+            forget(path)
+        break_seal(path)
         with self._guarded():
-            self._environment = lmdb.open(str(path), map_size=max(_FIRST_MAP, 2 * size), lock=False)
+            # The engine is named: an environment variable could ask for one whose files lmdb 2 cannot read.
+            self._environment = lmdb.open(str(path), map_size=max(_FIRST_MAP, 2 * size), lock=False, lib_version=0)
 
     def commit(self, records: Mapping[str, bytes | None]) -> None:
         """Write all records, or none of them; None deletes one."""
@@ -232,6 +263,8 @@ class StoreWriter:
             yield
         except lmdb.MapFullError:
             raise
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as err:
+            raise damaged(self.path, str(err)) from err
         except lmdb.Error as err:
             free = shutil.disk_usage(self.path).free
             space = f"it needs about {self._expected_bytes:,} bytes, {free:,} are free"
@@ -249,52 +282,28 @@ def image_key(size: int, index: int) -> str:
     return f"{size}-{index:05d}"
 
 
-def _check_pages(path: Path) -> None:
+def _read_seal(path: Path) -> Seal | None:
     try:
-        lmdb_pages.check(path / FILE)
+        return read_seal(path)
+    except NewerFormatError as err:
+        raise _newer(path, err) from err
     except ValueError as err:
-        raise _damaged(path, str(err)) from err
+        raise damaged(path, f"its file `{SEAL}`: {err}") from err
     except OSError as err:
-        raise DataError(f"the image store cannot be read: {err.strerror}", "check its permissions", path) from err
+        raise unreadable(path, err) from err
 
 
-class _Opened(NamedTuple):
-    """A file that `process` has mapped, by device and inode; `size`: how far it must go."""
-
-    process: int
-    environment: Any
-    identity: tuple[int, int]
-    size: int
-
-    def is_usable(self) -> bool:
-        return self.process == os.getpid() and _stores.get(self.identity) is self
-
-    def is_cut_off(self, path: Path) -> bool:
-        """Whether reading would end the process. A file that was deleted or replaced stays as it is in the map."""
-        with contextlib.suppress(FileNotFoundError):
-            return _identity(path) == self.identity and (path / FILE).stat().st_size < self.size
-        return False
+def _compare(seal: Seal, path: Path, pages: int) -> None:
+    """DataError unless the file is the one that was sealed. (In pages that are not used it may differ.)"""
+    num_bytes = (path / FILE).stat().st_size
+    if num_bytes != seal.bytes:
+        problem = f"`{FILE}` has {num_bytes:,} bytes, not {seal.bytes:,} as `{SEAL}` says"
+    elif f"{pages:08x}" != seal.pages:
+        problem = f"a page of `{FILE}` is not what was written (its checksum in `{SEAL}` differs)"
+    else:
+        return
+    raise damaged(path, problem)
 
 
-def _open(path: Path) -> _Opened:
-    if not (found := _stores.get(_identity(path))) or not found.is_usable():
-        _forget(path)
-        identity, size = _identity(path), lmdb_pages.whole_size(path / FILE)
-        environment = lmdb.open(str(path), readonly=True, lock=False, create=False)
-        found = _stores[identity] = _Opened(os.getpid(), environment, identity, size)
-    return found
-
-
-def _forget(path: Path) -> None:
-    """Close what this process, or the one that it was forked from, has open of the store."""
-    if found := _stores.pop(_identity(path), None):
-        found.environment.close()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = (path / FILE).stat()
-    return status.st_dev, status.st_ino
-
-
-def _damaged(path: Path, problem: str) -> DataError:
-    return DataError(f"the image store is damaged: {problem}", "make it again: vdiff prepare --force", path)
+def _newer(path: Path, err: NewerFormatError) -> DataError:
+    return DataError(str(err), "install a newer vdiff, or prepare the pictures again", path)

@@ -1,0 +1,69 @@
+"""By what a store of ours is known: the file `store.json` beside it, and in older ones what is left of their record.
+
+A store without its record `vdiff` could be one of diffusion_distiller: it would be read without checksums and labels.
+So a finished store has a second mark outside of `data.mdb`, which also says what its pages must be.
+"""
+
+from pathlib import Path
+
+from vdiff import __version__
+from vdiff.data.metadata import Metadata, Seal
+from vdiff.errors import MachineError
+from vdiff.ours import beginning
+from vdiff.whole_folder import write_text
+
+SEAL = "store.json"
+_MOST_BYTES = 2**20
+_RECORD = b"vdiff"
+_MADE_BY = b'"made_by": "vdiff'
+
+
+def write_seal(folder: Path, metadata: Metadata, num_bytes: int, pages: int) -> None:
+    """Write the second mark of the finished store in `folder`.   pages: what the check of its pages gave.
+
+    Errors: MachineError when the disk refuses.
+    """
+    seal = Seal(
+        made_by=f"vdiff {__version__}",
+        count=metadata.count,
+        sizes=metadata.sizes,
+        bytes=num_bytes,
+        pages=f"{pages:08x}",
+    )
+    write_text(folder / SEAL, seal.to_json().decode() + "\n", _is_seal)
+
+
+def _is_seal(path: Path) -> bool:
+    return b'"made_by"' in beginning(path, _MOST_BYTES)
+
+
+def read_seal(folder: Path) -> Seal | None:
+    """The second mark, or None where there is none.   ValueError if it is damaged, OSError if it cannot be read."""
+    try:
+        with (folder / SEAL).open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"it is longer than {_MOST_BYTES:,} bytes")
+    return Seal.from_json(text)
+
+
+def break_seal(folder: Path) -> None:
+    """A store that is written to is not the one that was sealed.   Errors: MachineError when the disk refuses."""
+    try:
+        (folder / SEAL).unlink(missing_ok=True)
+    except OSError as err:
+        problem = f"cannot write `{folder / SEAL}`: {err.strerror}"
+        raise MachineError(problem, "choose a place that can be written to", folder) from err
+
+
+def is_ours(key: bytes, value: bytes) -> bool:
+    """Whether this was the record of a store of ours, although its key is not `vdiff` any more.
+
+    A bit of the key, or of its length, has changed: then the key is like `vdiff`, begins with it or is its beginning,
+    or the record can still be recognised.
+    """
+    if key.startswith(_RECORD) or _RECORD.startswith(key) or _MADE_BY in key + value[:200]:
+        return True
+    return len(key) == len(_RECORD) and sum((a ^ b).bit_count() for a, b in zip(key, _RECORD, strict=True)) <= 2
