@@ -1,6 +1,7 @@
 """Pictures, stores and runs to test with, made on the spot."""
 
 import gc
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,15 @@ def noise_picture(width: int, height: int, seed: int, mode: str = "RGB") -> Imag
     """A picture of random pixels."""
     channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8))
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """What a test starts hears HUP and QUIT, although the tests themselves may run under `nohup` and with `&`."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGQUIT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

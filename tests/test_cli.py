@@ -327,6 +327,55 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines() -> None:
     assert "FitLines" in python(code, FORCE_COLOR="1").stderr
 
 
+SIXTEEN_SECONDS = """
+import time
+now = 0.0
+time.monotonic = lambda: now
+from vdiff.cli import displays
+from vdiff.training.report import StageRow
+with displays.chain_progress() as shown:
+    shown.plan([StageRow("base_0", 1024, 512, 150, "waiting")])
+    shown.begin("base_0", 150, 0)
+    for update in range(1, 151):
+        now += 0.107
+        shown.update(update, 0.5, 1.0, 2e-4, 80.0)
+    shown.end("base_0", 0.5, now)
+"""
+"""150 updates, as they are shown."""
+
+
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        {"JPY_PARENT_PID": "7"},
+        {"COLAB_RELEASE_TAG": "release-colab_2026"},
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+    ],
+)
+def test_a_notebook_gets_a_few_lines_and_nothing_that_paints_over_them(notebook: dict[str, str]) -> None:
+    """Its cells look like a terminal, but know no way back up, and keep all that was ever printed."""
+    terminal = in_terminal(SIXTEEN_SECONDS)
+    assert (terminal.count("\x1b[1A") > 100, len(terminal) > 15_000) == (True, True)
+    cell = in_terminal(SIXTEEN_SECONDS, **notebook)
+    assert cell.count("\x1b[1A") == 0
+    assert 3 <= len(cell.splitlines()) <= 8
+    assert len(cell) < 1_000
+
+
+def test_the_lines_in_a_notebook_become_ever_more_rare() -> None:
+    clock, told = Clock(), []
+    shown = progress.FitLines(lambda text: told.append(clock.now), clock, progress.ever_more_rarely)
+    shown.begin("original", 300_000, 0)
+    for update in range(1, 259_201):  # three days
+        clock.now += 1.0
+        shown.update(update, 0.5, 1.0, 2e-4, 80.0)
+    assert told[1] == 3.0
+    assert 10 <= sum(moment <= 30.0 for moment in told) <= 12
+    assert 50 <= sum(moment <= 3600.0 for moment in told) <= 60
+    assert len(told) < 1000
+    assert told[-1] - told[-2] == 300.0
+
+
 class Clock:
     """Time that passes when it is told to."""
 

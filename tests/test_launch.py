@@ -55,6 +55,53 @@ def test_workers_that_end_well_give_0() -> None:
     assert launch._watch([started(""), started("")]) == 0
 
 
+IMPATIENT = """
+import subprocess, sys
+from vdiff.cli import launch
+def worker(rank, count, port):
+    return subprocess.Popen([sys.executable, "-c", sys.argv[1 + rank], sys.argv[3 + rank]])
+launch._worker = worker
+sys.exit(launch.start(2, "cpu"))
+"""
+SAVING = (
+    "import os, signal, sys, time; signal.signal(signal.SIGINT, lambda number, frame: None); "
+    "open(sys.argv[1], 'w').write(str(os.getpid())); end = time.monotonic() + 60\n"
+    "while time.monotonic() < end: time.sleep(0.01)"
+)
+
+
+@pytest.mark.parametrize(("pause", "code"), [(0.0, None), (0.6, 130)])
+def test_a_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path, pause: float, code: int | None) -> None:
+    notes = [tmp_path / "0", tmp_path / "1"]
+    command = [sys.executable, "-c", IMPATIENT, SAVING, SAVING, *map(str, notes)]
+    process = subprocess.Popen(command)
+    try:
+        assert becomes(lambda: all(note.exists() and note.read_text() for note in notes))
+        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+        if code is None:  # they count once
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == (code or 143)
+    finally:
+        process.kill()
+    assert becomes(lambda: not any(is_alive(int(note.read_text())) for note in notes))
+
+
+def test_workers_do_not_look_for_a_launcher_that_left_its_variables_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would wait for a torchrun to listen for them."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, env, start_new_session: given.append(env))
+    launch._worker(1, 2, 1234)
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in given[0]
+    assert (given[0]["RANK"], given[0]["WORLD_SIZE"], given[0]["SLURM_JOB_ID"]) == ("1", "2", "3")
+
+
 CHILD = """
 import os, sys, threading, time
 from vdiff.cli import signals

@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +237,29 @@ class Signalling(Numbers):
         return super().__getitem__(index)
 
 
-def test_a_worker_outlives_the_first_signals_so_that_the_update_can_be_finished() -> None:
-    batch = first(4, Signalling(4, signal.SIGTERM), batch_size=1, workers=1)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGALRM])
+def test_a_worker_outlives_the_first_signals_so_that_the_update_can_be_finished(number: int) -> None:
+    batch = first(4, Signalling(4, number), batch_size=1, workers=1)
+    assert sorted(n for one in batch for n in numbers(one)) == [0, 1, 2, 3]
+
+
+def test_a_signal_that_reaches_workers_while_they_start_does_not_end_them() -> None:
+    """As that of a terminal which is closed then; the trainer, which hears it too, needs them for its last update."""
+    me, told = os.getpid(), []
+
+    def tell() -> None:
+        ends = time.monotonic() + 30
+        while not told and time.monotonic() < ends:
+            for thread in Path(f"/proc/{me}/task").iterdir():
+                told.extend((thread / "children").read_text().split())
+        for _ in range(20):
+            for pid in told:
+                os.kill(int(pid), signal.SIGHUP)
+            time.sleep(0.02)
+
+    teller = threading.Thread(target=tell)
+    teller.start()
+    batch = first(4, Numbers(4), batch_size=1, workers=1)
+    teller.join()
+    assert told
     assert sorted(n for one in batch for n in numbers(one)) == [0, 1, 2, 3]

@@ -1,10 +1,13 @@
 """Whole processes: signals, two processes that act as one, and that nothing is lost or left over."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,8 +16,10 @@ import pytest
 import torch
 
 from tests.tiny import TinyRun
-from vdiff import checkpoint, status
+from vdiff import checkpoint, cli, status
 from vdiff.run_folder import RunFolder, points
+
+pytestmark = pytest.mark.usefixtures("usual_signals")
 
 SECONDS = 180.0
 CHANGES = [
@@ -91,6 +96,75 @@ def test_a_signal_ends_a_training_that_goes_on_where_it_was(unbroken: TinyRun) -
         assert int(RunFolder(Path("runs/run")).points("original")[0].name) >= update
     assert ended(start()) == 0
     assert unbroken.hashes("runs/run") == unbroken.hashes("runs/unbroken")
+
+
+def test_a_closed_terminal_saves_and_an_emergency_exit_leaves_a_run_that_goes_on(
+    unbroken: TinyRun, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = RunFolder(Path("runs/run"))
+    assert in_a_terminal_that_is_closed(*VDIFF, "train", "--set", "name=run", "--json") == 129
+    stopped = status.read(place.status)
+    assert stopped is not None
+    assert (stopped.state, stopped.exit_code) == ("stopped", 129)
+    assert place.points("original")
+
+    process = start()
+    wait_for_update(place.log, 50)
+    process.send_signal(signal.SIGQUIT)
+    assert ended(process) == -signal.SIGQUIT
+    killed = status.read(place.status)
+    assert killed is not None
+    assert killed.state == "killed"
+    assert cli.main(["inspect", "runs/run"]) == 0
+    assert "killed, without a word" in capfd.readouterr().err
+
+    process = start()
+    wait_for_update(place.log, 90)
+    for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGXFSZ, signal.SIGTSTP):
+        process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
+    wait_for_update(place.log, 110)
+    process.send_signal(signal.SIGALRM)
+    assert ended(process) == 142
+    assert int(place.points("original")[0].name) >= 110
+    assert ended(start()) == 0
+    assert unbroken.hashes("runs/run") == unbroken.hashes("runs/unbroken")
+
+
+def in_a_terminal_that_is_closed(*command: str) -> int:
+    """The exit code of a training whose terminal goes away after ten updates, as when a connection is lost."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(command[0], command, {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"})
+    reader = threading.Thread(target=read_all, args=(terminal,), daemon=True)
+    reader.start()
+    try:
+        wait_for_update(Path("runs/run/log.jsonl"), 10)
+    finally:
+        os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def read_all(terminal: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 65536):
+            pass
+
+
+def test_what_slurm_and_torchrun_send_within_a_moment_counts_once(unbroken: TinyRun) -> None:
+    """Slurm tells every process of a step, and torchrun, told too, tells its workers again."""
+    process = start(program=TORCHRUN)
+    wait_for_update(Path("runs/run/log.jsonl"), 10)
+    for pid in children(process.pid):
+        os.kill(pid, signal.SIGTERM)
+    process.terminate()
+    assert ended(process) != 0
+    told = status.read(Path("runs/run/status.json"))
+    assert told is not None
+    assert (told.state, told.exit_code) == ("stopped", 143)
+    assert RunFolder(Path("runs/run")).points("original")
+    assert ended(start(program=TORCHRUN)) == 0
+    assert losses("run") == pytest.approx(losses("unbroken"), rel=1e-5)
 
 
 def test_two_processes_are_one(unbroken: TinyRun) -> None:

@@ -1,5 +1,6 @@
 """What can go wrong, in words a person can act on; one exit code per kind."""
 
+import signal
 from pathlib import Path
 
 
@@ -70,6 +71,16 @@ class Stopped(Exception):  # noqa: N818 - it is news, not an error
         self.exit_code = 128 + signal_number
         self.saved = saved
 
+
+def _asking() -> tuple[int, ...]:
+    names = ("HUP", "INT", "TERM", "USR1", "USR2", "ALRM", "VTALRM", "PROF", "XCPU", "IO", "PWR")
+    named = [getattr(signal, f"SIG{name}", None) for name in names]  # a system need not have all of them
+    first, last = getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1)
+    return (*(int(number) for number in named if number is not None), *range(first, last + 1))
+
+
+ASKING = _asking()
+"""Signals that ask a process to save and leave; the others, and what they do, are told in `vdiff.cli.signals`."""
 
 OUT_OF_MEMORY = (
     "can't allocate memory",

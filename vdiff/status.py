@@ -16,6 +16,7 @@ from typing import Literal, Self
 from vdiff import __version__, whole_folder
 from vdiff.errors import ModelFileError, UsageError, VdiffError
 from vdiff.run_contents import is_status
+from vdiff.run_folder import RunFolder
 from vdiff.training.report import Progress, StageRow
 
 State = Literal["running", "done", "stopped", "failed", "killed"]
@@ -50,10 +51,10 @@ class Status:
     made_by: str = f"vdiff {__version__}"
 
 
-def read(path: Path, is_at_work: bool) -> Status | None:
+def read(path: Path, is_at_work: bool | None = None) -> Status | None:
     """What a run says about itself; None where it says nothing that can be believed.
 
-    is_at_work: whether a process holds the run; one that is marked as running and does not was killed.
+    is_at_work: whether a process holds the run; one that is marked as running and does not was killed. None: look.
     """
     try:
         content = whole_folder.read_json(path)
@@ -65,6 +66,8 @@ def read(path: Path, is_at_work: bool) -> Status | None:
         return None
     known["seconds"] = {str(name): value for name, value in known.get("seconds", {}).items() if _is_duration(value)}
     status = replace(_EXAMPLE, **{"exit_code": None, **known})
+    if is_at_work is None:
+        is_at_work = RunFolder(path.parent).is_at_work()
     return replace(status, state="killed") if status.state == "running" and not is_at_work else status
 
 

@@ -24,8 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from vdiff.cli import app, signals  # signals notes who started this process, while that one lives
 
         try:
-            return app.run(arguments)
+            return app.answer(None) if arguments is None else app.run(arguments)
         finally:
+            if arguments is None:  # the process ends with its command line
+                signals.work_is_done()
             signals.be_deaf_at_exit()
     except KeyboardInterrupt:  # while the first modules are imported
         return 130

@@ -15,13 +15,19 @@ from typer.core import TyperCommand, TyperGroup
 
 import vdiff
 from vdiff import distribution
-from vdiff.cli import COMMANDS, options
+from vdiff.cli import COMMANDS, options, signals
 from vdiff.errors import UsageError
 from vdiff.printable import printable
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line, `sys.argv` by default; every failure is shown and becomes an exit code."""
+    """Run one command line as `answer` does, in a process that goes on: signals do afterwards what they did before."""
+    with signals.restored():
+        return answer(arguments)
+
+
+def answer(arguments: Sequence[str] | None) -> int:
+    """Run one command line, that of this process by default; every failure is shown and becomes an exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options.mode.json = options.mode.quiet = options.mode.debug = False
     _never_fail_to_print()

@@ -1,5 +1,6 @@
 """What is printed: talk on stderr, data on stdout, errors in three lines."""
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,9 @@ from vdiff.errors import VdiffError
 from vdiff.printable import printable, printable_json
 
 _KEPT = "\n\t"
+
+_GONE = (errno.EPIPE, errno.EIO)
+"""How the system says that nobody reads any longer: the reader has left, or the terminal is closed."""
 
 
 class _Names(RegexHighlighter):
@@ -42,7 +46,11 @@ class _Stderr:
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except (OSError, ValueError, AttributeError):
+        except OSError as err:
+            if err.errno in _GONE:
+                # else Python finds the text that nobody took when it ends, and changes the exit code
+                _send_nowhere(2)
+        except (ValueError, AttributeError):
             return
 
     def isatty(self) -> bool:
@@ -93,10 +101,12 @@ def write(text: str) -> None:
 
 
 def _put(text: str) -> None:
-    """Text for stdout, as it is; somebody who closed stdout has read enough."""
+    """Text for stdout, as it is; somebody who closed stdout, or the terminal, has read enough."""
     try:
         print(text, flush=True)  # noqa: T201 - this is the door to stdout
-    except BrokenPipeError:
+    except OSError as err:
+        if err.errno not in _GONE:
+            raise
         close_stdout()
 
 
@@ -178,6 +188,10 @@ def show_traceback(text: str) -> None:
 
 def close_stdout() -> None:
     """Send what is still to be printed nowhere, so that nothing complains when the process ends."""
+    _send_nowhere(1)
+
+
+def _send_nowhere(stream: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    os.dup2(nowhere, stream)
     os.close(nowhere)

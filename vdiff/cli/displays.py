@@ -1,7 +1,8 @@
 """Live displays: the bars and tables a person watches while vdiff works."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from rich.cells import cell_len
@@ -13,29 +14,56 @@ from rich.text import Text
 
 from vdiff.cli.console import say, stderr
 from vdiff.cli.options import mode
-from vdiff.cli.progress import Clock, Fit, FitLines, Pace, PrepareLines, PrepareProgress, duration, number
+from vdiff.cli.progress import (
+    Clock,
+    Fit,
+    FitLines,
+    Pace,
+    PrepareLines,
+    PrepareProgress,
+    duration,
+    ever_more_rarely,
+    number,
+    steadily,
+)
 from vdiff.training.report import Progress, StageRow
 
 
 def fit_progress(is_silent: bool = False) -> Progress:
     """Progress of training one network: live in a terminal, else lines; nothing with --quiet or when `is_silent`."""
-    return FitDisplay() if _is_live(is_silent) else FitLines(_silence if is_silent else say)
+    return FitDisplay() if _is_live(is_silent) else FitLines(_silence if is_silent else say, pause=_pause())
 
 
 def chain_progress(is_silent: bool = False) -> Progress:
     """Progress of a chain of stages, as `fit_progress`."""
-    return ChainDisplay() if _is_live(is_silent) else FitLines(_silence if is_silent else say)
+    return ChainDisplay() if _is_live(is_silent) else FitLines(_silence if is_silent else say, pause=_pause())
 
 
 def prepare_progress(is_silent: bool = False, unit: str | None = None) -> PrepareProgress:
     """Progress of preparing pictures, as `fit_progress`. unit: what is counted instead, where none is skipped."""
     if _is_live(is_silent):
         return PrepareDisplay(unit=unit)
-    return PrepareLines(_silence if is_silent else say, unit=unit)
+    return PrepareLines(_silence if is_silent else say, unit=unit, pause=_pause())
 
 
 def _is_live(is_silent: bool) -> bool:
-    return not is_silent and not mode.quiet and stderr.file.isatty() and not stderr.is_dumb_terminal
+    if is_silent or mode.quiet or is_notebook():
+        return False
+    return stderr.file.isatty() and not stderr.is_dumb_terminal
+
+
+def is_notebook() -> bool:
+    """Whether what is printed goes into the cell of a notebook.
+
+    It looks like a terminal, but nothing that was printed there can be painted over, and all of it is kept.
+    """
+    if "JPY_PARENT_PID" in os.environ or "COLAB_RELEASE_TAG" in os.environ:
+        return True
+    return "inline" in os.environ.get("MPLBACKEND", "")  # of a kernel that an editor has started
+
+
+def _pause() -> Callable[[float], float]:
+    return ever_more_rarely if is_notebook() else steadily
 
 
 def _silence(text: str) -> None: ...

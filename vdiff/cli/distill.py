@@ -38,7 +38,7 @@ def distill(
       vdiff distill
       vdiff distill --from base_5 --stages 1
     """
-    from vdiff.cli import console, displays, estimates, launch
+    from vdiff.cli import console, displays, estimates, launch, signals
     from vdiff.plan import check_count, counted
 
     check_count(stages)
@@ -54,6 +54,7 @@ def distill(
         return None
     with session.chain(recipe, changes, run, device, displays.chain_progress, beside, profile) as chain:
         cards = chain.distill(source, stages, to, force)
+        signals.work_is_done()
         last = cards[-1]
         if chain.is_first:
             console.say(f"`{chain.run.model(last.name)}` is ready: {counted(last.num_steps)}", "green")

@@ -43,7 +43,8 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     with contextlib.ExitStack() as stack:
         stack.callback(StopRequest(follows_parent=launch.has_launcher()).close)
         stack.enter_context(leaving_at_once("nothing was written"))
-        machine = Machine(recipe.precision, device, image_size=recipe.data.size, compile=recipe.compile, shard=shard)
+        wanted = {"image_size": recipe.data.size, "compile": recipe.compile, "shard": shard}
+        machine = Machine(recipe.precision, device, **wanted, say=console.warn)
         stack.push(machine.close)
         begun = time.process_time()  # importing took so long until here
         found = estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None

@@ -206,7 +206,7 @@ def _work(
     table_path: where the table is kept, None where it is only printed.   lock: keeps other evaluations out.
     wanted: device, CUDA graphs.
     """
-    from vdiff.cli import displays, evaluation_table
+    from vdiff.cli import displays, evaluation_table, signals
     from vdiff.evaluation.earlier import Earlier
     from vdiff.metrics import table
 
@@ -237,11 +237,13 @@ def _work(
 
         evaluation.draw(machine, passed, earlier)
         if not machine.is_first:
+            signals.work_is_done()
             return None
         progress.close()  # networks that look at pictures have their own
         found = evaluation.table(metrics, machine, lambda row: check(), earlier)
         if table_path is not None:
             table.write(table_path, found)
+        signals.work_is_done()
         if not keep:
             evaluation.forget_samples()
         evaluation_table.show(found, table_path)

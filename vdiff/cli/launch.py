@@ -1,5 +1,6 @@
 """`--gpus N`: one process per GPU, watched; a signal reaches all of them, and the first failure ends all."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,10 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from types import FrameType
 
-from vdiff.cli.signals import ASKING, LAUNCHER
-from vdiff.errors import MachineError
+from vdiff.cli.signals import LAUNCHER, Ear, work_is_done
+from vdiff.errors import ASKING, MachineError
+from vdiff.training import world
 
 GRACE_SECONDS = 30.0
 """How long processes may take to save and leave once one of them has failed."""
@@ -21,18 +22,22 @@ _STOPPED = {128 + number for number in ASKING}
 
 
 def is_worker() -> bool:
-    """Whether a launcher (this one, torchrun or accelerate) started this process."""
-    return "LOCAL_RANK" in os.environ
+    """Whether this process is one of several, or a launcher (this one or torchrun) started it.
+
+    Errors: MachineError for variables of the environment that do not fit together.
+    """
+    return any(name in os.environ for name in (LAUNCHER, "TORCHELASTIC_RUN_ID")) or world.read().size > 1
 
 
 def has_launcher() -> bool:
     """Whether this process must not outlive the one that started it; `accelerate launch` also starts lone ones."""
-    return is_worker() or "ACCELERATE_DYNAMO_BACKEND" in os.environ
+    names = (LAUNCHER, "TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND", "OMPI_COMM_WORLD_SIZE")
+    return any(name in os.environ for name in names)
 
 
 def is_echo() -> bool:
     """Whether another process of the same run is the one that talks to the user."""
-    return os.environ.get("RANK", "0") != "0"
+    return world.read_or_alone().rank != 0
 
 
 def start(count: int, device: str | None) -> int:
@@ -45,17 +50,22 @@ def start(count: int, device: str | None) -> int:
     workers: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: int) -> None:
         asked.append(number)
         _signal(workers, number)
 
-    for number in ASKING:
-        signal.signal(number, forward)
-    port = _free_port()
-    workers.extend(_worker(rank, count, port) for rank in range(count))
-    if asked:  # while they were started, when not all of them could hear it
-        _signal(workers, asked[0])
-    return _watch(workers, asked)
+    def kill(number: int) -> None:
+        _signal(workers, signal.SIGKILL)  # what is on the disk is whole at any moment
+        os._exit(128 + number)
+
+    with contextlib.closing(Ear(forward, kill)):
+        port = _free_port()
+        workers.extend(_worker(rank, count, port) for rank in range(count))
+        if asked:  # while they were started, when not all of them could hear it
+            _signal(workers, asked[0])
+        code = _watch(workers, asked)
+        work_is_done()
+    return code
 
 
 def _check_gpus(count: int) -> None:
@@ -84,7 +94,9 @@ def _worker(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // count)),
     }
-    environment = os.environ | {name: str(value) for name, value in given.items()}
+    # what another launcher has left there would have the workers look for it
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
+    environment = inherited | {name: str(value) for name, value in given.items()}
     # a session of its own: Ctrl-C reaches a worker once, through its parent
     command = [sys.executable, "-m", "vdiff", *sys.argv[1:]]
     return subprocess.Popen(command, env=environment, start_new_session=True)

@@ -123,11 +123,12 @@ def _warn_of_space(found: "Plan") -> None:
 
 
 def _run(job: Job, how: dict[str, Any], data: Any) -> None:
-    from vdiff.cli import console, displays
+    from vdiff.cli import console, displays, signals
     from vdiff.data.prepare import prepare
 
     with displays.prepare_progress(mode.quiet) as progress, closing(_Watcher(progress)) as watcher:
         report = prepare(**job, **how, on_progress=watcher)
+        signals.work_is_done()
     if mode.json:
         names = ("skipped_file", "num_skipped", "num_images", "sizes", "class_names", "bytes", "seconds")
         more = {name: getattr(report, name) for name in (*names, "resumed_at", "already_done", "anew")}

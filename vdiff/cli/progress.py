@@ -15,6 +15,19 @@ SECONDS_PER_LINE = 30.0
 """Without a terminal there is one line of progress in this time."""
 
 
+def steadily(seconds: float) -> float:
+    """Seconds until the next line, for a log that may be long."""
+    return SECONDS_PER_LINE
+
+
+def ever_more_rarely(seconds: float) -> float:
+    """The same where every line stays on the page: 3 s at first, 30 s after five minutes, 5 minutes after an hour.
+
+    seconds: since the work began.
+    """
+    return min(max(seconds / 10, 3.0), 300.0)
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as `0:42`, `12:31` or `1:02:03`; `-:--` when unknown."""
     if seconds is None or not math.isfinite(seconds):
@@ -140,18 +153,23 @@ class PrepareProgress(Protocol):
 
 
 class _Lines:
-    """Progress as lines: one at every change, and one in every half minute between."""
+    """Progress as lines: one at every change, and others between. pause: until the next one, see `steadily`."""
 
-    def __init__(self, write: Callable[[str], None], clock: Clock = time.monotonic) -> None:
-        self.write, self.clock = write, clock
-        self._written = clock()
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        clock: Clock = time.monotonic,
+        pause: Callable[[float], float] = steadily,
+    ) -> None:
+        self.write, self.clock, self.pause = write, clock, pause
+        self._began = self._written = clock()
 
     def note(self, text: str) -> None:
         self._written = self.clock()
         self.write(text)
 
     def is_due(self) -> bool:
-        return self.clock() - self._written >= SECONDS_PER_LINE
+        return self.clock() - self._written >= self.pause(self.clock() - self._began)
 
     def close(self) -> None: ...
 
@@ -165,8 +183,13 @@ class _Lines:
 class FitLines(_Lines):
     """Training and distilling as lines."""
 
-    def __init__(self, write: Callable[[str], None], clock: Clock = time.monotonic) -> None:
-        super().__init__(write, clock)
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        clock: Clock = time.monotonic,
+        pause: Callable[[float], float] = steadily,
+    ) -> None:
+        super().__init__(write, clock, pause)
         self._rows: dict[str, StageRow] = {}
         self._fit = Fit("", Pace(0, clock=clock))
 
@@ -204,8 +227,14 @@ class PrepareLines(_Lines):
 
     _pace: Pace | None = None
 
-    def __init__(self, write: Callable[[str], None], clock: Clock = time.monotonic, unit: str | None = None) -> None:
-        super().__init__(write, clock)
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        clock: Clock = time.monotonic,
+        unit: str | None = None,
+        pause: Callable[[float], float] = steadily,
+    ) -> None:
+        super().__init__(write, clock, pause)
         self._unit = unit
 
     def update(self, stored: int, skipped: int, total: int) -> None:

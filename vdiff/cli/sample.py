@@ -131,6 +131,7 @@ def _draw(
     asked: sampler, seeds, steps, labels and batch size of the `Drawing`.
     """
     from vdiff import checkpoint as model
+    from vdiff.cli import signals
     from vdiff.drawing import Drawing
 
     with session.processes(wanted, model.read_card(folder).shape[-1]) as (machine, check):
@@ -139,9 +140,11 @@ def _draw(
         drawing = Drawing(loaded, machine=machine, **asked)
         if machine.is_first:
             _write(drawing, target, strip, gif, check)
+            signals.work_is_done()
             return drawing.facts()
         if not (strip or gif):
             drawing.pictures(lambda pictures, seeds: check())  # its share of each batch; the first process writes them
+            signals.work_is_done()
     return None
 
 

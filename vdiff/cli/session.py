@@ -1,6 +1,7 @@
 """What `train` and `distill` share: recipe, run folder, machine, signals and progress, put together."""
 
 import contextlib
+import functools
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ import typer
 from vdiff.cli import completion
 from vdiff.cli.options import mode, open_recipe
 from vdiff.cli.signals import StopRequest, leaving_at_once
-from vdiff.errors import Stopped, UsageError
+from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
     from vdiff.chain import Chain
@@ -35,6 +36,8 @@ GpusOption = Annotated[
 ProfileOption = Annotated[
     bool, typer.Option("--profile", help="Measure where the time of an update goes: a table, and a trace in the run")
 ]
+
+NOTHING_BEGUN = "stopped before anything was begun"
 
 MakeProgress = Callable[[bool], "Progress"]
 
@@ -91,7 +94,9 @@ def chain(
         stop = StopRequest(follows_parent=launch.has_launcher())
         stack.callback(stop.close)
         wanted = (recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile, recipe.shard)
-        machine = Machine(*wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn)
+        check = functools.partial(stop.leave_if_asked, NOTHING_BEGUN)
+        with stop.joining():
+            machine = Machine(*wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn, check=check)
         stack.push(machine.close)
         if machine.is_first:
             stack.enter_context(folder.lock(console.warn))
@@ -122,20 +127,26 @@ def processes(
     from vdiff.cli import console, launch
     from vdiff.training.machine import Machine
 
+    precision, device, graphs = wanted
+    make = functools.partial(Machine, precision, device, image_size=image_size, cuda_graphs=graphs, say=console.warn)
+    check: Callable[[], None]
     with contextlib.ExitStack() as stack:
-        stop = StopRequest(follows_parent=True) if launch.is_worker() else None
-        stack.callback(stop.close) if stop is not None else stack.enter_context(leaving_at_once(what))
-        precision, device, graphs = wanted
-        machine = Machine(precision, device, image_size=image_size, cuda_graphs=graphs, say=console.warn)
+        if launch.is_worker():
+            stop = StopRequest(follows_parent=launch.has_launcher())
+            stack.callback(stop.close)
+            check = functools.partial(stop.leave_if_asked, what)
+            with stop.joining():
+                machine = make(check=check)
+        else:
+            stack.enter_context(leaving_at_once(what))
+            machine, check = make(), _never
         stack.push(machine.close)
         if not machine.is_first:
             mode.json, mode.quiet = False, True
-
-        def check() -> None:
-            if stop is not None and stop():
-                raise Stopped(stop(), what)
-
         yield machine, check
+
+
+def _never() -> None: ...
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ def train(
       vdiff train
       vdiff train -r celeba_u --gpus 8 --set train.batch_size=64
     """
-    from vdiff.cli import console, displays, estimates, launch
+    from vdiff.cli import console, displays, estimates, launch, signals
     from vdiff.plan import counted
 
     if gpus is not None and not launch.is_worker():
@@ -35,6 +35,7 @@ def train(
         return None
     with session.chain(recipe, changes, run, device, displays.fit_progress, profile=profile) as chain:
         card = chain.train(force)
+        signals.work_is_done()
         if chain.is_first:
             console.say(f"`{chain.run.model(card.name)}` is ready: {counted(card.num_steps)}", "green")
             console.say("next: `vdiff distill`, or look at it with `vdiff sample --checkpoint original --steps 64`")

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vdiff.errors import MachineError, UsageError, VdiffError
+from vdiff.errors import ASKING, MachineError, UsageError, VdiffError
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -214,9 +215,16 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
 
     torch would rather raise an error at that moment, wherever this process is: also in the midst of an update or a
     save, where nobody can say what it means.
+
+    A worker inherits that signals wait, until it knows what to do with them: one that reaches the whole process group
+    must not end workers that are starting, for the trainer needs them until its update is finished.
     """
     before = signal.getsignal(signal.SIGCHLD)
-    found = iter(loader)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        found = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, before)
     return found
@@ -228,12 +236,25 @@ def _unchanged(batch: Any) -> Any:
 
 def _outlive_signals(worker: int) -> None:
     # They reach the whole process group; the trainer finishes its update first and then stops its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in ASKING:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_soon)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
 
 
 def _leave_soon(number: int, frame: Any) -> None:
-    """After the first SIGTERM leave in 30 seconds, at the second one at once: nobody waits for a worker for ever."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.alarm(30)
+    """After the first SIGTERM leave in 30 seconds, at a later one at once: nobody waits for a worker for ever.
+
+    Those of the first seconds count once: several launchers may send the same.
+    """
+    global _asked_at
+    if _asked_at is None:
+        _asked_at = time.monotonic()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(30)
+    elif time.monotonic() - _asked_at > _BURST_SECONDS:
+        os._exit(128 + number)
+
+
+_asked_at: float | None = None
+_BURST_SECONDS = 5.0

@@ -17,7 +17,7 @@ from vdiff.cores import num_cores
 from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
 from vdiff.samplers import graphed
-from vdiff.training import compiling, memory, trackers
+from vdiff.training import compiling, memory, rendezvous, trackers, world
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
 
@@ -46,11 +46,13 @@ class Machine:
         shard: sharded.Shard = "auto",
         cuda_graphs: graphed.CudaGraphs = "off",
         say: Callable[[str], None] = lambda text: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Join the other processes, if a launcher started any.
+        """Join the other processes, if a launcher started any: see `world` and `rendezvous`.
 
         compile: whether networks that learn are compiled.   shard: whether networks lie in shares, one in each process.
         cuda_graphs: whether the calls of networks that draw are replayed; `say` is told if that does not work.
+        say, check: also told for whom this process waits, and called meanwhile; `check` may raise.
         image_size: of the pictures, in pixels; where it is small, `auto` is float32 on a CPU.
 
         deterministic: the same bits every time, on GPUs too; torch refuses an operation that cannot.
@@ -65,11 +67,15 @@ class Machine:
         torch.use_deterministic_algorithms(deterministic)
         memory.arrange(sparing=False)  # who draws asks for the same memory in every step
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        # its own mixed precision would cast every input and output again
+        own = world.read()
+        self._local_size = own.local_size
+        self._store = rendezvous.meet(own, say, check)
         patience = InitProcessGroupKwargs(timeout=PATIENCE)
-        self._accelerator = Accelerator(
-            cpu=cpu, mixed_precision="no", step_scheduler_with_optimizer=False, kwargs_handlers=[patience]
-        )
+        with world.told(own):  # Accelerate reads the environment by rules of its own
+            # its own mixed precision would cast every input and output again
+            self._accelerator = Accelerator(
+                cpu=cpu, mixed_precision="no", step_scheduler_with_optimizer=False, kwargs_handlers=[patience]
+            )
         self.device = self._accelerator.device
         self.graphs = graphed.opened(cuda_graphs, self.device, say)
         self.rank = self._accelerator.process_index
@@ -199,8 +205,8 @@ class Machine:
     def available_bytes(self) -> int | None:
         """The share of the memory that this process may still take; None where nobody tells."""
         found = memory.available_bytes(self.device)
-        on_one_host = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)) if self.device.type == "cpu" else 1
-        return None if found is None else found // max(on_one_host, 1)
+        on_one_host = self._local_size if self.device.type == "cpu" else 1
+        return None if found is None else found // on_one_host
 
     def free_cache(self) -> None:
         """Give memory back that torch keeps for later."""
