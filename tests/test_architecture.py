@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
     {"errors", "printable"},
-    {"headers", "mark", "distribution", "home", "cores"},
+    {"headers", "mark", "distribution", "home", "cores", "decoding"},
     {"ours"},
     {"array_file", "whole_folder"},
     {"config", "images", "phases", "randomness", "lock"},
@@ -62,7 +62,7 @@ NEIGHBOURS = {
 
 DOORS = {
     "lmdb": {"data/lmdb_pages.py", "data/opened.py", "data/store.py"},
-    "PIL": {"images.py", "data/prepare.py"},
+    "PIL": {"decoding", "images.py"},
     "safetensors": {"checkpoint.py"},
     "accelerate": {"training/machine.py", "training/trackers.py"},
     "wandb": {"training/trackers.py"},

@@ -57,6 +57,10 @@ class MachineError(VdiffError):
     exit_code = 6
 
 
+class PausedError(MachineError):
+    """The machine refuses for now: what was done is kept, and the same command goes on from there."""
+
+
 class InUseError(VdiffError):
     """Another process works in the same run folder or store."""
 

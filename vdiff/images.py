@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from vdiff import __version__, whole_folder
+from vdiff import __version__, decoding, whole_folder
+from vdiff.decoding import MAX_PIXELS as MAX_PIXELS
+from vdiff.decoding import MODES as MODES
+from vdiff.decoding import check_beginning as check_beginning
+from vdiff.decoding import count_pixels as count_pixels
 from vdiff.ours import is_picture
 
 if TYPE_CHECKING:
@@ -25,22 +28,10 @@ Resampling = Literal["lanczos", "bicubic", "box"]
 Pixels = npt.NDArray[np.uint8]
 Picture = Image.Image
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit of caution, 358 MB decoded. Here it is an error, where Pillow only warns up to twice as many."""
-
-# Only formats whose decoders do nothing but decode: EPS, for one, would start Ghostscript.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-_BAND = 256
-_UNKNOWN = "not a picture of a known format"
-_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
 
 def decode(data: bytes, channels: int) -> Pixels:
-    """The picture in a file's bytes, uint8 [channels, H, W]; ValueError with the reason if it cannot be read."""
-    return from_picture(open_picture(data, channels))
+    """The picture in a record of a store, uint8 [channels, H, W]; ValueError with the reason if that cannot be."""
+    return from_picture(decoding.open_record(data, channels))
 
 
 def encode(image: Pixels, encoding: Encoding, quality: int = 95) -> bytes:
@@ -49,62 +40,27 @@ def encode(image: Pixels, encoding: Encoding, quality: int = 95) -> bytes:
 
 
 def encode_picture(picture: Picture, encoding: Encoding, quality: int = 95) -> bytes:
-    """As `encode`, from a Pillow picture of 1, 3 or 4 channels of 8 bits."""
-    file = io.BytesIO()
+    """As `encode`, from a Pillow picture of 1, 3 or 4 channels of 8 bits. Nothing but its pixels is written."""
+    # Pillow hands on profiles, comments and more from picture to picture, and writes what it finds.
+    pixels, file = Image.new(picture.mode, picture.size), io.BytesIO()
+    pixels.paste(picture)
     if encoding == "png":
-        picture.save(file, "PNG")
+        pixels.save(file, "PNG")
     elif encoding == "webp":
-        picture.save(file, "WEBP", lossless=True, exact=True)
+        pixels.save(file, "WEBP", lossless=True, exact=True)
     elif picture.mode == "RGBA":
         raise ValueError("JPEG has no transparency: 4 channels need png or webp")
     else:
-        picture.save(file, "JPEG", quality=quality, subsampling=0)
+        pixels.save(file, "JPEG", quality=quality, subsampling=0)
     return file.getvalue()
 
 
 def open_picture(data: bytes, channels: int) -> Picture:
-    """The first frame of a file, upright, as a Pillow picture of 1, 3 or 4 channels of 8 bits; ValueError if it cannot.
+    """The first frame of a file, upright, in sRGB, of 1, 3 or 4 channels of 8 bits; ValueError if it cannot be had.
 
     Transparent parts turn white, unless the fourth channel is wanted.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            _check_size(picture)
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            return _as_mode(picture, MODES[channels])
-    except UnidentifiedImageError as err:
-        raise ValueError(_UNKNOWN if data else "the file is empty") from err
-    except ValueError:
-        raise
-    except Exception as err:  # Pillow's decoders let nearly anything escape when a file is hostile.
-        raise ValueError(f"{err or type(err).__name__}".replace("\n", " ")) from err
-
-
-def count_pixels(data: bytes) -> int:
-    """How many pixels the header of a picture speaks of; 0 where it cannot be read."""
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            return picture.width * picture.height
-    except Exception:  # `open_picture` tells why
-        return 0
-
-
-def check_beginning(data: bytes) -> None:
-    """ValueError for the first kilobytes of a file that is refused whatever follows: no picture, or too many pixels."""
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            _check_size(picture)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
-        raise ValueError(str(err)) from err
-    except UnidentifiedImageError as err:
-        accepting = (Image.OPEN[name][1] for name in _FORMATS if name in Image.OPEN)
-        if data and not any(accepts and accepts(data[:16]) for accepts in accepting):
-            raise ValueError(_UNKNOWN) from err
-    except ValueError:
-        raise
-    except Exception:  # what follows may be needed
-        return
+    return decoding.open_picture(data, channels).picture.convert(MODES[channels])
 
 
 def from_picture(picture: Picture) -> Pixels:
@@ -219,39 +175,6 @@ def _write_picture(path: Path, picture: Picture, text: Mapping[str, str]) -> Non
         info.add_text(key, value)
     picture.save(file, "PNG", pnginfo=info)
     _write_whole(path, file.getvalue())
-
-
-def _check_size(picture: Picture) -> None:
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
-
-
-def _as_mode(picture: Picture, mode: str) -> Picture:
-    if picture.mode == mode and "transparency" not in picture.info:
-        return picture
-    if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of an unknown range")
-    if picture.mode in _DEEP_GREY:
-        picture = _in_8_bits(picture)
-    if mode == "RGBA" or not picture.has_transparency_data:
-        return picture.convert("RGB").convert(mode) if picture.mode == "CMYK" else picture.convert(mode)
-    return _over_white(picture, mode)
-
-
-def _in_8_bits(picture: Picture) -> Picture:
-    # Pillow's own conversion clips at 255: nearly everything would be white.
-    levels = np.asarray(picture).astype(np.int64).clip(0, 65535)
-    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-
-
-def _over_white(picture: Picture, mode: str) -> Picture:
-    result = Image.new(mode, picture.size)
-    for top in range(0, picture.height, _BAND):  # in bands: the largest pictures fit in memory twice, not four times
-        box = (0, top, picture.width, min(top + _BAND, picture.height))
-        band = picture.crop(box).convert("RGBA")
-        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
-        result.paste(Image.alpha_composite(white, band).convert(mode), box)
-    return result
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """`vdiff prepare`: pictures become an image store."""
 
 import os
+from collections import Counter
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,9 @@ def prepare(
     resampling: Annotated[
         str | None, typer.Option(metavar="lanczos|box|bicubic", help="Filter for resizing [data.resampling]")
     ] = None,
+    depth: Annotated[
+        int | None, typer.Option(metavar="8-16", help="Bits that 16-bit grey pictures use [data.depth]")
+    ] = None,
     max_bad: Annotated[
         str, typer.Option(metavar="SHARE", help="Share of unreadable pictures to skip, as 1% or 0.01")
     ] = "1%",
@@ -59,7 +63,7 @@ def prepare(
       vdiff prepare --size 256
       vdiff prepare pictures.zip --size 64 --size 128 --out data/faces
     """
-    given = {"channels": channels, "encoding": encoding, "quality": quality, "resampling": resampling}
+    given = {"channels": channels, "encoding": encoding, "quality": quality, "resampling": resampling, "depth": depth}
     data = _data_section(recipe, changes, is_needed=not (source and sizes and out))
     job = _job(data, source, out, sizes, given)
     share = _share(max_bad)
@@ -132,6 +136,7 @@ def _run(job: Job, how: dict[str, Any], data: Any) -> None:
     if mode.json:
         names = ("skipped_file", "num_skipped", "num_images", "sizes", "class_names", "bytes", "seconds")
         more = {name: getattr(report, name) for name in (*names, "resumed_at", "already_done", "anew")}
+        more |= {"notes": dict(_kinds(report)), "hints": report.hints}
         console.emit_json({"store": report.store, **more})
     _tell(report, data)
 
@@ -173,7 +178,16 @@ def _tell(report: "Report", data: Any) -> None:
         console.warn(f"all pictures were prepared anew: {printable(report.anew)}")
     if report.num_skipped:
         console.warn(f"{report.num_skipped:,} pictures could not be read: see `{report.skipped_file}`")
+    for kind, count in _kinds(report):
+        console.warn(f"{count:,} pictures: {kind}; see `{report.notes_file}`")
+    for hint in report.hints:
+        console.warn(hint)
     _tell_next(report, data)
+
+
+def _kinds(report: "Report") -> list[tuple[str, int]]:
+    """What was amiss with pictures that were taken all the same, without its details, and with how many."""
+    return Counter(words.partition(":")[0] for _, words in report.notes).most_common()
 
 
 def _tell_next(report: "Report", data: Any) -> None:

@@ -7,19 +7,24 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from threading import Lock
 from typing import TypeVar
 
-from vdiff import images
+from vdiff import decoding, images
+from vdiff.data.patience import has_memory, patiently
 from vdiff.data.sources import Picture, printable
 from vdiff.data.store import StoreWriter, image_key
+from vdiff.errors import PausedError
 
 JOB, PART = "vdiff-job", "vdiff-part-"
+MIN_DEPTH, MAX_DEPTH = 8, 16
 _CHUNK_PICTURES, _CHUNK_BYTES = 16, 2**20
 _COMMIT_SECONDS, _COMMIT_BYTES = 5.0, 64 * 2**20
 _LARGE_PIXELS = _LARGE_BYTES = 2**24
+_BYTES_PER_PIXEL, _BYTES_AROUND = 8, 2**25
+"""What a picture of 4 channels takes while it is converted, and everything else that is needed with it."""
 _one_large = Lock()  # of pictures with hundreds of megabytes, only one is in memory at a time
 
 Item = TypeVar("Item")
@@ -30,7 +35,7 @@ Result = TypeVar("Result")
 class Settings:
     """How pictures are stored: square `sizes` in pixels, 1, 3 or 4 channels, file format, filter for resizing.
 
-    quality: 1 to 100 for jpeg, None for the lossless formats.
+    quality: 1 to 100 for jpeg, None for the lossless formats.   depth: bits that grey pictures of 16 bits use.
     """
 
     sizes: tuple[int, ...]
@@ -38,15 +43,21 @@ class Settings:
     encoding: images.Encoding
     quality: int | None
     resampling: images.Resampling
+    depth: int = MAX_DEPTH
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A picture's encoded bytes in each size, or the reason why there are none."""
+    """A picture's encoded bytes in each size; or, where there are none, the reason.
+
+    notes: what was not as it should be.   largest: value of a grey picture of 16 bits, see `decoding.Opened`.
+    """
 
     name: str
     data: dict[int, bytes]
     reason: str = ""
+    notes: list[str] = field(default_factory=list)
+    largest: int | None = None
 
 
 @dataclass
@@ -54,18 +65,26 @@ class Part:
     """What became of some files, one after the other.
 
     num_files: how many.   labels: of those that were stored.   crcs: of those, per size, eight hexadecimal digits each.
+    notes: names of stored ones with what was not as it should be.   num_deep, largest: how many of them are grey
+    pictures of 16 bits that do not state how many they use, and the largest value in them.
     """
 
     num_files: int = 0
     labels: list[int] = field(default_factory=list)
     crcs: dict[str, str] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    num_deep: int = 0
+    largest: int = 0
 
     def extend(self, other: "Part") -> None:
         """Append the files of another part."""
         self.num_files += other.num_files
         self.labels += other.labels
         self.skipped += [(name, reason) for name, reason in other.skipped]
+        self.notes += [(name, note) for name, note in other.notes]
+        self.num_deep += other.num_deep
+        self.largest = max(self.largest, other.largest)
         for size, crcs in other.crcs.items():
             self.crcs[size] = self.crcs.get(size, "") + crcs
 
@@ -97,14 +116,16 @@ class Ledger:
 
     def add(self, converted: Converted, label: int) -> None:
         """Take one more file; commit if much has come together."""
-        if converted.reason:
+        if not converted.data:
             self._part.extend(Part(1, skipped=[(converted.name, converted.reason)]))
         else:
             index = self.num_stored
             self._waiting |= {image_key(size, index): data for size, data in converted.data.items()}
             self._waiting_bytes += sum(map(len, converted.data.values()))
             crcs = {str(size): f"{zlib.crc32(data):08x}" for size, data in converted.data.items()}
-            self._part.extend(Part(1, [label], crcs))
+            notes = [(converted.name, note) for note in converted.notes]
+            is_deep = converted.largest is not None
+            self._part.extend(Part(1, [label], crcs, [], notes, int(is_deep), converted.largest or 0))
         if self._waiting_bytes > _COMMIT_BYTES or time.monotonic() - self._since > _COMMIT_SECONDS:
             self.commit()
 
@@ -174,7 +195,7 @@ def in_order(
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
-                pending.append(pool.submit(work, item))
+                pending.append(_submitted(pool, partial(work, item)))
                 if is_large(item):
                     pending[-1].exception()
                 if len(pending) >= 2 * workers:
@@ -184,6 +205,16 @@ def in_order(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _submitted(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> "Future[Result]":
+    try:
+        return pool.submit(work)
+    except RuntimeError as err:  # Python has no other word for it
+        if "can't start new thread" not in str(err):
+            raise
+        fix = "use fewer `--workers`, or allow more threads and memory; the same command then goes on from here"
+        raise PausedError("no further thread can be started", fix) from err
 
 
 def _chunks(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
@@ -206,17 +237,47 @@ def _convert_chunk(settings: Settings, chunk: list[Picture]) -> list[Converted]:
 
 
 def _convert(settings: Settings, picture: Picture) -> Converted:
+    """PausedError if the machine refuses to read the picture, or has no memory for it."""
+    name, notes = printable(picture.file.name), list[str]()
     try:
-        data = picture.read()
-        with _one_large if images.count_pixels(data) > _LARGE_PIXELS else nullcontext():
-            return Converted(printable(picture.file.name), _encoded(settings, data))
+        data = patiently(picture.read, name, notes)
+        done = patiently(partial(_converted, settings, name, data), name, notes)
     except ValueError as err:
-        return Converted(printable(picture.file.name), {}, printable(str(err)))
+        return Converted(name, {}, printable(str(err)) or type(err).__name__)
+    return replace(done, notes=notes + done.notes)
 
 
-def _encoded(settings: Settings, data: bytes) -> dict[int, bytes]:
-    """The picture in each size; ValueError if it cannot be read."""
-    opened = images.open_picture(data, settings.channels)
-    squares = {size: images.fit_square(opened, size, settings.resampling) for size in settings.sizes}
-    quality = settings.quality or 100
-    return {size: images.encode_picture(square, settings.encoding, quality) for size, square in squares.items()}
+def _converted(settings: Settings, name: str, data: bytes) -> Converted:
+    """ValueError with the reason if there is no picture in the file, MemoryError if memory ran out.
+
+    Without memory some decoders say that the file is damaged, and a damaged file may ask for more memory than there
+    is. So it is called bad only when it has failed twice and there was enough memory for it after both times.
+    """
+    num_pixels = images.count_pixels(data)
+    needed = _BYTES_PER_PIXEL * min(num_pixels, images.MAX_PIXELS) + _BYTES_AROUND
+    reason = ""
+    for _ in range(2):
+        try:
+            with _one_large if num_pixels > _LARGE_PIXELS else nullcontext():
+                return _encoded(settings, name, data)
+        except decoding.DamagedError as err:
+            reason = str(err)
+        except MemoryError:
+            reason = "it takes more memory than a picture of its size should"
+        # Out of the handlers, which keep in memory what was there.
+        if not has_memory(needed):
+            raise MemoryError
+    raise ValueError(reason)
+
+
+def _encoded(settings: Settings, name: str, data: bytes) -> Converted:
+    opened = decoding.open_picture(data, settings.channels, settings.depth)
+    mode, quality = images.MODES[settings.channels], settings.quality or 100
+    encoded = {}
+    for size in settings.sizes:
+        square = images.fit_square(opened.picture, size, settings.resampling).convert(mode)
+        try:
+            encoded[size] = images.encode_picture(square, settings.encoding, quality)
+        except (OSError, ValueError) as err:  # any pixels can be encoded: what can be missing is memory
+            raise MemoryError(str(err)) from err
+    return Converted(name, encoded, notes=[printable(note) for note in opened.notes], largest=opened.largest)

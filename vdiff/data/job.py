@@ -10,17 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from vdiff import __version__, images
-from vdiff.data.conversion import JOB, PART, Ledger, Settings, convert, is_sound
+from vdiff.data.conversion import JOB, MIN_DEPTH, PART, Ledger, Settings, convert, is_sound
 from vdiff.data.metadata import Metadata
 from vdiff.data.opened import FILE, check_pages
-from vdiff.data.publishing import PREVIEW, SKIPPED, STORE, clear, writing
+from vdiff.data.patience import has_memory
+from vdiff.data.publishing import NOTES, PREVIEW, SKIPPED, STORE, clear, writing
 from vdiff.data.seal import write_seal
 from vdiff.data.sources import Source
 from vdiff.data.store import LENGTH, METADATA, StoreWriter, image_key, is_store
-from vdiff.errors import DataError, Stopped
+from vdiff.errors import DataError, PausedError, Stopped
 from vdiff.whole_folder import clean
 
 _PREVIEW_PIXELS = 2048
+_PREVIEW_BYTES = 2**26
+"""What decoding a record of the largest size takes."""
+_DARK = 1 / 8
+"""Of the range: where no picture of 16 bits has a brighter value, they use fewer bits than they have."""
 _BYTES_PER_VALUE = {"png": 0.65, "webp": 0.45, "jpeg": 0.4}
 
 
@@ -31,6 +36,14 @@ class Progress:
     done: int
     skipped: int
     total: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job came to. resumed_at: how many files an earlier start had dealt with. hints: sentences for users."""
+
+    resumed_at: int
+    hints: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -48,24 +61,26 @@ class Job:
     workers: int
     said: list[str] = field(default_factory=list)
 
-    def run(self, on_progress: Callable[[Progress], None]) -> int:
-        """Store what is not stored yet; returns how many files an earlier start had dealt with.
+    def run(self, on_progress: Callable[[Progress], None]) -> Done:
+        """Store what is not stored yet.
 
-        DataError if too many files are unreadable. Whatever stops it, the next `run` goes on from the last commit.
+        DataError if too many files are unreadable. PausedError if the machine refuses to read a picture. Whatever stops
+        it, the next `run` goes on from the last commit.
         """
         with self._writer() as writer:
             if text := writer.get(METADATA):
-                metadata, resumed_at = Metadata.from_json(text), len(self.source.files)
+                metadata, done = Metadata.from_json(text), Done(len(self.source.files))
             else:
                 ledger = Ledger(writer)
                 resumed_at = ledger.num_files
                 self._store_all(ledger, on_progress)
-                self._write_skipped(ledger)
+                self._write_lists(ledger)
                 self._write_preview(writer, ledger.num_stored)
                 metadata = self._metadata(ledger)
                 ledger.close({METADATA: metadata.to_json(), LENGTH: str(ledger.num_stored).encode()})
+                done = Done(resumed_at, self._hints(ledger))
         self._seal(metadata)
-        return resumed_at
+        return done
 
     def has_progress(self) -> bool:
         """Whether the folder holds pictures that the next `run` need not store again."""
@@ -132,7 +147,7 @@ class Job:
                         ledger.add(converted, labels[ledger.num_files])
                     self._refuse_too_many(ledger)
                     on_progress(Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total))
-            except Stopped:
+            except (Stopped, PausedError, MemoryError):
                 ledger.commit()
                 raise
         self._refuse_incomplete(ledger)
@@ -164,11 +179,21 @@ class Job:
             }
         )
 
-    def _write_skipped(self, ledger: Ledger) -> None:
-        lines = [f"{name}\t{reason}\n" for name, reason in ledger.skipped]
-        if lines:
-            with writing(self.folder):
-                (self.folder / SKIPPED).write_text("".join(lines), encoding="utf-8")
+    def _write_lists(self, ledger: Ledger) -> None:
+        for name, rows in ((SKIPPED, ledger.skipped), (NOTES, ledger.stored.notes)):
+            if rows:
+                with writing(self.folder):
+                    text = "".join(f"{name}\t{reason}\n" for name, reason in rows)
+                    (self.folder / name).write_text(text, encoding="utf-8")
+
+    def _hints(self, ledger: Ledger) -> list[str]:
+        """That pictures of 16 bits are nearly black, and what to type."""
+        largest, num_deep = ledger.stored.largest, ledger.stored.num_deep
+        if not num_deep or largest >= _DARK * 2**self.settings.depth:
+            return []
+        bits = max(MIN_DEPTH, largest.bit_length())
+        what = f"no value of the {num_deep:,} grey pictures of 16 bits is above {largest:,}, so they are nearly black"
+        return [f"{what}: if they use only {bits} of their bits, prepare them with `--depth {bits} --force`"]
 
     def _write_preview(self, writer: StoreWriter, count: int) -> None:
         """Up to 64 pictures from all over the store, in its largest size, on at most 2048 x 2048 pixels."""
@@ -178,10 +203,20 @@ class Job:
         columns = min(8, max(1, _PREVIEW_PIXELS // size))
         chosen = np.linspace(0, count - 1, min(count, columns**2)).astype(int).tolist()
         stored = [writer.get(image_key(size, index)) or b"" for index in chosen]
-        pictures = np.stack([images.decode(data, self.settings.channels) for data in stored])
+        pictures = np.stack([_decoded(data, self.settings.channels) for data in stored])
         page = images.grid(torch.from_numpy(pictures), scale=max(1, 64 // size))
         (self.folder / PREVIEW).unlink(missing_ok=True)  # of an earlier start; versions before 0.2 did not sign theirs
         images.write_png(self.folder / PREVIEW, page)
+
+
+def _decoded(record: bytes, channels: int) -> images.Pixels:
+    """A picture that was just stored; MemoryError where a decoder calls it damaged because it has no memory."""
+    try:
+        return images.decode(record, channels)
+    except ValueError as err:
+        if not has_memory(_PREVIEW_BYTES):
+            raise MemoryError from err
+        raise
 
 
 def made_from(metadata: Metadata, source: Source, settings: Settings) -> bool:

@@ -47,6 +47,9 @@ class LmdbImagesSection(Section):
     resampling: images.Resampling = harmless("lanczos")
     """Filter that `vdiff prepare` resizes with: lanczos is sharpest, box averages, bicubic lies between."""
 
+    depth: int = harmless(16, ge=8, le=16)
+    """Bits that grey pictures of 16 bits use, for `vdiff prepare`: 12 for many X-rays, whose white is 4095."""
+
     workers: int | None = harmless(None, ge=0, le=64)
     """Processes that decode ahead; null: none if all pictures fit in 256 MiB of memory, else up to 4."""
 

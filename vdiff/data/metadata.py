@@ -62,7 +62,8 @@ class Seal(_Record):
 class Metadata(_Record):
     """The record under the key `vdiff`.
 
-    labels: the class of each picture.   source: SHA-256 of the listing that the pictures came from.
+    depth: bits that grey pictures of 16 bits were taken to use.   labels: the class of each picture.
+    source: SHA-256 of the listing that the pictures came from.
     crcs: for each size the CRC-32 of each record, eight hexadecimal digits apiece, in one string.
     """
 
@@ -72,6 +73,7 @@ class Metadata(_Record):
     encoding: str
     quality: int | None
     resampling: str
+    depth: int = 16
     labels: list[int] | None
     class_names: list[str] | None
     source: str

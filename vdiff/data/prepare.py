@@ -2,20 +2,31 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import disk_usage
 from typing import get_args
 
 from vdiff import images, lock
 from vdiff.cores import num_cores
-from vdiff.data.conversion import Settings
-from vdiff.data.job import Job, Progress, estimated_bytes, made_from
+from vdiff.data.conversion import MAX_DEPTH, MIN_DEPTH, Settings
+from vdiff.data.job import Done, Job, Progress, estimated_bytes, made_from
 from vdiff.data.opened import FILE
-from vdiff.data.publishing import OTHER_PLACE, SKIPPED, STORE, discard, publish, recover, refuse_strangers, tidy
+from vdiff.data.patience import is_of_machine, paused
+from vdiff.data.publishing import (
+    NOTES,
+    OTHER_PLACE,
+    SKIPPED,
+    STORE,
+    discard,
+    publish,
+    recover,
+    refuse_strangers,
+    tidy,
+)
 from vdiff.data.sources import Source, open_source
 from vdiff.data.store import ImageStore, is_store
-from vdiff.errors import DataError, MachineError, UsageError
+from vdiff.errors import DataError, MachineError, PausedError, UsageError
 
 __all__ = ["Plan", "Progress", "Report", "plan", "prepare"]
 
@@ -37,6 +48,9 @@ class Report:
     """What `prepare` did.
 
     resumed_at: how many files an earlier start had dealt with.   anew: why its work was of no use, if it was of none.
+
+    notes: names of pictures that were taken though something was amiss, and what.   hints: what else a user may want to
+    know, and type.
     """
 
     store: Path
@@ -50,6 +64,9 @@ class Report:
     resumed_at: int = 0
     already_done: bool = False
     anew: str = ""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    notes_file: Path | None = None
+    hints: list[str] = field(default_factory=list)
 
 
 def plan(
@@ -61,9 +78,10 @@ def plan(
     encoding: images.Encoding = "png",
     quality: int = 100,
     resampling: images.Resampling = "lanczos",
+    depth: int = MAX_DEPTH,
 ) -> Plan:
     """What `prepare` would do with the same arguments, without writing anything."""
-    settings = _settings(sizes, channels, encoding, quality, resampling)
+    settings = _settings(sizes, channels, encoding, quality, resampling, depth)
     opened = open_source(source)
     return Plan(
         num_images=len(opened.files),
@@ -84,6 +102,7 @@ def prepare(
     encoding: images.Encoding = "png",
     quality: int = 100,
     resampling: images.Resampling = "lanczos",
+    depth: int = MAX_DEPTH,
     max_bad: float = 0.01,
     workers: int | None = None,
     force: bool = False,
@@ -92,12 +111,14 @@ def prepare(
     """Make the image store `out` from the pictures of `source`, or go on where an earlier start was stopped.
 
     sizes: in pixels, square.   quality: of JPEG, 1 to 100.   max_bad: the share of files that may be unreadable.
+    depth: bits that grey pictures of 16 bits use, where they do not state it.
     workers: threads; default one per core, at most 16.   force: replace a store that was made in another way.
     DataError: no pictures, or too many unreadable.   UsageError: `out` is there already.   InUseError: another process
-    prepares it.   MachineError: no space or no permission; nothing is left behind.
+    prepares it.   MachineError: no space or no permission; nothing is left behind.   PausedError: a picture could not
+    be read, which is not its fault; what was done is kept.
     """
     started = time.monotonic()
-    settings = _settings(sizes, channels, encoding, quality, resampling)
+    settings = _settings(sizes, channels, encoding, quality, resampling, depth)
     unfinished = out.with_name(f"{out.name}.partial")
     lock.refuse_if_held(unfinished)
     recover(out)
@@ -111,25 +132,41 @@ def prepare(
         if not force and _is_made(out, opened, settings):  # by another process, while this one waited for it
             return _report(out, started, len(opened.files), already_done=True)
         _refuse_to_replace(out, unfinished, force)
-        resumed_at = _run(job, on_progress or (lambda progress: None))
+        done = _run(job, on_progress or (lambda progress: None))
         publish(unfinished, out)
-    return _report(out, started, resumed_at, anew="; ".join(job.said))
+    return replace(_report(out, started, done.resumed_at, anew="; ".join(job.said)), hints=done.hints)
 
 
-def _run(job: Job, on_progress: Callable[[Progress], None]) -> int:
+def _run(job: Job, on_progress: Callable[[Progress], None]) -> Done:
     try:
         return job.run(on_progress)
+    except (MemoryError, OSError) as err:
+        if not is_of_machine(err):
+            raise
+        raise paused(str(getattr(err, "filename", None) or job.source.path), err) from err
+    except (DataError, PausedError):
+        if not _has_progress(job):
+            discard(job.folder)
+        raise
     except MachineError:
         discard(job.folder)
         raise
-    except DataError:
-        if not job.has_progress():
-            discard(job.folder)
-        raise
+
+
+def _has_progress(job: Job) -> bool:
+    try:
+        return job.has_progress()
+    except (MachineError, MemoryError):  # without memory even that cannot be seen
+        return True
 
 
 def _settings(
-    sizes: Sequence[int], channels: int, encoding: images.Encoding, quality: int, resampling: images.Resampling
+    sizes: Sequence[int],
+    channels: int,
+    encoding: images.Encoding,
+    quality: int,
+    resampling: images.Resampling,
+    depth: int,
 ) -> Settings:
     """The arguments as Settings; UsageError for one that does not exist or does not fit."""
     if not sizes or not all(1 <= size <= 4096 for size in sizes):
@@ -141,12 +178,15 @@ def _settings(
             raise UsageError(f"there is no {name} `{value}`", f"choose one of: {', '.join(get_args(known))}")
     if encoding == "jpeg" and (channels == 4 or not 1 <= quality <= 100):
         raise UsageError("JPEG holds 1 or 3 channels, with a quality from 1 to 100", "choose those, or png or webp")
+    if not MIN_DEPTH <= depth <= MAX_DEPTH:
+        raise UsageError(f"grey pictures of 16 bits cannot use {depth} bits", f"choose {MIN_DEPTH} to {MAX_DEPTH}")
     return Settings(
         sizes=tuple(sorted(set(sizes))),
         channels=channels,
         encoding=encoding,
         quality=quality if encoding == "jpeg" else None,
         resampling=resampling,
+        depth=depth,
     )
 
 
@@ -168,7 +208,7 @@ def _refuse_to_replace(out: Path, unfinished: Path, force: bool) -> None:
 
 
 def _report(out: Path, started: float, resumed_at: int, already_done: bool = False, anew: str = "") -> Report:
-    store, skipped = ImageStore(out), out / SKIPPED
+    store, skipped, notes = ImageStore(out), out / SKIPPED, out / NOTES
     num_skipped = len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.exists() else 0
     return Report(
         store=out,
@@ -182,4 +222,14 @@ def _report(out: Path, started: float, resumed_at: int, already_done: bool = Fal
         resumed_at=resumed_at,
         already_done=already_done,
         anew=anew,
+        notes=_rows(notes),
+        notes_file=notes if notes.exists() else None,
     )
+
+
+def _rows(path: Path) -> list[tuple[str, str]]:
+    """The names and the words of a list that was written beside the store; none if there is no such file."""
+    if not path.exists():
+        return []
+    lines = [line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(name, words) for name, _, words in lines]

@@ -13,7 +13,7 @@ from vdiff.errors import DataError, MachineError
 from vdiff.ours import Kind, is_picture
 from vdiff.whole_folder import flush_one
 
-SKIPPED, PREVIEW = "skipped.tsv", "preview.png"
+SKIPPED, NOTES, PREVIEW = "skipped.tsv", "notes.tsv", "preview.png"
 
 OTHER_PLACE = "move it away, or choose another place: --out PATH"
 
@@ -118,8 +118,8 @@ def _mentions_vdiff(file: Path) -> bool:
 STORE = Kind(
     "",
     re.compile(
-        r"data\.mdb|lock\.mdb|\.lock|skipped\.tsv|preview\.png|store\.json"
-        r"|\.preview\.png\.\d+\.tmp|\.(preview\.png|skipped\.tsv|store\.json)\.partial-\d+(-\d+)*"
+        r"data\.mdb|lock\.mdb|\.lock|(skipped|notes)\.tsv|preview\.png|store\.json"
+        r"|\.preview\.png\.\d+\.tmp|\.(preview\.png|(skipped|notes)\.tsv|store\.json)\.partial-\d+(-\d+)*"
     ),
     _is_proven,
 )

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from vdiff import images
+from vdiff.data.patience import is_of_machine, paused
 from vdiff.data.store import is_store
 from vdiff.errors import DataError
 
@@ -48,7 +49,10 @@ class Picture:
     get: Callable[[], bytes]
 
     def read(self) -> bytes:
-        """The bytes of the file; ValueError with the reason if they cannot be had."""
+        """The bytes of the file; ValueError with the reason if they cannot be had.
+
+        OSError and MemoryError where that is not the file's fault.
+        """
         if self.file.num_bytes > MAX_FILE_BYTES:
             raise ValueError(f"the file is larger than {MAX_FILE_BYTES:,} bytes")
         try:
@@ -56,7 +60,9 @@ class Picture:
         except ValueError:
             raise
         except Exception as err:  # zipfile alone knows five kinds
-            raise ValueError(f"the file cannot be read: {err}") from err
+            if is_of_machine(err):
+                raise
+            raise ValueError(f"the file cannot be read: {str(err) or type(err).__name__}") from err
 
 
 class Source(ABC):
@@ -224,4 +230,6 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as err:
+        if is_of_machine(err):
+            raise paused(str(path), err) from err
         raise DataError(f"`{path}` cannot be read: {err}", "check the file, or copy it again", path) from err

@@ -23,8 +23,9 @@ import numpy.typing as npt
 from vdiff.data import lmdb_pages
 from vdiff.data.metadata import Metadata, NewerFormatError, Seal
 from vdiff.data.opened import FILE, Opened, check_pages, damaged, forget, open_file, unreadable
+from vdiff.data.patience import is_refusal
 from vdiff.data.seal import SEAL, break_seal, is_ours, read_seal
-from vdiff.errors import DataError, MachineError
+from vdiff.errors import DataError, MachineError, PausedError
 
 METADATA, LENGTH = "vdiff", "length"
 _KEY = re.compile(rb"([1-9]\d{0,5})-\d{5,}")
@@ -266,6 +267,9 @@ class StoreWriter:
         except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as err:
             raise damaged(self.path, str(err)) from err
         except lmdb.Error as err:
+            if is_refusal(str(err)):
+                fix = "give it more memory, files or a better disk; the same command then goes on from here"
+                raise PausedError(f"cannot write the image store: {err}", fix, self.path) from err
             free = shutil.disk_usage(self.path).free
             space = f"it needs about {self._expected_bytes:,} bytes, {free:,} are free"
             problem = f"cannot write the image store: {err}; {space}"
