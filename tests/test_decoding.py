@@ -53,20 +53,20 @@ def reason(data: bytes) -> str:
 NO_TIFF = b"Exif\0\0this is no TIFF at all, whatever the marker says"
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("exif", [NO_TIFF, b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0"])
 def test_a_picture_whose_exif_is_none_is_taken_as_it_lies(kind: str, exif: bytes) -> None:
-    options = {"quality": 100} if kind != "PNG" else {}
+    options = {} if kind == "PNG" else {"quality": 100, "dpi": (72, 72)}
     plain = decoding.open_picture(as_bytes(PICTURE, kind, **options), 3)
     odd = decoding.open_picture(as_bytes(PICTURE, kind, exif=exif, **options), 3)
     assert plain.notes == []
     assert np.array_equal(np.asarray(odd.picture), np.asarray(plain.picture))
 
 
-def test_exif_that_is_none_is_noted() -> None:
-    assert decoding.open_picture(as_bytes(PICTURE, "JPEG", exif=NO_TIFF), 3).notes == [
-        "the EXIF data are damaged, so it was not turned"
-    ]
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_is_none_is_noted(kind: str) -> None:
+    opened = decoding.open_picture(as_bytes(PICTURE, kind, exif=NO_TIFF, dpi=(72, 72)), 3)
+    assert opened.notes == ["the EXIF data are damaged, so it was not turned"]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -138,10 +138,10 @@ def test_a_file_that_was_cut_off_is_called_damaged(kind: str, name: str, share: 
     assert reason(data[: int(len(data) * share)]).startswith(f"a damaged {name}: ")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
 def test_a_header_that_makes_no_sense_is_called_damaged(kind: str) -> None:
     data = bytearray(as_bytes(PICTURE, kind))
-    data[8:40] = bytes(byte ^ 0x5A for byte in data[8:40])
+    data[14:40] = bytes(byte ^ 0x5A for byte in data[14:40])
     said = reason(bytes(data))
     assert said.startswith((f"a damaged {kind}: ", f"a {kind} of a kind that cannot be read: ")), said
 
@@ -191,19 +191,10 @@ def talkative(name: str) -> bytes:
     """Pictures that Pillow takes and warns of."""
     if name == "an animation that is none":
         return with_chunk(chunk(b"acTL", struct.pack(">II", 0, 0)))
-    if name == "EXIF that is cut off":
-        return as_bytes(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0" + bytes(4))
-    data = bytearray(as_bytes(PICTURE, "TIFF", description="a" * 40))
-    place = (
-        data.index(struct.pack("<HHI", 270, 2, 41))
-        if struct.pack("<HHI", 270, 2, 41) in data
-        else data.index(struct.pack("<HHI", 270, 2, 40))
-    )
-    data[place + 8 : place + 12] = struct.pack("<I", len(data) + 1000)
-    return bytes(data)
+    return as_bytes(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0" + bytes(4))
 
 
-NAMES = ["an animation that is none", "EXIF that is cut off", "a description that is elsewhere"]
+NAMES = ["an animation that is none", "EXIF that is cut off"]
 
 
 @pytest.fixture
@@ -237,7 +228,7 @@ def test_libtiff_is_silent_while_a_picture_is_read_and_afterwards_as_it_was(capf
 @pytest.mark.usefixtures("as_users_have_it")
 def test_each_thread_hears_of_its_own_picture_only(capfd: pytest.CaptureFixture[str]) -> None:
     plain = as_bytes(PICTURE)
-    files = [talkative(NAMES[index % 3]) if index % 4 == 0 else plain for index in range(200)]
+    files = [talkative(NAMES[index // 4 % 2]) if index % 4 == 0 else plain for index in range(200)]
     with ThreadPoolExecutor(8) as pool:
         notes = list(pool.map(lambda data: decoding.open_picture(data, 3).notes, files))
     for index, found in enumerate(notes):
@@ -268,16 +259,14 @@ def test_the_command_says_nothing_when_told_to_and_counts_otherwise(
     Path("pictures").mkdir()
     for index, name in enumerate(NAMES * 2):
         data = talkative(name)
-        Path(
-            "pictures", f"{index}.{'tif' if data[:2] == b'II' else 'png' if data[1:4] == b'PNG' else 'jpg'}"
-        ).write_bytes(data)
+        Path("pictures", f"{index}.{'png' if data[1:4] == b'PNG' else 'jpg'}").write_bytes(data)
     Path("pictures", "broken.tif").write_bytes(broken_tiff())
     arguments = ["prepare", "pictures", "--size", "8", "--out", "store", "--max-bad", "50%"]
     assert main([*arguments, "-q"]) == 0
     assert capfd.readouterr() == ("", "")
     assert main([*arguments, "--force"]) == 0
     said = capfd.readouterr().err
-    assert "6 pictures: Pillow warns; see `store/notes.tsv`" in said
+    assert "4 pictures: Pillow warns; see `store/notes.tsv`" in said
     assert "PIL" not in said
     assert "tempfile" not in said
     rows = [line.split("\t") for line in Path("store/notes.tsv").read_text().splitlines()]
@@ -294,7 +283,12 @@ def test_notes_survive_a_stop_and_go_with_the_store(tmp_path: Path) -> None:
     assert report.notes == [("1.png", note), ("3.png", note)]
     again = prepare(folder, tmp_path / "store", sizes=[8])
     assert (again.already_done, again.notes) == (True, report.notes)
-    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["data.mdb", "notes.tsv", "preview.png"]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+        "data.mdb",
+        "notes.tsv",
+        "preview.png",
+        "store.json",
+    ]
     assert prepare(folder, tmp_path / "store", sizes=[16], force=True).num_images == 4
 
 
@@ -330,7 +324,7 @@ def test_a_comment_is_no_picture_text(tmp_path: Path) -> None:
 
 def test_pillow_logs_to_nobody(capfd: pytest.CaptureFixture[str]) -> None:
     """It logs errors of TIFF, and Python prints what nobody takes."""
-    data = bytearray(as_bytes(Image.new("L", (4, 4)), "TIFF"))
+    data = bytearray(as_bytes(PICTURE, "TIFF"))
     place = data.index(struct.pack("<HHI", 277, 3, 1))
     data[place + 8 : place + 10] = struct.pack("<H", 60_000)
     assert reason(bytes(data)).startswith("a damaged TIFF: ")

@@ -314,7 +314,7 @@ import torch
 from pathlib import Path
 from vdiff.data import conversion
 from vdiff.data.prepare import prepare
-from vdiff.errors import PausedError
+from vdiff.errors import MachineError
 conversion._CHUNK_PICTURES = 1
 kind, folder, store, limit, workers = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), 4
 if kind == "memory":
@@ -326,7 +326,7 @@ else:
 try:
     report = prepare(folder, store, sizes=[32], max_bad=1.0, workers=workers)
     print("done", report.num_images, report.num_skipped)
-except PausedError as err:
+except MachineError as err:  # exit code 6, with everything kept
     print("paused", err.problem)
 """
 

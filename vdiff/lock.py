@@ -76,7 +76,8 @@ class _Lock:
             if time.monotonic() >= deadline:
                 raise _in_use(_holder(self._folder) or "another process", self._folder)
             time.sleep(0.05)
-        self._before = set(os.listdir(self._folder))
+        with refusals(self._folder):
+            self._before = set(os.listdir(self._folder))
 
     def sign(self) -> None:
         """Write this process's name into the file, unless something else stands there."""

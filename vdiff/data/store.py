@@ -5,6 +5,7 @@ Keys `256-00000`, ... and `length`, as diffusion_distiller and rosinality write 
 """
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -267,7 +268,8 @@ class StoreWriter:
         except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as err:
             raise damaged(self.path, str(err)) from err
         except lmdb.Error as err:
-            if is_refusal(str(err)):
+            # a full disk comes as an input/output error too
+            if is_refusal(str(err)) and os.strerror(errno.EIO) not in str(err):
                 fix = "give it more memory, files or a better disk; the same command then goes on from here"
                 raise PausedError(f"cannot write the image store: {err}", fix, self.path) from err
             free = shutil.disk_usage(self.path).free
