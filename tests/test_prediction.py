@@ -58,6 +58,14 @@ def test_clipping_the_noise_leaves_the_picture_and_makes_v_of_both():
     torch.testing.assert_close(clipped.v, alpha * clipped.eps - sigma * pred.x)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_clipping_makes_no_picture_of_what_is_no_number(bad):
+    _, _, _, z, alpha, sigma = noisy(SCHEDULES["cosine"])
+    pred = predict("x", torch.full_like(z, bad), z, alpha, sigma)
+    assert pred.clipped(1.0, z, alpha, sigma).x.isnan().all()
+    assert pred.with_noise_clipped(1.0, alpha, sigma).eps.isnan().all()
+
+
 def test_clipping_within_the_limit_changes_nothing():
     _, _, _, z, alpha, sigma = noisy(SCHEDULES["cosine"])
     pred = predict("v", noise(4, seed=3), z, alpha, sigma)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vdiff import __version__, whole_folder
 from vdiff.checkpoint import Checkpoint
-from vdiff.errors import UsageError
-from vdiff.images import encode, grid, to_uint8, write_gif, write_png
+from vdiff.errors import DivergedError, UsageError
+from vdiff.images import UNSOUND, check_finite, encode, grid, to_uint8, write_gif, write_png
 from vdiff.ours import is_archive
 from vdiff.randomness import Randomness
 from vdiff.samplers.draw import draw
@@ -60,7 +60,8 @@ class Drawing:
     def _shared(self, part: range) -> Tensor:
         def work(places: slice) -> Tensor:
             mine = part[places]
-            return to_uint8(self._draw(slice(mine.start, mine.stop)))
+            drawn = self._draw(slice(mine.start, mine.stop))
+            return share_as_bytes(drawn, self.checkpoint.card.name, self.machine)
 
         return self.machine.share_out(work, len(part))
 
@@ -92,7 +93,8 @@ class Drawing:
     def _follow(self, part: slice, frames: Mapping[int, list[Tensor]]) -> None:
         noise = Randomness.for_images(torch.tensor(self.seeds[part])).normal(*self.checkpoint.card.shape)
         states = [to_uint8(noise)]
-        self._draw(part, lambda z, x: states.append(to_uint8(z.cpu())))
+        name = self.checkpoint.card.name
+        self._draw(part, lambda z, x: states.append(to_uint8(z.cpu(), name)))
         for step, parts in frames.items():
             parts.append(states[step])
 
@@ -111,6 +113,17 @@ class Drawing:
             graphs=self.machine.graphs,
             watch=watch,
         )
+
+
+def share_as_bytes(drawn: Tensor, made_by: str, machine: Machine) -> Tensor:
+    """`to_uint8` of this process's share; every process must come here.
+
+    Errors: DivergedError in all of them when the pictures of one hold NaN or Inf, so that none waits for it.
+    """
+    if machine.any(not bool(drawn.isfinite().all())):
+        check_finite(drawn, made_by)
+        raise DivergedError(f"pictures of `{made_by}`, drawn by another process, hold NaN or Inf", UNSOUND)
+    return to_uint8(drawn, made_by)
 
 
 class Output(Protocol):
@@ -169,6 +182,7 @@ class _Grid:
 class _Folder:
     def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
         self._path, self._facts, self._name = path, facts, _Names()
+        self._is_new = not path.exists()
         path.mkdir(exist_ok=True)
         whole_folder.forget_leftovers(path)
 
@@ -178,7 +192,10 @@ class _Folder:
 
     def close(self) -> None: ...
 
-    def abandon(self) -> None: ...
+    def abandon(self) -> None:
+        if self._is_new:
+            with contextlib.suppress(OSError):
+                self._path.rmdir()  # what pictures it holds already are good ones, and stay
 
 
 class _Archive:

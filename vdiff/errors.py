@@ -46,7 +46,7 @@ class ModelFileError(VdiffError):
 
 
 class DivergedError(VdiffError):
-    """Training produced losses or gradients that are not finite."""
+    """Training produced losses or gradients that are not finite, or a network pictures that are not."""
 
     exit_code = 5
 

@@ -18,6 +18,7 @@ from vdiff.decoding import MAX_PIXELS as MAX_PIXELS
 from vdiff.decoding import MODES as MODES
 from vdiff.decoding import check_beginning as check_beginning
 from vdiff.decoding import count_pixels as count_pixels
+from vdiff.errors import DivergedError
 from vdiff.ours import is_picture
 
 if TYPE_CHECKING:
@@ -95,8 +96,13 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def to_uint8(x: Tensor) -> Tensor:
-    """Float in [-1, 1] as uint8 0..255: rounded, and clamped where x lies outside."""
+def to_uint8(x: Tensor, made_by: str = "the network") -> Tensor:
+    """Float in [-1, 1] as uint8 0..255: rounded, and clamped where x lies outside.
+
+    x: [B, C, H, W].   made_by: the model's name, for the message.
+    Errors: DivergedError for NaN or Inf, which would become black.
+    """
+    check_finite(x, made_by)
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).byte()
 
 
@@ -106,6 +112,18 @@ def on_white(images: Tensor) -> Tensor:
         return images
     colour, opacity = images[..., :3, :, :].int(), images[..., 3:, :, :].int()
     return ((colour * opacity + 255 * (255 - opacity) + 127) // 255).byte()
+
+
+def check_finite(x: Tensor, made_by: str) -> None:
+    """DivergedError for predicted pictures [B, ...] that hold NaN or Inf."""
+    if x.isfinite().all():
+        return
+    bad = int((~x.isfinite().flatten(1).all(1)).sum())
+    raise DivergedError(f"{bad} of {len(x)} pictures of `{made_by}` hold NaN or Inf", UNSOUND)
+
+
+UNSOUND = "draw with --set precision=fp32; if that does not help, make this model again: lower `learning_rate`, --force"
+"""What to do about a network whose pictures are not finite."""
 
 
 def grid(images: Tensor, columns: int | None = None, padding: int = 2, scale: int = 1) -> Tensor:

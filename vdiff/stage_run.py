@@ -129,6 +129,8 @@ class StageRun:
         self._machine.wait()  # all come here together; none may look while the first one still saves
         section, done = "distill" if self._teacher else "train", self._learner.rollbacks
         newest = self._run.points(self._stage.name)
+        if newest and int(newest[0].name) >= self._stage.settings.updates:
+            raise err  # trained to the end: going back there would change nothing
         if done >= self._stage.settings.rollbacks or not newest:
             fix = f"`--set {section}.rollbacks={done + 3}` goes on from there at half the learning rate"
             last = f"the last save, at update {int(newest[0].name)}, is finite" if newest else ""
@@ -160,6 +162,7 @@ class StageRun:
                 on_update=self._profile.after_update if self._profile else lambda: None,
             )
             if is_complete:
+                report.check_learned()
                 self._drawn = self._draw(self._learner.result())
                 if self._learner.update > first:  # else an earlier sitting has shown it
                     self._show(trackers, self._drawn)
@@ -230,7 +233,11 @@ class StageRun:
             self._progress.saved(f"{self._stage.name} at update {update}")
 
     def _preview(self, trackers: Trackers) -> None:
-        picture = self._draw(self._learner.result())
+        try:
+            picture = self._draw(self._learner.result())
+        except DivergedError as err:  # in every process, as each has all pictures
+            self._progress.note(f"no preview at update {self._learner.update:,}: {err.problem}")
+            return
         if self._machine.is_first:
             self._run.previews.mkdir(exist_ok=True)
             write_png(run_contents.preview(self._run.previews, self._stage.name, self._learner.update), picture)
@@ -246,15 +253,24 @@ class StageRun:
     def _measure(self, report: Report, is_complete: bool) -> None:
         update = self._learner.update
         if self._trend.is_due(update, is_complete):
-            values = self._trend.measure(self._learner.result(), self._pictures, PREVIEW_STEPS)
+            try:
+                values = self._trend.measure(self._learner.result(), self._pictures, PREVIEW_STEPS)
+            except DivergedError as err:
+                if is_complete:
+                    raise
+                self._progress.note(f"no trend at update {update:,}: {err.problem}")
+                return
             report.trend(update, values, self._trend.num_images)
             self._progress.note(self._trend.told(update, values))
 
     def _draw(self, denoiser: Denoiser) -> Tensor:
-        """A grid of pictures from fixed noise, uint8 [C, H, W], in every process; each draws its share."""
+        """A grid of pictures from fixed noise, uint8 [C, H, W], in every process; each draws its share.
+
+        Errors: DivergedError, in every process, for pictures that hold NaN or Inf.
+        """
         steps, model_steps = min(self._stage.num_steps, PREVIEW_STEPS), self._stage.num_steps if self._teacher else None
         pictures = self._pictures(denoiser, steps, model_steps, self._recipe.sample.num_images)
-        return grid(to_uint8(pictures), scale=max(1, 32 // self._images.shape[-1]))
+        return grid(to_uint8(pictures, self._stage.name), scale=max(1, 32 // self._images.shape[-1]))
 
     def _pictures(self, denoiser: Denoiser, num_steps: int, model_steps: int | None, count: int) -> Tensor:
         """Pictures from fixed noise, float [n, C, H, W], in every process; each draws its share."""

@@ -57,16 +57,20 @@ class Trend:
         return self._is_on and (is_complete or (self._every is not None and update % self._every == 0))
 
     def measure(self, student: Denoiser, draw: Draw, most_steps: int) -> dict[str, float | None]:
-        """Numbers by name, in the first process; a psnr of None is that of equal pictures.   Errors: DataError."""
+        """Numbers by name, in the first process; a psnr of None is that of equal pictures.
+
+        Errors: DivergedError, in every process, for pictures that hold NaN or Inf; DataError.
+        """
         is_student, own = self._teacher is not None, self._stage.num_steps
         steps = own if is_student else min(own, most_steps)
-        pictures = to_uint8(draw(student, steps, own if is_student else None, self.num_images))
+        drawn = draw(student, steps, own if is_student else None, self.num_images)
+        pictures = to_uint8(drawn, self._stage.name)
         values: dict[str, float | None] = {}
         if self._has_pairs and self._teacher is not None:
             card = self._teacher.card
             if self._drawn_by_teacher is None:
                 drawn = draw(self._teacher.denoiser, card.num_steps, card.model_steps, self.num_images)
-                self._drawn_by_teacher = to_uint8(drawn)
+                self._drawn_by_teacher = to_uint8(drawn, card.name)
             if self._machine.is_first:
                 mse, psnr, ssim = agreement_of(pictures, self._drawn_by_teacher)
                 values |= {"mse": mse, "psnr": psnr if math.isfinite(psnr) else None, "ssim": ssim}

@@ -102,6 +102,7 @@ def _gallery(
     record: "Record", count: int, steps: int | None, device: str | None, say: Callable[[str], None]
 ) -> "tuple[Gallery | None, str, str]":
     """The pictures; or why there are none, and on what they were drawn."""
+    from vdiff.cli import console
     from vdiff.reporting.pictures import Studio
     from vdiff.training.machine import pick_device
 
@@ -114,6 +115,7 @@ def _gallery(
         studio = Studio(folders, record.folder.evaluation / "report", range(count), where, say)
         return studio.gallery(base["name"], students, steps), "", str(where)
     except VdiffError as err:
+        console.warn(f"no pictures: {err.problem}")
         return None, f"No pictures: {err.problem}.", ""
 
 

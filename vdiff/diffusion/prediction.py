@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Predicts = Literal["v", "x", "eps"]
@@ -16,12 +17,17 @@ class Prediction(NamedTuple):
 
     def clipped(self, limit: float, z: Tensor, alpha: Tensor, sigma: Tensor) -> "Prediction":
         """The prediction with x in [-limit, limit], and eps and v made anew from it."""
-        return predict("x", self.x.clamp(-limit, limit), z, alpha, sigma)
+        return predict("x", _within(limit, self.x), z, alpha, sigma)
 
     def with_noise_clipped(self, limit: float, alpha: Tensor, sigma: Tensor) -> "Prediction":
         """The prediction with eps in [-limit, limit], x as it is, and v from both: they no longer add up to z."""
-        eps = self.eps.clamp(-limit, limit)
+        eps = _within(limit, self.eps)
         return Prediction(self.x, eps, alpha * eps - sigma * self.x)
+
+
+def _within(limit: float, values: Tensor) -> Tensor:
+    """Clamped; Inf becomes NaN, as a clamp would make a picture of a network that predicts no numbers."""
+    return torch.where(values.isfinite(), values.clamp(-limit, limit), torch.nan)
 
 
 def predict(predicts: Predicts, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:

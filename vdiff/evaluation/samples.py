@@ -17,9 +17,9 @@ from torch import Tensor
 
 from vdiff import array_file, checkpoint, whole_folder
 from vdiff.array_file import Arrays
+from vdiff.drawing import share_as_bytes
 from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
-from vdiff.images import to_uint8
 from vdiff.ours import refuse_strange_file, strange
 from vdiff.samplers.draw import draw
 from vdiff.samplers.walk import Sampler
@@ -136,8 +136,7 @@ class Samples:
                 graphs=machine.graphs,
                 on_batch=watch.done,
             )
-            self._check(drawn)
-            return to_uint8(drawn)
+            return share_as_bytes(drawn, str(self._subject.folder), machine)
 
         images = machine.share_out(share, count)
         if machine.is_first:
@@ -147,12 +146,6 @@ class Samples:
     def _labels(self, start: int, places: slice) -> Tensor | None:
         classes, first = self._subject.card.num_classes, self._wanted.first_seed + start
         return torch.arange(first + places.start, first + places.stop) % classes if classes else None
-
-    def _check(self, drawn: Tensor) -> None:
-        bad = int((~drawn.isfinite().flatten(1).all(1)).sum())
-        if bad:
-            problem = f"{bad} of {len(drawn)} pictures of `{self._subject.folder}` hold NaN or Inf"
-            raise DataError(problem, "make this stage again with --force, at a lower `learning_rate`")
 
     def _count(self, start: int) -> int:
         return min(self._size, len(self) - start)

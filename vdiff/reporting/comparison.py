@@ -56,4 +56,4 @@ def _pictures(model: Checkpoint, num_steps: int, count: int, device: torch.devic
         labels=labels,
         device=device,
     )
-    return to_uint8(found)
+    return to_uint8(found, card.name)

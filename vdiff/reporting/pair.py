@@ -164,7 +164,7 @@ def _side(folder: Path, name: str, seeds: Sequence[int], steps: int | None, devi
     )
     table = _table(folder)
     found = [row for row in table.rows if (row.hash, row.num_steps) == (card.hash, num_steps)] if table else []
-    strip = Strip(name, "student", num_steps, to_uint8(pictures))
+    strip = Strip(name, "student", num_steps, to_uint8(pictures, name))
     return Side(name, folder, card, strip, table, found[0] if found else None)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vdiff import __version__, array_file, checkpoint, whole_folder
 from vdiff.checkpoint import Checkpoint, ModelCard
-from vdiff.errors import VdiffError
-from vdiff.images import to_float, to_uint8
+from vdiff.errors import DivergedError, VdiffError
+from vdiff.images import UNSOUND, to_float, to_uint8
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target
 from vdiff.plan import counted
@@ -104,7 +104,9 @@ class Studio:
         key = ["strip", self._cards[name].hash, num_steps, list(self.seeds)]
         said = f"drawing `{name}` at {counted(num_steps)}"
         shape = (len(self.seeds), *self._cards[name].shape)
-        return Strip(name, role, num_steps, self._kept(key, said, shape, lambda: to_uint8(self._draw(name, num_steps))))
+        return Strip(
+            name, role, num_steps, self._kept(key, said, shape, lambda: to_uint8(self._draw(name, num_steps), name))
+        )
 
     def way(self, name: str, num_steps: int) -> Way:
         """From the first seed's noise to its picture, in at most FRAMES frames."""
@@ -113,7 +115,7 @@ class Studio:
         def follow() -> Tensor:
             noise = Randomness.for_images(torch.tensor(self.seeds[:1])).normal(*self._cards[name].shape)
             states = [to_uint8(noise)]
-            self._draw(name, num_steps, 1, lambda z, x: states.append(to_uint8(z.cpu())))
+            self._draw(name, num_steps, 1, lambda z, x: states.append(to_uint8(z.cpu(), name)))
             return torch.cat([states[step] for step in kept])
 
         key = ["way", self._cards[name].hash, num_steps, self.seeds[0]]
@@ -152,7 +154,10 @@ class Studio:
             target = progressive_target(guide, z, steps, number, teacher_steps, labels)
             error = (student(z, steps / number, labels).x - target).square().mean()
             rows.append([step / number, float(error)])
-        return torch.tensor(rows, dtype=torch.float64)
+        found = torch.tensor(rows, dtype=torch.float64)
+        if not found.isfinite().all():
+            raise DivergedError(f"what `{name}` or its teacher `{teacher}` predicts holds NaN or Inf", UNSOUND)
+        return found
 
     def _draw(
         self, name: str, num_steps: int, count: int | None = None, watch: Callable[[Tensor, Tensor], None] | None = None

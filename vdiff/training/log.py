@@ -21,6 +21,9 @@ Track = Callable[[Mapping[str, float], int], Any]
 MOST_SKIPPED = 10
 """So many updates in a row with a loss or gradient that is not finite end a training."""
 
+_MOST_DEBT = 3 * MOST_SKIPPED
+"""So does this: a skipped update counts 2, a sound one takes 1 off. One in three may be skipped for ever, not more."""
+
 _READ_SECONDS = 2.0
 """Between two lines of the log, the loss is read back from the device this often, for the screen."""
 
@@ -29,7 +32,8 @@ class Report:
     """Collects losses on the device and reads them back in batches, so that the loop never waits for the device.
 
     path: log.jsonl.   first_update: updates that were done before.   pending: what `pending` gave with the save.
-    MOST_SKIPPED updates in a row that are not finite raise DivergedError, at the next line or save: in all processes.
+    MOST_SKIPPED updates in a row that are not finite, or more than one in three for long, raise DivergedError, at the
+    next line or save: in all processes.
     offset: updates of the stages before, so that the trackers' axis never goes backwards.
     """
 
@@ -68,6 +72,12 @@ class Report:
             self._last_read = time.monotonic()
         speed = (update - self._first_update) * self._settings.batch_size / (time.monotonic() - self._begun)
         self._progress.update(update, *self._shown, learning_rate, speed)
+
+    def check_learned(self) -> None:
+        """DivergedError, in all processes, after a training in which not a single update was finite."""
+        if self._skips.total >= self._settings.updates:
+            problem = f"`{self._stage}` learned nothing: all its updates had a loss or gradient that is not finite"
+            raise DivergedError(problem, _FIX)
 
     def pending(self) -> dict[str, Tensor]:
         """What no line of the log holds yet, on the CPU; every process must ask.
@@ -114,22 +124,30 @@ class Report:
             self._track(known, self._offset + update)
 
 
+_FIX = "lower `learning_rate` and add --force to begin the stage again"
+
+
 class _Skips(NamedTuple):
-    """Updates that were skipped: in a row until now, and in all."""
+    """Updates that were skipped: in a row until now, in all, and as `_MOST_DEBT` counts them."""
 
     in_a_row: int
     total: int
+    debt: int = 0  # saves of vdiff 0.1 have none
 
     def after(self, rows: Tensor, stage: str) -> "_Skips":
         """With the updates of further `rows` counted in.   Errors: DivergedError when too many in a row are skipped."""
-        in_a_row, total = self
+        in_a_row, total, debt = self
         for is_finite in rows.isfinite().all(1).tolist():
             in_a_row = 0 if is_finite else in_a_row + 1
             total += not is_finite
+            debt = max(debt - 1, 0) if is_finite else debt + 2
             if in_a_row >= MOST_SKIPPED:
                 problem = f"`{stage}` diverged: {in_a_row} updates in a row had a loss or gradient that is not finite"
-                raise DivergedError(problem, "lower `learning_rate` and add --force to begin the stage again")
-        return _Skips(in_a_row, total)
+                raise DivergedError(problem, _FIX)
+            if debt >= _MOST_DEBT:
+                problem = f"`{stage}` diverged: of its last updates, more than one in three had a loss or gradient that"
+                raise DivergedError(f"{problem} is not finite ({total} in all)", _FIX)
+        return _Skips(in_a_row, total, debt)
 
 
 def _own_part(pending: Tensor, machine: Machine) -> Tensor:
