@@ -614,7 +614,8 @@ def test_killed_at_any_moment_the_same_command_makes_the_same_store_and_leaves_n
         begin_anew(place)
         begin()
         assert ending(lambda moment=moment: work(moment)) == -signal.SIGKILL
-        whole = [path for path in (place / "store", place / ".store.replaced") if (path / FILE).exists()]
+        places = (place / "store", *place.glob(".store.partial-old-*"))
+        whole = [path for path in places if (path / FILE).exists()]
         left = {ImageStore(path).fingerprint for path in whole}
         assert not force or left & {wanted, older}
         report = prepare(folder, place / "store", sizes=[8], force=force)

@@ -26,7 +26,7 @@ from vdiff.data import conversion, lmdb_pages
 from vdiff.data.metadata import Seal
 from vdiff.data.opened import FILE
 from vdiff.data.prepare import Progress, prepare
-from vdiff.data.seal import SEAL, write_seal
+from vdiff.data.seal import SEAL, is_ours, write_seal
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, Stopped
 
@@ -108,6 +108,14 @@ def test_a_seal_beside_a_store_without_its_record_is_believed(store: Path) -> No
     write_seal(store, metadata, (store / FILE).stat().st_size, lmdb_pages.check(store / FILE))
     with pytest.raises(DataError, match="`vdiff` is missing"):
         ImageStore(store)
+
+
+@pytest.mark.parametrize(
+    "key", [b"v", b"vd", b"vdif", b"vdiff\x07\0\0\0\0\0\0\0", b"vdiff-job", b"vdiff-part-0000000000"]
+)
+def test_a_key_of_ours_with_another_length_is_recognised_whatever_its_value(key: bytes) -> None:
+    """The value of a long record is found by a number behind the key: it is another one then."""
+    assert is_ours(key, b"\x89PNG")
 
 
 @pytest.mark.parametrize("other", ["words", "label-00001", "dataset", "16-mean"])

@@ -24,8 +24,13 @@ SAVES = Kind(STATE, re.compile(rf"\d{{9,}}/({_SAVE})?"))
 
 OTHER_RUN = "move it away, or choose another folder: --run PATH"
 
+_DIGESTS = ".recipe.sha256"
+
+FILES = (RECIPE, LOG, STATUS, _DIGESTS, "report.html")
+"""What is written into the run folder itself."""
+
 _FOLDERS = {
-    "saves": ("*/*/state.json", "*/.*.partial-*"),
+    "saves": ("*/*/state.json", "*/.*.partial-*", ".*.partial-*"),
     "previews": ("*-*.png",),
     "tracker": ("events.out.tfevents.*", "wandb*"),
     "evaluation": ("table.json", "samples", "reference", "report"),
@@ -113,7 +118,6 @@ def preview(folder: Path, stage: str, update: int) -> Path:
     return path if _is_file(path) and is_picture(path) else free_name(path)
 
 
-_DIGESTS = ".recipe.sha256"
 _MOST_DIGESTS = 2**20
 
 

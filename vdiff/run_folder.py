@@ -93,7 +93,7 @@ class RunFolder:
             own = (self.path / "saves", *(self.path / "saves").glob("[!.]*"))
             _refuse_links([*own, self.previews, self.tracker, self.evaluation, self.log])
             run_contents.refuse_strangers(self.path, say)
-            whole_folder.clean(self.path, MODEL)
+            whole_folder.clean(self.path, MODEL, files=run_contents.FILES)
             whole_folder.clean(own[0], SAVES)
             for folder in own[1:]:
                 whole_folder.clean(folder, SAVE)

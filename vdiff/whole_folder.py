@@ -25,6 +25,7 @@ __all__ = [
     "is_leftover",
     "is_taken",
     "make",
+    "publish",
     "publish_file",
     "read",
     "read_json",
@@ -66,7 +67,7 @@ def write(
         (folder / kind.mark).write_text(sealed(content), encoding="utf-8")
         _flush(folder)
         check(folder, kind.mark, target)
-        _publish(folder, target, kind)
+        publish(folder, target, kind)
     return content
 
 
@@ -139,20 +140,24 @@ def is_leftover(path: Path) -> bool:
     return found is not None and not found["old"] and path.is_file() and not path.is_symlink()
 
 
-def clean(parent: Path, kind: Kind | None = None) -> None:
+def clean(
+    parent: Path, kind: Kind | None = None, name: str | None = None, files: Collection[str] | None = None
+) -> None:
     """Remove what writers that were killed left beside their targets in `parent`, and put back what they set aside.
 
     kind: of the folders that are made there. What has another name, or holds anything else, stays as it is.
+    name: of the one target that is meant; None for all.   files: names of those that are written there; None for any
+    where no folders are made, and else for no file.
     """
     for leftover in parent.glob(f".*{_BESIDE}*"):
         found = _LEFTOVER.fullmatch(leftover.name)
-        if found is None:
+        if found is None or name not in (None, found["name"]):
             continue
         if found["old"] and not os.path.lexists(parent / found["name"]):
             leftover.rename(parent / found["name"])
         elif kind is not None and kind.is_leftover(leftover):
             kind.delete(leftover)
-        elif is_leftover(leftover):
+        elif is_leftover(leftover) and (kind is None if files is None else found["name"] in files):
             leftover.unlink(missing_ok=True)
 
 
@@ -163,18 +168,12 @@ def remove(folder: Path, kind: Kind) -> None:
     """
     with refusals(folder):
         old = _set_aside(folder, kind)
-        if old is None:
-            return
-        beside = free_beside(folder)
-        try:
-            old.rename(beside)  # no longer a name that `clean` would put back when it is half removed
-        except OSError:
-            _put_back(old, folder)
-            raise
-        try:
-            flush_one(folder.parent)  # else its files may be gone and its name back after a power cut
-        finally:
-            kind.delete(beside)
+        if old is not None:
+            beside = _given_up(old, folder)
+            try:
+                flush_one(folder.parent)  # else its files may be gone and its name back after a power cut
+            finally:
+                kind.delete(beside)
 
 
 @contextlib.contextmanager
@@ -226,8 +225,11 @@ def refusals(target: Path, num_bytes: int = 0) -> Iterator[None]:
         raise MachineError(f"cannot write `{target}`: {err.strerror or err}", fix) from err
 
 
-def _publish(folder: Path, target: Path, kind: Kind) -> None:
-    """Give the finished `folder` its name; whatever fails, what had that name before has it again."""
+def publish(folder: Path, target: Path, kind: Kind) -> None:
+    """Give the finished `folder` its name; whatever fails, what had that name before has it again.
+
+    A folder of the kind that was there goes afterwards.   Errors: OSError; UsageError for what vdiff did not make.
+    """
     old = _set_aside(target, kind)
     try:
         folder.rename(target)
@@ -242,7 +244,7 @@ def _publish(folder: Path, target: Path, kind: Kind) -> None:
         raise
     if old is not None:
         try:
-            old.rename(folder)  # no longer a name that `clean` would put back when it is half removed
+            kind.delete(_given_up(old))
         except OSError:
             kind.delete(old)
 
@@ -265,6 +267,23 @@ def _set_aside(target: Path, kind: Kind) -> Path | None:
     return old
 
 
+def _given_up(old: Path, target: Path | None = None) -> Path:
+    """Where a folder that was set aside is now: under no name that `clean` would put back when it is half gone.
+
+    target: takes it back if that fails.   Errors: OSError.
+    """
+    found = _LEFTOVER.fullmatch(old.name)
+    assert found is not None
+    beside = free_beside(old.with_name(found["name"]))
+    try:
+        old.rename(beside)
+    except OSError:
+        if target is not None:
+            _put_back(old, target)
+        raise
+    return beside
+
+
 def _put_back(old: Path, target: Path) -> None:
     if not os.path.lexists(target):
         old.rename(target)
@@ -277,11 +296,15 @@ def make(folder: Path, made: list[Path] | None = None) -> None:
     """
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     for each in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # somebody else makes the same one
+        try:
             each.mkdir()
-            if made is not None:
-                made.append(each)
-            flush_one(each.parent)
+        except FileExistsError:
+            if is_taken(each):
+                raise
+            continue  # somebody else makes the same one
+        if made is not None:
+            made.append(each)
+        flush_one(each.parent)
     if is_taken(folder):
         raise FileExistsError(errno.EEXIST, "something else than a folder is there", str(folder))
 

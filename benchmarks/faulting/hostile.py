@@ -225,6 +225,35 @@ def _link(case: Case) -> None:
         case.completes(DISTILL, parts=("models", "store"))
 
 
+def _in_the_way(case: Case) -> None:
+    """Something of the user's where vdiff would leave, replace or remove something: it stays, with --force too."""
+    run = case.folder / RUN
+    name, more, codes = case.rng.choice(
+        [
+            ("base_1", (), {2}),
+            ("base_1", ("--force",), {2}),
+            ("base_1/notes.txt", ("--from", "base_0", "--stages", "1", "--force"), {2}),
+            ("saves/base_1/000000004", (), {2}),
+            (".base_1.partial-12-34", (), {0}),
+            ("saves/base_1/notes", (), {0}),
+        ]
+    )
+    case.say(f"the user's own {name}: distill {' '.join(more)}".rstrip())
+    if name != "base_1/notes.txt":
+        shutil.rmtree(case.folder / MODEL)
+    place = run / name
+    place.mkdir(parents=True)
+    (place / "letter.txt").write_text(_LETTER)
+    case.vdiff(*DISTILL, *more, codes=codes)
+    if not (place / "letter.txt").is_file() or (place / "letter.txt").read_text() != _LETTER:
+        case.miss("lost", f"the user's own {name}")
+    shutil.rmtree(place)
+    case.completes(DISTILL, parts=("models", "store"))
+
+
+_LETTER = "my only copy"
+
+
 def _archive(case: Case) -> None:
     """An archive with members that lie outside, or one that explodes."""
     makers = {"climb.zip": poison.zip_that_climbs, "climb.tar": poison.tar_that_climbs, "bomb.zip": poison.zip_bomb}
@@ -268,6 +297,7 @@ _WORKS: list[tuple[str, Callable[[Case], None]]] = [
     *[("prepared", _store)] * 3,
     *[("complete", _card)] * 3,
     *[("complete", _link)] * 2,
+    *[("complete", _in_the_way)] * 4,
     *[("empty", _archive)] * 2,
     *[("empty", _pictures)] * 2,
 ]

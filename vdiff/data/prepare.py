@@ -19,9 +19,8 @@ from vdiff.data.publishing import (
     SKIPPED,
     STORE,
     discard,
+    has_rests,
     publish,
-    recover,
-    refuse_strangers,
     tidy,
 )
 from vdiff.data.sources import Source, open_source
@@ -121,14 +120,16 @@ def prepare(
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
     unfinished = out.with_name(f"{out.name}.partial")
     lock.refuse_if_held(unfinished)
-    recover(out)
     opened = open_source(source)
     if not force and _is_made(out, opened, settings):
-        tidy(out)
+        if has_rests(out):  # else nothing is written, which a read-only disk would refuse
+            with lock.held(unfinished):
+                tidy(out)
         return _report(out, started, len(opened.files), already_done=True)
     _refuse_to_replace(out, unfinished, force)
     job = Job(opened, settings, unfinished, max_bad, workers or min(16, num_cores()))
     with lock.held(unfinished):
+        tidy(out)
         if not force and _is_made(out, opened, settings):  # by another process, while this one waited for it
             return _report(out, started, len(opened.files), already_done=True)
         _refuse_to_replace(out, unfinished, force)
@@ -200,7 +201,7 @@ def _is_made(out: Path, source: Source, settings: Settings) -> bool:
 
 def _refuse_to_replace(out: Path, unfinished: Path, force: bool) -> None:
     """UsageError for what vdiff did not make, in any place that it would take; and for a store, unless `force`."""
-    refuse_strangers(out)
+    STORE.refuse_stranger(out, OTHER_PLACE)
     STORE.refuse_stranger(unfinished, OTHER_PLACE)
     if out.is_dir() and any(out.iterdir()) and not force:
         fix = "replace it: --force; or choose another place: --out PATH"

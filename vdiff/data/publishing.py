@@ -1,12 +1,13 @@
 """A store under construction: claimed by one process, built beside its final place, published by rename."""
 
+import glob
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vdiff import lock
+from vdiff import lock, whole_folder
 from vdiff.data.opened import FILE
 from vdiff.data.store import ImageStore, is_store
 from vdiff.errors import DataError, MachineError
@@ -24,53 +25,33 @@ def publish(folder: Path, place: Path) -> None:
     Everything is on the disk before the rename: a loss of power at any moment leaves the old or the new store.
     Errors: MachineError; UsageError for anything at `place` that vdiff did not make. It stays, and `folder` too.
     """
-    old = _replaced(place)
     with writing(place):
         for path in (*folder.iterdir(), folder):
             flush_one(path)
-        if os.path.lexists(place):
-            refuse_strangers(place)
-            discard(old)
-            place.rename(old)
-        try:
-            STORE.refuse_stranger(old, OTHER_PLACE, place)  # somebody may have put it there meanwhile
-            folder.rename(place)
-        except BaseException:
-            _put_back(place)
-            raise
-        flush_one(place.parent)
+        whole_folder.publish(folder, place, STORE)
     tidy(place)
 
 
-def refuse_strangers(place: Path) -> None:
-    """UsageError for anything at `place`, or where an old store is set aside, that vdiff did not make."""
-    STORE.refuse_stranger(place, OTHER_PLACE)
-    STORE.refuse_stranger(_replaced(place), OTHER_PLACE)
-
-
-def recover(place: Path) -> None:
-    """Put back what vdiff did not make, if it was set aside by a process that was killed before it saw that."""
-    if STORE.stranger(_replaced(place)) is not None:
-        _put_back(place)
+def has_rests(place: Path) -> bool:
+    """Whether there is anything for `tidy`."""
+    return lock.is_signed(place) or _before(place).exists() or any(place.parent.glob(f".{glob.escape(place.name)}.*"))
 
 
 def tidy(place: Path) -> None:
-    """Delete what publishing a store at `place` may have left: its lock, and the store that it replaced."""
+    """Delete what publishing a store at `place` may have left: its lock, and the store that it replaced.
+
+    If there is none at `place`, the one that was set aside has its name again. To be called with the lock held.
+    """
     with writing(place):
         if lock.is_signed(place):
             (place / lock.FILE).unlink(missing_ok=True)
-        if STORE.stranger(_replaced(place)) is None:
-            discard(_replaced(place))
+        whole_folder.clean(place.parent, STORE, place.name)
+        if place.exists() and STORE.stranger(_before(place)) is None:
+            discard(_before(place))
 
 
-def _put_back(place: Path) -> None:
-    """Give what was set aside its name again, if there is nothing else by now."""
-    if os.path.lexists(_replaced(place)) and not os.path.lexists(place):
-        _replaced(place).rename(place)
-
-
-def _replaced(place: Path) -> Path:
-    """Where the old store is until it is deleted: a hidden name."""
+def _before(place: Path) -> Path:
+    """Where versions before 0.2 set the old store aside: a hidden name."""
     return place.with_name(f".{place.name}.replaced")
 
 

@@ -61,9 +61,7 @@ def break_seal(folder: Path) -> None:
 def is_ours(key: bytes, value: bytes) -> bool:
     """Whether this was the record of a store of ours, although its key is not `vdiff` any more.
 
-    A bit of the key, or of its length, has changed: then the key is like `vdiff`, begins with it or is its beginning,
-    or the record can still be recognised.
+    Where a bit of the key has changed, the record is still what it was; where one of the key's length has, the key
+    begins as `vdiff` does, and the value may be another. An unfinished store has keys that begin with `vdiff`.
     """
-    if key.startswith(_RECORD) or _RECORD.startswith(key) or _MADE_BY in key + value[:200]:
-        return True
-    return len(key) == len(_RECORD) and sum((a ^ b).bit_count() for a, b in zip(key, _RECORD, strict=True)) <= 2
+    return key.startswith(_RECORD) or _RECORD.startswith(key) or _MADE_BY in key + value[:200]

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -87,8 +86,9 @@ class Samples:
 
     def refuse_strangers(self) -> None:
         """UsageError for a file in the place of a chunk that vdiff did not leave there."""
-        if os.path.lexists(self.folder) and not self.folder.is_dir():
-            raise strange(self.folder, self.folder)
+        for place in (self.folder.parent, self.folder):
+            if whole_folder.is_taken(place):
+                raise strange(place, place)
         for start in self._starts:
             refuse_strange_file(self._path(start), array_file.is_ours)
 
