@@ -7,8 +7,9 @@ changed module themselves or through a helper, the quick ones first, until one f
 hangs or ends the process was seen too. Printed are the share that was seen, by room, and every mutant that was not,
 but for those of which EXPLAINED says why nobody can see them.
 
-A worker imports torch and the other packages once and forks for every mutant. Tests that take longer than --longest
-are left out. With --work FOLDER, what is known stays there, and the same command goes on where it was.
+A worker imports torch and the other packages once and forks for every mutant. Of the test files the quickest are taken
+that together compute no longer than --seconds. With --work FOLDER, what is known stays there, and the same command goes
+on where it was.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import contextlib
 import difflib
 import importlib
 import json
+import math
 import os
 import resource
 import shlex
@@ -29,6 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,19 @@ COPIED = ("vdiff", "tests", "benchmarks", "recipes", "pyproject.toml", "README.m
 MOST_BYTES = 8 << 30
 """Of memory for a mutant: one that asks for more was seen."""
 
+_BY_TABLE = ("tests/test_fidelity.py", "tests/test_every_metric.py")
+ALSO = {
+    "vdiff/metrics/extractor.py": _BY_TABLE,
+    "vdiff/metrics/fidelity.py": _BY_TABLE,
+    "vdiff/metrics/reference.py": _BY_TABLE,
+    "vdiff/reporting/verdict.py": ("tests/test_report.py",),
+}
+"""Tests that reach a module by a table of kinds or by the command line."""
+
+_HUNG = "hung"
+_MOST_SECONDS = 40.0
+"""That a test file may compute at all."""
+
 EXPLAINED: dict[tuple[str, str, str], str] = {}
 """(file, old, new) of mutants that change nothing that anybody can see, and why."""
 
@@ -54,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--only", action="append", help="a file or room, such as vdiff/samplers; may be repeated")
     parser.add_argument("--processes", type=int, default=2, help="workers at a time")
-    parser.add_argument("--longest", type=float, default=12.0, help="seconds that a test file may compute")
+    parser.add_argument("--seconds", type=float, default=30.0, help="that the tests of a mutant may compute")
     parser.add_argument("--prefix", default="", help="what each worker is started with, such as `nice -n 19`")
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout whose code and tests are meant")
     parser.add_argument("--work", type=Path, help="folder that keeps what is known; a temporary one if left out")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
-        return _work(options.worker, options.longest)
+        return _work(options.worker, options.seconds)
     with tempfile.TemporaryDirectory(prefix="vdiff-mutations-") as scratch:
         work = (options.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
@@ -98,7 +114,7 @@ def _try_all(chosen: Sequence[Mutant], work: Path, options: argparse.Namespace) 
                 shutil.copy(source, home / "tree" / name)
         (home / "mutants.json").write_text(json.dumps(left[number :: options.processes]))
         command = [*shlex.split(options.prefix), sys.executable, "-m", "benchmarks.mutations", "--worker", str(home)]
-        command += ["--longest", str(options.longest)]
+        command += ["--seconds", str(options.seconds)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         running.append(subprocess.Popen(command, env=environment, cwd=ROOT))
     try:
@@ -127,7 +143,7 @@ def _known(work: Path) -> dict[str, dict[str, Any]]:
 # The worker
 
 
-def _work(home: Path, longest: float) -> int:
+def _work(home: Path, most_seconds: float) -> int:
     """Try the mutants of one worker; each result is a line in the folder above."""
     tree, results = home / "tree", home.parent / f"results-{home.name}.jsonl"
     os.chdir(tree)
@@ -139,8 +155,7 @@ def _work(home: Path, longest: float) -> int:
     seconds = _Seconds(home.parent / "seconds.json", home)
     for entry in json.loads((home / "mutants.json").read_text()):
         mutant = Mutant(*entry)
-        files = [file for file in concerned(tree, mutant.path) if 0 <= seconds.of(file) <= longest]
-        files.sort(key=seconds.of)
+        files = seconds.quickest(concerned(tree, mutant.path), most_seconds)
         source = (tree / mutant.path).read_text(encoding="utf-8")
         (tree / mutant.path).write_text(mutant.applied(source), encoding="utf-8")
         try:
@@ -155,17 +170,23 @@ def _work(home: Path, longest: float) -> int:
 
 
 class _Seconds:
-    """How long each test file computes with the code as it is; -1 for one that fails then."""
+    """How long each test file computes with the code as it is; infinite for one that fails then."""
 
     def __init__(self, path: Path, home: Path) -> None:
         self._path, self._home = path, home
 
+    def quickest(self, files: Sequence[str], most: float) -> list[str]:
+        """The quick ones, quickest first, that together take no longer; one at least."""
+        found = sorted((file for file in files if self.of(file) < math.inf), key=self.of)
+        until = list(accumulate(map(self.of, found)))
+        return [file for file, passed in zip(found, until, strict=True) if passed <= most] or found[:1]
+
     def of(self, file: str) -> float:
         known = self._read()
         if file not in known:
-            code, told, took = _run(self._home, [file], 600)
-            print(f"{file}: {took} s{f', left out: {told} without any mistake' if code else ''}", flush=True)
-            known = self._read() | {file: -1.0 if code else took}
+            code, told, took = _run(self._home, [file], _MOST_SECONDS)
+            print(f"{file}: {took} s{f', left out: {told}' if code else ''}", flush=True)
+            known = self._read() | {file: math.inf if code else took}
             self._path.write_text(json.dumps(known, indent=1))
         return known[file]
 
@@ -239,18 +260,20 @@ def _tested(home: Path, files: Sequence[str]) -> int:
 
 def _ended(child: int, limit: float, output: Path) -> tuple[int, str, float]:
     deadline = time.monotonic() + limit
-    done, status, used = os.wait4(child, os.WNOHANG)
-    while not done and time.monotonic() < deadline:
-        time.sleep(0.05)
+    try:
         done, status, used = os.wait4(child, os.WNOHANG)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # with all that its tests have started
+        while not done and time.monotonic() < deadline:
+            time.sleep(0.05)
+            done, status, used = os.wait4(child, os.WNOHANG)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # with all that its tests have started
     if not done:
         _, status, used = os.wait4(child, 0)
     seconds = round(used.ru_utime + used.ru_stime, 1)
     code = os.waitstatus_to_exitcode(status)
     if not done or code == -signal.SIGXCPU:
-        return 1, "hung", seconds
+        return 1, _HUNG, seconds
     if code < 0:
         return 1, f"killed by signal {-code}", seconds
     failed = [line for line in output.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -261,15 +284,30 @@ def _ended(child: int, limit: float, output: Path) -> tuple[int, str, float]:
 
 
 def concerned(tree: Path, path: str) -> list[str]:
-    """The test files that import the module at `path`, themselves or by a helper beside them."""
-    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    """The test files that import the module at `path`, themselves or by a helper beside them.
+
+    Where none does, those that import a module which imports it, and so on.
+    """
     tests = sorted((tree / "tests").glob("test_*.py"))
-    return [file.relative_to(tree).as_posix() for file in tests if module in _imports(file, tree)]
+    sources = {file: _module(file, tree) for file in sorted((tree / "vdiff").rglob("*.py"))}
+    also = [file for file in ALSO.get(path, ()) if (tree / file).exists()]
+    wanted, known = {_module(tree / path, tree)}, set[str]()
+    while wanted - known:
+        found = [file.relative_to(tree).as_posix() for file in tests if wanted & _imports(file, tree)]
+        if found:
+            return sorted({*found, *also})
+        known |= wanted
+        wanted = {module for file, module in sources.items() if wanted & _imports(file, tree)}
+    return also
+
+
+def _module(file: Path, tree: Path) -> str:
+    return file.relative_to(tree).as_posix().removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 @cache
 def _imports(file: Path, tree: Path) -> frozenset[str]:
-    """Dotted names of the modules of vdiff that a test imports, also through other files of the tests."""
+    """Dotted names of the modules of vdiff that a file imports, a test also through helpers beside it."""
     found: set[str] = set()
     for name in _named(ast.parse(file.read_text(encoding="utf-8"))):
         helper = tree / f"{name.replace('.', '/')}.py"
@@ -301,7 +339,7 @@ def _report(chosen: Sequence[Mutant], known: dict[str, dict[str, Any]], tree: Pa
     for room in sorted(rooms):
         print(_row(room, rooms[room], seen[room], explained[room]))
     print(_row("all", rooms.total(), seen.total(), explained.total()))
-    hung = sum(result["by"] == "hung" for _, result in tried)
+    hung = sum(result["by"] == _HUNG for _, result in tried)
     print(f"\n{hung} of those seen hung." if hung else "")
     for mutant, result in tried:
         if not result["seen"]:
