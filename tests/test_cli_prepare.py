@@ -153,9 +153,16 @@ def test_json_is_one_object_with_what_was_done(
         "skipped_file": None,
         "sizes": [16],
         "class_names": ["cat", "dog"],
+        "classes_told": "by their folders",
+        "left_out": [],
+        "left_out_file": None,
         "resumed_at": 0,
         "already_done": False,
+        "decided_by": "",
         "anew": "",
+        "notes": {},
+        "notes_file": None,
+        "hints": [],
     }
     assert main(["prepare", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["already_done"]

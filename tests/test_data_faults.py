@@ -554,7 +554,7 @@ def test_the_second_of_two_prepares_names_the_first_and_a_dead_one_is_in_nobodys
     assert third.returncode == 0
     assert ImageStore(store).num_images == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "store"]
-    assert sorted(path.name for path in store.iterdir()) == ["data.mdb", "preview.png", "store.json"]
+    assert sorted(path.name for path in store.iterdir()) == ["data.mdb", "preview.png", "source.json", "store.json"]
 
 
 class Killer:
@@ -605,6 +605,7 @@ def test_killed_at_any_moment_the_same_command_makes_the_same_store_and_leaves_n
     def count() -> None:
         (tmp_path / "count").write_text(str(work(None).count))
 
+    beside = ["data.mdb", "preview.png", "source.json", "store.json"]
     place.mkdir()
     begin()
     assert ending(count) == 0
@@ -621,7 +622,7 @@ def test_killed_at_any_moment_the_same_command_makes_the_same_store_and_leaves_n
         report = prepare(folder, place / "store", sizes=[8], force=force)
         assert ImageStore(report.store).fingerprint == wanted
         assert [path.name for path in place.iterdir()] == ["store"], moment
-        assert sorted(path.name for path in report.store.iterdir()) == ["data.mdb", "preview.png", "store.json"], moment
+        assert sorted(path.name for path in report.store.iterdir()) == beside, moment
 
 
 def begin_anew(place: Path) -> None:

@@ -70,7 +70,12 @@ def test_pictures_are_stored_in_the_order_of_their_paths_and_sizes(make_pictures
 def test_only_the_finished_store_is_left(make_pictures: MakePictures, tmp_path: Path) -> None:
     prepare(make_pictures(), tmp_path / "store", sizes=[8])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "store"]
-    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["data.mdb", "preview.png", "store.json"]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+        "data.mdb",
+        "preview.png",
+        "source.json",
+        "store.json",
+    ]
 
 
 def test_the_preview_shows_the_largest_pictures(make_pictures: MakePictures, tmp_path: Path) -> None:

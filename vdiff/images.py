@@ -148,7 +148,12 @@ def write_png(path: Path, image: Tensor, text: Mapping[str, str] | None = None) 
 
     Errors: MachineError if the disk refuses; UsageError for a file that is there and no picture of vdiff.
     """
-    _write_picture(path, to_picture(image.cpu().numpy()), text or {})
+    write_pixels(path, image.cpu().numpy(), text)
+
+
+def write_pixels(path: Path, image: Pixels, text: Mapping[str, str] | None = None) -> None:
+    """As `write_png`, from an array: without torch."""
+    _write_picture(path, to_picture(image), text or {})
 
 
 class Row(NamedTuple):

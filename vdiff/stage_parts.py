@@ -20,7 +20,9 @@ def open_images(recipe: Recipe, classes: int) -> Images:
     """The pictures of the recipe, after a look whether their labels fit a network of so many classes."""
     images: Images = recipe.data.open()
     if classes and images.num_classes == 0:
-        raise DataError("the network has classes, but the pictures have no labels", "leave out `network.num_classes`")
+        problem = "the network has classes, but the pictures have no labels"
+        fix = "`vdiff prepare --dry-run` tells why, `vdiff prepare --labels folders --force` may find some"
+        raise DataError(problem, f"{fix}; or leave out `network.num_classes`")
     if classes and images.num_classes > classes:
         fix = f"set `network.num_classes` to {images.num_classes}"
         raise DataError(f"the pictures have {images.num_classes} classes, the network has {classes}", fix)

@@ -123,7 +123,7 @@ def _foreign(path: Path) -> dict[str, Any]:
 
 def _safe(value: Any) -> Any:
     """`value` with the control characters of all texts inside it escaped, but for line breaks."""
-    from vdiff.data.sources import printable
+    from vdiff.printable import printable
 
     if isinstance(value, str):
         return "\n".join(map(printable, value.split("\n")))

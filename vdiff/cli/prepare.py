@@ -16,6 +16,7 @@ from vdiff.errors import Stopped, UsageError
 if TYPE_CHECKING:
     from vdiff.cli.progress import PrepareProgress
     from vdiff.data.prepare import Plan, Progress, Report
+    from vdiff.data.sources import Group
 
 Job = dict[str, Any]
 """The arguments that `data.prepare.plan` and `data.prepare.prepare` share."""
@@ -47,6 +48,10 @@ def prepare(
     depth: Annotated[
         int | None, typer.Option(metavar="8-16", help="Bits that 16-bit grey pictures use [data.depth]")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="auto|folders|none", help="Where classes come from [data.labels]"),
+    ] = None,
     max_bad: Annotated[
         str, typer.Option(metavar="SHARE", help="Share of unreadable pictures to skip, as 1% or 0.01")
     ] = "1%",
@@ -56,14 +61,16 @@ def prepare(
 ) -> None:
     """Turn a folder of pictures into an image store
 
-    Class folders give labels. Stopped anywhere, the same command goes on. Unreadable pictures are listed in
-    skipped.tsv. With a source, a size and --out, no recipe is needed.
+    Class folders, or a dataset.json, give labels; with --labels folders the topmost folders do, and pictures outside
+    of them are left out. Stopped anywhere, the same command goes on. Unreadable pictures are listed in skipped.tsv,
+    other files in left_out.tsv. With a source, a size and --out, no recipe is needed.
 
     Examples:
       vdiff prepare --size 256
       vdiff prepare pictures.zip --size 64 --size 128 --out data/faces
     """
     given = {"channels": channels, "encoding": encoding, "quality": quality, "resampling": resampling, "depth": depth}
+    given |= {"labels": labels}
     data = _data_section(recipe, changes, is_needed=not (source and sizes and out))
     job = _job(data, source, out, sizes, given)
     share = _share(max_bad)
@@ -107,15 +114,24 @@ def _share(text: str) -> float:
 def _show_plan(job: Job) -> None:
     from vdiff.cli import console, facts
     from vdiff.data.prepare import plan
+    from vdiff.data.sources.classes import some
 
     found = plan(**job)
     if mode.json:
         console.emit_json({"dry_run": True, "source": job["source"], "store": job["out"], **asdict(found)})
         return
+    names = found.class_names
+    classes = f"{len(names):,}: {some(names)} ({found.classes_told})" if names else f"none: {found.classes_told}"
     console.write(f"source    {job['source']}\nstore     {job['out']}\npictures  {found.num_images:,}")
-    console.write(f"classes   {len(found.class_names) or 'none'}\nsizes     {', '.join(map(str, found.sizes))}")
+    console.write(f"classes   {classes}\nsizes     {', '.join(map(str, found.sizes))}")
     console.write(f"MB        about {facts.size(found.estimated_bytes)}, {facts.size(found.free_bytes)} free")
-    console.say("the store is there already: nothing would be done" if found.already_done else "nothing was written")
+    _tell_left_out(found.left_out, None)
+    for hint in found.hints:
+        console.warn(hint)
+    if found.already_done:
+        console.say(f"the store is there already, by {found.decided_by}: nothing would be done without `--force`")
+    else:
+        console.say("nothing was written")
     _warn_of_space(found)
 
 
@@ -131,13 +147,10 @@ def _run(job: Job, how: dict[str, Any], data: Any) -> None:
     from vdiff.data.prepare import prepare
 
     with displays.prepare_progress(mode.quiet) as progress, closing(_Watcher(progress)) as watcher:
-        report = prepare(**job, **how, on_progress=watcher)
+        report = prepare(**job, **how, on_progress=watcher, tell=console.say)
         signals.work_is_done()
     if mode.json:
-        names = ("skipped_file", "num_skipped", "num_images", "sizes", "class_names", "bytes", "seconds")
-        more = {name: getattr(report, name) for name in (*names, "resumed_at", "already_done", "anew")}
-        more |= {"notes": dict(_kinds(report)), "hints": report.hints}
-        console.emit_json({"store": report.store, **more})
+        console.emit_json({**asdict(report), "notes": dict(_kinds(report))})
     _tell(report, data)
 
 
@@ -166,23 +179,45 @@ class _Watcher:
 
 def _tell(report: "Report", data: Any) -> None:
     from vdiff.cli import console, facts
-    from vdiff.data.sources import printable
+    from vdiff.data.sources.classes import some
+    from vdiff.printable import printable
 
     if report.already_done:
-        console.say(f"`{report.store}` holds these pictures already: nothing to do", "green")
+        done = f"`{report.store}` holds these pictures already, by {report.decided_by}: nothing to do"
+        console.say(f"{done}; `--force` makes it again", "green")
     else:
         sizes = ", ".join(map(str, report.sizes))
         what = f"{report.num_images:,} pictures of {sizes} pixels in `{report.store}`, {facts.size(report.bytes)} MB"
         console.say(what, "green")
+    if report.class_names:
+        console.say(f"{len(report.class_names):,} classes: {some(report.class_names)} ({report.classes_told})")
+    else:
+        console.say(f"no classes: {report.classes_told}")
     if report.anew:
         console.warn(f"all pictures were prepared anew: {printable(report.anew)}")
     if report.num_skipped:
         console.warn(f"{report.num_skipped:,} pictures could not be read: see `{report.skipped_file}`")
     for kind, count in _kinds(report):
         console.warn(f"{count:,} pictures: {kind}; see `{report.notes_file}`")
+    _tell_left_out(report.left_out, report.left_out_file)
     for hint in report.hints:
         console.warn(hint)
     _tell_next(report, data)
+
+
+def _tell_left_out(groups: "list[Group]", names: Path | None) -> None:
+    """What else is in the source, a line for each reason; as a warning if pictures may be among it."""
+    from vdiff.cli import console
+
+    if not groups:
+        return
+    total = sum(group.count for group in groups)
+    head = f"{total:,} files were left out" if total > 1 else "1 file was left out"
+    lines = [f"{head}, named in `{names}`:" if names else f"{head}:", *(f"  {group}" for group in groups)]
+    if any(group.is_loss for group in groups):
+        console.warn("\n".join(lines))
+    else:
+        console.say("\n".join(lines))
 
 
 def _kinds(report: "Report") -> list[tuple[str, int]]:

@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from threading import Lock
@@ -14,9 +14,11 @@ from typing import TypeVar
 
 from vdiff import decoding, images
 from vdiff.data.patience import has_memory, patiently
-from vdiff.data.sources import Picture, printable
+from vdiff.data.sources import Picture
+from vdiff.data.sources.source import UNREAD
 from vdiff.data.store import StoreWriter, image_key
 from vdiff.errors import PausedError
+from vdiff.printable import printable
 
 JOB, PART = "vdiff-job", "vdiff-part-"
 MIN_DEPTH, MAX_DEPTH = 8, 16
@@ -51,6 +53,7 @@ class Converted:
     """A picture's encoded bytes in each size; or, where there are none, the reason.
 
     notes: what was not as it should be.   largest: value of a grey picture of 16 bits, see `decoding.Opened`.
+    mark: as `Picture.mark`.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Converted:
     reason: str = ""
     notes: list[str] = field(default_factory=list)
     largest: int | None = None
+    mark: str = UNREAD
 
 
 @dataclass
@@ -67,6 +71,7 @@ class Part:
     num_files: how many.   labels: of those that were stored.   crcs: of those, per size, eight hexadecimal digits each.
     notes: names of stored ones with what was not as it should be.   num_deep, largest: how many of them are grey
     pictures of 16 bits that do not state how many they use, and the largest value in them.
+    marks: of all files, eight letters each.
     """
 
     num_files: int = 0
@@ -76,6 +81,7 @@ class Part:
     notes: list[tuple[str, str]] = field(default_factory=list)
     num_deep: int = 0
     largest: int = 0
+    marks: str = ""
 
     def extend(self, other: "Part") -> None:
         """Append the files of another part."""
@@ -83,6 +89,7 @@ class Part:
         self.labels += other.labels
         self.skipped += [(name, reason) for name, reason in other.skipped]
         self.notes += [(name, note) for name, note in other.notes]
+        self.marks += other.marks
         self.num_deep += other.num_deep
         self.largest = max(self.largest, other.largest)
         for size, crcs in other.crcs.items():
@@ -117,7 +124,7 @@ class Ledger:
     def add(self, converted: Converted, label: int) -> None:
         """Take one more file; commit if much has come together."""
         if not converted.data:
-            self._part.extend(Part(1, skipped=[(converted.name, converted.reason)]))
+            self._part.extend(Part(1, skipped=[(converted.name, converted.reason)], marks=converted.mark))
         else:
             index = self.num_stored
             self._waiting |= {image_key(size, index): data for size, data in converted.data.items()}
@@ -125,7 +132,8 @@ class Ledger:
             crcs = {str(size): f"{zlib.crc32(data):08x}" for size, data in converted.data.items()}
             notes = [(converted.name, note) for note in converted.notes]
             is_deep = converted.largest is not None
-            self._part.extend(Part(1, [label], crcs, [], notes, int(is_deep), converted.largest or 0))
+            largest = converted.largest or 0
+            self._part.extend(Part(1, [label], crcs, [], notes, int(is_deep), largest, converted.mark))
         if self._waiting_bytes > _COMMIT_BYTES or time.monotonic() - self._since > _COMMIT_SECONDS:
             self.commit()
 
@@ -181,6 +189,16 @@ def convert(pictures: Iterable[Picture], settings: Settings, workers: int) -> Ge
     return in_order(partial(_convert_chunk, settings), _chunks(pictures), workers, _has_large)
 
 
+def have_marks(pictures: Iterable[Picture], marks: str, workers: int) -> bool:
+    """Whether the pictures, one after the other, are those that had these marks; `workers` threads read them."""
+    place = 0
+    for found in in_order(_marks_of_chunk, _chunks(pictures), workers, _has_large):
+        if marks[place : place + len(found)] != found:
+            return False
+        place += len(found)
+    return place == len(marks)
+
+
 def in_order(
     work: Callable[[Item], Result],
     items: Iterable[Item],
@@ -232,6 +250,13 @@ def _has_large(chunk: list[Picture]) -> bool:
     return any(picture.file.num_bytes > _LARGE_BYTES for picture in chunk)
 
 
+def _marks_of_chunk(chunk: list[Picture]) -> str:
+    for picture in chunk:
+        with suppress(ValueError):
+            patiently(picture.read, printable(picture.file.name), [])
+    return "".join(picture.mark for picture in chunk)
+
+
 def _convert_chunk(settings: Settings, chunk: list[Picture]) -> list[Converted]:
     return [_convert(settings, picture) for picture in chunk]
 
@@ -243,8 +268,8 @@ def _convert(settings: Settings, picture: Picture) -> Converted:
         data = patiently(picture.read, name, notes)
         done = patiently(partial(_converted, settings, name, data), name, notes)
     except ValueError as err:
-        return Converted(name, {}, printable(str(err)) or type(err).__name__)
-    return replace(done, notes=notes + done.notes)
+        return Converted(name, {}, printable(str(err)) or type(err).__name__, mark=picture.mark)
+    return replace(done, notes=notes + done.notes, mark=picture.mark)
 
 
 def _converted(settings: Settings, name: str, data: bytes) -> Converted:

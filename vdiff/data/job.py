@@ -1,29 +1,27 @@
 """One image store under construction: begun or gone on with, filled, given its side files and closed."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from vdiff import __version__, images
-from vdiff.data.conversion import JOB, MIN_DEPTH, PART, Ledger, Settings, convert, is_sound
+from vdiff import __version__
+from vdiff.data.conversion import JOB, MIN_DEPTH, PART, Ledger, Part, Settings, convert, have_marks, is_sound
 from vdiff.data.metadata import Metadata
 from vdiff.data.opened import FILE, check_pages
-from vdiff.data.patience import has_memory
-from vdiff.data.publishing import NOTES, PREVIEW, SKIPPED, STORE, clear, writing
+from vdiff.data.origin import Origin, compare
+from vdiff.data.preview import write_preview
+from vdiff.data.publishing import LEFT_OUT, NOTES, SKIPPED, STORE, clear, writing
 from vdiff.data.seal import write_seal
 from vdiff.data.sources import Source
 from vdiff.data.store import LENGTH, METADATA, StoreWriter, image_key, is_store
 from vdiff.errors import DataError, PausedError, Stopped
+from vdiff.printable import printable
 from vdiff.whole_folder import clean
 
-_PREVIEW_PIXELS = 2048
-_PREVIEW_BYTES = 2**26
-"""What decoding a record of the largest size takes."""
 _DARK = 1 / 8
 """Of the range: where no picture of 16 bits has a brighter value, they use fewer bits than they have."""
 _BYTES_PER_VALUE = {"png": 0.65, "webp": 0.45, "jpeg": 0.4}
@@ -51,7 +49,7 @@ class Job:
     """A store made in `folder` from all pictures of `source`.
 
     max_bad: the share of files that may be unreadable.   workers: threads.
-    said: why what an earlier start had left was not gone on with.
+    said: why what an earlier start had left was not gone on with.   tell: hears what takes its time.
     """
 
     source: Source
@@ -60,6 +58,7 @@ class Job:
     max_bad: float
     workers: int
     said: list[str] = field(default_factory=list)
+    tell: Callable[[str], None] = lambda text: None
 
     def run(self, on_progress: Callable[[Progress], None]) -> Done:
         """Store what is not stored yet.
@@ -76,6 +75,7 @@ class Job:
                 self._store_all(ledger, on_progress)
                 self._write_lists(ledger)
                 self._write_preview(writer, ledger.num_stored)
+                Origin.of(self.source, ledger.stored.marks).write(self.folder)
                 metadata = self._metadata(ledger)
                 ledger.close({METADATA: metadata.to_json(), LENGTH: str(ledger.num_stored).encode()})
                 done = Done(resumed_at, self._hints(ledger))
@@ -108,36 +108,55 @@ class Job:
                 self.said.append(f"what an earlier start left in `{self.folder}` cannot be gone on with: {reason}")
             clear(self.folder)
         writer = StoreWriter(self.folder, expected)
-        writer.commit({JOB: self._name()})
+        writer.commit({JOB: self._name(self.source.stamp)})
         return writer
 
     def _objection(self, writer: StoreWriter) -> str:
         """Why what an earlier start has stored cannot be gone on with; empty if it can."""
-        text, name = writer.get(METADATA), writer.get(JOB)
+        text = writer.get(METADATA)
         try:
             if text:  # it was finished, but not published
                 metadata = Metadata.from_json(text)
-                is_this = made_from(metadata, self.source, self.settings)
+                found = compare(self.folder, metadata, self.source, self.settings, self.workers, self.tell)
+                is_this = found.verdict == "same"
                 crcs, count = {str(size): crcs for size, crcs in metadata.crcs.items()}, metadata.count
             else:
                 stored = Ledger(writer).stored
-                is_this = name == self._name()
+                is_this = self._is_of_these_pictures(writer, stored)
                 crcs, count = stored.crcs, len(stored.labels)
         except ValueError as err:
             return f"what it says of itself is damaged: {err}"
         if not is_this:
-            return "it was begun from other pictures or with other settings"
+            return "it was begun from other pictures, or they have changed, or with other settings"
         return "" if is_sound(writer, crcs, count) else "a picture in it is not what was written"
 
     def _seal(self, metadata: Metadata) -> None:
         write_seal(self.folder, metadata, (self.folder / FILE).stat().st_size, check_pages(self.folder))
 
-    def _name(self) -> bytes:
-        document = json.dumps([self.source.fingerprint, asdict(self.settings)])
-        return hashlib.sha256(document.encode()).hexdigest().encode()
+    def _is_of_these_pictures(self, writer: StoreWriter, stored: Part) -> bool:
+        """Whether what was stored by an earlier start comes from these pictures, which have not changed since."""
+        stamp = (writer.get(JOB) or b"").decode(errors="replace").partition(" ")[2]
+        if writer.get(JOB) != self._name(stamp):
+            return False
+        if stamp == self.source.stamp:
+            return True
+        if self.source.marks is not None:
+            is_same = self.source.marks.startswith(stored.marks)
+        else:
+            self.tell(f"`{self.source.path}` was touched since the last start: what was done is compared with it")
+            done = itertools.islice(self.source.pictures(0), stored.num_files)
+            is_same = have_marks(done, stored.marks, self.workers)
+        if is_same:
+            writer.commit({JOB: self._name(self.source.stamp)})
+        return is_same
+
+    def _name(self, stamp: str) -> bytes:
+        """What the job is called: by its files, classes and settings, and by what tells that no picture changed."""
+        document = [self.source.fingerprint, self.source.labels_fingerprint, asdict(self.settings)]
+        return f"{hashlib.sha256(json.dumps(document).encode()).hexdigest()} {stamp}".encode()
 
     def _store_all(self, ledger: Ledger, on_progress: Callable[[Progress], None]) -> None:
-        labels, total = self.source.labels(), len(self.source.files)
+        labels, total = self.source.classes.labels, len(self.source.files)
         pictures = self.source.pictures(ledger.num_files)
         on_progress(Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total))
         with closing(convert(pictures, self.settings, self.workers)) as chunks:
@@ -166,7 +185,7 @@ class Job:
             raise DataError("the pictures changed while they were read", "type the command again", self.source.path)
 
     def _metadata(self, ledger: Ledger) -> Metadata:
-        class_names = self.source.class_names
+        class_names = self.source.classes.names
         return Metadata.model_validate(
             {
                 **asdict(self.settings),
@@ -180,7 +199,10 @@ class Job:
         )
 
     def _write_lists(self, ledger: Ledger) -> None:
-        for name, rows in ((SKIPPED, ledger.skipped), (NOTES, ledger.stored.notes)):
+        left_out = [(printable(name), reason.text) for name, reason in self.source.left_out.names]
+        if len(left_out) < len(self.source.left_out):
+            left_out.append((f"and {len(self.source.left_out) - len(left_out):,} more", ""))
+        for name, rows in ((SKIPPED, ledger.skipped), (NOTES, ledger.stored.notes), (LEFT_OUT, left_out)):
             if rows:
                 with writing(self.folder):
                     text = "".join(f"{name}\t{reason}\n" for name, reason in rows)
@@ -196,33 +218,9 @@ class Job:
         return [f"{what}: if they use only {bits} of their bits, prepare them with `--depth {bits} --force`"]
 
     def _write_preview(self, writer: StoreWriter, count: int) -> None:
-        """Up to 64 pictures from all over the store, in its largest size, on at most 2048 x 2048 pixels."""
-        import torch
-
         size = max(self.settings.sizes)
-        columns = min(8, max(1, _PREVIEW_PIXELS // size))
-        chosen = np.linspace(0, count - 1, min(count, columns**2)).astype(int).tolist()
-        stored = [writer.get(image_key(size, index)) or b"" for index in chosen]
-        pictures = np.stack([_decoded(data, self.settings.channels) for data in stored])
-        page = images.grid(torch.from_numpy(pictures), scale=max(1, 64 // size))
-        (self.folder / PREVIEW).unlink(missing_ok=True)  # of an earlier start; versions before 0.2 did not sign theirs
-        images.write_png(self.folder / PREVIEW, page)
-
-
-def _decoded(record: bytes, channels: int) -> images.Pixels:
-    """A picture that was just stored; MemoryError where a decoder calls it damaged because it has no memory."""
-    try:
-        return images.decode(record, channels)
-    except ValueError as err:
-        if not has_memory(_PREVIEW_BYTES):
-            raise MemoryError from err
-        raise
-
-
-def made_from(metadata: Metadata, source: Source, settings: Settings) -> bool:
-    """Whether a store with this metadata was made from these files with these settings."""
-    made = {name: getattr(metadata, name) for name in asdict(settings)}
-    return metadata.source == source.fingerprint and {**made, "sizes": tuple(metadata.sizes)} == asdict(settings)
+        read = lambda index: writer.get(image_key(size, index)) or b""  # noqa: E731
+        write_preview(self.folder, size, self.settings.channels, count, read)
 
 
 def estimated_bytes(settings: Settings, num_images: int) -> int:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from vdiff import images
 from vdiff.config import Section, harmless, trajectory
 from vdiff.cores import num_cores
+from vdiff.data.sources import Labels
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError
 
@@ -49,6 +50,10 @@ class LmdbImagesSection(Section):
 
     depth: int = harmless(16, ge=8, le=16)
     """Bits that grey pictures of 16 bits use, for `vdiff prepare`: 12 for many X-rays, whose white is 4095."""
+
+    labels: Labels = harmless("auto")
+    """Where `vdiff prepare` takes classes from: auto (`dataset.json`, or folders if they hold all pictures), `folders`
+    (the topmost ones; pictures outside are left out) or `none`."""
 
     workers: int | None = harmless(None, ge=0, le=64)
     """Processes that decode ahead; null: none if all pictures fit in 256 MiB of memory, else up to 4."""

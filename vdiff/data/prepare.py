@@ -10,10 +10,12 @@ from typing import get_args
 from vdiff import images, lock
 from vdiff.cores import num_cores
 from vdiff.data.conversion import MAX_DEPTH, MIN_DEPTH, Settings
-from vdiff.data.job import Done, Job, Progress, estimated_bytes, made_from
+from vdiff.data.job import Done, Job, Progress, estimated_bytes
 from vdiff.data.opened import FILE
+from vdiff.data.origin import BY_NAMES, Comparison, compare
 from vdiff.data.patience import is_of_machine, paused
 from vdiff.data.publishing import (
+    LEFT_OUT,
     NOTES,
     OTHER_PLACE,
     SKIPPED,
@@ -23,7 +25,7 @@ from vdiff.data.publishing import (
     publish,
     tidy,
 )
-from vdiff.data.sources import Source, open_source
+from vdiff.data.sources import Group, Labels, Source, open_source
 from vdiff.data.store import ImageStore, is_store
 from vdiff.errors import DataError, MachineError, PausedError, UsageError
 
@@ -32,22 +34,31 @@ __all__ = ["Plan", "Progress", "Report", "plan", "prepare"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` would do."""
+    """What `prepare` would do.
+
+    classes_told, left_out: as in `Report`.   decided_by: what tells that it is done already.   hints: of the source.
+    """
 
     num_images: int
     class_names: list[str]
+    classes_told: str
+    left_out: list[Group]
     sizes: tuple[int, ...]
     estimated_bytes: int
     free_bytes: int
     already_done: bool
+    decided_by: str
+    hints: list[str]
 
 
 @dataclass(frozen=True)
 class Report:
     """What `prepare` did.
 
+    num_skipped, skipped_file: pictures that could not be read.   left_out, left_out_file: what is not taken for one.
+    classes_told: where the classes come from, or why there are none.
     resumed_at: how many files an earlier start had dealt with.   anew: why its work was of no use, if it was of none.
-
+    already_done: nothing was to be done; `decided_by` says by what that was seen.
     notes: names of pictures that were taken though something was amiss, and what.   hints: what else a user may want to
     know, and type.
     """
@@ -58,10 +69,14 @@ class Report:
     skipped_file: Path | None
     sizes: tuple[int, ...]
     class_names: list[str]
+    classes_told: str
+    left_out: list[Group]
+    left_out_file: Path | None
     bytes: int
     seconds: float
     resumed_at: int = 0
     already_done: bool = False
+    decided_by: str = ""
     anew: str = ""
     notes: list[tuple[str, str]] = field(default_factory=list)
     notes_file: Path | None = None
@@ -78,17 +93,23 @@ def plan(
     quality: int = 100,
     resampling: images.Resampling = "lanczos",
     depth: int = MAX_DEPTH,
+    labels: Labels = "auto",
 ) -> Plan:
     """What `prepare` would do with the same arguments, without writing anything."""
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
-    opened = open_source(source)
+    opened = _open(source, labels)
+    made = _compared(out, opened, settings, _threads(None), _unheard)
     return Plan(
         num_images=len(opened.files),
-        class_names=opened.class_names,
+        class_names=opened.classes.names,
+        classes_told=opened.classes.told,
+        left_out=opened.left_out.groups(),
         sizes=settings.sizes,
         estimated_bytes=estimated_bytes(settings, len(opened.files)),
         free_bytes=disk_usage(next(path for path in out.absolute().parents if path.exists())).free,
-        already_done=_is_made(out, opened, settings),
+        already_done=made.verdict == "same",
+        decided_by=made.decided_by,
+        hints=opened.notes,
     )
 
 
@@ -102,16 +123,21 @@ def prepare(
     quality: int = 100,
     resampling: images.Resampling = "lanczos",
     depth: int = MAX_DEPTH,
+    labels: Labels = "auto",
     max_bad: float = 0.01,
     workers: int | None = None,
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Report:
     """Make the image store `out` from the pictures of `source`, or go on where an earlier start was stopped.
 
+    A store of the same source whose pictures have changed since is made again.
+
     sizes: in pixels, square.   quality: of JPEG, 1 to 100.   max_bad: the share of files that may be unreadable.
-    depth: bits that grey pictures of 16 bits use, where they do not state it.
-    workers: threads; default one per core, at most 16.   force: replace a store that was made in another way.
+    depth: bits that grey pictures of 16 bits use, where they do not state it.   labels: where classes come from, see
+    `Labels`.   workers: threads; default one per core, at most 16.   force: replace a store that was made in another
+    way.   tell: hears what takes its time, one sentence each.
     DataError: no pictures, or too many unreadable.   UsageError: `out` is there already.   InUseError: another process
     prepares it.   MachineError: no space or no permission; nothing is left behind.   PausedError: a picture could not
     be read, which is not its fault; what was done is kept.
@@ -120,22 +146,31 @@ def prepare(
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
     unfinished = out.with_name(f"{out.name}.partial")
     lock.refuse_if_held(unfinished)
-    opened = open_source(source)
-    if not force and _is_made(out, opened, settings):
+    opened, threads, tell = _open(source, labels), _threads(workers), _unheard if tell is None else tell
+    made = Comparison("other", "") if force else _compared(out, opened, settings, threads, tell)
+    if made.verdict == "same":
         if has_rests(out):  # else nothing is written, which a read-only disk would refuse
             with lock.held(unfinished):
                 tidy(out)
-        return _report(out, started, len(opened.files), already_done=True)
-    _refuse_to_replace(out, unfinished, force)
-    job = Job(opened, settings, unfinished, max_bad, workers or min(16, num_cores()))
+        return _report(out, opened, started, len(opened.files), made)
+    if made.verdict == "changed":
+        tell(f"the pictures have changed since `{out}` was made, by their {made.decided_by}: it is made again")
+    is_free = force or made.verdict == "changed"
+    _refuse_to_replace(out, unfinished, is_free)
+    before = _state(out)
+    job = Job(opened, settings, unfinished, max_bad, threads, tell=tell)
     with lock.held(unfinished):
         tidy(out)
-        if not force and _is_made(out, opened, settings):  # by another process, while this one waited for it
-            return _report(out, started, len(opened.files), already_done=True)
-        _refuse_to_replace(out, unfinished, force)
+        if _state(out) != before:  # another process made it, while this one waited
+            made = Comparison("other", "") if force else _compared(out, opened, settings, threads, tell)
+            if made.verdict == "same":
+                return _report(out, opened, started, len(opened.files), made)
+            is_free = force or made.verdict == "changed"
+        _refuse_to_replace(out, unfinished, is_free)
         done = _run(job, on_progress or (lambda progress: None))
         publish(unfinished, out)
-    return replace(_report(out, started, done.resumed_at, anew="; ".join(job.said)), hints=done.hints)
+    report = _report(out, opened, started, done.resumed_at, anew="; ".join(job.said))
+    return replace(report, hints=done.hints + report.hints)
 
 
 def _run(job: Job, on_progress: Callable[[Progress], None]) -> Done:
@@ -191,12 +226,33 @@ def _settings(
     )
 
 
-def _is_made(out: Path, source: Source, settings: Settings) -> bool:
-    """Whether `out` is already what these files and settings give; DataError if it is a damaged store."""
+def _open(source: Path, labels: Labels) -> Source:
+    if labels not in get_args(Labels):
+        raise UsageError(f"there are no labels `{labels}`", f"choose one of: {', '.join(get_args(Labels))}")
+    return open_source(source, labels)
+
+
+def _threads(workers: int | None) -> int:
+    return workers or min(16, num_cores())
+
+
+def _unheard(text: str) -> None: ...
+
+
+def _compared(out: Path, source: Source, settings: Settings, workers: int, tell: Callable[[str], None]) -> Comparison:
+    """How `out` stands to what these files and settings give; DataError if it is a damaged store."""
+    metadata = ImageStore(out).metadata if is_store(out) else None
+    if metadata is None:
+        return Comparison("other", "")
+    return compare(out, metadata, source, settings, workers, tell)
+
+
+def _state(out: Path) -> tuple[int, int] | None:
+    """What is different when another store has come to `out`."""
     if not is_store(out):
-        return False
-    metadata = ImageStore(out).metadata
-    return metadata is not None and made_from(metadata, source, settings)
+        return None
+    status = (out / FILE).stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _refuse_to_replace(out: Path, unfinished: Path, force: bool) -> None:
@@ -208,8 +264,10 @@ def _refuse_to_replace(out: Path, unfinished: Path, force: bool) -> None:
         raise UsageError(f"`{out}` was made from other pictures or with other settings", fix, out)
 
 
-def _report(out: Path, started: float, resumed_at: int, already_done: bool = False, anew: str = "") -> Report:
-    store, skipped, notes = ImageStore(out), out / SKIPPED, out / NOTES
+def _report(
+    out: Path, source: Source, started: float, resumed_at: int, made: Comparison | None = None, anew: str = ""
+) -> Report:
+    store, skipped, notes, left_out = ImageStore(out), out / SKIPPED, out / NOTES, out / LEFT_OUT
     num_skipped = len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.exists() else 0
     return Report(
         store=out,
@@ -218,14 +276,32 @@ def _report(out: Path, started: float, resumed_at: int, already_done: bool = Fal
         skipped_file=skipped if num_skipped else None,
         sizes=store.sizes,
         class_names=store.class_names,
+        classes_told=source.classes.told,
+        left_out=source.left_out.groups(),
+        left_out_file=left_out if left_out.exists() else None,
         bytes=(out / FILE).stat().st_size,
         seconds=time.monotonic() - started,
         resumed_at=resumed_at,
-        already_done=already_done,
+        already_done=made is not None,
+        decided_by=made.decided_by if made else "",
         anew=anew,
         notes=_rows(notes),
         notes_file=notes if notes.exists() else None,
+        hints=source.notes + _hints_on_older(store, source, made),
     )
+
+
+def _hints_on_older(store: ImageStore, source: Source, made: Comparison | None) -> list[str]:
+    """What should be known of a store that an older vdiff made from the same source."""
+    if made is None or made.decided_by != BY_NAMES:
+        return []
+    if store.metadata and store.metadata.source != source.fingerprint:
+        num_more = len(source.files) - store.num_images
+        return [f"an older vdiff made the store and left out {num_more:,} pictures; `--force` takes them"]
+    if store.class_names != source.classes.names:
+        now = f"{len(source.classes.names):,} classes" if source.classes.names else "no classes"
+        return [f"an older vdiff made the store with {len(store.class_names):,} classes; `--force` finds {now}"]
+    return ["an older vdiff made the store, which kept no times: if pictures changed since, type `--force`"]
 
 
 def _rows(path: Path) -> list[tuple[str, str]]:

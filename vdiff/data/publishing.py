@@ -14,7 +14,7 @@ from vdiff.errors import DataError, MachineError
 from vdiff.ours import Kind, is_picture
 from vdiff.whole_folder import flush_one
 
-SKIPPED, NOTES, PREVIEW = "skipped.tsv", "notes.tsv", "preview.png"
+SKIPPED, NOTES, LEFT_OUT, PREVIEW = "skipped.tsv", "notes.tsv", "left_out.tsv", "preview.png"
 
 OTHER_PLACE = "move it away, or choose another place: --out PATH"
 
@@ -99,8 +99,9 @@ def _mentions_vdiff(file: Path) -> bool:
 STORE = Kind(
     "",
     re.compile(
-        r"data\.mdb|lock\.mdb|\.lock|(skipped|notes)\.tsv|preview\.png|store\.json"
-        r"|\.preview\.png\.\d+\.tmp|\.(preview\.png|(skipped|notes)\.tsv|store\.json)\.partial-\d+(-\d+)*"
+        r"data\.mdb|lock\.mdb|\.lock|(skipped|notes|left_out)\.tsv|preview\.png|(store|source)\.json"
+        r"|\.preview\.png\.\d+\.tmp"
+        r"|\.(preview\.png|(skipped|notes|left_out)\.tsv|(store|source)\.json)\.partial-\d+(-\d+)*"
     ),
     _is_proven,
 )

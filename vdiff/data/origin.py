@@ -1,0 +1,111 @@
+"""What a store was made from, kept beside it: whether pictures have changed since can then be told, mostly in a moment.
+
+A store without this file, of an older vdiff, is compared by the names and sizes of its pictures alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+from vdiff.data.conversion import Settings, have_marks
+from vdiff.data.metadata import Metadata
+from vdiff.data.sources import Source
+from vdiff.errors import VdiffError
+from vdiff.ours import beginning
+from vdiff.whole_folder import write_text
+
+ORIGIN = "source.json"
+BY_NAMES = "names and sizes"
+"""By what stores of older vdiffs are compared."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The pictures that a store was made from.
+
+    names, labels, stamp: SHA-256 over their names, over their classes, and of `Source.stamp`.
+    marks: `Picture.mark` of each, one after the other.
+    """
+
+    names: str
+    labels: str
+    stamp: str
+    marks: str
+
+    @classmethod
+    def of(cls, source: Source, marks: str) -> Self:
+        """What is to be kept of a source whose pictures have these marks."""
+        return cls(_names(source), source.labels_fingerprint, source.stamp, marks)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """What was written into the folder of a store; None if there is nothing, or if it is damaged."""
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            document = json.loads((folder / ORIGIN).read_bytes())
+            seal = document.pop("seal")
+            if seal == _seal(document):
+                return cls(**document)
+        return None
+
+    def write(self, folder: Path) -> None:
+        """Put it into the folder of a store, whole or not at all. MachineError if the disk refuses."""
+        document = asdict(self)
+        write_text(folder / ORIGIN, json.dumps({"seal": _seal(document), **document}) + "\n", _is_ours)
+
+
+class Comparison(NamedTuple):
+    """How a source stands to a store.
+
+    verdict: `same`; `changed`: the same names and settings, but other pictures; `other`: not made from it, or in
+    another way.   decided_by: by what that was seen, in words.
+    """
+
+    verdict: Literal["same", "changed", "other"]
+    decided_by: str
+
+
+def compare(
+    folder: Path, metadata: Metadata, source: Source, settings: Settings, workers: int, tell: Callable[[str], None]
+) -> Comparison:
+    """Whether the store in `folder` is what `source` and `settings` give.
+
+    If only the times of the pictures tell otherwise they are read again, by so many threads; `tell` hears of it.
+    """
+    made = {name: getattr(metadata, name) for name in asdict(settings)} | {"sizes": tuple(metadata.sizes)}
+    if made != asdict(settings):
+        return Comparison("other", "settings")
+    is_listed_so = metadata.source in (source.fingerprint, source.earlier_fingerprint)
+    origin = Origin.read(folder)
+    if origin is None:
+        return Comparison("same" if is_listed_so else "other", BY_NAMES)
+    if (origin.names, origin.labels) != (_names(source), source.labels_fingerprint):
+        return Comparison("other", "names and classes")
+    if not is_listed_so:
+        return Comparison("changed", "sizes")
+    if origin.stamp == source.stamp:
+        return Comparison("same", source.decided_by)
+    if source.marks is not None:
+        return Comparison("changed", source.decided_by)
+    tell(f"`{source.path}` was touched since the store was made: its pictures are read again, to compare them")
+    if not have_marks(source.pictures(0), origin.marks, workers):
+        return Comparison("changed", "content")
+    with suppress(VdiffError):  # a store that cannot be written to is read again the next time
+        Origin.of(source, origin.marks).write(folder)
+    return Comparison("same", "content, which was read again")
+
+
+def _is_ours(path: Path) -> bool:
+    return beginning(path, 100).startswith(b'{"seal": "')
+
+
+def _names(source: Source) -> str:
+    names = "\0".join(source.files.names)
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+
+
+def _seal(document: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()

@@ -1,0 +1,144 @@
+"""The pictures of a folder and of all folders below it, sorted by path."""
+
+import hashlib
+import io
+import os
+from array import array
+from collections.abc import Iterator
+from functools import cached_property, partial
+from pathlib import Path
+from typing import ClassVar
+
+from vdiff.data.opened import FILE
+from vdiff.data.patience import is_of_machine
+from vdiff.data.sources.kinds import BEGINNING, is_known_picture, is_of_the_system, no_picture, without_a_look
+from vdiff.data.sources.left_out import CIRCLE, EMPTY, HIDDEN, NOWHERE, SPECIAL, STORE, UNREADABLE, Reason
+from vdiff.data.sources.lists import add_list, is_list
+from vdiff.data.sources.source import Listing, Picture, Source
+from vdiff.data.sources.trouble import is_forbidden, unreadable
+from vdiff.errors import DataError
+
+MAX_LINKED_FOLDERS = 100_000
+"""Links among folders can lead to more paths than there are atoms."""
+
+Identity = tuple[int, int]
+
+
+class FolderSource(Source):
+    """All pictures below a folder. Links are followed; hidden folders and image stores are left out."""
+
+    decided_by: ClassVar[str] = "names, sizes and times"
+
+    @classmethod
+    def recognises(cls, path: Path, beginning: bytes) -> bool:
+        return path.is_dir()
+
+    @cached_property
+    def stamp(self) -> str:
+        files = self.files
+        times = array("q", (self._times[2 * place + which] for place in files.places for which in (0, 1)))
+        return hashlib.sha256(self.fingerprint.encode() + times.tobytes()).hexdigest()
+
+    def pictures(self, start: int) -> Iterator[Picture]:
+        files = self.files
+        for index in range(start, len(files)):
+            yield Picture(files[index], partial(io.FileIO, f"{self.path}/{files.names[index]}"))
+
+    def _list(self) -> Listing:
+        walk = _Walk(f"{self.path}/")
+        try:
+            walk.through()
+        except OSError as err:
+            raise unreadable(self.path, err) from err
+        self._times = walk.times
+        files = walk.listing.files
+        files.keep(sorted(range(len(files)), key=files.names.__getitem__))
+        return walk.listing
+
+
+class _Walk:
+    """A walk through all folders below `root`, which ends in a slash.
+
+    times: of each file found when its content and when anything of it was changed, in nanoseconds.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.listing = Listing()
+        self.times = array("q")
+        self._root = root
+        self._num_linked = 0
+
+    def through(self) -> None:
+        """Sort everything into the listing, whose pictures are in no order. OSError if a folder cannot be read."""
+        # Each folder with those that it lies in, as the walk came, and whether a link was on the way.
+        waiting: list[tuple[str, frozenset[Identity], bool]] = [("", frozenset(), False)]
+        while waiting:
+            folder, above, is_linked = waiting.pop()
+            status = os.stat(self._root + folder)
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                self.listing.left_out.add(folder, CIRCLE)
+                continue
+            for inner, is_link in self._look_into(folder, is_linked):
+                self._num_linked += is_link or is_linked
+                if self._num_linked > MAX_LINKED_FOLDERS:
+                    problem = f"links in `{self._root}` lead to more than {MAX_LINKED_FOLDERS:,} folders"
+                    raise DataError(problem, "remove those that lead to folders with links in them", self._root)
+                waiting.append((inner, above | {here}, is_linked or is_link))
+
+    def _look_into(self, folder: str, is_linked: bool) -> list[tuple[str, bool]]:
+        """Sort the files in a folder; the folders in it, and whether they are links."""
+        with os.scandir(self._root + folder) as found:
+            entries = list(found)
+        if folder and any(entry.name == FILE and entry.is_file() for entry in entries):
+            self.listing.left_out.add(folder, STORE)
+            return []
+        inner: list[tuple[str, bool]] = []
+        for entry in entries:
+            name = folder + entry.name
+            kind = self._kind(entry)
+            if entry.name.startswith(".") or entry.name == "__MACOSX" or is_of_the_system(entry.name):
+                self.listing.left_out.add(name, HIDDEN)
+            elif kind == "folder":
+                inner.append((f"{name}/", entry.is_symlink()))
+            elif kind == "file":
+                self._file(entry, name, is_linked)
+            else:
+                self.listing.left_out.add(name, NOWHERE if entry.is_symlink() else SPECIAL)
+        return inner
+
+    def _kind(self, entry: "os.DirEntry[str]") -> str:
+        try:
+            if entry.is_dir():
+                return "folder"
+            return "file" if entry.is_file() else "other"
+        except OSError as err:  # a link that leads where one may not look, or in a circle
+            if is_of_machine(err) and not is_forbidden(err):
+                raise
+            return "other"
+
+    def _file(self, entry: "os.DirEntry[str]", name: str, is_linked: bool) -> None:
+        if not is_known_picture(name):
+            reason = without_a_look(name)
+            if is_list(entry.name):
+                add_list(self.listing.lists, name, entry.stat().st_size, partial(io.FileIO, self._root + name))
+                return
+            if reason is None:
+                reason = EMPTY if not entry.stat().st_size else self._looked_at(name)
+            if reason is not None:
+                self.listing.left_out.add(name, reason)
+                return
+        status = entry.stat()
+        self.listing.files.add(name, status.st_size, len(self.listing.files), is_linked)
+        self.times.append(status.st_mtime_ns)
+        self.times.append(status.st_ctime_ns)
+
+    def _looked_at(self, name: str) -> Reason | None:
+        """Why the content of a file is no picture; None if it is one."""
+        try:
+            with io.FileIO(self._root + name) as file:
+                return no_picture(name, file.read(BEGINNING))
+        except OSError as err:
+            if is_of_machine(err) and not is_forbidden(err):
+                raise
+            return UNREADABLE

@@ -1,0 +1,27 @@
+"""Names of files: how they are shown, what they hide and how they end."""
+
+
+def suffix_of(name: str) -> str:
+    """The end of a name from its last dot on, in small letters; empty where there is none."""
+    base = name[name.rfind("/") + 1 :]
+    dot = base.rfind(".")
+    if 0 < dot < len(base) - 1:
+        return base[dot:].lower()
+    return ""
+
+
+def parts_of(name: str) -> list[str]:
+    """The folders of a name, and what it is called in the last one; without `.` and empty ones."""
+    return [part for part in name.split("/") if part not in ("", ".")]
+
+
+def folder_of(name: str) -> str:
+    """The name without its last part."""
+    return name[: max(name.rfind("/"), 0)]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of it hides (`.name`, AppleDouble's `._name`) or is what macOS adds to archives."""
+    if "." not in name[:1] and "/." not in name and "__MACOSX" not in name:
+        return False  # nearly all names
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts_of(name))
