@@ -133,7 +133,7 @@ def test_what_lies_in_a_save_survives_the_end_of_its_stage(tiny_run: TinyRun) ->
         tiny_run.chain().train(force=True)
     shutil.move(inside, saves / "kept.txt")
     tiny_run.base()
-    assert names(saves) == ["2024-backup", "kept.txt", "nine"]
+    assert names(saves) == ["000000005", "2024-backup", "kept.txt", "nine"]
     assert {beside.read_text(), (saves / "kept.txt").read_text(), (saves / "nine").read_text()} == {MINE}
     assert not newest.exists()
 
@@ -308,7 +308,7 @@ def test_what_lies_in_a_store_or_a_begun_one_keeps_it_from_being_replaced(
     store.rename(begun)
     with pytest.raises(UsageError, match=r"store\.partial/notes\.txt` is there"):
         prepare(folder, store, sizes=[8])
-    assert names(begun) == ["data.mdb", "notes.txt", "preview.png"]
+    assert names(begun) == ["data.mdb", "notes.txt", "preview.png", "source.json", "store.json"]
 
 
 # ---- in between

@@ -186,7 +186,7 @@ def _forget(point: Path) -> None:
 def keep_last(folder: Path) -> None:
     """Forget the saves of a stage that is complete, all but the last, from which a longer one can go on."""
     for old in points(folder)[1:]:
-        whole_folder.remove(old, SAVE)
+        _forget(old)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from typing import get_args
@@ -132,8 +133,6 @@ def prepare(
 ) -> Report:
     """Make the image store `out` from the pictures of `source`, or go on where an earlier start was stopped.
 
-    A store of the same source whose pictures have changed since is made again.
-
     sizes: in pixels, square.   quality: of JPEG, 1 to 100.   max_bad: the share of files that may be unreadable.
     depth: bits that grey pictures of 16 bits use, where they do not state it.   labels: where classes come from, see
     `Labels`.   workers: threads; default one per core, at most 16.   force: replace a store that was made in another
@@ -147,26 +146,20 @@ def prepare(
     unfinished = out.with_name(f"{out.name}.partial")
     lock.refuse_if_held(unfinished)
     opened, threads, tell = _open(source, labels), _threads(workers), _unheard if tell is None else tell
-    made = Comparison("other", "") if force else _compared(out, opened, settings, threads, tell)
+    compared = partial(_compared, out, opened, settings, threads, tell, force)
+    made = compared()
     if made.verdict == "same":
-        if has_rests(out):  # else nothing is written, which a read-only disk would refuse
-            with lock.held(unfinished):
-                tidy(out)
+        _tidy_rests(out, unfinished)
         return _report(out, opened, started, len(opened.files), made)
-    if made.verdict == "changed":
-        tell(f"the pictures have changed since `{out}` was made, by their {made.decided_by}: it is made again")
-    is_free = force or made.verdict == "changed"
-    _refuse_to_replace(out, unfinished, is_free)
+    _refuse_to_replace(out, unfinished, force or made.verdict == "changed")
     before = _state(out)
     job = Job(opened, settings, unfinished, max_bad, threads, tell=tell)
     with lock.held(unfinished):
         tidy(out)
-        if _state(out) != before:  # another process made it, while this one waited
-            made = Comparison("other", "") if force else _compared(out, opened, settings, threads, tell)
-            if made.verdict == "same":
-                return _report(out, opened, started, len(opened.files), made)
-            is_free = force or made.verdict == "changed"
-        _refuse_to_replace(out, unfinished, is_free)
+        made = made if _state(out) == before else compared()  # another process made it, while this one waited
+        if made.verdict == "same":
+            return _report(out, opened, started, len(opened.files), made)
+        _refuse_to_replace(out, unfinished, force or made.verdict == "changed")
         done = _run(job, on_progress or (lambda progress: None))
         publish(unfinished, out)
     report = _report(out, opened, started, done.resumed_at, anew="; ".join(job.said))
@@ -239,12 +232,27 @@ def _threads(workers: int | None) -> int:
 def _unheard(text: str) -> None: ...
 
 
-def _compared(out: Path, source: Source, settings: Settings, workers: int, tell: Callable[[str], None]) -> Comparison:
-    """How `out` stands to what these files and settings give; DataError if it is a damaged store."""
-    metadata = ImageStore(out).metadata if is_store(out) else None
+def _compared(
+    out: Path, source: Source, settings: Settings, workers: int, tell: Callable[[str], None], force: bool = False
+) -> Comparison:
+    """How `out` stands to what these files and settings give, which `force` does not ask.
+
+    DataError if it is a damaged store.
+    """
+    metadata = ImageStore(out).metadata if is_store(out) and not force else None
     if metadata is None:
         return Comparison("other", "")
-    return compare(out, metadata, source, settings, workers, tell)
+    found = compare(out, metadata, source, settings, workers, tell)
+    if found.verdict == "changed":
+        tell(f"the pictures have changed since `{out}` was made, by their {found.decided_by}: it is made again")
+    return found
+
+
+def _tidy_rests(out: Path, unfinished: Path) -> None:
+    """Nothing is written where there are none: a read-only disk would refuse."""
+    if has_rests(out):
+        with lock.held(unfinished):
+            tidy(out)
 
 
 def _state(out: Path) -> tuple[int, int] | None:
