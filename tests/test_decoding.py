@@ -287,6 +287,7 @@ def test_notes_survive_a_stop_and_go_with_the_store(tmp_path: Path) -> None:
         "data.mdb",
         "notes.tsv",
         "preview.png",
+        "source.json",
         "store.json",
     ]
     assert prepare(folder, tmp_path / "store", sizes=[16], force=True).num_images == 4

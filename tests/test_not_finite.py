@@ -110,6 +110,7 @@ def test_clipping_does_not_hide_them(here: Path, change: Any) -> None:  # noqa: 
     spoil(Path("runs/tiny/base_0"), change)
     for options in (["--clipped"], ["--clip-noise", "1"], ["--sampler", "ancestral"]):
         sample(*options, "--out", "x.png", code=5)
+        assert not Path("x.png").exists()
 
 
 def test_nothing_is_measured_or_compared(tiny_run: TinyRun, monkeypatch: Any, capsys: Any) -> None:

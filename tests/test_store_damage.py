@@ -347,6 +347,8 @@ def test_what_lmdb_writes_is_never_refused(seed: int, tmp_path: Path) -> None:
             environment.copy(str(tmp_path / f"{is_compact}"), compact=is_compact)
             lmdb_pages.check(tmp_path / f"{is_compact}" / FILE)
             lmdb_pages.check_for_writing(tmp_path / f"{is_compact}" / FILE)
+    with StoreWriter(tmp_path) as writer:
+        assert all(writer.get(key) is not None for key in keys)
 
 
 # ---- what a stopped prepare left
