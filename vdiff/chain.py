@@ -59,7 +59,7 @@ class Chain:
                 loaded = checkpoint.load(teacher) if teacher else None
                 cards.append(make(self._surroundings, stage, loaded))
                 if stage is not stages[-1]:
-                    self._leave_if_asked(stage)
+                    self.leave_if_asked(stage)
             self._check_floor(stage)
             teacher = self.run.model(stage.name)
         return cards
@@ -86,7 +86,7 @@ class Chain:
         recipe, folder = self._surroundings.recipe, self.run.model(stage.name)
         check_floor(recipe, stage, self.run.log, folder, self._progress.note)
 
-    def _leave_if_asked(self, stage: Stage) -> None:
+    def leave_if_asked(self, stage: Stage) -> None:
         """Between two stages nothing is lost.   Errors: Stopped."""
         if self._surroundings.machine.any(bool(self._surroundings.stop())):
             number = self._surroundings.stop() or signal.SIGTERM  # 0 where another process was told

@@ -47,6 +47,7 @@ def demo(
     _prepare(changes)
     with session.chain("recipe.yaml", changes, None, "cpu", displays.fit_progress) as chain:
         chain.train()
+        chain.leave_if_asked(chain.stages[0])
     with session.chain("recipe.yaml", changes, None, "cpu", displays.chain_progress) as chain:
         cards = chain.distill()
     run = chain.run

@@ -43,7 +43,7 @@ def distill(
 
     check_count(stages)
     beside = session.model_folder(source)
-    if gpus is not None and not launch.is_worker():
+    if gpus is not None and launch.may_start():
         parsed, _ = open_recipe(recipe, changes, beside)  # one process tells its mistakes, not all of them
         if dry_run:
             estimates.stages_of(parsed, (source, stages, to), session.run_folder(parsed, run))

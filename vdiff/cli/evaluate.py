@@ -88,7 +88,7 @@ def evaluate(
     named_recipe = recipe or (str(beside) if beside and (beside / "recipe.yaml").is_file() else None)
     parsed, _ = open_recipe(named_recipe, changes, beside)
     folder, subjects = _subjects(places or [], parsed, run)
-    if gpus is not None and not (dry_run or launch.is_worker()):
+    if gpus is not None and not dry_run and launch.may_start():
         return launch.start(gpus, device)
     asked = (num_images, first_seed, batch_size or parsed.sample.batch_size)
     with tempfile.TemporaryDirectory() as temporary:

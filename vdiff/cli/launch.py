@@ -29,6 +29,18 @@ def is_worker() -> bool:
     return any(name in os.environ for name in (LAUNCHER, "TORCHELASTIC_RUN_ID")) or world.read().size > 1
 
 
+def may_start() -> bool:
+    """Whether `--gpus` may start processes, or somebody has; the user is told.   Errors: as `is_worker`."""
+    from vdiff.cli import console
+
+    if not is_worker():
+        return True
+    if LAUNCHER not in os.environ and not is_echo():
+        told_by = world.read().told_by or "torchrun has started this process"
+        console.warn(f"`--gpus` starts nothing here, where all processes are started already ({told_by})")
+    return False
+
+
 def has_launcher() -> bool:
     """Whether this process must not outlive the one that started it; `accelerate launch` also starts lone ones."""
     names = (LAUNCHER, "TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND", "OMPI_COMM_WORLD_SIZE")

@@ -114,7 +114,7 @@ def sample(
     labels = _labels(card, classes, numbers)
     asked = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "labels": labels}
     asked["batch_size"] = batch_size or parsed.sample.batch_size
-    if gpus is not None and not (dry_run or launch.is_worker()):
+    if gpus is not None and not dry_run and launch.may_start():
         return launch.start(gpus, device)
     computing = parsed.precision, device, parsed.sample.cuda_graphs
     facts = {"dry_run": True} if dry_run else _draw(folder, asked, computing, target, strip, gif)

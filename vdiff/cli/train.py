@@ -26,7 +26,7 @@ def train(
     from vdiff.cli import console, displays, estimates, launch, signals
     from vdiff.plan import counted
 
-    if gpus is not None and not launch.is_worker():
+    if gpus is not None and launch.may_start():
         open_recipe(recipe, changes)  # one process tells its mistakes, not all of them
         return launch.start(gpus, device)
     if dry_run:
