@@ -446,7 +446,7 @@ def test_a_beginning_that_is_whole_is_gone_on_with_and_one_of_other_pictures_is_
     stopped(pictures, tmp_path / "other", after=12)
     report = prepare(pictures, tmp_path / "other", sizes=[16])
     assert (report.resumed_at, report.sizes) == (0, (16,))
-    assert "other pictures or with other settings" in report.anew
+    assert "other pictures, or they have changed, or with other settings" in report.anew
     (tmp_path / "third.partial").mkdir()
     with StoreWriter(tmp_path / "third.partial") as writer:  # nothing was done yet: nothing is lost
         writer.commit({"vdiff-job": b"of other pictures"})
