@@ -22,6 +22,7 @@ from vdiff import images
 from vdiff.cli import main
 from vdiff.data import conversion, patience
 from vdiff.data.prepare import Report, prepare
+from vdiff.data.sources import tar_file
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError, PausedError
 
@@ -139,17 +140,19 @@ def test_a_tar_file_whose_disk_fails_in_the_midst_stops_and_goes_on(
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(make_pictures(8, size=(64, 64)), "a")
     unbroken = fingerprint(prepare(tmp_path / "a.tar", tmp_path / "unbroken", sizes=[8]))
-    files = tarfile.ExFileObject
-    taken: list[None] = []
+    read = tar_file._Data.read
+    taken: set[int] = set()
 
-    def fail(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
-        taken.append(None)
+    def fail(data: Any, size: int = -1, /) -> bytes:
+        taken.add(id(data))
         if len(taken) > 5:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return files(archive, member)
+        kept.append(data)
+        return read(data, size)
 
+    kept: list[Any] = []  # so that none of them has the name of an earlier one
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "fileobject", staticmethod(fail))
+        patch.setattr(tar_file._Data, "read", fail)
         with pytest.raises(PausedError):
             prepare(tmp_path / "a.tar", tmp_path / "store", sizes=[8], workers=1)
     report = prepare(tmp_path / "a.tar", tmp_path / "store", sizes=[8])
@@ -248,7 +251,7 @@ def test_a_picture_that_asks_for_absurd_memory_is_its_own_fault(
 def test_a_preview_that_cannot_be_drawn_for_lack_of_memory_is_no_bug(
     make_pictures: MakePictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vdiff.data import job
+    from vdiff.data import preview
 
     def damaged(*unused: object) -> Any:
         raise ValueError("could not create decoder object")
@@ -256,7 +259,7 @@ def test_a_preview_that_cannot_be_drawn_for_lack_of_memory_is_no_bug(
     folder = make_pictures(3)
     with monkeypatch.context() as patch:
         patch.setattr(images, "decode", damaged)
-        patch.setattr(job, "has_memory", nothing_is_free)
+        patch.setattr(preview, "has_memory", nothing_is_free)
         with pytest.raises(PausedError, match="memory ran out"):
             prepare(folder, tmp_path / "store", sizes=[8])
     assert prepare(folder, tmp_path / "store", sizes=[8]).resumed_at == 3

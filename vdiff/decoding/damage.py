@@ -96,5 +96,9 @@ def _first_error(data: bytes, kind: _Kind) -> Exception:
     except MemoryError:
         raise
     except Exception as err:
-        return err
-    return SyntaxError("its header is wrong")
+        is_bomb = isinstance(err, Image.DecompressionBombError | Image.DecompressionBombWarning)
+        reason = str(err)
+    else:
+        return SyntaxError("its header is wrong")
+    # a new one: that which was raised holds frames, one of which would hold it, and the file's bytes stay in memory
+    return Image.DecompressionBombError(reason) if is_bomb else SyntaxError(reason)
