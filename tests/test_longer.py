@@ -127,6 +127,8 @@ OTHER = {
     "data.quality": "90",
     "data.resampling": "box",
     "data.workers": "1",
+    "data.depth": "12",
+    "data.labels": "none",
     "train.checkpoint_activations": "true",
     "train.rollbacks": "1",
     "train.log_every": "3",
