@@ -10,7 +10,7 @@ import torch
 
 from tests import test_checkpoint
 from tests.failing_disk import Outcome, outcomes
-from vdiff import checkpoint, savepoint, whole_folder
+from vdiff import checkpoint, run_contents, savepoint, whole_folder
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.model_card import MODEL
 from vdiff.ours import anything
@@ -48,7 +48,7 @@ def temporaries(folder: Path) -> list[str]:
 def look_for_rests(outcome: Outcome, folder: Path) -> None:
     """A killed process may leave something beside, until the next one cleans; a failed one what cannot be removed."""
     if outcome.failure == "killed" or outcome.call.kind in ("unlink", "rmdir"):
-        whole_folder.clean(folder, SAVE if folder.name == "saves" else MODEL)
+        whole_folder.clean(folder, SAVE if folder.name == "saves" else MODEL, files=run_contents.FILES)
     assert temporaries(folder) == [], outcome
 
 

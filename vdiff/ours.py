@@ -85,8 +85,13 @@ class Kind:
 
 def refuse_strange_file(path: Path, is_ours: IsOurs, fix: str = ELSEWHERE) -> None:
     """UsageError for anything at `path` that is not a file which vdiff made."""
-    if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not is_ours(path)):
+    if os.path.lexists(path) and not is_our_file(path, is_ours):
         raise strange(path, path, fix)
+
+
+def is_our_file(path: Path, is_ours: IsOurs) -> bool:
+    """Whether a file is there, and vdiff made it."""
+    return not path.is_symlink() and path.is_file() and is_ours(path)
 
 
 def strange(place: Path, found: Path, fix: str = ELSEWHERE) -> UsageError:

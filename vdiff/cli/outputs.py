@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from vdiff.errors import UsageError
-from vdiff.ours import IsOurs, is_picture, strange
+from vdiff.ours import IsOurs, is_our_file, is_picture, refuse_strange_file, strange
 from vdiff.whole_folder import is_leftover, is_taken
 
 FIX = "move it away, or name another place: --out PATH"
@@ -20,8 +20,7 @@ def check_file(path: Path, is_ours: IsOurs, force: bool, fix: str = FIX) -> None
         return
     if path.is_dir() and not path.is_symlink():
         raise UsageError(f"`{path}` is a folder already", "name a file", path)
-    if path.is_symlink() or not path.is_file() or not is_ours(path):
-        raise strange(path, path, fix)
+    refuse_strange_file(path, is_ours, fix)
     if not force:
         raise UsageError(f"`{path}` is there already", "`--force` replaces it; or name another place: --out PATH", path)
 
@@ -34,7 +33,7 @@ def check_folder_of_pictures(path: Path, force: bool) -> None:
     if is_taken(path):
         raise UsageError(f"`{path}` is a file already", "name a folder", path)
     found = sorted(path.iterdir())
-    stranger = next((each for each in found if each.is_symlink() or not each.is_file() or not _is_ours(each)), None)
+    stranger = next((each for each in found if not is_our_file(each, _is_ours)), None)
     if stranger is not None:
         raise strange(path, stranger, FIX)
     if found and not force:

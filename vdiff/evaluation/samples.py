@@ -19,7 +19,7 @@ from vdiff.array_file import Arrays
 from vdiff.drawing import share_as_bytes
 from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
-from vdiff.ours import refuse_strange_file, strange
+from vdiff.ours import is_our_file, refuse_strange_file, strange
 from vdiff.samplers.draw import draw
 from vdiff.samplers.walk import Sampler
 from vdiff.training.machine import Machine
@@ -109,7 +109,7 @@ class Samples:
     def forget(self) -> None:
         """The table is complete. What vdiff did not leave here stays."""
         for start in self._starts:
-            if array_file.is_ours(self._path(start)):
+            if is_our_file(self._path(start), array_file.is_ours):
                 self._path(start).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
