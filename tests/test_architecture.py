@@ -34,7 +34,7 @@ FLOORS = [
         "checkpoint",
         "savepoint",
     },
-    {"stage_parts", "stage_run", "chain", "estimate", "drawing", "status", "trend"},
+    {"behind", "stage_parts", "stage_run", "chain", "estimate", "drawing", "status", "telling", "trend"},
     {"reporting", "formats", "inspection", "evaluation"},
     {"cli"},
 ]
@@ -55,6 +55,10 @@ NEIGHBOURS = {
     ("stage_run", "stage_parts"),
     ("chain", "trend"),
     ("stage_run", "trend"),
+    ("chain", "behind"),
+    ("chain", "stage_parts"),
+    ("chain", "telling"),
+    ("stage_run", "telling"),
     ("estimate", "stage_run"),
     ("reporting", "inspection"),
 }
@@ -64,7 +68,7 @@ DOORS = {
     "lmdb": {"data/lmdb_pages.py", "data/opened.py", "data/store.py"},
     "PIL": {"decoding", "images.py"},
     "safetensors": {"checkpoint.py"},
-    "accelerate": {"training/machine.py", "training/trackers.py"},
+    "accelerate": {"training/processes.py", "training/trackers.py"},
     "wandb": {"training/trackers.py"},
     "yaml": {"recipe_yaml.py"},
     "typer": {"cli"},

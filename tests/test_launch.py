@@ -215,7 +215,7 @@ def test_a_process_with_an_error_of_its_own_does_not_wait_for_those_that_wait_fo
     error: type[BaseException] | None, backend: str, is_orderly: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine, said = Machine("fp32", "cpu"), []
-    machine.world_size = 2
+    machine.processes.world_size = 2
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_abort_process_group", lambda: said.append("abort"))
     monkeypatch.setattr(machine._accelerator, "end_training", lambda: said.append("order"))

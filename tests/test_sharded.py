@@ -20,7 +20,8 @@ from vdiff.networks.sharded import own
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import PATIENCE, Machine
+from vdiff.training.machine import Machine
+from vdiff.training.processes import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 COMMON = [
@@ -63,7 +64,7 @@ def in_each_process(folder: Path) -> None:
     make(run, "stopped", machine)
     make(run, "changing", machine, stop_after=2)
     shares_are_halves_and_one_bad_share_skips_all(run, machine)
-    machine.wait()
+    machine.close()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # not through Python's end, where torch now and then aborts, as its threads outlive their group

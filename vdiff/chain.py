@@ -1,16 +1,22 @@
-"""The chain: one training after another, each student the next one's teacher; whatever was finished is kept."""
+"""The chain: one training after another, each student the next one's teacher; whatever was finished is kept.
+
+The first process looks into the run folder and decides; the others, which may have none, are told.
+"""
 
 import itertools
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from vdiff import checkpoint, run_contents, savepoint, whole_folder
+from vdiff import checkpoint, run_contents, savepoint, telling, whole_folder
+from vdiff.behind import refuse_if_behind
 from vdiff.checkpoint import ModelCard, is_model_folder
 from vdiff.errors import ModelFileError, Stopped, UsageError
 from vdiff.model_card import MODEL
 from vdiff.plan import BASE, Stage, chosen, doubts, plan, stages_after, trajectory
 from vdiff.run_folder import RunFolder
+from vdiff.stage_parts import agree_on_pictures
 from vdiff.stage_run import Surroundings, make
 from vdiff.training import trackers
 from vdiff.training.report import StageRow
@@ -23,6 +29,7 @@ class Chain:
     def __init__(self, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
         self._progress = surroundings.progress
+        self._processes = surroundings.machine.processes
         self.run, self.is_first = surroundings.run, surroundings.machine.is_first
         self.stages = plan(surroundings.recipe)
 
@@ -38,31 +45,44 @@ class Chain:
         source: a name in the run or a path to any model folder; None goes on where the chain stands.
         count: how many stages.   to: steps of the last one.   Returns the cards of all stages asked for.
         """
-        teacher, stages = choose(self.run, self.stages, source, count, to)
-        return self._go(stages, teacher, force)
+
+        def chosen_here() -> tuple[str, list[str]]:
+            teacher, stages = choose(self.run, self.stages, source, count, to)
+            return str(teacher), [stage.name for stage in stages]
+
+        teacher, names = self._processes.told(chosen_here)
+        return self._go([stage for stage in self.stages if stage.name in names], Path(teacher), force)
 
     def _go(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> list[ModelCard]:
-        done = {stage.name for stage in stages if not force and self._is_finished(stage)}
-        self._refuse_to_replace([stage for stage in stages if stage.name not in done], force)
+        done = self._processes.told(lambda: [] if force else self._finished(stages))
+        self._processes.told(
+            lambda: self._refuse_to_replace([stage for stage in stages if stage.name not in done], force)
+        )
         self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
+        if not force:
+            refuse_if_behind(self._processes, self.run, [stage.name for stage in stages])
         if len(done) < len(stages):
-            self._surroundings.recipe.data.open()  # a missing store is told before anything is written
+            # missing or other pictures are told before anything is written
+            images = self._processes.together(self._surroundings.recipe.data.open)
+            agree_on_pictures(self._processes, images)
         for doubt in doubts([stage for stage in stages if stage.name not in done]):
             self._progress.note(doubt)
-        self._surroundings.machine.wait()  # all have seen what is finished before the first one changes it
-        self._prepare(stages if force else [])
+        self._processes.told(lambda: self._prepare(stages if force else []))
         cards = []
         for stage in stages:
             if stage.name in done:
-                cards.append(self._keep(stage, teacher))
+                cards.append(telling.card(self._processes, partial(self._kept, stage, teacher)))
             else:
-                loaded = checkpoint.load(teacher) if teacher else None
+                loaded = telling.model(self._processes, teacher) if teacher else None
                 cards.append(make(self._surroundings, stage, loaded))
                 if stage is not stages[-1]:
                     self.leave_if_asked(stage)
-            self._check_floor(stage)
+            self._processes.told(partial(self._check_floor, stage))
             teacher = self.run.model(stage.name)
         return cards
+
+    def _finished(self, stages: Sequence[Stage]) -> list[str]:
+        return [stage.name for stage in stages if self._is_finished(stage)]
 
     def _is_finished(self, stage: Stage) -> bool:
         """Whether its model folder is there; not where the recipe wants a longer training, and there is what it takes.
@@ -105,20 +125,21 @@ class Chain:
             raise ModelFileError(f"`{folder}` has no vdiff.json: it cannot be told whether it is whole", fix, folder)
 
     def _prepare(self, unwanted: Sequence[Stage]) -> None:
-        """Copy the recipe into the run, and forget the stages that are to be made again."""
-        if self._surroundings.machine.is_first:
-            self.run.path.mkdir(parents=True, exist_ok=True)
-            run_contents.write_recipe(self.run.path, self._surroundings.text, self._progress.note)
-            places = [place for stage in unwanted for place in (self.run.model(stage.name), self.run.saves(stage.name))]
-            if any(place.exists() for place in places):
-                trackers.begin_anew(self.run.tracker)
-            for stage in unwanted:
-                savepoint.clear(self.run.saves(stage.name))
-                whole_folder.remove(self.run.model(stage.name), MODEL)
-        self._surroundings.machine.wait()
+        """Copy the recipe into the run, and forget the stages that are to be made again; in the first process."""
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        run_contents.write_recipe(self.run.path, self._surroundings.text, self._progress.note)
+        places = [place for stage in unwanted for place in (self.run.model(stage.name), self.run.saves(stage.name))]
+        if any(place.exists() for place in places):
+            trackers.begin_anew(self.run.tracker)
+        for stage in unwanted:
+            savepoint.clear(self.run.saves(stage.name))
+            whole_folder.remove(self.run.model(stage.name), MODEL)
 
-    def _keep(self, stage: Stage, teacher: Path | None) -> ModelCard:
-        """The card of a finished stage, after a look whether it is what the recipe and the teacher would make."""
+    def _kept(self, stage: Stage, teacher: Path | None) -> ModelCard:
+        """The card of a finished stage, after a look whether it is what the recipe and the teacher would make.
+
+        To be called in the first process.
+        """
         card = checkpoint.read_card(self.run.model(stage.name))
         if teacher is not None:
             self._check_student(card, stage, teacher)
@@ -128,7 +149,7 @@ class Chain:
             self._progress.note(
                 f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)}"
             )
-        if self.is_first and not self.run.is_behind(stage.name):
+        if not self.run.is_behind(stage.name):
             self._tidy_saves(stage)
         return card
 

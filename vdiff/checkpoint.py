@@ -33,6 +33,7 @@ __all__ = [
     "is_model_folder",
     "load",
     "load_tensors",
+    "outline",
     "read_card",
     "save",
     "save_tensors",
@@ -109,6 +110,16 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
     return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
 
 
+def outline(card: ModelCard, config: Mapping[str, Any], folder: Path) -> Checkpoint:
+    """A model as its card and its network's configuration describe it, with weights that are still to come.
+
+    folder: what messages call it.   Errors: ModelFileError.
+    """
+    schedule, predicts = _diffusion(card, folder)
+    network = _section(card, folder).restore(config).eval().requires_grad_(False)
+    return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
+
+
 def load_tensors(path: Path, expected: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file; nothing is allocated before its header has been checked.
 
@@ -164,11 +175,15 @@ def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
         raise ModelFileError(problem, "install the package that brings its schedule, or take another folder") from err
 
 
-def _network(card: ModelCard, folder: Path) -> nn.Module:
+def _section(card: ModelCard, folder: Path) -> Any:
     if card.network not in NETWORKS:
         raise ModelFileError(NETWORKS.unknown(card.network), "install the package that brings this network", folder)
+    return NETWORKS.section(card.network)
+
+
+def _network(card: ModelCard, folder: Path) -> nn.Module:
+    restore = _section(card, folder).restore
     config = whole_folder.read_json(folder / CONFIG)
-    restore = NETWORKS.section(card.network).restore  # type: ignore[attr-defined]
     _check_pictures(config, card, folder)
     try:
         with torch.device("meta"):  # a configuration that does not fit the weights may ask for any amount of memory

@@ -1,19 +1,22 @@
 """What a stage is made of: its pictures, a student that starts somewhere, and the objective it learns by."""
 
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from vdiff import checkpoint
 from vdiff.checkpoint import Checkpoint
 from vdiff.data.loader import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.limits import check_chain
 from vdiff.errors import DataError, UsageError
 from vdiff.objectives.objective import Objective
-from vdiff.plan import Stage
+from vdiff.plan import Stage, trajectory
 from vdiff.recipe import Recipe
 from vdiff.training.machine import Machine
+from vdiff.training.processes import Processes
 
 
 def open_images(recipe: Recipe, classes: int) -> Images:
@@ -27,6 +30,34 @@ def open_images(recipe: Recipe, classes: int) -> Images:
         fix = f"set `network.num_classes` to {images.num_classes}"
         raise DataError(f"the pictures have {images.num_classes} classes, the network has {classes}", fix)
     return images
+
+
+def shaping(recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, precision: str) -> dict[str, Any]:
+    """Every value that shapes the weights of a stage, by name: of the recipe, the pictures and the teacher."""
+    return trajectory(recipe, stage, precision) | {
+        "data": images.fingerprint,
+        "teacher": teacher.card.hash if teacher else None,
+    }
+
+
+def agree(processes: Processes, values: Mapping[str, Any], images: Images) -> None:
+    """See that all processes are about to train the same.
+
+    values: of `shaping`.   Errors, in all of them: UsageError for another recipe, DataError for other pictures.
+    """
+    recipe = {name: value for name, value in values.items() if name != "data"}
+    fix = "give all of them the same recipe; `precision: auto` is not the same on every machine"
+    processes.agree(recipe, UsageError, "the processes of this run would not train the same", fix)
+    agree_on_pictures(processes, images)
+
+
+def agree_on_pictures(processes: Processes, images: Images) -> None:
+    """See that all processes have the same pictures.   Errors: DataError, in all of them."""
+    if processes.world_size == 1:
+        return  # the fingerprint of a foreign store costs reading all of it
+    pictures = {"fingerprint": processes.together(lambda: images.fingerprint), "pictures": images.num_images}
+    fix = "copy the store of the first host to the others; `vdiff inspect STORE` shows its fingerprint"
+    processes.agree(pictures, DataError, "the processes of this run have different pictures", fix)
 
 
 def num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
@@ -49,8 +80,8 @@ def copied(teacher: Checkpoint, images: Images) -> Denoiser:
             f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
             f"prepare pictures of {teacher.card.shape[-1]} pixels, or take another teacher",
         )
-    student = checkpoint.load(teacher.folder).denoiser
-    return replace(student, network=student.network.requires_grad_(True))
+    network = deepcopy(teacher.denoiser.network)  # before anybody freezes the teacher in another precision
+    return replace(teacher.denoiser, network=network.requires_grad_(True))
 
 
 def objective_of(stage: Stage, teacher: Checkpoint | None, machine: Machine) -> Objective:

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdiff import checkpoint, run_contents, savepoint
+from vdiff import checkpoint, run_contents, savepoint, telling
 from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.data.loader import Batch, Images, batches
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, Stopped
 from vdiff.images import grid, to_uint8, write_png
 from vdiff.networks.sharded import on_host
-from vdiff.plan import Stage, trajectory
+from vdiff.plan import Stage
 from vdiff.recipe import Recipe
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.draw import draw
 from vdiff.savepoint import SavePoint, Saver
-from vdiff.stage_parts import copied, fresh, num_classes, objective_of, open_images
+from vdiff.stage_parts import agree, copied, fresh, num_classes, objective_of, open_images, shaping
 from vdiff.training.learner import Learner
 from vdiff.training.log import Report, Track
 from vdiff.training.loop import fit
@@ -56,16 +56,27 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
 
     teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError, MachineError.
     """
-    images = open_images(surroundings.recipe, num_classes(surroundings.recipe, teacher))
-    student = copied(teacher, images) if teacher else fresh(surroundings.recipe, images)
-    objective = objective_of(stage, teacher, surroundings.machine)
-    learner = Learner(student, objective, stage.settings, surroundings.machine, surroundings.progress.note)
+    recipe, machine = surroundings.recipe, surroundings.machine
+    images = machine.processes.together(lambda: _opened(recipe, teacher))
+    agree(machine.processes, shaping(recipe, stage, teacher, images, machine.precision), images)
+    student = copied(teacher, images) if teacher else fresh(recipe, images)
+    for tensor in student.network.state_dict().values():
+        machine.processes.fill(tensor)
+    objective = objective_of(stage, teacher, machine)
+    learner = Learner(student, objective, stage.settings, machine, surroundings.progress.note)
     work = StageRun(surroundings, stage, teacher, images, learner)
     begun = time.monotonic()
     loss = work.train()
     card = work.publish()
     surroundings.progress.end(stage.name, loss, time.monotonic() - begun)
     return card
+
+
+def _opened(recipe: Recipe, teacher: Checkpoint | None) -> Images:
+    """The pictures, looked through as far as their fingerprint needs it."""
+    images = open_images(recipe, num_classes(recipe, teacher))
+    _ = images.fingerprint
+    return images
 
 
 class StageRun:
@@ -87,10 +98,7 @@ class StageRun:
         measures = surroundings.profile and self._machine.is_first
         trace = self._run.path / "profile" / f"{stage.name}.json.gz"
         self._profile = Profile(trace, self._progress.note) if measures else None
-        self._trajectory = trajectory(self._recipe, stage, self._machine.precision) | {
-            "data": images.fingerprint,
-            "teacher": teacher.card.hash if teacher else None,
-        }
+        self._trajectory = shaping(self._recipe, stage, teacher, images, self._machine.precision)
 
     def train(self) -> float:
         """Train to the last update and return the last loss.   Errors: Stopped, DivergedError."""
@@ -102,7 +110,7 @@ class StageRun:
                 saved = self._roll_back(err)
 
     def _restore(self) -> SavePoint | None:
-        saved = savepoint.newest(self._saves, self._trajectory, self._progress.note)
+        saved = telling.newest(self._machine.processes, self._saves, self._trajectory, self._progress.note)
         if saved is not None:
             self._learner.load(saved.state, saved.update)
             self._tell_length(saved)
@@ -128,12 +136,12 @@ class StageRun:
         """Go back to the last save and on at half the learning rate, if the recipe says so and there is a save."""
         self._machine.wait()  # all come here together; none may look while the first one still saves
         section, done = "distill" if self._teacher else "train", self._learner.rollbacks
-        newest = self._run.points(self._stage.name)
-        if newest and int(newest[0].name) >= self._stage.settings.updates:
+        newest = self._machine.processes.told(lambda: [point.name for point in self._run.points(self._stage.name)])
+        if newest and int(newest[0]) >= self._stage.settings.updates:
             raise err  # trained to the end: going back there would change nothing
         if done >= self._stage.settings.rollbacks or not newest:
             fix = f"`--set {section}.rollbacks={done + 3}` goes on from there at half the learning rate"
-            last = f"the last save, at update {int(newest[0].name)}, is finite" if newest else ""
+            last = f"the last save, at update {int(newest[0])}, is finite" if newest else ""
             raise DivergedError(err.problem, f"{fix}; or {err.fix}" if newest else err.fix, last) from err
         saved = self._restore()
         self._learner.rollbacks = done + 1
@@ -181,7 +189,8 @@ class StageRun:
         assert picture is not None, f"`{self._stage.name}` is published before it is trained"
         result = self._learner.result()
         weights = on_host(result.network.state_dict(), keeps=self._machine.is_first, copy=False)
-        if self._machine.is_first:
+
+        def published() -> ModelCard:
             card = self._card(result)
             checkpoint.save(folder, card, result, lambda target: write_png(target / "samples.png", picture), weights)
             if self._teacher is None and self._recipe.train.keep_state:
@@ -189,9 +198,11 @@ class StageRun:
             else:
                 savepoint.clear(self._saves)
             self._progress.saved(str(folder))
-        self._machine.wait()
+            return checkpoint.read_card(folder)
+
+        card = telling.card(self._machine.processes, published)
         self._machine.release()
-        return checkpoint.read_card(folder)
+        return card
 
     def _batches(self) -> Iterator[Batch]:
         found = batches(
@@ -222,6 +233,7 @@ class StageRun:
 
     def _save(self, saver: Saver, report: Report) -> None:
         saver.save(self._learner.update, self._learner.state(), report.pending())
+        self._machine.wait()  # the first process may still be busy with the save before
 
     def _should_stop(self, saver: Saver) -> bool:
         self._tell_saved(saver)
@@ -242,6 +254,7 @@ class StageRun:
             self._run.previews.mkdir(exist_ok=True)
             write_png(run_contents.preview(self._run.previews, self._stage.name, self._learner.update), picture)
             self._show(trackers, picture)
+        self._machine.wait()
 
     def _show(self, trackers: Trackers, picture: Tensor) -> None:
         trackers.picture(f"{self._stage.name}/samples", picture, self._step())
@@ -259,9 +272,10 @@ class StageRun:
                 if is_complete:
                     raise
                 self._progress.note(f"no trend at update {update:,}: {err.problem}")
-                return
-            report.trend(update, values, self._trend.num_images)
-            self._progress.note(self._trend.told(update, values))
+            else:
+                report.trend(update, values, self._trend.num_images)
+                self._progress.note(self._trend.told(update, values))
+            self._machine.wait()  # the first process measures alone
 
     def _draw(self, denoiser: Denoiser) -> Tensor:
         """A grid of pictures from fixed noise, uint8 [C, H, W], in every process; each draws its share.

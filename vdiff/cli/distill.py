@@ -52,7 +52,8 @@ def distill(
         parsed, _ = open_recipe(recipe, changes, beside)
         estimates.show(parsed, (source, stages, to), session.run_folder(parsed, run), device, force)
         return None
-    with session.chain(recipe, changes, run, device, displays.chain_progress, beside, profile) as chain:
+    asked = {"--stages": stages, "--to": to, "--force": force}
+    with session.chain(recipe, changes, run, device, displays.chain_progress, beside, profile, asked) as chain:
         cards = chain.distill(source, stages, to, force)
         signals.work_is_done()
         last = cards[-1]

@@ -30,15 +30,11 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     from vdiff.checkpoint import is_model_folder
     from vdiff.cli import console, launch
     from vdiff.estimate import estimate
-    from vdiff.plan import doubts
+    from vdiff.plan import doubts, plan
     from vdiff.training.machine import Machine
 
     if launch.is_echo():
         mode.json, mode.quiet = False, True
-    stages = stages_of(recipe, choice, run)
-    for doubt in doubts(stages):
-        console.warn(doubt)
-    todo = [stage for stage in stages if force or not is_model_folder(run.model(stage.name))]
     shard = recipe.shard if launch.is_worker() else "auto"
     with contextlib.ExitStack() as stack:
         stack.callback(StopRequest(follows_parent=launch.has_launcher()).close)
@@ -46,6 +42,16 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
         wanted = {"image_size": recipe.data.size, "compile": recipe.compile, "shard": shard}
         machine = Machine(recipe.precision, device, **wanted, say=console.warn)
         stack.push(machine.close)
+
+        def look() -> list[list[str]]:
+            found = [stage.name for stage in stages_of(recipe, choice, run)]
+            return [found, [name for name in found if force or not is_model_folder(run.model(name))]]
+
+        names, missing = machine.processes.told(look)
+        stages = [stage for stage in plan(recipe) if stage.name in names]
+        todo = [stage for stage in stages if stage.name in missing]
+        for doubt in doubts(stages):
+            console.warn(doubt)
         begun = time.process_time()  # importing took so long until here
         found = estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None
     if machine.is_first:

@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from vdiff.metrics.table import Protocol
     from vdiff.recipe import Recipe
     from vdiff.run_folder import RunFolder
-    from vdiff.samplers.graphed import CudaGraphs
+    from vdiff.training.machine import Machine
+    from vdiff.training.processes import Processes
 
 Data = Annotated[Path | None, typer.Option("--data", metavar="STORE", help="Reference pictures [the recipe's]")]
 Count = Annotated[int, typer.Option("--n", min=2, help="Pictures drawn with each model; more narrow the intervals")]
@@ -84,23 +85,58 @@ def evaluate(
     from vdiff.metrics.metric import named
 
     wanted = named(metrics.split(",") if metrics is not None else room.DEFAULT)
-    beside = next((Path(place) for place in places or [] if Path(place).is_dir()), None)
-    named_recipe = recipe or (str(beside) if beside and (beside / "recipe.yaml").is_file() else None)
-    parsed, _ = open_recipe(named_recipe, changes, beside)
-    folder, subjects = _subjects(places or [], parsed, run)
-    if gpus is not None and not dry_run and launch.may_start():
-        return launch.start(gpus, device)
-    asked = (num_images, first_seed, batch_size or parsed.sample.batch_size)
-    with tempfile.TemporaryDirectory() as temporary:
+    options = {"--n": num_images, "--metrics": metrics, "--first-seed": first_seed, "--batch-size": batch_size}
+    with contextlib.ExitStack() as stack:
+        here: session.Company | None = None
+        if launch.is_worker() and not dry_run:  # a process that is alone hears of mistakes before it opens a device
+            here = stack.enter_context(session.company(device, options, _UNDONE))
+        parsed, folder, subjects = _found(here and here[0], places or [], recipe, changes, run)
+        if gpus is not None and not dry_run and launch.may_start():
+            return launch.start(gpus, device)
+        asked = (num_images, first_seed, batch_size or parsed.sample.batch_size)
+        temporary = stack.enter_context(tempfile.TemporaryDirectory())
         place = folder.evaluation if folder is not None else Path(temporary)
-        images = _reference(parsed, data, subjects[0], wanted)
+        is_first = here is None or here[0].is_first  # the others draw, and measure nothing
+        images = _reference(parsed, data, subjects[0], wanted) if is_first else None
         evaluation = _evaluation(subjects, wanted, parsed, asked, images, place, weights)
         table_path = folder.table if folder is not None and not _models(places or []) else None
         if dry_run:
             _tell_plan(evaluation, _earlier(evaluation.protocol({}), table_path, force))
             return None
         lock = folder.evaluating if folder is not None else contextlib.nullcontext
-        return _work(evaluation, table_path, lock, (device, parsed.sample.cuda_graphs), force, keep_samples)
+        here = here or stack.enter_context(session.company(device, {}, _UNDONE))
+        size = subjects[0].card.shape[-1]
+        # fp32 wherever it runs: the numbers of two machines can be compared
+        machine = session.machine_of(here[0], "fp32", device, size, parsed.sample.cuda_graphs)
+        return _work(evaluation, table_path, lock, machine, here[1], force, keep_samples)
+
+
+_UNDONE = "the evaluation goes on with the same command"
+
+
+def _found(
+    others: "Processes | None", places: list[str], recipe: str | None, changes: list[str] | None, run: Path | None
+) -> "tuple[Recipe, RunFolder | None, list[Subject]]":
+    """The recipe, the run and what is to be evaluated; the first process looks, the others get no run.
+
+    others: None where this process decides for itself.
+    """
+    from vdiff.evaluation import subjects
+
+    beside = next((Path(place) for place in places if Path(place).is_dir()), None)
+    named = recipe or (str(beside) if beside and (beside / "recipe.yaml").is_file() else None)
+    if others is None:
+        parsed, _ = open_recipe(named, changes, beside)
+        return parsed, *_subjects(places, parsed, run)
+    parsed, _ = session.common_recipe(others, named, changes, beside)
+    own: list[tuple[RunFolder | None, list[Subject]]] = []
+
+    def look() -> list[dict[str, Any]]:
+        own.append(_subjects(places, parsed, run))
+        return [subject.facts() for subject in own[0][1]]
+
+    told = others.told(look)
+    return parsed, *(own[0] if own else (None, [subjects.from_facts(each) for each in told]))
 
 
 _OTHER_TABLE = "move it away: the table of a run has this name"
@@ -197,23 +233,21 @@ def _work(
     evaluation: "Evaluation",
     table_path: Path | None,
     lock: Lock,
-    wanted: "tuple[str | None, CudaGraphs]",
+    machine: "Machine",
+    check: Callable[[], None],
     force: bool,
     keep: bool,
 ) -> int | None:
     """Draw in all processes, then measure in the first one while the others have left.
 
     table_path: where the table is kept, None where it is only printed.   lock: keeps other evaluations out.
-    wanted: device, CUDA graphs.
+    check: is called after every batch.
     """
     from vdiff.cli import displays, evaluation_table, signals
     from vdiff.evaluation.earlier import Earlier
     from vdiff.metrics import table
 
     with contextlib.ExitStack() as stack:
-        # fp32 wherever it runs: the numbers of two machines can be compared
-        size, what = evaluation.subjects[0].card.shape[-1], "the evaluation goes on with the same command"
-        machine, check = stack.enter_context(session.processes(("fp32", *wanted), size, what))
         looking = stack.enter_context(_Looking(check))
         metrics, earlier = {}, Earlier()
         if machine.is_first:

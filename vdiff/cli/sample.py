@@ -1,13 +1,15 @@
 """`vdiff sample`: pictures from a model folder."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vdiff.cli import completion, outputs, session
-from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
+from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import UsageError
 from vdiff.ours import is_archive, is_picture
@@ -16,11 +18,7 @@ if TYPE_CHECKING:
     from vdiff.checkpoint import ModelCard
     from vdiff.drawing import Drawing
     from vdiff.recipe import Recipe
-    from vdiff.samplers.graphed import CudaGraphs
     from vdiff.samplers.walk import Sampler
-    from vdiff.training.machine import Precision
-
-    Wanted = tuple[Precision, str | None, CudaGraphs]
 
 Model = Annotated[
     str,
@@ -98,53 +96,68 @@ def sample(
       vdiff sample --checkpoint base_6 --clipped
       vdiff sample --checkpoint runs/digits/base_3 --seeds 0-15 --out digits.png
     """
-    from vdiff import checkpoint as model
     from vdiff.cli import launch
 
     numbers = _seeds(seeds, num_images)
     limits = _limits(clipped, clipping_value, clip_noise)
-    parsed, _ = open_recipe(recipe, changes, session.model_folder(checkpoint))
-    folder = session.run_folder(parsed, run).find(checkpoint)
-    card = model.read_card(folder)
-    built = _sampler(parsed, sampler, {"eta": eta, "variance": variance, **limits})
-    num_steps = _steps(card, steps, built)
-    clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
-    target = _target(out, folder, f"{num_steps}{clipping}", strip, gif, force)
-    numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
-    labels = _labels(card, classes, numbers)
-    asked = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "labels": labels}
-    asked["batch_size"] = batch_size or parsed.sample.batch_size
-    if gpus is not None and not dry_run and launch.may_start():
-        return launch.start(gpus, device)
-    computing = parsed.precision, device, parsed.sample.cuda_graphs
-    facts = {"dry_run": True} if dry_run else _draw(folder, asked, computing, target, strip, gif)
-    if facts is not None:
-        _tell(folder, target, len(numbers), num_steps, built, facts)
+    asked = {"-n": num_images, "--seeds": seeds, "--sampler": sampler, "--steps": steps, "--eta": eta, **limits}
+    asked |= {"--variance": variance, "--class": classes, "--strip": strip, "--gif": gif, "--batch-size": batch_size}
+    with contextlib.ExitStack() as stack:
+        here: session.Company | None = None
+        if launch.is_worker() and not dry_run:  # a process that is alone hears of mistakes before it opens a device
+            here = stack.enter_context(session.company(device, asked))
+        parsed, folder, card = session.model_of(here and here[0], checkpoint, recipe, changes, run)
+        built = _sampler(parsed, sampler, {"eta": eta, "variance": variance, **limits})
+        num_steps = _steps(card, steps, built)
+        clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
+        name_target = partial(_target, out, folder, f"{num_steps}{clipping}", strip, gif, force)
+        target = Path(here[0].told(lambda: str(name_target()))) if here else name_target()
+        numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
+        labels = _labels(card, classes, numbers)
+        wanted = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "labels": labels}
+        wanted["batch_size"] = batch_size or parsed.sample.batch_size
+        if gpus is not None and not dry_run and launch.may_start():
+            return launch.start(gpus, device)
+        facts: Mapping[str, object] | None = {"dry_run": True}
+        if not dry_run:
+            here = here or stack.enter_context(session.company(device, {}))
+            facts = _draw(here, parsed, folder, wanted, device, target, strip, gif)
+        if facts is not None:
+            _tell(folder, target, len(numbers), num_steps, built, facts)
     return None
 
 
 def _draw(
-    folder: Path, asked: Mapping[str, Any], wanted: "Wanted", target: Path, strip: bool, gif: bool
+    company: session.Company,
+    recipe: "Recipe",
+    folder: Path,
+    wanted: Mapping[str, Any],
+    device: str | None,
+    target: Path,
+    strip: bool,
+    gif: bool,
 ) -> Mapping[str, object] | None:
     """Draw with the model in `folder`, in all processes; what the first one has to tell of it, None in the others.
 
-    asked: sampler, seeds, steps, labels and batch size of the `Drawing`.
+    wanted: sampler, seeds, steps, labels and batch size of the `Drawing`.
     """
-    from vdiff import checkpoint as model
+    from vdiff import telling
     from vdiff.cli import signals
     from vdiff.drawing import Drawing
 
-    with session.processes(wanted, model.read_card(folder).shape[-1]) as (machine, check):
-        loaded = model.load(folder, machine.device)
-        machine.freeze(loaded.denoiser.network)
-        drawing = Drawing(loaded, machine=machine, **asked)
-        if machine.is_first:
-            _write(drawing, target, strip, gif, check)
-            signals.work_is_done()
-            return drawing.facts()
-        if not (strip or gif):
-            drawing.pictures(lambda pictures, seeds: check())  # its share of each batch; the first process writes them
-            signals.work_is_done()
+    others, check = company
+    loaded = telling.model(others, folder)
+    size, graphs = loaded.card.shape[-1], recipe.sample.cuda_graphs
+    machine = session.machine_of(others, recipe.precision, device, size, graphs)
+    machine.freeze(loaded.denoiser.network)
+    drawing = Drawing(loaded, machine=machine, **wanted)
+    if machine.is_first:
+        _write(drawing, target, strip, gif, check)
+        signals.work_is_done()
+        return drawing.facts()
+    if not (strip or gif):
+        drawing.pictures(lambda pictures, seeds: check())  # its share of each batch; the first process writes them
+        signals.work_is_done()
     return None
 
 

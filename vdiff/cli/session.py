@@ -4,7 +4,7 @@ import contextlib
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ import typer
 from vdiff.cli import completion
 from vdiff.cli.options import mode, open_recipe
 from vdiff.cli.signals import StopRequest, leaving_at_once
-from vdiff.errors import UsageError
+from vdiff.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from vdiff.chain import Chain
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vdiff.run_folder import RunFolder
     from vdiff.samplers.graphed import CudaGraphs
     from vdiff.training.machine import Machine, Precision
+    from vdiff.training.processes import Processes
     from vdiff.training.report import Progress
 
 RunOption = Annotated[
@@ -80,55 +81,156 @@ def chain(
     make_progress: MakeProgress,
     beside: Path | None = None,
     profile: bool = False,
+    asked: Mapping[str, object] | None = None,
 ) -> Iterator["Chain"]:
-    """A chain that is ready to work; on leaving, the screen and the other processes are in good order."""
+    """A chain that is ready to work; on leaving, the screen and the other processes are in good order.
+
+    asked: options that must be the same in all processes.
+    """
     from vdiff.chain import Chain
     from vdiff.cli import console, launch
     from vdiff.stage_run import Surroundings
     from vdiff.training.machine import Machine
 
-    recipe, text = open_recipe(named, assignments, beside)
-    folder = run_folder(recipe, run)
-    _refuse_own_recipe(text, folder, standing(text, recipe))
+    alone = None if launch.is_worker() else open_recipe(named, assignments, beside)
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=launch.has_launcher())
         stack.callback(stop.close)
-        wanted = (recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile, recipe.shard)
         check = functools.partial(stop.leave_if_asked, NOTHING_BEGUN)
         with stop.joining():
-            machine = Machine(*wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn, check=check)
-        stack.push(machine.close)
+            others = joined(device, lambda: bool(stop()), asked or {}, check)
+        stack.push(others.close)
+        recipe, text = alone or common_recipe(others, named, assignments, beside)
+        folder = run_folder(recipe, run)
+        others.told(lambda: _refuse_own_recipe(text, folder, standing(text, recipe)))
+        wanted = (recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile, recipe.shard)
+        machine = Machine(*wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn, processes=others)
         if machine.is_first:
             stack.enter_context(folder.lock(console.warn))
         else:
             mode.json, mode.quiet = False, True
         progress: Progress = stack.enter_context(make_progress(mode.quiet))
         progress.note(f"computes in {machine.precision} on {machine.device}: {machine.why_precision}")
+        if machine.ignored_settings:
+            progress.note(machine.ignored_settings)
         if machine.compiles:
             progress.note(f"compiled: {machine.why_compile}")
         if machine.shards:
             progress.note(f"in shares, over {machine.world_size} processes: {machine.why_shard}")
         if machine.is_first:
             progress = stack.enter_context(_recorded(progress, folder, machine.described()))
-        yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop, profile))
+        with others.hearing():
+            yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop, profile))
+
+
+def joined(
+    device: str | None, is_asked: Callable[[], bool], asked: Mapping[str, object], check: Callable[[], None]
+) -> "Processes":
+    """This process, alone or among those that a launcher started.
+
+    is_asked: whether it was asked to stop; `check` raises then.   asked: options that must be the same in all
+    processes.
+    Errors, in all of them: MachineError for other versions of vdiff or torch, UsageError for other options.
+    """
+    import torch
+
+    from vdiff import __version__
+    from vdiff.cli import console
+    from vdiff.training.machine import pick_device
+    from vdiff.training.processes import Processes
+
+    found = Processes(pick_device(device).type == "cpu", console.warn, check, is_asked)
+    with contextlib.ExitStack() as stack:
+        stack.push(found.close)
+        versions = {"vdiff": __version__, "torch": torch.__version__}
+        fix = "install the same ones on every host"
+        found.agree(versions, MachineError, "the processes of this run have different versions", fix)
+        fix = "start the same command on every host"
+        found.agree(asked, UsageError, "the processes of this run were not started with the same options", fix)
+        stack.pop_all()
+    return found
+
+
+def common_recipe(
+    processes: "Processes", named: str | None, assignments: list[str] | None, beside: Path | None
+) -> "tuple[Recipe, RecipeText]":
+    """The recipe of the first process, in all of them; each takes its pictures from where its own recipe says.
+
+    A process that finds no recipe follows the first one.   Errors: UsageError, in all of them, for recipes that would
+    not make the same weights.
+    """
+    from vdiff import recipe_text
+    from vdiff.config import trajectory_values
+    from vdiff.recipe import Recipe
+
+    first: list[tuple[Recipe, RecipeText]] = []
+
+    def read() -> str:
+        first.append(open_recipe(named, assignments, beside))
+        recipe, text = first[0]
+        return standing(text, recipe)
+
+    told = recipe_text.read(processes.told(read), "the first process's recipe")
+
+    def own() -> "tuple[Recipe, RecipeText]":
+        if first:
+            return first[0]
+        try:
+            text = recipe_text.find(named, beside)
+        except UsageError:
+            text = told
+        text = recipe_text.set_values(text, assignments or [])
+        return recipe_text.validate(Recipe, text), text
+
+    recipe, text = processes.together(own)
+    fix = "give all hosts the same recipe, or none but the first: the others are told"
+    processes.agree(trajectory_values(recipe), UsageError, "the processes of this run have different recipes", fix)
+    if first:
+        return first[0]
+    common = recipe_text.validate(Recipe, told)
+    return common.model_copy(update={"data": recipe.data}), text
+
+
+def model_of(
+    others: "Processes | None",
+    checkpoint: str,
+    named: str | None,
+    assignments: list[str] | None,
+    run: Path | None,
+) -> "tuple[Recipe, Path, ModelCard]":
+    """The model that an option names: its recipe, its folder and its card; the first process looks.
+
+    others: None where this process decides for itself.   Errors: UsageError, ModelFileError.
+    """
+    from vdiff import checkpoint as model
+    from vdiff import telling
+
+    beside = model_folder(checkpoint)
+    if others is None:
+        recipe, _ = open_recipe(named, assignments, beside)
+        folder = run_folder(recipe, run).find(checkpoint)
+        return recipe, folder, model.read_card(folder)
+    recipe, _ = common_recipe(others, named, assignments, beside)
+    folder = Path(others.told(lambda: str(run_folder(recipe, run).find(checkpoint))))
+    return recipe, folder, telling.card(others, lambda: model.read_card(folder))
+
+
+Company = tuple["Processes", Callable[[], None]]
+"""The processes of a command that draws, and a function to be called after every batch; see `company`."""
 
 
 @contextlib.contextmanager
-def processes(
-    wanted: "tuple[Precision, str | None, CudaGraphs]", image_size: int, what: str = "the pictures are not finished"
-) -> "Iterator[tuple[Machine, Callable[[], None]]]":
+def company(
+    device: str | None, asked: Mapping[str, object], what: str = "the pictures are not finished"
+) -> Iterator[Company]:
     """This process, alone or among those that a launcher started; only the first one talks.
 
     With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone, or
     was told to stop. A process that is alone leaves as soon as it is told.
-    wanted: precision, device, CUDA graphs.   image_size: of the pictures, which `auto` asks.   what: is left undone
-    then.
+    asked: options that must be the same in all processes.   what: is left undone then.
     """
-    from vdiff.cli import console, launch
-    from vdiff.training.machine import Machine
+    from vdiff.cli import launch
 
-    precision, device, graphs = wanted
-    make = functools.partial(Machine, precision, device, image_size=image_size, cuda_graphs=graphs, say=console.warn)
     check: Callable[[], None]
     with contextlib.ExitStack() as stack:
         if launch.is_worker():
@@ -136,14 +238,30 @@ def processes(
             stack.callback(stop.close)
             check = functools.partial(stop.leave_if_asked, what)
             with stop.joining():
-                machine = make(check=check)
+                others = joined(device, lambda: bool(stop()), asked, check)
         else:
             stack.enter_context(leaving_at_once(what))
-            machine, check = make(), _never
-        stack.push(machine.close)
-        if not machine.is_first:
+            others, check = joined(device, bool, asked, _never), _never
+        stack.push(others.close)
+        if not others.is_first:
             mode.json, mode.quiet = False, True
-        yield machine, check
+        with others.hearing():
+            yield others, check
+
+
+def machine_of(
+    others: "Processes", precision: "Precision", device: str | None, image_size: int, graphs: "CudaGraphs"
+) -> "Machine":
+    """The machine that draws pictures of so many pixels.   Errors: MachineError; UsageError for unequal precisions."""
+    from vdiff.cli import console
+    from vdiff.training.machine import Machine
+
+    found = Machine(precision, device, image_size=image_size, cuda_graphs=graphs, say=console.warn, processes=others)
+    fix = "set `precision` in the recipe to one that all of them have"
+    others.agree({"precision": found.precision}, UsageError, "the processes of this run compute differently", fix)
+    if found.ignored_settings:
+        console.warn(found.ignored_settings)
+    return found
 
 
 def _never() -> None: ...

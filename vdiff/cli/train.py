@@ -33,7 +33,7 @@ def train(
         parsed, _ = open_recipe(recipe, changes)
         estimates.show(parsed, None, session.run_folder(parsed, run), device, force)
         return None
-    with session.chain(recipe, changes, run, device, displays.fit_progress, profile=profile) as chain:
+    with session.chain(recipe, changes, run, device, displays.fit_progress, None, profile, {"--force": force}) as chain:
         card = chain.train(force)
         signals.work_is_done()
         if chain.is_first:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import array_file, checkpoint, whole_folder
+from vdiff import array_file, checkpoint, telling, whole_folder
 from vdiff.array_file import Arrays
 from vdiff.drawing import share_as_bytes
 from vdiff.errors import DataError
@@ -101,7 +101,7 @@ class Samples:
         flags = [float(is_needed and not self._is_there(start)) for start in self._starts]
         missing = machine.sum(torch.tensor(flags, device=machine.device)).tolist()
         on_batch(sum(self._count(start) for start, flag in zip(self._starts, missing, strict=True) if not flag))
-        model = checkpoint.load(self._subject.folder, machine.device) if any(missing) else None
+        model = telling.model(machine.processes, self._subject.folder, machine.device) if any(missing) else None
         for start, flag in zip(self._starts, missing, strict=True):
             if flag and model is not None:
                 self._make(start, model, machine, on_batch)

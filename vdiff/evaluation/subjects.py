@@ -1,12 +1,14 @@
 """What an evaluation looks at: each model at its own number of steps, and the base at all of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from vdiff.checkpoint import ModelCard, read_card
 from vdiff.errors import UsageError
 from vdiff.metrics.table import Role
+from vdiff.model_card import parse
 from vdiff.run_folder import RunFolder
 
 
@@ -29,6 +31,17 @@ class Subject:
     def key(self) -> tuple[str, int]:
         """What tells its pictures from those of others."""
         return self.card.hash, self.num_steps
+
+    def facts(self) -> dict[str, Any]:
+        """All of it, as JSON holds it."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def from_facts(facts: Mapping[str, Any]) -> Subject:
+    """What `Subject.facts` told."""
+    folder = Path(facts["folder"])
+    partners = tuple(facts["partners"])
+    return Subject(**{**facts, "folder": folder, "card": parse(facts["card"], folder), "partners": partners})
 
 
 def of_run(run: RunFolder) -> list[Subject]:

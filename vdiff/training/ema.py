@@ -1,11 +1,9 @@
 """The running average of the weights, which samples better than the weights themselves."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from vdiff.networks.sharded import own, put
+from vdiff.networks.sharded import own
 
 
 class Average:
@@ -34,11 +32,6 @@ class Average:
     def tensors(self) -> dict[str, Tensor]:
         """The average by parameter name, not copied."""
         return dict(zip(self._names, self._average, strict=True))
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a saved average."""
-        for name, tensor in self.tensors().items():
-            put(tensor, tensors[name])
 
 
 def move_each(average: list[Tensor], weights: list[Tensor], share: Tensor) -> None:

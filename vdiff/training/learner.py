@@ -234,21 +234,25 @@ class Learner:
     def load(self, state: Mapping[str, Mapping[str, Tensor]], update: int) -> None:
         """Go on from a saved state. Tensors are copied into place: memory of another alignment rounds differently.
 
+        With several processes, all must come here; only the first one's state needs values, the others' may be `meta`.
+
         Errors: ModelFileError for the state of another network; nothing is changed then.
         """
         if not self._fits(state):
             fix = "add --force to begin the stage again"
             raise ModelFileError("the save does not fit the network that the recipe describes", fix)
+        spread = self._machine.processes.spread
         for name, tensor in self._network.state_dict().items():
-            sharded.put(tensor, state["weights"][name])
+            sharded.put(tensor, spread(state["weights"][name]))
         if self._average is not None:
-            self._average.load(state["average"])
+            for name, tensor in self._average.tensors().items():
+                sharded.put(tensor, spread(state["average"][name]))
         adam = state["optimizer"]
         for name, weight in self._network.named_parameters():
             if f"step.{name}" in adam:
-                memory = {"step": adam[f"step.{name}"].to(weight.device, copy=True)}
+                memory = {"step": spread(adam[f"step.{name}"]).to(weight.device, copy=True)}
                 for key in ("exp_avg", "exp_avg_sq"):  # in the memory format of the weight
-                    memory[key] = sharded.put(torch.empty_like(weight), adam[f"{key}.{name}"])
+                    memory[key] = sharded.put(torch.empty_like(weight), spread(adam[f"{key}.{name}"]))
                 self._optimizer.state[weight] = memory
         course = state.get("course", {})
         self.rollbacks = int(course.get("rollbacks", 0))

@@ -4,20 +4,19 @@ import contextlib
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from vdiff.cores import num_cores
 from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
 from vdiff.samplers import graphed
-from vdiff.training import compiling, memory, rendezvous, trackers, world
+from vdiff.training import accelerate_settings, compiling, memory, trackers
+from vdiff.training.processes import Processes
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
 
@@ -28,9 +27,6 @@ _DTYPES: dict[Arithmetic, torch.dtype] = {"fp32": torch.float32, "bf16": torch.b
 
 SMALLEST_BF16_PICTURE = 16
 """Pixels: below it, casting costs a CPU about what bf16 gains (docs/benchmarks.md)."""
-
-PATIENCE = timedelta(hours=6)
-"""How long processes wait for the first one, which measures, saves and draws; a dead one is noticed by the launcher."""
 
 
 class Machine:
@@ -47,8 +43,9 @@ class Machine:
         cuda_graphs: graphed.CudaGraphs = "off",
         say: Callable[[str], None] = lambda text: None,
         check: Callable[[], None] = lambda: None,
+        processes: Processes | None = None,
     ) -> None:
-        """Join the other processes, if a launcher started any: see `world` and `rendezvous`.
+        """Join the other processes, if a launcher started any and none are given in `processes`.
 
         compile: whether networks that learn are compiled.   shard: whether networks lie in shares, one in each process.
         cuda_graphs: whether the calls of networks that draw are replayed; `say` is told if that does not work.
@@ -67,25 +64,19 @@ class Machine:
         torch.use_deterministic_algorithms(deterministic)
         memory.arrange(sparing=False)  # who draws asks for the same memory in every step
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        own = world.read()
-        self._local_size = own.local_size
-        self._store = rendezvous.meet(own, say, check)
-        patience = InitProcessGroupKwargs(timeout=PATIENCE)
-        with world.told(own):  # Accelerate reads the environment by rules of its own
-            # its own mixed precision would cast every input and output again
-            self._accelerator = Accelerator(
-                cpu=cpu, mixed_precision="no", step_scheduler_with_optimizer=False, kwargs_handlers=[patience]
-            )
+        self.ignored_settings = accelerate_settings.ignored(self.precision)
+        self.processes = processes or Processes(cpu, say, check)
+        self._accelerator = self.processes.accelerator
         self.device = self._accelerator.device
         self.graphs = graphed.opened(cuda_graphs, self.device, say)
-        self.rank = self._accelerator.process_index
-        self.world_size = self._accelerator.num_processes
+        self.rank = self.processes.rank
+        self.world_size = self.processes.world_size
         self.shards, self.why_shard = sharded.resolve(shard, self.world_size)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and draws."""
-        return bool(self.rank == 0)
+        """Whether this process is the one that reads, writes and draws."""
+        return self.processes.is_first
 
     def described(self) -> str:
         """What computes, in words: `1 x NVIDIA H100`, `2 cores of AMD EPYC`."""
@@ -98,12 +89,13 @@ class Machine:
         """The network and its optimizer, made ready for all processes."""
         if self.shards:
             return network, optimizer
-        network, optimizer = self._accelerator.prepare(network, optimizer)
+        with accelerate_settings.hidden():
+            network, optimizer = self._accelerator.prepare(network, optimizer)
         return network, optimizer
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` to the weights' gradients."""
-        self._accelerator.backward(loss)
+        torch.autograd.backward(loss)
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the device, in the memory format that its convolutions like there.
@@ -195,8 +187,8 @@ class Machine:
         return result
 
     def wait(self) -> None:
-        """Until every process is here."""
-        self._accelerator.wait_for_everyone()
+        """Until every process is here, which may take hours; see `Processes`."""
+        self.processes.wait()
 
     def release(self) -> None:
         """Forget the networks of a finished stage."""
@@ -205,7 +197,7 @@ class Machine:
     def available_bytes(self) -> int | None:
         """The share of the memory that this process may still take; None where nobody tells."""
         found = memory.available_bytes(self.device)
-        on_one_host = self._local_size if self.device.type == "cpu" else 1
+        on_one_host = self.processes.local_size if self.device.type == "cpu" else 1
         return None if found is None else found // on_one_host
 
     def free_cache(self) -> None:
@@ -227,16 +219,14 @@ class Machine:
         with trackers.opened(kinds, folder, name, first_step, say) if self.is_first else _nobody() as found:
             yield found
 
-    def close(self, kind: type[BaseException] | None = None, *_: object) -> None:
+    def close(
+        self, kind: type[BaseException] | None = None, err: BaseException | None = None, _: TracebackType | None = None
+    ) -> None:
         """Leave the other processes in good order; with an error or a stop, which may be of this one alone, at once.
 
-        kind: of what is under way, as `ExitStack.push` tells it.
+        kind, err: what is under way, as `ExitStack.push` tells it.
         """
-        if kind is not None and self.world_size > 1 and torch.distributed.get_backend() == "nccl":
-            # in good order it would wait for the others, who wait for this one, and nobody would hear of the error
-            torch.distributed.distributed_c10d._abort_process_group()
-            return
-        self._accelerator.end_training()
+        self.processes.close(kind, err)
 
 
 def _on_its_way(count: Tensor) -> Callable[[], bool]:
@@ -258,11 +248,16 @@ def _nobody() -> contextlib.AbstractContextManager[Trackers]:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device with this name, or the GPU where there is one.   Errors: UsageError, MachineError."""
+    """The device with this name, or the GPU where there is one and ACCELERATE_USE_CPU does not say otherwise.
+
+    Errors: UsageError, MachineError.
+    """
     if name not in (None, "cpu", "cuda"):
         raise UsageError(f"there is no device `{name}`", "choose cpu or cuda", "--device")
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("there is no CUDA device", "leave out `--device cuda`, or mend the GPU's driver", "--device")
+    if name is None and accelerate_settings.wants_cpu():
+        return torch.device("cpu")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
-from accelerate.tracking import TensorBoardTracker, WandBTracker
 from torch import Tensor
 
 from vdiff import whole_folder
@@ -157,6 +156,8 @@ class _TensorBoard(_Tracker):
 
         They read files by name, and names begin with the second: two of one second may come in the wrong order.
         """
+        from accelerate.tracking import TensorBoardTracker  # here, as in `processes`
+
         for _ in range(_MOST_NAMES):
             before = _names(folder)
             super().__init__(TensorBoardTracker(folder.name, folder.parent, purge_step=first_step))
@@ -184,6 +185,8 @@ class _WandB(_Tracker):
     """
 
     def __init__(self, folder: Path, name: str) -> None:
+        from accelerate.tracking import WandBTracker  # here, as in `processes`
+
         self._memory = folder / _MEMORY
         refuse_strange_file(self._memory, _is_memory)
         known = whole_folder.read_json(self._memory) if self._memory.is_file() else {}
