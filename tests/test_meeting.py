@@ -188,6 +188,70 @@ def test_a_store_that_does_not_answer_is_not_waited_for() -> None:
     assert time.monotonic() - begun < 15
 
 
+class Clock:
+    """The time, which jumps now and then, as for a process that was suspended."""
+
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self) -> None:
+        self.jumps = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.jumps
+
+
+def test_a_run_that_was_suspended_misses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(meeting, "time", clock)
+    monkeypatch.setattr(meeting, "_LOOK_SECONDS", 0.05)
+    is_paused = threading.Event()
+
+    class Paused(Line):
+        """Its signs of life stop while all are suspended."""
+
+        def _give_a_sign(self) -> None:
+            if not is_paused.is_set():
+                super()._give_a_sign()
+
+    monkeypatch.setitem(globals(), "Line", Paused)
+
+    def suspends(found: Meeting) -> str:
+        time.sleep(0.3)  # the other waits already
+        is_paused.set()
+        time.sleep(0.2)
+        clock.jumps = 3600.0
+        time.sleep(0.2)
+        is_paused.clear()
+        found.wait()
+        return "done"
+
+    def waits(found: Meeting) -> str:
+        found.wait()
+        return "done"
+
+    assert meet(waits, suspends) == ["done", "done"]
+
+
+def test_processes_that_lost_one_another_or_were_too_slow_say_so() -> None:
+    """As where the disk of one of them hung for minutes: both are alive, and neither has a reason to give."""
+    both_are_here = threading.Barrier(2)
+
+    def hears(found: Meeting) -> None:
+        both_are_here.wait()
+        with found.hearing():
+            raise RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 300000ms\nmore")
+
+    def works(found: Meeting) -> None:
+        both_are_here.wait()
+        time.sleep(2)
+
+    first, _ = meet(hears, works)
+    assert (type(first), first.where) == (
+        MachineError,
+        "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 300000ms",
+    )
+
+
 def test_one_that_was_asked_to_stop_does_not_wait_for_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "SILENCE_SECONDS", 1000.0)
     monkeypatch.setattr(meeting, "_HURRIED_SECONDS", 0.2)

@@ -142,7 +142,7 @@ class Learner:
         if self.micro_batch is not None:
             return
         count = self._most() if share is None else share
-        if self._machine.any(len(x) < 2) or self._machine.available_bytes() is None:
+        if self._machine.any(len(x) < 2 or self._machine.available_bytes() is None):
             self.micro_batch = count
             return
         # at first libraries take memory for themselves, and a teacher keeps its weights in another order

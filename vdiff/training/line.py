@@ -19,6 +19,7 @@ SILENCE_SECONDS = 60.0
 _BEAT_SECONDS = 0.5
 """Between two signs of life."""
 _PAUSE_SECONDS = 0.02
+_PARTS = 20
 _FAREWELL_SECONDS = 3.0
 """How long one that fails lingers, so that the others hear why."""
 _LEAVING_SECONDS = 10.0
@@ -63,7 +64,7 @@ class Line:
             raise self._lost("does not answer")
         question = _Question(put)
         self._questions.put(question)
-        if not question.answered.wait(SILENCE_SECONDS if seconds is None else seconds):
+        if not _is_set_within(question.answered, SILENCE_SECONDS if seconds is None else seconds):
             self._is_dead = True
             raise self._lost("does not answer")
         if question.error is not None:
@@ -161,6 +162,11 @@ class Line:
             if self.farewell is None and self._store.check([_FAREWELL]):
                 self.farewell = self._store.get(_FAREWELL)
                 self._store.set(_heard(self._rank), "1")
+
+
+def _is_set_within(event: threading.Event, seconds: float) -> bool:
+    """Whether it is, in so many seconds in which this process was not suspended: a pause spends one part of them."""
+    return any(event.wait(seconds / _PARTS) for _ in range(_PARTS))
 
 
 def _alive(rank: int) -> str:

@@ -103,7 +103,7 @@ class Meeting:
     def hearing(self) -> Iterator[None]:
         """Within it, an error which only says that another process is gone becomes the one that it had.
 
-        Errors: MachineError that names the process, where that has left no word.
+        Errors: MachineError that names the process, where that has left no word; or says that one was too slow.
         """
         try:
             yield
@@ -117,7 +117,10 @@ class Meeting:
                 gone = " and ".join(self.named(rank) for rank in silent)
                 problem = f"{gone} {'has' if len(silent) == 1 else 'have'} ended, or cannot be reached"
                 raise MachineError(problem, f"look at the host and at what was said there, then {_GO_ON}") from err
-            raise
+            problem = "the processes of this run lost one another, or one kept the others waiting for too long"
+            raise MachineError(
+                problem, f"look whether a disk or a network hangs, then {_GO_ON}", _first_line(err)
+            ) from err
 
     def leave(self, err: BaseException | None = None) -> None:
         """Leave the others in good order; with an error, tell them."""
@@ -167,29 +170,30 @@ class Meeting:
             if time.monotonic() > next_look:
                 next_look += _LOOK_SECONDS
                 missing = [rank for rank, key in enumerate(keys) if not self._line.are_there([key])]
-                self._look_after(missing, signs, time.monotonic() - begun)
+                self._look_after(missing, signs)
+                if missing and time.monotonic() - begun > LONGEST_WAIT.total_seconds():
+                    late = " and ".join(self.named(rank) for rank in missing)
+                    hours = LONGEST_WAIT.total_seconds() / 3600
+                    raise MachineError(f"{late} did not come within {hours:g} hours", _GO_ON)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _look_after(self, missing: Sequence[int], signs: dict[int, "_Sign"], waited: float) -> None:
-        """MachineError for one that is missing and seems to be gone, or has been missing for hours.
-
-        signs: the last ones of each.   waited: seconds since the waiting began.
-        """
+    def _look_after(self, missing: Sequence[int], signs: dict[int, "_Sign"]) -> None:
+        """MachineError for one that is missing and seems to be gone.   signs: the last ones of each."""
         assert self._line is not None
         now = time.monotonic()
         allowed = _HURRIED_SECONDS if self._is_asked() else lines.SILENCE_SECONDS
         for rank in missing:
-            beat = self._line.beats(rank)
-            if rank not in signs or signs[rank].beat != beat:
-                signs[rank] = _Sign(beat, now)
-            elif now - signs[rank].at > allowed:
-                problem = f"{self.named(rank)} has given no sign of life for {now - signs[rank].at:.0f} s"
+            beat, last = self._line.beats(rank), signs.get(rank)
+            if last is None or last.beat != beat:
+                signs[rank] = _Sign(beat, now, 0.0)
+                continue
+            # a run that was suspended (Ctrl-Z, `scontrol suspend`) heard nothing meanwhile, which means nothing
+            silence = last.silence + min(now - last.looked, 2 * _LOOK_SECONDS)
+            signs[rank] = _Sign(beat, now, silence)
+            if silence > allowed:
+                problem = f"{self.named(rank)} has given no sign of life for {silence:.0f} s"
                 raise MachineError(problem, f"look at its host and at what was said there, then {_GO_ON}")
-        if missing and waited > LONGEST_WAIT.total_seconds():
-            late = " and ".join(self.named(rank) for rank in missing)
-            hours = LONGEST_WAIT.total_seconds() / 3600
-            raise MachineError(f"{late} did not come within {hours:g} hours", _GO_ON)
 
     def _words(self, err: BaseException) -> dict[str, Any]:
         place = {"rank": self.rank, "kind": type(err).__name__}
@@ -220,10 +224,15 @@ _GO_ON = "run the same command again: it goes on from the last save"
 
 
 class _Sign(NamedTuple):
-    """A sign of life, and when it was first seen."""
+    """A sign of life, when it was looked for last, and for how many seconds before it was the same."""
 
     beat: bytes
-    at: float
+    looked: float
+    silence: float
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0][:200]
 
 
 def _is_of_the_network(err: Exception) -> bool:
