@@ -17,6 +17,7 @@ import pytest
 
 from tests.tiny import TinyRun
 from vdiff import status
+from vdiff.cli import session
 from vdiff.data.prepare import prepare
 from vdiff.errors import Stopped
 from vdiff.training import line, processes
@@ -214,6 +215,22 @@ def test_a_training_that_loses_a_host_says_so(hosts: list[Path], victim: int) ->
         assert told is not None
         assert (told.state, told.exit_code) == ("failed", 6)
         assert "process 1 on" in told.reason
+
+
+def test_who_is_asked_to_stop_while_all_join_is_stopped_though_another_left_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(*given: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:536] Connection closed by peer")
+
+    def asked() -> None:
+        raise Stopped(signal.SIGUSR1, "nothing is begun")
+
+    monkeypatch.setattr(processes, "Processes", lost)
+    with pytest.raises(Stopped, match="nothing is begun"):
+        session.joined("cpu", lambda: True, {}, asked)
+    with pytest.raises(RuntimeError):
+        session.joined("cpu", lambda: False, {}, lambda: None)
 
 
 def impatient() -> None:

@@ -139,7 +139,11 @@ def joined(
     from vdiff.training.machine import pick_device
     from vdiff.training.processes import Processes
 
-    found = Processes(pick_device(device).type == "cpu", console.warn, check, is_asked)
+    try:
+        found = Processes(pick_device(device).type == "cpu", console.warn, check, is_asked)
+    except Exception:
+        check()  # all were asked to stop, and another one has left sooner: that is no error
+        raise
     with contextlib.ExitStack() as stack:
         stack.push(found.close)
         versions = {"vdiff": __version__, "torch": torch.__version__}
