@@ -18,8 +18,9 @@ import pytest
 from tests.tiny import TinyRun
 from vdiff import status
 from vdiff.cli import session
+from vdiff.cli.failures import explain
 from vdiff.data.prepare import prepare
-from vdiff.errors import Stopped
+from vdiff.errors import MachineError, Stopped
 from vdiff.training import line, processes
 from vdiff.training.machine import Machine
 
@@ -231,6 +232,13 @@ def test_who_is_asked_to_stop_while_all_join_is_stopped_though_another_left_firs
         session.joined("cpu", lambda: True, {}, asked)
     with pytest.raises(RuntimeError):
         session.joined("cpu", lambda: False, {}, lambda: None)
+
+
+def test_a_network_that_is_not_the_right_one_is_told_with_what_gloo_says() -> None:
+    found = explain(RuntimeError("[gloo/transport/tcp/device.cc:84] Unable to find address for: eth7\nmore"))
+    assert isinstance(found, MachineError)
+    assert found.where == "[gloo/transport/tcp/device.cc:84] Unable to find address for: eth7"
+    assert "GLOO_SOCKET_IFNAME" in found.fix
 
 
 def impatient() -> None:

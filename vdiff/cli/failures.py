@@ -63,7 +63,8 @@ def explain(err: BaseException) -> VdiffError:
     if isinstance(err, OSError) and err.errno in _MACHINE:
         return _machine(err)
     if names & {"DistBackendError", "DistNetworkError"} or "gloo/transport" in str(err):
-        return MachineError("another process of this run has ended", "its own message says why")
+        fix = "its own message says why; of several networks, name the right one: GLOO_SOCKET_IFNAME=eth0"
+        return MachineError("another process of this run has ended, or cannot be reached", fix, _first_line(err))
     fix = "run it again with `--debug` and report what it prints"
     return VdiffError(f"this is a bug in vdiff: {type(err).__name__}: {_first_line(err)}", fix)
 
