@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import socket
 import threading
 import time
@@ -41,17 +42,57 @@ def meet(world: World, say: Callable[[str], None], check: Callable[[], None]) ->
         return None
     waiting = _Waiting(world, say, check)
     store = _store(world, waiting)
-    attempt = "/".join(os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT"))
-    keys = [f"vdiff/{attempt}/{world.size}/{rank}" for rank in range(world.size)]
-    all_here = f"{keys[0]}/all"
-    store.set(keys[world.rank], socket.gethostname())
+    _gather(world, store, waiting)
+    return store
+
+
+def _gather(world: World, store: Store, waiting: "_Waiting") -> None:
+    """Return when all are here, in this life.
+
+    torchrun keeps the store when it starts processes again, and counts the restarts of each host by itself. So what was
+    said in an earlier life may still lie there, and nothing common tells the lives apart but what they make up: each
+    process leaves a word, the first one lists the words that it finds, each answers a list that holds its own, and the
+    first one lets all go.
+    """
+    store.set_timeout(timedelta(seconds=_MOST_SECONDS))  # of an answer: it is open, and a busy host is only slow
+    word = secrets.token_hex(8)
+    common = f"vdiff/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{world.size}"
+    here, answers = ([f"{common}/{what}/{rank}" for rank in range(world.size)] for what in ("here", "answer"))
+    listed, go = f"{common}/list", f"{common}/go"
+    store.set(here[world.rank], word)
+
+    def absent() -> list[int]:
+        return [rank for rank, key in enumerate(here) if not store.check([key])]
+
     while True:
-        # only process 0 looks for every other one: there may be thousands
-        if store.check(keys if world.rank == 0 else [all_here]):
-            if world.rank == 0:
-                store.set(all_here, "")
-            return store
-        waiting.once_more(lambda: [rank for rank, key in enumerate(keys) if not store.check([key])])
+        if world.rank == 0:  # only it looks for every other one: there may be thousands
+            late = _late(store, here, answers, listed)
+            if not late:
+                store.set(go, word)
+                return
+            waiting.once_more(lambda: absent() or late)  # noqa: B023 # it is called at once
+            continue
+        words = _said(store, listed).split()
+        if len(words) == world.size and words[world.rank] == word:
+            store.set(answers[world.rank], " ".join(words))
+            if _said(store, go) == words[0]:
+                return
+        waiting.once_more(lambda: absent() or [0])
+
+
+def _late(store: Store, here: Sequence[str], answers: Sequence[str], listed: str) -> list[int]:
+    """Who has not answered the list of all words yet; for the first process, which writes that list."""
+    if not store.check(list(here)):
+        # all may have come in this moment: they have not answered yet
+        return [rank for rank, key in enumerate(here) if not store.check([key])] or list(range(1, len(here)))
+    words = " ".join(each.decode() for each in store.multi_get(list(here)))
+    store.set(listed, words)
+    return [rank for rank, key in enumerate(answers) if rank and _said(store, key) != words]
+
+
+def _said(store: Store, key: str) -> str:
+    """What was left there, or nothing."""
+    return bytes(store.get(key)).decode() if store.check([key]) else ""
 
 
 class _Waiting:

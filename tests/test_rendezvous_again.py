@@ -1,0 +1,43 @@
+"""Processes that torchrun starts again meet anew: what was said in an earlier life does not count."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from vdiff.training import rendezvous, world
+
+
+def lives(port: int) -> list[world.World]:
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "faces"}
+    return [world.read({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_who_is_started_again_waits_for_the_new_others(early: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hosts count their restarts by themselves, and torchrun keeps the store."""
+    monkeypatch.setattr(rendezvous, "_POLL_SECONDS", 0.01)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "faces")
+    kept = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False)
+    pair = lives(kept.port)
+    assert not any(each.listens for each in pair)
+    for life in range(3):
+        has_met = [threading.Event(), threading.Event()]
+        waits = threading.Event()
+
+        def meets(rank: int, has_met: threading.Event, waits: threading.Event) -> None:
+            if rendezvous.meet(pair[rank], lambda text: None, waits.set) is not None:
+                has_met.set()
+
+        threads = [threading.Thread(target=meets, args=(rank, has_met[rank], waits)) for rank in (0, 1)]
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # of the host of the first one: it lost nobody
+        threads[early].start()
+        assert waits.wait(30)
+        assert not has_met[early].wait(0.5)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(life))  # of the other host
+        threads[1 - early].start()
+        for thread, done in zip(threads, has_met, strict=True):
+            thread.join(30)
+            assert done.is_set()
