@@ -2,9 +2,10 @@
 
 import threading
 from datetime import timedelta
+from typing import cast
 
 import pytest
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from vdiff.training import rendezvous, world
 
@@ -13,6 +14,17 @@ def lives(port: int) -> list[world.World]:
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "faces"}
     return [world.read({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+
+
+def test_one_that_comes_while_it_is_looked_for_has_not_answered_yet() -> None:
+    class Sudden:
+        """Not all are there at the first look, and each is at the second."""
+
+        def check(self, keys: list[str]) -> bool:
+            return len(keys) == 1
+
+    store = cast(Store, Sudden())
+    assert rendezvous._late(store, ["here/0", "here/1"], ["answer/0", "answer/1"], "list") == [1]
 
 
 @pytest.mark.parametrize("early", [0, 1])
