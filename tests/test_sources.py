@@ -149,6 +149,14 @@ def test_links_that_lead_to_more_folders_than_anybody_has_are_refused(tmp_path: 
         open_source(tmp_path / "0")
 
 
+def test_pictures_that_are_taken_twice_by_links_are_told(tmp_path: Path) -> None:
+    as_folder({"p/all/1.png": png(1), "p/all/2.png": png(2), "p/3.png": png(3)}, tmp_path)
+    assert open_source(tmp_path / "p").notes == []
+    (tmp_path / "p" / "some").symlink_to("all")
+    assert open_source(tmp_path / "p").notes == ["2 pictures are taken more than once, as links lead to them"]
+    assert len(open_source(tmp_path / "p").files) == 5
+
+
 def linked_tar(path: Path) -> Path:
     as_tar({"all/cats/1.png": png(1), "all/dogs/2.png": png(2), ".store/blob": png(3), "z/1.png": png(4)}, path)
     add_link(path, "subset/cats", "../all/cats")
@@ -186,6 +194,7 @@ def test_links_in_an_archive_lead_to_its_own_files(pack: Callable[[Path], Path],
         "subset/dogs/x.png": png(3),
         "subset/dogs/hard.png": png(2),
     }
+    assert source.notes == ["3 pictures are taken more than once, as links lead to them"]
     assert left_out(source) == {"hidden, or of the system": 1}
     for start in range(len(source.files)):
         assert [picture.file.name for picture in source.pictures(start)] == names(source)[start:]

@@ -12,7 +12,7 @@ from vdiff.data.sources.left_out import EMPTY, HIDDEN, UNREADABLE, Reason
 from vdiff.data.sources.links import Link, follow
 from vdiff.data.sources.lists import add_list, is_list
 from vdiff.data.sources.names import is_hidden
-from vdiff.data.sources.source import Listing
+from vdiff.data.sources.source import Listing, twice
 from vdiff.data.sources.trouble import unreadable
 from vdiff.errors import DataError
 
@@ -96,6 +96,9 @@ class Sorting:
             else:
                 _, num_bytes, place = self._hidden[alias.number - num_visible]
                 files.add(alias.name, num_bytes, place, is_linked=True)
+        num_twice = sum(alias.number < num_visible for alias in followed.aliases)
+        if num_twice:
+            self.listing.notes.append(twice(num_twice))
         for name, reason in followed.lost:
             self.listing.left_out.add(name, reason)
         return self.listing

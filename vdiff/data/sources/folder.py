@@ -9,12 +9,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from vdiff.data.opened import FILE
 from vdiff.data.patience import is_of_machine
 from vdiff.data.sources.kinds import BEGINNING, is_known_picture, is_of_the_system, no_picture, without_a_look
 from vdiff.data.sources.left_out import CIRCLE, EMPTY, HIDDEN, NOWHERE, SPECIAL, STORE, UNREADABLE, Reason
 from vdiff.data.sources.lists import add_list, is_list
-from vdiff.data.sources.source import Listing, Picture, Source
+from vdiff.data.sources.source import Listing, Picture, Source, twice
 from vdiff.data.sources.trouble import is_forbidden, unreadable
 from vdiff.errors import DataError
 
@@ -51,6 +53,9 @@ class FolderSource(Source):
         except OSError as err:
             raise unreadable(self.path, err) from err
         self._times = walk.times
+        num_twice = walk.num_twice()
+        if num_twice:
+            walk.listing.notes.append(twice(num_twice))
         files = walk.listing.files
         files.keep(sorted(range(len(files)), key=files.names.__getitem__))
         return walk.listing
@@ -67,6 +72,8 @@ class _Walk:
         self.times = array("q")
         self._root = root
         self._num_linked = 0
+        self._has_links = False
+        self._identities = array("Q")
 
     def through(self) -> None:
         """Sort everything into the listing, whose pictures are in no order. OSError if a folder cannot be read."""
@@ -86,6 +93,12 @@ class _Walk:
                     raise DataError(problem, "remove those that lead to folders with links in them", self._root)
                 waiting.append((inner, above | {here}, is_linked or is_link))
 
+    def num_twice(self) -> int:
+        """How many pictures are others under another name, where there are links."""
+        if not self._has_links:
+            return 0
+        return len(self._identities) - len(np.unique(np.array(self._identities)))
+
     def _look_into(self, folder: str, is_linked: bool) -> list[tuple[str, bool]]:
         """Sort the files in a folder; the folders in it, and whether they are links."""
         with os.scandir(self._root + folder) as found:
@@ -96,6 +109,7 @@ class _Walk:
         inner: list[tuple[str, bool]] = []
         for entry in entries:
             name = folder + entry.name
+            self._has_links |= entry.is_symlink()
             kind = self._kind(entry)
             if entry.name.startswith(".") or entry.name == "__MACOSX" or is_of_the_system(entry.name):
                 self.listing.left_out.add(name, HIDDEN)
@@ -130,6 +144,7 @@ class _Walk:
                 return
         status = entry.stat()
         self.listing.files.add(name, status.st_size, len(self.listing.files), is_linked)
+        self._identities.append(status.st_ino)
         self.times.append(status.st_mtime_ns)
         self.times.append(status.st_ctime_ns)
 

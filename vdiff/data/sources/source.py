@@ -252,6 +252,11 @@ class Source(ABC):
                 yield name, num_bytes
 
 
+def twice(count: int) -> str:
+    """The note for pictures to which more than one way leads."""
+    return f"{count:,} pictures are taken more than once, as links lead to them"
+
+
 def listed(files: Iterable[tuple[str, int]]) -> str:
     """SHA-256 over names and sizes."""
     digest = hashlib.sha256()
