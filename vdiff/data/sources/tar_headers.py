@@ -93,12 +93,11 @@ class Members:
         said: dict[str, str] = {}
         while (header := self._next_header()) is not None:
             if header.type in _LONG:
-                name = self._content(header).split(b"\0")[0].decode(errors="surrogateescape")
-                said = {_LONG[header.type]: name} | said
+                said = {_LONG[header.type]: self._long_name(header)} | said
             elif header.type in _PAX:
                 said = self._records(header) | said
             elif header.type == _PAX_OF_ALL:
-                self._content(header)
+                self._records(header)  # they are not used, but must be some
             else:
                 member = self._member(header, said)
                 said = {}
@@ -160,6 +159,12 @@ class Members:
         content = self._stream.read(header.size)
         self._stream.skip_to(self._stream.position + _padded(header.size) - len(content))
         return content
+
+    def _long_name(self, header: tarfile.TarInfo) -> str:
+        name = self._content(header).rstrip(b"\0")
+        if b"\0" in name:
+            raise self._damaged("a long name that is none")
+        return name.decode(errors="surrogateescape")
 
     def _records(self, header: tarfile.TarInfo) -> dict[str, str]:
         """What a pax header says about name, target and size."""
