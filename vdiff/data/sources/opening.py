@@ -30,9 +30,9 @@ def open_source(path: Path, labels_from: Labels = "auto") -> Source:
 
 
 def _kind_of(path: Path) -> type[Source]:
-    if not path.is_dir() and not path.is_file():
-        raise DataError(f"there is no picture folder or archive `{path}`", "check the path of the source", path)
     try:
+        if not path.is_dir() and not path.is_file():
+            raise DataError(f"there is no picture folder or archive `{path}`", "check the path of the source", path)
         beginning = b"" if path.is_dir() else _beginning_of(path)
         for kind in SOURCES:
             if kind.recognises(path, beginning):

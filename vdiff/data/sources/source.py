@@ -121,16 +121,20 @@ class Picture:
     def _all_bytes(self) -> bytes:
         """All bytes; ValueError as soon as the beginning tells that they would be refused."""
         data, crc = io.BytesIO(), 0  # which gives its bytes away without a copy
+        is_checked = False
         with self._opened() as file:
             while piece := file.read(_PIECE):
                 data.write(piece)
                 crc = zlib.crc32(piece, crc)
                 if not self._is_marked:
                     self.mark = f"{crc:08x}"
-                if data.tell() == len(piece):
-                    images.check_beginning(piece)
+                if not is_checked and data.tell() >= _PIECE:
+                    images.check_beginning(data.getvalue())
+                    is_checked = True
                 if data.tell() > MAX_FILE_BYTES:
                     raise ValueError("the file has grown")
+        if not is_checked:
+            images.check_beginning(data.getvalue())
         return data.getvalue()
 
 
