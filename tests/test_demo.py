@@ -1,12 +1,15 @@
 """The demo: the whole way on the digits inside the package, with trainings that take no time."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from vdiff.chain import Chain
 from vdiff.cli import main
+from vdiff.cli.signals import StopRequest
 
 QUICK = ["--set", "network.width=8", "--set", "network.attention_at=[]", "--set", "train.updates=2"]
 QUICK += ["--set", "distill.updates=1", "--set", "distill.overrides={}", "--set", "sample.num_images=4"]
@@ -37,3 +40,18 @@ def test_the_demo_goes_the_whole_way_and_goes_on_where_it_was_stopped(
     last.rmdir()
     second = demo(folder, monkeypatch, capsys)
     assert [stage["hash"] for stage in second["stages"]] == [stage["hash"] for stage in first["stages"]]
+
+
+def test_a_signal_that_comes_when_the_base_is_complete_ends_the_demo_before_the_next_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(chain: Chain, force: bool = False) -> None:
+        monkeypatch.setattr(StopRequest, "__call__", lambda request: signal.SIGTERM)
+
+    def begun(*given: object) -> None:
+        pytest.fail("the next stage is begun")
+
+    monkeypatch.setattr(Chain, "train", trained)
+    monkeypatch.setattr(Chain, "distill", begun)
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--out", "demo", *QUICK]) == 143

@@ -102,6 +102,21 @@ def test_workers_do_not_look_for_a_launcher_that_left_its_variables_behind(monke
     assert (given[0]["RANK"], given[0]["WORLD_SIZE"], given[0]["SLURM_JOB_ID"]) == ("1", "2", "3")
 
 
+def test_where_all_processes_are_started_gpus_says_that_it_starts_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.may_start()
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h1"}.items():
+        monkeypatch.setenv(name, value)
+    assert not launch.may_start()
+    assert "`--gpus` starts nothing here" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")  # one of them says it
+    assert not launch.may_start()
+    monkeypatch.setenv(launch.LAUNCHER, "7")
+    assert not launch.may_start()
+    assert capsys.readouterr().err == ""
+
+
 CHILD = """
 import os, sys, threading, time
 from vdiff.cli import signals
