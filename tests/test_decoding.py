@@ -1,6 +1,7 @@
 """Pictures from the wild: taken with a note, or skipped with the reason, and never a line that nobody asked for."""
 
 import contextlib
+import gc
 import io
 import struct
 import threading
@@ -12,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from tests.conftest import noise_picture
 from vdiff import decoding, images
 from vdiff.cli import main
 from vdiff.data.prepare import prepare
-from vdiff.decoding import remarks
+from vdiff.decoding import remarks, webp
 from vdiff.decoding.damage import DamagedError
 
 PICTURE = noise_picture(16, 12, seed=0)
@@ -177,6 +178,56 @@ def test_a_damaged_picture_can_be_told_from_one_that_is_refused() -> None:
     assert not isinstance(caught.value, DamagedError)
 
 
+# ---- memory
+
+
+@pytest.mark.parametrize("kind", ["VP8X", "VP8L", "VP8 "])
+def test_a_small_webp_that_asks_for_much_memory_is_refused_before_it_is_opened(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libwebp takes 8 bytes per pixel as soon as it knows the size."""
+    options: dict[str, dict[str, object]] = {"VP8X": {"exif": b"Exif\0\0"}, "VP8L": {"lossless": True}, "VP8 ": {}}
+    picture = noise_picture(160, 120, seed=0)
+    data = bytearray(as_bytes(picture, "WEBP", **options[kind]))
+    assert data[12:16] == kind.encode()
+    assert webp.size_of(bytes(data)) == picture.size
+    assert decoding.count_pixels(bytes(data)) == 160 * 120
+    webp.refuse_bomb(bytes(data))
+    if kind == "VP8X":
+        data[24:30] = (9000 - 1).to_bytes(3, "little") + (8000 - 1).to_bytes(3, "little")
+    elif kind == "VP8L":
+        data[21:25] = (9000 - 1 | (8000 - 1) << 14).to_bytes(4, "little")
+    else:
+        data[26:30] = struct.pack("<HH", 9000, 8000)
+
+    def forbid(*unused: object, **unused_too: object) -> None:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(Image, "open", forbid)
+    assert decoding.count_pixels(bytes(data)) == 72_000_000
+    assert reason(bytes(data)) == f"9000 x 8000 pixels in {len(data):,} bytes are too many"
+
+
+def test_a_large_webp_of_a_photograph_is_no_bomb() -> None:
+    data = bytearray(as_bytes(PICTURE, "WEBP", exif=b"Exif\0\0"))
+    data[24:30] = (9000 - 1).to_bytes(3, "little") + (8000 - 1).to_bytes(3, "little")
+    webp.refuse_bomb(bytes(data) + bytes(72_000))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_damaged_picture_does_not_stay_in_memory(kind: str) -> None:
+    """An exception that a frame of its own traceback holds would keep the pixels until the next collection."""
+    data = as_bytes(noise_picture(64, 64, seed=0), kind)[:-2000]
+    gc.collect()
+    gc.disable()
+    try:
+        assert reason(data)
+        left = [each for each in gc.get_objects() if isinstance(each, ImageFile.ImageFile)]
+    finally:
+        gc.enable()
+    assert left == []
+
+
 # ---- nothing is said aloud
 
 
@@ -191,10 +242,15 @@ def talkative(name: str) -> bytes:
     """Pictures that Pillow takes and warns of."""
     if name == "an animation that is none":
         return with_chunk(chunk(b"acTL", struct.pack(">II", 0, 0)))
-    return as_bytes(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0" + bytes(4))
+    if name == "EXIF that is cut off":
+        return as_bytes(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0" + bytes(4))
+    data = bytearray(as_bytes(PICTURE.convert("L"), "TIFF"))
+    place = data.index(struct.pack("<HHI", 262, 3, 1))
+    data[place + 4 : place + 8] = struct.pack("<I", 2)
+    return bytes(data)
 
 
-NAMES = ["an animation that is none", "EXIF that is cut off"]
+NAMES = ["an animation that is none", "EXIF that is cut off", "a number that is there twice"]
 
 
 @pytest.fixture
@@ -228,7 +284,7 @@ def test_libtiff_is_silent_while_a_picture_is_read_and_afterwards_as_it_was(capf
 @pytest.mark.usefixtures("as_users_have_it")
 def test_each_thread_hears_of_its_own_picture_only(capfd: pytest.CaptureFixture[str]) -> None:
     plain = as_bytes(PICTURE)
-    files = [talkative(NAMES[index // 4 % 2]) if index % 4 == 0 else plain for index in range(200)]
+    files = [talkative(NAMES[index % 3]) if index % 4 == 0 else plain for index in range(200)]
     with ThreadPoolExecutor(8) as pool:
         notes = list(pool.map(lambda data: decoding.open_picture(data, 3).notes, files))
     for index, found in enumerate(notes):
@@ -259,14 +315,15 @@ def test_the_command_says_nothing_when_told_to_and_counts_otherwise(
     Path("pictures").mkdir()
     for index, name in enumerate(NAMES * 2):
         data = talkative(name)
-        Path("pictures", f"{index}.{'png' if data[1:4] == b'PNG' else 'jpg'}").write_bytes(data)
+        suffix = {"PNG": "png", "TIFF": "tif", "JPEG": "jpg"}[decoding.kind_of(data)]
+        Path("pictures", f"{index}.{suffix}").write_bytes(data)
     Path("pictures", "broken.tif").write_bytes(broken_tiff())
     arguments = ["prepare", "pictures", "--size", "8", "--out", "store", "--max-bad", "50%"]
     assert main([*arguments, "-q"]) == 0
     assert capfd.readouterr() == ("", "")
     assert main([*arguments, "--force"]) == 0
     said = capfd.readouterr().err
-    assert "4 pictures: Pillow warns; see `store/notes.tsv`" in said
+    assert "6 pictures: Pillow warns; see `store/notes.tsv`" in said
     assert "PIL" not in said
     assert "tempfile" not in said
     rows = [line.split("\t") for line in Path("store/notes.tsv").read_text().splitlines()]
