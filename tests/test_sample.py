@@ -1,5 +1,6 @@
 """`vdiff sample`: the forms pictures are left in, what they say about themselves, and what is refused."""
 
+import copy
 import json
 import re
 import shutil
@@ -14,13 +15,18 @@ from PIL import Image
 
 from tests.full_disk import full_disk
 from tests.tiny import TinyRun
-from vdiff import checkpoint, mark
+from vdiff import checkpoint, digits, mark, recipe_text
 from vdiff.cli import main
+from vdiff.diffusion.denoiser import Denoiser
 from vdiff.drawing import ranges
-from vdiff.images import to_uint8
+from vdiff.images import to_float, to_uint8
+from vdiff.randomness import Randomness
+from vdiff.recipe import Recipe
 from vdiff.samplers.ancestral import Ancestral
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
+from vdiff.training.learner import Learner, RngOf
+from vdiff.training.machine import Machine
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save(run: Path, name: str, steps: int, network: torch.nn.Module, stage: int) -> None:
-    from vdiff.diffusion.denoiser import Denoiser
     from vdiff.diffusion.schedule import CosineSchedule
 
     card = checkpoint.ModelCard(
@@ -140,9 +145,11 @@ def test_a_gif_is_a_film_of_the_way(here: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--sampler", "ancestral"], ["--eta", "0.5", "--clipped"]])
-def test_the_batch_size_does_not_change_the_pictures(here: Path, options: list[str]) -> None:
+def test_the_batch_size_changes_no_picture_by_more_than_a_shade(here: Path, options: list[str]) -> None:
     first, second = (images("-n", "5", "--batch-size", size, *options, model="original") for size in ("1", "64"))
-    assert np.array_equal(first, second)
+    different = np.abs(first.astype(int) - second.astype(int))
+    assert different.max() <= 1
+    assert (different > 0).mean() <= 0.005  # a value must lie on the edge between two shades
     assert len(np.unique(first)) > 50
 
 
@@ -153,6 +160,64 @@ def test_the_batch_size_changes_numbers_by_rounding_at_most(models: Path, sample
     alone, together = (draw(model, sampler, range(5), (3, 8, 8), 4, labels=labels, batch_size=size) for size in (1, 64))
     assert (alone - together).abs().max() < 1e-6
     assert alone.std() > 0.1
+
+
+@pytest.fixture(scope="module")
+def taught() -> Denoiser:
+    """The network of the recipe `digits` after a few updates: none of its layers is zero any more."""
+    more = ["train.updates=12", "train.batch_size=16", "train.warmup_updates=0", "train.ema=null"]
+    recipe = recipe_text.validate(Recipe, recipe_text.set_values(recipe_text.find("digits"), more))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, settings = recipe.network.build(8, 1), recipe.train
+    student = Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
+    made = Learner(student, settings.objective.build(settings.weighting), settings, Machine("fp32", "cpu"))
+    x = to_float(torch.from_numpy(digits.load()[0][:16]))
+    for update in range(12):
+        made.step(x, None, RngOf(0, 0, update, torch.arange(16), 16))
+    return made.result()
+
+
+@pytest.mark.parametrize("sampler", [Ddim(), Ddim(eta=0.5, clip=1.2)], ids=str)
+def test_a_real_network_draws_the_same_pictures_in_any_batch_to_rounding(taught: Denoiser, sampler: Any) -> None:
+    """float32 rounds by 6e-8; sums of some 600 products and 8 steps make of that less than 1e-4, 1/78 of a shade.
+
+    In float64, which rounds by 1e-16, the same must be below 1e-12: so it is rounding, and nothing of the other
+    pictures gets in.
+    """
+    sizes = (1, 7, 64)
+    alone, few, all_at_once = (draw(taught, sampler, range(64), (1, 8, 8), 8, batch_size=size) for size in sizes)
+    exact = Denoiser(InDouble(taught.network), taught.schedule, taught.predicts)
+    exactly = [
+        torch.cat([in_double(exact, sampler, range(start, min(start + size, 64))) for start in range(0, 64, size)])
+        for size in sizes
+    ]
+    assert all_at_once.std() > 0.1
+    for other in (alone, few):
+        assert (other - all_at_once).abs().max() < 1e-4
+        shades = (to_uint8(other).int() - to_uint8(all_at_once).int()).abs()
+        assert shades.max() <= 1
+        assert (shades > 0).float().mean() < 0.005
+    for drawn in exactly[:2]:
+        assert (drawn - exactly[2]).abs().max() < 1e-12
+    assert (exactly[2] - all_at_once).abs().max() < 1e-4
+
+
+class InDouble(torch.nn.Module):
+    """A network that computes in float64."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).double()
+
+    def forward(self, z: torch.Tensor, time: torch.Tensor, label: Any = None, keys: Any = None) -> Any:
+        return self.network(z, time.double(), label, keys)
+
+
+def in_double(denoiser: Denoiser, sampler: Any, seeds: range) -> torch.Tensor:
+    rng = Randomness.for_images(torch.tensor(seeds))
+    found: torch.Tensor = sampler(denoiser, rng.normal(1, 8, 8).double(), 8, rng)
+    return found
 
 
 def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_drawn(

@@ -136,7 +136,7 @@ class SampleSection(Section):
     num_images: int = harmless(64, ge=1)
     """Pictures in a grid."""
     batch_size: int = harmless(64, ge=1)
-    """Pictures that go through the network at once."""
+    """Pictures that go through the network at once; changes memory, and pictures by rounding only."""
     cuda_graphs: CudaGraphs = harmless("auto")
     """Whether a GPU replays recorded network calls: on, off, or auto (off, as no GPU has shown that it pays)."""
 

@@ -37,7 +37,8 @@ Weights = Annotated[
     Path | None, typer.Option("--weights", help="Feature extractor's weights, where there is no network")
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Pictures at once; changes memory only [64]")
+    int | None,
+    typer.Option("--batch-size", min=1, help="Pictures at once; changes memory, and pictures by rounding only [64]"),
 ]
 KeepSamples = Annotated[bool, typer.Option("--keep-samples", help="Leave the drawn pictures in the run's evaluation/")]
 

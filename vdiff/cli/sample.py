@@ -60,7 +60,8 @@ Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="grid.png
 Strip = Annotated[bool, typer.Option("--strip", help="Show the way from noise to picture, a row per picture")]
 Gif = Annotated[bool, typer.Option("--gif", help="Show the way from noise to picture as a film")]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Pictures at once; changes memory, not pictures [64]")
+    int | None,
+    typer.Option("--batch-size", min=1, help="Pictures at once; changes memory, and pictures by rounding only [64]"),
 ]
 
 
@@ -90,7 +91,7 @@ def sample(
 ) -> int | None:
     """Draw pictures with a model
 
-    The same seed gives the same picture, whatever the batch size and the other seeds.
+    The same seed gives the same picture to rounding, whatever the batch size and the other seeds.
 
     Examples:
       vdiff sample --checkpoint base_6 --clipped

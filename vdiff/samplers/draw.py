@@ -1,4 +1,4 @@
-"""Pictures from seeds: each depends on its own seed alone, whatever the batch size."""
+"""Pictures from seeds: each depends on its own seed alone, and on the batch size by rounding only."""
 
 from collections.abc import Callable, Sequence
 
@@ -29,6 +29,7 @@ def draw(
 ) -> Tensor:
     """Images in [-1, 1] up to what the network overshoots: float32 [len(seeds), C, H, W] on the CPU.
 
+    Another batch size may change the last digits of a float32: its sums are taken in another order.
     labels: int64 [len(seeds)].   graphs: replay the network's calls.   watch: sees the steps of every batch.
     on_batch: told how many pictures are done.
     """
