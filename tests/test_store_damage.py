@@ -126,6 +126,16 @@ def test_a_foreign_store_may_hold_other_records(other: str, tmp_path: Path) -> N
     assert (opened.metadata, opened.sizes, opened.num_images) == (None, (16,), 2)
 
 
+def test_a_size_whose_first_key_has_changed_is_missed(tmp_path: Path) -> None:
+    """It must not look as if the store had never held that size."""
+    pictures = {f"{size}-{index:05d}": b"picture" for size in (16, 8) for index in range(3)}
+    pictures["16-0000/"] = pictures.pop("16-00000")
+    with StoreWriter(tmp_path) as writer:
+        writer.commit({**pictures, "length": b"3"})
+    with pytest.raises(DataError, match="`16-00000` is missing"):
+        ImageStore(tmp_path)
+
+
 def test_a_store_that_was_never_finished_is_not_a_foreign_one(make_pictures: MakePictures, tmp_path: Path) -> None:
     unfinished = stopped(make_pictures(), tmp_path / "store", after=6)
     with StoreWriter(unfinished) as writer:

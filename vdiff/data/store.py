@@ -158,7 +158,10 @@ class ImageStore:
             return tuple(self.metadata.sizes)
         sizes, cursor = [], transaction.cursor()
         found = cursor.first()
-        while found and (key := _KEY.fullmatch(cursor.key())):
+        while found and cursor.key() < b":":  # which follows the digits
+            if not (key := _KEY.fullmatch(cursor.key())):
+                found = cursor.next()  # not a picture's, but one may follow
+                continue
             if int(key[1]) in sizes:
                 raise damaged(self.path, "its keys are not in order")
             sizes.append(int(key[1]))
