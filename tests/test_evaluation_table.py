@@ -1,9 +1,11 @@
 """The table of an evaluation: written and read again, and what is no table."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from vdiff.errors import ModelFileError
 from vdiff.metrics import METRICS, table
@@ -39,6 +41,28 @@ TABLE = EvaluationTable(protocol=PROTOCOL, made="2026-01-01T00:00:00Z", made_by=
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     table.write(tmp_path / "table.json", TABLE)
     assert table.read(tmp_path / "table.json") == TABLE
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_in_a_table_is_finite(value: float) -> None:
+    with pytest.raises(ValidationError):
+        Value(value=value)
+    with pytest.raises(ValidationError):
+        Value(value=1.0, low=value)
+
+
+def test_nothing_is_in_a_table_that_is_not_known_and_nothing_in_it_changes() -> None:
+    with pytest.raises(ValidationError, match="extra"):
+        Value(value=1.0, more=2.0)  # type: ignore[call-arg]
+    with pytest.raises(ValidationError, match="frozen"):
+        Value(value=1.0).value = 2.0  # type: ignore[misc]
+
+
+def test_a_table_can_be_read_by_people(tmp_path: Path) -> None:
+    table.write(tmp_path / "table.json", TABLE.model_copy(update={"machine": "2 Kerne für Räuber"}))
+    text = (tmp_path / "table.json").read_text(encoding="utf-8")
+    assert "2 Kerne für Räuber" in text
+    assert text.count("\n") > 20
 
 
 def test_there_may_be_no_table(tmp_path: Path) -> None:

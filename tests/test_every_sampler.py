@@ -168,3 +168,16 @@ def test_samplers_that_draw_other_pictures_have_other_names() -> None:
     assert len(same) == 1
     assert len(set(names)) == len(names) - 1
     assert all(name.split()[0] == kind for name, (kind, _) in zip(names, CASES, strict=True))
+
+
+def test_a_sampler_that_says_nothing_about_it_adds_no_noise_and_clips_nothing() -> None:
+    class Plain(Sampler):
+        def step(self, pred: Prediction, z: Tensor, t: float, s: float, *_: Any) -> Tensor:
+            return pred.x
+
+        def __str__(self) -> str:
+            return "plain"
+
+    assert not Plain().is_noisy
+    assert Plain().clip is None
+    assert torch.equal(Plain()(noted("cosine"), noise(2), 1, rng(2)), noted("cosine")(noise(2), torch.ones(2)).x)

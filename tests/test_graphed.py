@@ -69,6 +69,14 @@ class Deaf(Snapshot):
         return lambda fresh: replay(given)
 
 
+class Rounding(Snapshot):
+    """Replays what the network computes but for a rounding error."""
+
+    def record(self, call: Callable[..., Tensor], given: Given) -> Replay:
+        replay = super().record(call, given)
+        return lambda fresh: replay(fresh) * (1 + 2**-20)
+
+
 class Broken:
     """Cannot record."""
 
@@ -140,6 +148,7 @@ def test_replayed_calls_draw_the_same_pictures(batch_size: int) -> None:
     ("recorder", "why"),
     [
         (Deaf(), "what is replayed is not what the network computes"),
+        (Rounding(), "what is replayed is not what the network computes"),
         (Broken(), "operation not permitted when stream is capturing"),
     ],
 )
@@ -193,6 +202,13 @@ def test_a_network_that_learns_is_left_alone(learning: str) -> None:
     model = unet()
     model.network.train(learning == "training").requires_grad_(learning == "requires_grad")
     assert Graphs(Snapshot(), silent).of(model) is model
+
+
+def test_a_network_behind_graphs_is_no_more_in_training_than_before() -> None:
+    model = unet()
+    behind = Graphs(Snapshot(), silent).of(model)
+    assert behind is not model
+    assert not behind.network.training
 
 
 def test_where_gradients_are_kept_nothing_is_replayed() -> None:

@@ -1,5 +1,8 @@
 """Randomness: the published generator, and numbers that depend on nothing but their place or seed."""
 
+import hashlib
+import math
+
 import pytest
 import torch
 
@@ -73,3 +76,56 @@ def test_stratified_numbers_are_evenly_spread():
 
 def test_an_odd_number_of_values_is_the_beginning_of_an_even_one():
     assert torch.equal(update(range(3)).normal(5), update(range(3)).normal(8)[:, :5])
+
+
+def test_stratified_numbers_rise_by_one_part_from_place_to_place():
+    """(u + place / num_places) mod 1, with the same u for all of them."""
+    u = update(range(64)).stratified()
+    steps = (u[1:] - u[:-1]) % 1
+    torch.testing.assert_close(steps, torch.full((63,), 1 / 64, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
+def test_a_picture_of_a_large_seed_has_other_numbers_than_that_of_its_lower_half():
+    low, high = torch.tensor([5, 6]), torch.tensor([5, 6]) + 2**40
+    one, other = (Randomness.for_images(seeds).normal(4) for seeds in (low, high))
+    assert not torch.isin(one, other).any()
+
+
+def words_of(key, *counter):
+    return [int(word) for word in philox(tuple(torch.tensor(part) for part in counter), key)]
+
+
+def key_of(names):
+    return int.from_bytes(hashlib.sha256(names).digest()[:8], "little")
+
+
+def unit_of(words):
+    return ((words[0] << 21) | (words[1] >> 11)) / 2**53
+
+
+def polar(first, second):
+    """Box & Muller 1958."""
+    radius, angle = math.sqrt(-2 * math.log((first + 0.5) / 2**32)), 2 * math.pi * second / 2**32
+    return [radius * math.cos(angle), radius * math.sin(angle)]
+
+
+def test_numbers_are_those_of_the_counters_and_keys_that_saved_runs_rely_on():
+    """By the definition: with another layout, the same seed would be other weights and other pictures."""
+    key, number = key_of(b"('update', 3, 2)"), 7
+    random = update([0, 5], number=number, seed=3, stage=2, num_places=6)
+    drawn = [random.normal(6), random.uniform(), random.keys(), random.stratified()]
+    for row, place in enumerate((0, 5)):
+        first, second = (words_of(key, block, 0, place, number) for block in (0, 1))
+        wanted = [*polar(*first[:2]), *polar(*first[2:]), *polar(*second[:2])]
+        assert drawn[0][row].tolist() == pytest.approx(wanted, abs=1e-5)
+        assert float(drawn[1][row]) == unit_of(words_of(key, 0, 1, place, number))
+        words = words_of(key, 0, 2, place, number)
+        assert int(drawn[2][row]) == (words[0] >> 1 << 31) | (words[1] >> 1)
+        common = unit_of(words_of(key, 0, 3, 2**32 - 1, number))
+        assert float(drawn[3][row]) == pytest.approx((common + place / 6) % 1, abs=1e-15)
+
+
+def test_numbers_of_a_picture_are_those_of_both_halves_of_its_seed():
+    words = words_of(key_of(b"('image',)"), 0, 0, 9, 2**8)
+    found = Randomness.for_images(torch.tensor([2**40 + 9])).keys()
+    assert int(found[0]) == (words[0] >> 1 << 31) | (words[1] >> 1)

@@ -70,6 +70,7 @@ LIMITS: dict[tuple[type[Section], str], tuple[list[Any], list[Any]]] = {
     (BetasSection, "last"): ([1e-8, 0.02], [0, 1]),
     (DdimSection, "eta"): ([0, 1], [-1e-9, 1.001]),
     (DdimSection, "clip"): ([1e-9, 100, None], [0]),
+    (DdimSection, "clip_noise"): ([1e-9, 100, None], [0]),
     (AncestralSection, "mix"): ([0, 1], [-1e-9, 1.001]),
     (AncestralSection, "clip"): ([1e-9, 100, None], [0]),
     (FitSection, "updates"): ([1], [0]),
