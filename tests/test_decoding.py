@@ -186,7 +186,7 @@ def test_a_small_webp_that_asks_for_much_memory_is_refused_before_it_is_opened(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libwebp takes 8 bytes per pixel as soon as it knows the size."""
-    options: dict[str, dict[str, object]] = {"VP8X": {"exif": b"Exif\0\0"}, "VP8L": {"lossless": True}, "VP8 ": {}}
+    options: dict[str, dict[str, object]] = {"VP8X": {"exif": NO_TIFF}, "VP8L": {"lossless": True}, "VP8 ": {}}
     picture = noise_picture(160, 120, seed=0)
     data = bytearray(as_bytes(picture, "WEBP", **options[kind]))
     assert data[12:16] == kind.encode()
@@ -209,7 +209,8 @@ def test_a_small_webp_that_asks_for_much_memory_is_refused_before_it_is_opened(
 
 
 def test_a_large_webp_of_a_photograph_is_no_bomb() -> None:
-    data = bytearray(as_bytes(PICTURE, "WEBP", exif=b"Exif\0\0"))
+    data = bytearray(as_bytes(PICTURE, "WEBP", exif=NO_TIFF))
+    assert data[12:16] == b"VP8X"
     data[24:30] = (9000 - 1).to_bytes(3, "little") + (8000 - 1).to_bytes(3, "little")
     webp.refuse_bomb(bytes(data) + bytes(72_000))
 
@@ -221,8 +222,9 @@ def test_a_damaged_picture_does_not_stay_in_memory(kind: str) -> None:
     gc.collect()
     gc.disable()
     try:
-        assert reason(data)
-        left = [each for each in gc.get_objects() if isinstance(each, ImageFile.ImageFile)]
+        with contextlib.suppress(DamagedError):  # not pytest.raises, which keeps the exception
+            decoding.open_picture(data, 3)
+        left = [each for each in gc.get_objects() if issubclass(type(each), ImageFile.ImageFile)]
     finally:
         gc.enable()
     assert left == []
@@ -242,15 +244,10 @@ def talkative(name: str) -> bytes:
     """Pictures that Pillow takes and warns of."""
     if name == "an animation that is none":
         return with_chunk(chunk(b"acTL", struct.pack(">II", 0, 0)))
-    if name == "EXIF that is cut off":
-        return as_bytes(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0" + bytes(4))
-    data = bytearray(as_bytes(PICTURE.convert("L"), "TIFF"))
-    place = data.index(struct.pack("<HHI", 262, 3, 1))
-    data[place + 4 : place + 8] = struct.pack("<I", 2)
-    return bytes(data)
+    return as_bytes(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0" + bytes(4))
 
 
-NAMES = ["an animation that is none", "EXIF that is cut off", "a number that is there twice"]
+NAMES = ["an animation that is none", "EXIF that is cut off"]
 
 
 @pytest.fixture
@@ -284,7 +281,7 @@ def test_libtiff_is_silent_while_a_picture_is_read_and_afterwards_as_it_was(capf
 @pytest.mark.usefixtures("as_users_have_it")
 def test_each_thread_hears_of_its_own_picture_only(capfd: pytest.CaptureFixture[str]) -> None:
     plain = as_bytes(PICTURE)
-    files = [talkative(NAMES[index % 3]) if index % 4 == 0 else plain for index in range(200)]
+    files = [talkative(NAMES[index // 4 % 2]) if index % 4 == 0 else plain for index in range(200)]
     with ThreadPoolExecutor(8) as pool:
         notes = list(pool.map(lambda data: decoding.open_picture(data, 3).notes, files))
     for index, found in enumerate(notes):
@@ -315,15 +312,14 @@ def test_the_command_says_nothing_when_told_to_and_counts_otherwise(
     Path("pictures").mkdir()
     for index, name in enumerate(NAMES * 2):
         data = talkative(name)
-        suffix = {"PNG": "png", "TIFF": "tif", "JPEG": "jpg"}[decoding.kind_of(data)]
-        Path("pictures", f"{index}.{suffix}").write_bytes(data)
+        Path("pictures", f"{index}.{'png' if data[1:4] == b'PNG' else 'jpg'}").write_bytes(data)
     Path("pictures", "broken.tif").write_bytes(broken_tiff())
     arguments = ["prepare", "pictures", "--size", "8", "--out", "store", "--max-bad", "50%"]
     assert main([*arguments, "-q"]) == 0
     assert capfd.readouterr() == ("", "")
     assert main([*arguments, "--force"]) == 0
     said = capfd.readouterr().err
-    assert "6 pictures: Pillow warns; see `store/notes.tsv`" in said
+    assert "4 pictures: Pillow warns; see `store/notes.tsv`" in said
     assert "PIL" not in said
     assert "tempfile" not in said
     rows = [line.split("\t") for line in Path("store/notes.tsv").read_text().splitlines()]
