@@ -144,7 +144,7 @@ class _Walk:
                 return
         status = entry.stat()
         self.listing.files.add(name, status.st_size, len(self.listing.files), is_linked)
-        self._identities.append(status.st_ino)
+        self._identities.append((status.st_dev << 44 ^ status.st_ino) % 2**64)
         self.times.append(status.st_mtime_ns)
         self.times.append(status.st_ctime_ns)
 
