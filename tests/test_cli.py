@@ -606,3 +606,12 @@ def test_a_command_may_use_names_of_its_own_beside_the_common_options() -> None:
 def test_the_nearest_word_may_not_be_far() -> None:
     assert failures.nearest("--stepz", ["--steps", "--seeds"]) == "; did you mean `--steps`?"
     assert failures.nearest("zzz", ["--steps"]) == ""
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN], ids=errno.errorcode.get
+)
+def test_what_a_disk_refuses_is_no_bug(number: int) -> None:
+    found = failures.explain(OSError(number, os.strerror(number), "some/place"))
+    assert (found.exit_code, found.problem, found.where) == (6, os.strerror(number).lower(), "some/place")
+    assert found.fix

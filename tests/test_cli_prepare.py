@@ -137,6 +137,25 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
     assert everything(here) == before
 
 
+@pytest.mark.parametrize("place", [".", "/", "..", ""])
+@pytest.mark.parametrize("more", [[], ["--force"], ["--dry-run"]], ids=" ".join)
+def test_a_place_without_a_name_of_its_own_is_refused(
+    place: str, more: list[str], make_pictures: MakePictures, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_pictures(1)
+    before = everything(here)
+    assert main(["prepare", "pictures", "--size", "8", "--out", place, *more]) == 2
+    assert "a store cannot take the place of" in capsys.readouterr().err
+    assert everything(here) == before
+
+
+def test_a_source_with_an_impossible_name_is_no_bug(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "loop").symlink_to("loop")
+    for source, code in (("x" * 300, 6), ("loop", 3), ("loop/x", 3)):
+        assert main(["prepare", source, "--size", "8", "--out", "store"]) == code
+        assert "bug" not in capsys.readouterr().err
+
+
 def test_json_is_one_object_with_what_was_done(
     recipe: Path, make_pictures: MakePictures, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The lock of a folder: one process at a time holds it, whatever goes and comes in its place meanwhile."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -200,6 +201,22 @@ def test_a_disk_too_full_for_a_name_leaves_nothing(tmp_path: Path) -> None:
     with full_disk(0), pytest.raises(MachineError), lock.held(tmp_path / "a" / "run"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP], ids=errno.errorcode.get)
+def test_a_disk_without_locks_is_told_and_nothing_is_left(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*unused: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "mine.txt").touch()
+    for folder in (tmp_path, tmp_path / "a" / "run"):
+        with pytest.raises(MachineError, match="cannot be locked: ") as caught, lock.held(folder):
+            pass
+        assert "file system has locks" in caught.value.fix
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_who_waited_for_a_store_that_another_made_has_nothing_to_do(

@@ -92,6 +92,9 @@ def test_pictures_that_were_only_touched_are_read_once_more_and_not_made_again(p
     before = (prepared(source)[0].store / "data.mdb").stat()
     for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
         os.utime(path, ns=(1, 1))
+    origin = (tmp_path / "store" / ORIGIN).read_bytes()
+    assert plan(source, tmp_path / "store", sizes=[8]).already_done
+    assert (tmp_path / "store" / ORIGIN).read_bytes() == origin  # a plan writes nothing
     report, heard = prepared(source)
     assert (report.already_done, report.decided_by) == (True, "content, which was read again")
     assert "read again" in heard[0]

@@ -81,6 +81,16 @@ def test_what_the_machine_refuses_stops_with_all_that_was_done_and_the_same_comm
     assert fingerprint(report) == unbroken
 
 
+def test_what_stops_at_the_first_picture_leaves_nothing(
+    make_pictures: MakePictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_pictures(3)
+    Refusal(monkeypatch, "000.png", PermissionError(errno.EACCES, "a test"))
+    with pytest.raises(PausedError):
+        prepare(folder, tmp_path / "store", sizes=[8])
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 @pytest.mark.parametrize("number", PASSING, ids=errno.errorcode.get)
 def test_what_passes_soon_costs_nothing_but_a_note(
     number: int, make_pictures: MakePictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -134,6 +134,14 @@ def test_what_is_hidden_or_no_picture_or_a_store_is_left_out(make_pictures: Make
     assert prepare(folder, tmp_path / "other", sizes=[8]).num_images == 3
 
 
+def test_names_need_not_be_utf_8(make_pictures: MakePictures, tmp_path: Path) -> None:
+    odd = make_pictures(2).rename(tmp_path / os.fsdecode(b"jos\xe9"))
+    store = prepare(odd, odd / os.fsdecode(b"\xff"), sizes=[8]).store
+    ImageStore(store).verify()
+    assert prepare(odd, store, sizes=[8]).already_done
+    assert prepare(odd, store, sizes=[16], force=True).num_images == 2
+
+
 def test_grey_colour_and_transparent_pictures_mix(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()

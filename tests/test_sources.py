@@ -217,7 +217,28 @@ def test_links_in_an_archive_never_lead_out_of_it(tmp_path: Path) -> None:
     }
 
 
+@KINDS
+def test_what_systems_keep_on_a_disk_is_none_of_the_pictures(pack: Pack, tmp_path: Path) -> None:
+    files = {f"{kind}/{index}.png": png(index) for kind in ("cats", "dogs") for index in range(2)}
+    theirs = {
+        "cats/@eaDir/0.png/SYNOFILE_THUMB_M.png": png(), "$RECYCLE.BIN/S-1-5/old.png": png(), "#recycle/b.png": png(),
+        "System Volume Information/x": b"junk", "lost+found/7": png(),
+    }  # fmt: skip
+    source = open_source(pack(files | theirs, tmp_path / "source"))
+    assert names(source) == sorted(files)
+    assert source.classes.names == ["cats", "dogs"]
+    assert list(left_out(source)) == ["hidden, or of the system"]
+
+
 # ---- zip
+
+
+def test_the_last_part_of_a_zip_is_known_for_one(tmp_path: Path) -> None:
+    whole = as_zip({"a.png": png(), "b.png": png(2)}, tmp_path / "whole.zip").read_bytes()
+    end = whole.rfind(b"PK\5\6")
+    (tmp_path / "part.zip").write_bytes(whole[len(whole) // 2 : end + 4] + b"\1\0\1\0" + whole[end + 8 :])
+    with pytest.raises(DataError, match="one part of an archive in several files"):
+        open_source(tmp_path / "part.zip")
 
 
 def test_backslashes_separate_folders_where_no_slash_does(tmp_path: Path) -> None:

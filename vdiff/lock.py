@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vdiff.errors import InUseError, UsageError
+from vdiff.errors import InUseError, MachineError, UsageError
 from vdiff.whole_folder import is_taken, make, refusals
 
 FILE = ".lock"
@@ -111,6 +111,11 @@ class _Lock:
                 return True
         except BlockingIOError:
             pass
+        except OSError as err:  # as some network disks are mounted
+            self._descriptor, self._before = descriptor, set(os.listdir(self._folder))
+            self.let_go()
+            problem = f"`{self._folder}` cannot be locked: {err.strerror}"
+            raise MachineError(problem, "choose a folder on a disk whose file system has locks (`flock`)") from err
         os.close(descriptor)
         return False
 

@@ -97,6 +97,12 @@ _MACHINE = {
     errno.ENFILE: "too many files are open on this machine: close some programs",
     errno.EIO: "the disk does not answer as it should: look at its health, or use another one",
     errno.ENOMEM: "close other programs, or send fewer pictures at once",
+    errno.ELOOP: "the links there lead in a circle: put a folder or a file in their place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    **dict.fromkeys(
+        (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        "the disk in the network does not answer as it should: look at the connection to it, or mount it again",
+    ),
 }
 
 

@@ -138,7 +138,9 @@ class Ledger:
             self.commit()
 
     def commit(self) -> None:
-        """Write what waits."""
+        """Write what waits, if anything does."""
+        if not self._part.num_files:
+            return
         key = f"{PART}{self.stored.num_files:010d}"
         self._writer.commit({**self._waiting, key: _sealed(self._part)})
         self.stored.extend(self._part)

@@ -45,7 +45,7 @@ def open_file(path: Path) -> Opened:
     if not (found := _files.get(_identity(path))) or not found.is_usable():
         forget(path)
         identity, size = _identity(path), lmdb_pages.whole_size(path / FILE)
-        environment = lmdb.open(str(path), readonly=True, lock=False, create=False)
+        environment = lmdb.open(os.fsencode(path), readonly=True, lock=False, create=False)
         found = _files[identity] = Opened(os.getpid(), environment, identity, size)
     return found
 

@@ -69,11 +69,18 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    folder: Path, metadata: Metadata, source: Source, settings: Settings, workers: int, tell: Callable[[str], None]
+    folder: Path,
+    metadata: Metadata,
+    source: Source,
+    settings: Settings,
+    workers: int,
+    tell: Callable[[str], None],
+    is_dry: bool = False,
 ) -> Comparison:
     """Whether the store in `folder` is what `source` and `settings` give.
 
-    If only the times of the pictures tell otherwise they are read again, by so many threads; `tell` hears of it.
+    If only the times of the pictures tell otherwise they are read again, by so many threads; `tell` hears of it, and
+    the new times are kept beside the store, unless `is_dry`.
     """
     made = {name: getattr(metadata, name) for name in asdict(settings)} | {"sizes": tuple(metadata.sizes)}
     if made != asdict(settings):
@@ -93,8 +100,9 @@ def compare(
     tell(f"`{source.path}` was touched since the store was made: its pictures are read again, to compare them")
     if not have_marks(source.pictures(0), origin.marks, workers):
         return Comparison("changed", "content")
-    with suppress(VdiffError):  # a store that cannot be written to is read again the next time
-        Origin.of(source, origin.marks).write(folder)
+    if not is_dry:
+        with suppress(VdiffError):  # of a store that cannot be written to, they are read again the next time
+            Origin.of(source, origin.marks).write(folder)
     return Comparison("same", "content, which was read again")
 
 

@@ -98,8 +98,9 @@ def plan(
 ) -> Plan:
     """What `prepare` would do with the same arguments, without writing anything."""
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
+    _unfinished(out)
     opened = _open(source, labels)
-    made = _compared(out, opened, settings, _threads(None), _unheard)
+    made = _compared(out, opened, settings, _threads(None), _unheard, is_dry=True)
     return Plan(
         num_images=len(opened.files),
         class_names=opened.classes.names,
@@ -143,7 +144,7 @@ def prepare(
     """
     started = time.monotonic()
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
-    unfinished = out.with_name(f"{out.name}.partial")
+    unfinished = _unfinished(out)
     lock.refuse_if_held(unfinished)
     opened, threads, tell = _open(source, labels), _threads(workers), _unheard if tell is None else tell
     compared = partial(_compared, out, opened, settings, threads, tell, force)
@@ -219,6 +220,13 @@ def _settings(
     )
 
 
+def _unfinished(out: Path) -> Path:
+    """Where the store is made that is to lie at `out`. UsageError for a place that has no name of its own."""
+    if out.name in ("", ".."):
+        raise UsageError(f"a store cannot take the place of `{out}`", "name a folder in it: --out PATH", out)
+    return out.with_name(f"{out.name}.partial")
+
+
 def _open(source: Path, labels: Labels) -> Source:
     if labels not in get_args(Labels):
         raise UsageError(f"there are no labels `{labels}`", f"choose one of: {', '.join(get_args(Labels))}")
@@ -233,16 +241,22 @@ def _unheard(text: str) -> None: ...
 
 
 def _compared(
-    out: Path, source: Source, settings: Settings, workers: int, tell: Callable[[str], None], force: bool = False
+    out: Path,
+    source: Source,
+    settings: Settings,
+    workers: int,
+    tell: Callable[[str], None],
+    force: bool = False,
+    is_dry: bool = False,
 ) -> Comparison:
     """How `out` stands to what these files and settings give, which `force` does not ask.
 
-    DataError if it is a damaged store.
+    is_dry: nothing is written.   DataError if it is a damaged store.
     """
     metadata = ImageStore(out).metadata if is_store(out) and not force else None
     if metadata is None:
         return Comparison("other", "")
-    found = compare(out, metadata, source, settings, workers, tell)
+    found = compare(out, metadata, source, settings, workers, tell, is_dry)
     if found.verdict == "changed":
         tell(f"the pictures have changed since `{out}` was made, by their {found.decided_by}: it is made again")
     return found

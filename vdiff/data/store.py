@@ -216,7 +216,9 @@ class StoreWriter:
         break_seal(path)
         with self._guarded():
             # The engine is named: an environment variable could ask for one whose files lmdb 2 cannot read.
-            self._environment = lmdb.open(str(path), map_size=max(_FIRST_MAP, 2 * size), lock=False, lib_version=0)
+            self._environment = lmdb.open(
+                os.fsencode(path), map_size=max(_FIRST_MAP, 2 * size), lock=False, lib_version=0
+            )
 
     def commit(self, records: Mapping[str, bytes | None]) -> None:
         """Write all records, or none of them; None deletes one."""

@@ -16,6 +16,7 @@ from vdiff.data.patience import is_of_machine
 from vdiff.data.sources.kinds import BEGINNING, is_known_picture, is_of_the_system, no_picture, without_a_look
 from vdiff.data.sources.left_out import CIRCLE, EMPTY, HIDDEN, NOWHERE, SPECIAL, STORE, UNREADABLE, Reason
 from vdiff.data.sources.lists import add_list, is_list
+from vdiff.data.sources.names import is_hidden
 from vdiff.data.sources.source import Listing, Picture, Source, twice
 from vdiff.data.sources.trouble import is_forbidden, unreadable
 from vdiff.errors import DataError
@@ -111,7 +112,7 @@ class _Walk:
             name = folder + entry.name
             self._has_links |= entry.is_symlink()
             kind = self._kind(entry)
-            if entry.name.startswith(".") or entry.name == "__MACOSX" or is_of_the_system(entry.name):
+            if is_hidden(entry.name) or is_of_the_system(entry.name):
                 self.listing.left_out.add(name, HIDDEN)
             elif kind == "folder":
                 inner.append((f"{name}/", entry.is_symlink()))

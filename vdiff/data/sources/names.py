@@ -1,5 +1,12 @@
 """Names of files: how they are shown, what they hide and how they end."""
 
+import re
+
+_SYSTEM_FOLDERS = "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"
+"""What macOS adds to archives, thumbnails and trash of network disks, and what systems keep on a disk of their own."""
+
+_MAY_HIDE = re.compile("|".join([r"^\.", r"/\.", *map(re.escape, _SYSTEM_FOLDERS)]))
+
 
 def suffix_of(name: str) -> str:
     """The end of a name from its last dot on, in small letters; empty where there is none."""
@@ -21,7 +28,7 @@ def folder_of(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of it hides (`.name`, AppleDouble's `._name`) or is what macOS adds to archives."""
-    if "." not in name[:1] and "/." not in name and "__MACOSX" not in name:
+    """Whether a part of it hides (`.name`, AppleDouble's `._name`) or is a folder that systems keep for themselves."""
+    if not _MAY_HIDE.search(name):
         return False  # nearly all names
-    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts_of(name))
+    return any((part.startswith(".") and part != "..") or part in _SYSTEM_FOLDERS for part in parts_of(name))

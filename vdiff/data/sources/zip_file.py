@@ -37,8 +37,8 @@ class ZipSource(Source):
         with path.open("rb") as file:  # a program that unpacks itself, or something else before the archive
             try:
                 return find_end(file, path.stat().st_size) is not None
-            except ValueError:
-                return False
+            except ValueError:  # such as the last one of several parts: listing it will tell what is wrong
+                return path.suffix.lower() == ".zip"
 
     @cached_property
     def stamp(self) -> str:
