@@ -4,11 +4,13 @@ import errno
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.conftest import MakePictures, noise_picture
 from vdiff import images
 from vdiff.cli import main
 from vdiff.data import conversion, patience
+from vdiff.data.opened import forget
 from vdiff.data.prepare import Report, prepare
 from vdiff.data.sources import tar_file
 from vdiff.data.store import ImageStore
@@ -319,6 +322,48 @@ def test_a_store_that_cannot_be_opened_for_now_is_not_thrown_away(
             with pytest.raises(PausedError, match="cannot write the image store"):
                 prepare(folder, tmp_path / "store", sizes=[8])
     assert prepare(folder, tmp_path / "store", sizes=[8]).resumed_at == 4
+
+
+@pytest.mark.parametrize("number", [*PASSING, *LASTING], ids=errno.errorcode.get)
+def test_a_store_that_cannot_be_read_for_now_is_neither_damaged_nor_thrown_away(
+    number: int, make_pictures: MakePictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun, finished, and with its pages looked at before it is opened."""
+    pread = os.pread
+
+    def refuse(descriptor: int, *place: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("data.mdb"):
+            raise OSError(number, os.strerror(number))
+        return pread(descriptor, *place)
+
+    folder = make_pictures(6)
+    stop_at(4, folder, tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", refuse)
+        with pytest.raises(PausedError, match=os.strerror(number).lower()):
+            prepare(folder, tmp_path / "store", sizes=[8])
+    assert prepare(folder, tmp_path / "store", sizes=[8]).resumed_at == 4
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", refuse)
+        for use in (ImageStore, partial(prepare, folder, sizes=[8])):
+            with pytest.raises(PausedError, match=os.strerror(number).lower()):
+                use(tmp_path / "copy")
+    opened, place = ImageStore(tmp_path / "copy"), tmp_path / "copy"
+    forget(place)
+    if number in PASSING:
+        with monkeypatch.context() as patch:
+            patch.setattr(lmdb, "open", partial(refuse_lmdb, f"{place}: {os.strerror(number)}"))
+            with pytest.raises(MACHINE, match=os.strerror(number)):
+                opened.read(0, 8)
+    opened.verify()
+
+
+MACHINE = (PausedError, lmdb.MemoryError)
+
+
+def refuse_lmdb(reason: str, *unused: object, **unused_too: object) -> Any:
+    raise (lmdb.MemoryError if "memory" in reason else lmdb.Error)(reason)
 
 
 LIMITED = """

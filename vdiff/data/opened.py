@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import lmdb
 
 from vdiff.data import lmdb_pages
-from vdiff.errors import DataError
+from vdiff.data.patience import is_of_machine, is_refusal, paused
+from vdiff.errors import DataError, PausedError, VdiffError
 
 FILE = "data.mdb"
 
@@ -59,7 +60,7 @@ def forget(path: Path) -> None:
 def check_pages(path: Path, writing: bool = False) -> int:
     """The CRC-32 of the pages that lead to the records; a file is looked at once.
 
-    DataError if LMDB cannot read the file safely, or cannot write to it.
+    DataError if LMDB cannot read the file safely, or cannot write to it; PausedError if the machine refuses.
     """
     try:
         status = (path / FILE).stat()
@@ -72,15 +73,18 @@ def check_pages(path: Path, writing: bool = False) -> int:
             pages = lmdb_pages.check(path / FILE)
             _checked[_identity(path)] = (state, pages)
         return pages
-    except ValueError as err:
-        raise damaged(path, str(err)) from err
-    except OSError as err:
+    except (ValueError, OSError) as err:
         raise unreadable(path, err) from err
 
 
-def unreadable(path: Path, err: OSError) -> DataError:
-    """What to raise when the disk refuses to read the store."""
-    return DataError(f"the image store cannot be read: {err.strerror}", "check its permissions", path)
+def unreadable(path: Path, err: OSError | lmdb.Error | ValueError) -> VdiffError:
+    """What to raise when the store cannot be read: the machine refuses, which is not its fault, or it is damaged."""
+    if is_of_machine(err):
+        return paused(str(path), err)
+    if isinstance(err, lmdb.Error) and is_refusal(str(err)):
+        fix = "give it more memory, files or a better disk; the same command then goes on from here"
+        return PausedError(f"cannot read the image store: {err}", fix, path)
+    return damaged(path, str(err))
 
 
 def damaged(path: Path, problem: str) -> DataError:

@@ -37,7 +37,8 @@ _SHOWN = ("format", "made_by", "channels", "encoding", "quality", "resampling", 
 class ImageStore:
     """An image store opened for reading. It can be pickled and used after a fork: each process opens the file itself.
 
-    DataError if there is none, if it is damaged or if it does not hold what it says.
+    DataError if there is none, if it is damaged or if it does not hold what it says. PausedError if the machine refuses
+    to read it for now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -133,7 +134,7 @@ class ImageStore:
         except lmdb.MemoryError:
             raise  # the machine's trouble: the store is whole
         except (lmdb.Error, OSError, ValueError) as err:
-            raise damaged(self.path, str(err)) from err
+            raise unreadable(self.path, err) from err
 
     def _read_metadata(self, transaction: Any) -> Metadata | None:
         if (text := transaction.get(METADATA.encode())) is None:
