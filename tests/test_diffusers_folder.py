@@ -84,6 +84,21 @@ def test_diffusers_tells_the_number_of_steps_of_a_student_when_it_is_opened(
     assert said.text == "", "a base network can be drawn with in any number of steps"
 
 
+def test_a_readme_promises_no_steps_that_diffusers_cannot_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers knows whole times of the grid only, and refuses more steps than there are."""
+    base = {"is_distilled": False, "parent": None}
+    checkpoint.save(tmp_path / "original", card(grid=4, num_steps=8, name="original", **base), denoiser(grid=4))
+    assert len(run_readme(tmp_path / "original", monkeypatch)) == 4
+    assert "at most 4 steps" in (tmp_path / "original/README.md").read_text()
+    for grid, num_steps in ((4, 8), (20, 8)):
+        folder = tmp_path / f"of_{grid}"
+        checkpoint.save(folder, card(grid=grid, num_steps=num_steps), denoiser(grid=grid))
+        text = (folder / "README.md").read_text()
+        assert "```python" not in text
+        assert "8 steps lie between them" in text
+        assert "vdiff sample --checkpoint" in text
+
+
 def test_a_model_with_classes_names_a_pipeline_that_passes_them_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

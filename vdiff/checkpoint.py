@@ -86,7 +86,7 @@ def save(
         save_tensors(target / WEIGHTS, weights, {"format": "pt"})
         if extra is not None:
             extra(target)
-        told = diffusers_folder.readme(card, denoiser.network, has_picture=(target / "samples.png").exists())
+        told = diffusers_folder.readme(card, denoiser, has_picture=(target / "samples.png").exists())
         (target / diffusers_folder.README).write_text(told, encoding="utf-8")
 
     facts = {**asdict(card), "versions": _versions(), "made_by": f"vdiff {__version__}"}

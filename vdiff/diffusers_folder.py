@@ -67,8 +67,9 @@ def scheduler_config(card: ModelCard, denoiser: Denoiser) -> dict[str, Any]:
     }
 
 
-def readme(card: ModelCard, network: nn.Module, has_picture: bool) -> str:
+def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:
     """README.md: what the model is and how pictures are drawn with it."""
+    network, grid = denoiser.network, denoiser.schedule.grid
     channels, height, width = card.shape
     kind = {1: "grey", 3: "colour", 4: "RGBA"}.get(channels, f"{channels}-channel")
     steps = f"{card.num_steps} step{'s' * (card.num_steps != 1)}"
@@ -79,7 +80,7 @@ def readme(card: ModelCard, network: nn.Module, has_picture: bool) -> str:
     ]
     if has_picture:
         parts.append("![Pictures that it drew](samples.png)")
-    parts += ["## Drawing", *_drawing(card, class_of(network)), "## Facts", _facts(card)]
+    parts += ["## Drawing", *_drawing(card, class_of(network), grid), "## Facts", _facts(card)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -97,11 +98,18 @@ def _origin(card: ModelCard) -> str:
     return f"A student of {teacher}, made by progressive distillation (Salimans & Ho 2022, arXiv 2202.00512)."
 
 
-def _drawing(card: ModelCard, class_name: str | None) -> list[str]:
+def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
     with_vdiff = f"```bash\nvdiff sample --checkpoint {card.name}\n```"
     if class_name is None:
         told = f"diffusers does not know this network (`{card.network}`); vdiff does, with the package that brings it:"
         return [told, with_vdiff]
+    if card.is_distilled and grid % card.num_steps:
+        told = (
+            f"diffusers knows the whole times of the schedule's grid only, of which there are {grid:,}, and "
+            f"{card.num_steps:,} steps lie between them: it draws other pictures, or none. vdiff knows all:"
+        )
+        return [told, with_vdiff]
+    num_steps = min(card.num_steps, grid)
     pipeline = "DiffusionPipeline" if card.num_classes else "DDIMPipeline"
     labels = ""
     if card.num_classes:
@@ -112,7 +120,7 @@ def _drawing(card: ModelCard, class_name: str | None) -> list[str]:
         f"from diffusers import {pipeline}",
         "",
         f'pipeline = {pipeline}.from_pretrained("{card.name}")',
-        f"pictures = pipeline(batch_size={count}, {labels}num_inference_steps={card.num_steps}).images",
+        f"pictures = pipeline(batch_size={count}, {labels}num_inference_steps={num_steps}).images",
     ]
     texts = ["```python\n" + "\n".join(code) + "\n```"]
     if card.is_distilled:
@@ -120,6 +128,8 @@ def _drawing(card: ModelCard, class_name: str | None) -> list[str]:
             f"`num_inference_steps={card.num_steps}` belongs to this model. With any other number, and with the "
             "default of diffusers, it draws wrong pictures without a complaint."
         )
+    elif card.num_steps > grid:
+        texts.append(f"diffusers draws in at most {grid:,} steps with this model, vdiff in any number.")
     if card.num_classes:
         texts.append(
             f"It has {card.num_classes} classes, 0 to {card.num_classes - 1}. `DDIMPipeline` cannot pass them on; the "
