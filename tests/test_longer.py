@@ -7,6 +7,7 @@ import pytest
 
 from tests.tiny import TinyRun
 from vdiff import inspection, savepoint
+from vdiff.cli import estimates
 from vdiff.config import Section, mark_of
 from vdiff.errors import Stopped, UsageError
 
@@ -49,6 +50,20 @@ def test_a_finished_training_goes_on_and_its_folder_is_replaced_when_the_longer_
     again = len(tiny_run.said)
     assert tiny_run.base(*CONSTANT) == longer
     assert not any("update" in line for line in tiny_run.said[again:] if "skipped" not in line)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_dry_run_says_what_the_run_would_do(
+    tiny_run: TinyRun, keeps: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = f"train.keep_state={str(keeps).lower()}"
+    tiny_run.base("train.updates=4", kept, *CONSTANT[::2])
+    for updates, is_done in ((4, True), (12, not keeps)):
+        recipe = tiny_run.recipe(f"train.updates={updates}", kept, *CONSTANT[::2])
+        estimates.show(recipe, None, tiny_run.folder(), "cpu", force=False)
+        assert (" done" in capsys.readouterr().out) == is_done, updates
+        tiny_run.base(f"train.updates={updates}", kept, *CONSTANT[::2])
+        assert tiny_run.folder().unfinished() == []
 
 
 def test_students_of_a_shorter_base_are_not_mixed_with_a_longer_one(tiny_run: TinyRun) -> None:

@@ -85,19 +85,7 @@ class Chain:
         return [stage.name for stage in stages if self._is_finished(stage)]
 
     def _is_finished(self, stage: Stage) -> bool:
-        """Whether its model folder is there; not where the recipe wants a longer training, and there is what it takes.
-
-        Errors: ModelFileError for a card that cannot be believed.
-        """
-        if not is_model_folder(self.run.model(stage.name)):
-            return False
-        points = self.run.points(stage.name)
-        if stage.index > 0 or not points:
-            return True
-        card = checkpoint.read_card(self.run.model(stage.name))
-        wanted = self._trajectory(stage)
-        is_longer = savepoint.changed(_known(card, wanted), wanted) == ["train.updates"]
-        return not (is_longer and stage.settings.updates > card.updates and int(points[0].name) >= card.updates)
+        return is_finished(self.run, stage, self._trajectory(stage))
 
     def _trajectory(self, stage: Stage) -> dict[str, object]:
         return trajectory(self._surroundings.recipe, stage, self._surroundings.machine.precision)
@@ -172,6 +160,21 @@ class Chain:
                 f"`{stage.name}` was distilled from another `{card.parent['name']}` than the one that is there now"
             )
             raise UsageError(problem, fix, where)
+
+
+def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool:
+    """Whether its model folder is there; not where the recipe wants a longer training, and there is what it takes.
+
+    wanted: the stage's `trajectory`.   Errors: ModelFileError for a card that cannot be believed.
+    """
+    if not is_model_folder(run.model(stage.name)):
+        return False
+    points = run.points(stage.name)
+    if stage.index > 0 or not points:
+        return True
+    card = checkpoint.read_card(run.model(stage.name))
+    is_longer = savepoint.changed(_known(card, wanted), wanted) == ["train.updates"]
+    return not (is_longer and stage.settings.updates > card.updates and int(points[0].name) >= card.updates)
 
 
 def choose(

@@ -27,10 +27,10 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     """
     import time
 
-    from vdiff.checkpoint import is_model_folder
+    from vdiff.chain import is_finished
     from vdiff.cli import console, launch
     from vdiff.estimate import estimate
-    from vdiff.plan import doubts, plan
+    from vdiff.plan import doubts, plan, trajectory
     from vdiff.training.machine import Machine
 
     if launch.is_echo():
@@ -44,8 +44,10 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
         stack.push(machine.close)
 
         def look() -> list[list[str]]:
-            found = [stage.name for stage in stages_of(recipe, choice, run)]
-            return [found, [name for name in found if force or not is_model_folder(run.model(name))]]
+            found = stages_of(recipe, choice, run)
+            wants = {stage.name: trajectory(recipe, stage, machine.precision) for stage in found}
+            missing = [stage.name for stage in found if force or not is_finished(run, stage, wants[stage.name])]
+            return [[stage.name for stage in found], missing]
 
         names, missing = machine.processes.told(look)
         stages = [stage for stage in plan(recipe) if stage.name in names]
