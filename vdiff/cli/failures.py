@@ -62,6 +62,8 @@ def explain(err: BaseException) -> VdiffError:
         return MachineError(f"out of memory: {_first_line(err)}", fix)
     if isinstance(err, OSError) and err.errno in _MACHINE:
         return _machine(err)
+    if isinstance(err, OSError) and err.errno in _NAMES and err.filename is not None:
+        return UsageError((err.strerror or "the system refuses").lower(), _NAMES[err.errno], str(err.filename))
     if names & {"DistBackendError", "DistNetworkError"} or "gloo/transport" in str(err):
         fix = "its own message says why; of several networks, name the right one: GLOO_SOCKET_IFNAME=eth0"
         return MachineError("another process of this run has ended, or cannot be reached", fix, _first_line(err))
@@ -86,6 +88,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean `{spelled[near[0]]}`?" if near else ""
 
 
+_AWAY = (errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+"""What disks say that lie on another machine, or were pulled out."""
+
 _MACHINE = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some of your quota, or write to another disk",
@@ -97,13 +102,16 @@ _MACHINE = {
     errno.ENFILE: "too many files are open on this machine: close some programs",
     errno.EIO: "the disk does not answer as it should: look at its health, or use another one",
     errno.ENOMEM: "close other programs, or send fewer pictures at once",
-    errno.ELOOP: "the links there lead in a circle: put a folder or a file in their place",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    **dict.fromkeys(
-        (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
-        "the disk in the network does not answer as it should: look at the connection to it, or mount it again",
-    ),
+    errno.EAGAIN: "no more processes are allowed here: close some programs, or look at `ulimit -u`",
+    **dict.fromkeys(_AWAY, "the disk or the connection to it is gone: mount it again, then run the same command again"),
 }
+"""What the system refuses, and what to do about it."""
+
+_NAMES = {
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "name another place: this is a link that leads back to itself",
+}
+"""What the system says of paths that nobody can have meant."""
 
 
 def _machine(err: OSError) -> MachineError:
