@@ -195,6 +195,8 @@ def test_a_training_that_ends_in_its_warm_up_is_doubted() -> None:
     assert "reaches 0.02 of the 0.002" in doubt
     assert "`--set train.warmup_updates=2`" in doubt
     assert doubts(plan(recipe("train.updates=20", "train.warmup_updates=2"))) == []
+    at_its_end = recipe("train.updates=20", "train.warmup_updates=20")
+    assert doubts(plan(at_its_end)) == [], "its last update has the whole rate"
     students = doubts(plan(recipe("distill.warmup_updates=200")))
     assert [doubt.split("`")[1] for doubt in students] == ["base_0", "base_1"]  # the others have 400 updates and more
 

@@ -46,7 +46,7 @@ def doubts(stages: Sequence[Stage]) -> list[str]:
     found = []
     for stage in stages:
         settings = stage.settings
-        if settings.warmup_updates >= settings.updates:
+        if settings.warmup_updates > settings.updates:
             section = "train" if stage.index == 0 else "distill"
             reached = settings.rate(settings.updates - 1) / settings.learning_rate
             found.append(
