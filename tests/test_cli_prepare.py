@@ -151,8 +151,8 @@ def test_a_place_without_a_name_of_its_own_is_refused(
 
 def test_a_source_with_an_impossible_name_is_no_bug(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "loop").symlink_to("loop")
-    for source, code in (("x" * 300, 6), ("loop", 3), ("loop/x", 3)):
-        assert main(["prepare", source, "--size", "8", "--out", "store"]) == code
+    for source in ("x" * 300, "loop", "loop/x"):
+        assert main(["prepare", source, "--size", "8", "--out", "store"]) == 3
         assert "bug" not in capsys.readouterr().err
 
 
