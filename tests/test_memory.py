@@ -79,12 +79,15 @@ class MallocInfo(ctypes.Structure):
 
 
 def has_memory_of_its_own() -> bool:
-    """Whether a tensor has that is larger than what is free already."""
+    """Whether a tensor has that is larger than what is free already.
+
+    It is of 16 MiB: a thread whose memory was once refused gets it from heaps of 64 MiB from then on.
+    """
     ask = ctypes.CDLL(None).mallinfo2
     ask.restype = MallocInfo
     before, held = ask(), []
     while True:
-        held.append(torch.empty(2**26, dtype=torch.uint8))
+        held.append(torch.empty(2**24, dtype=torch.uint8))
         now = ask()
         if now.own[0] > before.own[0] or now.common > before.common:
             return bool(now.own[0] > before.own[0])
