@@ -178,6 +178,7 @@ FAILURES: dict[str, tuple[BaseException, int, str]] = {
     "cpu memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 6, "out of memory"),
     "library": (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 6, "out of memory"),
     "thread": (RuntimeError("can't start new thread"), 6, "out of memory"),
+    "c": (SystemError("error return without exception set"), 6, "a library failed without a reason"),
 }
 
 
@@ -605,6 +606,20 @@ def test_a_command_may_use_names_of_its_own_beside_the_common_options() -> None:
     wrapped = app.options.with_mode(greet)
     assert wrapped(name="me", json=True, quiet=False, debug=False) == "me"
     assert mode.json
+
+
+def test_where_memory_lacks_for_telling_what_failed_that_is_told(
+    failing_with: Callable[[BaseException], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def lack(*unused: object) -> int:
+        raise MemoryError
+
+    failing_with(MemoryError())
+    monkeypatch.setattr(failures, "report", lack)
+    assert main(["fail"]) == 6
+    assert capsys.readouterr().err.startswith("error: out of memory\nfix: ")
 
 
 def test_the_nearest_word_may_not_be_far() -> None:

@@ -49,7 +49,8 @@ class Among(Machine):
     def __init__(self, meeting: Meeting, rank: int) -> None:
         super().__init__("fp32", "cpu")
         self._accelerator: Any = Party(meeting, rank)
-        self.rank, self.world_size = rank, meeting.count
+        self.rank = self.processes.rank = rank
+        self.world_size = self.processes.world_size = meeting.count
 
 
 def together(count: int, work: Callable[[Machine], object]) -> list[Any]:

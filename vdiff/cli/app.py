@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 import vdiff
 from vdiff import distribution
 from vdiff.cli import COMMANDS, options, signals
-from vdiff.errors import UsageError
+from vdiff.errors import MachineError, UsageError
 from vdiff.printable import printable
 
 
@@ -35,10 +35,18 @@ def answer(arguments: Sequence[str] | None) -> int:
         _check_installation()
         result = root().main(given, prog_name="vdiff", standalone_mode=False)
     except (Exception, KeyboardInterrupt, SystemExit) as err:
+        return _reported(err, given)
+    return result if isinstance(result, int) else 0
+
+
+def _reported(err: BaseException, given: Sequence[str]) -> int:
+    try:
         from vdiff.cli import failures
 
         return failures.report(err, given)
-    return result if isinstance(result, int) else 0
+    except MemoryError:  # there is too little even for telling what failed
+        sys.stderr.write("error: out of memory\nfix: close other programs, then run the same command again\n")
+        return MachineError.exit_code
 
 
 def root() -> TyperGroup:

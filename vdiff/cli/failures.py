@@ -60,6 +60,9 @@ def explain(err: BaseException) -> VdiffError:
     if names & {"OutOfMemoryError", "MemoryError"} or any(words in str(err) for words in _NO_MEMORY):
         fix = "send fewer pictures at once: `--set train.micro_batch=8` when training, `--batch-size 8` when sampling"
         return MachineError(f"out of memory: {_first_line(err)}", fix)
+    if isinstance(err, SystemError):  # of a library in C that failed and did not say why
+        fix = "see whether memory lacks: close other programs, then run the same command again"
+        return MachineError(f"a library failed without a reason: {_first_line(err)}", fix)
     if isinstance(err, OSError) and err.errno in _MACHINE:
         return _machine(err)
     if isinstance(err, OSError) and err.errno in _NAMES and err.filename is not None:
