@@ -206,7 +206,7 @@ def test_unreadable_pictures_are_skipped_up_to_a_share(
     assert main(["prepare", "--max-bad", share]) == code
     assert Path("data/toy/skipped.tsv").exists() == (code == 0)
     err = capsys.readouterr().err
-    assert ("1 pictures could not be read" in err) == (code == 0)
+    assert ("1 picture could not be read" in err) == (code == 0)
     assert ("000.png" in err) == (code == DataError.exit_code)
 
 

@@ -48,12 +48,17 @@ def test_recipes_are_offered_where_one_is_asked_for(folder: Path) -> None:
         assert "notes.txt" not in offered(words, folder=folder)
 
 
-@pytest.mark.parametrize("words", ["sample --checkpoint", "distill --from", "compare", "compare original"])
+@pytest.mark.parametrize("words", ["sample --checkpoint", "distill --from"])
 def test_the_models_of_the_run_are_offered(words: str, folder: Path) -> None:
     assert offered(words, folder=folder) == ["original", "base_0", "elsewhere/", "runs/"]
     assert offered(words, "ba", folder) == ["base_0"]
     assert offered(words, "runs/o", folder) == ["runs/other/"]
     assert offered(words, "~/els", folder) == ["~/elsewhere/"]
+
+
+@pytest.mark.parametrize("words", ["evaluate", "compare", "compare original"])
+def test_models_and_runs_are_offered_where_both_are_taken(words: str, folder: Path) -> None:
+    assert {"original", "base_0", "runs/faces", "runs/other"} <= set(offered(words, folder=folder))
 
 
 def test_another_run_is_asked_for_its_own_models(folder: Path) -> None:

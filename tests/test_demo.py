@@ -42,6 +42,12 @@ def test_the_demo_goes_the_whole_way_and_goes_on_where_it_was_stopped(
     assert [stage["hash"] for stage in second["stages"]] == [stage["hash"] for stage in first["stages"]]
 
 
+def test_a_mistake_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--out", "demo", "--set", "wrong.key=1"]) == 2
+    assert not (tmp_path / "demo" / "digits").exists()
+
+
 def test_a_signal_that_comes_when_the_base_is_complete_ends_the_demo_before_the_next_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,7 @@ def test_a_finished_training_without_its_state_says_what_it_can(tiny_run: TinyRu
 def test_a_longer_training_with_another_rate_keeps_the_finished_one(tiny_run: TinyRun) -> None:
     tiny_run.base("train.updates=4")
     assert tiny_run.base("train.updates=6", "train.learning_rate=0.1").updates == 4
-    assert any("kept as it was made" in line for line in tiny_run.said)
+    assert any("kept as it was made" in line and "`--force` makes it anew" in line for line in tiny_run.said)
 
 
 def test_saves_of_earlier_versions_that_recorded_what_is_harmless_go_on(tiny_run: TinyRun) -> None:

@@ -135,7 +135,8 @@ class Chain:
         different = savepoint.changes(_known(card, wanted), wanted)
         if different:
             self._progress.note(
-                f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)}"
+                f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)};"
+                " `--force` makes it anew"
             )
         if not self.run.is_behind(stage.name):
             self._tidy_saves(stage)

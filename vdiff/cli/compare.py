@@ -20,8 +20,8 @@ Model = "A run (its last stage), a model folder, or its name in the run"
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help=Model, autocompletion=completion.models)],
-    b: Annotated[str, typer.Argument(metavar="B", help="Likewise", autocompletion=completion.models)],
+    a: Annotated[str, typer.Argument(metavar="A", help=Model, autocompletion=completion.models_and_runs)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Likewise", autocompletion=completion.models_and_runs)],
     seeds: Annotated[str, typer.Option("--seeds", metavar="0-15", help="One seed per picture")] = "0-15",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of both [each model's own number]")] = None,
     out: Annotated[Path, typer.Option("--out", help="compare.png, or .html for a page with a divider")] = Path(

@@ -36,6 +36,7 @@ def demo(
       vdiff demo --out /tmp/digits --set train.updates=500
     """
     from vdiff.cli import console, displays, session
+    from vdiff.cli.options import open_recipe
     from vdiff.digits import write_folder
 
     begun = time.monotonic()
@@ -43,6 +44,7 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)
     _recipe_here()
+    open_recipe(RECIPE, changes)  # a mistake is told before anything is made
     console.say(f"{write_folder(Path('digits')):,} handwritten digits: `{out}/digits`")
     _prepare(changes)
     with session.chain("recipe.yaml", changes, None, "cpu", displays.fit_progress) as chain:

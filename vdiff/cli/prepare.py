@@ -196,7 +196,8 @@ def _tell(report: "Report", data: Any) -> None:
     if report.anew:
         console.warn(f"all pictures were prepared anew: {printable(report.anew)}")
     if report.num_skipped:
-        console.warn(f"{report.num_skipped:,} pictures could not be read: see `{report.skipped_file}`")
+        pictures = "picture" if report.num_skipped == 1 else "pictures"
+        console.warn(f"{report.num_skipped:,} {pictures} could not be read: see `{report.skipped_file}`")
     for kind, count in _kinds(report):
         console.warn(f"{count:,} pictures: {kind}; see `{report.notes_file}`")
     _tell_left_out(report.left_out, report.left_out_file)
