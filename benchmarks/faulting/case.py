@@ -3,13 +3,13 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from . import state
 from .episode import check_output, last_lines
 from .outcome import Outcome
-from .service import Ended, Service
+from .service import Ended, Meanwhile, Service
 from .state import Seen, look
 from .world import World
 
@@ -44,7 +44,7 @@ class Case:
         codes: Collection[int],
         unless_used: str = "used",
         fails: Mapping[str, int] | None = None,
-        meanwhile: Callable[[int], None] | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> Ended:
         """Run a command that must end with one of `codes`; with 0 in spite of them, it has used what it should not.
 

@@ -1,16 +1,16 @@
 """The machine refuses for a moment: a file does not open, none may be opened, memory runs out."""
 
+import contextlib
 import errno
 import random
 import resource
 import threading
-import time
 from collections.abc import Callable
 
 from .case import Case
 from .damage import CPU, DISTILL, TRAIN
 from .outcome import Outcome
-from .service import Service
+from .service import Meanwhile, Service
 from .world import World
 
 _ERRORS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOMEM, errno.ETIMEDOUT)
@@ -40,6 +40,7 @@ def strike(world: World, service: Service, outcome: Outcome, keep: bool = False)
             megabytes = rng.choice([1, 4, 16, 64])
             case.say(f"{megabytes} MB of memory left: {command[0]}")
             ended = case.vdiff(*command, codes={0, 6}, meanwhile=_short_of_memory(megabytes * 2**20, rng.random()))
+            service.renew()  # modules whose import failed would stay half there, which no command finds
         if command[0] == "prepare" and ended.code == 0 and "skipped.tsv" in ended.output:
             case.miss("lost", "good pictures were taken for bad ones")
         parts = ("store",) if begins == "empty" else ("models", "store")
@@ -48,21 +49,29 @@ def strike(world: World, service: Service, outcome: Outcome, keep: bool = False)
         case.close()
 
 
-def _short_of_memory(num_bytes: int, delay: float) -> Callable[[int], None]:
-    """For two seconds, a process may take only so much more than it has."""
+def _short_of_memory(num_bytes: int, delay: float) -> Meanwhile:
+    """For two seconds, or until the command ends, a process may take only so much more than it has."""
 
-    def limit(pid: int) -> None:
+    def limit(pid: int) -> Callable[[], None]:
+        has_ended = threading.Event()
+
         def work() -> None:
-            time.sleep(delay)
-            try:
+            if has_ended.wait(delay):
+                return
+            with contextlib.suppress(OSError):
                 with open(f"/proc/{pid}/statm") as file:
                     used = int(file.read().split()[0]) * resource.getpagesize()
                 resource.prlimit(pid, resource.RLIMIT_AS, (used + num_bytes, resource.RLIM_INFINITY))
-                time.sleep(2)
+                has_ended.wait(2)
                 resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            except (OSError, ProcessLookupError):
-                return
 
-        threading.Thread(target=work, daemon=True).start()
+        worker = threading.Thread(target=work)
+        worker.start()
+
+        def lift() -> None:
+            has_ended.set()
+            worker.join()
+
+        return lift
 
     return limit

@@ -32,6 +32,9 @@ class Ended:
     held: list[str] = field(default_factory=list)
 
 
+Meanwhile = Callable[[int], Callable[[], None] | None]
+
+
 class Service:
     """Runs `vdiff ...` in a server, with a fresh one where the last has died."""
 
@@ -46,24 +49,30 @@ class Service:
         folder: Path,
         *arguments: str,
         timeout: float = HANG_SECONDS,
-        meanwhile: Callable[[int], None] | None = None,
+        meanwhile: Meanwhile | None = None,
         fails: Mapping[str, int] | None = None,
     ) -> Ended:
-        """Run a command in `folder`. meanwhile: called with the server's process id while it works.
+        """Run a command in `folder`.
 
+        meanwhile: called with the server's process id while it works; what that returns, when the command has ended.
         fails: {errno, at, times}: the openings of files from number `at` on that are refused, so many times.
         """
         server = self._ready()
         self._calls += 1
         self._write(json.dumps({"cwd": str(folder), "arguments": arguments, "fails": fails}))
-        if meanwhile is not None:
-            meanwhile(server.pid)
+        undo = meanwhile(server.pid) if meanwhile is not None else None
         line = self._read(timeout)
+        if undo is not None:
+            undo()
         if line:
             return Ended(**json.loads(line))
         code = self._code(server)
         self._stop()
         return Ended(code, self._said())
+
+    def renew(self) -> None:
+        """Take a fresh server for the next command."""
+        self._stop()
 
     def close(self) -> None:
         """End the server; nothing can be run after that."""
@@ -128,7 +137,7 @@ class Service:
         return self._talk.read().decode(errors="replace")
 
 
-def stop_when(is_time: Callable[[], object], number: int = signal.SIGTERM) -> Callable[[int], None]:
+def stop_when(is_time: Callable[[], object], number: int = signal.SIGTERM) -> Meanwhile:
     """For `meanwhile`: send a signal as soon as something is true."""
 
     def watch(pid: int) -> None:
