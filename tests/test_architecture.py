@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
     {"errors", "printable"},
-    {"headers", "mark", "distribution", "home", "cores", "decoding"},
+    {"headers", "mark", "distribution", "home", "cores", "threads", "decoding"},
     {"ours"},
     {"array_file", "whole_folder"},
     {"config", "images", "phases", "randomness", "lock"},

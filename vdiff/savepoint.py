@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vdiff import whole_folder
+from vdiff import threads, whole_folder
 from vdiff.checkpoint import load_tensors, num_bytes, save_tensors
 from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
 from vdiff.networks.sharded import on_host, own
@@ -71,8 +71,9 @@ class Saver:
         if not self._writes:
             return
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(update, copied), name=f"save {update}")
-        self._thread.start()
+        thread = threading.Thread(target=self._write, args=(update, copied), name=f"save {update}")
+        threads.start(thread)
+        self._thread = thread
 
     def saved(self) -> int | None:
         """The update of a save that has come onto the disk since the last call, if one has."""

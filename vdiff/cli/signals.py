@@ -36,6 +36,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from vdiff import threads
 from vdiff.errors import ASKING, Stopped
 
 ALWAYS_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -136,7 +137,7 @@ class StopRequest:
         self._closed = threading.Event()
         self._ear = Ear(lambda number: None)
         if follows_parent:
-            threading.Thread(target=self._follow, name="launcher watch", daemon=True).start()
+            threads.start(threading.Thread(target=self._follow, name="launcher watch", daemon=True))
 
     def __call__(self) -> int:
         if self._is_orphan or self._parent not in (None, os.getppid()):
@@ -193,7 +194,7 @@ class Ear:
         self._fd_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._hear) for number in _heard()}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
-        self._thread.start()
+        threads.start(self._thread)
 
     def close(self) -> None:
         """Signals do again what they did before, if the work is not done."""

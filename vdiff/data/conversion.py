@@ -19,6 +19,7 @@ from vdiff.data.sources.source import UNREAD
 from vdiff.data.store import StoreWriter, image_key
 from vdiff.errors import PausedError
 from vdiff.printable import printable
+from vdiff.threads import check_room
 
 JOB, PART = "vdiff-job", "vdiff-part-"
 MIN_DEPTH, MAX_DEPTH = 8, 16
@@ -214,8 +215,8 @@ def in_order(
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for item in items:
-                pending.append(_submitted(pool, partial(work, item)))
+            for count, item in enumerate(items):
+                pending.append(_submitted(pool, partial(work, item), starts_thread=count < workers))
                 if is_large(item):
                     pending[-1].exception()
                 if len(pending) >= 2 * workers:
@@ -227,10 +228,12 @@ def in_order(
                 future.cancel()
 
 
-def _submitted(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> "Future[Result]":
+def _submitted(pool: ThreadPoolExecutor, work: Callable[[], Result], starts_thread: bool) -> "Future[Result]":
     try:
+        if starts_thread:
+            check_room()
         return pool.submit(work)
-    except RuntimeError as err:  # Python has no other word for it
+    except (RuntimeError, MemoryError) as err:  # Python has no other word for it
         if "can't start new thread" not in str(err):
             raise
         fix = "use fewer `--workers`, or allow more threads and memory; the same command then goes on from here"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vdiff import threads
 from vdiff.errors import MachineError
 
 SILENCE_SECONDS = 60.0
@@ -53,7 +54,7 @@ class Line:
         self._is_dead = False
         self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="line to the other processes", daemon=True)
-        self._thread.start()
+        threads.start(self._thread)
 
     def ask(self, put: Callable[[Any], Any], seconds: float | None = None) -> Any:
         """What `put` gives when it is called with the store.   Errors: MachineError where the store does not answer.

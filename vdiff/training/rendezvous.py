@@ -12,6 +12,7 @@ from datetime import timedelta
 import torch
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
+from vdiff import threads
 from vdiff.errors import MachineError
 from vdiff.training.world import World
 
@@ -178,7 +179,7 @@ def _opened(world: World, check: Callable[[], None]) -> Store | None:
     thread = threading.Thread(target=open_it, name="rendezvous", daemon=True)
     ends = time.monotonic() + _MOST_SECONDS
     with _torch_silent():
-        thread.start()
+        threads.start(thread)
         while thread.is_alive() and time.monotonic() < ends:
             thread.join(_POLL_SECONDS)
             check()
