@@ -1,12 +1,16 @@
 """Threads: where memory lacks for one to begin, that is told instead of waited for."""
 
 import mmap
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from vdiff import threads
+import vdiff
+from vdiff import savepoint, threads
 from vdiff.data import conversion
 from vdiff.errors import PausedError
 
@@ -43,3 +47,24 @@ def test_preparing_pauses_without_room_for_its_threads(monkeypatch: pytest.Monke
     monkeypatch.setattr(threading.Thread, "start", never)
     with pytest.raises(PausedError, match="no further thread can be started"):
         list(conversion.in_order(abs, [-1, -2, -3], workers=2))
+
+
+def test_a_save_without_room_for_its_thread_is_an_error_and_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"weights": {"a": torch.ones(3)}}
+    saver = savepoint.Saver(tmp_path / "saves", {})
+    saver.save(1, state, {})
+    saver.wait()
+    no_room(monkeypatch)
+    monkeypatch.setattr(threading.Thread, "start", never)
+    with pytest.raises(MemoryError):
+        saver.save(2, state, {})
+    assert [path.name for path in (tmp_path / "saves").iterdir()] == ["000000001"]
+    saver.wait()  # of nothing
+
+
+def test_no_thread_is_started_otherwise() -> None:
+    begins = re.compile(r"[Tt]hread(\(.*\))?\.start\(")
+    files = Path(vdiff.__file__).parent.rglob("*.py")
+    assert [path.name for path in files if begins.search(path.read_text("utf-8"))] == ["threads.py"]

@@ -91,13 +91,13 @@ def evaluate(
         here: session.Company | None = None
         if launch.is_worker() and not dry_run:  # a process that is alone hears of mistakes before it opens a device
             here = stack.enter_context(session.company(device, options, _UNDONE))
-        parsed, folder, subjects = _found(here and here[0], places or [], recipe, changes, run)
+        parsed, folder, subjects = _found(here.processes if here else None, places or [], recipe, changes, run)
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
         asked = (num_images, first_seed, batch_size or parsed.sample.batch_size)
         temporary = stack.enter_context(tempfile.TemporaryDirectory())
         place = folder.evaluation if folder is not None else Path(temporary)
-        is_first = here is None or here[0].is_first  # the others draw, and measure nothing
+        is_first = here is None or here.processes.is_first  # the others draw, and measure nothing
         images = _reference(parsed, data, subjects[0], wanted) if is_first else None
         evaluation = _evaluation(subjects, wanted, parsed, asked, images, place, weights)
         table_path = folder.table if folder is not None and not _models(places or []) else None
@@ -108,8 +108,8 @@ def evaluate(
         here = here or stack.enter_context(session.company(device, {}, _UNDONE))
         size = subjects[0].card.shape[-1]
         # fp32 wherever it runs: the numbers of two machines can be compared
-        machine = session.machine_of(here[0], "fp32", device, size, parsed.sample.cuda_graphs)
-        return _work(evaluation, table_path, lock, machine, here[1], force, keep_samples)
+        machine = session.machine_of(here.processes, "fp32", device, size, parsed.sample.cuda_graphs)
+        return _work(evaluation, table_path, lock, machine, here.check, force, keep_samples)
 
 
 _UNDONE = "the evaluation goes on with the same command"

@@ -107,12 +107,12 @@ def sample(
         here: session.Company | None = None
         if launch.is_worker() and not dry_run:  # a process that is alone hears of mistakes before it opens a device
             here = stack.enter_context(session.company(device, asked))
-        parsed, folder, card = session.model_of(here and here[0], checkpoint, recipe, changes, run)
+        parsed, folder, card = session.model_of(here.processes if here else None, checkpoint, recipe, changes, run)
         built = _sampler(parsed, sampler, {"eta": eta, "variance": variance, **limits})
         num_steps = _steps(card, steps, built)
         clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
         name_target = partial(_target, out, folder, f"{num_steps}{clipping}", strip, gif, force)
-        target = Path(here[0].told(lambda: str(name_target()))) if here else name_target()
+        target = Path(here.processes.told(lambda: str(name_target()))) if here else name_target()
         numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
         labels = _labels(card, classes, numbers)
         wanted = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "labels": labels}

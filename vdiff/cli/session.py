@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -219,8 +219,11 @@ def model_of(
     return recipe, folder, telling.card(others, lambda: model.read_card(folder))
 
 
-Company = tuple["Processes", Callable[[], None]]
-"""The processes of a command that draws, and a function to be called after every batch; see `company`."""
+class Company(NamedTuple):
+    """The processes of a command that draws, and a function to be called after every batch; see `company`."""
+
+    processes: "Processes"
+    check: Callable[[], None]
 
 
 @contextlib.contextmanager
@@ -250,7 +253,7 @@ def company(
         if not others.is_first:
             mode.json, mode.quiet = False, True
         with others.hearing():
-            yield others, check
+            yield Company(others, check)
 
 
 def machine_of(
