@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,6 +262,14 @@ def test_the_loop_saves_before_it_leaves(machine: Machine, tmp_path: Path) -> No
     is_complete, seen = run(machine, tmp_path / "log.jsonl", made, should_stop=lambda: made.update == 4)
     assert not is_complete
     assert seen == ["save 4"]
+
+
+def test_a_machine_that_need_not_be_deterministic_does_not_wait_for_the_compiler_to_be_imported() -> None:
+    code = (
+        "import sys; from vdiff.training.machine import Machine; Machine('fp32', 'cpu');"
+        "print([name for name in ('torch', 'torch._inductor', 'torch._dynamo') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "['torch']\n"
 
 
 def test_a_machine_is_deterministic_when_it_is_asked_to_be(monkeypatch: pytest.MonkeyPatch) -> None:

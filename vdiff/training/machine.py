@@ -61,7 +61,8 @@ class Machine:
         self.compiles, self.why_compile = compiling.resolve(compile, pick_device(device))
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
-        torch.use_deterministic_algorithms(deterministic)
+        if deterministic != torch.are_deterministic_algorithms_enabled():  # it imports torch's compiler, for a second
+            torch.use_deterministic_algorithms(deterministic)
         memory.arrange(sparing=False)  # who draws asks for the same memory in every step
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.ignored_settings = accelerate_settings.ignored(self.precision)
