@@ -9,7 +9,8 @@ but for those of which EXPLAINED says why nobody can see them.
 
 A worker imports torch and the other packages once and forks for every mutant. Of the test files the quickest are taken
 that together compute no longer than --seconds. With --work FOLDER, what is known stays there, and the same command goes
-on where it was.
+on where it was; with --again it tries once more what was not seen, so that another one, with more --seconds and --most,
+lets the slow tests have a look too.
 """
 
 import argparse
@@ -56,9 +57,6 @@ ALSO = {
 """Tests that reach a module by a table of kinds or by the command line."""
 
 _HUNG = "hung"
-_MOST_SECONDS = 40.0
-"""That a test file may compute at all."""
-
 EXPLAINED: dict[tuple[str, str, str], str] = {}
 """(file, old, new) of mutants that change nothing that anybody can see, and why."""
 
@@ -71,13 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", help="a file or room, such as vdiff/samplers; may be repeated")
     parser.add_argument("--processes", type=int, default=2, help="workers at a time")
     parser.add_argument("--seconds", type=float, default=30.0, help="that the tests of a mutant may compute")
+    parser.add_argument("--most", type=float, default=40.0, help="seconds that a test file may compute at all")
+    parser.add_argument("--again", action="store_true", help="try once more what was not seen")
     parser.add_argument("--prefix", default="", help="what each worker is started with, such as `nice -n 19`")
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout whose code and tests are meant")
     parser.add_argument("--work", type=Path, help="folder that keeps what is known; a temporary one if left out")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
-        return _work(options.worker, options.seconds)
+        return _work(options.worker, options.seconds, options.most)
     with tempfile.TemporaryDirectory(prefix="vdiff-mutations-") as scratch:
         work = (options.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
@@ -99,8 +99,10 @@ def _chosen(tree: Path, rooms: Sequence[str], count: int, seed: int) -> list[Mut
 
 def _try_all(chosen: Sequence[Mutant], work: Path, options: argparse.Namespace) -> None:
     """Have workers try what is not known yet."""
-    known = _known(work)
+    known = {name for name, result in _known(work).items() if result["seen"] or not options.again}
     left = [mutant for mutant in chosen if _name(mutant) not in known]
+    if options.again:
+        _Seconds(work / "seconds.json", work, options.most).forget_left_out()
     running = []
     for number in range(options.processes if left else 0):
         home = work / f"worker-{number}"
@@ -114,7 +116,7 @@ def _try_all(chosen: Sequence[Mutant], work: Path, options: argparse.Namespace) 
                 shutil.copy(source, home / "tree" / name)
         (home / "mutants.json").write_text(json.dumps(left[number :: options.processes]))
         command = [*shlex.split(options.prefix), sys.executable, "-m", "benchmarks.mutations", "--worker", str(home)]
-        command += ["--seconds", str(options.seconds)]
+        command += ["--seconds", str(options.seconds), "--most", str(options.most)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         running.append(subprocess.Popen(command, env=environment, cwd=ROOT))
     try:
@@ -136,14 +138,16 @@ def _known(work: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(work.glob("results*.jsonl")):
         for line in path.read_text().splitlines():
             entry = json.loads(line)
-            found[entry.pop("mutant")] = entry
+            name = entry.pop("mutant")
+            if name not in found or entry["seen"]:
+                found[name] = entry
     return found
 
 
 # The worker
 
 
-def _work(home: Path, most_seconds: float) -> int:
+def _work(home: Path, most_seconds: float, most_of_a_file: float) -> int:
     """Try the mutants of one worker; each result is a line in the folder above."""
     tree, results = home / "tree", home.parent / f"results-{home.name}.jsonl"
     os.chdir(tree)
@@ -152,7 +156,7 @@ def _work(home: Path, most_seconds: float) -> int:
     sys.dont_write_bytecode = True
     os.environ["PYTHONPATH"] = str(tree)  # for what tests start
     _import_packages()
-    seconds = _Seconds(home.parent / "seconds.json", home)
+    seconds = _Seconds(home.parent / "seconds.json", home, most_of_a_file)
     for entry in json.loads((home / "mutants.json").read_text()):
         mutant = Mutant(*entry)
         files = seconds.quickest(concerned(tree, mutant.path), most_seconds)
@@ -172,8 +176,13 @@ def _work(home: Path, most_seconds: float) -> int:
 class _Seconds:
     """How long each test file computes with the code as it is; infinite for one that fails then."""
 
-    def __init__(self, path: Path, home: Path) -> None:
-        self._path, self._home = path, home
+    def __init__(self, path: Path, home: Path, most: float) -> None:
+        self._path, self._home, self._most = path, home, most
+
+    def forget_left_out(self) -> None:
+        """Measure the files again that failed or took too long."""
+        known = {file: seconds for file, seconds in self._read().items() if seconds < math.inf}
+        self._path.write_text(json.dumps(known, indent=1))
 
     def quickest(self, files: Sequence[str], most: float) -> list[str]:
         """The quick ones, quickest first, that together take no longer; one at least."""
@@ -184,7 +193,7 @@ class _Seconds:
     def of(self, file: str) -> float:
         known = self._read()
         if file not in known:
-            code, told, took = _run(self._home, [file], _MOST_SECONDS)
+            code, told, took = _run(self._home, [file], self._most)
             print(f"{file}: {took} s{f', left out: {told}' if code else ''}", flush=True)
             known = self._read() | {file: math.inf if code else took}
             self._path.write_text(json.dumps(known, indent=1))
