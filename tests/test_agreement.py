@@ -8,7 +8,9 @@ import torch
 from skimage.metrics import structural_similarity as published
 
 from vdiff.errors import DataError
-from vdiff.metrics.agreement import agreement, squared_differences, structural_similarity
+from vdiff.images import to_float, to_uint8
+from vdiff.metrics import metric
+from vdiff.metrics.agreement import agreement, agreement_of, squared_differences, structural_similarity
 
 
 def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -18,6 +20,17 @@ def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_equal_pictures_agree_in_everything() -> None:
     x = pictures(3, 3, 16, 16)
     assert agreement(x, x.clone()) == (0.0, math.inf, pytest.approx(1.0, abs=1e-12))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_pictures_of_8_bits_agree_as_floats_do_however_many_are_looked_at_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(metric, "_CHUNK_BYTES", at_once * 8 * 3 * 16 * 16)
+    a, b = (to_uint8(pictures(5, 3, 16, 16, seed=seed)) for seed in (0, 1))
+    assert len(list(metric.chunks(a))) == math.ceil(5 / at_once)
+    wanted = agreement(to_float(a), to_float(b))
+    assert agreement_of(a, b) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_shift_of_a_tenth_has_a_hundredth_of_squared_error_and_26_decibels() -> None:

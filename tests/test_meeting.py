@@ -188,6 +188,27 @@ def test_a_store_that_does_not_answer_is_not_waited_for() -> None:
     assert time.monotonic() - begun < 15
 
 
+def test_a_line_that_was_lost_is_not_waited_for_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = Line(torch.distributed.HashStore(), 0, 1)
+    with pytest.raises(MachineError, match="meet is gone"):
+        cut.ask(lambda store: fail(RuntimeError("Connection reset by peer")))
+    monkeypatch.setattr(line, "_is_set_within", lambda *given: pytest.fail("it waits"))
+    with pytest.raises(MachineError, match="meet does not answer"):
+        cut.ask(lambda store: pytest.fail("it asks"))
+    cut.close()
+
+
+def test_the_process_of_the_store_goes_when_all_others_have_gone() -> None:
+    store = torch.distributed.HashStore()
+    last = Line(store, 0, 3, has_store=True)
+    for other in (1, 2):
+        Line(store, other, 3).close()
+    leaving = threading.Thread(target=last.close, args=(1e6,), daemon=True)
+    leaving.start()
+    leaving.join(30)
+    assert not leaving.is_alive()
+
+
 class Clock:
     """The time, which jumps now and then, as for a process that was suspended."""
 
@@ -294,6 +315,10 @@ def test_differences_are_short() -> None:
     ]
     assert differences([{"x": 0}, {"x": 1}, {"x": 1}, {"x": 0}], list("aaaa")) == [
         "x: 0 on `a` (processes 0, 3), 1 on `a` (processes 1 to 2)"
+    ]
+    assert differences([{"x": {"p": 1, "q": 2}}, {"x": {"q": 2, "p": 1}}], hosts) == []
+    assert differences([{"x": "v" * 40}, {"x": "w" * 41}], hosts) == [
+        f"x: {'v' * 40} on `a` (process 0), {'w' * 24}... on `a` (process 1)"
     ]
 
 

@@ -16,7 +16,9 @@ from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.diffusion.prediction import Predicts, predict
 from vdiff.diffusion.schedule import CosineSchedule
 from vdiff.objectives import OBJECTIVES
+from vdiff.objectives.denoising import DenoisingObjective, DenoisingSection
 from vdiff.objectives.objective import Objective
+from vdiff.objectives.progressive import ProgressiveObjective, ProgressiveSection
 from vdiff.objectives.weighting import Weighting
 from vdiff.plan import Stage
 from vdiff.randomness import Randomness
@@ -250,6 +252,13 @@ def test_stratified_times_lie_one_in_each_part_and_others_do_not(section: Any, c
             break
     else:
         assert wanted.is_stratified, "all of 20 batches were spread evenly, though nobody asked for it"
+
+
+def test_an_objective_that_is_made_by_hand_is_that_of_a_recipe_that_says_nothing() -> None:
+    teacher = constant(TEACHER)
+    made = [DenoisingObjective("snr"), ProgressiveObjective("snr", teacher, 8)]
+    meant = [DenoisingSection().build("snr"), ProgressiveSection().build("snr", teacher, 8, 2)]
+    assert [vars(each) for each in made] == [vars(each) for each in meant]
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 8, 512, 4096])

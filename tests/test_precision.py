@@ -1,6 +1,7 @@
 """Precision: what `auto` comes to, what is refused, and that a run is told when it would go on in another one."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,3 +163,46 @@ def test_plain_attention_in_bf16_is_the_fused_one(pixels: int) -> None:
     gradients: list[tuple[Tensor, ...]] = [torch.autograd.grad(out.sum(), (q, k, v)) for out in (wanted, found)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+@pytest.mark.parametrize("cpu", [True, False])
+def test_auto_asks_the_device_that_computes_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, cpu: bool, has_it: bool
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: has_it == cpu, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it != cpu)
+    assert machines.cpu_multiplies_bf16() is (has_it == cpu)
+    assert resolve("auto", cpu, image_size=256)[0] == ("bf16" if has_it else "fp32")
+
+
+def test_instructions_that_torch_does_not_use_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_fp16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
+    for uses_it in (True, False):
+        monkeypatch.setattr(torch.backends, "mkldnn", SimpleNamespace(enabled=uses_it))
+        assert machines.cpu_multiplies_bf16() is uses_it
+        assert machines.cpu_multiplies_fp16() is uses_it
+
+
+def test_a_network_goes_to_the_device_at_once_but_for_one_that_is_to_lie_in_shares() -> None:
+    machine = Machine("fp32", "cpu")
+    machine.device = torch.device("meta")
+    assert machine.place(torch.nn.Linear(2, 2)).weight.is_meta
+    machine.shards = True
+    assert not machine.place(torch.nn.Linear(2, 2)).weight.is_meta
+
+
+def test_a_processor_is_called_what_it_calls_itself_or_what_the_system_calls_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = "processor: 0\nmodel name\t: Fast   Chip 9\n"
+    monkeypatch.setattr(machines.Path, "read_text", lambda *given, **more: told)
+    assert machines._processor() == "Fast Chip 9"
+    told = "processor: 0\n"
+    monkeypatch.setattr(machines.platform, "processor", lambda: "chip")
+    monkeypatch.setattr(machines.platform, "machine", lambda: "arch")
+    assert machines._processor() == "chip"
+    monkeypatch.setattr(machines.platform, "processor", lambda: "")
+    assert machines._processor() == "arch"

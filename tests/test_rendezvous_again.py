@@ -1,6 +1,8 @@
 """Processes that torchrun starts again meet anew: what was said in an earlier life does not count."""
 
+import itertools
 import threading
+import time
 from datetime import timedelta
 from typing import cast
 
@@ -53,3 +55,25 @@ def test_who_is_started_again_waits_for_the_new_others(early: int, monkeypatch: 
         for thread, done in zip(threads, has_met, strict=True):
             thread.join(30)
             assert done.is_set()
+
+
+class Opening:
+    """What torch opens, after a while."""
+
+    def __init__(self, *given: object, **more: object) -> None:
+        time.sleep(0.3)
+
+
+def test_what_is_opened_is_waited_for_without_hurry_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[threading.Thread] = []
+    monkeypatch.setattr(rendezvous, "TCPStore", Opening)
+    monkeypatch.setattr(rendezvous, "_MOST_SECONDS", 1e6)
+    monkeypatch.setattr(rendezvous.threads, "start", lambda thread: (begun.append(thread), thread.start()))
+    looked = itertools.count()
+    found = rendezvous._opened(lives(29_400)[0], lambda: stop_after(20, next(looked)))
+    assert isinstance(found, Opening)
+    assert [thread.daemon for thread in begun] == [True]  # else a stranger that says nothing would keep the process
+
+
+def stop_after(most: int, count: int) -> None:
+    assert count < most, "it is looked for without a pause, or for ever"

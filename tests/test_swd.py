@@ -8,7 +8,7 @@ from vdiff.errors import DataError
 from vdiff.metrics.bootstrap import resamples, with_interval
 from vdiff.metrics.frechet import PixelFrechetSection
 from vdiff.metrics.metric import Against, MetricSection
-from vdiff.metrics.sliced import SlicedSection
+from vdiff.metrics.sliced import LEVELS, SlicedSection, _quantiles
 
 
 def pictures(count: int, *shape: int, seed: int = 0, low: int = 50, high: int = 150) -> torch.Tensor:
@@ -32,6 +32,14 @@ def test_in_many_dimensions_a_shift_counts_by_the_root_of_their_number() -> None
     shifted[:, 0, 1, 1] += 100
     found = SlicedSection(directions=4096).build(Against(reference, "a")).value(shifted)
     assert found.value == pytest.approx(100 / 127.5 / 3, rel=0.03)
+
+
+def test_quantiles_are_the_middles_of_equal_shares() -> None:
+    """Of LEVELS equal shares of as many values, each is one value, and of three times as many the middle one."""
+    for times, wanted in ((1, torch.arange(LEVELS)), (3, 3 * torch.arange(LEVELS) + 1)):
+        values = torch.arange(times * LEVELS)
+        found = _quantiles(values.double()[None], values[None], torch.ones_like(values))
+        assert torch.equal(found[0], wanted.double())
 
 
 def test_a_set_that_is_there_twice_is_the_same_set() -> None:
@@ -81,3 +89,13 @@ def test_intervals_are_about_as_wide_as_other_seeds_are_apart_and_never_much_nar
     apart = np.std([each.value for each in found], ddof=1)
     wide = np.mean([((each.high or 0) - each.value) / 1.959964 for each in found])
     assert 0.8 < wide / apart < 2
+
+
+def test_no_interval_goes_below_what_is_possible() -> None:
+    numbers = iter([0.0, 100.0] * 50)
+    found = with_interval(1.0, 2, lambda counts: next(numbers))
+    assert found.low == 0
+    assert found.high is not None
+    assert found.high > 90
+    numbers = iter([0.0, 100.0] * 50)
+    assert with_interval(1.0, 2, lambda counts: next(numbers), floor=-1e3).low == pytest.approx(2 - found.high)

@@ -1,6 +1,5 @@
 """Trackers: curves and pictures of a chain on one axis, on which nothing is there twice; and what is not installed."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -8,8 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.tiny import TinyRun
 from vdiff.errors import MachineError, Stopped, UsageError
@@ -104,8 +105,10 @@ def test_trackers_change_no_weights(tiny_run: TinyRun) -> None:
     assert tiny_run.hashes() == tiny_run.hashes("without")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(tiny_run: TinyRun) -> None:
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(trackers._PACKAGES, "wandb", ("not_installed",))
     with pytest.raises(MachineError) as caught:
         tiny_run.base("trackers=[wandb]")
     assert (caught.value.fix, caught.value.exit_code) == ("pip install wandb", 6)
@@ -144,19 +147,25 @@ def test_weights_and_biases_work_without_key_and_network_and_skip_what_they_know
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "runs" / "tiny" / "tracker"
     known = []
     for first in (0, 1):
-        with Machine("fp32", "cpu").trackers(tmp_path / "tracker", ["wandb"], "tiny", first) as found:
+        with Machine("fp32", "cpu").trackers(folder, ["wandb"], "tiny", first) as found:
             for step in range(first, first + 2):
                 found.log({"loss": 1.0}, step)
-            found.picture("samples", torch.zeros(3, 8, 8, dtype=torch.uint8), first + 1)
-        known.append(json.loads((tmp_path / "tracker/wandb.json").read_text()))
+            found.picture("samples", torch.arange(192).view(3, 8, 8).byte(), first + 1)
+        known.append(json.loads((folder / "wandb.json").read_text()))
     assert [each["last_step"] for each in known] == [1, 2]
     assert known[0]["id"] == known[1]["id"]
-    trackers.begin_anew(tmp_path / "tracker")  # a stage is made again: its steps are told again, to a further run
-    with Machine("fp32", "cpu").trackers(tmp_path / "tracker", ["wandb"], "tiny", 1) as found:
+    trackers.begin_anew(folder)  # a stage is made again: its steps are told again, to a further run
+    with Machine("fp32", "cpu").trackers(folder, ["wandb"], "tiny", 1) as found:
         found.log({"loss": 1.0}, 1)
-    again = json.loads((tmp_path / "tracker/wandb.json").read_text())
+    again = json.loads((folder / "wandb.json").read_text())
     assert again["last_step"] == 1
     assert again["id"] != known[0]["id"]
-    assert list((tmp_path / "tracker/wandb").glob("offline-run-*")), sys.modules["wandb"].__version__
+    assert list((folder / "wandb").glob("offline-run-*")), sys.modules["wandb"].__version__
+    pictures = sorted((folder / "wandb").glob("offline-run-*/files/media/images/samples_*.png"))
+    assert len(pictures) == 2
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (8, 8)
+        assert np.array(picture).std() > 0

@@ -132,6 +132,7 @@ def test_a_task_of_a_step_of_slurm_knows_its_place() -> None:
     assert (found.rank, found.size, found.local_rank, found.local_size) == (5, 7, 1, 2)
     assert (found.host, 15_000 <= found.port < 30_000) == ("gpu03", True)
     assert found.told_by == "SLURM_PROCID=5, 7 tasks in step 123456.2 of Slurm"
+    assert found.at_once  # srun starts all of them: only a slow one is waited for
     assert world.read({**STEP, "SLURM_STEP_ID": "3"}).port != found.port
     assert world.read({**STEP, "MASTER_ADDR": "h9", "MASTER_PORT": "1234"}) != found
     first = world.read({**STEP, "SLURM_PROCID": "0"})
@@ -178,6 +179,7 @@ def test_a_process_of_mpi_knows_its_place() -> None:
         world.read({**given, "OMPI_COMM_WORLD_SIZE": "4"})
     found = world.read({**given, "OMPI_COMM_WORLD_LOCAL_RANK": "1"})
     assert (found.rank, found.size, found.local_rank, found.host) == (1, 2, 1, "127.0.0.1")
+    assert found.at_once
 
 
 def test_accelerate_is_told_this_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
