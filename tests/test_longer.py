@@ -66,10 +66,49 @@ def test_a_dry_run_says_what_the_run_would_do(
         assert tiny_run.folder().unfinished() == []
 
 
+STUDENT = ("distill.decay=constant", "distill.keep_state=true")
+
+
+def test_a_student_that_kept_its_state_can_be_made_longer(tiny_run: TinyRun) -> None:
+    tiny_run.base()
+    tiny_run.chain(*STUDENT, "distill.updates=3").distill(count=1)
+    assert [point.name for point in tiny_run.folder().points("base_0")] == ["000000003"]
+    [card] = tiny_run.chain(*STUDENT, "distill.updates=5").distill("original", count=1)
+    tiny_run.base(run="unbroken")
+    tiny_run.chain(*STUDENT, "distill.updates=5", run="unbroken").distill(count=1)
+    assert card.updates == 5
+    assert tiny_run.hashes()["base_0"] == tiny_run.hashes("unbroken")["base_0"]
+
+
+def test_a_student_without_its_state_says_what_would_have_kept_it(
+    tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_run.base()
+    tiny_run.chain("distill.updates=3").distill(count=1)
+    assert not tiny_run.folder().points("base_0")
+    recipe = tiny_run.recipe("distill.updates=5")
+    estimates.show(recipe, ("original", 1, None), tiny_run.folder(), "cpu", force=False)
+    row = next(line.split() for line in capsys.readouterr().out.splitlines() if "base_0" in line)
+    assert (row[row.index("base_0") + 4], row[-1]) == ("3", "done")
+    [card] = tiny_run.chain("distill.updates=5").distill("original", count=1)
+    assert card.updates == 3
+    [told] = [line for line in tiny_run.said if "kept as it was made" in line]
+    assert "distill.updates: 3 -> 5; its last save is gone" in told
+    assert "`distill.keep_state: true` keeps it" in told
+
+
 def test_students_of_a_shorter_base_are_not_mixed_with_a_longer_one(tiny_run: TinyRun) -> None:
     tiny_run.base(*CONSTANT)
-    tiny_run.chain(*CONSTANT).distill(count=1)
+    tiny_run.chain(*CONSTANT).distill(count=2)
+    assert not any("that was there before" in line for line in tiny_run.said)
     tiny_run.base(*CONSTANT, "train.updates=14")
+    [told] = [line for line in tiny_run.said if "that was there before" in line]
+    assert told.startswith("`base_0`, `base_1`: distilled from the `original` that was there before")
+    assert "`vdiff distill --from original --force`" in told
+    before = len(tiny_run.said)
+    with pytest.raises(UsageError, match="distilled from another `original`"):
+        tiny_run.chain(*CONSTANT, "train.updates=14").distill()
+    assert tiny_run.said[before:] == [], "that something is skipped would only confuse"
     with pytest.raises(UsageError, match="distilled from another `original`"):
         tiny_run.chain(*CONSTANT, "train.updates=14").distill(source="original", count=1)
 

@@ -18,7 +18,7 @@ from vdiff.checkpoint import load_tensors, save_tensors
 from vdiff.cli import main
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.drawing import share_as_bytes
-from vdiff.errors import DivergedError, Stopped
+from vdiff.errors import DivergedError, ModelFileError, Stopped
 from vdiff.images import to_uint8
 from vdiff.model_card import MARK, WEIGHTS
 from vdiff.training.learner import Learner
@@ -130,6 +130,16 @@ def test_nothing_is_measured_or_compared(tiny_run: TinyRun, monkeypatch: Any, ca
     page = Path("report.html").read_text()
     assert "hold NaN or Inf" in page
     assert "data:image" not in page
+
+
+def test_a_teacher_whose_weights_are_no_numbers_is_blamed_before_the_first_update(tiny_run: TinyRun) -> None:
+    tiny_run.base()
+    folder = tiny_run.folder().model("original")
+    spoil(folder, not_a_number)
+    with pytest.raises(ModelFileError, match="the weights of the teacher `original` are not finite") as caught:
+        tiny_run.chain().distill(count=1)
+    assert caught.value.where.startswith(f"{folder}: `")
+    assert not tiny_run.folder().saves("base_0").exists()
 
 
 def test_a_student_whose_error_is_no_number_is_told(tiny_run: TinyRun) -> None:

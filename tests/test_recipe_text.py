@@ -247,6 +247,18 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
     ]
 
 
+def test_a_mistake_of_a_section_points_at_what_an_assignment_changed_in_it_too() -> None:
+    recipe = recipe_text.set_values(recipe_text.find("digits"), ["distill.factor=3", "train.updates=7", "seed=1"])
+    with pytest.raises(UsageError) as caught:
+        recipe_text.validate(Recipe, recipe)
+    assert caught.value.where.endswith(", --set distill.factor")
+    changes = ["diffusion.schedule={kind: cosine, grid: 2}", "distill.start_steps=256", "distill.factor=2"]
+    with pytest.raises(UsageError, match="may have at most") as caught:
+        recipe_text.validate(Recipe, recipe_text.set_values(recipe_text.find("digits"), changes))
+    changed = ("diffusion.schedule", "distill.start_steps", "distill.factor")
+    assert caught.value.where.partition(", ")[2].split(", ") == [f"--set {name}" for name in changed]
+
+
 def test_a_section_that_only_an_assignment_made_is_looked_for_there() -> None:
     where = mistakes("name: n\nnet: {kind: large}\n", "trian.updates=3").where
     assert "--set trian.updates  `trian`: is unknown" in where

@@ -349,6 +349,18 @@ def test_what_makes_no_sense_is_refused_with_nothing_written(
     assert sorted(here.rglob("*")) == before
 
 
+def test_a_folder_that_has_lost_its_mark_or_is_none_of_ours_is_not_said_to_be_missing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "runs/tiny/base_0/vdiff.json").unlink()
+    (here / "pipeline" / "unet").mkdir(parents=True)
+    for model, place in (("base_0", "runs/tiny/base_0"), ("./pipeline", "pipeline")):
+        sample(model=model, code=4)
+        said = error(capsys)
+        assert f"`{place}` has no vdiff.json" in said
+        assert "fix: take one of: original, base_1" in said
+
+
 def test_a_model_without_classes_takes_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("runs/tiny/base_1/vdiff.json")
     folder.write_text(mark.sealed(json.loads(folder.read_text()) | {"num_classes": 0}))

@@ -14,7 +14,7 @@ from vdiff.behind import refuse_if_behind
 from vdiff.checkpoint import ModelCard, is_model_folder
 from vdiff.errors import ModelFileError, Stopped, UsageError
 from vdiff.model_card import MODEL
-from vdiff.plan import BASE, Stage, chosen, doubts, plan, stages_after, trajectory
+from vdiff.plan import BASE, Stage, chosen, doubts, keeps_state, plan, stages_after, trajectory
 from vdiff.run_folder import RunFolder
 from vdiff.stage_parts import agree_on_pictures
 from vdiff.stage_run import Surroundings, make
@@ -58,6 +58,7 @@ class Chain:
         self._processes.told(
             lambda: self._refuse_to_replace([stage for stage in stages if stage.name not in done], force)
         )
+        self._processes.told(lambda: self._check_kept(stages, done, teacher))
         self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
         if not force:
             refuse_if_behind(self._processes, self.run, [stage.name for stage in stages])
@@ -79,6 +80,7 @@ class Chain:
                     self.leave_if_asked(stage)
             self._processes.told(partial(self._check_floor, stage))
             teacher = self.run.model(stage.name)
+        self._processes.told(lambda: self._tell_outdated(stages[-1]))
         return cards
 
     def _finished(self, stages: Sequence[Stage]) -> list[str]:
@@ -132,22 +134,58 @@ class Chain:
         if teacher is not None:
             self._check_student(card, stage, teacher)
         wanted = self._trajectory(stage)
-        different = savepoint.changes(_known(card, wanted), wanted)
-        if different:
-            self._progress.note(
-                f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)};"
-                " `--force` makes it anew"
-            )
+        self._tell_changes(stage, card, wanted)
         if not self.run.is_behind(stage.name):
             self._tidy_saves(stage)
         return card
 
+    def _tell_changes(self, stage: Stage, card: ModelCard, wanted: dict[str, object]) -> None:
+        """What the recipe says otherwise than when a model was made that is kept."""
+        known = _known(card, wanted)
+        different = savepoint.changes(known, wanted)
+        if not different:
+            return
+        why = ""
+        if savepoint.changed(known, wanted) == [_length(stage)] and stage.settings.updates > card.updates:
+            keeping = f"`{_section(stage)}.keep_state: true` keeps it"
+            why = f"; its last save is gone, from which it could go on ({keeping})"
+        self._progress.note(
+            f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)}{why};"
+            " `--force` makes it anew"
+        )
+
     def _tidy_saves(self, stage: Stage) -> None:
         """Saves of a run that was killed just after the model was complete."""
-        if stage.index == 0 and self._surroundings.recipe.train.keep_state:
+        if keeps_state(self._surroundings.recipe, stage):
             savepoint.keep_last(self.run.saves(stage.name))
         else:
             savepoint.clear(self.run.saves(stage.name))
+
+    def _check_kept(self, stages: Sequence[Stage], done: Sequence[str], teacher: Path | None) -> None:
+        """UsageError for a finished student that is none of its teacher, before anything is told or done.
+
+        Of one whose teacher is still to be made, nothing is known yet.
+        """
+        for stage in stages:
+            if stage.name in done and teacher is not None:
+                self._check_student(checkpoint.read_card(self.run.model(stage.name)), stage, teacher)
+            teacher = self.run.model(stage.name) if stage.name in done else None
+
+    def _tell_outdated(self, last: Stage) -> None:
+        """Say which finished students that follow have become those of a model that is there no more."""
+        following = self.stages[last.index + 1 :]
+        if not following or not is_model_folder(self.run.model(following[0].name)):
+            return
+        first = checkpoint.read_card(self.run.model(following[0].name))
+        now = checkpoint.read_card(self.run.model(last.name))
+        if first.parent is None or first.parent["name"] != last.name or first.parent["hash"] == now.hash:
+            return
+        finished = itertools.takewhile(lambda stage: is_model_folder(self.run.model(stage.name)), following)
+        names = ", ".join(f"`{stage.name}`" for stage in finished)
+        self._progress.note(
+            f"{names}: distilled from the `{last.name}` that was there before; "
+            f"`vdiff distill --from {last.name} --force` makes anew what follows it"
+        )
 
     def _check_student(self, card: ModelCard, stage: Stage, teacher: Path) -> None:
         """UsageError for a finished student that cannot be a link of this chain."""
@@ -171,10 +209,10 @@ def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool
     if not is_model_folder(run.model(stage.name)):
         return False
     points = run.points(stage.name)
-    if stage.index > 0 or not points:
+    if not points:
         return True
     card = checkpoint.read_card(run.model(stage.name))
-    is_longer = savepoint.changed(_known(card, wanted), wanted) == ["train.updates"]
+    is_longer = savepoint.changed(_known(card, wanted), wanted) == [_length(stage)]
     return not (is_longer and stage.settings.updates > card.updates and int(points[0].name) >= card.updates)
 
 
@@ -192,6 +230,15 @@ def choose(
         name = max(finished, key=lambda stage: stage.index, default=stages[0]).name
     teacher = run.find(name)
     return teacher, chosen(stages_after(stages, checkpoint.read_card(teacher).num_steps, name), count, to)
+
+
+def _section(stage: Stage) -> str:
+    """The section of the recipe that has its settings."""
+    return "train" if stage.index == 0 else "distill"
+
+
+def _length(stage: Stage) -> str:
+    return f"{_section(stage)}.updates"
 
 
 def _known(card: ModelCard, wanted: dict[str, object]) -> dict[str, object]:

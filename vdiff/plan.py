@@ -73,6 +73,11 @@ def trajectory(recipe: Recipe, stage: Stage, precision: str) -> dict[str, object
     return {**own, "start_steps": stage.start_steps, **data, **network, **diffusion, **settings}
 
 
+def keeps_state(recipe: Recipe, stage: Stage) -> bool:
+    """Whether the last save of a stage stays when it is finished."""
+    return (recipe.train if stage.index == 0 else recipe.distill).keep_state
+
+
 def stages_after(stages: Sequence[Stage], start_steps: int, name: str) -> list[Stage]:
     """The stages that follow a teacher of `start_steps` steps.   Errors: UsageError when there is none.
 

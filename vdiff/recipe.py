@@ -101,6 +101,8 @@ class DistillSection(FitSection):
     weighting: Weighting = trajectory("truncated_snr")
     """How much an error counts at each noise level."""
 
+    keep_state: bool = harmless(False)
+    """Whether a finished student keeps its last save, about three times the weights, so that more `updates` go on."""
     stop_if: StopSection = harmless(StopSection())
     """When the chain stops by itself, measured at the end of each stage on `evaluate.num_images` pictures."""
 

@@ -147,8 +147,8 @@ def _in_folder(folder: Path) -> RecipeText | None:
 def _mistakes_error(recipe: RecipeText, mistakes: Sequence[Mistake]) -> UsageError:
     fix = "change this; `vdiff recipes schema` describes every key, `vdiff recipes show digits` prints a whole recipe"
     order = {place: index for index, place in enumerate(recipe.places.values())}
-    found = [(_place(recipe, mistake.keys), str(mistake)) for mistake in mistakes]
-    found.sort(key=lambda pair: order.get(pair[0], -1))
+    in_order = sorted(mistakes, key=lambda mistake: order.get(_written(recipe, mistake.keys), -1))
+    found = [(_place(recipe, mistake.keys), str(mistake)) for mistake in in_order]
     if len(found) == 1:
         [(place, problem)] = found
         return UsageError(problem, fix, place)
@@ -158,6 +158,17 @@ def _mistakes_error(recipe: RecipeText, mistakes: Sequence[Mistake]) -> UsageErr
 
 
 def _place(recipe: RecipeText, keys: Keys) -> str:
+    """Where the value at `keys` stands; of a section, also what `--set` has changed in it."""
+    place = _written(recipe, keys)
+    inside = [each for known, each in recipe.places.items() if known[: len(keys)] == keys and known != keys]
+    changed = [each for each in dict.fromkeys(inside) if each.startswith("--set ") and each != place]
+    return ", ".join([place, *changed[:_MOST_CHANGED]])
+
+
+_MOST_CHANGED = 4
+
+
+def _written(recipe: RecipeText, keys: Keys) -> str:
     while keys and keys not in recipe.places:
         inside = (place for known, place in recipe.places.items() if known[: len(keys)] == keys)
         found = next(inside, None)  # a section that only `--set` made has none itself

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vdiff import lock, run_contents, whole_folder
 from vdiff.errors import MachineError, ModelFileError
-from vdiff.model_card import CONFIG, MODEL, WEIGHTS, is_model_folder, read_card
+from vdiff.model_card import CONFIG, MARK, MODEL, WEIGHTS, is_model_folder, read_card
 from vdiff.run_contents import LOG, RECIPE, SAVE, SAVES, STATE, STATUS
 
 __all__ = ["SAVE", "STATE", "RunFolder", "points"]
@@ -74,8 +74,15 @@ class RunFolder:
             if is_model_folder(folder):
                 return folder
         names = self.models()
+        is_other = next((folder for folder in (self.model(checkpoint), Path(checkpoint)) if folder.is_dir()), None)
+        if is_other is not None:
+            problem = (
+                f"`{is_other}` has no {MARK}, which vdiff writes last: it is no model folder of vdiff, or not whole"
+            )
+        else:
+            problem = f"there is no model folder `{checkpoint}`"
         raise ModelFileError(
-            f"there is no model folder `{checkpoint}`",
+            problem,
             f"take one of: {', '.join(names)}" if names else "run `vdiff train` first",
             self.path,
         )

@@ -11,7 +11,7 @@ from vdiff.checkpoint import Checkpoint
 from vdiff.data.loader import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.limits import check_chain
-from vdiff.errors import DataError, UsageError
+from vdiff.errors import DataError, ModelFileError, UsageError
 from vdiff.objectives.objective import Objective
 from vdiff.plan import Stage, trajectory
 from vdiff.recipe import Recipe
@@ -80,6 +80,10 @@ def copied(teacher: Checkpoint, images: Images) -> Denoiser:
             f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
             f"prepare pictures of {teacher.card.shape[-1]} pixels, or take another teacher",
         )
+    bad = [name for name, weight in teacher.denoiser.network.state_dict().items() if not torch.isfinite(weight).all()]
+    if bad:
+        problem = f"the weights of the teacher `{teacher.card.name}` are not finite"
+        raise ModelFileError(problem, "take another teacher", f"{teacher.folder}: `{bad[0]}`")
     network = deepcopy(teacher.denoiser.network)  # before anybody freezes the teacher in another precision
     return replace(teacher.denoiser, network=network.requires_grad_(True))
 

@@ -15,7 +15,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, Stopped
 from vdiff.images import grid, to_uint8, write_png
 from vdiff.networks.sharded import on_host
-from vdiff.plan import Stage
+from vdiff.plan import Stage, keeps_state
 from vdiff.recipe import Recipe
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.draw import draw
@@ -193,7 +193,7 @@ class StageRun:
         def published() -> ModelCard:
             card = self._card(result)
             checkpoint.save(folder, card, result, lambda target: write_png(target / "samples.png", picture), weights)
-            if self._teacher is None and self._recipe.train.keep_state:
+            if keeps_state(self._recipe, self._stage):
                 savepoint.keep_last(self._saves)
             else:
                 savepoint.clear(self._saves)

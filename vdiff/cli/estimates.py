@@ -1,6 +1,7 @@
 """`--dry-run` of train and distill: the stages, and what they will cost, measured in as many processes as asked for."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vdiff.cli.options import mode
@@ -28,6 +29,7 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     import time
 
     from vdiff.chain import is_finished
+    from vdiff.checkpoint import read_card
     from vdiff.cli import console, launch
     from vdiff.estimate import estimate
     from vdiff.plan import doubts, plan, trajectory
@@ -43,25 +45,32 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
         machine = Machine(recipe.precision, device, **wanted, say=console.warn)
         stack.push(machine.close)
 
-        def look() -> list[list[str]]:
-            found = stages_of(recipe, choice, run)
-            wants = {stage.name: trajectory(recipe, stage, machine.precision) for stage in found}
-            missing = [stage.name for stage in found if force or not is_finished(run, stage, wants[stage.name])]
-            return [[stage.name for stage in found], missing]
+        def look() -> dict[str, int | None]:
+            """Of each stage the updates of the model that stays, None where one is to be made."""
+            kept: dict[str, int | None] = {}
+            for stage in stages_of(recipe, choice, run):
+                stays = not force and is_finished(run, stage, trajectory(recipe, stage, machine.precision))
+                kept[stage.name] = read_card(run.model(stage.name)).updates if stays else None
+            return kept
 
-        names, missing = machine.processes.told(look)
-        stages = [stage for stage in plan(recipe) if stage.name in names]
-        todo = [stage for stage in stages if stage.name in missing]
+        kept = machine.processes.told(look)
+        stages = [stage for stage in plan(recipe) if stage.name in kept]
+        todo = [stage for stage in stages if kept[stage.name] is None]
         for doubt in doubts(stages):
             console.warn(doubt)
         begun = time.process_time()  # importing took so long until here
         found = estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None
     if machine.is_first:
-        _tell(recipe, stages, found, run, machine.world_size)
+        _tell(recipe, stages, kept, found, run, machine.world_size)
 
 
 def _tell(
-    recipe: "Recipe", stages: "list[Stage]", found: "Estimate | None", run: "RunFolder", num_processes: int
+    recipe: "Recipe",
+    stages: "list[Stage]",
+    kept: Mapping[str, int | None],
+    found: "Estimate | None",
+    run: "RunFolder",
+    num_processes: int,
 ) -> None:
     from vdiff.cli import console
     from vdiff.cli.progress import duration
@@ -71,7 +80,7 @@ def _tell(
         [
             stage.name,
             f"{stage.start_steps} -> {stage.num_steps}" if stage.index else f"{stage.num_steps}",
-            f"{stage.settings.updates:,}",
+            f"{kept[stage.name] or stage.settings.updates:,}",
             f"{stage.settings.batch_size:,}",
             f"{stage.settings.learning_rate:.1e}",
             duration(seconds[stage.name]) if stage.name in seconds else "done",
@@ -79,7 +88,7 @@ def _tell(
         for stage in stages
     ]
     if mode.json:
-        console.emit_json(_facts(stages, seconds, found, run) | {"processes": num_processes})
+        console.emit_json(_facts(stages, kept, seconds, found, run) | {"processes": num_processes})
         return
     console.table(["stage", "steps", "updates", "batch", "rate", "time"], rows, right=["updates", "batch", "time"])
     if found:
@@ -112,14 +121,18 @@ def stages_of(recipe: "Recipe", choice: Choice | None, run: "RunFolder") -> "lis
 
 
 def _facts(
-    stages: "list[Stage]", seconds: dict[str, float], found: "Estimate | None", run: "RunFolder"
+    stages: "list[Stage]",
+    kept: Mapping[str, int | None],
+    seconds: dict[str, float],
+    found: "Estimate | None",
+    run: "RunFolder",
 ) -> dict[str, object]:
     rows = [
         {
             "name": stage.name,
             "start_steps": stage.start_steps,
             "num_steps": stage.num_steps,
-            "updates": stage.settings.updates,
+            "updates": kept[stage.name] or stage.settings.updates,
             "batch_size": stage.settings.batch_size,
             "is_done": stage.name not in seconds,
             "seconds": seconds.get(stage.name),
