@@ -19,7 +19,7 @@ types: .venv/.installed-dev
 	$(BIN)/mypy
 
 check: .venv/.installed-dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The stamp is written last: an install that failed half-way is done again by the next make.
 .venv/.installed: pyproject.toml | .venv/.python

@@ -15,6 +15,28 @@ from vdiff.data.prepare import prepare
 
 torch.set_num_threads(1)  # for networks this small, more threads only wait for one another
 
+LONGEST = (
+    "test_processes_agree.py",
+    "test_processes.py",
+    "test_faults.py",
+    "test_evaluate.py",
+    "test_chain.py",
+    "test_report.py",
+    "test_outputs.py",
+    "test_sharded.py",
+    "test_estimate.py",
+    "test_longer.py",
+    "test_readme.py",
+    "test_compare.py",
+)
+"""Files that take a minute or more. They are begun first, so that no core is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes a file belongs to one of them, and they take files in this order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 MakePictures = Callable[..., Path]
 
 

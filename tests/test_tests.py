@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
 
 CHECKERS = {"_assert_uncorrelated", "assert_harmless", "assert_refused", "assert_same_function"}
@@ -61,3 +63,8 @@ def test_every_checker_is_there_and_asserts_itself() -> None:
 )
 def test_what_counts_as_an_assertion(body: str, fails: bool) -> None:
     assert can_fail(ast.parse(f"def test():\n {body}").body[0]) == fails
+
+
+def test_the_files_that_are_begun_first_are_there() -> None:
+    assert [name for name in LONGEST if not (Path(__file__).parent / name).is_file()] == []
+    assert len(set(LONGEST)) == len(LONGEST)
