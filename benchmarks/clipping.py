@@ -20,7 +20,7 @@ from vdiff.plan import counted
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
-from vdiff.samplers.walk import Sampler
+from vdiff.samplers.sampler import Sampler
 
 SAMPLERS = {"free": Ddim(), "--clipped": Ddim(clip=1.2), "--clip-noise 1.2": Ddim(clip=1.2, clip_noise=1.2)}
 SHOWN = 16

@@ -1,7 +1,7 @@
 """What every sampler does in a step, for every kind and choice of the table, in closed form."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,9 +12,10 @@ from tests.test_every_schedule import literals
 from tests.toys import SCHEDULES, curved, noise
 from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.diffusion.prediction import Prediction
+from vdiff.diffusion.schedule import Schedule
 from vdiff.randomness import Randomness
 from vdiff.samplers import SAMPLERS
-from vdiff.samplers.walk import Sampler
+from vdiff.samplers.sampler import Point, Predict, Sampler
 
 NUM_STEPS = 4
 
@@ -170,14 +171,62 @@ def test_samplers_that_draw_other_pictures_have_other_names() -> None:
     assert all(name.split()[0] == kind for name, (kind, _) in zip(names, CASES, strict=True))
 
 
-def test_a_sampler_that_says_nothing_about_it_adds_no_noise_and_clips_nothing() -> None:
-    class Plain(Sampler):
-        def step(self, pred: Prediction, z: Tensor, t: float, s: float, *_: Any) -> Tensor:
-            return pred.x
+class Plain(Sampler):
+    """As little as a sampler can be."""
 
-        def __str__(self) -> str:
-            return "plain"
+    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+        return here.prediction.x
 
+    def __str__(self) -> str:
+        return "plain"
+
+
+def test_a_sampler_that_says_nothing_about_it_adds_no_noise_clips_nothing_and_makes_one_call() -> None:
     assert not Plain().is_noisy
     assert Plain().clip is None
+    assert Plain().calls_per_step == 1
     assert torch.equal(Plain()(noted("cosine"), noise(2), 1, rng(2)), noted("cosine")(noise(2), torch.ones(2)).x)
+
+
+class Looking(Plain):
+    """Asks for two earlier points, makes a second call, and stands at times of its own."""
+
+    num_remembered = 2
+    calls_per_step = 2
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Point, float, list[Point], Prediction]] = []
+
+    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+        self.seen.append((here, s, list(before), predict(here.z + 1, here.t)))
+        return here.z / 2
+
+    def times(self, num_steps: int, schedule: Schedule, model_steps: int | None = None) -> list[float]:
+        return [(i / num_steps) ** 2 for i in range(num_steps, -1, -1)]
+
+
+def test_a_step_is_told_the_points_before_it_of_its_own_batch_alone() -> None:
+    sampler, denoiser = Looking(), noted("cosine")
+    for _ in range(2):
+        sampler.seen.clear()
+        denoiser.__dict__["seen"] = []
+        sampler(denoiser, noise(2), NUM_STEPS, rng(2))
+        heres = [here for here, *_ in sampler.seen]
+        assert [here.t for here in heres] == [1, 9 / 16, 1 / 4, 1 / 16]
+        assert [s for _, s, *_ in sampler.seen] == [9 / 16, 1 / 4, 1 / 16, 0]
+        for number, (_, _, before, _) in enumerate(sampler.seen):
+            expected = heres[max(number - 2, 0) : number]
+            assert len(before) == len(expected)
+            assert all(found is wanted for found, wanted in zip(before, expected, strict=True))
+        assert len(denoiser.seen) == NUM_STEPS * sampler.calls_per_step
+
+
+def test_further_calls_see_the_label_and_are_clipped_like_the_first() -> None:
+    sampler, denoiser, label = Looking(), noted("cosine"), torch.tensor([1, 0])
+    sampler.clip = 0.25
+    sampler(denoiser, 3 * noise(2), NUM_STEPS, rng(2), label)
+    assert [seen[2] is label for seen in denoiser.seen] == [True] * (2 * NUM_STEPS)
+    assert max(float(seen[3].x.abs().max()) for seen in denoiser.seen) > 0.25
+    for here, *_, further in sampler.seen:
+        for pred in (here.prediction, further):
+            assert float(pred.x.abs().max()) <= 0.25

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.toys import SCHEDULES, curved, gaussian, noise
+from tests.toys import SCHEDULES, curved, gaussian, moved, noise
 from vdiff.diffusion.denoiser import Denoiser, ddim_step, scales
 from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSchedule, sampling_times
@@ -19,7 +19,7 @@ from vdiff.samplers import SAMPLERS
 from vdiff.samplers.ancestral import Ancestral
 from vdiff.samplers.ddim import Ddim, DdimSection
 from vdiff.samplers.draw import draw
-from vdiff.samplers.walk import scalars, snr_ratio
+from vdiff.samplers.sampler import scalars, snr_ratio
 
 COSINE = SCHEDULES["cosine"]
 
@@ -133,7 +133,7 @@ def test_clipped_steps_are_those_that_the_authors_of_tract_recorded(chain, monke
                 continue
             free = denoiser(z, t)
             pred = free.clipped(1.0, z, *scales(denoiser.schedule, t, z))
-            found = Ddim().step(pred, z, float(t), (int(number) - 1) / fine, denoiser.schedule, rng(1))
+            found = moved(Ddim(), pred, z, float(t), (int(number) - 1) / fine, denoiser.schedule, rng(1))
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
             seen += bool(free.x.abs().max() > 1)
     assert seen >= 15
@@ -219,8 +219,8 @@ def test_the_variance_of_one_step_is_the_published_one():
     z = torch.zeros(200_000, 1, 1, 1)
     pred = curved(COSINE)(z[:1] * 0, torch.tensor([t]))
     for mix, variance in [(0.0, (1 - r) * sigma_s**2), (1.0, (1 - r) * sigma_t**2), (0.5, (1 - r) * sigma_s * sigma_t)]:
-        moved = Ancestral(mix).step(pred, z, t, s, COSINE, rng(len(z)))
-        assert float(moved.var()) == pytest.approx(variance, rel=0.02)
+        found = moved(Ancestral(mix), pred, z, t, s, COSINE, rng(len(z)))
+        assert float(found.var()) == pytest.approx(variance, rel=0.02)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -235,7 +235,7 @@ def test_the_ancestral_mean_is_the_quotient_it_was_before(schedule):
     pred = Prediction(zero, zero, zero)
     for num_steps in (2, 7, 64):
         for t, s in itertools.pairwise(sampling_times(num_steps)[:-1]):
-            found = float(Ancestral(1.0).step(pred, one, t, s, schedule, Nothing()))
+            found = float(moved(Ancestral(1.0), pred, one, t, s, schedule, Nothing()))
             quotient = snr_ratio(schedule, t, s) * (scalars(schedule, s)[0] / scalars(schedule, t)[0])
             assert found == pytest.approx(quotient, rel=1e-15, abs=0)
             assert torch.tensor(found).float() == torch.tensor(quotient).float()
@@ -251,7 +251,7 @@ def test_every_sampler_begins_where_no_signal_is_left(kind, predicts):
     assert images.isfinite().all()
     if kind == "ancestral":
         pred = curved(schedule, predicts)(noise(3), torch.ones(3))
-        first, other = (sampler.step(pred, z, 1.0, 0.75, schedule, rng(3)) for z in (noise(3), noise(3, seed=1)))
+        first, other = (moved(sampler, pred, z, 1.0, 0.75, schedule, rng(3)) for z in (noise(3), noise(3, seed=1)))
         alpha, _ = scalars(schedule, 0.75)
         expected = alpha * pred.x + rng(3).normal(1, 2, 3)  # large variance: (1 - r) sigma_t^2 = 1
         torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)

@@ -4,7 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSchedule, CosineSchedule, Schedule
+from vdiff.randomness import Randomness
+from vdiff.samplers.sampler import Point, Predict, Sampler
 
 GRID = 1024
 
@@ -49,3 +52,10 @@ def gaussian(schedule: Schedule, num_steps: int, std: float) -> Denoiser:
 
 def noise(count: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(count, *(shape or (1, 2, 3)), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def moved(
+    sampler: Sampler, pred: Prediction, z: Tensor, t: float, s: float, schedule: Schedule, rng: Randomness
+) -> Tensor:
+    """Where one step from t to s leads that knows nothing of earlier ones."""
+    return sampler.step(Point(t, z, pred), s, (), Predict(curved(schedule), None, sampler), rng)

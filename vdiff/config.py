@@ -1,11 +1,12 @@
 """Sections of a recipe: frozen, strict, documented; and the tables that say which kinds of each part exist."""
 
+import contextlib
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
+from vdiff.errors import MachineError
 from vdiff.home import expanded
 
 MARK = "vdiff"
@@ -81,31 +83,79 @@ def trajectory_values(section: Section, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-class Registry:
+Kind = TypeVar("Kind", bound=Section)
+
+
+class Registry(Generic[Kind]):
     """The kinds of one part of a recipe: kind -> "module:SectionClass". Nothing is imported until it is named.
 
     part: what one of them is, for messages.   group: the entry points by which other packages add kinds; the built-in
-    ones win.
+    ones win.   contract: "module:Class" of which every section is a subclass, with nothing left abstract.
     """
 
-    def __init__(self, part: str, kinds: Mapping[str, str], default: str, group: str) -> None:
+    def __init__(self, part: str, kinds: Mapping[str, str], default: str, group: str, contract: str) -> None:
         self.part, self.group = part, group
         self.default = default
         self._builtin = dict(kinds)
+        self._contract = contract
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._locations())
+        return iter(dict.fromkeys([*self._builtin, *(entry.name for entry in self._outside())]))
 
-    def section(self, kind: str) -> type[Section]:
-        """The section class of `kind`; KeyError for a kind that does not exist."""
-        module, _, name = self._locations()[kind].partition(":")
-        found: type[Section] = getattr(importlib.import_module(module), name)
+    def __contains__(self, kind: object) -> bool:
+        return kind in list(self)
+
+    def section(self, kind: str) -> type[Kind]:
+        """The section class of `kind`; KeyError for a kind that does not exist.
+
+        Errors: MachineError for one of another package that cannot be used.
+        """
+        if kind in self._builtin:
+            return self._checked(_loaded(self._builtin[kind]))
+        entries = [entry for entry in self._outside() if entry.name == kind]
+        if not entries:
+            raise KeyError(kind)
+        if len(entries) > 1:
+            makers = " and ".join(f"`{_maker(entry)}`" for entry in entries)
+            fix = f"uninstall one of them: pip uninstall {_package(entries[-1])}"
+            raise MachineError(f"the packages {makers} both bring a {self.part} called `{kind}`", fix)
+        [entry] = entries
+        try:
+            return self._checked(_loaded(entry.value))
+        except Exception as err:  # whatever a stranger's module does while it is imported
+            reason = str(err) if isinstance(err, _Unfit) else f"{type(err).__name__}: {err}"
+            problem = f"the {self.part} `{kind}` of the package `{_maker(entry)}` cannot be used"
+            fix = f"get a version of it that fits this vdiff, or remove it: pip uninstall {_package(entry)}"
+            raise MachineError(problem, fix, f"`{entry.value}`: {reason}") from err
+
+    def sections(self) -> dict[str, type[Kind]]:
+        """All kinds that can be used, by name."""
+        found = {}
+        for kind in self:
+            with contextlib.suppress(MachineError):
+                found[kind] = self.section(kind)
         return found
 
-    def validate(self, value: Any, info: ValidationInfo) -> Section:
+    def doubts(self) -> list[str]:
+        """What is wrong with the kinds that other packages bring, a sentence each."""
+        told = []
+        for entry in self._outside():
+            if entry.name in self._builtin:
+                told.append(
+                    f"the package `{_maker(entry)}` brings a {self.part} called `{entry.name}`, which vdiff has; "
+                    "vdiff's own is used"
+                )
+                continue
+            try:
+                self.section(entry.name)
+            except MachineError as err:
+                told.append(f"{err.problem}: {err.where}" if err.where else err.problem)
+        return list(dict.fromkeys(told))
+
+    def validate(self, value: Any, info: ValidationInfo) -> Kind:
         """A mapping with `kind`, a bare kind, or a finished section, as a section of the kind that it names."""
         if isinstance(value, Section):
-            return value
+            return value  # type: ignore[return-value]
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, Mapping):
@@ -126,12 +176,40 @@ class Registry:
         return core_schema.with_info_plain_validator_function(self.validate, serialization=dump)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        sections = [self.section(kind).model_json_schema() for kind in self]
-        return {"anyOf": [*sections, {"enum": list(self)}]}
+        found = self.sections()
+        return {"anyOf": [*(section.model_json_schema() for section in found.values()), {"enum": list(found)}]}
 
-    def _locations(self) -> dict[str, str]:
-        outside = {entry.name: entry.value for entry in entry_points(group=self.group)}
-        return self._builtin | {kind: place for kind, place in outside.items() if kind not in self._builtin}
+    def _outside(self) -> list[EntryPoint]:
+        return list(entry_points(group=self.group))
+
+    def _checked(self, found: object) -> type[Kind]:
+        """What was found, if it keeps the contract.   Errors: _Unfit."""
+        contract = _loaded(self._contract)
+        if not (isinstance(found, type) and issubclass(found, contract)):
+            raise _Unfit(f"it is no subclass of `{self._contract.replace(':', '.')}`")
+        lacking = sorted(getattr(found, "__abstractmethods__", ()))
+        if lacking:
+            raise _Unfit(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
+        if "kind" not in found.model_fields:
+            raise _Unfit('it lacks the field `kind: Literal["..."]`')
+        return found  # type: ignore[return-value]
+
+
+class _Unfit(TypeError):
+    """A class does not keep the contract of its table."""
+
+
+def _loaded(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _package(entry: EntryPoint) -> str:
+    return str(entry.dist.name) if entry.dist is not None else entry.value.partition(".")[0]
+
+
+def _maker(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else _package(entry)
 
 
 def _dump(section: Section, info: SerializationInfo) -> dict[str, Any]:

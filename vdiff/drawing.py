@@ -21,7 +21,7 @@ from vdiff.images import UNSOUND, check_finite, encode, grid, to_uint8, write_gi
 from vdiff.ours import is_archive
 from vdiff.randomness import Randomness
 from vdiff.samplers.draw import draw
-from vdiff.samplers.walk import Sampler
+from vdiff.samplers.sampler import Sampler
 from vdiff.training.machine import Machine
 
 STRIP_COLUMNS = 9

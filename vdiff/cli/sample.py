@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vdiff.checkpoint import ModelCard
     from vdiff.drawing import Drawing
     from vdiff.recipe import Recipe
-    from vdiff.samplers.walk import Sampler
+    from vdiff.samplers.sampler import Sampler
 
 Model = Annotated[
     str,

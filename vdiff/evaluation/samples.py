@@ -21,7 +21,7 @@ from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
 from vdiff.ours import is_our_file, refuse_strange_file, strange
 from vdiff.samplers.draw import draw
-from vdiff.samplers.walk import Sampler
+from vdiff.samplers.sampler import Sampler
 from vdiff.training.machine import Machine
 
 _CHUNK_BYTES, _MOST_IN_CHUNK = 2**26, 1024

@@ -1,17 +1,16 @@
 """Ancestral sampling: each step draws from the posterior of the forward process (Ho et al. 2020)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
-from vdiff.config import Section, harmless
-from vdiff.diffusion.prediction import Prediction
-from vdiff.diffusion.schedule import Schedule
+from vdiff.config import harmless
 from vdiff.randomness import Randomness
-from vdiff.samplers.walk import Sampler, scalars, snr_ratio
+from vdiff.samplers.sampler import Point, Predict, Sampler, SamplerSection, scalars, snr_ratio
 
 
-class AncestralSection(Section):
+class AncestralSection(SamplerSection):
     """The stochastic sampler of DDPM; for undistilled models."""
 
     kind: Literal["ancestral"] = harmless("ancestral")
@@ -39,17 +38,22 @@ class Ancestral(Sampler):
         self.clip = clip
 
     def __str__(self) -> str:
-        return f"ancestral mix={self.mix}" + (f" clip={self.clip}" if self.clip is not None else "")
+        told = f"ancestral mix={self.mix}"
+        if self.clip is not None:
+            told += f" clip={self.clip}"
+        return told
 
     @property
     def is_noisy(self) -> bool:
         return True
 
-    def step(self, pred: Prediction, z: Tensor, t: float, s: float, schedule: Schedule, rng: Randomness) -> Tensor:
+    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+        x, z = here.prediction.x, here.z
         if s == 0:
-            return pred.x
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = scalars(schedule, t), scalars(schedule, s)
-        r = snr_ratio(schedule, t, s)
-        mean = alpha_t * sigma_s**2 / (sigma_t**2 * alpha_s) * z + (1 - r) * alpha_s * pred.x
+            return x
+        alpha_t, sigma_t = scalars(predict.schedule, here.t)
+        alpha_s, sigma_s = scalars(predict.schedule, s)
+        r = snr_ratio(predict.schedule, here.t, s)
+        mean = alpha_t * sigma_s**2 / (sigma_t**2 * alpha_s) * z + (1 - r) * alpha_s * x
         scale: float = (1 - r) ** 0.5 * sigma_s ** (1 - self.mix) * sigma_t**self.mix
         return mean + scale * rng.normal(*z.shape[1:]).to(z)

@@ -1,17 +1,16 @@
 """DDIM: along the predicted direction, with as much fresh noise as eta says (Song et al. 2021)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
-from vdiff.config import Section, harmless
-from vdiff.diffusion.prediction import Prediction
-from vdiff.diffusion.schedule import Schedule
+from vdiff.config import harmless
 from vdiff.randomness import Randomness
-from vdiff.samplers.walk import Sampler, scalars, snr_ratio
+from vdiff.samplers.sampler import Point, Predict, Sampler, SamplerSection, scalars, snr_ratio
 
 
-class DdimSection(Section):
+class DdimSection(SamplerSection):
     """Deterministic for eta = 0: the sampler that distillation shortens."""
 
     kind: Literal["ddim"] = harmless("ddim")
@@ -40,17 +39,22 @@ class Ddim(Sampler):
 
     def __str__(self) -> str:
         # records of vdiff 0.1 say `clip=1.2` where it clipped both
-        limits = {"clip_x": self.clip, "clip_noise": self.clip_noise}
-        return " ".join(
-            [f"ddim eta={self.eta}", *(f"{name}={limit}" for name, limit in limits.items() if limit is not None)]
-        )
+        told = f"ddim eta={self.eta}"
+        if self.clip is not None:
+            told += f" clip_x={self.clip}"
+        if self.clip_noise is not None:
+            told += f" clip_noise={self.clip_noise}"
+        return told
 
     @property
     def is_noisy(self) -> bool:
         return self.eta > 0
 
-    def step(self, pred: Prediction, z: Tensor, t: float, s: float, schedule: Schedule, rng: Randomness) -> Tensor:
-        alpha_s, sigma_s = scalars(schedule, s)
-        variance = self.eta**2 * (1 - snr_ratio(schedule, t, s)) * sigma_s**2
-        z = alpha_s * pred.x + max(sigma_s**2 - variance, 0.0) ** 0.5 * pred.eps
-        return z + variance**0.5 * rng.normal(*z.shape[1:]).to(z) if variance > 0 else z
+    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+        x, eps = here.prediction.x, here.prediction.eps
+        alpha_s, sigma_s = scalars(predict.schedule, s)
+        variance = self.eta**2 * (1 - snr_ratio(predict.schedule, here.t, s)) * sigma_s**2
+        z = alpha_s * x + max(sigma_s**2 - variance, 0.0) ** 0.5 * eps
+        if variance > 0:
+            z = z + variance**0.5 * rng.normal(*z.shape[1:]).to(z)
+        return z

@@ -8,7 +8,7 @@ from torch import Tensor
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.randomness import Randomness
 from vdiff.samplers.graphed import Graphs
-from vdiff.samplers.walk import Sampler, Watch
+from vdiff.samplers.sampler import Sampler, Watch
 
 
 @torch.no_grad()

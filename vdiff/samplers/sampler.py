@@ -1,0 +1,144 @@
+"""What a sampler is: at which times it stands, and how it goes from one to the next. Read this to write one.
+
+The way from noise to picture is the same for all of them, and here. A new sampler is one file with a section (what a
+recipe may say of it) and a class with a `step`; a line in the table of `samplers/__init__.py`, or an entry point
+`vdiff.samplers` of another package, gives it its name.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vdiff.config import Section
+from vdiff.diffusion.denoiser import Denoiser, scales
+from vdiff.diffusion.prediction import Prediction
+from vdiff.diffusion.schedule import Schedule, sampling_times
+from vdiff.randomness import Randomness
+
+Watch = Callable[[Tensor, Tensor], None]
+"""Called after every step with the noisy images z and the predicted images x, each [B, C, H, W]."""
+
+
+class SamplerSection(Section, ABC):
+    """What a recipe says of a sampler. A kind of its own adds `kind: Literal["its name"]` and its options."""
+
+    @abstractmethod
+    def build(self) -> "Sampler":
+        """The sampler with these options."""
+
+
+class Point(NamedTuple):
+    """Where a batch stands on its way.
+
+    t: the time.   z: noisy images at t, [B, C, H, W].   prediction: what the network says of them, clipped as the
+    sampler clips.
+    """
+
+    t: float
+    z: Tensor
+    prediction: Prediction
+
+
+class Predict:
+    """predict(z, t) -> Prediction: the network at any place, clipped as the sampler clips; one network call each.
+
+    schedule: the noise schedule of the model.
+    """
+
+    def __init__(self, denoiser: Denoiser, label: Tensor | None, sampler: "Sampler") -> None:
+        self.schedule: Schedule = denoiser.schedule
+        self._denoiser, self._label, self._sampler = denoiser, label, sampler
+
+    def __call__(self, z: Tensor, t: float) -> Prediction:
+        """z: [B, C, H, W], all at the time 0 < t <= 1."""
+        times = torch.full((len(z),), t, dtype=torch.float64, device=z.device)
+        pred = self._denoiser(z, times, self._label)
+        if self._sampler.clip is not None:
+            pred = pred.clipped(self._sampler.clip, z, *scales(self.schedule, times, z))
+        if self._sampler.clip_noise is not None:
+            pred = pred.with_noise_clipped(self._sampler.clip_noise, *scales(self.schedule, times, z))
+        return pred
+
+
+class Sampler(ABC):
+    """sampler(denoiser, noise, num_steps, rng) -> images in [-1, 1].
+
+    A sampler holds its options and nothing of the batch: what it wants to know of earlier steps comes in `before`.
+
+    clip: limit of the predicted x, None for no clipping.   clip_noise: limit of the predicted eps after that.
+    num_remembered: earlier points that `step` is given.   calls_per_step: network calls of one step; the first is made
+    for it, the others are its own calls of `predict`.
+    """
+
+    clip: float | None = None
+    clip_noise: float | None = None
+    num_remembered: int = 0
+    calls_per_step: int = 1
+
+    @abstractmethod
+    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+        """Move `here.z` from the time `here.t` to the earlier time s; at s = 0 that is a picture, usually the x.
+
+        before: the earlier points of this batch, the latest one last; `num_remembered` at most, none at first.
+        predict: for further network calls; knows the schedule.   rng: for fresh noise.   Returns [B, C, H, W].
+        """
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The sampler and its options, as in `ddim eta=0.5 clip_x=1.2`: others for what draws other pictures."""
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether fresh noise enters between the steps."""
+        return False
+
+    def times(self, num_steps: int, schedule: Schedule, model_steps: int | None = None) -> list[float]:
+        """The times at which it stands, 1 = t_N > ... > t_0 = 0 for N = num_steps.
+
+        model_steps: a distilled model knows the times i / model_steps only; None for one that knows all.
+        """
+        return sampling_times(num_steps, model_steps)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        num_steps: int,
+        rng: Randomness,
+        label: Tensor | None = None,
+        model_steps: int | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """Images from noise, [B, C, H, W], not clamped to [-1, 1].
+
+        num_steps: each costs `calls_per_step` network calls.   model_steps: see `times`.   label: int64 [B].
+        """
+        z = noise
+        predict = Predict(denoiser, label, self)
+        before: deque[Point] = deque(maxlen=self.num_remembered)
+        for t, s in pairwise(self.times(num_steps, denoiser.schedule, model_steps)):
+            here = Point(t, z, predict(z, t))
+            z = self.step(here, s, tuple(before), predict, rng)
+            before.append(here)
+            if watch is not None:
+                watch(z, here.prediction.x)
+        return z
+
+
+def scalars(schedule: Schedule, t: float) -> tuple[float, float]:
+    """(alpha, sigma) at one time, as Python floats (float64)."""
+    alpha, sigma = schedule.alpha_sigma(torch.tensor(t, dtype=torch.float64))
+    return float(alpha), float(sigma)
+
+
+def snr_ratio(schedule: Schedule, t: float, s: float) -> float:
+    """r = SNR(t) / SNR(s) for s < t: the share of the signal-to-noise ratio at s that is left at t; 0 at s = 0."""
+    alpha_t, sigma_t = scalars(schedule, t)
+    alpha_s, sigma_s = scalars(schedule, s)
+    return (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2
