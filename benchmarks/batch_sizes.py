@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from vdiff import checkpoint
+from vdiff.diffusion.condition import of_seeds
 from vdiff.images import to_uint8
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
@@ -35,7 +36,6 @@ def compared(folder: Path, count: int) -> dict[int, tuple[float, int, int]]:
     """For batches of 1 and of 7 against all at once: the largest difference, other shades, and of how many values."""
     model = checkpoint.load(folder)
     card = model.card
-    labels = torch.arange(count) % card.num_classes if card.num_classes else None
     drawn = {
         size: draw(
             model.denoiser,
@@ -44,7 +44,7 @@ def compared(folder: Path, count: int) -> dict[int, tuple[float, int, int]]:
             card.shape,
             card.num_steps,
             model_steps=card.model_steps,
-            labels=labels,
+            condition=of_seeds(range(count), card.num_classes),
             batch_size=size,
         )
         for size in (1, 7, count)

@@ -24,6 +24,7 @@ from vdiff import recipe_text
 from vdiff.chain import Chain
 from vdiff.checkpoint import read_card
 from vdiff.cli.progress import FitLines
+from vdiff.data.lmdb_images import LmdbImagesSection
 from vdiff.data.prepare import prepare
 from vdiff.digits import write_folder
 from vdiff.evaluation.earlier import Earlier
@@ -132,6 +133,7 @@ def main() -> None:
 def prepare_once(study: Study, source: Path | None) -> None:
     """The image store of the study's recipe."""
     data = study.read()[0].data
+    assert isinstance(data, LmdbImagesSection)
     if data.path.exists():
         return
     if source is None:

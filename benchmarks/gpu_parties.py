@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vdiff import recipe_text
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.progressive import ProgressiveObjective
 from vdiff.recipe import Recipe
@@ -43,6 +45,7 @@ class Case:
         text = recipe_text.shipped()[name].read_text("utf-8")
         recipe = recipe_text.validate(Recipe, recipe_text.read(text, name))
         section, size, channels = recipe.network, recipe.data.size, recipe.data.channels
+        assert isinstance(section, UNetSection)
         if tiny:
             smaller = size // 2 ** len(section.multipliers)
             attention = tuple(each // smaller for each in section.attention_at)
@@ -93,7 +96,7 @@ def plain(case: Case, what: str, count: int) -> Work:
 
     def predicted(net: nn.Module, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         keys = torch.randint(2**62, (len(z),), device=z.device) if net.training else None
-        (alpha, sigma), v = at(index), net(z, index.float(), None, keys)
+        (alpha, sigma), v = at(index), net(z, index.float(), NOTHING, keys)
         return alpha * z - sigma * v, sigma * z + alpha * v
 
     @torch.no_grad()
@@ -197,7 +200,7 @@ def update(case: Case, what: str, count: int) -> Work:
     places = torch.arange(count, device=case.device)
 
     def once() -> None:
-        learner.step(case.pictures(count), None, RngOf(0, 0, learner.update, places, count))
+        learner.step(case.pictures(count), NOTHING, RngOf(0, 0, learner.update, places, count))
         if learner.micro_batch != count:
             raise torch.OutOfMemoryError("out of memory: it went on with half as many pictures at once")
 

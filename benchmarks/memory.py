@@ -72,6 +72,7 @@ def measured(
     """Bytes of every part, and the peak."""
     import torch
 
+    from vdiff.diffusion.condition import NOTHING
     from vdiff.diffusion.denoiser import Denoiser
     from vdiff.networks.unet import UNetSection
     from vdiff.objectives.denoising import DenoisingObjective
@@ -97,9 +98,9 @@ def measured(
     rng_of = [RngOf(0, 0, update, places, batch) for update in range(4)]
     x = torch.rand(batch, channels, size, size, device=machine.device)
     tiny = UNetSection(**{**settings, "width": 8})  # what torch itself needs
-    learner(tiny, DenoisingObjective("snr_plus_one")).step(x, None, rng_of[0])
+    learner(tiny, DenoisingObjective("snr_plus_one")).step(x, NOTHING, rng_of[0])
     without = settled(machine)
-    learner(UNetSection(**settings), DenoisingObjective("snr_plus_one")).step(x, None, rng_of[0])
+    learner(UNetSection(**settings), DenoisingObjective("snr_plus_one")).step(x, NOTHING, rng_of[0])
     before, held = settled(machine), heap_bytes()
     network = UNetSection(**settings).build(size, channels)
     objective: Any = DenoisingObjective("snr_plus_one")
@@ -110,9 +111,9 @@ def measured(
         objective = ProgressiveObjective("truncated_snr", Denoiser(teacher, schedule, "v"), 64)
     made = learner(UNetSection(**settings), objective, network, sparing or forgets)
     for update in range(3):
-        made.step(x, None, rng_of[update])
+        made.step(x, NOTHING, rng_of[update])
     peak = memory.peak_bytes(machine.device) - without
-    counted = memory.peak_of(lambda: made.step(x, None, rng_of[3]), machine.device)
+    counted = memory.peak_of(lambda: made.step(x, NOTHING, rng_of[3]), machine.device)
     grown = heap_bytes() - held
     state = {part: sum(tensor.nbytes for tensor in named.values()) for part, named in made.state().items()}
     found = {part: state[part] for part in ("weights", "average", "optimizer")}

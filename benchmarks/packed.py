@@ -13,6 +13,8 @@ from torch import Tensor
 
 from benchmarks.layout import CASES, DTYPES, medians
 from vdiff import recipe_text
+from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.networks.network import Network
 from vdiff.networks.packed import keep_order
 from vdiff.networks.unet import UNet
 from vdiff.recipe import Recipe
@@ -38,13 +40,15 @@ def main() -> None:
             print(f"| {name} | {count} | " + " | ".join(cells) + " |", flush=True)
 
 
-def compared(network: UNet, size: int, count: int, dtype: torch.dtype, rounds: int) -> list[str]:
+def compared(network: Network, size: int, count: int, dtype: torch.dtype, rounds: int) -> list[str]:
     """Milliseconds of a call without and with, and their ratio."""
+    assert isinstance(network, UNet)
     z = torch.randn(count, network.conv_in.in_channels, size, size)
-    label = torch.zeros(count, dtype=torch.int64) if network.class_embedding is not None else None
+    classes = network.class_embedding.num_embeddings if network.class_embedding is not None else 0
+    condition = of_seeds(range(count), classes)
     without, within = (frozen(network, dtype) for _ in range(2))
     keep_order(without)
-    works = {each: partial(call, each, z, label) for each in (without, within)}
+    works = {each: partial(call, each, z, condition) for each in (without, within)}
     before, after = (1e3 * seconds for seconds in medians(works, rounds).values())
     return [f"{before:.1f}", f"{after:.1f}", f"{after / before:.2f}"]
 
@@ -57,8 +61,8 @@ def frozen(network: UNet, dtype: torch.dtype) -> UNet:
 
 
 @torch.no_grad()
-def call(network: UNet, z: Tensor, label: Tensor | None) -> None:
-    network(z, torch.full((len(z),), 500.0), label)
+def call(network: UNet, z: Tensor, condition: Condition) -> None:
+    network(z, torch.full((len(z),), 500.0), condition)
 
 
 if __name__ == "__main__":

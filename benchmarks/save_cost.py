@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
@@ -73,7 +74,7 @@ def make_learner() -> Learner:
 
 
 def update(learner: Learner) -> None:
-    learner.step(torch.rand(1, 3, SIZE, SIZE) * 2 - 1, None, RngOf(0, 0, learner.update, torch.arange(1), 1))
+    learner.step(torch.rand(1, 3, SIZE, SIZE) * 2 - 1, NOTHING, RngOf(0, 0, learner.update, torch.arange(1), 1))
 
 
 def save(saver: Saver, learner: Learner) -> None:

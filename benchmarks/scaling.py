@@ -84,6 +84,7 @@ def update(case: dict[str, Any], machine: Any = None) -> Callable[[], object]:
 
     import torch
 
+    from vdiff.diffusion.condition import NOTHING
     from vdiff.diffusion.denoiser import Denoiser
     from vdiff.networks.unet import UNetSection
     from vdiff.objectives.denoising import DenoisingObjective
@@ -104,7 +105,7 @@ def update(case: dict[str, Any], machine: Any = None) -> Callable[[], object]:
     learner = Learner(Denoiser(network, schedule, "v"), objective, settings, machine)
     places = torch.arange(case["batch"])[machine.rank :: machine.world_size]
     x = torch.rand(len(places), 3, size, size)
-    return lambda: learner.step(x, None, RngOf(0, 0, learner.update, places, case["batch"]))
+    return lambda: learner.step(x, NOTHING, RngOf(0, 0, learner.update, places, case["batch"]))
 
 
 def counted(work: Callable[[], object]) -> int:

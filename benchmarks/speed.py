@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff import recipe_text
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.networks.unet import UNet, UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
@@ -277,7 +278,7 @@ def update(network: UNet, objective: Any, settings: FitSection, machine: Machine
 
     def once() -> None:
         rng_of = RngOf(0, 0, learner.update, torch.arange(count), count)
-        learner.step(pictures(size, channels, count), None, rng_of)
+        learner.step(pictures(size, channels, count), NOTHING, rng_of)
 
     return once
 

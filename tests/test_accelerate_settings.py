@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from tests.tiny import TinyRun
 from vdiff import cli
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import CosineSection
 from vdiff.networks.unet import UNetSection
@@ -96,7 +97,7 @@ def trained() -> torch.Tensor:
     learner = Learner(student, DenoisingObjective("snr_plus_one"), settings, Machine("fp32", "cpu"))
     x, places = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8), torch.arange(2)
     for update in range(2):
-        learner.step(x, None, RngOf(0, 0, update, places, 2))
+        learner.step(x, NOTHING, RngOf(0, 0, update, places, 2))
     return torch.cat([weight.detach().flatten() for weight in learner.state()["weights"].values()])
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.test_training import COSINE, SHAPE, flat, learner, settings, taught
+from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import UsageError
 from vdiff.networks.repeated import forget_activations, repeated
@@ -30,7 +31,7 @@ def gradients(made: UNet) -> dict[str, Tensor]:
     x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(2))
     rng = Randomness.for_update(0, 0, 0, torch.arange(4), 4)
     student = Denoiser(made.train(), COSINE, "v")
-    DenoisingObjective("snr_plus_one")(student, x, rng, torch.tensor([0, 1, 1, 0])).sum().backward()
+    DenoisingObjective("snr_plus_one")(student, x, rng, Condition(torch.tensor([0, 1, 1, 0]))).sum().backward()
     return {name: weight.grad for name, weight in made.named_parameters() if weight.grad is not None}
 
 
@@ -45,7 +46,7 @@ def kept(made: UNet) -> int:
 
     weights = {weight.untyped_storage().data_ptr() for weight in made.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = made.train()(torch.ones(4, *SHAPE), torch.ones(4), torch.zeros(4, dtype=torch.int64), torch.arange(4))
+        out = made.train()(torch.ones(4, *SHAPE), torch.ones(4), of_seeds([0] * 4, 2), torch.arange(4))
     assert out.requires_grad
     return sum(size for place, size in found.items() if place not in weights)
 

@@ -20,7 +20,8 @@ FLOORS = [
     {"ours"},
     {"array_file", "whole_folder"},
     {"config", "images", "phases", "randomness", "lock"},
-    {"data", "diffusion", "networks", "digits", "model_card", "run_contents"},
+    {"data", "diffusion", "digits", "model_card", "run_contents"},
+    {"networks"},
     {"objectives", "samplers", "diffusers_folder"},
     {
         "training",
@@ -46,7 +47,6 @@ NEIGHBOURS = {
     ("recipe_mistakes", "recipe_yaml"),
     ("recipe", "training"),
     ("plan", "recipe"),
-    ("plan", "training"),
     ("checkpoint", "recipe"),
     ("savepoint", "checkpoint"),
     ("savepoint", "run_folder"),
@@ -60,6 +60,7 @@ NEIGHBOURS = {
     ("chain", "telling"),
     ("stage_run", "telling"),
     ("estimate", "stage_run"),
+    ("estimate", "stage_parts"),
     ("reporting", "inspection"),
 }
 """The imports on one floor."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff.networks.blocks import Dropout, TimeEmbedding, drops, random_int16
+from vdiff.networks.blocks import TimeEmbedding
+from vdiff.networks.dropout import Dropout, drops, random_int16
 
 
 def test_the_time_is_resolved_in_float32_whatever_the_weights_are() -> None:

@@ -15,6 +15,7 @@ from vdiff import checkpoint, whole_folder
 from vdiff.checkpoint import ModelCard
 from vdiff.config import Section
 from vdiff.diffusion import SCHEDULES
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
 from vdiff.errors import DivergedError, MachineError, ModelFileError
@@ -272,7 +273,7 @@ def seeded() -> torch.Generator:
 
 def ours(model: Denoiser, num_steps: int) -> Tensor:
     z = torch.randn(4, 1, SIZE, SIZE, generator=seeded())
-    return Ddim()(model, z, num_steps, Randomness.for_images(torch.arange(4)), None, 8)
+    return Ddim()(model, z, num_steps, Randomness.for_images(torch.arange(4)), NOTHING, 8)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "cosine_logsnr", "betas"])

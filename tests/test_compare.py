@@ -11,6 +11,7 @@ from tests.test_report import check, evaluated
 from tests.tiny import TinyRun
 from vdiff import checkpoint
 from vdiff.cli import app
+from vdiff.diffusion.condition import Condition
 from vdiff.images import decode, to_float, to_uint8
 from vdiff.metrics.agreement import agreement
 from vdiff.model_card import read_card
@@ -42,9 +43,15 @@ def test_the_numbers_are_those_of_the_pictures_from_the_same_noise(
     for name in ("original", "base_2"):
         model = checkpoint.load(here / name)
         card = model.card
-        labels = torch.tensor([3, 5]) % 2
+        condition = Condition(torch.tensor([3, 5]) % 2)
         drawn = draw(
-            model.denoiser, Ddim(), [3, 5], card.shape, card.num_steps, model_steps=card.model_steps, labels=labels
+            model.denoiser,
+            Ddim(),
+            [3, 5],
+            card.shape,
+            card.num_steps,
+            model_steps=card.model_steps,
+            condition=condition,
         )
         pictures.append(to_float(to_uint8(drawn)))
     assert found["agreement"] == agreement(*pictures)._asdict()

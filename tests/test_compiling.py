@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.test_training import COSINE, flat, settings, taught
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError
 from vdiff.networks.blocks import ResidualBlock, Style
@@ -34,7 +35,7 @@ class OneBlock(nn.Module):
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.1)
 
-    def forward(self, z: Tensor, time: Tensor, label: Tensor | None, keys: Tensor | None) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
         z = z.repeat(1, 4, 1, 1)
         for block in self.blocks:
             z = block(z, torch.outer(time / 1000, torch.arange(8.0)), keys)

@@ -1,16 +1,21 @@
 """Sections and the tables of kinds: strict, frozen, documented, and imported when they are named."""
 
+import importlib
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from vdiff.config import Registry, Section, harmless, mark_of, trajectory
+from vdiff.cli.failures import explain
+from vdiff.config import KindSection, Registry, Section, harmless, mark_of, trajectory
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
+from vdiff.diffusion.schedule import sampling_times
+from vdiff.errors import MachineError
 from vdiff.metrics import METRICS
 from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
@@ -26,10 +31,15 @@ TABLES = {
     "metric": METRICS,
 }
 GROUPS = ["datasets", "schedules", "networks", "objectives", "samplers", "metrics"]
+GROUP_OF = dict(zip(TABLES, GROUPS, strict=True))
 KINDS = [(part, kind) for part, table in TABLES.items() for kind in table]
 
 
-class Round(Section):
+class Shape(KindSection):
+    """What all shapes are."""
+
+
+class Round(Shape):
     kind: Literal["round"] = trajectory("round")
     radius: int = trajectory(1, ge=1)
     """Radius, in pixels."""
@@ -37,13 +47,17 @@ class Round(Section):
     """What it looks like."""
 
 
-class Square(Section):
+class Square(Shape):
     kind: Literal["square"] = trajectory("square")
     side: int = trajectory(2)
 
 
-SHAPES = Registry(
-    "shape", {"round": f"{__name__}:Round", "square": f"{__name__}:Square"}, default="round", group="vdiff.shapes"
+SHAPES: Registry[Shape] = Registry(
+    "shape",
+    {"round": f"{__name__}:Round", "square": f"{__name__}:Square"},
+    default="round",
+    group="vdiff.shapes",
+    contract=f"{__name__}:Shape",
 )
 
 
@@ -141,22 +155,208 @@ def test_the_default_of_a_table_is_one_of_its_kinds(part: str) -> None:
     assert TABLES[part].default in TABLES[part]
 
 
-@pytest.mark.parametrize(("part", "group"), list(zip(TABLES, GROUPS, strict=True)))
-def test_another_package_adds_a_kind_and_replaces_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, group: str
-) -> None:
-    table = TABLES[part]
-    (tmp_path / "guest.py").write_text("class Guest: pass\n")
-    told = tmp_path / "guest-1.0.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: guest\nVersion: 1.0\n")
-    kinds = ["guest", table.default]
-    lines = [f"[vdiff.{group}]", *(f"{kind} = guest:Guest" for kind in kinds)]
-    (told / "entry_points.txt").write_text("\n".join(lines) + "\n")
+# Kinds of other packages
+
+Install = Callable[..., None]
+
+FIELDS = {
+    "kind": 'Literal["guest"] = trajectory("guest")',
+    "size": "int = trajectory(8)",
+    "channels": "int = trajectory(3)",
+    "flip": "bool = trajectory(False)",
+}
+"""All that a contract may ask a section to declare."""
+
+every_part = pytest.mark.parametrize("part", TABLES)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Puts a package of one module where Python finds it, as pip does. kinds: what its class `Guest` is to be."""
     monkeypatch.syspath_prepend(tmp_path)
+    names: list[str] = []
+
+    def put(part: str, source: str, *kinds: str, name: str = "guest", version: str = "1.0") -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        told = tmp_path / f"{name}-{version}.dist-info"
+        told.mkdir()
+        (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines = [f"[vdiff.{GROUP_OF[part]}]", *(f"{kind} = {name}:Guest" for kind in kinds)]
+        (told / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        importlib.invalidate_caches()
+        names.append(name)
+
+    yield put
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def contract_of(part: str) -> type[KindSection]:
+    module, _, name = TABLES[part]._contract.partition(":")
+    contract: type[KindSection] = getattr(importlib.import_module(module), name)
+    return contract
+
+
+def methods_of(part: str) -> list[str]:
+    return sorted(getattr(contract_of(part), "__abstractmethods__", ()))
+
+
+def guest(part: str, lacks: str = "") -> str:
+    """The source of a module whose `Guest` keeps the contract of a table, but for what it lacks."""
+    contract = contract_of(part)
+    fields = [f"{name}: {FIELDS[name]}" for name in contract.needed_fields if name != lacks]
+    methods = [f"def {name}(self, *given): ..." for name in methods_of(part) if name != lacks]
+    lines = [
+        "from typing import Literal",
+        "from vdiff.config import trajectory",
+        f"from {contract.__module__} import {contract.__name__}",
+        f"class Guest({contract.__name__}):",
+        *(f"    {line}" for line in ['"""A kind of somebody else."""', *fields, *methods]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def broken(part: str) -> Iterator[tuple[str, str, str]]:
+    """What can be wrong with a kind of another package: in a word, as a module, and as it is told."""
+    contract = contract_of(part)
+    unfit = f"it is no subclass of `{contract.__module__}.{contract.__name__}`"
+    yield "no section", "class Guest: ...\n", unfit
+    yield "no class", "Guest = 5\n", unfit
+    yield "of another table", guest("sampler" if part == "schedule" else "schedule"), unfit
+    for name in (*methods_of(part), *contract.needed_fields):
+        field = "" if name in methods_of(part) else "the field "
+        yield f"without {name}", guest(part, lacks=name), f"it lacks {field}`{name}`"
+    yield "raises", 'raise RuntimeError("not today\\nmore about it")\n', "RuntimeError: not today"
+    yield "says nothing", "raise ValueError\n", "ValueError"
+    yield "leaves", "raise SystemExit(3)\n", "SystemExit: 3"
+    yield "import", "import no_such_library\n", "ModuleNotFoundError: No module named 'no_such_library'"
+    yield "name", "Host = 5\n", "AttributeError: module 'guest' has no attribute 'Guest'"
+    yield "syntax", "class Guest(\n", "SyntaxError: '(' was never closed (guest.py, line 1)"
+
+
+BROKEN = [(part, *each) for part in TABLES for each in broken(part)]
+
+
+def holder(part: str) -> type[Section]:
+    """A recipe with nothing but this part."""
+
+    class Holder(Section):
+        it: Annotated[Any, TABLES[part]] = harmless()
+
+    return Holder
+
+
+def refused(part: str, kind: str) -> MachineError:
+    """What somebody is told who names the kind in a recipe, which is what it is told elsewhere."""
+    with pytest.raises(MachineError) as found:
+        holder(part).model_validate({"it": kind})
+    with pytest.raises(MachineError) as again:
+        TABLES[part].section(kind)
+    assert str(found.value) == str(again.value)
+    assert len(str(found.value).splitlines()) == 2 + bool(found.value.where)
+    return found.value
+
+
+@every_part
+def test_another_package_adds_a_kind_and_replaces_none(install: Install, part: str) -> None:
+    table = TABLES[part]
+    install(part, guest(part), "guest", table.default)
     assert table.section("guest").__module__ == "guest"
+    assert table.sections()["guest"] is table.section("guest")
     assert table.section(table.default).__module__.startswith("vdiff.")
     assert table.unknown("guess").startswith(f"unknown kind `guess` of {part}; did you mean `guest`?")
+    assert holder(part).model_validate({"it": "guest"}).it.kind == "guest"  # type: ignore[attr-defined]
+
+
+@every_part
+def test_a_name_that_vdiff_has_stays_its_own_and_that_is_doubted(install: Install, part: str) -> None:
+    table = TABLES[part]
+    kinds = list(table)
+    install(part, 'raise RuntimeError("nobody asked for it")\n', table.default)
+    assert list(table) == list(table.sections()) == kinds
+    assert table.section(table.default).__module__.startswith("vdiff.")
+    told = f"the package `guest 1.0` brings a {part} called `{table.default}`, which vdiff has; vdiff's own is used"
+    assert table.doubts() == [told]
+
+
+@every_part
+def test_without_other_packages_there_is_no_doubt_and_every_kind_can_be_used(part: str) -> None:
+    assert TABLES[part].doubts() == []
+    assert list(TABLES[part].sections()) == list(TABLES[part])
+
+
+@pytest.mark.parametrize(
+    ("part", "source", "words"),
+    [(part, source, words) for part, _, source, words in BROKEN],
+    ids=[f"{part} {what}" for part, what, *_ in BROKEN],
+)
+def test_a_kind_that_cannot_be_used_is_one_error_and_the_others_go_on(
+    install: Install, part: str, source: str, words: str
+) -> None:
+    table = TABLES[part]
+    install(part, guest(part), "fine", name="other")
+    kinds = list(table)
+    install(part, source, "guest")
+    error = refused(part, "guest")
+    assert error.exit_code == 6
+    assert error.problem == f"the {part} `guest` of the package `guest 1.0` cannot be used"
+    assert error.where == f"`guest:Guest`: {words}"
+    assert error.fix == "get a version of it that fits this vdiff, or remove it: pip uninstall guest"
+    assert set(table) == {*kinds, "guest"}
+    assert list(table.sections()) == [kind for kind in table if kind != "guest"]
+    assert table.section(table.default) is table.sections()[table.default]
+    assert table.section("fine").__module__ == "other"
+    assert "guest" not in holder(part).model_json_schema()["properties"]["it"]["anyOf"][-1]["enum"]
+    assert table.doubts() == [f"{error.problem}: {error.where}"]
+
+
+@every_part
+def test_a_name_that_two_packages_claim_is_one_error_and_neither_is_used(install: Install, part: str) -> None:
+    table = TABLES[part]
+    kinds = list(table)
+    for name, version in (("guest", "1.0"), ("other", "2.1")):
+        install(part, guest(part), "both", name, name=name, version=version)
+    error = refused(part, "both")
+    assert error.exit_code == 6
+    assert error.problem in (
+        f"the packages `{one}` and `{other}` both bring a {part} called `both`"
+        for one, other in (("guest 1.0", "other 2.1"), ("other 2.1", "guest 1.0"))
+    )
+    assert error.fix.startswith("uninstall one of them: pip uninstall ")
+    assert error.fix.split()[-1] in ("guest", "other")
+    assert set(table) == {*kinds, "both", "guest", "other"}
+    assert set(table.sections()) == {*kinds, "guest", "other"}
+    assert table.doubts() == [error.problem]
+
+
+def test_an_error_in_the_code_of_a_guest_is_not_called_one_of_vdiff(install: Install) -> None:
+    source = """
+import torch
+
+def fail():
+    raise RuntimeError("sorry")
+
+def ask_torch():
+    return torch.zeros(2).view(3)
+
+def call(back):
+    return back()
+"""
+    install("sampler", source, "guest")
+    import guest  # type: ignore[import-not-found]
+
+    for work, words in ((guest.fail, "RuntimeError: sorry"), (guest.ask_torch, "RuntimeError: shape '[3]'")):
+        with pytest.raises(RuntimeError) as caught:
+            work()
+        found = explain(caught.value)
+        assert found.exit_code == 6
+        assert found.problem.startswith(f"the package `guest 1.0` failed: {words}")
+    with pytest.raises(ValueError) as ours:
+        guest.call(lambda: sampling_times(5, model_steps=2))
+    assert explain(ours.value).problem.startswith("this is a bug in vdiff: ValueError: num_steps 5")
+
+
+# Kinds of vdiff
 
 
 @pytest.mark.parametrize(("part", "kind"), KINDS)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tests.test_checkpoint import SIZE, card, denoiser
 from tests.tiny import TinyRun
 from vdiff import checkpoint, diffusers_folder
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
 from vdiff.networks import NETWORKS
@@ -50,10 +51,10 @@ def run_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray
     return [np.asarray(picture) for picture in names["pictures"]]
 
 
-def drawn(model: Denoiser, num_steps: int, labels: Tensor | None = None) -> list[np.ndarray]:
+def drawn(model: Denoiser, num_steps: int) -> list[np.ndarray]:
     """The same with our own sampler, as diffusers turns floats into bytes."""
     z = torch.randn(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
-    x = Ddim()(model, z, num_steps, Randomness.for_images(torch.arange(4)), labels, num_steps)
+    x = Ddim()(model, z, num_steps, Randomness.for_images(torch.arange(4)), model_steps=num_steps)
     return [((each[0] / 2 + 0.5).clamp(0, 1) * 255).round().byte().numpy() for each in x]
 
 
@@ -115,7 +116,7 @@ def test_a_model_with_classes_names_a_pipeline_that_passes_them_on(
     z = torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
     labels = torch.arange(3)
     for wanted, is_same in ((labels, True), (labels.flip(0), False)):
-        x = Ddim()(model, z, 4, Randomness.for_images(torch.arange(3)), wanted, 4)
+        x = Ddim()(model, z, 4, Randomness.for_images(torch.arange(3)), Condition(wanted), 4)
         ours = [((each[0] / 2 + 0.5).clamp(0, 1) * 255).round().byte().numpy() for each in x]
         assert same(ours, theirs) == is_same
     assert "`DDIMPipeline` cannot pass them on" in (tmp_path / "base_2/README.md").read_text()
@@ -129,7 +130,9 @@ class Strange(nn.Module):
         self.layer = nn.Conv2d(1, 1, 3, padding=1)
         self.config = {"_class_name": "Strange", "sample_size": SIZE}
 
-    def forward(self, z: Tensor, time: Tensor, labels: Tensor | None = None, dropout_keys: object = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None
+    ) -> Tensor:
         return self.layer(z)  # type: ignore[no-any-return]
 
 

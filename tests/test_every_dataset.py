@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import noise_picture
 from vdiff.data import DATASETS
-from vdiff.data.loader import Images, batches, take
+from vdiff.data.dataset import Images
+from vdiff.data.loader import batches, take
 from vdiff.data.prepare import prepare
 from vdiff.errors import DataError, VdiffError
 

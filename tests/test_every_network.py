@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from tests.test_unet import randomized
 from tests.tiny import TinyRun
+from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.networks import NETWORKS
-from vdiff.networks.blocks import drops
+from vdiff.networks.dropout import drops
 from vdiff.stage_parts import fresh
 from vdiff.training.machine import Machine
 
@@ -27,15 +28,15 @@ every_kind = pytest.mark.parametrize("kind", list(NETWORKS))
 
 def built(kind: str, **more: Any) -> nn.Module:
     section: Any = NETWORKS.section(kind)(**EXPECTED[kind], **more)
-    section.configure(SIZE, CHANNELS)
+    section.check(SIZE, CHANNELS)
     network: nn.Module = randomized(section.build(SIZE, CHANNELS))
     return network
 
 
-def batch(count: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def batch(count: int = 4) -> tuple[Tensor, Tensor, Condition, Tensor]:
     rng = torch.Generator().manual_seed(5)
     z = torch.randn(count, CHANNELS, SIZE, SIZE, generator=rng)
-    return z, torch.rand(count, generator=rng) * 1000, torch.arange(count) % CLASSES, torch.arange(count) + 2**40
+    return z, torch.rand(count, generator=rng) * 1000, of_seeds(range(count), CLASSES), torch.arange(count) + 2**40
 
 
 class Shaped:
@@ -53,43 +54,51 @@ def changes(one: Tensor, other: Tensor) -> Tensor:
 @pytest.mark.parametrize("classes", [None, CLASSES])
 def test_pictures_come_back_in_their_shape_and_precision(kind: str, classes: int | None) -> None:
     network = built(kind, num_classes=classes)
-    z, time, label, keys = batch()
-    label = label if classes else None
+    z, time, condition, keys = batch()
+    condition = condition if classes else NOTHING
     for dtype in (torch.float32, torch.float64):
-        out = network(z.to(dtype), time, label, keys)
+        out = network(z.to(dtype), time, condition, keys)
         assert (out.shape, out.dtype) == (z.shape, dtype)
         assert out.isfinite().all()
-    assert torch.equal(network(z, time, label, keys), network(z, time, label, keys))
+    assert torch.equal(network(z, time, condition, keys), network(z, time, condition, keys))
 
 
 @every_kind
 def test_each_picture_counts_for_itself(kind: str) -> None:
     network = built(kind, num_classes=CLASSES, dropout=0.3).train()
-    z, time, label, keys = batch()
-    together = network(z, time, label, keys)
+    z, time, condition, keys = batch()
+    together = network(z, time, condition, keys)
     for i in range(len(z)):
         row = slice(i, i + 1)
         torch.testing.assert_close(
-            network(z[row], time[row], label[row], keys[row]), together[row], atol=1e-5, rtol=1e-5
+            network(z[row], time[row], condition.of(row), keys[row]), together[row], atol=1e-5, rtol=1e-5
         )
 
 
 @every_kind
 def test_time_and_class_matter_in_every_picture(kind: str) -> None:
     network = built(kind, num_classes=CLASSES).eval()
-    z, time, label, _ = batch()
-    before = network(z, time, label)
-    assert changes(network(z, time + 1, label), before).min() > 1e-4
-    assert changes(network(z, time, (label + 1) % CLASSES), before).min() > 1e-4
+    z, time, condition, _ = batch()
+    other = of_seeds(range(1, 5), CLASSES)
+    before = network(z, time, condition)
+    assert changes(network(z, time + 1, condition), before).min() > 1e-4
+    assert changes(network(z, time, other), before).min() > 1e-4
 
 
 @every_kind
 def test_a_class_is_asked_for_where_there_are_classes_and_only_there(kind: str) -> None:
-    z, time, label, _ = batch()
+    z, time, condition, _ = batch()
     with pytest.raises(ValueError, match="label"):
-        built(kind)(z, time, label)
+        built(kind)(z, time, condition)
     with pytest.raises(ValueError, match="label"):
         built(kind, num_classes=CLASSES)(z, time)
+
+
+@every_kind
+@pytest.mark.parametrize("classes", [None, CLASSES])
+def test_a_section_says_how_many_classes_its_network_is_told_of(kind: str, classes: int | None) -> None:
+    section: Any = NETWORKS.section(kind)(**EXPECTED[kind], num_classes=classes)
+    assert section.told_classes == (classes or 0)
 
 
 @every_kind
@@ -98,11 +107,11 @@ def test_dropout_follows_its_keys_in_training_and_is_gone_after_it(kind: str) ->
     z, time, _, keys = batch()
     assert drops(network)
     assert not drops(built(kind))
-    one = network(z, time, None, keys)
-    assert torch.equal(network(z, time, None, keys), one)
-    assert changes(network(z, time, None, keys + 1), one).min() > 1e-4
+    one = network(z, time, NOTHING, keys)
+    assert torch.equal(network(z, time, NOTHING, keys), one)
+    assert changes(network(z, time, NOTHING, keys + 1), one).min() > 1e-4
     network.eval()
-    torch.testing.assert_close(network(z, time, None, keys), built(kind).eval()(z, time), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(network(z, time, NOTHING, keys), built(kind).eval()(z, time), atol=1e-6, rtol=1e-6)
 
 
 @every_kind
@@ -112,25 +121,25 @@ def test_a_network_is_restored_from_its_configuration_and_weights(kind: str, cla
     section: Any = NETWORKS.section(kind)
     again = section.restore(json.loads(json.dumps(network.config))).eval()
     again.load_state_dict(network.state_dict())
-    z, time, label, _ = batch()
-    label = label if classes else None
+    z, time, condition, _ = batch()
+    condition = condition if classes else NOTHING
     assert again.config == network.config
-    assert torch.equal(again(z, time, label), network(z, time, label))
+    assert torch.equal(again(z, time, condition), network(z, time, condition))
 
 
 @every_kind
 def test_at_first_no_picture_depends_on_its_time_its_class_or_itself(kind: str) -> None:
     """A prediction of 0 is where training is begun from, whatever the random weights are."""
     section: Any = NETWORKS.section(kind)(**EXPECTED[kind], num_classes=CLASSES)
-    z, time, label, _ = batch()
-    assert not section.build(SIZE, CHANNELS)(z, time, label).any()
+    z, time, condition, _ = batch()
+    assert not section.build(SIZE, CHANNELS)(z, time, condition).any()
 
 
 @every_kind
 def test_every_weight_learns(kind: str) -> None:
     network = built(kind, num_classes=CLASSES)
-    z, time, label, keys = batch()
-    network(z, time, label, keys).square().sum().backward()
+    z, time, condition, keys = batch()
+    network(z, time, condition, keys).square().sum().backward()
     assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.test_every_schedule import literals
 from tests.toys import SCHEDULES, curved, noise
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import Schedule
@@ -74,9 +75,9 @@ every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 class Noted(Denoiser):
     """Remembers what it was asked and what it answered."""
 
-    def __call__(self, z: Tensor, t: Tensor, label: Tensor | None = None, rng: Any = None) -> Prediction:
-        pred = super().__call__(z, t, label, rng)
-        self.__dict__.setdefault("seen", []).append((z, t, label, pred))
+    def __call__(self, z: Tensor, t: Tensor, condition: Condition = NOTHING, rng: Any = None) -> Prediction:
+        pred = super().__call__(z, t, condition, rng)
+        self.__dict__.setdefault("seen", []).append((z, t, condition, pred))
         return pred
 
 
@@ -139,12 +140,12 @@ def test_a_sampler_begins_with_the_noise_it_is_given_and_goes_on_from_where_it_i
 
 
 @every_case
-def test_labels_reach_the_network_at_every_step(kind: str, options: dict[str, Any]) -> None:
+def test_conditions_reach_the_network_at_every_step(kind: str, options: dict[str, Any]) -> None:
     _, sampler = built(kind, options)
-    for label in (torch.tensor([1, 0]), None):
+    for condition in (Condition(torch.tensor([1, 0])), NOTHING):
         denoiser = noted("cosine")
-        sampler(denoiser, noise(2), NUM_STEPS, rng(2), label)
-        assert [seen[2] is label for seen in denoiser.seen] == [True] * NUM_STEPS
+        sampler(denoiser, noise(2), NUM_STEPS, rng(2), condition)
+        assert [seen[2] is condition for seen in denoiser.seen] == [True] * NUM_STEPS
 
 
 @every_case
@@ -221,11 +222,11 @@ def test_a_step_is_told_the_points_before_it_of_its_own_batch_alone() -> None:
         assert len(denoiser.seen) == NUM_STEPS * sampler.calls_per_step
 
 
-def test_further_calls_see_the_label_and_are_clipped_like_the_first() -> None:
-    sampler, denoiser, label = Looking(), noted("cosine"), torch.tensor([1, 0])
+def test_further_calls_see_the_condition_and_are_clipped_like_the_first() -> None:
+    sampler, denoiser, condition = Looking(), noted("cosine"), Condition(torch.tensor([1, 0]))
     sampler.clip = 0.25
-    sampler(denoiser, 3 * noise(2), NUM_STEPS, rng(2), label)
-    assert [seen[2] is label for seen in denoiser.seen] == [True] * (2 * NUM_STEPS)
+    sampler(denoiser, 3 * noise(2), NUM_STEPS, rng(2), condition)
+    assert [seen[2] is condition for seen in denoiser.seen] == [True] * (2 * NUM_STEPS)
     assert max(float(seen[3].x.abs().max()) for seen in denoiser.seen) > 0.25
     for here, *_, further in sampler.seen:
         for pred in (here.prediction, further):

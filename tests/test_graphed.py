@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.tiny import TinyRun
 from tests.toys import SCHEDULES, Curved
 from vdiff import checkpoint, recipe_text
+from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.drawing import Drawing
 from vdiff.errors import MachineError
@@ -87,7 +88,7 @@ class Broken:
 class Asking(nn.Module):
     """Decides in Python about what it has computed."""
 
-    def forward(self, z: Tensor, time: Tensor, label: Any = None, keys: Any = None) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
         return z * 0.5 if float(z.sum()) > 0 else z
 
 
@@ -101,10 +102,10 @@ class Cramped(Curved):
     def __deepcopy__(self, memo: Any) -> nn.Module:
         return Curved()
 
-    def forward(self, z: Tensor, time: Tensor, label: Any = None, keys: Any = None) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
         if len(z) > 2 and any(held() is not None for held in self.recorder[0].held):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().forward(z, time, label, keys)
+        return super().forward(z, time, condition, keys)
 
 
 def unet() -> Denoiser:
@@ -120,9 +121,11 @@ def of(network: nn.Module) -> Denoiser:
 
 
 def pictures(denoiser: Denoiser, graphs: Graphs | None, count: int = 6, batch_size: int = 2, **more: Any) -> Tensor:
-    labels = torch.arange(count) % 2 if isinstance(denoiser.network, type(unet().network)) else None
     seeds = range(count)
-    return draw(denoiser, Ddim(), seeds, SHAPE, STEPS, labels=labels, batch_size=batch_size, graphs=graphs, **more)
+    condition = of_seeds(seeds, 2) if isinstance(denoiser.network, type(unet().network)) else NOTHING
+    return draw(
+        denoiser, Ddim(), seeds, SHAPE, STEPS, condition=condition, batch_size=batch_size, graphs=graphs, **more
+    )
 
 
 def silent(text: str) -> None:
@@ -289,7 +292,7 @@ def test_previews_evaluations_and_commands_draw_through_the_graphs_of_the_machin
     Samples(run.evaluation, of_run(run)[0], Wanted(Ddim(), 4, 0, 2)).draw(machine, lambda count: None)
     counts.append(recorder.replayed)
     model = checkpoint.load(run.model("original"))
-    Drawing(model, Ddim(), range(4), 2, torch.arange(4) % 2, 2, machine).pictures(lambda pictures, seeds: None)
+    Drawing(model, Ddim(), range(4), 2, of_seeds(range(4), 2), 2, machine).pictures(lambda pictures, seeds: None)
     counts.append(recorder.replayed)
     assert 0 < counts[0] < counts[1] < counts[2]
 
@@ -313,9 +316,9 @@ def test_the_shipped_networks_ask_the_cpu_for_nothing(name: str) -> None:
         with torch.device("cuda"):
             network = recipe.network.build(size, channels).eval()
             z, time = torch.randn(2, channels, size, size), torch.rand(2)
-            label = torch.zeros(2, dtype=torch.int64) if recipe.network.num_classes else None
+            condition = of_seeds([0, 0], recipe.network.told_classes)
         with graphed._HostTraffic("cuda") as traffic:
-            out = network(z, time, label, None)
+            out = network(z, time, condition, None)
     assert out.shape == z.shape
     assert traffic.found == ""
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vdiff import recipe_text
+from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.images import to_float
 from vdiff.networks.unet import UNet
@@ -79,10 +80,10 @@ def test_a_stage_waits_for_no_host_multiplies_in_bfloat16_and_casts_each_weight_
         teacher = Denoiser(network(recipe, torch.bfloat16).eval().requires_grad_(False), schedule, "v")
         objective = ProgressiveObjective("truncated_snr", teacher, num_steps=4)
         x = to_float(torch.zeros(BATCH, 3, size, size, dtype=torch.uint8))
-        label = torch.zeros(BATCH, dtype=torch.long) if recipe.network.num_classes else None
+        condition = of_seeds([0] * BATCH, recipe.network.told_classes)
         rng = RngOf(0, 1, 7, torch.arange(BATCH), BATCH)(slice(0, BATCH))
         with _HostTraffic("cuda") as traffic, Watch() as seen:
-            losses = objective(student, x, rng, label)
+            losses = objective(student, x, rng, condition)
     assert losses.dtype == torch.float32
     assert not traffic.found
     assert set(seen.computed) == {(kind, torch.bfloat16) for kind in MULTIPLY_OR_NORM}

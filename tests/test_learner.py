@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.test_training import COSINE, flat, learner, network, pictures, rng_of, settings, taught
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner
@@ -119,12 +120,12 @@ def test_memory_for_adam_and_for_a_copy_of_everything_is_left_free_until_they_ha
     """Adam's two averages, and on a CPU the weights, their average and Adam's two, copied while a save is written."""
     machine = Roomy(10**9)
     made = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr"), settings(), machine)
-    made.settle(pictures(), None, rng_of())
+    made.settle(pictures(), NOTHING, rng_of())
     num_bytes = sum(weight.nbytes for weight in network().parameters())
     assert machine.compared == [10**9 - 8 * num_bytes, 6]
     taught(made, 1)
     made.micro_batch = None
-    made.settle(pictures(), None, rng_of())
+    made.settle(pictures(), NOTHING, rng_of())
     assert machine.compared[2:] == [10**9, 6]
     assert all(weight.grad is None for weight in made._weights)
 
@@ -132,8 +133,8 @@ def test_memory_for_adam_and_for_a_copy_of_everything_is_left_free_until_they_ha
 def test_a_share_of_another_size_may_be_asked_about() -> None:
     machine = Roomy(10**12)
     made = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr"), settings(batch_size=40), machine)
-    made.settle(pictures(), None, rng_of(), share=17)
+    made.settle(pictures(), NOTHING, rng_of(), share=17)
     assert made.micro_batch == 17
     made.micro_batch = None
-    made.settle(pictures(), None, rng_of())
+    made.settle(pictures(), NOTHING, rng_of())
     assert made.micro_batch == 40

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from vdiff import images
 from vdiff.config import mark_of
 from vdiff.data import DATASETS, lmdb_images
+from vdiff.data.dataset import Images
 from vdiff.data.lmdb_images import LmdbImages, LmdbImagesSection
-from vdiff.data.loader import Batch, Images, batches, flips, sample_indices
+from vdiff.data.loader import Batch, batches, flips, sample_indices
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, MachineError, UsageError
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.test_training import COSINE, flat, learner, network, pictures, rng_of, settings, taught
 from vdiff.cli.failures import explain
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.randomness import Randomness
@@ -24,10 +25,10 @@ class Cramped(DenoisingObjective):
         super().__init__("snr_plus_one")
         self.most, self.error = most, error
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, label: Tensor | None = None) -> Tensor:
+    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
         if len(x) > self.most:
             raise self.error
-        return super().__call__(student, x, rng, label)
+        return super().__call__(student, x, rng, condition)
 
 
 def cramped(most: int, said: list[str], error: RuntimeError) -> Learner:
@@ -58,7 +59,7 @@ def test_out_of_memory_again_ends_the_run_with_advice() -> None:
     said: list[str] = []
     made = cramped(2, said, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError) as found:
-        made.step(pictures(), None, rng_of())
+        made.step(pictures(), NOTHING, rng_of())
     assert len(said) == 1
     failure = explain(found.value)
     assert failure.exit_code == 6
@@ -68,7 +69,7 @@ def test_out_of_memory_again_ends_the_run_with_advice() -> None:
 def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
     said: list[str] = []
     with pytest.raises(RuntimeError, match="something else"):
-        cramped(3, said, RuntimeError("something else")).step(pictures(), None, rng_of())
+        cramped(3, said, RuntimeError("something else")).step(pictures(), NOTHING, rng_of())
     assert said == []
 
 
@@ -110,11 +111,11 @@ def test_a_tensor_has_memory_of_its_own_only_where_memory_is_to_be_spared() -> N
 def test_memory_is_spared_from_when_it_lacks() -> None:
     made = cramped(3, [], torch.OutOfMemoryError("CUDA out of memory"))
     assert not has_memory_of_its_own()
-    made.step(pictures(), None, rng_of())
+    made.step(pictures(), NOTHING, rng_of())
     assert has_memory_of_its_own()
     found = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr_plus_one"), settings(), Full())
     assert not has_memory_of_its_own()
-    found.settle(pictures(), None, rng_of())
+    found.settle(pictures(), NOTHING, rng_of())
     assert has_memory_of_its_own()
 
 

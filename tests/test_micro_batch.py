@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.test_training import COSINE, flat, network, pictures, rng_of, settings, taught
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.networks.packed import keep_order
 from vdiff.networks.unet import UNetSection
@@ -46,7 +47,7 @@ def made(left: int | None, said: list[str], micro: int | None = None, drop: floa
 
 def settled(left: int | None, said: list[str], micro: int | None = None) -> Learner:
     found = made(left, said, micro)
-    found.settle(pictures(), None, rng_of())
+    found.settle(pictures(), NOTHING, rng_of())
     return found
 
 
@@ -54,7 +55,7 @@ def test_processes_talk_of_their_gradients_once_per_update() -> None:
     machine = Small(None)
     given = settings(micro_batch=2)
     learner = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr_plus_one"), given, machine)
-    learner.step(pictures(), None, rng_of())
+    learner.step(pictures(), NOTHING, rng_of())
     assert machine.waiting == [True, True, False]
 
 
@@ -136,7 +137,7 @@ def settled_with_a_teacher(left: int, packs: bool) -> int | None:
         keep_order(frozen)
     objective = ProgressiveObjective("snr_plus_one", Denoiser(frozen, COSINE, "v"), num_steps=4)
     found = Learner(Denoiser(network(), COSINE, "v"), objective, settings(), Small(left))
-    found.settle(pictures(), None, rng_of())
+    found.settle(pictures(), NOTHING, rng_of())
     return found.micro_batch
 
 
@@ -164,7 +165,7 @@ def test_a_micro_batch_of_the_recipe_or_of_a_save_stays() -> None:
     }
     resumed = made(10**12, said)
     resumed.load(saved, 1)
-    resumed.settle(pictures(), None, rng_of())
+    resumed.settle(pictures(), NOTHING, rng_of())
     assert resumed.micro_batch == tight.micro_batch
     del saved["course"]["micro_batch"]  # as older saves are
     older = made(10**12, said)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.config import Section
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.diffusion.prediction import Predicts, predict
 from vdiff.diffusion.schedule import CosineSchedule
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.denoising import DenoisingObjective, DenoisingSection
-from vdiff.objectives.objective import Objective
+from vdiff.objectives.objective import Objective, Task
 from vdiff.objectives.progressive import ProgressiveObjective, ProgressiveSection
 from vdiff.objectives.weighting import Weighting
 from vdiff.plan import Stage
@@ -28,7 +29,7 @@ from vdiff.training.learner import RngOf
 from vdiff.training.machine import Machine
 
 GRID = 16
-NUM_STEPS, TEACHER_STEPS = 8, 4
+NUM_STEPS, TEACHER_STEPS, UPDATES = 8, 4, 10
 PICTURE, STUDENT, TEACHER = 0.75, -0.25, 0.5
 """What all pixels of the pictures, of the student's and of the teacher's predictions are, where they are constant."""
 
@@ -70,10 +71,10 @@ class Constant(nn.Module):
     def __init__(self, value: float) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
-        self.heard: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+        self.heard: list[tuple[Tensor, Condition, Tensor | None]] = []
 
-    def forward(self, z: Tensor, time: Tensor, label: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        self.heard.append((z.detach(), label, keys))
+    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+        self.heard.append((z.detach(), condition, keys))
         return self.value.expand_as(z)
 
 
@@ -120,9 +121,9 @@ def constant(value: float, predicts: Predicts = "x") -> Denoiser:
 def build(section: Any, weighting: Weighting, num_steps: int = NUM_STEPS) -> tuple[Objective, Denoiser | None]:
     """The objective, and its teacher if it has one."""
     if not section.needs_teacher:
-        return section.build(weighting), None
+        return section.build(Task(weighting, UPDATES, num_steps)), None
     teacher = constant(TEACHER)
-    return section.build(weighting, teacher, num_steps, TEACHER_STEPS), teacher
+    return section.build(Task(weighting, UPDATES, num_steps, teacher, TEACHER_STEPS)), teacher
 
 
 def ask(
@@ -132,14 +133,14 @@ def ask(
     *,
     weighting: Weighting = "constant",
     predicts: Predicts = "x",
-    label: Tensor | None = None,
+    condition: Condition = NOTHING,
     training: bool = False,
     num_steps: int = NUM_STEPS,
 ) -> Asked:
     objective, teacher = build(section, weighting, num_steps)
     student = constant(STUDENT, predicts)
     student.network.train(training)
-    return Asked(objective(student, x, rng, label), student, teacher)
+    return Asked(objective(student, x, rng, condition), student, teacher)
 
 
 def pictures(count: int, *shape: int, seed: int | None = None) -> Tensor:
@@ -257,7 +258,10 @@ def test_stratified_times_lie_one_in_each_part_and_others_do_not(section: Any, c
 def test_an_objective_that_is_made_by_hand_is_that_of_a_recipe_that_says_nothing() -> None:
     teacher = constant(TEACHER)
     made = [DenoisingObjective("snr"), ProgressiveObjective("snr", teacher, 8)]
-    meant = [DenoisingSection().build("snr"), ProgressiveSection().build("snr", teacher, 8, 2)]
+    meant = [
+        DenoisingSection().build(Task("snr", 1, 8)),
+        ProgressiveSection().build(Task("snr", 1, 8, teacher, 2)),
+    ]
     assert [vars(each) for each in made] == [vars(each) for each in meant]
 
 
@@ -455,13 +459,13 @@ def test_the_teacher_begins_where_the_student_stands_and_takes_its_own_steps(sec
 def test_labels_reach_the_student_and_its_teacher_and_keys_only_a_student_in_training(
     section: Any, training: bool
 ) -> None:
-    label = torch.tensor([4, 0, 2, 2, 1, 3])
-    asked = ask(section, pictures(6), rng(6), label=label, training=training)
+    condition = Condition(torch.tensor([4, 0, 2, 2, 1, 3]))
+    asked = ask(section, pictures(6), rng(6), condition=condition, training=training)
     ((_, heard, keys),) = asked.student.network.heard
-    assert torch.equal(heard, label)
+    assert heard is condition
     assert (keys is not None) == training
     for _, heard, keys in asked.teacher.network.heard if asked.teacher else ():
-        assert torch.equal(heard, label)
+        assert heard is condition
         assert keys is None
 
 
@@ -469,7 +473,7 @@ def test_labels_reach_the_student_and_its_teacher_and_keys_only_a_student_in_tra
 def test_without_labels_nobody_hears_of_any(section: Any) -> None:
     asked = ask(section, pictures(6), rng(6))
     for denoiser in (asked.student, asked.teacher):
-        assert denoiser is None or all(label is None for _, label, _ in denoiser.network.heard)
+        assert denoiser is None or all(heard == NOTHING for _, heard, _ in denoiser.network.heard)
 
 
 @every_kind

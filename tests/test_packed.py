@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vdiff.diffusion.condition import of_seeds
 from vdiff.networks import packed
 from vdiff.networks.doubling import convolved_double, doubled
 from vdiff.networks.packed import Conv2d, Linear, keep_order
@@ -180,13 +181,14 @@ def test_a_whole_network_gives_the_same_with_and_without(batch_size: int, dtype:
     for weight in network.parameters():
         nn.init.normal_(weight, std=0.05)
     network = network.to(dtype).eval().requires_grad_(False)
-    z, time, label = torch.randn(batch_size, 3, 32, 32), torch.full((batch_size,), 500.0), torch.ones(batch_size).long()
-    found = network(z, time, label)
+    z, time = torch.randn(batch_size, 3, 32, 32), torch.full((batch_size,), 500.0)
+    condition = of_seeds([1] * batch_size, 3)
+    found = network(z, time, condition)
     layers = [each for each in network.modules() if isinstance(each, Conv2d | Linear)]
     used = [each for each in layers if each._kept is not None]
     assert len(used) == len(layers) if dtype == torch.bfloat16 else 4 < len(used) < len(layers)
     keep_order(network)
-    wanted = network(z, time, label)
+    wanted = network(z, time, condition)
     assert (found - wanted).abs().max() <= 4 * MOST_WRONG[dtype] * wanted.abs().max()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.test_training import flat, learner, pictures, rng_of, taught
 from tests.tiny import StopAfter, TinyRun
 from vdiff.cli.progress import FitLines
+from vdiff.diffusion.condition import NOTHING
 from vdiff.errors import MachineError, Stopped, UsageError
 from vdiff.networks.blocks import attend
 from vdiff.stage_run import Surroundings
@@ -48,7 +49,7 @@ def test_auto_is_bf16_where_the_cpu_multiplies_it_but_not_for_tiny_pictures() ->
 @needs_bf16
 def test_in_bf16_the_weights_stay_float32_and_the_loss_is_close() -> None:
     made, exact = (learner(Machine(precision, "cpu")) for precision in ("bf16", "fp32"))  # type: ignore[arg-type]
-    losses = [float(each.step(pictures(), None, rng_of())[0]) for each in (made, exact)]
+    losses = [float(each.step(pictures(), NOTHING, rng_of())[0]) for each in (made, exact)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert {tensor.dtype for part in ("weights", "optimizer") for tensor in made.state()[part].values()} == {
@@ -89,7 +90,7 @@ def scale_of(made: Learner) -> float:
 
 def test_in_fp16_the_loss_is_scaled_and_the_update_is_close_to_that_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     made, exact = learner(half(monkeypatch)), learner(Machine("fp32", "cpu"))
-    found, wanted = (each.step(pictures(), None, rng_of()).tolist() for each in (made, exact))
+    found, wanted = (each.step(pictures(), NOTHING, rng_of()).tolist() for each in (made, exact))
     assert found != wanted
     assert found == pytest.approx(wanted, rel=0.02)
     assert scale_of(made) == 2**16
@@ -102,7 +103,7 @@ def test_in_fp16_an_update_that_overflows_is_skipped_and_the_scale_halved(monkey
     made = learner(half(monkeypatch), ema=0.9)
     taught(made, 2)
     before = flat(made.state())
-    measured = made.step(pictures() * 1e30, None, rng_of(2))
+    measured = made.step(pictures() * 1e30, NOTHING, rng_of(2))
     assert not measured.isfinite().all()
     after = flat(made.state())
     assert [name for name in before if not torch.equal(before[name], after[name])] == [
@@ -115,7 +116,7 @@ def test_in_fp16_an_update_that_overflows_is_skipped_and_the_scale_halved(monkey
 def test_in_fp16_a_save_is_gone_on_from_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = half(monkeypatch)
     unbroken, resumed = learner(machine), learner(machine)
-    unbroken.step(pictures() * 1e30, None, rng_of())
+    unbroken.step(pictures() * 1e30, NOTHING, rng_of())
     taught(unbroken, 2)
     saved = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in unbroken.state().items()}
     resumed.load(saved, 3)

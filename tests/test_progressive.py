@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from tests.toys import SCHEDULES, Table, curved, gaussian, noise
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser, ddim_step, scales
 from vdiff.diffusion.prediction import predict
 from vdiff.diffusion.schedule import CosineSchedule
@@ -127,7 +128,7 @@ class Recorder(nn.Module):
         super().__init__()
         self.heard = []
 
-    def forward(self, z, time, label=None, keys=None):
+    def forward(self, z, time, condition=NOTHING, keys=None):
         self.heard.append(time)
         return torch.zeros_like(z)
 

@@ -10,24 +10,32 @@ from hypothesis import strategies as st
 from pydantic import model_validator
 
 from vdiff import mark, recipe_text
-from vdiff.config import Registry, Section, harmless, trajectory
+from vdiff.config import KindSection, Registry, Section, harmless, trajectory
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.recipe import Recipe
 
 
-class SmallNet(Section):
+class Net(KindSection):
+    pass
+
+
+class SmallNet(Net):
     kind: Literal["small"] = trajectory("small")
     width: int = trajectory(64, ge=8)
 
 
-class LargeNet(Section):
+class LargeNet(Net):
     kind: Literal["large"] = trajectory("large")
     width: int = trajectory(256, ge=8)
     multipliers: tuple[int, ...] = trajectory((1, 2))
 
 
-NETS = Registry(
-    "net", {"small": f"{__name__}:SmallNet", "large": f"{__name__}:LargeNet"}, default="small", group="vdiff.nets"
+NETS: Registry[Net] = Registry(
+    "net",
+    {"small": f"{__name__}:SmallNet", "large": f"{__name__}:LargeNet"},
+    default="small",
+    group="vdiff.nets",
+    contract=f"{__name__}:Net",
 )
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vdiff import recipe_text
+from vdiff.diffusion.condition import of_seeds
 from vdiff.plan import plan
 from vdiff.recipe import Recipe
 
@@ -46,9 +47,8 @@ def test_the_network_of_a_recipe_takes_its_pictures(name: str) -> None:
     with torch.device("meta"):
         network = recipe.network.build(recipe.data.size, recipe.data.channels).eval()
         z = torch.zeros(1, recipe.data.channels, recipe.data.size, recipe.data.size)
-        classes = getattr(recipe.network, "num_classes", None)
-        label = torch.zeros(1, dtype=torch.int64) if classes else None
-        assert network(z, torch.zeros(1), label).shape == z.shape
+        condition = of_seeds([0], recipe.network.told_classes)
+        assert network(z, torch.zeros(1), condition).shape == z.shape
 
 
 @pytest.mark.parametrize("name", SHIPPED)

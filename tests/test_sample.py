@@ -17,9 +17,11 @@ from tests.full_disk import full_disk
 from tests.tiny import TinyRun
 from vdiff import checkpoint, digits, mark, recipe_text
 from vdiff.cli import main
+from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.drawing import ranges
 from vdiff.images import to_float, to_uint8
+from vdiff.objectives.objective import Task
 from vdiff.randomness import Randomness
 from vdiff.recipe import Recipe
 from vdiff.samplers.ancestral import Ancestral
@@ -156,8 +158,10 @@ def test_the_batch_size_changes_no_picture_by_more_than_a_shade(here: Path, opti
 @pytest.mark.parametrize("sampler", [Ddim(), Ddim(eta=0.5), Ancestral(0.5)], ids=str)
 def test_the_batch_size_changes_numbers_by_rounding_at_most(models: Path, sampler: Any) -> None:
     model = checkpoint.load(models / "original").denoiser
-    labels = torch.arange(5) % 2
-    alone, together = (draw(model, sampler, range(5), (3, 8, 8), 4, labels=labels, batch_size=size) for size in (1, 64))
+    condition = of_seeds(range(5), 2)
+    alone, together = (
+        draw(model, sampler, range(5), (3, 8, 8), 4, condition=condition, batch_size=size) for size in (1, 64)
+    )
     assert (alone - together).abs().max() < 1e-6
     assert alone.std() > 0.1
 
@@ -171,10 +175,11 @@ def taught() -> Denoiser:
         torch.manual_seed(0)
         network, settings = recipe.network.build(8, 1), recipe.train
     student = Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
-    made = Learner(student, settings.objective.build(settings.weighting), settings, Machine("fp32", "cpu"))
+    objective = settings.objective.build(Task(settings.weighting, settings.updates, num_steps=8))
+    made = Learner(student, objective, settings, Machine("fp32", "cpu"))
     x = to_float(torch.from_numpy(digits.load()[0][:16]))
     for update in range(12):
-        made.step(x, None, RngOf(0, 0, update, torch.arange(16), 16))
+        made.step(x, NOTHING, RngOf(0, 0, update, torch.arange(16), 16))
     return made.result()
 
 
@@ -210,8 +215,8 @@ class InDouble(torch.nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).double()
 
-    def forward(self, z: torch.Tensor, time: torch.Tensor, label: Any = None, keys: Any = None) -> Any:
-        return self.network(z, time.double(), label, keys)
+    def forward(self, z: torch.Tensor, time: torch.Tensor, condition: Condition = NOTHING, keys: Any = None) -> Any:
+        return self.network(z, time.double(), condition, keys)
 
 
 def in_double(denoiser: Denoiser, sampler: Any, seeds: range) -> torch.Tensor:
@@ -231,7 +236,9 @@ def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_drawn(
 
 def test_a_command_draws_what_the_sampler_draws(here: Path) -> None:
     model = checkpoint.load(Path("runs/tiny/base_0")).denoiser
-    by_hand = draw(model, Ddim(clip=1.2), [7, 8], (3, 8, 8), 4, labels=torch.tensor([1, 0]), model_steps=4)
+    by_hand = draw(
+        model, Ddim(clip=1.2), [7, 8], (3, 8, 8), 4, condition=Condition(torch.tensor([1, 0])), model_steps=4
+    )
     found = images("--seeds", "7-8", "--clipped")
     assert np.array_equal(found, to_uint8(by_hand).permute(0, 2, 3, 1).numpy())
 
@@ -246,7 +253,7 @@ def test_the_limit_of_the_noise_brings_that_of_the_picture_with_it(here: Path) -
         ("--set", "sample.sampler={kind: ddim, clip_noise: 0.5}", "--clipped"): Ddim(clip=1.2, clip_noise=0.5),
     }
     for options, sampler in asked.items():
-        by_hand = draw(model, sampler, [7, 8], (3, 8, 8), 4, labels=torch.tensor([1, 0]), model_steps=4)
+        by_hand = draw(model, sampler, [7, 8], (3, 8, 8), 4, condition=Condition(torch.tensor([1, 0])), model_steps=4)
         assert np.array_equal(images("--seeds", "7-8", *options), to_uint8(by_hand).permute(0, 2, 3, 1).numpy())
         assert json.loads(str(arrays("x.npz")["about"]))["vdiff.sampler"] == str(sampler)
     sample("--clip-noise", "1.2")
@@ -305,7 +312,7 @@ def test_fewer_steps_are_taken_at_the_times_that_a_student_knows(
     found = images("-n", "2", "--steps", "3")
     assert "3 does not divide 4" in error(capsys)
     model = checkpoint.load(Path("runs/tiny/base_0")).denoiser
-    by_hand = draw(model, Ddim(), [0, 1], (3, 8, 8), 3, labels=torch.tensor([0, 1]), model_steps=4)
+    by_hand = draw(model, Ddim(), [0, 1], (3, 8, 8), 3, condition=Condition(torch.tensor([0, 1])), model_steps=4)
     assert np.array_equal(found, to_uint8(by_hand).permute(0, 2, 3, 1).numpy())
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.toys import SCHEDULES, curved, gaussian, moved, noise
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser, ddim_step, scales
 from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSchedule, sampling_times
@@ -61,7 +62,7 @@ def test_a_clipped_sampler_stays_within_its_limit(kind):
 class Far(torch.nn.Module):
     """Predicts the same x everywhere, far outside of [-1, 1]."""
 
-    def forward(self, z, time, label=None, keys=None):
+    def forward(self, z, time, condition=NOTHING, keys=None):
         return torch.full_like(z, 3.0)
 
 
@@ -180,7 +181,7 @@ def test_fewer_steps_stand_at_the_right_times():
     heard = []
 
     class Listener(torch.nn.Module):
-        def forward(self, z, time, label=None, keys=None):
+        def forward(self, z, time, condition=NOTHING, keys=None):
             heard.append(float(time[0]))
             return torch.zeros_like(z)
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.test_stateful_objective import Consistency
 from tests.tiny import TinyRun
 from vdiff import checkpoint, cli
+from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError, Stopped
 from vdiff.networks.packed import Conv2d, Linear
-from vdiff.networks.sharded import own
+from vdiff.networks.sharded import on_host, own
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner, RngOf
@@ -64,6 +66,7 @@ def in_each_process(folder: Path) -> None:
     make(run, "stopped", machine)
     make(run, "changing", machine, stop_after=2)
     shares_are_halves_and_one_bad_share_skips_all(run, machine)
+    what_an_objective_remembers_lies_in_shares_and_is_gone_on_from(run, machine)
     machine.close()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -74,9 +77,9 @@ def shares_are_halves_and_one_bad_share_skips_all(run: TinyRun, machine: Machine
     recipe = run.recipe(*COMMON)
     student = Denoiser(recipe.network.build(8, 3), recipe.diffusion.schedule.build(), "v")
     learner = Learner(student, DenoisingObjective("snr_plus_one"), recipe.train, machine)
-    x, label, places = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), torch.arange(2) + 2 * machine.rank
+    x, condition, places = torch.zeros(2, 3, 8, 8), of_seeds([0, 0], 2), torch.arange(2) + 2 * machine.rank
     rng_of = RngOf(0, 0, 0, places, 4)
-    assert learner.step(x, label, rng_of).isfinite().all()
+    assert learner.step(x, condition, rng_of).isfinite().all()
     tensors = [each for name in ("weights", "average", "optimizer") for each in learner.state()[name].values()]
     tensors = [each for each in tensors if each.ndim]
     shares = [own(each) for each in tensors]
@@ -84,12 +87,40 @@ def shares_are_halves_and_one_bad_share_skips_all(run: TinyRun, machine: Machine
     assert int(machine.sum(torch.tensor(held))) == total
     assert held < 0.55 * total
     before = [each.clone() for each in shares]
-    measured = learner.step(x * (float("inf") if machine.rank else 1), label, rng_of)
+    measured = learner.step(x * (float("inf") if machine.rank else 1), condition, rng_of)
     assert bool(measured[0].isfinite()) == machine.is_first
     assert not measured[1].isfinite()
     assert all(map(torch.equal, before, shares))
-    assert learner.step(x, label, rng_of).isfinite().all()
+    assert learner.step(x, condition, rng_of).isfinite().all()
     assert not all(map(torch.equal, before, shares))
+
+
+def what_an_objective_remembers_lies_in_shares_and_is_gone_on_from(run: TinyRun, machine: Machine) -> None:
+    recipe, places = run.recipe(*COMMON), torch.arange(2) + 2 * machine.rank
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))[places] * 2 - 1
+
+    def made() -> Learner:
+        torch.manual_seed(1)
+        student = Denoiser(recipe.network.build(8, 3), recipe.diffusion.schedule.build(), "v")
+        return Learner(student, Consistency(), recipe.train, machine)
+
+    def taught(learner: Learner, updates: int) -> list[torch.Tensor]:
+        for _ in range(updates):
+            learner.step(x, of_seeds([0, 1], 2), RngOf(0, 0, learner.update, places, 4))
+        return [own(each).clone() for part in ("weights", "average", "objective") for each in state(learner, part)]
+
+    def state(learner: Learner, part: str) -> list[torch.Tensor]:
+        return list(learner.state()[part].values())
+
+    unbroken = made()
+    taught(unbroken, 2)
+    remembered = [each for each in state(unbroken, "objective") if each.ndim]
+    assert sum(own(each).numel() for each in remembered) < 0.55 * sum(each.numel() for each in remembered)
+    saved = {part: on_host(named) for part, named in unbroken.state().items()}
+    wanted, resumed = taught(unbroken, 2), made()
+    taught(resumed, 1)
+    resumed.load(saved, 2)
+    assert all(map(torch.equal, taught(resumed, 2), wanted))
 
 
 def weights(run: TinyRun, name: str, stage: str) -> torch.Tensor:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from tests.toys import SCHEDULES, curved
 from vdiff import checkpoint
 from vdiff.cli.progress import FitLines
 from vdiff.data.loader import Batch
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.denoising import DenoisingObjective
-from vdiff.objectives.objective import Objective
+from vdiff.objectives.objective import Objective, Task
 from vdiff.randomness import Randomness
 from vdiff.training import ema
 from vdiff.training.ema import Average
@@ -79,8 +81,8 @@ def rng_of(update: int = 0, count: int = 6) -> RngOf:
     return RngOf(0, 0, update, torch.arange(count), count)
 
 
-def taught(learner: Learner, updates: int, label: Tensor | None = None) -> list[Tensor]:
-    return [learner.step(pictures(), label, rng_of(learner.update)) for _ in range(updates)]
+def taught(learner: Learner, updates: int, condition: Condition = NOTHING) -> list[Tensor]:
+    return [learner.step(pictures(), condition, rng_of(learner.update)) for _ in range(updates)]
 
 
 def flat(state: State) -> dict[str, Tensor]:
@@ -130,8 +132,8 @@ def test_an_update_is_the_same_in_parts(machine: Machine, size: int) -> None:
     whole, parts = (
         learner(machine, drop=0.3, num_classes=2, micro_batch=micro, learning_rate=1e-3) for micro in (None, size)
     )
-    label = torch.tensor([0, 1, 1, 0, 1, 0])
-    torch.testing.assert_close(taught(whole, 1, label), taught(parts, 1, label), rtol=1e-6, atol=1e-6)
+    condition = Condition(torch.tensor([0, 1, 1, 0, 1, 0]))
+    torch.testing.assert_close(taught(whole, 1, condition), taught(parts, 1, condition), rtol=1e-6, atol=1e-6)
     expected, found = flat(whole.state()), flat(parts.state())
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
@@ -147,7 +149,7 @@ def test_one_update_is_one_step_of_adam_on_the_mean_loss(machine: Machine) -> No
         loss = DenoisingObjective("snr_plus_one")(student, pictures(), rng_of(update)(slice(6))).mean()
         adam.zero_grad()
         loss.backward()
-        measured = made.step(pictures(), None, rng_of(update))
+        measured = made.step(pictures(), NOTHING, rng_of(update))
         assert float(measured[0]) == pytest.approx(float(loss.detach()), rel=1e-5)
         norm = torch.stack([w.grad.norm() for w in by_hand.parameters() if w.grad is not None]).norm()
         assert float(measured[1]) == pytest.approx(float(norm), rel=1e-5)
@@ -203,7 +205,7 @@ def test_the_average_is_what_is_meant_for_sampling(machine: Machine) -> None:
 def test_the_loss_of_a_toy_falls(machine: Machine) -> None:
     made = learner(machine, updates=60)
     x = torch.ones(6, *SHAPE) * torch.tensor([-0.5, 0.5] * 3)[:, None, None, None]
-    losses = [float(made.step(x, None, rng_of(update))[0]) for update in range(60)]
+    losses = [float(made.step(x, NOTHING, rng_of(update))[0]) for update in range(60)]
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
 
@@ -314,7 +316,7 @@ def test_an_update_that_is_not_finite_leaves_all_but_the_count_as_it_was(machine
     made = learner(machine, ema=0.9)
     taught(made, 3)
     before = flat(made.state())
-    made.step(pictures() * float("nan"), None, rng_of(3))
+    made.step(pictures() * float("nan"), NOTHING, rng_of(3))
     after = flat(made.state())
     assert made.update == 4
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
@@ -323,12 +325,18 @@ def test_an_update_that_is_not_finite_leaves_all_but_the_count_as_it_was(machine
         assert not torch.equal(flat(made.state())[name], before[name])
 
 
+class Infinite(DenoisingObjective):
+    """Its loss is infinite, and the gradient is not."""
+
+    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+        return super().__call__(student, x, rng, condition) + float("inf")
+
+
 def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too(machine: Machine) -> None:
     made = learner(machine, ema=0.9)
-    sound = made._objective
-    made._objective = lambda *given: sound(*given) + float("inf")
+    made._objective = Infinite("snr_plus_one")
     before = flat(made.state())
-    loss, norm = made.step(pictures(), None, rng_of()).tolist()
+    loss, norm = made.step(pictures(), NOTHING, rng_of()).tolist()
     after = flat(made.state())
     assert loss == float("inf")
     assert math.isnan(norm)
@@ -345,9 +353,11 @@ def test_lines_of_updates_that_are_done_again_are_forgotten(machine: Machine, tm
 
 def built(kind: str) -> Objective:
     section: Any = OBJECTIVES.section(kind)()
-    if not section.needs_teacher:
-        return section.build("truncated_snr")  # type: ignore[no-any-return]
-    return section.build("truncated_snr", curved(COSINE), 4, 2)  # type: ignore[no-any-return]
+    task = Task("truncated_snr", updates=10, num_steps=4)
+    if section.needs_teacher:
+        task = replace(task, teacher=curved(COSINE), teacher_steps=2)
+    objective: Objective = section.build(task)
+    return objective
 
 
 @pytest.mark.parametrize("kind", list(OBJECTIVES))

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vdiff.diffusion.condition import Condition
 from vdiff.errors import UsageError
 from vdiff.networks import layout
-from vdiff.networks.blocks import Attention, Dropout, ResidualBlock
+from vdiff.networks.blocks import Attention, ResidualBlock
+from vdiff.networks.dropout import Dropout
 from vdiff.networks.unet import UNet, UNetSection
 
 DIGITS = {"width": 16, "multipliers": (1, 2), "attention_at": (4,)}
@@ -59,13 +61,13 @@ def built(name: str = "digits", **changes: Any) -> UNet:
     return randomized(UNetSection(**(settings | changes)).build(image_size, channels))
 
 
-def batch(network: UNet, size: int = 4) -> tuple[Tensor, Tensor, Tensor | None]:
+def batch(network: UNet, size: int = 4) -> tuple[Tensor, Tensor, Condition]:
     rng = torch.Generator().manual_seed(3)
     pixels = network.config["sample_size"] or 8
     z = torch.randn(size, network.config["in_channels"], pixels, pixels, generator=rng)
     classes = network.config["num_class_embeds"]
     label = torch.randint(classes, (size,), generator=rng) if classes else None
-    return z, torch.rand(size, generator=rng) * 1023, label
+    return z, torch.rand(size, generator=rng) * 1023, Condition(label)
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +90,11 @@ def peer_log(peer: Any) -> Any:
 
 
 def assert_same_function(ours: UNet, theirs: nn.Module) -> None:
-    z, time, label = batch(ours)
+    z, time, condition = batch(ours)
     with torch.no_grad():
-        expected = theirs(z, time, class_labels=label).sample
+        expected = theirs(z, time, class_labels=condition.label).sample
         assert expected.std() > 0.1
-        torch.testing.assert_close(ours(z, time, label), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(z, time, condition), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -192,27 +194,31 @@ def test_every_parameter_receives_a_gradient(name: str) -> None:
 
 def test_a_row_of_a_batch_is_what_the_image_gives_alone() -> None:
     network = built("labels", dropout=0.3)
-    z, time, label = batch(network)
+    z, time, condition = batch(network)
     keys = torch.arange(4)
-    together = network(z, time, label, keys)
-    alone = torch.cat([network(z[i : i + 1], time[i : i + 1], label[i : i + 1], keys[i : i + 1]) for i in range(4)])
+    together = network(z, time, condition, keys)
+    rows = [slice(i, i + 1) for i in range(4)]
+    alone = torch.cat([network(z[row], time[row], condition.of(row), keys[row]) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_permuting_the_batch_permutes_the_output() -> None:
     network = built("labels", dropout=0.3)
-    inputs = [*batch(network), torch.arange(4)]
+    (z, time, condition), keys = batch(network), torch.arange(4)
+    assert condition.label is not None
     order = torch.tensor([2, 0, 3, 1])
-    permuted = network(*(tensor[order] for tensor in inputs))
-    torch.testing.assert_close(permuted, network(*inputs)[order], atol=1e-5, rtol=1e-5)
+    permuted = network(z[order], time[order], Condition(condition.label[order]), keys[order])
+    torch.testing.assert_close(permuted, network(z, time, condition, keys)[order], atol=1e-5, rtol=1e-5)
 
 
 def test_the_time_and_the_label_change_the_output() -> None:
     network = built("labels")
-    z, time, label = batch(network)
-    before = network(z, time, label)
-    assert (network(z, time + 0.5, label) - before).abs().amax(dim=(1, 2, 3)).min() > 1e-3
-    assert (network(z, time, (label + 1) % 10) - before).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    z, time, condition = batch(network)
+    assert condition.label is not None
+    other = Condition((condition.label + 1) % 10)
+    before = network(z, time, condition)
+    assert (network(z, time + 0.5, condition) - before).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    assert (network(z, time, other) - before).abs().amax(dim=(1, 2, 3)).min() > 1e-3
 
 
 def test_channels_last_gives_the_same_output_and_stays_channels_last() -> None:
@@ -297,7 +303,7 @@ def test_a_missing_or_unexpected_label_is_an_error() -> None:
     network = built()
     z, time, _ = batch(network)
     with pytest.raises(ValueError, match="takes no `label`"):
-        network(z, time, torch.zeros(4, dtype=torch.int64))
+        network(z, time, Condition(torch.zeros(4, dtype=torch.int64)))
     labelled = built("labels")
     with pytest.raises(ValueError, match="needs a `label`"):
         labelled(*batch(labelled)[:2])

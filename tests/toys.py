@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSchedule, CosineSchedule, Schedule
@@ -22,7 +23,7 @@ SCHEDULES = {
 class Curved(nn.Module):
     """A smooth function of z and time without any structure: no identity can hold by luck."""
 
-    def forward(self, z: Tensor, time: Tensor, label: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
         phase = time.to(z.dtype)[:, None, None, None] / 300
         return torch.tanh(1.3 * z + torch.sin(phase)) + 0.2 * z.flip(-1) * torch.cos(3 * phase)
 
@@ -34,7 +35,7 @@ class Table(nn.Module):
         super().__init__()
         self.table, self.grid = table, grid
 
-    def forward(self, z: Tensor, time: Tensor, label: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
         step = ((time.double() + 1) / self.grid * len(self.table)).round().long()
         return self.table[step - 1][:, None, None, None] * z
 
@@ -58,4 +59,4 @@ def moved(
     sampler: Sampler, pred: Prediction, z: Tensor, t: float, s: float, schedule: Schedule, rng: Randomness
 ) -> Tensor:
     """Where one step from t to s leads that knows nothing of earlier ones."""
-    return sampler.step(Point(t, z, pred), s, (), Predict(curved(schedule), None, sampler), rng)
+    return sampler.step(Point(t, z, pred), s, (), Predict(curved(schedule), NOTHING, sampler), rng)

@@ -4,9 +4,10 @@ import contextlib
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from traceback import walk_tb
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -83,7 +84,20 @@ def trajectory_values(section: Section, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-Kind = TypeVar("Kind", bound=Section)
+class KindSection(Section):
+    """A section of which there are several kinds, each with a class of its own, in a table: a `Registry`.
+
+    kind: its name in the table; every kind declares it as `kind: Literal["name"] = trajectory("name")`.
+    needed_fields: what every kind must declare.
+    """
+
+    needed_fields: ClassVar[tuple[str, ...]] = ("kind",)
+
+    if TYPE_CHECKING:
+        kind: str
+
+
+Kind = TypeVar("Kind", bound=KindSection)
 
 
 class Registry(Generic[Kind]):
@@ -122,11 +136,10 @@ class Registry(Generic[Kind]):
         [entry] = entries
         try:
             return self._checked(_loaded(entry.value))
-        except Exception as err:  # whatever a stranger's module does while it is imported
-            reason = str(err) if isinstance(err, _Unfit) else f"{type(err).__name__}: {err}"
+        except (Exception, SystemExit) as err:  # whatever a stranger's module does while it is imported
             problem = f"the {self.part} `{kind}` of the package `{_maker(entry)}` cannot be used"
             fix = f"get a version of it that fits this vdiff, or remove it: pip uninstall {_package(entry)}"
-            raise MachineError(problem, fix, f"`{entry.value}`: {reason}") from err
+            raise MachineError(problem, fix, f"`{entry.value}`: {_reason(err)}") from err
 
     def sections(self) -> dict[str, type[Kind]]:
         """All kinds that can be used, by name."""
@@ -182,21 +195,48 @@ class Registry(Generic[Kind]):
     def _outside(self) -> list[EntryPoint]:
         return list(entry_points(group=self.group))
 
-    def _checked(self, found: object) -> type[Kind]:
-        """What was found, if it keeps the contract.   Errors: _Unfit."""
-        contract = _loaded(self._contract)
+    def _checked(self, found: Any) -> type[Kind]:
+        """What was found, if it keeps the contract.   Errors: _UnfitError."""
+        contract: type[Kind] = _loaded(self._contract)
         if not (isinstance(found, type) and issubclass(found, contract)):
-            raise _Unfit(f"it is no subclass of `{self._contract.replace(':', '.')}`")
-        lacking = sorted(getattr(found, "__abstractmethods__", ()))
+            raise _UnfitError(f"it is no subclass of `{self._contract.replace(':', '.')}`")
+        lacking: list[str] = sorted(getattr(found, "__abstractmethods__", ()))
         if lacking:
-            raise _Unfit(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
-        if "kind" not in found.model_fields:
-            raise _Unfit('it lacks the field `kind: Literal["..."]`')
-        return found  # type: ignore[return-value]
+            raise _UnfitError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
+        fields = [name for name in found.needed_fields if name not in found.model_fields]
+        if fields:
+            raise _UnfitError(f"it lacks the field {', '.join(f'`{name}`' for name in fields)}")
+        return found
 
 
-class _Unfit(TypeError):
+class _UnfitError(TypeError):
     """A class does not keep the contract of its table."""
+
+
+def _reason(err: BaseException) -> str:
+    """What is wrong, in one line."""
+    said = str(err).strip().partition("\n")[0]
+    kind = [] if isinstance(err, _UnfitError) else [type(err).__name__]
+    return ": ".join([*kind, *([said] if said else [])])
+
+
+def raised_in(err: BaseException) -> str | None:
+    """The package with kinds of its own in whose code, or in what that called, an error was raised; None for none.
+
+    Of the innermost frames, those of libraries are passed over: torch's error is that of whoever called it.
+    """
+    makers = {
+        entry.value.partition(":")[0].partition(".")[0]: f"{package.name} {package.version}"
+        for package in distributions()
+        for entry in package.entry_points
+        if entry.group.startswith(_OUR_GROUPS)
+    }
+    frames = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(err.__traceback__)]
+    known = [name for name in frames if name == "vdiff" or name in makers]
+    return makers.get(known[-1]) if known else None
+
+
+_OUR_GROUPS = "vdiff."
 
 
 def _loaded(place: str) -> Any:
@@ -212,6 +252,6 @@ def _maker(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else _package(entry)
 
 
-def _dump(section: Section, info: SerializationInfo) -> dict[str, Any]:
+def _dump(section: KindSection, info: SerializationInfo) -> dict[str, Any]:
     dumped = section.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults)
-    return {"kind": getattr(section, "kind"), **dumped}  # noqa: B009 - every kind of section declares it
+    return {"kind": section.kind, **dumped}

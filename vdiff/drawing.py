@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vdiff import __version__, whole_folder
 from vdiff.checkpoint import Checkpoint
+from vdiff.diffusion.condition import Condition
 from vdiff.errors import DivergedError, UsageError
 from vdiff.images import UNSOUND, check_finite, encode, grid, to_uint8, write_gif, write_png
 from vdiff.ours import is_archive
@@ -35,7 +36,7 @@ _SMALL_PIXELS = 32
 class Drawing:
     """What is to be drawn.
 
-    seeds: one per picture.   num_steps: network calls per picture.   labels: int64 [n] or None.
+    seeds: one per picture.   num_steps: of the sampler.   condition: what the model is told of each picture.
     batch_size: pictures at once, in each process.   machine: whose processes share the work.
     """
 
@@ -43,7 +44,7 @@ class Drawing:
     sampler: Sampler
     seeds: Sequence[int]
     num_steps: int
-    labels: Tensor | None
+    condition: Condition
     batch_size: int
     machine: Machine
 
@@ -107,7 +108,7 @@ class Drawing:
             card.shape,
             self.num_steps,
             model_steps=card.model_steps,
-            labels=self.labels[part] if self.labels is not None else None,
+            condition=self.condition.of(part),
             batch_size=self.batch_size,
             device=self.machine.device,
             graphs=self.machine.graphs,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vdiff import savepoint
+from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import VdiffError
 from vdiff.metrics.agreement import agreement_of
@@ -23,6 +24,7 @@ from vdiff.plan import Stage
 from vdiff.recipe import Recipe
 from vdiff.samplers.draw import draw
 from vdiff.savepoint import NUM_KEPT
+from vdiff.stage_parts import built
 from vdiff.stage_run import PREVIEW_STEPS
 from vdiff.training import memory
 from vdiff.training.learner import Learner, RngOf, State
@@ -157,8 +159,8 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     making = time.monotonic() - begun
     share = -(-stage.settings.batch_size // machine.world_size)
     probe = min(_PROBE, share)
-    x, label, rng_of = _batch(recipe, learner, probe)
-    making += _timed(partial(learner.settle, x, label, rng_of, share))
+    x, condition, rng_of = _batch(recipe, learner, probe)
+    making += _timed(partial(learner.settle, x, condition, rng_of, share))
     first, second = (_timed(partial(_update, recipe, learner, machine, probe)) for _ in range(2))
     peak = memory.peak_bytes(machine.device)
     most = max(int(_SECONDS / _UPDATES[0] / max(second / probe, 1e-9)), probe)
@@ -183,12 +185,11 @@ def _update(recipe: Recipe, learner: Learner, machine: Machine, count: int) -> N
     float(learner.step(*_batch(recipe, learner, count)).sum())
 
 
-def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Tensor | None, RngOf]:
+def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Condition, RngOf]:
     device = next(iter(learner.state()["weights"].values())).device
     x = torch.randn(count, recipe.data.channels, recipe.data.size, recipe.data.size, device=device)
-    num_classes = getattr(recipe.network, "num_classes", None)
-    label = torch.zeros(count, dtype=torch.int64, device=device) if num_classes else None
-    return x, label, RngOf(0, 0, learner.update, torch.arange(count, device=device), count)
+    condition = of_seeds(range(count), recipe.network.told_classes).to(device)
+    return x, condition, RngOf(0, 0, learner.update, torch.arange(count, device=device), count)
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -226,11 +227,10 @@ def _save_seconds(learner: Learner, state_bytes: int, machine: Machine) -> float
 def _call_seconds(recipe: Recipe, denoiser: Denoiser, machine: Machine, most: int) -> float:
     """Of one network call for one drawn picture."""
     count = min(recipe.sample.batch_size, recipe.sample.num_images, most)
-    num_classes = getattr(recipe.network, "num_classes", None)
-    labels = torch.zeros(count, dtype=torch.int64) if num_classes else None
+    condition = of_seeds(range(count), recipe.network.told_classes)
     shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
     sampler = recipe.sample.sampler.build()
-    work = partial(draw, denoiser, sampler, range(count), shape, labels=labels, device=machine.device)
+    work = partial(draw, denoiser, sampler, range(count), shape, condition=condition, device=machine.device)
     with machine.autocast():
         work(num_steps=1)
         seconds: float = min(_timed(partial(work, num_steps=2)) for _ in range(2))
@@ -258,11 +258,7 @@ def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, floa
 
 
 def _objective(recipe: Recipe, stage: Stage, machine: Machine) -> Objective:
-    section, weighting = stage.settings.objective, stage.settings.weighting  # type: ignore[attr-defined]
-    if stage.index == 0:
-        objective: Objective = section.build(weighting)
-        return objective
-    teacher = _denoiser(recipe)
-    machine.freeze(teacher.network)
-    taught: Objective = section.build(weighting, teacher, stage.num_steps, stage.teacher_steps)
-    return taught
+    teacher = _denoiser(recipe) if stage.index > 0 else None
+    if teacher is not None:
+        machine.freeze(teacher.network)
+    return built(stage, teacher)

@@ -6,8 +6,7 @@ from itertools import pairwise
 
 from vdiff.config import trajectory_values
 from vdiff.errors import UsageError
-from vdiff.recipe import Recipe
-from vdiff.training.settings import FitSection
+from vdiff.recipe import DistillSection, Recipe, TrainSection
 
 BASE = "original"
 
@@ -24,7 +23,7 @@ class Stage:
     name: str
     start_steps: int
     num_steps: int
-    settings: FitSection
+    settings: TrainSection | DistillSection
 
     @property
     def teacher_steps(self) -> int:

@@ -1,16 +1,16 @@
 """The recipe: a whole YAML file as frozen sections, and the rules between them."""
 
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import field_validator, model_validator
 
-from vdiff.config import Section, harmless, trajectory
+from vdiff.config import Registry, Section, harmless, trajectory
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.limits import check_chain, check_prediction
 from vdiff.diffusion.prediction import Predicts
 from vdiff.errors import UsageError
-from vdiff.metrics import DEFAULT
+from vdiff.metrics import DEFAULT, METRICS
 from vdiff.metrics.metric import named
 from vdiff.networks import NETWORKS
 from vdiff.networks.sharded import Shard
@@ -23,11 +23,20 @@ from vdiff.training.machine import Precision
 from vdiff.training.settings import Decay, FitSection, TrackerKind
 from vdiff.training.step_counts import step_counts
 
+if TYPE_CHECKING:
+    from vdiff.data.dataset import DatasetSection
+    from vdiff.diffusion.schedule import ScheduleSection
+    from vdiff.networks.network import NetworkSection
+    from vdiff.objectives.objective import ObjectiveSection
+    from vdiff.samplers.sampler import SamplerSection
+else:  # a contract is imported with the first kind that is named
+    DatasetSection = ScheduleSection = NetworkSection = ObjectiveSection = SamplerSection = Any
+
 
 class DiffusionSection(Section):
     """The noise process and what the network predicts of it."""
 
-    schedule: Annotated[Any, SCHEDULES] = trajectory("cosine")
+    schedule: Annotated[ScheduleSection, SCHEDULES] = trajectory("cosine")
     """Noise schedule: cosine, cosine_logsnr or betas, with its options."""
     predicts: Predicts = trajectory("v")
     """What the network's output means; v is the only one that stays exact down to one step."""
@@ -41,7 +50,7 @@ class DiffusionSection(Section):
 class TrainSection(FitSection):
     """How the base network learns from the pictures."""
 
-    objective: Annotated[Any, OBJECTIVES] = trajectory("denoising")
+    objective: Annotated[ObjectiveSection, OBJECTIVES] = trajectory("denoising")
     """The way of learning, with its options."""
     warmup_updates: int = trajectory(1000, ge=0)
     """Updates in which the learning rate rises from 0."""
@@ -82,7 +91,7 @@ class StopSection(Section):
 class DistillSection(FitSection):
     """How each student learns from its teacher. Every stage has a fresh optimizer and the same settings."""
 
-    objective: Annotated[Any, OBJECTIVES] = trajectory("progressive")
+    objective: Annotated[ObjectiveSection, OBJECTIVES] = trajectory("progressive")
     """The way of learning, with its options."""
     start_steps: int = trajectory(1024, ge=2)
     """Sampler steps of the first teacher, the base network."""
@@ -110,7 +119,7 @@ class DistillSection(FitSection):
         """Sampler steps of the base and of every student, as in (1024, 512, ..., 4)."""
         return step_counts(self.start_steps, self.end_steps, self.factor)
 
-    def settings(self, num_steps: int) -> FitSection:
+    def settings(self, num_steps: int) -> Self:
         """The settings of the stage whose student has `num_steps` steps."""
         override = self.overrides.get(num_steps, StageOverride())
         return self.model_copy(update={**override.model_dump(exclude_none=True), "overrides": {}})
@@ -133,7 +142,7 @@ class DistillSection(FitSection):
 class SampleSection(Section):
     """How pictures are drawn, in previews and by `vdiff sample`."""
 
-    sampler: Annotated[Any, SAMPLERS] = harmless("ddim")
+    sampler: Annotated[SamplerSection, SAMPLERS] = harmless("ddim")
     """Sampler: ddim or ancestral, with its options."""
     num_images: int = harmless(64, ge=1)
     """Pictures in a grid."""
@@ -167,6 +176,11 @@ class EvaluateSection(Section):
         return value
 
 
+def tables() -> list[Registry[Any]]:
+    """The kinds of every part of a recipe."""
+    return [DATASETS, NETWORKS, SCHEDULES, OBJECTIVES, SAMPLERS, METRICS]
+
+
 class Recipe(Section):
     """Everything vdiff needs to know to make a model."""
 
@@ -183,9 +197,9 @@ class Recipe(Section):
     auto (off). For networks that do not fit; run on CPUs only so far."""
     deterministic: bool = harmless(False)
     """Whether a GPU must give the same bits every time, which is slower; on a CPU it always does."""
-    data: Annotated[Any, DATASETS] = harmless()
+    data: Annotated[DatasetSection, DATASETS] = harmless()
     """Where the pictures are and how they are read."""
-    network: Annotated[Any, NETWORKS] = harmless()
+    network: Annotated[NetworkSection, NETWORKS] = harmless()
     """The network."""
     diffusion: DiffusionSection = harmless(DiffusionSection())
     """The noise process."""
@@ -202,7 +216,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:
-        self.network.configure(self.data.size, self.data.channels)
+        self.network.check(self.data.size, self.data.channels)
         return self
 
     @model_validator(mode="after")

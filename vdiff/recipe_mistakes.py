@@ -145,7 +145,9 @@ def _at(data: Any, keys: Keys) -> Any:
     return data
 
 
-def _section_at(annotation: Any, value: Any, keys: Keys, registry: Registry | None = None) -> type[BaseModel] | None:
+def _section_at(
+    annotation: Any, value: Any, keys: Keys, registry: Registry[Any] | None = None
+) -> type[BaseModel] | None:
     """The section that describes the mapping at `keys` of `value`, which is declared as `annotation`."""
     if get_origin(annotation) is Annotated:
         annotation, *marks = get_args(annotation)

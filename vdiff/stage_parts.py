@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from vdiff.checkpoint import Checkpoint
-from vdiff.data.loader import Images
+from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.limits import check_chain
 from vdiff.errors import DataError, ModelFileError, UsageError
-from vdiff.objectives.objective import Objective
+from vdiff.objectives.objective import Objective, Task
 from vdiff.plan import Stage, trajectory
 from vdiff.recipe import Recipe
 from vdiff.training.machine import Machine
@@ -62,7 +62,7 @@ def agree_on_pictures(processes: Processes, images: Images) -> None:
 
 def num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
     """Of the network that is trained, 0 for none: a student has its teacher's, whatever the recipe says."""
-    return teacher.card.num_classes if teacher else getattr(recipe.network, "num_classes", None) or 0
+    return teacher.card.num_classes if teacher else recipe.network.told_classes
 
 
 def fresh(recipe: Recipe, images: Images) -> Denoiser:
@@ -93,14 +93,17 @@ def objective_of(stage: Stage, teacher: Checkpoint | None, machine: Machine) -> 
 
     Errors: UsageError for a teacher whose schedule has no targets for so many steps.
     """
-    section, weighting = stage.settings.objective, stage.settings.weighting  # type: ignore[attr-defined]
-    if teacher is None:
-        objective: Objective = section.build(weighting)
-    else:
+    if teacher is not None:
         _check_targets(stage, teacher)
         machine.freeze(teacher.denoiser.network)
-        objective = section.build(weighting, teacher.denoiser, stage.num_steps, stage.teacher_steps)
-    return objective
+    return built(stage, teacher.denoiser if teacher else None)
+
+
+def built(stage: Stage, teacher: Denoiser | None) -> Objective:
+    """The objective of a stage.   teacher: frozen; None for the base."""
+    settings = stage.settings
+    task = Task(settings.weighting, settings.updates, stage.num_steps, teacher, stage.teacher_steps)
+    return settings.objective.build(task)
 
 
 def _check_targets(stage: Stage, teacher: Checkpoint) -> None:

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vdiff import checkpoint, run_contents, savepoint, telling
 from vdiff.checkpoint import Checkpoint, ModelCard
-from vdiff.data.loader import Batch, Images, batches
+from vdiff.data.dataset import Images
+from vdiff.data.loader import Batch, batches
+from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, Stopped
 from vdiff.images import grid, to_uint8, write_png
@@ -289,7 +290,7 @@ class StageRun:
     def _pictures(self, denoiser: Denoiser, num_steps: int, model_steps: int | None, count: int) -> Tensor:
         """Pictures from fixed noise, float [n, C, H, W], in every process; each draws its share."""
         section, seeds = self._recipe.sample, range(count)
-        labels = torch.arange(count) % self._num_classes if self._num_classes else None
+        condition = of_seeds(seeds, self._num_classes)
 
         def share(places: slice) -> Tensor:
             return draw(
@@ -299,7 +300,7 @@ class StageRun:
                 self._images.shape,
                 num_steps,
                 model_steps=model_steps,
-                labels=labels[places] if labels is not None else None,
+                condition=condition.of(places),
                 batch_size=section.batch_size,
                 device=self._machine.device,
                 graphs=self._machine.graphs,

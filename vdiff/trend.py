@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vdiff.checkpoint import Checkpoint
-from vdiff.data.loader import Images
+from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
 from vdiff.images import to_uint8

@@ -19,6 +19,7 @@ from tests.conftest import noise_picture
 from tests.tiny import TinyRun
 from vdiff.checkpoint import load, read_card
 from vdiff.data.prepare import prepare
+from vdiff.diffusion.condition import Condition
 from vdiff.errors import Stopped
 from vdiff.randomness import Randomness
 from vdiff.samplers.ddim import Ddim
@@ -39,8 +40,8 @@ def pictures(folder: Path) -> list[float]:
     """Some values of two pictures of a golden model, from noise that is the same everywhere."""
     model, card = load(folder).denoiser, read_card(folder)
     noise = torch.linspace(-2, 2, 2 * 3 * 8 * 8, dtype=torch.float64).sin().float().reshape(2, 3, 8, 8)
-    keys, labels = Randomness.for_images(torch.arange(2)), torch.tensor([0, 1])
-    found = Ddim()(model, noise, 4, keys, labels, card.model_steps)
+    keys, condition = Randomness.for_images(torch.arange(2)), Condition(torch.tensor([0, 1]))
+    found = Ddim()(model, noise, 4, keys, condition, card.model_steps)
     return [round(value, 5) for value in found.flatten()[::16].tolist()]
 
 

@@ -87,9 +87,11 @@ def _recipe_here() -> None:
 def _prepare(changes: list[str] | None) -> None:
     from vdiff.cli import displays
     from vdiff.cli.options import open_recipe
+    from vdiff.data.lmdb_images import LmdbImagesSection
     from vdiff.data.prepare import prepare
 
     data = open_recipe("recipe.yaml", changes)[0].data
+    assert isinstance(data, LmdbImagesSection), "the demo's recipe names the kind `lmdb`"
     with displays.prepare_progress() as shown:
         prepare(
             Path("digits"),

@@ -41,8 +41,14 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     with contextlib.ExitStack() as stack:
         stack.callback(StopRequest(follows_parent=launch.has_launcher()).close)
         stack.enter_context(leaving_at_once("nothing was written"))
-        wanted = {"image_size": recipe.data.size, "compile": recipe.compile, "shard": shard}
-        machine = Machine(recipe.precision, device, **wanted, say=console.warn)
+        machine = Machine(
+            recipe.precision,
+            device,
+            image_size=recipe.data.size,
+            compile=recipe.compile,
+            shard=shard,
+            say=console.warn,
+        )
         stack.push(machine.close)
 
         def look() -> dict[str, int | None]:

@@ -15,7 +15,7 @@ from vdiff.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from vdiff.cli.progress import PrepareProgress
-    from vdiff.data.loader import Images
+    from vdiff.data.dataset import Images
     from vdiff.evaluation.earlier import Earlier
     from vdiff.evaluation.evaluate import Evaluation
     from vdiff.evaluation.subjects import Subject

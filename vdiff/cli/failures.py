@@ -70,6 +70,12 @@ def explain(err: BaseException) -> VdiffError:
     if names & {"DistBackendError", "DistNetworkError"} or "gloo/transport" in str(err):
         fix = "its own message says why; of several networks, name the right one: GLOO_SOCKET_IFNAME=eth0"
         return MachineError("another process of this run has ended, or cannot be reached", fix, _first_line(err))
+    from vdiff.config import raised_in  # pydantic takes long to import, and not every command needs it
+
+    maker = raised_in(err)
+    if maker is not None:
+        fix = "run it again with `--debug` and report what it prints to those who made it, or do without its kinds"
+        return MachineError(f"the package `{maker}` failed: {type(err).__name__}: {_first_line(err)}", fix)
     fix = "run it again with `--debug` and report what it prints"
     return VdiffError(f"this is a bug in vdiff: {type(err).__name__}: {_first_line(err)}", fix)
 

@@ -67,6 +67,7 @@ def check(
     from vdiff.cli import console
     from vdiff.cli.options import open_recipe
     from vdiff.plan import doubts, plan
+    from vdiff.recipe import tables
 
     good: list[str] = []
     warnings: list[str] = []
@@ -78,6 +79,7 @@ def check(
             warnings += doubts(plan(recipe))
         except UsageError as err:
             wrong.append(err)
+    warnings += [doubt for table in tables() for doubt in table.doubts()]
     for name in good:
         console.say(f"`{name}` is a valid recipe", "green")
     for warning in warnings:
@@ -98,7 +100,10 @@ def schema() -> None:
       vdiff recipes schema | jq .properties.train
     """
     from vdiff.cli import console
+    from vdiff.recipe import tables
 
+    for doubt in (doubt for table in tables() for doubt in table.doubts()):
+        console.warn(doubt)
     console.write(schema_text())
 
 

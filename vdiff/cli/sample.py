@@ -16,6 +16,7 @@ from vdiff.ours import is_archive, is_picture
 
 if TYPE_CHECKING:
     from vdiff.checkpoint import ModelCard
+    from vdiff.diffusion.condition import Condition
     from vdiff.drawing import Drawing
     from vdiff.recipe import Recipe
     from vdiff.samplers.sampler import Sampler
@@ -114,8 +115,8 @@ def sample(
         name_target = partial(_target, out, folder, f"{num_steps}{clipping}", strip, gif, force)
         target = Path(here.processes.told(lambda: str(name_target()))) if here else name_target()
         numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
-        labels = _labels(card, classes, numbers)
-        wanted = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "labels": labels}
+        condition = _condition(card, classes, numbers)
+        wanted = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "condition": condition}
         wanted["batch_size"] = batch_size or parsed.sample.batch_size
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
@@ -140,7 +141,7 @@ def _draw(
 ) -> Mapping[str, object] | None:
     """Draw with the model in `folder`, in all processes; what the first one has to tell of it, None in the others.
 
-    wanted: sampler, seeds, steps, labels and batch size of the `Drawing`.
+    wanted: sampler, seeds, steps, condition and batch size of the `Drawing`.
     """
     from vdiff import telling
     from vdiff.cli import signals
@@ -203,7 +204,7 @@ def _sampler(recipe: "Recipe", kind: str | None, options: Mapping[str, Any]) -> 
     if kind is not None and kind not in SAMPLERS:
         raise UsageError(SAMPLERS.unknown(kind), f"choose one of: {', '.join(SAMPLERS)}", "--sampler")
     if kind is not None and kind != section.kind:
-        section = SAMPLERS.section(kind)()
+        section = SAMPLERS.section(kind).model_validate({})
     asked = {name: value for name, value in options.items() if value is not None}
     for name in asked:
         if name not in type(section).model_fields:
@@ -257,18 +258,20 @@ def _target(out: str | None, folder: Path, how: str, strip: bool, gif: bool, for
     return path
 
 
-def _labels(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> Any:
-    """One per picture: those that were asked for in turn; else its seed's, as `compare` and `evaluate` have it."""
+def _condition(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> "Condition":
+    """The classes that were asked for, in turn; else each seed's own, as `compare` and `evaluate` have it."""
     import torch
+
+    from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 
     if not card.num_classes:
         if classes is not None:
             raise UsageError(f"`{card.name}` knows no classes", "leave out `--class`", "--class")
-        return None
+        return NOTHING
     if classes is None:
-        return torch.tensor(seeds) % card.num_classes
+        return of_seeds(seeds, card.num_classes)
     wanted = numbers_in(classes, "--class", card.num_classes)
-    return torch.tensor([wanted[index % len(wanted)] for index in range(len(seeds))])
+    return Condition(torch.tensor([wanted[index % len(wanted)] for index in range(len(seeds))]))
 
 
 def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Callable[[], None]) -> None:
@@ -281,7 +284,10 @@ def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Call
         forms.write_film(target, way) if gif else forms.write_strip(target, way, drawing.facts())
         return
     done = 0
-    with forms.output(target, drawing.facts(), drawing.labels) as output, displays.prepare_progress() as progress:
+    with (
+        forms.output(target, drawing.facts(), drawing.condition.label) as output,
+        displays.prepare_progress() as progress,
+    ):
         progress.update(0, 0, len(drawing.seeds))
 
         def add(pictures: Any, seeds: Any) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vdiff import images
-from vdiff.config import Section, harmless, trajectory
+from vdiff.config import harmless, trajectory
 from vdiff.cores import num_cores
+from vdiff.data.dataset import DatasetSection
 from vdiff.data.sources import Labels
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError
@@ -18,7 +19,7 @@ _CACHE_BYTES = 256 * 2**20
 _MAX_WORKERS = 4
 
 
-class LmdbImagesSection(Section):
+class LmdbImagesSection(DatasetSection):
     """Pictures from an image store that `vdiff prepare` made, or that diffusion_distiller did."""
 
     kind: Literal["lmdb"] = trajectory("lmdb")

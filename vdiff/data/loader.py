@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,42 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vdiff.data.dataset import Images, Indices, Pixels, TakesMany
 from vdiff.errors import ASKING, MachineError, UsageError, VdiffError
-
-Indices = npt.NDArray[np.int64]
-Pixels = npt.NDArray[np.uint8]
 
 _ORDER, _FLIP = 0, 1
 _FEWER_WORKERS = "set `data.workers` to 0, or give the machine more memory (a container also shared memory: --shm-size)"
-
-
-class Images(Protocol):
-    """Pictures of one shape.
-
-    shape: (C, H, W).   num_classes: 0 without labels.   fingerprint: SHA-256 of the content, hexadecimal.
-    num_workers: how many processes should decode ahead.
-    """
-
-    num_images: int
-    shape: tuple[int, int, int]
-    num_classes: int
-    num_workers: int
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Pixels, int]:
-        """uint8 [C, H, W] and its class, -1 without labels."""
-        ...
-
-
-@runtime_checkable
-class TakesMany(Protocol):
-    """Pictures that can be taken many at once, faster than one by one."""
-
-    def take(self, indices: Indices, /) -> tuple[Pixels, Indices]:
-        """uint8 [B, C, H, W] and their classes [B]."""
-        ...
 
 
 class Batch(NamedTuple):

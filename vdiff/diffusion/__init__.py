@@ -1,8 +1,13 @@
 """The noise process: schedules, predictions and the denoiser that joins them to a network."""
 
+from typing import TYPE_CHECKING
+
 from vdiff.config import Registry
 
-SCHEDULES = Registry(
+if TYPE_CHECKING:
+    from vdiff.diffusion.schedule import ScheduleSection
+
+SCHEDULES: "Registry[ScheduleSection]" = Registry(
     "schedule",
     {
         "cosine": "vdiff.diffusion.schedule:CosineSection",
@@ -11,4 +16,5 @@ SCHEDULES = Registry(
     },
     default="cosine",
     group="vdiff.schedules",
+    contract="vdiff.diffusion.schedule:ScheduleSection",
 )

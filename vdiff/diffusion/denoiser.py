@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.prediction import Prediction, Predicts, predict
 from vdiff.diffusion.schedule import Schedule
 from vdiff.randomness import Randomness
@@ -18,15 +19,17 @@ class Denoiser:
     schedule: Schedule
     predicts: Predicts
 
-    def __call__(self, z: Tensor, t: Tensor, label: Tensor | None = None, rng: Randomness | None = None) -> Prediction:
+    def __call__(
+        self, z: Tensor, t: Tensor, condition: Condition = NOTHING, rng: Randomness | None = None
+    ) -> Prediction:
         """Predict what is in the noisy images.
 
-        z: [B, C, H, W].   t: [B], 0 < t <= 1.   label: int64 [B] for a network with classes.
+        z: [B, C, H, W].   t: [B], 0 < t <= 1.   condition: what the network is told beside, of B pictures.
         rng: needed where the network has dropout and is in training mode.
         The predictions have the dtype of z, whatever precision the network computes in.
         """
         keys = rng.keys() if rng is not None and self.network.training else None
-        output = self.network(z, self.schedule.time_input(t).float(), label, keys)
+        output = self.network(z, self.schedule.time_input(t).float(), condition, keys)
         alpha, sigma = scales(self.schedule, t, z)
         return predict(self.predicts, output.to(z.dtype), z, alpha, sigma)
 

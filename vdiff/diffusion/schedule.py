@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from vdiff.config import Section, trajectory
+from vdiff.config import KindSection, trajectory
 
 
 class Schedule(ABC):
@@ -46,6 +46,14 @@ class Schedule(ABC):
     def time_input(self, t: Tensor) -> Tensor:
         """What the network is told about t: its index on the base grid, float64, fractional between grid points."""
         return t.double() * self.grid - 1
+
+
+class ScheduleSection(KindSection, ABC):
+    """What a recipe says of a noise schedule. A kind of its own adds `kind: Literal["its name"]` and its options."""
+
+    @abstractmethod
+    def build(self) -> Schedule:
+        """The schedule with these options."""
 
 
 class CosineSchedule(Schedule):
@@ -115,7 +123,7 @@ class BetaSchedule(Schedule):
         return _tabled(self)
 
 
-class CosineSection(Section):
+class CosineSection(ScheduleSection):
     """The cosine schedule of improved DDPM; the usual choice."""
 
     kind: Literal["cosine"] = trajectory("cosine")
@@ -127,7 +135,7 @@ class CosineSection(Section):
         return CosineSchedule(self.grid)
 
 
-class CosineLogsnrSection(Section):
+class CosineLogsnrSection(ScheduleSection):
     """The cosine schedule of the progressive distillation paper, between two limits of the signal-to-noise ratio."""
 
     kind: Literal["cosine_logsnr"] = trajectory("cosine_logsnr")
@@ -152,7 +160,7 @@ _SMALLEST_SIGNAL = 1e-300
 Table = Annotated[tuple[Annotated[float, Field(ge=_SMALLEST_BETA, le=1)], ...], Field(min_length=1, max_length=1 << 16)]
 
 
-class BetasSection(Section):
+class BetasSection(ScheduleSection):
     """A table of betas, for models that were trained elsewhere."""
 
     kind: Literal["betas"] = trajectory("betas")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vdiff.checkpoint import ModelCard
-from vdiff.data.loader import Images
+from vdiff.data.dataset import Images
 from vdiff.errors import UsageError
 from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.samples import Samples, Wanted

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vdiff import array_file, checkpoint, telling, whole_folder
 from vdiff.array_file import Arrays
+from vdiff.diffusion.condition import of_seeds
 from vdiff.drawing import share_as_bytes
 from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
@@ -130,7 +131,7 @@ class Samples:
                 model.card.shape,
                 self._subject.num_steps,
                 model_steps=model.card.model_steps,
-                labels=self._labels(start, places),
+                condition=of_seeds(seeds, self._subject.card.num_classes),
                 batch_size=self._wanted.batch_size,
                 device=machine.device,
                 graphs=machine.graphs,
@@ -142,10 +143,6 @@ class Samples:
         if machine.is_first:
             kept = {"images": images.numpy(), "seconds": np.array(watch.seconds_per_image())}
             whole_folder.write_bytes(self._path(start), array_file.packed(kept), array_file.is_ours)
-
-    def _labels(self, start: int, places: slice) -> Tensor | None:
-        classes, first = self._subject.card.num_classes, self._wanted.first_seed + start
-        return torch.arange(first + places.start, first + places.stop) % classes if classes else None
 
     def _count(self, start: int) -> int:
         return min(self._size, len(self) - start)

@@ -1,8 +1,13 @@
 """How good samples are: the kinds of metric that a recipe or a command can name."""
 
+from typing import TYPE_CHECKING
+
 from vdiff.config import Registry
 
-METRICS = Registry(
+if TYPE_CHECKING:
+    from vdiff.metrics.metric import MetricSection
+
+METRICS: "Registry[MetricSection]" = Registry(
     "metric",
     {
         "agreement": "vdiff.metrics.agreement:AgreementSection",
@@ -17,6 +22,7 @@ METRICS = Registry(
     },
     default="fd_pixel",
     group="vdiff.metrics",
+    contract="vdiff.metrics.metric:MetricSection",
 )
 """The most telling first: so they stand in tables and on pages."""
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vdiff.config import Section
+from vdiff.config import KindSection
 from vdiff.errors import DataError, UsageError
 from vdiff.images import to_float
 from vdiff.metrics import METRICS
@@ -66,7 +66,7 @@ class Against:
             raise DataError(f"{what} needs at least {least:,} reference pictures, {found}", fix, self.where)
 
 
-class MetricSection(Section):
+class MetricSection(KindSection):
     """A metric and its options. short: the option that `kind:value` sets.   is_cheap: whether a trend may have it.
 
     title, better: its name for people, and what a good number is like.   renamed: its name with an option that makes
@@ -92,7 +92,7 @@ class MetricSection(Section):
     @property
     def name(self) -> str:
         """What its number is called in a table."""
-        return str(getattr(self, "kind"))  # noqa: B009 - every kind of section declares it
+        return self.kind
 
     def build(self, against: Against) -> Metric:
         """The metric, with what it must know of the reference.   Errors: DataError, MachineError."""
@@ -144,13 +144,13 @@ class Words(NamedTuple):
 
 def words_for(name: str) -> Words:
     """The words for a number with this name in a table; for an unknown one, its name."""
-    for rank, kind in enumerate(METRICS):
-        section: type[MetricSection] = METRICS.section(kind)  # type: ignore[assignment]
+    sections = METRICS.sections()
+    for rank, (kind, section) in enumerate(sections.items()):
         if name == kind:
             return Words(section.title or name, section.better, rank, section.most)
         if section.renamed is not None and name.startswith(f"{section.renamed}_") and name not in METRICS:
             return Words(name, section.better, rank, section.most)
-    return Words(name, "", len(list(METRICS)))
+    return Words(name, "", len(sections))
 
 
 def ordered(names: Iterable[str]) -> list[str]:
@@ -162,7 +162,7 @@ def _named(text: str) -> MetricSection:
     kind, colon, option = text.strip().partition(":")
     if kind not in METRICS:
         raise UsageError(METRICS.unknown(kind), f"choose among: {', '.join(METRICS)}", "--metrics")
-    section: type[MetricSection] = METRICS.section(kind)  # type: ignore[assignment]
+    section = METRICS.section(kind)
     if colon and section.short is None:
         raise UsageError(f"the metric `{kind}` takes no option", f"write `{kind}`", "--metrics")
     try:

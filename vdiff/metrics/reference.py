@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vdiff import __version__, array_file, whole_folder
 from vdiff.array_file import Arrays
-from vdiff.data.loader import Images, take
+from vdiff.data.dataset import Images
+from vdiff.data.loader import take
 from vdiff.errors import VdiffError
 
 Shape = tuple[int | None, ...]

@@ -1,4 +1,4 @@
-"""The parts of a U-Net: residual blocks, attention, its levels, and a dropout that depends on the image alone."""
+"""The parts of a U-Net: residual blocks, attention, and its levels."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdiff.networks.doubling import convolved_double
+from vdiff.networks.dropout import Dropout
 from vdiff.networks.layout import laid_out
 from vdiff.networks.norm import GroupNorm
 from vdiff.networks.packed import Conv2d, Linear
@@ -204,32 +205,6 @@ class TimeEmbedding(nn.Module):
         return embedded
 
 
-class Dropout(nn.Module):
-    """Dropout whose mask is a function of (key of the image, layer, element): the same in any batch, on any device.
-
-    probability: in [0, 1), taken to the nearest 1/65536.   layer: its number in its network, set by the network.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.threshold = round(probability * 2**16)
-        self.layer = 0
-
-    def forward(self, h: Tensor, keys: Tensor | None) -> Tensor:
-        """h: [B, ...].   keys: int64 [B].   ValueError when training without keys."""
-        if not self.training or self.threshold == 0:
-            return h
-        if keys is None:
-            raise ValueError("a network with dropout needs `dropout_keys` [B] while it trains")
-        dropped = random_int16(keys, self.layer, h[0].numel()).view(h.shape) < self.threshold - 2**15
-        return h.masked_fill(dropped, 0.0) * (2**16 / (2**16 - self.threshold))
-
-
-def drops(network: nn.Module) -> bool:
-    """Whether any of its layers is dropout that does something."""
-    return any(isinstance(module, Dropout) and module.threshold > 0 for module in network.modules())
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v.   q, k, v: [B, heads, pixels, head_dim]."""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-2] > MOST_PLAIN_PIXELS:
@@ -242,39 +217,8 @@ MOST_PLAIN_PIXELS = 1024
 """Above it the table of all pairs of pixels costs too much memory."""
 
 
-def random_int16(keys: Tensor, layer: int, count: int) -> Tensor:
-    """int16 [B, count], uniform over all values: a hash of key, layer and element number.
-
-    keys: int64 [B].   count: below 2**31.
-    """
-    # Few processors multiply vectors of 64-bit integers: only the keys have 64 bits, and a word serves two elements.
-    key = _mix64(_mix64(keys) + layer)
-    high, low = (key >> 32).int()[:, None], ((key << 32) >> 32).int()[:, None]
-    pair = _mix32(torch.arange((count + 1) // 2, dtype=torch.int32, device=keys.device))
-    return _mix32((pair ^ high).mul_(0x7FEB352D) ^ low).view(torch.int16)[:, :count]
-
-
 def zeroed(module: nn.Module) -> nn.Module:
     """`module` with all its parameters zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-def _mix64(x: Tensor) -> Tensor:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014), constants as signed numbers."""
-    x = (x ^ _shifted(x, 30, 64)) * -0x40A7B892E31B1A47
-    x = (x ^ _shifted(x, 27, 64)) * -0x6B2FB644ECCEEE15
-    return x ^ _shifted(x, 31, 64)
-
-
-def _mix32(x: Tensor) -> Tensor:
-    """Two rounds of multiply and xorshift, in place."""
-    x.bitwise_xor_(_shifted(x, 16, 32)).mul_(0x165667B1)
-    x.bitwise_xor_(_shifted(x, 15, 32)).mul_(0x5BD1E995)
-    return x.bitwise_xor_(_shifted(x, 16, 32))
-
-
-def _shifted(x: Tensor, places: int, bits: int) -> Tensor:
-    """The logical right shift; torch's own repeats the sign."""
-    return (x >> places).bitwise_and_((1 << (bits - places)) - 1)

@@ -7,16 +7,19 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from vdiff.config import Section, trajectory
+from vdiff.config import trajectory
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.errors import UsageError
-from vdiff.networks.blocks import DownLevel, Dropout, Middle, Style, TimeEmbedding, UpLevel, zeroed
+from vdiff.networks.blocks import DownLevel, Middle, Style, TimeEmbedding, UpLevel, zeroed
+from vdiff.networks.dropout import Dropout
 from vdiff.networks.layout import laid_out
+from vdiff.networks.network import Network, NetworkSection
 from vdiff.networks.norm import GroupNorm
 from vdiff.networks.packed import Conv2d
 from vdiff.networks.unet_config import MOST_LAYERS, MOST_LEVELS, UNetConfig
 
 
-class UNetSection(Section):
+class UNetSection(NetworkSection):
     """A U-Net: residual blocks at halving resolutions and back, with skip connections."""
 
     kind: Literal["unet"] = trajectory("unet")
@@ -46,10 +49,13 @@ class UNetSection(Section):
         """The network for pictures of `image_size` x `image_size` pixels, with fresh weights."""
         return UNet(self.configure(image_size, channels))
 
-    @staticmethod
-    def restore(config: object) -> "UNet":
+    @classmethod
+    def restore(cls, config: object) -> "UNet":
         """The network of a model folder, with fresh weights, from its parsed `config.json`."""
         return UNet.from_config(config)
+
+    def check(self, image_size: int, channels: int) -> None:
+        self.configure(image_size, channels)
 
     def configure(self, image_size: int, channels: int) -> "UNetConfig":
         """The configuration that `build` uses, without allocating anything.
@@ -135,7 +141,7 @@ class UNetSection(Section):
             )
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """The U-Net of diffusers' `UNet2DModel`: the same function, settings and parameter names."""
 
     diffusers_class = "UNet2DModel"
@@ -167,13 +173,13 @@ class UNet(nn.Module):
         return self._config.to_json()
 
     def forward(
-        self, z: Tensor, time: Tensor, label: Tensor | None = None, dropout_keys: Tensor | None = None
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None
     ) -> Tensor:
-        """z: [B, C, H, W].   time: base-grid index, [B], fractions allowed.   label, dropout_keys: int64 [B].
+        """z: [B, C, H, W].   time: base-grid index, [B], fractions allowed.   dropout_keys: int64 [B].
 
         Returns [B, out_channels, H, W] in the dtype of `z`.   ValueError: a label is missing or not expected.
         """
-        embedding = F.silu(self._embedding(time, label))
+        embedding = F.silu(self._embedding(time, condition.label))
         h = self.conv_in(laid_out(z.to(self.conv_in.weight.dtype)))
         skips = [h]
         for level in self.down_blocks:

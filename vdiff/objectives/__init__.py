@@ -1,8 +1,13 @@
 """The ways a network can learn: from pictures, or from a teacher."""
 
+from typing import TYPE_CHECKING
+
 from vdiff.config import Registry
 
-OBJECTIVES = Registry(
+if TYPE_CHECKING:
+    from vdiff.objectives.objective import ObjectiveSection
+
+OBJECTIVES: "Registry[ObjectiveSection]" = Registry(
     "objective",
     {
         "denoising": "vdiff.objectives.denoising:DenoisingSection",
@@ -10,4 +15,5 @@ OBJECTIVES = Registry(
     },
     default="denoising",
     group="vdiff.objectives",
+    contract="vdiff.objectives.objective:ObjectiveSection",
 )

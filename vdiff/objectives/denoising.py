@@ -1,20 +1,19 @@
 """Learning from pictures: add noise, predict what was there."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from vdiff.config import Section, trajectory
+from vdiff.config import trajectory
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.objectives.objective import Objective, add_noise
+from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
 from vdiff.objectives.weighting import Weighting, weighted_loss
 from vdiff.randomness import Randomness
 
 
-class DenoisingSection(Section):
+class DenoisingSection(ObjectiveSection):
     """The ordinary diffusion loss."""
-
-    needs_teacher: ClassVar[bool] = False
 
     kind: Literal["denoising"] = trajectory("denoising")
     """How the network learns."""
@@ -23,11 +22,11 @@ class DenoisingSection(Section):
     stratified: bool = trajectory(True)
     """Spread the times of a batch evenly over (0, 1]; the loss varies less."""
 
-    def build(self, weighting: Weighting) -> Objective:
-        return DenoisingObjective(weighting, self.times == "grid", self.stratified)
+    def build(self, task: Task) -> Objective:
+        return DenoisingObjective(task.weighting, self.times == "grid", self.stratified)
 
 
-class DenoisingObjective:
+class DenoisingObjective(Objective):
     """weight(SNR) * |x_predicted - x|^2 at a random time, with fresh noise."""
 
     def __init__(self, weighting: Weighting, on_grid: bool = False, stratified: bool = True) -> None:
@@ -35,11 +34,11 @@ class DenoisingObjective:
         self.on_grid = on_grid
         self.stratified = stratified
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, label: Tensor | None = None) -> Tensor:
+    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
         u = rng.stratified() if self.stratified else rng.uniform()
         grid = student.schedule.grid
         t = ((u * grid).floor() + 1) / grid if self.on_grid else 1 - u
         alpha, sigma = student.schedule.alpha_sigma(t)
         z = add_noise(x, alpha, sigma, rng)
-        pred = student(z, t, label, rng)
+        pred = student(z, t, condition, rng)
         return weighted_loss(self.weighting, pred.x, x, alpha, sigma)

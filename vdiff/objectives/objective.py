@@ -1,21 +1,98 @@
-"""What every way of learning is: a function from a student and pictures to one loss per picture."""
+"""What a way of learning is: from a student and images to one loss per image. Read this to write one.
 
-from typing import Protocol
+A new objective is one file with a section and a class, and a line in the table of `objectives/__init__.py` or an entry
+point `vdiff.objectives` of another package. One loop serves them all: the base and the students.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vdiff.config import KindSection
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.objectives.weighting import Weighting
 from vdiff.randomness import Randomness
 
 
-class Objective(Protocol):
-    """objective(student, x, rng) -> loss per image.
+@dataclass(frozen=True)
+class Task:
+    """What a stage asks of its objective.
 
-    x: pictures, float32 [B, C, H, W] in [-1, 1].   label: int64 [B] where the network has classes.   Returns [B].
+    weighting: how much an error counts at each noise level.   updates: how many there will be.
+    num_steps: sampler steps of the student; of the base, those that it is meant for.
+    teacher: frozen, on the device; None for the base.   teacher_steps: K, how many of the teacher's steps one of the
+    student's replaces.
     """
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, label: Tensor | None = None) -> Tensor: ...
+    weighting: Weighting
+    updates: int
+    num_steps: int
+    teacher: Denoiser | None = None
+    teacher_steps: int = 1
+
+    @property
+    def taught_by(self) -> Denoiser:
+        """The teacher of an objective that needs one."""
+        assert self.teacher is not None, "an objective that needs a teacher was given none"
+        return self.teacher
+
+
+class ObjectiveSection(KindSection, ABC):
+    """What a recipe says of a way of learning. A kind of its own adds `kind: Literal["its name"]` and its options.
+
+    needs_teacher: whether it belongs into `distill`; else into `train`.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, task: Task) -> "Objective":
+        """The objective of one stage."""
+
+
+class Objective(ABC):
+    """objective(student, x, rng, condition) -> loss per image.
+
+    What it is told in `__call__` is all that a loss may depend on, but for its options, its teacher and the state that
+    it changes in `follow`: a batch may be cut into parts, and a call may be made on trial, before `load` too.
+    Random numbers come from `rng` alone. Then a resumed training has the bits of an unbroken one.
+
+    An objective without a state leaves the other methods as they are.
+    """
+
+    @abstractmethod
+    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+        """The losses, float32 [B].
+
+        x: images, float32 [B, C, H, W] in [-1, 1].   condition: what the network is told of them.
+        """
+
+    def prepare(self, student: Denoiser, copied: Callable[[], nn.Module]) -> None:  # noqa: B027
+        """Called once, before anything else, when the student's network lies on the device.
+
+        copied: makes a copy of the network as it is, in evaluation mode and without gradients: see `Target`.
+        """
+
+    def begin(self, update: int) -> None:  # noqa: B027
+        """Called before the update with this 0-based number: `update / task.updates` is how far the stage is."""
+
+    def follow(self, update: int, is_done: Tensor) -> None:  # noqa: B027
+        """Called after the `update`-th update, counted from 1.
+
+        is_done: bool [] on the device, false where the update was skipped; to ask for its value waits for the device.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """What `follow` changes, by name, not copied. It is saved, and in shares where the network lies in shares."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Go on from a state of the same names and shapes, copied into place; see `networks.sharded.put`."""
 
 
 def add_noise(x: Tensor, alpha: Tensor, sigma: Tensor, rng: Randomness) -> Tensor:

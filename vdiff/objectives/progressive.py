@@ -6,16 +6,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vdiff.config import Section, trajectory
+from vdiff.config import trajectory
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, ddim_step
 from vdiff.diffusion.schedule import Schedule
-from vdiff.objectives.objective import Objective, add_noise
+from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
 from vdiff.objectives.weighting import Weighting, weighted_loss
 from vdiff.phases import phase
 from vdiff.randomness import Randomness
 
 
-class ProgressiveSection(Section):
+class ProgressiveSection(ObjectiveSection):
     """Progressive distillation with the exact target."""
 
     needs_teacher: ClassVar[bool] = True
@@ -25,11 +26,11 @@ class ProgressiveSection(Section):
     stratified: bool = trajectory(True)
     """Spread the steps of a batch evenly over the student's grid; the loss varies less."""
 
-    def build(self, weighting: Weighting, teacher: Denoiser, num_steps: int, teacher_steps: int) -> Objective:
-        return ProgressiveObjective(weighting, teacher, num_steps, teacher_steps, self.stratified)
+    def build(self, task: Task) -> Objective:
+        return ProgressiveObjective(task.weighting, task.taught_by, task.num_steps, task.teacher_steps, self.stratified)
 
 
-class ProgressiveObjective:
+class ProgressiveObjective(Objective):
     """weight(SNR) * |x_predicted - x~|^2 at the student's times {1/N, ..., N/N}.
 
     num_steps: N, the student's.   teacher_steps: K, how many of the teacher's steps one of the student's replaces.
@@ -44,21 +45,21 @@ class ProgressiveObjective:
         self.teacher_steps = teacher_steps
         self.stratified = stratified
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, label: Tensor | None = None) -> Tensor:
+    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
         u = rng.stratified() if self.stratified else rng.uniform()
         step = (u * self.num_steps).floor() + 1
         t = step / self.num_steps
         alpha, sigma = student.schedule.alpha_sigma(t)
         z = add_noise(x, alpha, sigma, rng)
         with phase("teacher"):
-            target = progressive_target(self.teacher, z, step, self.num_steps, self.teacher_steps, label)
-        pred = student(z, t, label, rng)
+            target = progressive_target(self.teacher, z, step, self.num_steps, self.teacher_steps, condition)
+        pred = student(z, t, condition, rng)
         return weighted_loss(self.weighting, pred.x, target, alpha, sigma)
 
 
 @torch.no_grad()
 def progressive_target(
-    teacher: Denoiser, z: Tensor, step: Tensor, num_steps: int, teacher_steps: int, label: Tensor | None = None
+    teacher: Denoiser, z: Tensor, step: Tensor, num_steps: int, teacher_steps: int, condition: Condition = NOTHING
 ) -> Tensor:
     """The x~ with which one DDIM step of 1/N lands where `teacher_steps` steps of the teacher land.
 
@@ -70,7 +71,7 @@ def progressive_target(
     times = [(start - k) / (num_steps * teacher_steps) for k in range(teacher_steps + 1)]
     target = torch.zeros_like(z)
     for (t, s), weight in zip(pairwise(times), rho_weights(teacher.schedule, times), strict=True):
-        pred = teacher(z, t, label)
+        pred = teacher(z, t, condition)
         target = torch.addcmul(target, weight.to(z.dtype)[:, None, None, None], pred.x)
         z = ddim_step(pred, s, teacher.schedule)
     return target

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vdiff import checkpoint
 from vdiff.checkpoint import Checkpoint
+from vdiff.diffusion.condition import of_seeds
 from vdiff.images import Row, to_uint8, write_rows
 from vdiff.plan import counted
 from vdiff.samplers.ddim import Ddim
@@ -45,7 +46,6 @@ def compare(
 
 def _pictures(model: Checkpoint, num_steps: int, count: int, device: torch.device | str) -> Tensor:
     card = model.card
-    labels = torch.arange(count) % card.num_classes if card.num_classes else None
     found = draw(
         model.denoiser,
         Ddim(),
@@ -53,7 +53,7 @@ def _pictures(model: Checkpoint, num_steps: int, count: int, device: torch.devic
         card.shape,
         num_steps,
         model_steps=card.model_steps,
-        labels=labels,
+        condition=of_seeds(range(count), card.num_classes),
         device=device,
     )
     return to_uint8(found, card.name)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vdiff import checkpoint
+from vdiff.diffusion.condition import of_seeds
 from vdiff.errors import DataError, VdiffError
 from vdiff.images import Row as PictureRow
 from vdiff.images import to_float, to_uint8, write_rows
@@ -158,9 +159,15 @@ def _side(folder: Path, name: str, seeds: Sequence[int], steps: int | None, devi
     model = checkpoint.load(folder, device)
     card = model.card
     num_steps = steps or card.num_steps
-    labels = torch.tensor(seeds) % card.num_classes if card.num_classes else None
     pictures = draw(
-        model.denoiser, Ddim(), seeds, card.shape, num_steps, model_steps=card.model_steps, labels=labels, device=device
+        model.denoiser,
+        Ddim(),
+        seeds,
+        card.shape,
+        num_steps,
+        model_steps=card.model_steps,
+        condition=of_seeds(seeds, card.num_classes),
+        device=device,
     )
     table = _table(folder)
     found = [row for row in table.rows if (row.hash, row.num_steps) == (card.hash, num_steps)] if table else []

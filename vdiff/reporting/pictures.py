@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vdiff import __version__, array_file, checkpoint, whole_folder
 from vdiff.checkpoint import Checkpoint, ModelCard
+from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.errors import DivergedError, VdiffError
 from vdiff.images import UNSOUND, to_float, to_uint8
 from vdiff.objectives.objective import add_noise
@@ -145,14 +146,14 @@ class Studio:
         student, guide = self._model(name).denoiser, self._model(teacher).denoiser
         number = self._cards[name].num_steps
         teacher_steps = self._cards[teacher].num_steps // number
-        x, labels = x.to(self._device), self._labels(name, len(x))
+        x, condition = x.to(self._device), self._condition(name, len(x))
         rows = []
         for step in torch.linspace(1, number, min(number, _LEVELS)).round().int().tolist():
             steps = torch.full((len(x),), float(step), dtype=torch.float64, device=x.device)
             rng = Randomness.for_images(torch.tensor(self.seeds, device=x.device))
             z = add_noise(x, *student.schedule.alpha_sigma(steps / number), rng)
-            target = progressive_target(guide, z, steps, number, teacher_steps, labels)
-            error = (student(z, steps / number, labels).x - target).square().mean()
+            target = progressive_target(guide, z, steps, number, teacher_steps, condition)
+            error = (student(z, steps / number, condition).x - target).square().mean()
             rows.append([step / number, float(error)])
         found = torch.tensor(rows, dtype=torch.float64)
         if not found.isfinite().all():
@@ -170,14 +171,13 @@ class Studio:
             model.card.shape,
             num_steps,
             model_steps=model.card.model_steps,
-            labels=self._labels(name, len(seeds)),
+            condition=self._condition(name, len(seeds)),
             device=self._device,
             watch=watch,
         )
 
-    def _labels(self, name: str, count: int) -> Tensor | None:
-        classes = self._cards[name].num_classes
-        return torch.tensor(self.seeds[:count], device=self._device) % classes if classes else None
+    def _condition(self, name: str, count: int) -> Condition:
+        return of_seeds(self.seeds[:count], self._cards[name].num_classes).to(self._device)
 
     def _model(self, name: str) -> Checkpoint:
         if name not in self._loaded:

@@ -1,10 +1,16 @@
 """The kinds of sampler a recipe or a command can name."""
 
+from typing import TYPE_CHECKING
+
 from vdiff.config import Registry
 
-SAMPLERS = Registry(
+if TYPE_CHECKING:
+    from vdiff.samplers.sampler import SamplerSection
+
+SAMPLERS: "Registry[SamplerSection]" = Registry(
     "sampler",
     {"ddim": "vdiff.samplers.ddim:DdimSection", "ancestral": "vdiff.samplers.ancestral:AncestralSection"},
     default="ddim",
     group="vdiff.samplers",
+    contract="vdiff.samplers.sampler:SamplerSection",
 )

@@ -54,7 +54,7 @@ class Ddim(Sampler):
         x, eps = here.prediction.x, here.prediction.eps
         alpha_s, sigma_s = scalars(predict.schedule, s)
         variance = self.eta**2 * (1 - snr_ratio(predict.schedule, here.t, s)) * sigma_s**2
-        z = alpha_s * x + max(sigma_s**2 - variance, 0.0) ** 0.5 * eps
+        z: Tensor = alpha_s * x + max(sigma_s**2 - variance, 0.0) ** 0.5 * eps
         if variance > 0:
             z = z + variance**0.5 * rng.normal(*z.shape[1:]).to(z)
         return z

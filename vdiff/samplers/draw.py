@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.randomness import Randomness
 from vdiff.samplers.graphed import Graphs
@@ -20,7 +21,7 @@ def draw(
     num_steps: int,
     *,
     model_steps: int | None = None,
-    labels: Tensor | None = None,
+    condition: Condition = NOTHING,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     graphs: Graphs | None = None,
@@ -30,7 +31,7 @@ def draw(
     """Images in [-1, 1] up to what the network overshoots: float32 [len(seeds), C, H, W] on the CPU.
 
     Another batch size may change the last digits of a float32: its sums are taken in another order.
-    labels: int64 [len(seeds)].   graphs: replay the network's calls.   watch: sees the steps of every batch.
+    condition: of all pictures.   graphs: replay the network's calls.   watch: sees the steps of every batch.
     on_batch: told how many pictures are done.
     """
     denoiser = graphs.of(denoiser) if graphs is not None else denoiser
@@ -38,8 +39,8 @@ def draw(
     for start in range(0, len(seeds), batch_size):
         chosen = torch.tensor(seeds[start : start + batch_size], dtype=torch.int64, device=device)
         rng = Randomness.for_images(chosen)
-        label = labels[start : start + batch_size].to(device) if labels is not None else None
-        images = sampler(denoiser, rng.normal(*shape), num_steps, rng, label, model_steps, watch)
+        told = condition.of(slice(start, start + batch_size)).to(device)
+        images = sampler(denoiser, rng.normal(*shape), num_steps, rng, told, model_steps, watch)
         parts.append(images.float().cpu())
         on_batch(min(start + batch_size, len(seeds)))
     return torch.cat(parts) if parts else torch.zeros(0, *shape)

@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError
 from vdiff.networks.sharded import in_shares
@@ -18,7 +20,7 @@ from vdiff.networks.sharded import in_shares
 CudaGraphs = Literal["auto", "on", "off"]
 
 Given = tuple[Tensor | None, ...]
-"""The arguments of a network."""
+"""The arguments of a network: z, time, dropout keys and the parts of the condition."""
 
 Replay = Callable[[Given], Tensor]
 """What was recorded, on other arguments of the same shapes; the result is the caller's to keep."""
@@ -77,7 +79,7 @@ class Graphs:
     def call(self, network: nn.Module, given: Given) -> Tensor:
         """network(*given), replayed if there is a recording."""
         if self.is_off or network.training or torch.is_grad_enabled():
-            return _called(network, given)
+            return _called(network, *given)
         with self._lock:  # a recording works for one caller at a time
             calls, key = self._calls.get(network, _Calls(())), _key(given)
             replay = calls.replays.get(key)
@@ -101,10 +103,10 @@ class Graphs:
         """A recording that gives what is expected.   Errors: RuntimeError that says why there is none."""
         other = tuple(None if each is None else torch.zeros_like(each) for each in given)
         with _HostTraffic(expected.device.type) as traffic:
-            network(*other)
+            _called(network, *other)
         if traffic.found:  # recording would fail half-way, and leave torch's memory in disorder
             raise RuntimeError(f"the network's `{traffic.found}` needs the CPU")
-        replay = self._recorder.record(network, other)
+        replay = self._recorder.record(partial(_called, network), other)
         if not torch.allclose(replay(given), expected, rtol=0, atol=0, equal_nan=True):
             raise RuntimeError("what is replayed is not what the network computes")
         return replay
@@ -112,13 +114,13 @@ class Graphs:
     def _eager(self, network: nn.Module, given: Given) -> Tensor:
         """The network's own result; recordings make room for it."""
         try:
-            return _called(network, given)
+            return _called(network, *given)
         except torch.OutOfMemoryError:
             with self._lock:
                 if not any(calls.replays for calls in self._calls.values()):
                     raise
         self._give_up("the memory does not suffice")  # out of the handler, which holds on to the tensors
-        return _called(network, given)
+        return _called(network, *given)
 
     def _give_up(self, reason: str) -> None:
         with self._lock:
@@ -145,9 +147,11 @@ class _Graphed(nn.Module):
         self.network, self._graphs = network, graphs
         self.eval()
 
-    def forward(self, *given: Tensor | None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None
+    ) -> Tensor:
         """As the network's."""
-        return self._graphs.call(self.network, given)
+        return self._graphs.call(self.network, (z, time, dropout_keys, *condition))
 
 
 class _HostTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -211,8 +215,9 @@ class CudaRecorder:
         return replay
 
 
-def _called(network: nn.Module, given: Given) -> Tensor:
-    out: Tensor = network(*given)
+def _called(network: nn.Module, *given: Tensor | None) -> Tensor:
+    z, time, dropout_keys, *condition = given
+    out: Tensor = network(z, time, Condition(*condition), dropout_keys)
     return out
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vdiff.config import Section
+from vdiff.config import KindSection
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import Schedule, sampling_times
@@ -24,7 +25,7 @@ Watch = Callable[[Tensor, Tensor], None]
 """Called after every step with the noisy images z and the predicted images x, each [B, C, H, W]."""
 
 
-class SamplerSection(Section, ABC):
+class SamplerSection(KindSection, ABC):
     """What a recipe says of a sampler. A kind of its own adds `kind: Literal["its name"]` and its options."""
 
     @abstractmethod
@@ -50,14 +51,14 @@ class Predict:
     schedule: the noise schedule of the model.
     """
 
-    def __init__(self, denoiser: Denoiser, label: Tensor | None, sampler: "Sampler") -> None:
+    def __init__(self, denoiser: Denoiser, condition: Condition, sampler: "Sampler") -> None:
         self.schedule: Schedule = denoiser.schedule
-        self._denoiser, self._label, self._sampler = denoiser, label, sampler
+        self._denoiser, self._condition, self._sampler = denoiser, condition, sampler
 
     def __call__(self, z: Tensor, t: float) -> Prediction:
         """z: [B, C, H, W], all at the time 0 < t <= 1."""
         times = torch.full((len(z),), t, dtype=torch.float64, device=z.device)
-        pred = self._denoiser(z, times, self._label)
+        pred = self._denoiser(z, times, self._condition)
         if self._sampler.clip is not None:
             pred = pred.clipped(self._sampler.clip, z, *scales(self.schedule, times, z))
         if self._sampler.clip_noise is not None:
@@ -111,16 +112,16 @@ class Sampler(ABC):
         noise: Tensor,
         num_steps: int,
         rng: Randomness,
-        label: Tensor | None = None,
+        condition: Condition = NOTHING,
         model_steps: int | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
         """Images from noise, [B, C, H, W], not clamped to [-1, 1].
 
-        num_steps: each costs `calls_per_step` network calls.   model_steps: see `times`.   label: int64 [B].
+        num_steps: each costs `calls_per_step` network calls.   model_steps: see `times`.   condition: of all B.
         """
         z = noise
-        predict = Predict(denoiser, label, self)
+        predict = Predict(denoiser, condition, self)
         before: deque[Point] = deque(maxlen=self.num_remembered)
         for t, s in pairwise(self.times(num_steps, denoiser.schedule, model_steps)):
             here = Point(t, z, predict(z, t))

@@ -5,12 +5,13 @@ from copy import deepcopy
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vdiff.diffusion.condition import Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
 from vdiff.networks import sharded
-from vdiff.networks.blocks import drops
+from vdiff.networks.dropout import drops
 from vdiff.networks.repeated import forget_activations
 from vdiff.objectives.objective import Objective
 from vdiff.phases import phase
@@ -22,7 +23,7 @@ from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
 
 State = dict[str, dict[str, Tensor]]
-"""All that training changes: `weights`, `average`, `optimizer` and `course`, each tensors by name."""
+"""All that training changes: `weights`, `average`, `optimizer`, `course` and, where it has a state, `objective`."""
 
 
 class Learner:
@@ -67,8 +68,9 @@ class Learner:
         self._scaler = machine.scaler()
         wrapped, self._optimizer = machine.prepare(self._network, self._adam)
         self._student = replace(student, network=wrapped.train(settings.dropout and drops(self._network)))
+        objective.prepare(replace(student, network=self._network), self._copied)
 
-    def step(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
+    def step(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> Tensor:
         """Do one update on this process's share of a batch.
 
         x: float32 [b, C, H, W] in [-1, 1], on the device.   rng_of: the randomness of the pictures with these places.
@@ -77,7 +79,8 @@ class Learner:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(self.update)
-        total = self._gradient_with_less_memory(x, label, rng_of)
+        self._objective.begin(self.update)
+        total = self._gradient_with_less_memory(x, condition, rng_of)
         with phase("optimizer"):
             self._scaler.unscale_(self._adam)
             norm = total_norm(self._weights)
@@ -92,16 +95,17 @@ class Learner:
         if self._average is not None:
             with phase("average"):
                 self._average.follow(self.update, is_finite)
+        self._objective.follow(self.update, is_finite)
         return torch.stack([total, norm])
 
     def _forget_gradients(self) -> None:
         for weight in self._weights:
             weight.grad = None
 
-    def _gradient_with_less_memory(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
+    def _gradient_with_less_memory(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> Tensor:
         """The gradient; where memory runs out, once, from micro-batches of half the size, which is said."""
         try:
-            return self._gradient(x, label, rng_of)
+            return self._gradient(x, condition, rng_of)
         except RuntimeError as err:
             size = (min(self.micro_batch or len(x), len(x)) + 1) // 2
             # with several processes, the others already wait for this one's gradient
@@ -114,9 +118,9 @@ class Learner:
         self._say(
             f"out of memory: {size} pictures at once from now on; `micro_batch: {size}` in the recipe keeps it so"
         )
-        return self._gradient(x, label, rng_of)
+        return self._gradient(x, condition, rng_of)
 
-    def _gradient(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> Tensor:
+    def _gradient(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> Tensor:
         """Fill the weights' gradients; this share's mean loss over the global batch."""
         batch_size, world_size = self.settings.batch_size, self._machine.world_size
         total = torch.zeros((), device=x.device)
@@ -125,7 +129,7 @@ class Learner:
             more = part is not parts[-1]
             with self._machine.unsynchronised(self._student.network, more):
                 with phase("forward"):
-                    loss = self._losses(x, label, rng_of, part).sum() / batch_size
+                    loss = self._losses(x, condition, rng_of, part).sum() / batch_size
                     # 1, or NaN for a loss that is not finite, whose gradient may be: so all processes hear of it
                     is_sound = 1 + 0 * loss.detach()
                 with phase("backward"):
@@ -134,7 +138,7 @@ class Learner:
             total += loss.detach()
         return total
 
-    def settle(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", share: int | None = None) -> None:
+    def settle(self, x: Tensor, condition: Condition, rng_of: "RngOf", share: int | None = None) -> None:
         """Choose the largest micro-batch that fits into the memory, unless the settings or a save name one.
 
         Rehearses with one and with two pictures; nothing is learned.   share: pictures per update, if not those given.
@@ -146,9 +150,9 @@ class Learner:
             self.micro_batch = count
             return
         # at first libraries take memory for themselves, and a teacher keeps its weights in another order
-        self._needed_bytes(x, label, rng_of, slice(0, 1))
+        self._needed_bytes(x, condition, rng_of, slice(0, 1))
         available = self._machine.available_bytes() or 1
-        one, two = (self._needed_bytes(x, label, rng_of, slice(0, number)) for number in (1, 2))
+        one, two = (self._needed_bytes(x, condition, rng_of, slice(0, number)) for number in (1, 2))
         choice = micro_batch.fitting(one, two, count, self._machine.least(available - self._later_bytes()))
         self.micro_batch = self._machine.least(choice.size)  # one for all: a save tells no more
         if choice.size < count:
@@ -162,17 +166,17 @@ class Learner:
         copied = 6 if self._machine.device.type == "cpu" else 0  # the copy is of whole tensors
         return sum(2 * sharded.own(weight).nbytes + copied * weight.nbytes for weight in self._weights)
 
-    def _rehearsed(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
+    def _rehearsed(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
         """The losses of some pictures, not through the wrapped network: other processes do not take part."""
         student = replace(self._student, network=self._network)
         with self._machine.autocast():
-            return self._objective(student, x[part], rng_of(part), None if label is None else label[part])
+            return self._objective(student, x[part], rng_of(part), condition.of(part))
 
-    def _needed_bytes(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> int:
+    def _needed_bytes(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> int:
         weights = [weight for weight in self._weights if weight.requires_grad]
 
         def rehearse() -> None:  # no gradient of the weights, which would wait for other processes
-            losses = self._rehearsed(x, label, rng_of, part)
+            losses = self._rehearsed(x, condition, rng_of, part)
             if self._machine.shards:  # all processes are here
                 torch.autograd.backward(losses.sum())
             else:
@@ -186,7 +190,7 @@ class Learner:
         """Learning rate of the update with this 0-based number: the settings', halved by every rollback."""
         return self.settings.rate(update) * 0.5**self.rollbacks
 
-    def rehearse(self, x: Tensor, label: Tensor | None, rng_of: "RngOf") -> None:
+    def rehearse(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> None:
         """Go forward and backward once and drop the gradients.
 
         With several processes, gradients are grouped anew after the first backward, which changes rounding: a resumed
@@ -194,21 +198,25 @@ class Learner:
         """
         if self._machine.world_size == 1:
             return
-        self._machine.backward(self._losses(x, label, rng_of, slice(0, 1)).sum())
+        self._machine.backward(self._losses(x, condition, rng_of, slice(0, 1)).sum())
         self._forget_gradients()
 
     def result(self) -> Denoiser:
         """A copy of the student with the weights that are meant for sampling, in evaluation mode."""
-        if self._outline is None:
-            network = deepcopy(self._network)
-        else:
-            network = sharded.copied(self._network, self._outline, self._machine.device)
-        network.eval().requires_grad_(False)
+        network = self._copied()
         if self._average is not None:
             average = self._average.tensors()
             for name, weight in network.named_parameters():
                 sharded.own(weight).copy_(sharded.own(average[name]))
         return replace(self._student, network=network)
+
+    def _copied(self) -> nn.Module:
+        """A copy of the network as it is, in evaluation mode and without gradients."""
+        if self._outline is None:
+            network = deepcopy(self._network)
+        else:
+            network = sharded.copied(self._network, self._outline, self._machine.device)
+        return network.eval().requires_grad_(False)
 
     def state(self) -> State:
         """Everything needed to go on, not copied."""
@@ -221,7 +229,9 @@ class Learner:
             for key in ("exp_avg", "exp_avg_sq", "step")
         }
         average = self._average.tensors() if self._average is not None else {}
-        return {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": self._course()}
+        state = {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": self._course()}
+        # a part without tensors is left out, so that the saves of an objective without a state stay as they were
+        return state | {part: named for part, named in {"objective": self._objective.state()}.items() if named}
 
     def _course(self) -> dict[str, Tensor]:
         # the micro-batch too: another one rounds differently
@@ -247,6 +257,8 @@ class Learner:
         if self._average is not None:
             for name, tensor in self._average.tensors().items():
                 sharded.put(tensor, spread(state["average"][name]))
+        if "objective" in state:
+            self._objective.load({name: spread(tensor) for name, tensor in state["objective"].items()})
         adam = state["optimizer"]
         for name, weight in self._network.named_parameters():
             if f"step.{name}" in adam:
@@ -269,13 +281,16 @@ class Learner:
         wanted = {f"{key}.{name}": shape for name, shape in weights.items() for key in ("exp_avg", "exp_avg_sq")}
         wanted |= {f"step.{name}": torch.Size() for name in weights}
         is_memory = _shapes(state["optimizer"]).items() <= wanted.items()
-        return is_memory and _shapes(state["weights"]) == weights and _shapes(state["average"]) == average
+        is_objective = _shapes(state.get("objective", {})) == _shapes(self._objective.state())
+        return (
+            is_memory and is_objective and _shapes(state["weights"]) == weights and _shapes(state["average"]) == average
+        )
 
-    def _losses(self, x: Tensor, label: Tensor | None, rng_of: "RngOf", part: slice) -> Tensor:
+    def _losses(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
         if part.start == part.stop:  # a picture that does not count, so that the others need not wait for this process
-            return self._losses(x, label, rng_of, slice(0, 1))[:0]
+            return self._losses(x, condition, rng_of, slice(0, 1))[:0]
         with self._machine.autocast():
-            return self._objective(self._student, x[part], rng_of(part), None if label is None else label[part])
+            return self._objective(self._student, x[part], rng_of(part), condition.of(part))
 
     def _parts(self, count: int) -> Iterator[slice]:
         # those who share a network compute together: each has as many parts, if need be one of no pictures

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from vdiff.data.loader import Batch
+from vdiff.diffusion.condition import Condition
 from vdiff.images import to_float
 from vdiff.phases import phase
 from vdiff.training.learner import Learner, RngOf
@@ -35,12 +36,12 @@ def fit(
     settings, anybody = learner.settings, machine.vote()
     for batch in _timed(batches) if learner.update < settings.updates else ():
         x = to_float(machine.take(batch.images))
-        label = machine.take(batch.labels) if batch.labels is not None else None
+        condition = Condition(machine.take(batch.labels) if batch.labels is not None else None)
         rng_of = RngOf(seed, stage, batch.update, machine.take(batch.places), settings.batch_size)
         if report.is_first_update:
-            learner.settle(x, label, rng_of)
-            learner.rehearse(x, label, rng_of)
-        measured = learner.step(x, label, rng_of)
+            learner.settle(x, condition, rng_of)
+            learner.rehearse(x, condition, rng_of)
+        measured = learner.step(x, condition, rng_of)
         with phase("logging"):
             report.add(learner.update, measured, learner.rate(learner.update - 1))
         on_update()

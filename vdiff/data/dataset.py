@@ -1,0 +1,65 @@
+"""What training reads pictures from, and what a recipe says of it. Read this to train on something else than a store.
+
+A new kind is one file with a section and a class, and a line in the table of `data/__init__.py` or an entry point
+`vdiff.datasets` of another package. `vdiff prepare` makes stores of the kind `lmdb` only; what it reads is in
+`data/sources`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from vdiff.config import KindSection
+
+Indices = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+
+class DatasetSection(KindSection, ABC):
+    """What a recipe says of its pictures. A kind of its own adds `kind: Literal["its name"]` and its options.
+
+    size: height and width in pixels.   channels: 1, 3 or 4.   flip: whether half of the pictures are shown mirrored.
+    Each kind states these three itself, as it states what it allows.
+    """
+
+    needed_fields: ClassVar[tuple[str, ...]] = ("kind", "size", "channels", "flip")
+
+    if TYPE_CHECKING:
+        size: int
+        channels: int
+        flip: bool
+
+    @abstractmethod
+    def open(self) -> "Images":
+        """The pictures.   Errors: DataError if they are missing or not of this size."""
+
+
+class Images(Protocol):
+    """Pictures of one shape.
+
+    shape: (C, H, W).   num_classes: 0 without labels.   fingerprint: SHA-256 of the content, hexadecimal.
+    num_workers: how many processes should decode ahead.
+    """
+
+    num_images: int
+    shape: tuple[int, int, int]
+    num_classes: int
+    num_workers: int
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Pixels, int]:
+        """uint8 [C, H, W] and its class, -1 without labels."""
+        ...
+
+
+@runtime_checkable
+class TakesMany(Protocol):
+    """Pictures that can be taken many at once, faster than one by one."""
+
+    def take(self, indices: Indices, /) -> tuple[Pixels, Indices]:
+        """uint8 [B, C, H, W] and their classes [B]."""
+        ...

@@ -1,0 +1,41 @@
+"""A slow copy of the student that an objective may learn towards, or ask in the student's place."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.networks.sharded import own, put
+
+
+class Target:
+    """target <- decay target + (1 - decay) student after every update; with a decay of 0, the student as it was.
+
+    denoiser: the target, in evaluation mode; nothing is learned through it.
+    For an objective's `prepare`, `follow`, `state` and `load`, which pass on what they are given.
+    """
+
+    def __init__(self, student: Denoiser, copied: Callable[[], nn.Module], decay: float) -> None:
+        self.denoiser = replace(student, network=copied())
+        self._decay = decay
+        self._follows = list(student.network.parameters())
+
+    @torch.no_grad()
+    def follow(self, is_done: Tensor) -> None:
+        """Move towards the student, or stay where the update was skipped."""
+        share = is_done * (1 - self._decay)
+        for mine, other in zip(self.denoiser.network.parameters(), self._follows, strict=True):
+            here = own(mine)
+            here.lerp_(own(other), share.to(here.dtype))  # exact where the share is 0 or 1
+
+    def state(self) -> dict[str, Tensor]:
+        """The target's weights, by name."""
+        return dict(self.denoiser.network.named_parameters())
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights back."""
+        with torch.no_grad():
+            for name, tensor in self.state().items():
+                put(tensor, state[name])
