@@ -43,7 +43,18 @@ ROOMS = (
     *("vdiff/diffusion", "vdiff/objectives", "vdiff/samplers", "vdiff/training", "vdiff/metrics"),
     *("vdiff/reporting/verdict.py", "vdiff/randomness.py"),
 )
-COPIED = ("vdiff", "tests", "benchmarks", "recipes", "pyproject.toml", "README.md", "docs", "Makefile", "LICENSE")
+COPIED = (
+    "vdiff",
+    "tests",
+    "benchmarks",
+    "recipes",
+    "examples",
+    "pyproject.toml",
+    "README.md",
+    "docs",
+    "Makefile",
+    "LICENSE",
+)
 MOST_BYTES = 8 << 30
 """Of memory for a mutant: one that asks for more was seen."""
 

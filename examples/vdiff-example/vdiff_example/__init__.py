@@ -1,0 +1,1 @@
+"""One kind of everything that vdiff lets other packages bring."""

@@ -1,0 +1,117 @@
+"""A package that pip installs brings one kind of everything, and vdiff does with them what it does with its own."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdiff import checkpoint, cli
+from vdiff.recipe import tables
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "vdiff-example"
+KINDS = ["npy", "dit", "straight", "consistency_toy", "adams", "brightness"]
+SMALL = ["train.updates=8", "train.save_every=3", "distill.updates=4", "distill.start_steps=4", "distill.end_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pip has put the example, entry points and all."""
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
+    place = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--target", str(place), str(EXAMPLE)], check=True)
+    return place
+
+
+@pytest.fixture
+def here(installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with pictures in an array and the example's recipe."""
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
+    np.save(tmp_path / "pictures" / "images.npy", pictures)
+    np.save(tmp_path / "pictures" / "labels.npy", np.arange(40) % 10)
+    (tmp_path / "recipe.yaml").write_text((EXAMPLE / "recipe.yaml").read_text("utf-8"))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vdiff_example"]:
+        del sys.modules[name]
+
+
+def vdiff(*arguments: str, changes: list[str] = SMALL, code: int = 0) -> None:
+    more = [word for change in changes for word in ("--set", change)]
+    assert cli.main([*arguments, *more]) == code
+
+
+TRAIN, DISTILL = ("train", "--device", "cpu"), ("distill", "--device", "cpu")
+
+
+def test_every_kind_of_the_example_is_one_of_its_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [kind for kind, table in zip(KINDS, tables(), strict=True) if kind not in table.sections()] == []
+    assert [table.doubts() for table in tables()] == [[]] * len(tables())
+    vdiff("recipes", "check", changes=[])
+    vdiff("recipes", "schema", changes=[])
+    schema = capsys.readouterr().out
+    # a metric is named by a text, which may carry an option
+    assert [kind for kind in KINDS[:-1] if f'"{kind}"' not in schema] == []
+
+
+def test_it_trains_distills_samples_measures_and_is_told_of(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vdiff(*TRAIN)
+    vdiff(*DISTILL)
+    for model in ("original", "base_1"):
+        sampler = [] if model == "original" else ["--sampler", "ddim"]
+        vdiff("sample", "--device", "cpu", "--checkpoint", model, "--out", f"{model}.png", "-n", "4", *sampler)
+        with Image.open(here / f"{model}.png") as picture:
+            assert np.array(picture).std() > 0
+    vdiff("evaluate", "--device", "cpu", "--n", "40", "--metrics", "agreement,brightness")
+    table = json.loads((here / "runs/example/evaluation/table.json").read_text())
+    assert all("brightness" in row["metrics"] for row in table["rows"])
+    capsys.readouterr()
+    vdiff("inspect", "runs/example/base_1", changes=[])
+    assert "dit" in capsys.readouterr().out
+    vdiff("report", "--device", "cpu", "--out", "report.html", changes=[])
+    assert "Brightness" in (here / "report.html").read_text("utf-8")
+
+
+def test_a_stopped_run_of_it_has_the_bits_of_an_unbroken_one(here: Path) -> None:
+    vdiff(*TRAIN, "--run", "unbroken")
+    vdiff(*TRAIN, "--run", "stopped", changes=[*SMALL, "train.updates=5"])
+    assert [part.stem for part in (here / "stopped/saves/original/000000005").glob("*.safetensors")].count(
+        "objective"
+    ) == 1
+    vdiff(*TRAIN, "--run", "stopped")
+    one, other = (checkpoint.read_card(here / run / "original") for run in ("unbroken", "stopped"))
+    assert one.updates == other.updates == 8
+    assert one.hash == other.hash
+
+
+def test_its_model_folder_claims_no_class_of_diffusers_and_says_how_to_load_it(here: Path) -> None:
+    vdiff(*TRAIN)
+    folder = here / "runs/example/original"
+    assert not (folder / "model_index.json").exists()
+    readme = (folder / "README.md").read_text()
+    assert "diffusers does not know this network (`dit`)" in readme
+    assert "vdiff sample" in readme
+
+
+def test_without_the_package_its_recipe_and_models_say_what_they_need(
+    here: Path, installed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vdiff(*TRAIN)
+    sys.path.remove(str(installed))
+    vdiff("recipes", "check", changes=[], code=2)
+    assert "unknown kind `dit` of network" in capsys.readouterr().err
+    vdiff("sample", "-r", "digits", "--checkpoint", "runs/example/original", changes=[], code=4)
+    assert "install the package that brings" in capsys.readouterr().err
+
+
+def test_the_example_uses_nothing_that_is_private() -> None:
+    for path in (EXAMPLE / "vdiff_example").glob("*.py"):
+        assert re.findall(r"import _|(?<!self)\._[a-z]\w*", path.read_text("utf-8")) == [], path.name
