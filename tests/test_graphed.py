@@ -18,7 +18,7 @@ from tests.toys import SCHEDULES, Curved
 from vdiff import checkpoint, recipe_text
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.drawing import Drawing
+from vdiff.drawing.drawing import Drawing
 from vdiff.errors import MachineError
 from vdiff.evaluation.samples import Samples, Wanted
 from vdiff.evaluation.subjects import of_run

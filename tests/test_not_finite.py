@@ -17,7 +17,7 @@ from vdiff import mark, whole_folder
 from vdiff.checkpoint import load_tensors, save_tensors
 from vdiff.cli import main
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.drawing import share_as_bytes
+from vdiff.drawing.drawing import share_as_bytes
 from vdiff.errors import DivergedError, ModelFileError, Stopped
 from vdiff.images import to_uint8
 from vdiff.model_card import MARK, WEIGHTS

@@ -19,7 +19,7 @@ from vdiff import checkpoint, digits, mark, recipe_text
 from vdiff.cli import main
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.drawing import ranges
+from vdiff.drawing.drawing import ranges
 from vdiff.images import to_float, to_uint8
 from vdiff.objectives.objective import Task
 from vdiff.randomness import Randomness

@@ -31,7 +31,7 @@ def _import_all() -> None:
 
     import vdiff.chain
     import vdiff.cli.app
-    import vdiff.drawing
+    import vdiff.drawing.drawing
     import vdiff.inspection  # noqa: F401
 
     torch.set_num_threads(1)

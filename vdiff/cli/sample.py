@@ -17,7 +17,7 @@ from vdiff.ours import is_archive, is_picture
 if TYPE_CHECKING:
     from vdiff.checkpoint import ModelCard
     from vdiff.diffusion.condition import Condition
-    from vdiff.drawing import Drawing
+    from vdiff.drawing.drawing import Drawing
     from vdiff.recipe import Recipe
     from vdiff.samplers.sampler import Sampler
 
@@ -145,7 +145,7 @@ def _draw(
     """
     from vdiff import telling
     from vdiff.cli import signals
-    from vdiff.drawing import Drawing
+    from vdiff.drawing.drawing import Drawing
 
     others, check = company
     loaded = telling.model(others, folder)
@@ -275,8 +275,8 @@ def _condition(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> 
 
 
 def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Callable[[], None]) -> None:
-    from vdiff import drawing as forms
     from vdiff.cli import displays
+    from vdiff.drawing import forms
 
     if strip or gif:
         way = drawing.way(forms.GIF_FRAMES if gif else forms.STRIP_COLUMNS)

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from vdiff import array_file, checkpoint, telling, whole_folder
 from vdiff.array_file import Arrays
-from vdiff.diffusion.condition import of_seeds
-from vdiff.drawing import share_as_bytes
+from vdiff.drawing.drawing import share_as_bytes
+from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
 from vdiff.ours import is_our_file, refuse_strange_file, strange
-from vdiff.samplers.draw import draw
 from vdiff.samplers.sampler import Sampler
 from vdiff.training.machine import Machine
 
@@ -124,20 +123,17 @@ class Samples:
             first = self._wanted.first_seed + start
             seeds = range(first + places.start, first + places.stop)
             watch.start()
-            drawn = draw(
-                model.denoiser,
-                self._wanted.sampler,
+            pictures = draw_with(
+                model,
                 seeds,
-                model.card.shape,
                 self._subject.num_steps,
-                model_steps=model.card.model_steps,
-                condition=of_seeds(seeds, self._subject.card.num_classes),
+                sampler=self._wanted.sampler,
                 batch_size=self._wanted.batch_size,
                 device=machine.device,
                 graphs=machine.graphs,
                 on_batch=watch.done,
             )
-            return share_as_bytes(drawn, str(self._subject.folder), machine)
+            return share_as_bytes(pictures, str(self._subject.folder), machine)
 
         images = machine.share_out(share, count)
         if machine.is_first:

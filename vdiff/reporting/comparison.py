@@ -8,11 +8,9 @@ from torch import Tensor
 
 from vdiff import checkpoint
 from vdiff.checkpoint import Checkpoint
-from vdiff.diffusion.condition import of_seeds
+from vdiff.drawing.pictures import draw_with
 from vdiff.images import Row, to_uint8, write_rows
 from vdiff.plan import counted
-from vdiff.samplers.ddim import Ddim
-from vdiff.samplers.draw import draw
 
 
 def compare(
@@ -45,15 +43,5 @@ def compare(
 
 
 def _pictures(model: Checkpoint, num_steps: int, count: int, device: torch.device | str) -> Tensor:
-    card = model.card
-    found = draw(
-        model.denoiser,
-        Ddim(),
-        range(count),
-        card.shape,
-        num_steps,
-        model_steps=card.model_steps,
-        condition=of_seeds(range(count), card.num_classes),
-        device=device,
-    )
-    return to_uint8(found, card.name)
+    found = draw_with(model, range(count), num_steps, device=device)
+    return to_uint8(found, model.card.name)

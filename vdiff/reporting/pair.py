@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vdiff import checkpoint
-from vdiff.diffusion.condition import of_seeds
+from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError, VdiffError
 from vdiff.images import Row as PictureRow
 from vdiff.images import to_float, to_uint8, write_rows
@@ -23,8 +23,6 @@ from vdiff.reporting.page import page, section
 from vdiff.reporting.pictures import Strip
 from vdiff.reporting.wording import amount, counted, number, signed_range
 from vdiff.run_folder import RunFolder
-from vdiff.samplers.ddim import Ddim
-from vdiff.samplers.draw import draw
 
 
 @dataclass(frozen=True)
@@ -159,16 +157,7 @@ def _side(folder: Path, name: str, seeds: Sequence[int], steps: int | None, devi
     model = checkpoint.load(folder, device)
     card = model.card
     num_steps = steps or card.num_steps
-    pictures = draw(
-        model.denoiser,
-        Ddim(),
-        seeds,
-        card.shape,
-        num_steps,
-        model_steps=card.model_steps,
-        condition=of_seeds(seeds, card.num_classes),
-        device=device,
-    )
+    pictures = draw_with(model, seeds, num_steps, device=device)
     table = _table(folder)
     found = [row for row in table.rows if (row.hash, row.num_steps) == (card.hash, num_steps)] if table else []
     strip = Strip(name, "student", num_steps, to_uint8(pictures, name))

@@ -15,14 +15,13 @@ from torch import Tensor
 from vdiff import __version__, array_file, checkpoint, whole_folder
 from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DivergedError, VdiffError
 from vdiff.images import UNSOUND, to_float, to_uint8
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target
 from vdiff.plan import counted
 from vdiff.randomness import Randomness
-from vdiff.samplers.ddim import Ddim
-from vdiff.samplers.draw import draw
 
 FRAMES = 9
 """Pictures on the way from noise to picture, noise and picture included."""
@@ -163,18 +162,7 @@ class Studio:
     def _draw(
         self, name: str, num_steps: int, count: int | None = None, watch: Callable[[Tensor, Tensor], None] | None = None
     ) -> Tensor:
-        model, seeds = self._model(name), self.seeds[:count]
-        return draw(
-            model.denoiser,
-            Ddim(),
-            seeds,
-            model.card.shape,
-            num_steps,
-            model_steps=model.card.model_steps,
-            condition=self._condition(name, len(seeds)),
-            device=self._device,
-            watch=watch,
-        )
+        return draw_with(self._model(name), self.seeds[:count], num_steps, device=self._device, watch=watch)
 
     def _condition(self, name: str, count: int) -> Condition:
         return of_seeds(self.seeds[:count], self._cards[name].num_classes).to(self._device)

@@ -1,4 +1,4 @@
-"""Drawing pictures with a model folder, and the forms they are left in: grid, folder, npz, zip, strip, gif."""
+"""The forms that pictures are left in: a grid, a folder, npz, zip, a strip, a gif."""
 
 import contextlib
 import io
@@ -6,7 +6,6 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,117 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import __version__, whole_folder
-from vdiff.checkpoint import Checkpoint
-from vdiff.diffusion.condition import Condition
-from vdiff.errors import DivergedError, UsageError
-from vdiff.images import UNSOUND, check_finite, encode, grid, to_uint8, write_gif, write_png
+from vdiff import whole_folder
+from vdiff.images import encode, grid, write_gif, write_png
 from vdiff.ours import is_archive
-from vdiff.randomness import Randomness
-from vdiff.samplers.draw import draw
-from vdiff.samplers.sampler import Sampler
-from vdiff.training.machine import Machine
 
 STRIP_COLUMNS = 9
 GIF_FRAMES = 48
-_MAX_WAY_IMAGES = 256
 _SMALL_PIXELS = 32
 """Pictures smaller than this are enlarged in grids, strips and gifs."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What is to be drawn.
-
-    seeds: one per picture.   num_steps: of the sampler.   condition: what the model is told of each picture.
-    batch_size: pictures at once, in each process.   machine: whose processes share the work.
-    """
-
-    checkpoint: Checkpoint
-    sampler: Sampler
-    seeds: Sequence[int]
-    num_steps: int
-    condition: Condition
-    batch_size: int
-    machine: Machine
-
-    def pictures(self, on_batch: Callable[[Tensor, Sequence[int]], None]) -> None:
-        """Draw all pictures; `on_batch` takes uint8 [b, C, H, W] and their seeds, batch after batch.
-
-        Every process must come here, and sees all pictures.
-        """
-        size = self.batch_size * self.machine.world_size
-        for start in range(0, len(self.seeds), size):
-            part = range(start, min(start + size, len(self.seeds)))
-            on_batch(self._shared(part), self.seeds[part.start : part.stop])
-
-    def _shared(self, part: range) -> Tensor:
-        def work(places: slice) -> Tensor:
-            mine = part[places]
-            drawn = self._draw(slice(mine.start, mine.stop))
-            return share_as_bytes(drawn, self.checkpoint.card.name, self.machine)
-
-        return self.machine.share_out(work, len(part))
-
-    def way(self, num_frames: int) -> Tensor:
-        """From noise to picture: uint8 [F, n, C, H, W], F <= num_frames, the first is noise, the last the picture.
-
-        Errors: UsageError for more pictures than fit into one strip or film.
-        """
-        if len(self.seeds) > _MAX_WAY_IMAGES:
-            raise UsageError(f"a strip or gif of {len(self.seeds)} pictures is too large", "ask for fewer with -n")
-        kept = set(torch.linspace(0, self.num_steps, min(num_frames, self.num_steps + 1)).round().int().tolist())
-        frames: dict[int, list[Tensor]] = {step: [] for step in sorted(kept)}
-        for start in range(0, len(self.seeds), self.batch_size):
-            self._follow(slice(start, start + self.batch_size), frames)
-        return torch.stack([torch.cat(parts) for parts in frames.values()])
-
-    def facts(self) -> dict[str, str]:
-        """What a picture says about its origin, for the text of a PNG."""
-        card = self.checkpoint.card
-        return {
-            "Software": f"vdiff {__version__}",
-            "vdiff.model": card.hash,
-            "vdiff.stage": card.name,
-            "vdiff.steps": str(self.num_steps),
-            "vdiff.sampler": str(self.sampler),
-            "vdiff.seeds": ranges(self.seeds),
-        }
-
-    def _follow(self, part: slice, frames: Mapping[int, list[Tensor]]) -> None:
-        noise = Randomness.for_images(torch.tensor(self.seeds[part])).normal(*self.checkpoint.card.shape)
-        states = [to_uint8(noise)]
-        name = self.checkpoint.card.name
-        self._draw(part, lambda z, x: states.append(to_uint8(z.cpu(), name)))
-        for step, parts in frames.items():
-            parts.append(states[step])
-
-    def _draw(self, part: slice, watch: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
-        card = self.checkpoint.card
-        return draw(
-            self.checkpoint.denoiser,
-            self.sampler,
-            self.seeds[part],
-            card.shape,
-            self.num_steps,
-            model_steps=card.model_steps,
-            condition=self.condition.of(part),
-            batch_size=self.batch_size,
-            device=self.machine.device,
-            graphs=self.machine.graphs,
-            watch=watch,
-        )
-
-
-def share_as_bytes(drawn: Tensor, made_by: str, machine: Machine) -> Tensor:
-    """`to_uint8` of this process's share; every process must come here.
-
-    Errors: DivergedError in all of them when the pictures of one hold NaN or Inf, so that none waits for it.
-    """
-    if machine.any(not bool(drawn.isfinite().all())):
-        check_finite(drawn, made_by)
-        raise DivergedError(f"pictures of `{made_by}`, drawn by another process, hold NaN or Inf", UNSOUND)
-    return to_uint8(drawn, made_by)
 
 
 class Output(Protocol):
@@ -270,10 +166,3 @@ def write_film(path: Path, way: Tensor) -> None:
 def enlargement(size: int) -> int:
     """How many times small pictures are enlarged to be seen."""
     return max(1, _SMALL_PIXELS // size)
-
-
-def ranges(seeds: Sequence[int]) -> str:
-    """Seeds as people write them: `0-63`, `3`, `1,5,7`."""
-    if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ",".join(map(str, seeds))

@@ -1,0 +1,48 @@
+"""The one hand that draws with a model folder: in its own steps, by DDIM and in turn, unless told otherwise."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vdiff.checkpoint import Checkpoint
+from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.samplers.ddim import Ddim
+from vdiff.samplers.draw import draw
+from vdiff.samplers.graphed import Graphs
+from vdiff.samplers.sampler import Sampler, Watch
+
+
+def draw_with(
+    model: Checkpoint,
+    seeds: Sequence[int],
+    num_steps: int | None = None,
+    *,
+    sampler: Sampler | None = None,
+    condition: Condition | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    graphs: Graphs | None = None,
+    watch: Watch | None = None,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Images in [-1, 1] up to what the network overshoots: float32 [len(seeds), C, H, W] on the CPU.
+
+    num_steps: of the sampler; None for those that the model is meant for.   sampler: None for DDIM.
+    condition: of all images; None for the class of each seed.   The rest is as in `samplers.draw.draw`.
+    """
+    card = model.card
+    return draw(
+        model.denoiser,
+        sampler or Ddim(),
+        seeds,
+        card.shape,
+        num_steps or card.num_steps,
+        model_steps=card.model_steps,
+        condition=of_seeds(seeds, card.num_classes) if condition is None else condition,
+        batch_size=batch_size,
+        device=device,
+        graphs=graphs,
+        watch=watch,
+        on_batch=on_batch,
+    )
