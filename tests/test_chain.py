@@ -13,6 +13,7 @@ from tests.conftest import MakePictures
 from tests.tiny import TinyRun
 from vdiff import checkpoint
 from vdiff.chain import choose
+from vdiff.cli import estimates
 from vdiff.data.prepare import prepare
 from vdiff.errors import DataError, InUseError, ModelFileError, Stopped, UsageError
 from vdiff.plan import plan
@@ -302,3 +303,37 @@ def test_a_stage_that_was_not_trained_is_not_published_in_silence(tiny_run: Tiny
         StageRun(chain._surroundings, stage, None, images, learner).publish()
     assert tiny_run.folder().points("original")
     assert not tiny_run.folder().models()
+
+
+@pytest.mark.parametrize(
+    ("stage", "again"),
+    [
+        ("original", "vdiff train --force"),
+        ("base_0", "vdiff distill --from original --stages 1 --force"),
+        ("base_1", "vdiff distill --from base_0 --stages 1 --force"),
+    ],
+)
+@pytest.mark.parametrize("spoil", ["remove", "cut"])
+def test_a_finished_stage_that_is_not_all_there_is_not_called_complete(
+    tiny_run: TinyRun, stage: str, again: str, spoil: str
+) -> None:
+    tiny_run.base()
+    tiny_run.chain().distill(count=2)
+    weights = tiny_run.folder().model(stage) / "unet/diffusion_pytorch_model.safetensors"
+    data = weights.read_bytes()
+    weights.unlink()
+    if spoil == "cut":
+        weights.write_bytes(data[:-1])
+    before = len(tiny_run.said)
+    with pytest.raises(ModelFileError, match="is damaged") as caught:
+        tiny_run.base() if stage == "original" else tiny_run.chain().distill("original", count=2)
+    assert caught.value.fix.endswith(again)
+    assert "unet/diffusion_pytorch_model.safetensors" in caught.value.where
+    choice = None if stage == "original" else ("original", 2, None)
+    with pytest.raises(ModelFileError, match="is damaged"):
+        estimates.show(tiny_run.recipe(), choice, tiny_run.folder(), "cpu", force=False)
+    assert not any("skipped" in line for line in tiny_run.said[before:])
+    (tiny_run.folder().model(stage) / "samples.png").unlink()
+    weights.write_bytes(data)
+    tiny_run.base()
+    tiny_run.chain().distill("original", count=2)  # a picture is nothing that a model needs

@@ -636,3 +636,20 @@ def test_what_a_disk_refuses_is_no_bug(number: int) -> None:
     found = failures.explain(OSError(number, os.strerror(number), "some/place"))
     assert (found.exit_code, found.problem, found.where) == (6, os.strerror(number).lower(), "some/place")
     assert found.fix
+
+
+def test_a_changed_recipe_is_kept_beside_the_one_that_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "cifar10"]) == 0
+    assert main(["init", "digits", "--force"]) == 0
+    assert not list(tmp_path.glob("recipe-*")), "a shipped one can be had again"
+    for number in (1, 2):
+        mine = Path("recipe.yaml").read_text() + f"# mine, {number}\n"
+        Path("recipe.yaml").write_text(mine)
+        capsys.readouterr()
+        assert main(["init", "cifar10", "--force"]) == 0
+        assert Path(f"recipe-{number}.yaml").read_text() == mine
+        assert f"is kept as `recipe-{number}.yaml`" in capsys.readouterr().err
+        assert "# mine" not in Path("recipe.yaml").read_text()

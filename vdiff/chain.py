@@ -13,7 +13,7 @@ from vdiff import checkpoint, run_contents, savepoint, telling, whole_folder
 from vdiff.behind import refuse_if_behind
 from vdiff.checkpoint import ModelCard, is_model_folder
 from vdiff.errors import ModelFileError, Stopped, UsageError
-from vdiff.model_card import MODEL
+from vdiff.model_card import MODEL, lacking
 from vdiff.plan import BASE, Stage, chosen, doubts, keeps_state, plan, stages_after, trajectory
 from vdiff.run_folder import RunFolder
 from vdiff.stage_parts import agree_on_pictures
@@ -204,10 +204,17 @@ class Chain:
 def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool:
     """Whether its model folder is there; not where the recipe wants a longer training, and there is what it takes.
 
-    wanted: the stage's `trajectory`.   Errors: ModelFileError for a card that cannot be believed.
+    wanted: the stage's `trajectory`.   Errors: ModelFileError for a card that cannot be believed, or a model that is
+    not all there.
     """
-    if not is_model_folder(run.model(stage.name)):
+    folder = run.model(stage.name)
+    if not is_model_folder(folder):
         return False
+    lost = lacking(folder, checkpoint.read_card(folder))
+    if lost:
+        again = f"vdiff distill --from {_before(stage)} --stages 1 --force" if stage.index else "vdiff train --force"
+        fix = f"copy it again from where it came from, or make it again: {again}"
+        raise ModelFileError(f"`{folder}` is damaged", fix, "; ".join(lost))
     points = run.points(stage.name)
     if not points:
         return True
@@ -230,6 +237,11 @@ def choose(
         name = max(finished, key=lambda stage: stage.index, default=stages[0]).name
     teacher = run.find(name)
     return teacher, chosen(stages_after(stages, checkpoint.read_card(teacher).num_steps, name), count, to)
+
+
+def _before(stage: Stage) -> str:
+    """The name of its teacher's stage."""
+    return BASE if stage.index == 1 else f"base_{stage.index - 2}"
 
 
 def _section(stage: Stage) -> str:

@@ -120,6 +120,19 @@ def damage(folder: Path, hashed: bool = True) -> list[str]:
     return whole_folder.damage(folder, whole_folder.read(folder, MARK), hashed)
 
 
+def lacking(folder: Path, card: ModelCard) -> list[str]:
+    """Which of the files that make the model itself are not there or have another size; quick, nothing is read."""
+    found = []
+    for name in (CONFIG, WEIGHTS):
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            size = -1
+        if size != card.files[name]["size"]:
+            found.append(f"{name} is missing" if size < 0 else f"{name} has {size:,} bytes")
+    return found
+
+
 def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
     """The card with this content, every value of the right type and size.   Errors: ModelFileError."""
     path, made_by, found = folder / MARK, str(content.get("made_by", "?"))[:40], content.get("format")

@@ -1,5 +1,6 @@
 """`vdiff init`: a recipe to start from, which editors understand."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,7 @@ def init(
     if name == "digits":
         _check_digits(output.parent / "digits")
     if not dry_run:
+        _keep_edited(output)
         _write(shipped[name].read_text("utf-8"), output)
         if name == "digits":
             _write_digits(output.parent / "digits")
@@ -65,13 +67,34 @@ def _write_digits(folder: Path) -> None:
     console.say(f"wrote {write_folder(folder):,} pictures to `{folder}`", "green")
 
 
+def _keep_edited(output: Path) -> None:
+    """Put a recipe that somebody has changed aside before another one takes its place."""
+    from vdiff import recipe_text
+    from vdiff.cli import console
+
+    if not output.is_file():
+        return
+    made = [path.read_text("utf-8") for path in recipe_text.shipped().values()]
+    if output.read_bytes() in [text.encode() for each in made for text in (each, _with_schema(each))]:
+        return
+    free = (output.with_name(f"{output.stem}-{number}{output.suffix}") for number in itertools.count(1))
+    kept = next(path for path in free if not path.exists() and not path.is_symlink())
+    output.rename(kept)
+    console.say(f"the recipe that was there, and was changed, is kept as `{kept}`")
+
+
 def _write(text: str, output: Path) -> None:
     from vdiff import whole_folder
     from vdiff.cli.recipes import schema_text
 
-    lines = [line for line in text.splitlines(keepends=True) if not line.startswith("# yaml-language-server:")]
     whole_folder.write_text(output.parent / SCHEMA, schema_text(), _is_schema)
-    whole_folder.write_text(output, "".join([f"{_FIRST_LINE}\n", *lines]), _is_our_recipe)
+    whole_folder.write_text(output, _with_schema(text), _is_our_recipe)
+
+
+def _with_schema(text: str) -> str:
+    """A shipped recipe whose first line points editors at the schema beside it."""
+    lines = [line for line in text.splitlines(keepends=True) if not line.startswith("# yaml-language-server:")]
+    return "".join([f"{_FIRST_LINE}\n", *lines])
 
 
 _FIRST_LINE = f"# yaml-language-server: $schema={SCHEMA.as_posix()}"
