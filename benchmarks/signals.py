@@ -34,6 +34,7 @@ name: run
 data: {path: store, size: 8, channels: 1}
 network: {width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false}
 train: {updates: UPDATES, batch_size: 4, learning_rate: 1.0e-3, ema: 0.9, log_every: 1, save_every: 50}
+distill: {start_steps: 2, end_steps: 1, updates: 1}
 sample: {num_images: 1}
 """
 UPDATES, FOREVER = 1500, 1_000_000
@@ -171,7 +172,10 @@ def forked(name: str) -> Training:
     pid = os.fork()
     if pid == 0:
         sys.argv = ["vdiff", *COMMAND, f"name={name}"]
-        sys.exit(cli.main())
+        code = cli.main()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # else it would leave `main`, and take the folder of all of them with it
     return Training(pid, RunFolder(Path("runs") / name))
 
 
