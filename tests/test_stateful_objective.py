@@ -312,6 +312,20 @@ def test_the_target_is_the_closed_form() -> None:
         assert float(target.state()["weight"]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_buffers_of_the_target_are_the_students_and_are_gone_on_from() -> None:
+    def network(count: float) -> nn.Module:
+        made = one_weight(0)
+        made.register_buffer("seen", torch.tensor([count]))
+        return made
+
+    layer = network(3)
+    target, again = (Target(Denoiser(layer, COSINE, "v"), lambda: network(0), 0.5) for _ in range(2))
+    target.follow(torch.tensor(True))
+    assert target.state()["seen"].tolist() == [3]
+    again.load({name: tensor.clone() for name, tensor in target.state().items()})
+    assert dict(again.denoiser.network.named_buffers())["seen"].tolist() == [3]
+
+
 @pytest.mark.parametrize("before", [1.0, 1e6, -3e5])
 def test_with_a_decay_of_0_the_target_is_the_student_bit_for_bit(before: float) -> None:
     layer = one_weight(0.1)

@@ -20,19 +20,22 @@ class Target:
     def __init__(self, student: Denoiser, copied: Callable[[], nn.Module], decay: float) -> None:
         self.denoiser = replace(student, network=copied())
         self._decay = decay
-        self._follows = list(student.network.parameters())
+        self._student = student.network
 
     @torch.no_grad()
     def follow(self, is_done: Tensor) -> None:
-        """Move towards the student, or stay where the update was skipped."""
+        """Move towards the student, or stay where the update was skipped; buffers are the student's."""
         share = is_done * (1 - self._decay)
-        for mine, other in zip(self.denoiser.network.parameters(), self._follows, strict=True):
-            here = own(mine)
-            here.lerp_(own(other), share.to(here.dtype))  # exact where the share is 0 or 1
+        mine, other = self.denoiser.network, self._student
+        for weight, towards in zip(mine.parameters(), other.parameters(), strict=True):
+            here = own(weight)
+            here.lerp_(own(towards), share.to(here.dtype))  # exact where the share is 0 or 1
+        for buffer, current in zip(mine.buffers(), other.buffers(), strict=True):
+            buffer.copy_(current)
 
     def state(self) -> dict[str, Tensor]:
-        """The target's weights, by name."""
-        return dict(self.denoiser.network.named_parameters())
+        """The target's weights and buffers, by name."""
+        return dict(self.denoiser.network.state_dict())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take weights back."""
