@@ -10,7 +10,7 @@ from torch.nn import functional
 from vdiff.config import harmless
 from vdiff.errors import DataError
 from vdiff.images import to_float
-from vdiff.metrics.metric import MetricSection, Pictures, chunks
+from vdiff.metrics.metric import Against, Metric, MetricSection, Pictures, chunks
 
 FEATURES = "pixels, pair by pair from the same noise"
 
@@ -28,6 +28,9 @@ class AgreementSection(MetricSection):
     better: ClassVar[str] = "more is better"
     kind: Literal["agreement"] = harmless("agreement")
     """Which metric."""
+
+    def build(self, against: Against) -> Metric:
+        raise TypeError("pictures are compared pair by pair, without a reference: see `agreement_of`")
 
 
 class Agreement(NamedTuple):

@@ -1,5 +1,6 @@
 """What a metric is: it takes sampled pictures, compares them with reference pictures, and says what it compared."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,7 @@ class Against:
             raise DataError(f"{what} needs at least {least:,} reference pictures, {found}", fix, self.where)
 
 
-class MetricSection(KindSection):
+class MetricSection(KindSection, ABC):
     """A metric and its options. short: the option that `kind:value` sets.   is_cheap: whether a trend may have it.
 
     title, better: its name for people, and what a good number is like.   renamed: its name with an option that makes
@@ -94,9 +95,9 @@ class MetricSection(KindSection):
         """What its number is called in a table."""
         return self.kind
 
+    @abstractmethod
     def build(self, against: Against) -> Metric:
         """The metric, with what it must know of the reference.   Errors: DataError, MachineError."""
-        raise NotImplementedError
 
 
 class AsFloat:
