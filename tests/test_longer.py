@@ -106,11 +106,19 @@ def test_students_of_a_shorter_base_are_not_mixed_with_a_longer_one(tiny_run: Ti
     assert told.startswith("`base_0`, `base_1`: distilled from the `original` that was there before")
     assert "`vdiff distill --from original --force`" in told
     before = len(tiny_run.said)
-    with pytest.raises(UsageError, match="distilled from another `original`"):
+    with pytest.raises(UsageError, match="distilled from another `original`") as caught:
         tiny_run.chain(*CONSTANT, "train.updates=14").distill()
+    assert "`vdiff distill --from original --force` makes it and what follows anew" in caught.value.fix
     assert tiny_run.said[before:] == [], "that something is skipped would only confuse"
     with pytest.raises(UsageError, match="distilled from another `original`"):
         tiny_run.chain(*CONSTANT, "train.updates=14").distill(source="original", count=1)
+
+
+def test_a_student_with_a_damaged_card_does_not_end_the_training_of_its_base(tiny_run: TinyRun) -> None:
+    tiny_run.base(*CONSTANT)
+    tiny_run.chain(*CONSTANT).distill(count=1)
+    (tiny_run.folder().model("base_0") / "vdiff.json").write_text("{")
+    assert tiny_run.base(*CONSTANT, "train.updates=14").updates == 14
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])

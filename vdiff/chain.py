@@ -174,13 +174,16 @@ class Chain:
     def _tell_outdated(self, last: Stage) -> None:
         """Say which finished students that follow have become those of a model that is there no more."""
         following = self.stages[last.index + 1 :]
-        if not following or not is_model_folder(self.run.model(following[0].name)):
+        finished = [*itertools.takewhile(lambda stage: is_model_folder(self.run.model(stage.name)), following)]
+        if not finished:
             return
-        first = checkpoint.read_card(self.run.model(following[0].name))
+        try:
+            first = checkpoint.read_card(self.run.model(finished[0].name))
+        except ModelFileError:  # it is damaged, which whoever uses it is told
+            return
         now = checkpoint.read_card(self.run.model(last.name))
         if first.parent is None or first.parent["name"] != last.name or first.parent["hash"] == now.hash:
             return
-        finished = itertools.takewhile(lambda stage: is_model_folder(self.run.model(stage.name)), following)
         names = ", ".join(f"`{stage.name}`" for stage in finished)
         self._progress.note(
             f"{names}: distilled from the `{last.name}` that was there before; "
@@ -189,7 +192,10 @@ class Chain:
 
     def _check_student(self, card: ModelCard, stage: Stage, teacher: Path) -> None:
         """UsageError for a finished student that cannot be a link of this chain."""
-        fix, where = "add --force to distill it again, or give the run another `name`", self.run.model(stage.name)
+        where = self.run.model(stage.name)
+        named = teacher.name if teacher.parent == self.run.path else teacher
+        again = f"`vdiff distill --from {named} --force` makes it and what follows anew"
+        fix = f"{again}, or give the run another `name`"
         if card.num_steps != stage.num_steps:
             raise UsageError(
                 f"`{stage.name}` has {card.num_steps} steps, the recipe's has {stage.num_steps}", fix, where
@@ -210,7 +216,8 @@ def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool
     folder = run.model(stage.name)
     if not is_model_folder(folder):
         return False
-    lost = lacking(folder, checkpoint.read_card(folder))
+    card = checkpoint.read_card(folder)
+    lost = lacking(folder, card)
     if lost:
         again = f"vdiff distill --from {_before(stage)} --stages 1 --force" if stage.index else "vdiff train --force"
         fix = f"copy it again from where it came from, or make it again: {again}"
@@ -218,7 +225,6 @@ def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool
     points = run.points(stage.name)
     if not points:
         return True
-    card = checkpoint.read_card(run.model(stage.name))
     is_longer = savepoint.changed(_known(card, wanted), wanted) == [_length(stage)]
     return not (is_longer and stage.settings.updates > card.updates and int(points[0].name) >= card.updates)
 
