@@ -62,18 +62,19 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
         kept = machine.processes.told(look)
         stages = [stage for stage in plan(recipe) if stage.name in kept]
         todo = [stage for stage in stages if kept[stage.name] is None]
+        updates = {stage.name: kept[stage.name] or stage.settings.updates for stage in stages}
         for doubt in doubts(stages):
             console.warn(doubt)
         begun = time.process_time()  # importing took so long until here
         found = estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None
     if machine.is_first:
-        _tell(recipe, stages, kept, found, run, machine.world_size)
+        _tell(recipe, stages, updates, found, run, machine.world_size)
 
 
 def _tell(
     recipe: "Recipe",
     stages: "list[Stage]",
-    kept: Mapping[str, int | None],
+    updates: Mapping[str, int],
     found: "Estimate | None",
     run: "RunFolder",
     num_processes: int,
@@ -86,7 +87,7 @@ def _tell(
         [
             stage.name,
             f"{stage.start_steps} -> {stage.num_steps}" if stage.index else f"{stage.num_steps}",
-            f"{kept[stage.name] or stage.settings.updates:,}",
+            f"{updates[stage.name]:,}",
             f"{stage.settings.batch_size:,}",
             f"{stage.settings.learning_rate:.1e}",
             duration(seconds[stage.name]) if stage.name in seconds else "done",
@@ -94,7 +95,7 @@ def _tell(
         for stage in stages
     ]
     if mode.json:
-        console.emit_json(_facts(stages, kept, seconds, found, run) | {"processes": num_processes})
+        console.emit_json(_facts(stages, updates, seconds, found, run) | {"processes": num_processes})
         return
     console.table(["stage", "steps", "updates", "batch", "rate", "time"], rows, right=["updates", "batch", "time"])
     if found:
@@ -128,7 +129,7 @@ def stages_of(recipe: "Recipe", choice: Choice | None, run: "RunFolder") -> "lis
 
 def _facts(
     stages: "list[Stage]",
-    kept: Mapping[str, int | None],
+    updates: Mapping[str, int],
     seconds: dict[str, float],
     found: "Estimate | None",
     run: "RunFolder",
@@ -138,7 +139,7 @@ def _facts(
             "name": stage.name,
             "start_steps": stage.start_steps,
             "num_steps": stage.num_steps,
-            "updates": kept[stage.name] or stage.settings.updates,
+            "updates": updates[stage.name],
             "batch_size": stage.settings.batch_size,
             "is_done": stage.name not in seconds,
             "seconds": seconds.get(stage.name),
