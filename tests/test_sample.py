@@ -139,6 +139,16 @@ def test_a_strip_shows_the_way_from_noise_to_picture(here: Path) -> None:
     assert np.array_equal(last, images("-n", "2")[0])
 
 
+def test_a_step_that_needs_several_network_calls_is_told_as_such(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample("--steps", "2", "-n", "1", model="original")
+    assert "in 2 steps (ddim" in capsys.readouterr().err
+    monkeypatch.setattr(Ddim, "calls_per_step", 2)
+    sample("--steps", "2", "-n", "1", "--force", model="original")
+    assert "in 2 steps of 2 network calls (ddim" in capsys.readouterr().err
+
+
 def test_a_gif_is_a_film_of_the_way(here: Path) -> None:
     sample("--gif", "-n", "1")
     with Image.open("samples/base_0-4.gif") as film:

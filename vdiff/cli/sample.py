@@ -308,6 +308,9 @@ def _tell(
 
     verb = "would draw" if "dry_run" in facts else "drew"
     pictures = f"{count:,} picture{'s' * (count != 1)}"
-    console.say(f"{verb} {pictures} with `{folder}` in {counted(num_steps)} ({sampler}): `{target}`", "green")
+    steps = counted(num_steps)
+    if sampler.calls_per_step != 1:
+        steps += f" of {sampler.calls_per_step} network calls"
+    console.say(f"{verb} {pictures} with `{folder}` in {steps} ({sampler}): `{target}`", "green")
     if mode.json:
         console.emit_json({"out": str(target), "num_images": count, **facts})
