@@ -246,6 +246,15 @@ class Cramped(Consistency):
         return super().__call__(student, x, rng, condition)
 
 
+def test_what_an_objective_remembers_is_counted_among_what_a_save_will_need(machine: Machine) -> None:
+    class Remembering(DenoisingObjective):
+        def state(self) -> dict[str, Tensor]:
+            return {"kept": torch.zeros(250_000)}
+
+    plain, remembering = (learner(machine, objective=each("snr")) for each in (DenoisingObjective, Remembering))
+    assert remembering._later_bytes() - plain._later_bytes() == 1_000_000
+
+
 def test_an_update_that_is_tried_again_with_less_memory_is_told_once(machine: Machine) -> None:
     objective, plain = Cramped(), Consistency()
     made, wanted = learner(machine, objective), learner(machine, plain, micro_batch=3)

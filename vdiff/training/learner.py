@@ -164,7 +164,8 @@ class Learner:
         if self._optimizer.state:
             return 0
         copied = 6 if self._machine.device.type == "cpu" else 0  # the copy is of whole tensors
-        return sum(2 * sharded.own(weight).nbytes + copied * weight.nbytes for weight in self._weights)
+        remembered = sum(tensor.nbytes for tensor in self._objective.state().values()) if copied else 0
+        return remembered + sum(2 * sharded.own(weight).nbytes + copied * weight.nbytes for weight in self._weights)
 
     def _rehearsed(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
         """The losses of some pictures, not through the wrapped network: other processes do not take part."""
