@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.tiny import RECIPE, TinyRun
+from vdiff.cli.options import mode
 from vdiff.data.prepare import prepare
 
 torch.set_num_threads(1)  # for networks this small, more threads only wait for one another
@@ -44,6 +45,12 @@ def noise_picture(width: int, height: int, seed: int, mode: str = "RGB") -> Imag
     """A picture of random pixels."""
     channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def fresh_mode() -> None:
+    """Each test talks as a fresh process does, whatever `--json` or `--quiet` another one has said in this process."""
+    mode.json = mode.quiet = mode.debug = False
 
 
 @pytest.fixture

@@ -32,12 +32,6 @@ from vdiff.training.report import StageRow
 HEAVY = ("torch", "pydantic", "lmdb", "yaml", "PIL", "numpy", "rich")
 
 
-@pytest.fixture(autouse=True)
-def fresh_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("json", "quiet", "debug"):
-        monkeypatch.setattr(mode, name, False)
-
-
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env})
 

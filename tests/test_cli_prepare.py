@@ -12,7 +12,6 @@ import pytest
 
 from tests.conftest import MakePictures
 from vdiff.cli import main, progress
-from vdiff.cli.options import mode
 from vdiff.data import conversion
 from vdiff.data.opened import FILE
 from vdiff.data.store import ImageStore
@@ -32,8 +31,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in; signals and the way of talking are put back afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VDIFF_RECIPE", raising=False)
-    for name in ("json", "quiet", "debug"):
-        monkeypatch.setattr(mode, name, False)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield tmp_path
     for number, handler in before.items():

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from vdiff import checkpoint, mark, run_folder, savepoint
 from vdiff.checkpoint import ModelCard
 from vdiff.cli import main
-from vdiff.cli.options import mode
 from vdiff.data.store import ImageStore
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DataError, ModelFileError, UsageError
@@ -81,8 +80,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with the recipe of the run `runs/toy`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VDIFF_RECIPE", raising=False)
-    for name in ("json", "quiet", "debug"):
-        monkeypatch.setattr(mode, name, False)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     return tmp_path
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import LONGEST
+from vdiff.cli import main
+from vdiff.cli.options import mode
 
 TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
 
@@ -68,3 +70,12 @@ def test_what_counts_as_an_assertion(body: str, fails: bool) -> None:
 def test_the_files_that_are_begun_first_are_there() -> None:
     assert [name for name in LONGEST if not (Path(__file__).parent / name).is_file()] == []
     assert len(set(LONGEST)) == len(LONGEST)
+
+
+def test_one_test_that_asks_for_json_leaves_nothing_behind() -> None:
+    assert main(["recipes", "ls", "--json"]) == 0
+    assert mode.json
+
+
+def test_the_next_one_talks_as_a_fresh_process() -> None:
+    assert not mode.json
