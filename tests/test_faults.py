@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,6 +189,23 @@ def test_a_case_sees_code_that_ran_and_what_was_touched_outside(tmp_path: Path) 
     assert missed(_case_with(tmp_path / "1", refused, CANARY)) == {"executed"}
     assert missed(_case_with(tmp_path / "2", refused, f"{PRECIOUS}/new")) == {"executed"}
     assert missed(_case_with(tmp_path / "3", refused, f"{PRECIOUS}/letter.txt")) == {"executed"}
+
+
+def test_a_case_looks_for_code_that_ran_while_its_neighbours_tidy_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neighbour, scandir = tmp_path / "neighbour" / "unet", os.scandir
+
+    def vanishes(place: object = ".") -> Any:
+        if str(place) == str(neighbour) and neighbour.exists():
+            neighbour.rmdir()
+        return scandir(place)
+
+    neighbour.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", vanishes)
+        assert missed(_case_with(tmp_path, Ended(4, "error: a\nfix: b\n"))) == set()
+    assert not neighbour.exists()
 
 
 def _case_with(root: Path, ended: Ended, touches: str = "") -> Outcome:

@@ -1,6 +1,7 @@
 """One damaged file or hostile input: a working folder, commands in it, and what must be true after each."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -100,10 +101,10 @@ class Case:
             self.miss("wrong end", f"it took {ended.grown_bytes / 2**20:.0f} MB")
         if ended.held:
             self.miss("left over", f"still held: {', '.join(ended.held)}")
-        if list(self._world.root.rglob(CANARY)):
+        if canaries := named(self._world.root, CANARY):
             self.miss("executed", "the canary is there")
-            for path in self._world.root.rglob(CANARY):
-                path.unlink()
+            for path in canaries:
+                path.unlink(missing_ok=True)
         letter, there = self.folder / PRECIOUS / "letter.txt", sorted(self.folder.glob(f"{PRECIOUS}/*"))
         if there != [letter] or letter.read_text() != "do not touch":
             self.miss("executed", f"a folder outside the run was touched: {[path.name for path in there]}")
@@ -111,6 +112,11 @@ class Case:
     def _note(self, arguments: tuple[str, ...], ended: Ended) -> None:
         with (self.folder / "faults.txt").open("a") as file:
             file.write(f"== vdiff {' '.join(arguments)} -> {ended.code}\n{ended.output}\n")
+
+
+def named(root: Path, name: str) -> list[Path]:
+    """The paths of this name below a folder where other cases work: what vanishes meanwhile is passed by."""
+    return [Path(place, name) for place, folders, files in os.walk(root) if name in (*folders, *files)]
 
 
 def look_without_stores(folder: Path) -> Seen:

@@ -12,7 +12,7 @@ from typing import Any
 import lmdb
 
 from . import poison
-from .case import CANARY, PRECIOUS, Case, names_a_line
+from .case import CANARY, PRECIOUS, Case, named, names_a_line
 from .damage import CPU, DISTILL, TRAIN
 from .outcome import Outcome
 from .service import Service
@@ -262,9 +262,8 @@ def _archive(case: Case) -> None:
     case.say(f"{name}: prepare")
     codes = {3} if name == "bomb.zip" else {0, 3}
     case.vdiff("prepare", name, "--size", "8", "--out", "evil", "--max-bad", "50%", codes=codes)
-    if stray := [
-        path for path in (Path("/tmp/canary.png"), *case.folder.parent.parent.rglob("canary.png")) if path.exists()
-    ]:
+    around = named(case.folder.parent.parent, "canary.png")
+    if stray := [path for path in (Path("/tmp/canary.png"), *around) if path.exists()]:
         case.miss("executed", f"unpacked outside: {stray[0]}")
 
 
