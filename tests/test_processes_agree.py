@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked, Work, vdiff
 from tests.tiny import TinyRun
 from vdiff import status
 from vdiff.cli import session
@@ -34,22 +34,18 @@ class Hosts:
     """Two processes of one run, each in a folder of its own, as on two machines without a common disk."""
 
     def __init__(
-        self, folders: Sequence[Path], command: Sequence[str], more: Sequence[Sequence[str]] = ((), ())
+        self,
+        folders: Sequence[Path],
+        command: Sequence[str],
+        more: Sequence[Sequence[str]] = ((), ()),
+        work: Work = vdiff,
     ) -> None:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
         common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.processes = [
-            subprocess.Popen(
-                [*command, *more[rank]],
-                cwd=folder,
-                env={**os.environ, **common, "RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            Forked(work, [*command, *more[rank]], folder, {**common, "RANK": str(rank)})
             for rank, folder in enumerate(folders)
         ]
 
@@ -84,21 +80,21 @@ def other_pictures(folder: Path) -> None:
     prepare(pictures, folder / "store", sizes=[8, 16])
 
 
-TRAIN = [*VDIFF, "train", "--device", "cpu", "--run", "run"]
+TRAIN = ["train", "--device", "cpu", "--run", "run"]
 
 
 def test_without_a_common_disk_only_the_first_process_needs_the_run(hosts: list[Path], tiny_run: TinyRun) -> None:
     (hosts[1] / "recipe.yaml").unlink()  # not even that
-    distill = [*VDIFF, "distill", "--device", "cpu", "--run", "run"]
-    sample = [*VDIFF, "sample", "--device", "cpu", "--run", "run", "--checkpoint", "base_0", "--seeds", "0-4"]
-    evaluate = [*VDIFF, "evaluate", "run", "--device", "cpu", "--n", "16", "--metrics", "agreement"]
+    distill = ["distill", "--device", "cpu", "--run", "run"]
+    sample = ["sample", "--device", "cpu", "--run", "run", "--checkpoint", "base_0", "--seeds", "0-4"]
+    evaluate = ["evaluate", "run", "--device", "cpu", "--n", "16", "--metrics", "agreement"]
     for command in (TRAIN, distill, [*sample, "--batch-size", "2", "--out", "drawn.npz"], evaluate):
         codes, said = Hosts(hosts, command).ended()
         assert codes == [0, 0], "".join(said)
     assert sorted(path.name for path in hosts[1].iterdir()) == ["store"]
-    one_host = [*VDIFF, *TRAIN[len(VDIFF) :]]
-    for command in (one_host, distill):
-        subprocess.run([*command, "--gpus", "2", "--run", "same"], cwd=hosts[0], check=True, capture_output=True)
+    for command in (TRAIN, distill):
+        two = [*VDIFF, *command, "--gpus", "2", "--run", "same"]
+        subprocess.run(two, cwd=hosts[0], check=True, capture_output=True)
     first = TinyRun(hosts[0], "")
     assert first.hashes("run") == first.hashes("same")
     assert (hosts[0] / "drawn.npz").is_file()
@@ -146,7 +142,7 @@ def test_the_second_host_may_keep_its_pictures_elsewhere_and_differ_in_what_is_h
 
 def test_pictures_of_other_seeds_are_not_drawn_together(hosts: list[Path]) -> None:
     TinyRun(hosts[0], (hosts[0] / "recipe.yaml").read_text().replace("store", f"{hosts[0]}/store")).base()
-    command = [*VDIFF, "sample", "--device", "cpu", "--run", "run", "--checkpoint", "original", "--steps", "2"]
+    command = ["sample", "--device", "cpu", "--run", "run", "--checkpoint", "original", "--steps", "2"]
     codes, said = Hosts(hosts, command, [["--seeds", "0-3"], ["--seeds", "4-7"]]).ended()
     assert codes == [2, 2], "".join(said)
     assert all("--seeds: 0-3 on" in each for each in said)
@@ -169,9 +165,9 @@ def test_hosts_in_another_order_do_not_begin_anew(hosts: list[Path]) -> None:
     assert sorted(path.name for path in hosts[1].iterdir()) == ["recipe.yaml", "store"]
 
 
-def in_each_process(folder: Path) -> None:
+def in_each_process(arguments: Sequence[str]) -> int:
     """Chains of two processes that share no folder: stopped and gone on with, rolled back, in shares."""
-    shard = "on" if "shares" in sys.argv else "off"
+    folder, shard = Path.cwd(), "on" if "shares" in arguments else "off"
     machine = Machine("fp32", "cpu", shard=shard)
     run = TinyRun(folder, (folder / "recipe.yaml").read_text())
     for name, stops in (("unbroken", []), ("stopped", [2, 2] if shard == "on" else [2, 2, 2, 2])):
@@ -185,8 +181,7 @@ def in_each_process(folder: Path) -> None:
     else:
         assert sorted(path.name for path in folder.iterdir()) == ["recipe.yaml", "store"]
     machine.close()
-    sys.stdout.flush()
-    os._exit(0)  # as in test_sharded
+    return 0
 
 
 LONGER = ("train.updates=8", "distill.updates=4", "distill.end_steps=2", "train.preview_every=3", "train.save_every=3")
@@ -194,15 +189,14 @@ LONGER = ("train.updates=8", "distill.updates=4", "distill.end_steps=2", "train.
 
 @pytest.mark.parametrize("form", ["whole", "shares"])
 def test_a_run_goes_on_from_the_saves_of_the_first_process_alone(hosts: list[Path], form: str) -> None:
-    program = [sys.executable, "-m", "tests.test_processes_agree", "in_each_process"]
-    codes, said = Hosts(hosts, program, [[str(folder), form] for folder in hosts]).ended()
+    codes, said = Hosts(hosts, [form], work=in_each_process).ended()
     assert codes == [0, 0], "".join(said)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_training_that_loses_a_host_says_so(hosts: list[Path], victim: int) -> None:
     """A stopped process is like a host whose cable was pulled: its sockets stay open."""
-    pair = Hosts(hosts, [sys.executable, "-m", "tests.test_processes_agree", "impatient"])
+    pair = Hosts(hosts, TRAIN, work=impatient)
     log = hosts[0] / "run/log.jsonl"
     until(lambda: log.exists() and '"update": 4,' in log.read_text(), pair)
     pair.processes[victim].send_signal(signal.SIGSTOP)
@@ -241,14 +235,10 @@ def test_a_network_that_is_not_the_right_one_is_told_with_what_gloo_says() -> No
     assert "GLOO_SOCKET_IFNAME" in found.fix
 
 
-def impatient() -> None:
-    from vdiff import cli
-
-    line.SILENCE_SECONDS, processes.PATIENCE = 2.0, timedelta(seconds=4)
-    sys.argv = ["vdiff"]
-    code = cli.main([*TRAIN[len(VDIFF) :], "--set", "train.updates=100000", "--set", "train.save_every=100000"])
-    sys.stdout.flush()
-    os._exit(code)
+def impatient(arguments: Sequence[str]) -> int:
+    line.SILENCE_SECONDS = 2.0
+    processes.PATIENCE = timedelta(seconds=4)
+    return vdiff([*arguments, "--set", "train.updates=100000", "--set", "train.save_every=100000"])
 
 
 def until(is_so: Callable[[], bool], pair: Hosts) -> None:
@@ -257,8 +247,3 @@ def until(is_so: Callable[[], bool], pair: Hosts) -> None:
         assert time.monotonic() < deadline
         assert [process.poll() for process in pair.processes] == [None, None], pair.ended()
         time.sleep(0.02)
-
-
-if __name__ == "__main__":
-    given = sys.argv[1]
-    in_each_process(Path(sys.argv[2])) if given == "in_each_process" else globals()[given]()

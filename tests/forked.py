@@ -1,0 +1,78 @@
+"""Processes that begin with everything imported: as those of a command, without the seconds that torch takes to load.
+
+For tests of what several processes say and do. Tests of starts, launchers, terminals and memory need real ones.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["torch", "torch._dynamo", "accelerate.tracking", "vdiff.cli.app", "vdiff.chain", "vdiff.evaluation.evaluate"]
+)
+
+Work = Callable[[Sequence[str]], int]
+"""What a process does with its arguments; the result is its exit code."""
+
+
+def vdiff(arguments: Sequence[str]) -> int:
+    """The command line, as `python -m vdiff` runs it."""
+    from vdiff.cli import main
+
+    sys.argv = ["vdiff", *arguments]
+    return main()
+
+
+class Forked:
+    """A process in a folder, with more variables than this one has; to be used as a `subprocess.Popen` is."""
+
+    def __init__(self, work: Work, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
+        with tempfile.NamedTemporaryFile(delete=False) as said:
+            self._said = Path(said.name)
+        everything = {**os.environ, **variables}
+        given = (work, list(arguments), str(folder), everything, str(self._said))
+        self._process = _CONTEXT.Process(target=_run, args=given)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal that ended it; None while it works."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """As `returncode`."""
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it is there still."""
+        if self.returncode is None and self._process.pid is not None:
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """Wait for its end; what it said.   Errors: subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("forked", timeout or 0.0)
+        return self._said.read_text(errors="replace"), None
+
+
+def _run(work: Work, arguments: Sequence[str], folder: str, variables: Mapping[str, str], said: str) -> None:
+    output = os.open(said, os.O_WRONLY | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(output, number)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    code = work(arguments)
+    sys.stdout.flush()
+    os._exit(code)
