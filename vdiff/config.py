@@ -97,36 +97,43 @@ class KindSection(Section):
         kind: str
 
 
-Kind = TypeVar("Kind", bound=KindSection)
+Part = TypeVar("Part")
 
 
-class Registry(Generic[Kind]):
-    """The kinds of one part of a recipe: kind -> "module:SectionClass". Nothing is imported until it is named.
+class Table(Generic[Part]):
+    """The kinds of one thing: kind -> "module:Class". Nothing is imported until it is named.
 
     part: what one of them is, for messages.   group: the entry points by which other packages add kinds; the built-in
-    ones win.   contract: "module:Class" of which every section is a subclass, with nothing left abstract.
+    ones win.   contract: "module:Class" of which every class is a subclass, with nothing left abstract.
     """
 
-    def __init__(self, part: str, kinds: Mapping[str, str], default: str, group: str, contract: str) -> None:
+    def __init__(self, part: str, kinds: Mapping[str, str], group: str, contract: str) -> None:
         self.part, self.group = part, group
-        self.default = default
         self._builtin = dict(kinds)
         self._contract = contract
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self._builtin, *(entry.name for entry in self._outside())]))
+        return iter([*self._builtin, *self.outside()])
 
     def __contains__(self, kind: object) -> bool:
         return kind in list(self)
 
-    def section(self, kind: str) -> type[Kind]:
-        """The section class of `kind`; KeyError for a kind that does not exist.
+    def builtin(self) -> list[str]:
+        """The kinds that vdiff has itself."""
+        return list(self._builtin)
+
+    def outside(self) -> list[str]:
+        """The kinds that only other packages bring."""
+        return list(dict.fromkeys(entry.name for entry in self._entries() if entry.name not in self._builtin))
+
+    def find(self, kind: str) -> type[Part]:
+        """The class of `kind`; KeyError for a kind that does not exist.
 
         Errors: MachineError for one of another package that cannot be used.
         """
         if kind in self._builtin:
             return self._checked(_loaded(self._builtin[kind]))
-        entries = [entry for entry in self._outside() if entry.name == kind]
+        entries = [entry for entry in self._entries() if entry.name == kind]
         if not entries:
             raise KeyError(kind)
         if len(entries) > 1:
@@ -141,18 +148,18 @@ class Registry(Generic[Kind]):
             fix = f"get a version of it that fits this vdiff, or remove it: pip uninstall {_package(entry)}"
             raise MachineError(problem, fix, f"`{entry.value}`: {_reason(err)}") from err
 
-    def sections(self) -> dict[str, type[Kind]]:
+    def usable(self) -> dict[str, type[Part]]:
         """All kinds that can be used, by name."""
         found = {}
         for kind in self:
             with contextlib.suppress(MachineError):
-                found[kind] = self.section(kind)
+                found[kind] = self.find(kind)
         return found
 
     def doubts(self) -> list[str]:
         """What is wrong with the kinds that other packages bring, a sentence each."""
         told = []
-        for entry in self._outside():
+        for entry in self._entries():
             if entry.name in self._builtin:
                 told.append(
                     f"the package `{_maker(entry)}` brings a {self.part} called `{entry.name}`, which vdiff has; "
@@ -160,10 +167,51 @@ class Registry(Generic[Kind]):
                 )
                 continue
             try:
-                self.section(entry.name)
+                self.find(entry.name)
             except MachineError as err:
                 told.append(f"{err.problem}: {err.where}" if err.where else err.problem)
         return list(dict.fromkeys(told))
+
+    def unknown(self, kind: str) -> str:
+        """The sentence about a kind that does not exist, with the nearest one that does."""
+        near = difflib.get_close_matches(kind, list(self), n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        return f"unknown kind `{kind}` of {self.part}{hint} (there are: {', '.join(self)})"
+
+    def _entries(self) -> list[EntryPoint]:
+        return list(entry_points(group=self.group))
+
+    def _checked(self, found: Any) -> type[Part]:
+        """What was found, if it keeps the contract.   Errors: _UnfitError."""
+        contract: type[Part] = _loaded(self._contract)
+        if not (isinstance(found, type) and issubclass(found, contract)):
+            raise _UnfitError(f"it is no subclass of `{self._contract.replace(':', '.')}`")
+        lacking: list[str] = sorted(getattr(found, "__abstractmethods__", ()))
+        if lacking:
+            raise _UnfitError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
+        return found
+
+
+Kind = TypeVar("Kind", bound=KindSection)
+
+
+class Registry(Table[Kind]):
+    """The kinds of one part of a recipe: the table's classes are sections.
+
+    default: the kind that is meant where none is named.
+    """
+
+    def __init__(self, part: str, kinds: Mapping[str, str], default: str, group: str, contract: str) -> None:
+        super().__init__(part, kinds, group, contract)
+        self.default = default
+
+    def section(self, kind: str) -> type[Kind]:
+        """The section class of `kind`, see `find`."""
+        return self.find(kind)
+
+    def sections(self) -> dict[str, type[Kind]]:
+        """All kinds that can be used, by name."""
+        return self.usable()
 
     def validate(self, value: Any, info: ValidationInfo) -> Kind:
         """A mapping with `kind`, a bare kind, or a finished section, as a section of the kind that it names."""
@@ -178,12 +226,6 @@ class Registry(Generic[Kind]):
             raise PydanticCustomError("kind", "{problem}", {"problem": self.unknown(str(kind))})
         return self.section(kind).model_validate({**value, "kind": kind}, context=info.context)
 
-    def unknown(self, kind: str) -> str:
-        """The sentence about a kind that does not exist, with the nearest one that does."""
-        near = difflib.get_close_matches(kind, list(self), n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        return f"unknown kind `{kind}` of {self.part}{hint} (there are: {', '.join(self)})"
-
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         dump = core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True)
         return core_schema.with_info_plain_validator_function(self.validate, serialization=dump)
@@ -192,21 +234,12 @@ class Registry(Generic[Kind]):
         found = self.sections()
         return {"anyOf": [*(section.model_json_schema() for section in found.values()), {"enum": list(found)}]}
 
-    def _outside(self) -> list[EntryPoint]:
-        return list(entry_points(group=self.group))
-
     def _checked(self, found: Any) -> type[Kind]:
-        """What was found, if it keeps the contract.   Errors: _UnfitError."""
-        contract: type[Kind] = _loaded(self._contract)
-        if not (isinstance(found, type) and issubclass(found, contract)):
-            raise _UnfitError(f"it is no subclass of `{self._contract.replace(':', '.')}`")
-        lacking: list[str] = sorted(getattr(found, "__abstractmethods__", ()))
-        if lacking:
-            raise _UnfitError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
-        fields = [name for name in found.needed_fields if name not in found.model_fields]
+        section = super()._checked(found)
+        fields = [name for name in section.needed_fields if name not in section.model_fields]
         if fields:
             raise _UnfitError(f"it lacks the field {', '.join(f'`{name}`' for name in fields)}")
-        return found
+        return section
 
 
 class _UnfitError(TypeError):

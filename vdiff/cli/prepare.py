@@ -11,6 +11,7 @@ import typer
 
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.signals import StopRequest
+from vdiff.data import SOURCES
 from vdiff.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Job = dict[str, Any]
 
 def prepare(
     source: Annotated[
-        Path | None, typer.Argument(metavar="SOURCE", help="Folder, zip or tar of pictures [data.source]")
+        Path | None, typer.Argument(metavar="SOURCE", help=f"Pictures, as one of: {', '.join(SOURCES)} [data.source]")
     ] = None,
     sizes: Annotated[
         list[int] | None,

@@ -1,11 +1,12 @@
-"""The kinds of picture data a recipe can name."""
+"""Pictures: `DATASETS` are what training reads, `SOURCES` what `vdiff prepare` makes a store from."""
 
 from typing import TYPE_CHECKING
 
-from vdiff.config import Registry
+from vdiff.config import Registry, Table
 
 if TYPE_CHECKING:
     from vdiff.data.dataset import DatasetSection
+    from vdiff.data.sources.source import Source
 
 DATASETS: "Registry[DatasetSection]" = Registry(
     "data",
@@ -14,3 +15,16 @@ DATASETS: "Registry[DatasetSection]" = Registry(
     group="vdiff.datasets",
     contract="vdiff.data.dataset:DatasetSection",
 )
+"""What a recipe can name as `data.kind`."""
+
+SOURCES: "Table[Source]" = Table(
+    "source",
+    {
+        "folder": "vdiff.data.sources.folder:FolderSource",
+        "tar": "vdiff.data.sources.tar_file:TarSource",
+        "zip": "vdiff.data.sources.zip_file:ZipSource",
+    },
+    group="vdiff.sources",
+    contract="vdiff.data.sources.source:Source",
+)
+"""What a path given to `vdiff prepare` can be, in the order in which they are asked; see `data.sources.opening`."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 from vdiff import decoding, images
 from vdiff.data.patience import has_memory, patiently
 from vdiff.data.sources import Picture
-from vdiff.data.sources.source import UNREAD
+from vdiff.data.sources.picture import UNREAD
 from vdiff.data.store import StoreWriter, image_key
 from vdiff.errors import PausedError
 from vdiff.printable import printable

@@ -1,8 +1,8 @@
 """What training reads pictures from, and what a recipe says of it. Read this to train on something else than a store.
 
 A new kind is one file with a section and a class, and a line in the table of `data/__init__.py` or an entry point
-`vdiff.datasets` of another package. `vdiff prepare` makes stores of the kind `lmdb` only; what it reads is in
-`data/sources`.
+`vdiff.datasets` of another package. `vdiff prepare` makes stores of the kind `lmdb` only; what it reads is another
+table, `SOURCES`, with its contract in `data/sources/source.py`.
 """
 
 from abc import ABC, abstractmethod

@@ -144,7 +144,7 @@ class Job:
             is_same = self.source.marks.startswith(stored.marks)
         else:
             self.tell(f"`{self.source.path}` was touched since the last start: what was done is compared with it")
-            done = itertools.islice(self.source.pictures(0), stored.num_files)
+            done = itertools.islice(self.source.pictures_from(0), stored.num_files)
             is_same = have_marks(done, stored.marks, self.workers)
         if is_same:
             writer.commit({JOB: self._name(self.source.stamp)})
@@ -157,7 +157,7 @@ class Job:
 
     def _store_all(self, ledger: Ledger, on_progress: Callable[[Progress], None]) -> None:
         labels, total = self.source.classes.labels, len(self.source.files)
-        pictures = self.source.pictures(ledger.num_files)
+        pictures = self.source.pictures_from(ledger.num_files)
         on_progress(Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total))
         with closing(convert(pictures, self.settings, self.workers)) as chunks:
             try:

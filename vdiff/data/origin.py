@@ -98,7 +98,7 @@ def compare(
     if source.marks is not None:
         return Comparison("changed", source.decided_by)
     tell(f"`{source.path}` was touched since the store was made: its pictures are read again, to compare them")
-    if not have_marks(source.pictures(0), origin.marks, workers):
+    if not have_marks(source.pictures_from(0), origin.marks, workers):
         return Comparison("changed", "content")
     if not is_dry:
         with suppress(VdiffError):  # of a store that cannot be written to, they are read again the next time

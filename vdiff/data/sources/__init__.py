@@ -1,12 +1,13 @@
-"""Where pictures come from: a folder, a zip or a tar file; which ones there are, in which order and of which class.
+"""What `vdiff prepare` reads: which pictures there are, in which order and of which class.
 
 Archives are read member by member in memory, never extracted: a name in them is a label, not a place on this disk.
-`source` has the contract, `opening` the table of the kinds.
+`source` has the contract; the table of the kinds is `SOURCES` of `vdiff.data`.
 """
 
 from vdiff.data.sources.classes import Labels
 from vdiff.data.sources.left_out import Group
 from vdiff.data.sources.opening import open_source
-from vdiff.data.sources.source import File, Picture, Source
+from vdiff.data.sources.picture import File, Picture
+from vdiff.data.sources.source import Source
 
 __all__ = ["File", "Group", "Labels", "Picture", "Source", "open_source"]

@@ -17,7 +17,8 @@ from vdiff.data.sources.kinds import BEGINNING, is_known_picture, is_of_the_syst
 from vdiff.data.sources.left_out import CIRCLE, EMPTY, HIDDEN, NOWHERE, SPECIAL, STORE, UNREADABLE, Reason
 from vdiff.data.sources.lists import add_list, is_list
 from vdiff.data.sources.names import is_hidden
-from vdiff.data.sources.source import Listing, Picture, Source, twice
+from vdiff.data.sources.picture import Picture
+from vdiff.data.sources.source import Listing, Source, twice
 from vdiff.data.sources.trouble import is_forbidden, unreadable
 from vdiff.errors import DataError
 
@@ -47,7 +48,7 @@ class FolderSource(Source):
         for index in range(start, len(files)):
             yield Picture(files[index], partial(io.FileIO, f"{self.path}/{files.names[index]}"))
 
-    def _list(self) -> Listing:
+    def listing(self) -> Listing:
         walk = _Walk(f"{self.path}/")
         try:
             walk.through()
@@ -57,8 +58,6 @@ class FolderSource(Source):
         num_twice = walk.num_twice()
         if num_twice:
             walk.listing.notes.append(twice(num_twice))
-        files = walk.listing.files
-        files.keep(sorted(range(len(files)), key=files.names.__getitem__))
         return walk.listing
 
 

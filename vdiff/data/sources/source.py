@@ -1,47 +1,36 @@
-"""What a source of pictures is: the contract that a folder, a zip and a tar file fulfil.
+"""What a source of pictures is: the contract that a folder, a zip and a tar file fulfil. Read this to add a kind.
 
-A kind of source lists what is there (`_list`) and hands out bytes (`pictures`). Which of it is taken, in which order it
-stands, its classes and its fingerprints are decided here, the same for every kind.
+A kind of source says which paths are its own (`recognises`), lists what is there (`listing`) and hands out bytes
+(`pictures`). The order, the classes and the fingerprints are decided here, the same for every kind; what is skipped,
+tried again, left out and gone on with is decided by `vdiff prepare`.
+
+A new kind is one file with a class, and a line in the table `SOURCES` of `data/__init__.py` or an entry point
+`vdiff.sources` of another package.
 """
 
-import copy
 import hashlib
-import io
-import zlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple, overload
+from typing import ClassVar, overload
 
-from vdiff import images
-from vdiff.data.patience import is_of_machine
 from vdiff.data.sources.classes import Classes, Labels, Lists, classes_of
 from vdiff.data.sources.kinds import is_known_picture
-from vdiff.data.sources.left_out import STRAY, LeftOut
+from vdiff.data.sources.left_out import STRAY, TWICE, LeftOut
 from vdiff.data.sources.names import is_hidden
-
-MAX_FILE_BYTES = 256 * 2**20
-UNREAD = "--------"
-"""The mark of a file of which not one byte could be read."""
-
-_PIECE = 2**16
-"""Bytes that are read at a time; the first ones tell whether a file is a picture."""
-
-
-class File(NamedTuple):
-    """A picture file: its path inside the source, with slashes, and its size in bytes."""
-
-    name: str
-    num_bytes: int
+from vdiff.data.sources.picture import File, Picture
+from vdiff.errors import DataError
+from vdiff.printable import printable
 
 
 class Files(Sequence[File]):
     """Picture files in columns: a million need about 130 MB.
 
-    places: what the kind of source finds the bytes by.   is_linked: 1 where a link in the source led to it.
+    places: what the kind of source finds the bytes by, a number that is not negative.   is_linked: 1 where a link in
+    the source led to it.
     """
 
     def __init__(self) -> None:
@@ -90,88 +79,18 @@ class Listing:
     notes: list[str] = field(default_factory=list)
 
 
-class Picture:
-    """A file of a source and how to get its bytes: once, from any thread. `opened` may raise anything.
-
-    mark: eight letters that tell whether the content is the same another time: the CRC-32 of what was read of it.
-    """
-
-    def __init__(self, file: File, opened: Callable[[], io.RawIOBase], mark: str = UNREAD) -> None:
-        self.file = file
-        self.mark = mark
-        self._opened = opened
-        self._is_marked = mark != UNREAD
-
-    def read(self) -> bytes:
-        """The bytes of the file; ValueError with the reason if they cannot be had.
-
-        OSError and MemoryError where that is not the file's fault.
-        """
-        if self.file.num_bytes > MAX_FILE_BYTES:
-            raise ValueError(f"the file is larger than {MAX_FILE_BYTES:,} bytes")
-        try:
-            return self._all_bytes()
-        except ValueError:
-            raise
-        except Exception as err:  # decompressors alone know five kinds
-            if is_of_machine(err):
-                raise
-            raise ValueError(f"the file cannot be read: {str(err) or type(err).__name__}") from err
-
-    def _all_bytes(self) -> bytes:
-        """All bytes; ValueError as soon as the beginning tells that they would be refused."""
-        data, crc = io.BytesIO(), 0  # which gives its bytes away without a copy
-        is_checked = False
-        with self._opened() as file:
-            while piece := file.read(_PIECE):
-                data.write(piece)
-                crc = zlib.crc32(piece, crc)
-                if not self._is_marked:
-                    self.mark = f"{crc:08x}"
-                if not is_checked and data.tell() >= _PIECE:
-                    images.check_beginning(data.getvalue())
-                    is_checked = True
-                if data.tell() > MAX_FILE_BYTES:
-                    raise ValueError("the file has grown")
-        if not is_checked:
-            images.check_beginning(data.getvalue())
-        return data.getvalue()
-
-
-class ReadPicture(Picture):
-    """A picture whose bytes are read at once, because the source cannot come back to them."""
-
-    def __init__(self, file: File, opened: io.RawIOBase) -> None:
-        super().__init__(file, lambda: opened)
-        self._bytes = b""
-        self._error: ValueError | None = None
-        try:
-            self._bytes = super().read()
-        except ValueError as err:
-            self._error = err
-
-    def alias(self, file: File) -> "ReadPicture":
-        """The same picture under another name."""
-        other = copy.copy(self)
-        other.file = file
-        return other
-
-    def read(self) -> bytes:
-        """The bytes, which are then let go of; ValueError with the reason if they could not be had."""
-        if self._error:
-            raise self._error
-        held, self._bytes = self._bytes, b""
-        return held
-
-
 class Source(ABC):
     """All pictures of one place, always in the same order.
 
-    labels_from: `auto`, `folders` or `none`, see `classes_of`.
+    path: what `vdiff prepare` was given.   labels_from: `auto`, `folders` or `none`, see `classes_of`.
     """
 
-    decided_by: ClassVar[str]
+    decided_by: ClassVar[str] = "the size and the times of the file"
     """What `stamp` looks at, in words."""
+
+    keeps_order: ClassVar[bool] = False
+    """Whether the pictures stand as `listing` has them, because there is no jumping among them. Else: sorted by name,
+    and of several with one name the last."""
 
     def __init__(self, path: Path, labels_from: Labels = "auto") -> None:
         self.path = path
@@ -180,25 +99,54 @@ class Source(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, path: Path, beginning: bytes) -> bool:
-        """Whether what is at `path`, and begins so if it is a file, is of this kind. May raise OSError."""
+        """Whether what is at `path` is of this kind. `beginning`: its first 512 bytes, none of a folder.
+
+        All kinds may be asked, so the module must be quick to import: large packages are imported in `listing`.
+        Errors: OSError, if `path` cannot be read.
+        """
 
     @abstractmethod
-    def _list(self) -> Listing:
-        """Everything that is there. DataError if the source cannot be read or is damaged."""
+    def listing(self) -> Listing:
+        """Everything that is there. It is asked for once, and must say the same every time.
+
+        Names are paths in the source, with slashes; their folders may be classes. Where other things than pictures may
+        lie in it, `archive.Sorting` tells them apart; `archive.readable` turns errors of damaged files into the right
+        ones.   Errors: DataError if the source cannot be read or is damaged.
+        """
 
     @abstractmethod
     def pictures(self, start: int) -> Iterator[Picture]:
-        """The pictures from place `start` of `files` on."""
+        """The pictures from place `start` of `files` on, all of them, in that order.
 
-    @property
-    @abstractmethod
+        A few hundred are asked for before the first is read, so none should hold its bytes: a `Picture` is told how to
+        open them, from any thread. Where they can be had only now, a `ReadPicture` reads them.
+        """
+
+    @cached_property
     def stamp(self) -> str:
-        """SHA-256 over what tells, without reading a picture, that nothing has changed."""
+        """SHA-256 over what tells, without reading a picture, that nothing has changed. By default of one file."""
+        return stamp_of(self.path)
 
     @property
     def marks(self) -> str | None:
         """The marks of all pictures, one after the other, where they are known without reading them."""
         return None
+
+    def pictures_from(self, start: int) -> Iterator[Picture]:
+        """What `pictures` hands out, if it is what `files` says: else classes would go to other pictures.
+
+        Errors: DataError if it is not.
+        """
+        files, index = self.files, start
+        for picture in self.pictures(start):
+            if index == len(files) or picture.file != files[index]:
+                wanted = f"`{files.names[index]}`" if index < len(files) else "nothing more"
+                problem = f"`{self.path}` gave `{picture.file.name}` where its list has {wanted}"
+                maker = f"`{type(self).__name__}` of `{type(self).__module__.partition('.')[0]}`"
+                fix = f"type the command again; if that does not help, {maker} is at fault"
+                raise DataError(printable(problem), fix, self.path)
+            yield picture
+            index += 1
 
     @property
     def files(self) -> Files:
@@ -238,7 +186,9 @@ class Source(ABC):
 
     @cached_property
     def _chosen(self) -> tuple[Listing, Classes]:
-        found = self._list()
+        found = self.listing()
+        if not self.keeps_order:
+            _put_in_order(found)
         classes = classes_of(found.files.names, found.lists, self.labels_from)
         strays = [index for index, label in enumerate(classes.labels) if label < 0] if classes.names else []
         if strays:
@@ -254,6 +204,19 @@ class Source(ABC):
         for index, (name, num_bytes) in enumerate(files):
             if is_known_picture(name) and not is_hidden(name) and not files.is_linked[index]:
                 yield name, num_bytes
+
+
+def _put_in_order(listing: Listing) -> None:
+    """By name; of several files with one name the last one, as when archives are unpacked."""
+    files = listing.files
+    order = sorted(range(len(files)), key=files.names.__getitem__)
+    kept: list[int] = []
+    for index in order:
+        if kept and files.names[kept[-1]] == files.names[index]:
+            listing.left_out.add(files.names[index], TWICE)
+            kept.pop()
+        kept.append(index)
+    files.keep(kept)
 
 
 def twice(count: int) -> str:

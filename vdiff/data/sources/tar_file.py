@@ -5,7 +5,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from functools import partial
 from lzma import LZMAError
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +13,8 @@ from typing import ClassVar
 from vdiff.data.sources.archive import Sorting, damaged, readable
 from vdiff.data.sources.left_out import SPARSE, SPECIAL
 from vdiff.data.sources.links import Link
-from vdiff.data.sources.source import Files, Listing, Picture, ReadPicture, Source, stamp_of
+from vdiff.data.sources.picture import Picture, ReadPicture
+from vdiff.data.sources.source import Files, Listing, Source
 from vdiff.data.sources.tar_headers import BLOCK, Member, Members, Stream
 from vdiff.data.sources.unpacking import KINDS, Decompressor, Unpacked
 
@@ -22,6 +23,7 @@ class TarSource(Source):
     """All pictures of a tar file, in its order. Links are followed, but never out of it."""
 
     decided_by: ClassVar[str] = "the size and the times of the archive"
+    keeps_order: ClassVar[bool] = True
 
     @classmethod
     def recognises(cls, path: Path, beginning: bytes) -> bool:
@@ -35,10 +37,6 @@ class TarSource(Source):
                 return True  # listing it will tell what is wrong
             except OSError as err:
                 return err.errno is None
-
-    @cached_property
-    def stamp(self) -> str:
-        return stamp_of(self.path)
 
     def pictures(self, start: int) -> Iterator[Picture]:
         files, index = self.files, start
@@ -55,7 +53,7 @@ class TarSource(Source):
                 index += len(same)
                 yield from pictures
 
-    def _list(self) -> Listing:
+    def listing(self) -> Listing:
         with readable(self.path), _opened(self.path) as (stream, members):
             sorting = Sorting(self.path.stat().st_size)
             for place, member in enumerate(members):

@@ -11,9 +11,10 @@ from typing import ClassVar
 import numpy as np
 
 from vdiff.data.sources.archive import Belief, Sorting, readable
-from vdiff.data.sources.left_out import NOWHERE, SPECIAL, TWICE, UNREADABLE
+from vdiff.data.sources.left_out import NOWHERE, SPECIAL, UNREADABLE
 from vdiff.data.sources.links import MAX_TARGET, Link
-from vdiff.data.sources.source import Listing, Picture, Source
+from vdiff.data.sources.picture import Picture
+from vdiff.data.sources.source import Listing, Source
 from vdiff.data.sources.zip_directory import Entry, entries, find_end
 from vdiff.data.sources.zip_member import Archive, Member, opened
 
@@ -32,6 +33,8 @@ class ZipSource(Source):
 
     @classmethod
     def recognises(cls, path: Path, beginning: bytes) -> bool:
+        if not beginning:  # a folder, or an empty file
+            return False
         if beginning.startswith((b"PK\3\4", b"PK\5\6")):
             return True
         with path.open("rb") as file:  # a program that unpacks itself, or something else before the archive
@@ -57,7 +60,7 @@ class ZipSource(Source):
             place = files.places[index]
             yield Picture(files[index], partial(self._opened, archive, place), f"{crcs[place]:08x}")
 
-    def _list(self) -> Listing:
+    def listing(self) -> Listing:
         with readable(self.path), self.path.open("rb") as file:
             archive, size = Archive(self.path), self.path.stat().st_size
             end = find_end(file, size)
@@ -71,9 +74,7 @@ class ZipSource(Source):
             for place, name in enumerate(names):
                 shown = name.replace("\\", "/") if self._has_backslashes else name
                 self._sort(sorting, shown, place, partial(self._opened, archive, place))
-            listing = sorting.done()
-        _put_in_order(listing)
-        return listing
+            return sorting.done()
 
     def _sort(self, sorting: Sorting, name: str, place: int, content: Callable[[], io.RawIOBase]) -> None:
         num_bytes = self._columns.num_bytes[place]
@@ -148,16 +149,3 @@ class _Columns:
 def _are_of_windows(names: list[str]) -> bool:
     """Whether backslashes separate the folders in the names, as old programs of Windows write them."""
     return not any("/" in name for name in names) and any("\\" in name for name in names)
-
-
-def _put_in_order(listing: Listing) -> None:
-    """By name; of several files with one name the last one, as when they are unpacked."""
-    files = listing.files
-    order = sorted(range(len(files)), key=files.names.__getitem__)
-    kept: list[int] = []
-    for index in order:
-        if kept and files.names[kept[-1]] == files.names[index]:
-            listing.left_out.add(files.names[index], TWICE)
-            kept.pop()
-        kept.append(index)
-    files.keep(kept)
