@@ -171,7 +171,7 @@ def measure(study: Study, run: RunFolder, base: RunFolder, start_steps: int) -> 
     for subject in subjects:
         own = samples[subject.key]
         found = agreement_of(own, samples[original.key])
-        values = {name: metric.value(own).value for name, metric in built.items()}
+        values = {name: metric.value(own).value for name, metric in built.of_sets.items()}
         rows.append({"steps": subject.num_steps, **values, "psnr": found.psnr, "ssim": found.ssim})
     for subject in subjects[1:]:
         samples[subject.key].forget()

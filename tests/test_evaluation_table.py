@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from vdiff.errors import ModelFileError
 from vdiff.metrics import METRICS, table
 from vdiff.metrics.metric import ordered, words_for
-from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Reference, Row, Value
+from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Reference, Row, Value
 from vdiff.reporting.published import CURVES
 
 PROTOCOL = Protocol(
@@ -22,7 +22,7 @@ PROTOCOL = Protocol(
     reference=Reference(fingerprint="0123456789abcdef", num_images=1797),
     features={"fd_pixel": "pixels"},
 )
-AGREEMENT = AgreementWith(name="original", hash="ab", num_steps=64, mse=0.0, psnr=None, ssim=1.0)
+AGREEMENT = PairNumbers(name="original", hash="ab", num_steps=64, numbers={"mse": 0.0, "psnr": None, "ssim": 1.0})
 ROWS = (
     Row(model="original", hash="ab", num_steps=64, role="original"),
     Row(model="original", hash="ab", num_steps=4, role="undistilled"),

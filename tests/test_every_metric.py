@@ -1,15 +1,15 @@
 """What every metric must do: find nothing wrong with equal pictures, and something with bad ones, in its own words."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from vdiff.images import to_float
 from vdiff.metrics import METRICS
-from vdiff.metrics.agreement import agreement
-from vdiff.metrics.metric import Against, named, words_for
+from vdiff.metrics.metric import Against, MetricSection, named, words_for
+from vdiff.metrics.pair_metric import Pairs
 
 COUNT = 1000  # what kid needs
 
@@ -21,7 +21,7 @@ def perfect(value: float) -> Callable[[float], bool]:
 
 
 EXPECTED: dict[str, tuple[Option, Callable[[float], bool]]] = {
-    "agreement": ("", lambda psnr: psnr == float("inf")),
+    "agreement": ("", lambda psnr: psnr == math.inf),
     "fid": (":small", perfect(0)),
     "fd_dinov2": (":small", perfect(0)),
     "kid": (":small", lambda found: abs(found) < 1e-3),  # unbiased, so of both signs
@@ -60,9 +60,10 @@ def bad() -> torch.Tensor:
 
 def value(kind: str, samples: torch.Tensor, against: Against) -> float:
     (section,) = named([kind + EXPECTED[kind][0]])
-    if section.of_pairs:
-        return agreement(to_float(samples), to_float(good())).psnr
-    return section.build(against).value(samples).value
+    if isinstance(section, MetricSection):
+        return section.build(against).value(samples).value
+    found = Pairs([section]).compare(samples, good())[section.measures[0].name]
+    return math.inf if found is None else found
 
 
 @every_kind
@@ -90,7 +91,7 @@ def test_no_number_is_above_what_the_metric_says_is_the_most(kind: str, against:
 def test_a_metric_asks_for_as_many_samples_as_it_needs(kind: str, against: Against) -> None:
     section: Any = named([kind + EXPECTED[kind][0]])[0]
     assert section.least <= COUNT
-    if not section.of_pairs:
+    if isinstance(section, MetricSection):
         metric = section.build(against)
         assert metric.least >= section.least
         assert metric.features

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from vdiff.recipe import tables
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "vdiff-example"
 KINDS = ["npy", "dit", "straight", "consistency_toy", "adams", "brightness"]
+PAIRS = "edges"
+"""Its metric of pairs; metrics of both sorts have one table."""
 SMALL = ["train.updates=8", "train.save_every=3", "distill.updates=4", "distill.start_steps=4", "distill.end_steps=1"]
 
 
@@ -54,6 +57,7 @@ TRAIN, DISTILL = ("train", "--device", "cpu"), ("distill", "--device", "cpu")
 
 def test_every_kind_of_the_example_is_one_of_its_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [kind for kind, table in zip(KINDS, tables(), strict=True) if kind not in table.sections()] == []
+    assert PAIRS in tables()[-1].sections()
     assert [table.doubts() for table in tables()] == [[]] * len(tables())
     vdiff("recipes", "check", changes=[])
     vdiff("recipes", "schema", changes=[])
@@ -78,6 +82,47 @@ def test_it_trains_distills_samples_measures_and_is_told_of(here: Path, capsys: 
     assert "dit" in capsys.readouterr().out
     vdiff("report", "--device", "cpu", "--out", "report.html", changes=[])
     assert "Brightness" in (here / "report.html").read_text("utf-8")
+
+
+def test_its_metric_of_pairs_goes_wherever_agreement_goes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = [*SMALL, "evaluate={every: 4, num_images: 6, metrics: [agreement, edges]}"]
+    vdiff(*TRAIN, changes=measured)
+    vdiff(*DISTILL, changes=measured)
+    log = [json.loads(line) for line in (here / "runs/example/log.jsonl").read_text().splitlines()]
+    trend = [line["trend"] for line in log if "trend" in line and line["stage"] != "original"]
+    assert trend
+    assert all(list(each) == ["mse", "psnr", "ssim", "edges"] for each in trend)
+
+    evaluate = ["evaluate", "--device", "cpu", "--n", "40"]
+    vdiff(*evaluate, "--metrics", "agreement")
+    before = rows_of(here)
+    capsys.readouterr()
+    vdiff(*evaluate, "--metrics", PAIRS)
+    told = capsys.readouterr().out
+    assert "edges to" in told
+    assert "edges: steps between neighbouring pixels" in told
+    for known, row in zip(before, rows_of(here), strict=True):
+        for whom in ("teacher", "original"):
+            if known[whom] is None:
+                assert row[whom] is None
+            else:  # what was known is not measured again, and stands beside what is new
+                assert {**known[whom], "edges": row[whom]["edges"]} == row[whom]
+                assert row[whom]["edges"] > 0
+    vdiff("report", "--device", "cpu", "--out", "report.html", changes=[])
+    page = (here / "report.html").read_text("utf-8")
+    assert "Edges, its teacher" in page
+    assert "Difference of edges" in page
+
+    capsys.readouterr()
+    vdiff("compare", "base_0", "base_1", "--metrics", "agreement,edges", "--json", changes=[])
+    found = json.loads(capsys.readouterr().out)
+    assert found["agreement"].keys() == {"mse", "psnr", "ssim"}
+    assert found["pairs"]["edges"]["edges"] > 0
+
+
+def rows_of(here: Path) -> list[dict[str, Any]]:
+    table: dict[str, Any] = json.loads((here / "runs/example/evaluation/table.json").read_text())
+    return list(table["rows"])
 
 
 def test_a_stopped_run_of_it_has_the_bits_of_an_unbroken_one(here: Path) -> None:

@@ -10,7 +10,6 @@ import torch
 from vdiff import array_file, digits
 from vdiff.array_file import Arrays
 from vdiff.metrics import reference
-from vdiff.metrics.agreement import AgreementSection
 from vdiff.metrics.metric import MetricSection, chunks
 from vdiff.metrics.reference import StorePictures, remembered
 
@@ -136,5 +135,3 @@ def test_pictures_are_taken_in_parts_that_fit_into_memory_in_order() -> None:
 def test_a_metric_that_cannot_be_made_says_so() -> None:
     with pytest.raises(TypeError, match="build"):
         MetricSection()  # type: ignore[abstract]
-    with pytest.raises(TypeError, match="pair by pair"):
-        AgreementSection().build(None)  # type: ignore[arg-type]

@@ -61,9 +61,8 @@ def done_run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Path:
 def evaluated(run: Path, num_images: int = 100) -> None:
     """An evaluation as another command would leave it; its numbers mean nothing."""
     cards = {name: read_card(run / name) for name in ("original", "base_2")}
-    agreed = table.AgreementWith(
-        name="original", hash=cards["original"].hash, num_steps=8, mse=0.1, psnr=16.0, ssim=0.5
-    )
+    numbers = {"mse": 0.1, "psnr": 16.0, "ssim": 0.5}
+    agreed = table.PairNumbers(name="original", hash=cards["original"].hash, num_steps=8, numbers=numbers)
     low, high = table.Value(value=1.0, low=0.9, high=1.1), table.Value(value=30.0, low=25.0, high=35.0)
     rows = (
         table.Row(model="original", hash=cards["original"].hash, num_steps=8, role="original", metrics={"fid": low}),

@@ -8,7 +8,7 @@ import torch
 
 from vdiff.metrics import METRICS
 from vdiff.metrics.metric import words_for
-from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Row, Value
+from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Row, Value
 from vdiff.reporting.pictures import Gallery, Strip
 from vdiff.reporting.record import Record
 from vdiff.reporting.verdict import measured, verdict
@@ -108,8 +108,8 @@ def test_the_most_telling_metric_that_both_have_is_the_one_that_is_told() -> Non
     assert "a Sliced Wasserstein distance of 0.500" in measured(table(original, student))
 
 
-def agreed(psnr: float | None) -> AgreementWith:
-    return AgreementWith(name="original", hash="a" * 64, num_steps=1024, mse=0.1, psnr=psnr, ssim=0.5)
+def agreed(psnr: float | None) -> PairNumbers:
+    return PairNumbers(name="original", hash="a" * 64, num_steps=1024, numbers={"psnr": psnr})
 
 
 def test_without_a_distance_the_agreement_is_told() -> None:

@@ -104,13 +104,14 @@ class Table(Generic[Part]):
     """The kinds of one thing: kind -> "module:Class". Nothing is imported until it is named.
 
     part: what one of them is, for messages.   group: the entry points by which other packages add kinds; the built-in
-    ones win.   contract: "module:Class" of which every class is a subclass, with nothing left abstract.
+    ones win.   contract: "module:Class" of which every class is a subclass, with nothing left abstract; several where
+    the thing comes in several sorts, each with a contract of its own.
     """
 
-    def __init__(self, part: str, kinds: Mapping[str, str], group: str, contract: str) -> None:
+    def __init__(self, part: str, kinds: Mapping[str, str], group: str, contract: str | tuple[str, ...]) -> None:
         self.part, self.group = part, group
         self._builtin = dict(kinds)
-        self._contract = contract
+        self._contracts = (contract,) if isinstance(contract, str) else contract
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self._builtin, *self.outside()])
@@ -183,13 +184,15 @@ class Table(Generic[Part]):
 
     def _checked(self, found: Any) -> type[Part]:
         """What was found, if it keeps the contract.   Errors: _UnfitError."""
-        contract: type[Part] = _loaded(self._contract)
-        if not (isinstance(found, type) and issubclass(found, contract)):
-            raise _UnfitError(f"it is no subclass of `{self._contract.replace(':', '.')}`")
-        lacking: list[str] = sorted(getattr(found, "__abstractmethods__", ()))
+        is_kind = isinstance(found, type) and issubclass(found, tuple(map(_loaded, self._contracts)))
+        if not is_kind:
+            wanted = " or ".join(f"`{contract.replace(':', '.')}`" for contract in self._contracts)
+            raise _UnfitError(f"it is no subclass of {wanted}")
+        part: type[Part] = found
+        lacking: list[str] = sorted(getattr(part, "__abstractmethods__", ()))
         if lacking:
             raise _UnfitError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
-        return found
+        return part
 
 
 Kind = TypeVar("Kind", bound=KindSection)
@@ -201,7 +204,9 @@ class Registry(Table[Kind]):
     default: the kind that is meant where none is named.
     """
 
-    def __init__(self, part: str, kinds: Mapping[str, str], default: str, group: str, contract: str) -> None:
+    def __init__(
+        self, part: str, kinds: Mapping[str, str], default: str, group: str, contract: str | tuple[str, ...]
+    ) -> None:
         super().__init__(part, kinds, group, contract)
         self.default = default
 

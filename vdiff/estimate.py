@@ -16,8 +16,9 @@ from vdiff import savepoint
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import VdiffError
-from vdiff.metrics.agreement import agreement_of
-from vdiff.metrics.metric import Against, named
+from vdiff.metrics.agreement import AgreementSection
+from vdiff.metrics.metric import Against, MetricSection, named
+from vdiff.metrics.pair_metric import Pairs
 from vdiff.metrics.reference import StorePictures
 from vdiff.objectives.objective import Objective
 from vdiff.plan import Stage
@@ -251,9 +252,11 @@ def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, floa
             images = recipe.data.open()
             against = replace(against, pictures=StorePictures(images), fingerprint=images.fingerprint, cache=cache)
         begun = time.monotonic()
-        metrics = [section.build(against) for section in sections if not section.of_pairs]
+        metrics = [section.build(against) for section in sections if isinstance(section, MetricSection)]
+        has_agreement = any(section.kind == "agreement" for section in sections)
+        pairs = Pairs(sections if has_agreement else [AgreementSection(), *sections])
         first = time.monotonic() - begun
-        return first, _timed(lambda: ([metric.value(samples) for metric in metrics], agreement_of(samples, samples)))
+        return first, _timed(lambda: ([metric.value(samples) for metric in metrics], pairs.compare(samples, samples)))
     return 0.0, 0.0
 
 

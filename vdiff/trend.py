@@ -13,8 +13,9 @@ from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
 from vdiff.images import to_uint8
-from vdiff.metrics.agreement import agreement_of
-from vdiff.metrics.metric import Against, named
+from vdiff.metrics.agreement import AgreementSection
+from vdiff.metrics.metric import Against, MetricSection, named
+from vdiff.metrics.pair_metric import Pairs, are_pairs
 from vdiff.metrics.reference import StorePictures
 from vdiff.plan import Stage
 from vdiff.recipe import Recipe
@@ -40,12 +41,16 @@ class Trend:
         self._stage, self._teacher, self._machine = stage, teacher, machine
         self._is_on = section.every is not None or (teacher is not None and floor is not None)
         sections = named(section.metrics) if section.every is not None else []
-        self._has_pairs = teacher is not None and (floor is not None or any(each.of_pairs for each in sections))
+        pairs = [each for each in sections if are_pairs(each)] if teacher is not None else []
+        if teacher is not None and floor is not None and not any(each.kind == "agreement" for each in pairs):
+            pairs = [AgreementSection(), *pairs]
         against = Against(
             StorePictures(images), images.fingerprint if sections else "", cache, where="evaluate.metrics"
         )
         is_first = machine.is_first  # the others draw their shares and measure nothing
-        self._metrics = {each.name: each.build(against) for each in sections if not each.of_pairs and is_first}
+        sets = [each for each in sections if isinstance(each, MetricSection) and is_first]
+        self._metrics = {each.name: each.build(against) for each in sets}
+        self._has_pairs, self._pairs = bool(pairs), Pairs(pairs if is_first else [])
         for name, metric in self._metrics.items():
             if self.num_images < metric.least:
                 fix = f"set `evaluate.num_images` to {metric.least} or more"
@@ -72,8 +77,7 @@ class Trend:
                 drawn = draw(self._teacher.denoiser, card.num_steps, card.model_steps, self.num_images)
                 self._drawn_by_teacher = to_uint8(drawn, card.name)
             if self._machine.is_first:
-                mse, psnr, ssim = agreement_of(pictures, self._drawn_by_teacher)
-                values |= {"mse": mse, "psnr": psnr if math.isfinite(psnr) else None, "ssim": ssim}
+                values |= self._pairs.compare(pictures, self._drawn_by_teacher)
         return values | {name: metric.value(pictures).value for name, metric in self._metrics.items()}
 
     def told(self, update: int, values: dict[str, float | None]) -> str:

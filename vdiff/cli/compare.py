@@ -12,6 +12,7 @@ from vdiff.errors import UsageError
 from vdiff.ours import is_picture
 
 if TYPE_CHECKING:
+    from vdiff.metrics.pair_metric import PairMetricSection
     from vdiff.model_card import ModelCard
     from vdiff.reporting.pair import Pair
 
@@ -27,6 +28,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="compare.png, or .html for a page with a divider")] = Path(
         "compare.png"
     ),
+    metrics: Annotated[str, typer.Option("--metrics", metavar="A,B", help="Which metrics of pairs")] = "agreement",
     recipe: RecipeOption = None,
     run: RunOption = None,
     device: DeviceOption = None,
@@ -51,6 +53,7 @@ def compare(
     cards = model_card.read_card(folders[0]), model_card.read_card(folders[1])
     names = _names(folders)
     _check(cards, names, steps)
+    sections = _metrics(metrics)
     _check_target(out, force)
     if dry_run:
         _tell_plan(names, out, len(numbers))
@@ -58,7 +61,7 @@ def compare(
     from vdiff.reporting import pair
     from vdiff.training.machine import pick_device
 
-    found = pair.drawn(folders, names, numbers, steps, pick_device(device))
+    found = pair.drawn(folders, names, numbers, steps, pick_device(device), sections)
     _write(found, out)
     _tell(found, out)
 
@@ -95,6 +98,20 @@ def _check(cards: "tuple[ModelCard, ModelCard]", names: tuple[str, str], steps: 
         if steps is not None and card.is_distilled and steps > card.num_steps:
             problem = f"`{name}` was distilled to {card.num_steps} steps and knows no times between them"
             raise UsageError(problem, f"ask for at most {card.num_steps} steps", "--steps")
+
+
+def _metrics(given: str) -> "list[PairMetricSection]":
+    """The metrics that are named.   Errors: UsageError for one that compares no pairs."""
+    from vdiff.metrics.metric import named
+    from vdiff.metrics.pair_metric import PairMetricSection
+
+    found = []
+    for section in named(given.split(",")):
+        if not isinstance(section, PairMetricSection):
+            problem = f"the metric `{section.name}` compares sets of pictures, not the pictures of two models"
+            raise UsageError(problem, "name metrics of pairs, as in --metrics agreement", "--metrics")
+        found.append(section)
+    return found
 
 
 def _check_target(out: Path, force: bool) -> None:
@@ -138,7 +155,7 @@ def _tell(found: "Pair", out: Path) -> None:
         if found.protocol is not None:
             console.write("")
             console.prose(found.protocol.line())
-    console.say(f"on {len(found.seeds)} pictures they agree to {pair.agreed_in_words(found.agreed)}")
+    console.say(f"on {len(found.seeds)} pictures they agree to {pair.in_words(found)}")
     if found.a.row and found.b.row and found.protocol is None:
         console.warn(f"their evaluations are not to be compared: {pair.difference(found)}")
     console.say(f"drew both: `{out}`", "green")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vdiff.evaluation.earlier import Earlier
     from vdiff.evaluation.evaluate import Evaluation
     from vdiff.evaluation.subjects import Subject
-    from vdiff.metrics.metric import MetricSection
+    from vdiff.metrics.metric import AnyMetricSection
     from vdiff.metrics.table import Protocol
     from vdiff.recipe import Recipe
     from vdiff.run_folder import RunFolder
@@ -102,7 +102,7 @@ def evaluate(
         evaluation = _evaluation(subjects, wanted, parsed, asked, images, place, weights)
         table_path = folder.table if folder is not None and not _models(places or []) else None
         if dry_run:
-            _tell_plan(evaluation, _earlier(evaluation.protocol({}), table_path, force))
+            _tell_plan(evaluation, _earlier(evaluation.protocol(), table_path, force))
             return None
         lock = folder.evaluating if folder is not None else contextlib.nullcontext
         here = here or stack.enter_context(session.company(device, {}, _UNDONE))
@@ -167,10 +167,12 @@ def _subjects(places: Sequence[str], recipe: "Recipe", run: Path | None) -> "tup
 
 
 def _reference(
-    recipe: "Recipe", data: Path | None, subject: "Subject", metrics: "Sequence[MetricSection]"
+    recipe: "Recipe", data: Path | None, subject: "Subject", metrics: "Sequence[AnyMetricSection]"
 ) -> "Images | None":
     """The pictures to compare with, of the model's shape.   Errors: DataError."""
-    if all(section.of_pairs for section in metrics):
+    from vdiff.metrics.pair_metric import are_pairs
+
+    if all(are_pairs(section) for section in metrics):
         return None
     shape = subject.card.shape
     images: Images = recipe.data.open() if data is None else _opened(data, shape)
@@ -205,7 +207,7 @@ def _opened(data: Path, shape: tuple[int, int, int]) -> "Images":
 
 def _evaluation(
     subjects: "list[Subject]",
-    metrics: "Sequence[MetricSection]",
+    metrics: "Sequence[AnyMetricSection]",
     recipe: "Recipe",
     asked: tuple[int, int, int],
     images: "Images | None",
@@ -246,19 +248,20 @@ def _work(
     """
     from vdiff.cli import displays, evaluation_table, signals
     from vdiff.evaluation.earlier import Earlier
+    from vdiff.evaluation.evaluate import NOT_READY
     from vdiff.metrics import table
 
     with contextlib.ExitStack() as stack:
         looking = stack.enter_context(_Looking(check))
-        metrics, earlier = {}, Earlier()
+        ready, earlier = NOT_READY, Earlier()
         if machine.is_first:
             stack.enter_context(lock())
             evaluation.refuse_strangers()
             if table_path is not None:
                 outputs.check_file(table_path, table.is_ours, force=True, fix=_OTHER_TABLE)
-            metrics = evaluation.ready(machine.device, looking)
+            ready = evaluation.ready(machine.device, looking)
             _warn_of_few(evaluation)
-            earlier = _earlier(evaluation.protocol(metrics), table_path, force)
+            earlier = _earlier(evaluation.protocol(ready), table_path, force)
         machine.wait()
         total = evaluation.num_passes(Earlier())
         progress = stack.enter_context(displays.prepare_progress(not machine.is_first, "passes through a network"))
@@ -275,7 +278,7 @@ def _work(
             signals.work_is_done()
             return None
         progress.close()  # networks that look at pictures have their own
-        found = evaluation.table(metrics, machine, lambda row: check(), earlier)
+        found = evaluation.table(ready, machine, lambda row: check(), earlier)
         if table_path is not None:
             table.write(table_path, found)
         signals.work_is_done()

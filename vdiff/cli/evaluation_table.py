@@ -9,9 +9,10 @@ from vdiff.cli import console
 from vdiff.cli.options import mode
 
 if TYPE_CHECKING:
-    from vdiff.metrics.table import AgreementWith, EvaluationTable, Row, Value
+    from vdiff.metrics.pair_metric import Measure, Partner
+    from vdiff.metrics.table import EvaluationTable, Row, Value
 
-TEACHER, ORIGINAL, SSIM, SECONDS = "dB to\nteacher", "dB to\noriginal", "ssim to\noriginal", "s per\npicture"
+SECONDS = "s per\npicture"
 
 _MOST_PLACES = 6
 """Smaller intervals are written with an exponent."""
@@ -20,14 +21,17 @@ _MOST_PLACES = 6
 def show(found: "EvaluationTable", path: Path | None) -> None:
     """Print it. path: where it is kept, None for nowhere."""
     from vdiff.metrics.metric import ordered
+    from vdiff.metrics.pair_metric import measures_of
 
     if mode.json:
         console.emit_json({**found.model_dump(mode="json"), "path": str(path) if path else None})
         return
     names = ordered({name for row in found.rows for name in row.metrics})
-    pairs = [ORIGINAL, TEACHER, SSIM] if any(row.teacher or row.original for row in found.rows) else []
-    columns = ["model", "steps", *names, *pairs, SECONDS]
-    importance = [*names, *pairs[:2], SECONDS, *pairs[2:]]
+    measures = measures_of(each for row in found.rows for each in (row.original, row.teacher))
+    pairs = [(measure, whom) for measure in measures for whom in measure.beside]
+    heads = [f"{measure.column or measure.name} to\n{whom}" for measure, whom in pairs]
+    columns = ["model", "steps", *names, *heads, SECONDS]
+    importance = [*names, *heads[:2], SECONDS, *heads[2:]]
     left_out = console.table(columns, [_cells(row, names, pairs) for row in found.rows], columns[1:], importance)
     console.write("")
     console.prose(found.protocol.line())
@@ -41,12 +45,10 @@ def show(found: "EvaluationTable", path: Path | None) -> None:
         console.say(f"written to `{path}`", "green")
 
 
-def _cells(row: "Row", names: Sequence[str], pairs: Sequence[str]) -> list[str]:
+def _cells(row: "Row", names: Sequence[str], pairs: "Sequence[tuple[Measure, Partner]]") -> list[str]:
     name = f"{row.model}, undistilled" if row.role == "undistilled" else row.model
     cells = [name, str(row.num_steps), *(_value(row.metrics.get(name)) for name in names)]
-    if pairs:
-        ssim = f"{row.original.ssim:.3f}" if row.original else ""
-        cells += [_psnr(row.original), _psnr(row.teacher), ssim]
+    cells += [_compared(row, measure, whom) for measure, whom in pairs]
     return [*cells, "" if row.seconds_per_image is None else f"{row.seconds_per_image:.2g}"]
 
 
@@ -63,7 +65,11 @@ def _value(found: "Value | None") -> str:
     )
 
 
-def _psnr(found: "AgreementWith | None") -> str:
-    if found is None:
+def _compared(row: "Row", measure: "Measure", whom: "Partner") -> str:
+    """A number without its unit, which stands over it; nothing where there is none."""
+    from vdiff.metrics.pair_metric import written
+
+    found = row.partner(whom)
+    if found is None or measure.name not in found.numbers:
         return ""
-    return "equal" if found.psnr is None else f"{found.psnr:.1f}"
+    return written(measure, found.numbers[measure.name])

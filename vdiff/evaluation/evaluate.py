@@ -12,11 +12,27 @@ from vdiff.errors import UsageError
 from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.samples import Samples, Wanted
 from vdiff.evaluation.subjects import Subject
-from vdiff.metrics.agreement import FEATURES, agreement_of
-from vdiff.metrics.metric import Against, Metric, MetricSection, Watch
+from vdiff.metrics.metric import Against, AnyMetricSection, Means, Metric, MetricSection, Watch
+from vdiff.metrics.pair_metric import PARTNERS, Pairs, Partner, are_pairs, pair_numbers
 from vdiff.metrics.reference import StorePictures
-from vdiff.metrics.table import AgreementWith, EvaluationTable, Protocol, Reference, Row
+from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Reference, Row
 from vdiff.training.machine import Machine
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Metrics that can be asked. of_sets: by name.   of_pairs: all metrics of pairs."""
+
+    of_sets: Mapping[str, Metric]
+    of_pairs: Pairs
+
+    def features(self) -> dict[str, str]:
+        """What each of them compares, in words, by name."""
+        return {**{name: metric.features for name, metric in self.of_sets.items()}, **self.of_pairs.features}
+
+
+NOT_READY = Ready({}, Pairs([]))
+"""Before any metric is built: a protocol that tells no features."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class Evaluation:
     """
 
     subjects: Sequence[Subject]
-    metrics: Sequence[MetricSection]
+    metrics: Sequence[AnyMetricSection]
     wanted: Wanted
     images: Images | None
     folder: Path
@@ -40,10 +56,12 @@ class Evaluation:
 
     def needed(self, earlier: Earlier) -> set[tuple[str, int]]:
         """Whose pictures are needed for what is not known yet, by `Subject.key`."""
-        names, needed = {section.name for section in self.metrics if not section.of_pairs}, set()
+        names = {section.name for section in self.metrics if not are_pairs(section)}
+        pairs, needed = pair_numbers(self.metrics), set()
         for subject in self.subjects:
             known = earlier.row(subject)
-            others = [each for whom, each in self._partners(subject).items() if not _agrees_with(known, whom, each)]
+            partners = self._partners(subject).items()
+            others = [each for whom, each in partners if not pairs <= _known_of(known, whom, each).keys()]
             if subject.is_shown and (known is None or others or not names <= set(known.metrics)):
                 needed |= {subject.key, *((other.hash, other.num_steps) for other in others)}
         return needed
@@ -63,25 +81,28 @@ class Evaluation:
         """How many times a picture goes through a network for what is not known yet."""
         return sum(num_steps for _, num_steps in self.needed(earlier)) * self.wanted.num_images
 
-    def ready(self, device: torch.device | str, watch: Watch = lambda done, total: None) -> dict[str, Metric]:
-        """The metrics by name, the reference looked at.   Errors: DataError, MachineError, ModelFileError."""
+    def ready(self, device: torch.device | str, watch: Watch = lambda done, total: None) -> Ready:
+        """The metrics, the reference looked at.   Errors: DataError, MachineError, ModelFileError, UsageError."""
         self._check_weights()
+        for section in self.metrics:
+            self._check_number(section.name, section.least)  # before anything is downloaded
+        means = Means(device=device, weights=self.weights, watch=watch)
+        return Ready(self._of_sets(means), Pairs(self.metrics, means))
+
+    def _of_sets(self, means: Means) -> dict[str, Metric]:
         if self.images is None:
             return {}
         pictures, cache = StorePictures(self.images), self.folder / "reference"
-        against = Against(pictures, self.images.fingerprint, cache, device, self.weights, watch=watch)
+        against = Against(pictures, self.images.fingerprint, cache, **vars(means))
         built: dict[str, Metric] = {}
-        for section in (each for each in self.metrics if not each.of_pairs):
-            self._check_number(section.name, section.least)  # before anything is downloaded
-            built[section.name] = section.build(against)
-            self._check_number(section.name, built[section.name].least)
+        for section in self.metrics:
+            if isinstance(section, MetricSection):
+                built[section.name] = section.build(against)
+                self._check_number(section.name, built[section.name].least)
         return built
 
-    def protocol(self, metrics: Mapping[str, Metric]) -> Protocol:
+    def protocol(self, ready: Ready = NOT_READY) -> Protocol:
         """The conditions that all numbers hold under."""
-        features = {name: metric.features for name, metric in metrics.items()}
-        if self._has_pairs():
-            features["agreement"] = FEATURES
         images, card = self.images, self.subjects[0].card
         return Protocol(
             num_images=self.wanted.num_images,
@@ -90,22 +111,20 @@ class Evaluation:
             shape=card.shape,
             resizing="none",
             reference=Reference(fingerprint=images.fingerprint, num_images=images.num_images) if images else None,
-            features=features,
+            features=ready.features(),
             labels=self.wanted.labels(card.num_classes),
         )
 
-    def table(
-        self, metrics: Mapping[str, Metric], machine: Machine, on_row: Callable[[Row], None], earlier: Earlier
-    ) -> EvaluationTable:
+    def table(self, ready: Ready, machine: Machine, on_row: Callable[[Row], None], earlier: Earlier) -> EvaluationTable:
         """Measure what is drawn and not known yet; in the first process alone.   Errors: DataError."""
         samples, rows = self.samples(), []
         for subject in self.subjects:
             if subject.is_shown:
-                rows.append(self._row(subject, metrics, samples, earlier.row(subject)))
+                rows.append(self._row(subject, ready, samples, earlier.row(subject)))
                 on_row(rows[-1])
         threads = torch.get_num_threads()
         here = f"{machine.described()}, {threads} thread{'s' * (threads != 1)}, torch {torch.__version__}"
-        return earlier.with_rows(rows, self.protocol(metrics), here)
+        return earlier.with_rows(rows, self.protocol(ready), here)
 
     def refuse_strangers(self) -> None:
         """UsageError for anything of somebody else in the place of pictures that are to be drawn."""
@@ -136,17 +155,20 @@ class Evaluation:
     def _row(
         self,
         subject: Subject,
-        metrics: Mapping[str, Metric],
+        ready: Ready,
         samples: Mapping[tuple[str, int], Samples],
         known: Row | None,
     ) -> Row:
         own, card = samples[subject.key], subject.card
         values = dict(known.metrics) if known else {}
-        values |= {name: metric.value(own) for name, metric in metrics.items() if name not in values}
-        agreed = {"teacher": known.teacher, "original": known.original} if known else {}
+        values |= {name: metric.value(own) for name, metric in ready.of_sets.items() if name not in values}
+        compared = {whom: known.partner(whom) for whom in PARTNERS} if known else {}
         for whom, other in self._partners(subject).items():
-            if not _agrees_with(known, whom, other):
-                agreed[whom] = _compared(own, samples[other.hash, other.num_steps], other)
+            before = _known_of(known, whom, other)
+            found = ready.of_pairs.compare(own, samples[other.hash, other.num_steps], before)
+            if found:
+                facts = {"name": other.name, "hash": other.hash, "num_steps": other.num_steps}
+                compared[whom] = PairNumbers(**facts, numbers=before | found)
         seconds = known.seconds_per_image if known else own.seconds_per_image()
         return Row(
             model=card.name,
@@ -155,15 +177,16 @@ class Evaluation:
             role=subject.role,
             seconds_per_image=seconds,
             metrics=values,
-            **agreed,
+            teacher=compared.get("teacher"),
+            original=compared.get("original"),
         )
 
-    def _partners(self, subject: Subject) -> dict[str, ModelCard]:
-        """Whom a row is compared with, `teacher` and `original`, as far as they are here."""
-        if not self._has_pairs():
+    def _partners(self, subject: Subject) -> dict[Partner, ModelCard]:
+        """Whom a row is compared with, as far as they are here."""
+        if not any(are_pairs(section) for section in self.metrics):
             return {}
         card, cards = subject.card, {each.card.hash: each.card for each in self.subjects}
-        found = {}
+        found: dict[Partner, ModelCard] = {}
         for other in (cards[partner] for partner in subject.partners):
             if card.parent is not None and card.parent["hash"] == other.hash:
                 found["teacher"] = other
@@ -171,17 +194,9 @@ class Evaluation:
                 found["original"] = other
         return found
 
-    def _has_pairs(self) -> bool:
-        return any(section.of_pairs for section in self.metrics)
 
-
-def _agrees_with(known: Row | None, whom: str, other: ModelCard) -> bool:
-    """Whether a row tells the agreement with this very model."""
-    found: AgreementWith | None = getattr(known, whom, None)
-    return found is not None and (found.hash, found.num_steps) == (other.hash, other.num_steps)
-
-
-def _compared(own: Samples, other: Samples, card: ModelCard) -> AgreementWith:
-    mse, psnr, ssim = agreement_of(own, other)
-    known = {"name": card.name, "hash": card.hash, "num_steps": card.num_steps}
-    return AgreementWith(**known, mse=mse, psnr=psnr if mse > 0 else None, ssim=ssim)
+def _known_of(known: Row | None, whom: Partner, other: ModelCard) -> dict[str, float | None]:
+    """The numbers that a row tells of the comparison with this very model."""
+    found = known.partner(whom) if known is not None else None
+    is_same = found is not None and (found.hash, found.num_steps) == (other.hash, other.num_steps)
+    return dict(found.numbers) if found is not None and is_same else {}

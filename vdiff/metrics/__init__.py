@@ -6,8 +6,9 @@ from vdiff.config import Registry
 
 if TYPE_CHECKING:
     from vdiff.metrics.metric import MetricSection
+    from vdiff.metrics.pair_metric import PairMetricSection
 
-METRICS: "Registry[MetricSection]" = Registry(
+METRICS: "Registry[MetricSection | PairMetricSection]" = Registry(
     "metric",
     {
         "agreement": "vdiff.metrics.agreement:AgreementSection",
@@ -22,9 +23,9 @@ METRICS: "Registry[MetricSection]" = Registry(
     },
     default="fd_pixel",
     group="vdiff.metrics",
-    contract="vdiff.metrics.metric:MetricSection",
+    contract=("vdiff.metrics.metric:MetricSection", "vdiff.metrics.pair_metric:PairMetricSection"),
 )
-"""The most telling first: so they stand in tables and on pages."""
+"""The most telling first: so they stand in tables and on pages. Of two sorts: sets of pictures, and pairs of them."""
 
 DEFAULT = ("agreement", "fd_pixel", "swd")
 """The metrics that need nothing but pictures."""

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from vdiff.config import harmless
 from vdiff.errors import DataError
-from vdiff.images import to_float
-from vdiff.metrics.metric import Against, Metric, MetricSection, Pictures, chunks
+from vdiff.metrics.metric import Means, Pictures
+from vdiff.metrics.pair_metric import Measure, PairMetric, PairMetricSection, mean_over_pairs
 
 FEATURES = "pixels, pair by pair from the same noise"
 
@@ -19,18 +19,40 @@ _RANGE = 2.0
 _CONTRAST, _LUMINANCE = (0.03 * _RANGE) ** 2, (0.01 * _RANGE) ** 2
 
 
-class AgreementSection(MetricSection):
+class AgreementSection(PairMetricSection):
     """Agreement with the own teacher and with the original, from the same noise; needs no reference pictures."""
 
     is_cheap: ClassVar[bool] = True
-    of_pairs: ClassVar[bool] = True
     title: ClassVar[str] = "Agreement"
     better: ClassVar[str] = "more is better"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("psnr", "Agreement: PSNR in dB", "PSNR", "more is better", column="dB", unit="dB", form=".1f"),
+        Measure(
+            "ssim",
+            "Agreement: structural similarity",
+            "SSIM",
+            "more is better, 1 is equal",
+            most=1.0,
+            form=".3f",
+            beside=("original",),
+        ),
+        Measure("mse", "Agreement: mean squared error", "mean squared error", "less is better", beside=()),
+    )
     kind: Literal["agreement"] = harmless("agreement")
     """Which metric."""
 
-    def build(self, against: Against) -> Metric:
-        raise TypeError("pictures are compared pair by pair, without a reference: see `agreement_of`")
+    def build(self, means: Means) -> PairMetric:
+        return PixelAgreement()
+
+
+class PixelAgreement:
+    """See `Agreement`."""
+
+    features = FEATURES
+
+    def compare(self, own: Pictures, other: Pictures) -> dict[str, float]:
+        """mse, psnr and ssim.   own, other: uint8 [N, C, H, W].   Errors: DataError."""
+        return agreement_of(own, other)._asdict()
 
 
 class Agreement(NamedTuple):
@@ -53,14 +75,11 @@ def agreement(a: Tensor, b: Tensor) -> Agreement:
 
 def agreement_of(a: Pictures, b: Pictures) -> Agreement:
     """As `agreement`, of pictures of 8 bits that need not fit into memory."""
-    mse = ssim = 0.0
-    start = 0
-    for part in chunks(a):
-        one, other = to_float(part), to_float(b[start : start + len(part)])
-        mse += float(squared_differences(one, other).sum())
-        ssim += float(structural_similarity(one, other).sum())
-        start += len(part)
-    return from_means(mse / len(a), ssim / len(a))
+    return from_means(**mean_over_pairs(a, b, _of_batch))
+
+
+def _of_batch(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    return {"mse": squared_differences(a, b), "ssim": structural_similarity(a, b)}
 
 
 def from_means(mse: float, ssim: float) -> Agreement:

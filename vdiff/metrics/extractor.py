@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.errors import DataError, MachineError, ModelFileError, UsageError, VdiffError
-from vdiff.metrics.metric import Against, Pictures, Watch, chunks
+from vdiff.metrics.metric import Means, Pictures, Watch, chunks
 
 _BATCH = 64
 _METRICS = ("fid", "kid", "prc", "isc")
@@ -24,7 +24,7 @@ _SETS = 2
 class Extractor:
     """One network with all layers that metrics ask of it; what it found for the last samples and reference is kept.
 
-    print: tells weights apart, for what is kept of the reference.   watch: as that of `Against`.
+    print: tells weights apart, for what is kept of the reference.   watch: as that of `Means`.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class Extractor:
         return features
 
 
-def extractor(name: str, against: Against) -> Extractor:
+def extractor(name: str, means: Means) -> Extractor:
     """The network with this name, loaded once for all metrics.   Errors: UsageError, MachineError, ModelFileError."""
-    if name not in against.extractors:
-        against.extractors[name] = _load(name, against)
-    found: Extractor = against.extractors[name]
+    if name not in means.extractors:
+        means.extractors[name] = _load(name, means)
+    found: Extractor = means.extractors[name]
     return found
 
 
-def _load(name: str, against: Against) -> Extractor:
+def _load(name: str, means: Means) -> Extractor:
     try:
         from torch_fidelity import registry
         from torch_fidelity.utils import create_feature_extractor
@@ -94,11 +94,11 @@ def _load(name: str, against: Against) -> Extractor:
     if name.startswith("clip-"):
         raise UsageError(f"`{name}` would run code from its weights' file", "choose another network", "--metrics")
     layers = {metric: known[name].get_default_feature_layer_for_metric(metric) for metric in _METRICS}
-    options = {"cuda": False, "verbose": False, "feature_extractor_weights_path": _given(name, against.weights)}
-    with _read_safely(name, against.weights):
+    options = {"cuda": False, "verbose": False, "feature_extractor_weights_path": _given(name, means.weights)}
+    with _read_safely(name, means.weights):
         network = create_feature_extractor(name, sorted(set(layers.values())), **options)
-    print_ = hashlib.sha256(against.weights.read_bytes()).hexdigest() if against.weights else _print_of(network)
-    return Extractor(name, network.to(against.device), layers, against.device, print_, against.watch)
+    print_ = hashlib.sha256(means.weights.read_bytes()).hexdigest() if means.weights else _print_of(network)
+    return Extractor(name, network.to(means.device), layers, means.device, print_, means.watch)
 
 
 def _print_of(network: nn.Module) -> str:

@@ -1,10 +1,15 @@
-"""What a metric is: it takes sampled pictures, compares them with reference pictures, and says what it compared."""
+"""What a metric is: it takes sampled pictures, compares them with reference pictures, and says what it compared.
+
+Read this to write one. A new metric is one file with a section and a class, and a line in the table of
+`metrics/__init__.py` or an entry point `vdiff.metrics` of another package. What compares the pictures of two models,
+one by one, is a metric of pairs: see `metrics/pair_metric.py`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +19,9 @@ from vdiff.errors import DataError, UsageError
 from vdiff.images import to_float
 from vdiff.metrics import METRICS
 from vdiff.metrics.table import Value
+
+if TYPE_CHECKING:
+    from vdiff.metrics.pair_metric import PairMetricSection
 
 _CHUNK_BYTES = 2**25
 
@@ -42,22 +50,31 @@ class Metric(Protocol):
         """The number for samples, uint8 [N, C, H, W].   Errors: DataError."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What metrics work with.
+
+    device: for networks.   weights: a feature extractor's weights, None for its own download.
+    extractors: those in use, for all metrics.   watch: see `Watch`.
+    """
+
+    device: torch.device | str = "cpu"
+    weights: Path | None = None
+    extractors: dict[str, Any] = field(default_factory=dict)
+    watch: Watch = lambda done, total: None
+
+
 @dataclass(frozen=True)
-class Against:
+class Against(Means):
     """What samples are compared with, and with what means.
 
     pictures: the reference, uint8 [N, C, H, W].   cache: a folder for what is known of the reference, None for none.
-    weights: a feature extractor's weights, None for its own download.   extractors: those in use, for all metrics.
-    watch: see `Watch`.   where: the option or the key that named the reference, for errors.
+    where: the option or the key that named the reference, for errors.
     """
 
     pictures: Pictures
     fingerprint: str
     cache: Path | None = None
-    device: torch.device | str = "cpu"
-    weights: Path | None = None
-    extractors: dict[str, Any] = field(default_factory=dict)
-    watch: Watch = lambda done, total: None
     where: str = "--data"
 
     def check_number(self, least: int, what: str, fix: str = "give more pictures") -> None:
@@ -67,8 +84,10 @@ class Against:
             raise DataError(f"{what} needs at least {least:,} reference pictures, {found}", fix, self.where)
 
 
-class MetricSection(KindSection, ABC):
-    """A metric and its options. short: the option that `kind:value` sets.   is_cheap: whether a trend may have it.
+class AnyMetricSection(KindSection, ABC):
+    """What metrics of both sorts say of themselves; a new one is a `MetricSection` or a `PairMetricSection`.
+
+    short: the option that `kind:value` sets.   is_cheap: whether a trend may have it.
 
     title, better: its name for people, and what a good number is like.   renamed: its name with an option that makes
     another number of it is this and the option, `fd_vgg16`.   least: so many samples it needs, or more.
@@ -77,7 +96,6 @@ class MetricSection(KindSection, ABC):
 
     short: ClassVar[str | None] = None
     is_cheap: ClassVar[bool] = False
-    of_pairs: ClassVar[bool] = False
     title: ClassVar[str] = ""
     better: ClassVar[str] = ""
     renamed: ClassVar[str | None] = None
@@ -92,8 +110,22 @@ class MetricSection(KindSection, ABC):
 
     @property
     def name(self) -> str:
-        """What its number is called in a table."""
+        """What it is called in a table."""
         return self.kind
+
+    @property
+    @abstractmethod
+    def numbers(self) -> tuple[str, ...]:
+        """What its numbers are called in a table and in a log."""
+
+
+class MetricSection(AnyMetricSection, ABC):
+    """A metric that compares a set of samples with a set of reference pictures, and its options: one number."""
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Its name."""
+        return (self.name,)
 
     @abstractmethod
     def build(self, against: Against) -> Metric:
@@ -121,9 +153,16 @@ def chunks(pictures: Pictures) -> Iterator[Tensor]:
         yield pictures[start : start + size]
 
 
-def named(texts: Sequence[str]) -> list[MetricSection]:
+def named(texts: Sequence[str]) -> "list[MetricSection | PairMetricSection]":
     """The metrics that are named as `fd_pixel` or, with an option, `fd_pixel:48`.   Errors: UsageError."""
     found = [_named(text) for text in texts]
+    makers: dict[str, str] = {}
+    for section in found:
+        for number in section.numbers:
+            maker = makers.setdefault(number, section.name)
+            if maker != section.name:
+                problem = f"the metrics `{maker}` and `{section.name}` both call a number `{number}`"
+                raise UsageError(problem, "ask for one of them at a time", "--metrics")
     names = [section.name for section in found]
     for name in names:
         if names.count(name) > 1:
@@ -159,7 +198,7 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (words_for(name).rank, name))
 
 
-def _named(text: str) -> MetricSection:
+def _named(text: str) -> "MetricSection | PairMetricSection":
     kind, colon, option = text.strip().partition(":")
     if kind not in METRICS:
         raise UsageError(METRICS.unknown(kind), f"choose among: {', '.join(METRICS)}", "--metrics")

@@ -2,10 +2,11 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
 from vdiff import whole_folder
 from vdiff.errors import ModelFileError
@@ -82,22 +83,40 @@ class Value(_Part):
     high: float | None = None
 
 
-class AgreementWith(_Part):
-    """How far a model's pictures agree with those of another from the same noise; psnr is None for equal ones."""
+class PairNumbers(_Part):
+    """What metrics of pairs say of a model's pictures and those of another from the same noise.
+
+    name, hash, num_steps: of the other model.   numbers: by name, None for an infinite one: that of equal pictures.
+    In a file the numbers stand among the other facts.
+    """
 
     name: str
     hash: str
     num_steps: int
-    mse: float
-    psnr: float | None
-    ssim: float
+    numbers: dict[str, float | None]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "numbers" in value:
+            return value
+        facts = {name: each for name, each in value.items() if name in PAIR_FACTS}
+        return {**facts, "numbers": {name: each for name, each in value.items() if name not in PAIR_FACTS}}
+
+    @model_serializer(mode="plain")
+    def _spread(self) -> dict[str, Any]:
+        return {"name": self.name, "hash": self.hash, "num_steps": self.num_steps, **self.numbers}
+
+
+PAIR_FACTS = ("name", "hash", "num_steps", "numbers")
+"""What no measure of pairs may be called: see `PairNumbers`."""
 
 
 class Row(_Part):
     """One model at one number of steps.
 
     role: `original` is the base at its full number, `undistilled` the base at fewer.   metrics: by name.
-    teacher, original: agreement with the model's own teacher and with the base at its full number of steps.
+    teacher, original: compared with the model's own teacher and with the base at its full number of steps.
     """
 
     model: str
@@ -106,8 +125,12 @@ class Row(_Part):
     role: Role
     seconds_per_image: float | None = None
     metrics: dict[str, Value] = {}
-    teacher: AgreementWith | None = None
-    original: AgreementWith | None = None
+    teacher: PairNumbers | None = None
+    original: PairNumbers | None = None
+
+    def partner(self, whom: Literal["original", "teacher"]) -> PairNumbers | None:
+        """One of the two."""
+        return self.teacher if whom == "teacher" else self.original
 
 
 class EvaluationTable(_Part):

@@ -11,11 +11,12 @@ from vdiff import checkpoint
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError, VdiffError
 from vdiff.images import Row as PictureRow
-from vdiff.images import to_float, to_uint8, write_rows
+from vdiff.images import to_uint8, write_rows
 from vdiff.metrics import table as tables
-from vdiff.metrics.agreement import Agreement, agreement
-from vdiff.metrics.metric import ordered
-from vdiff.metrics.table import EvaluationTable, Protocol, Row, Value
+from vdiff.metrics.agreement import AgreementSection
+from vdiff.metrics.metric import Means, ordered
+from vdiff.metrics.pair_metric import PairMetricSection, Pairs, measures_of
+from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Row, Value
 from vdiff.model_card import ModelCard
 from vdiff.reporting import quality, side_by_side
 from vdiff.reporting.markup import Markup, joined, spoken, tag
@@ -44,12 +45,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both, drawn from the same seeds. agreed: pixel by pixel, after rounding to 8 bits."""
+    """Both, drawn from the same seeds. compared: what each metric of pairs says, after rounding to 8 bits, by name."""
 
     a: Side
     b: Side
     seeds: Sequence[int]
-    agreed: Agreement
+    compared: Mapping[str, Mapping[str, float | None]]
 
     @property
     def protocol(self) -> Protocol | None:
@@ -76,10 +77,18 @@ def drawn(
     seeds: Sequence[int],
     steps: int | None = None,
     device: torch.device | str = "cpu",
+    metrics: Sequence[PairMetricSection] = (AgreementSection(),),
 ) -> Pair:
-    """Draw with both. steps: of both; None for each model's own number.   Errors: ModelFileError, DataError."""
+    """Draw with both and compare. steps: of both; None for each model's own number.
+
+    Errors: ModelFileError, DataError, MachineError.
+    """
     a, b = (_side(folder, name, seeds, steps, device) for folder, name in zip(folders, names, strict=True))
-    return Pair(a, b, seeds, agreement(to_float(a.strip.pictures), to_float(b.strip.pictures)))
+    compared = {
+        section.name: Pairs([section], Means(device=device)).compare(a.strip.pictures, b.strip.pictures)
+        for section in metrics
+    }
+    return Pair(a, b, seeds, compared)
 
 
 def write_grid(path: Path, pair: Pair) -> None:
@@ -93,7 +102,7 @@ def html(pair: Pair) -> str:
     a, b = pair.a, pair.b
     said = (
         f"On {len(pair.seeds)} pictures, `{a.name}` in {counted(a.strip.num_steps)} and `{b.name}` in "
-        f"{counted(b.strip.num_steps)} agree to {agreed_in_words(pair.agreed)}."
+        f"{counted(b.strip.num_steps)} agree to {in_words(pair)}."
     )
     head = tag("p", tag("span", "vdiff compare"), class_="eyebrow"), tag("h1", f"{a.name} and {b.name}")
     lead = f"Both sides start from the same noise: {a.name} on the left of the divider, {b.name} on the right."
@@ -105,15 +114,21 @@ def html(pair: Pair) -> str:
     return page(f"{a.name} and {b.name} · vdiff compare", [*head, tag("p", spoken(said), class_="verdict")], sections)
 
 
-def agreed_in_words(agreed: Agreement) -> str:
-    """`PSNR 23.1 dB, SSIM 0.92, squared error 0.0123`."""
-    psnr = "equal pixels" if agreed.mse == 0 else f"PSNR {agreed.psnr:.1f} dB"
-    return f"{psnr}, SSIM {number(agreed.ssim)}, mean squared error {number(agreed.mse)}"
+def in_words(pair: Pair) -> str:
+    """`PSNR 23.1 dB, SSIM 0.92, mean squared error 0.0123`."""
+    numbers = {name: value for each in pair.compared.values() for name, value in each.items()}
+    said = []
+    for measure in measures_of([PairNumbers(name="", hash="", num_steps=1, numbers=numbers)]):
+        value = numbers[measure.name]
+        said.append("equal pixels" if value is None else f"{measure.brief} {quality.amount_of(measure, value)}")
+    return ", ".join(said)
 
 
 def facts(pair: Pair) -> dict[str, Any]:
-    """All of it for JSON; `psnr` is null for equal pictures."""
-    agreed = {**pair.agreed._asdict(), "psnr": pair.agreed.psnr if pair.agreed.mse > 0 else None}
+    """All of it for JSON; `psnr` is null for equal pictures. `pairs`: metrics of pairs beside agreement, by name."""
+    compared = {name: dict(numbers) for name, numbers in pair.compared.items()}
+    agreed = {"agreement": compared.pop("agreement")} if "agreement" in compared else {}
+    others = {"pairs": compared} if compared else {}
     sides = {}
     for key, side in (("a", pair.a), ("b", pair.b)):
         sides[key] = {
@@ -125,7 +140,7 @@ def facts(pair: Pair) -> dict[str, Any]:
             "evaluation": side.row.model_dump(mode="json") if side.row else None,
             "protocol": side.protocol.model_dump(mode="json") if side.protocol else None,
         }
-    return {**sides, "num_images": len(pair.seeds), "agreement": agreed, "same_protocol": pair.protocol is not None}
+    return {**sides, "num_images": len(pair.seeds), **agreed, **others, "same_protocol": pair.protocol is not None}
 
 
 def words(pair: Pair) -> list[tuple[str, str, str]]:

@@ -4,16 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vdiff.metrics.metric import ordered, words_for
-from vdiff.metrics.table import AgreementWith, EvaluationTable, Row, Value
+from vdiff.metrics.pair_metric import Measure, Partner, measures_of, written
+from vdiff.metrics.table import EvaluationTable, Row, Value
 from vdiff.reporting.chart import Axis, Line, Point, chart, suits_log
 from vdiff.reporting.markup import Markup, code, joined, tag
 from vdiff.reporting.published import CURVES
 from vdiff.reporting.wording import counted, number, signed_range, speed
-
-_AGREEMENTS: dict[str, tuple[str, str, float | None, Callable[[AgreementWith], float | None]]] = {
-    "psnr": ("Agreement: PSNR in dB", "more is better", None, lambda found: found.psnr),
-    "ssim": ("Agreement: structural similarity", "more is better, 1 is equal", 1.0, lambda found: found.ssim),
-}
 
 
 def metrics_of(table: EvaluationTable) -> list[str]:
@@ -21,10 +17,16 @@ def metrics_of(table: EvaluationTable) -> list[str]:
     return ordered({name for row in table.rows for name in row.metrics})
 
 
+def measures(table: EvaluationTable) -> list[Measure]:
+    """What metrics of pairs tell in any row and people are told of, the most telling first."""
+    found = measures_of(each for row in table.rows for each in (row.original, row.teacher))
+    return [measure for measure in found if measure.beside]
+
+
 def curves(table: EvaluationTable, published: str | None = None) -> Markup:
-    """A chart per metric and per measure of agreement, against the number of steps."""
+    """A chart per metric and per measure of pairs, against the number of steps."""
     figures = [_metric(table, name, published) for name in metrics_of(table)]
-    figures += [_agreement(table, name) for name in _AGREEMENTS]
+    figures += [_of_pairs(table, measure) for measure in measures(table)]
     return tag("div", figures, class_="charts")
 
 
@@ -38,11 +40,13 @@ def numbers(table: EvaluationTable) -> Markup:
     """Every number of the table."""
     metrics = metrics_of(table)
     heads = ["model", "steps", *(words_for(metric).title for metric in metrics)]
-    heads += ["PSNR, its teacher", "PSNR, original", "SSIM, original", "per picture"]
+    pairs = [(measure, whom) for measure in measures(table) for whom in _IN_TABLE if whom in measure.beside]
+    heads += [f"{measure.brief}, {_IN_TABLE[whom]}" for measure, whom in pairs]
+    heads.append("per picture")
     head = tag(
         "tr", [tag("th", text, scope="col", class_=None if place == 0 else "n") for place, text in enumerate(heads)]
     )
-    rows = [_number_row(row, metrics) for row in table.rows]
+    rows = [_number_row(row, metrics, pairs) for row in table.rows]
     line = tag("p", f"{table.protocol.line()}. In small print: 95 % intervals by bootstrap.", class_="protocol")
     caption = tag("caption", "All numbers of the evaluation", class_="unseen")
     inside = tag("table", caption, tag("thead", head), tag("tbody", rows), class_="numbers")
@@ -50,19 +54,22 @@ def numbers(table: EvaluationTable) -> Markup:
     return joined((line, wide))
 
 
-def protocol(table: EvaluationTable, metric: str | None = None) -> Markup:
-    """The line that stands with a number."""
+def protocol(table: EvaluationTable, metric: str | None = None, has_reference: bool = True) -> Markup:
+    """The line that stands with a number. has_reference: whether the metric looks at the reference pictures."""
     features = table.protocol.features.get(metric, "") if metric else ""
-    line = table.protocol.line(has_reference=metric != "agreement")
+    line = table.protocol.line(has_reference)
     return tag("p", f"{features}; " if features else "", line, class_="protocol")
 
 
-def _number_row(row: Row, metrics: Sequence[str]) -> Markup:
+_IN_TABLE: dict[Partner, str] = {"teacher": "its teacher", "original": "original"}
+
+
+def _number_row(row: Row, metrics: Sequence[str], pairs: Sequence[tuple[Measure, Partner]]) -> Markup:
     name = f"{row.model}, not distilled" if row.role == "undistilled" else row.model
     cells = [tag("th", name, scope="row"), _cell(f"{row.num_steps:,}")]
     cells += [_value(row.metrics.get(metric)) for metric in metrics]
-    cells += [_cell(_psnr(row.teacher)), _cell(_psnr(row.original))]
-    cells += [_cell(number(row.original.ssim) if row.original else "–"), _cell(speed(row.seconds_per_image))]
+    cells += [_cell(_compared(row, measure, whom)) for measure, whom in pairs]
+    cells.append(_cell(speed(row.seconds_per_image)))
     return tag("tr", cells, class_=row.role)
 
 
@@ -77,10 +84,18 @@ def _value(value: Value | None) -> Markup:
     return tag("td", number(value.value), tag("small", interval) if interval else None, class_="n")
 
 
-def _psnr(found: AgreementWith | None) -> str:
-    if found is None:
+def _compared(row: Row, measure: Measure, whom: Partner) -> str:
+    found = row.partner(whom)
+    if found is None or measure.name not in found.numbers:
         return "–"
-    return "equal" if found.psnr is None else f"{found.psnr:.1f} dB"
+    return amount_of(measure, found.numbers[measure.name])
+
+
+def amount_of(measure: Measure, value: float | None) -> str:
+    """A number of a metric of pairs with its unit: `23.1 dB`, `0.92`, `equal`."""
+    if value is None:
+        return written(measure, value)
+    return f"{written(measure, value)} {measure.unit}" if measure.unit else number(value)
 
 
 def _metric(table: EvaluationTable, name: str, published: str | None) -> Markup | None:
@@ -102,13 +117,11 @@ def _metric(table: EvaluationTable, name: str, published: str | None) -> Markup 
     return _figure(Axis(title, most=most), better, lines, protocol(table, name), source)
 
 
-def _agreement(table: EvaluationTable, name: str) -> Markup | None:
-    title, better, most, measure = _AGREEMENTS[name]
-
-    def point_with(whom: str) -> Callable[[Row], Point | None]:
+def _of_pairs(table: EvaluationTable, measure: Measure) -> Markup | None:
+    def point_with(whom: Partner) -> Callable[[Row], Point | None]:
         def point(row: Row) -> Point | None:
-            other = getattr(row, whom)
-            value = measure(other) if other is not None and row.role != "original" else None
+            other = row.partner(whom)
+            value = other.numbers.get(measure.name) if other is not None and row.role != "original" else None
             return None if value is None else Point(row.num_steps, value, note=_note(row, number(value)))
 
         return point
@@ -117,7 +130,8 @@ def _agreement(table: EvaluationTable, name: str) -> Markup | None:
     own = [point for row in _students(table) if (point := point_with("teacher")(row)) is not None]
     lines.append(Line("student, with its own teacher", "teacher", own))
     note = "From the same noise: circles and diamonds with the original, squares each student with its own teacher."
-    return _figure(Axis(title, most=most), better, lines, protocol(table, "agreement"), note)
+    line = protocol(table, measure.metric, has_reference=False)
+    return _figure(Axis(measure.title, most=measure.most), measure.better, lines, line, note)
 
 
 def _figure(up: Axis, better: str, lines: Sequence[Line], line: Markup, note: str | None) -> Markup | None:

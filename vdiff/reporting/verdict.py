@@ -48,11 +48,12 @@ def measured(table: EvaluationTable) -> str:
         if found and metric in original.metrics:
             return _compared(table, metric, original, found)
     last = students[0]
-    if last.original is None or last.original.psnr is None:
+    psnr = _psnr_of(last)
+    if psnr is None:
         return ""
     return (
         f"In {counted(last.num_steps)}, `{last.model}` draws what the original draws in {original.num_steps:,} to a "
-        f"PSNR of {last.original.psnr:.1f} dB{_undistilled_psnr(table, last.num_steps)}."
+        f"PSNR of {psnr:.1f} dB{_undistilled_psnr(table, last.num_steps)}."
     )
 
 
@@ -91,9 +92,13 @@ def _with_range(value: Value) -> str:
 
 def _undistilled_psnr(table: EvaluationTable, steps: int) -> str:
     row = next((row for row in table.rows if row.role == "undistilled" and row.num_steps == steps), None)
-    if row is None or row.original is None or row.original.psnr is None:
-        return ""
-    return f"; without distillation, to {row.original.psnr:.1f} dB"
+    psnr = _psnr_of(row) if row is not None else None
+    return "" if psnr is None else f"; without distillation, to {psnr:.1f} dB"
+
+
+def _psnr_of(row: Row) -> float | None:
+    """Of the agreement with the original; None where there is none, or an infinite one."""
+    return row.original.numbers.get("psnr") if row.original is not None else None
 
 
 def _seen(gallery: Gallery) -> str:
