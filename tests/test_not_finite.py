@@ -16,8 +16,9 @@ from tests.tiny import TinyRun
 from vdiff import mark, whole_folder
 from vdiff.checkpoint import load_tensors, save_tensors
 from vdiff.cli import main
+from vdiff.data.codec import PixelCodec
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.drawing.drawing import share_as_bytes
+from vdiff.drawing.drawing import decoded_share
 from vdiff.errors import DivergedError, ModelFileError, Stopped
 from vdiff.images import to_uint8
 from vdiff.model_card import MARK, WEIGHTS
@@ -47,10 +48,10 @@ def test_no_process_waits_for_one_whose_pictures_are_no_numbers() -> None:
             return True
 
     with pytest.raises(DivergedError, match="drawn by another process, hold NaN or Inf"):
-        share_as_bytes(torch.zeros(2, 1, 4, 4), "base_2", OfTwo())  # type: ignore[arg-type]
+        decoded_share(torch.zeros(2, 1, 4, 4), PixelCodec(), "base_2", OfTwo())  # type: ignore[arg-type]
     with pytest.raises(DivergedError, match="error: 1 of 1 pictures"):
-        share_as_bytes(torch.full((1, 1, 4, 4), math.nan), "base_2", OfTwo())  # type: ignore[arg-type]
-    assert share_as_bytes(torch.zeros(2, 1, 4, 4), "base_2", Machine("fp32", "cpu")).dtype == torch.uint8
+        decoded_share(torch.full((1, 1, 4, 4), math.nan), PixelCodec(), "base_2", OfTwo())  # type: ignore[arg-type]
+    assert decoded_share(torch.zeros(2, 1, 4, 4), PixelCodec(), "base_2", Machine("fp32", "cpu")).dtype == torch.uint8
 
 
 def spoil(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:

@@ -20,6 +20,7 @@ from tests.tiny import TinyRun, never
 from tests.toys import SCHEDULES, curved
 from vdiff import checkpoint
 from vdiff.cli.progress import FitLines
+from vdiff.data.codec import PixelCodec
 from vdiff.data.loader import Batch
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
@@ -240,6 +241,7 @@ def run(machine: Machine, path: Path, made: Learner, **more: Any) -> tuple[bool,
     seen: list[str] = []
     report = Report("stage", made.settings, machine, FitLines(lambda text: None), path, lambda values, step: None)
     given: dict[str, Any] = {
+        "codec": PixelCodec(),
         "seed": 0,
         "stage": 0,
         "save": lambda: seen.append(f"save {made.update}"),

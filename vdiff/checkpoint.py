@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vdiff import __version__, diffusers_folder, model_card, whole_folder
+from vdiff.data.codec import PIXELS, Codec, codec_of
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
 from vdiff.diffusion.schedule import Schedule
@@ -47,6 +48,16 @@ class Checkpoint:
     folder: Path
     card: ModelCard
     denoiser: Denoiser
+
+    @property
+    def codec(self) -> Codec:
+        """Between its pictures and what its network sees."""
+        return codec_of(PIXELS)
+
+
+def codec_for(teacher: Checkpoint | None) -> Codec:
+    """Between the pictures of a stage and what its network sees: a student has its teacher's."""
+    return teacher.codec if teacher is not None else codec_of(PIXELS)
 
 
 def save(
@@ -198,7 +209,7 @@ def _network(card: ModelCard, folder: Path) -> nn.Module:
 
 def _check_pictures(config: Mapping[str, Any], card: ModelCard, folder: Path) -> None:
     """Refuse a network whose configuration and card disagree about its pictures."""
-    channels, *size = card.shape
+    channels, *size = codec_of(PIXELS).shape(card.shape)
     said = {"in_channels": channels, "out_channels": channels, "num_class_embeds": card.num_classes or None}
     wrong = [name for name, value in said.items() if config.get(name, value) != value]
     if config.get("sample_size") not in (None, size, size[0] if size[0] == size[1] else None):

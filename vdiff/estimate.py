@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vdiff import savepoint
+from vdiff.checkpoint import codec_for
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import VdiffError
@@ -149,7 +150,8 @@ def _sorts(stages: Sequence[Stage]) -> dict[tuple[int, int], Stage]:
 
 
 def _denoiser(recipe: Recipe) -> Denoiser:
-    network = recipe.network.build(recipe.data.size, recipe.data.channels)
+    channels, size, _ = _shape(recipe)
+    network = recipe.network.build(size, channels)
     return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
 
 
@@ -188,7 +190,7 @@ def _update(recipe: Recipe, learner: Learner, machine: Machine, count: int) -> N
 
 def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Condition, RngOf]:
     device = next(iter(learner.state()["weights"].values())).device
-    x = torch.randn(count, recipe.data.channels, recipe.data.size, recipe.data.size, device=device)
+    x = torch.randn(count, *_shape(recipe), device=device)
     condition = of_seeds(range(count), recipe.network.told_classes).to(device)
     return x, condition, RngOf(0, 0, learner.update, torch.arange(count, device=device), count)
 
@@ -229,13 +231,18 @@ def _call_seconds(recipe: Recipe, denoiser: Denoiser, machine: Machine, most: in
     """Of one network call for one drawn picture."""
     count = min(recipe.sample.batch_size, recipe.sample.num_images, most)
     condition = of_seeds(range(count), recipe.network.told_classes)
-    shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
+    shape = _shape(recipe)
     sampler = recipe.sample.sampler.build()
     work = partial(draw, denoiser, sampler, range(count), shape, condition=condition, device=machine.device)
     with machine.autocast():
         work(num_steps=1)
         seconds: float = min(_timed(partial(work, num_steps=2)) for _ in range(2))
     return seconds / (2 * count * int(machine.world_size))
+
+
+def _shape(recipe: Recipe) -> tuple[int, int, int]:
+    """Of what the network sees."""
+    return codec_for(None).shape((recipe.data.channels, recipe.data.size, recipe.data.size))
 
 
 def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, float]:

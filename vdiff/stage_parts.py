@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vdiff.checkpoint import Checkpoint
+from vdiff.checkpoint import Checkpoint, codec_for
 from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.limits import check_chain
@@ -69,7 +69,8 @@ def fresh(recipe: Recipe, images: Images) -> Denoiser:
     """A student with random weights, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        network = recipe.network.build(images.shape[-1], images.shape[0])
+        channels, size, _ = codec_for(None).shape(images.shape)
+        network = recipe.network.build(size, channels)
     return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
 
 

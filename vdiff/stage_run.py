@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vdiff import checkpoint, run_contents, savepoint, telling
-from vdiff.checkpoint import Checkpoint, ModelCard
+from vdiff.checkpoint import Checkpoint, ModelCard, codec_for
 from vdiff.data.dataset import Images
 from vdiff.data.loader import Batch, batches
 from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, Stopped
-from vdiff.images import grid, to_uint8, write_png
+from vdiff.images import grid, write_png
 from vdiff.networks.sharded import on_host
 from vdiff.plan import Stage, keeps_state
 from vdiff.recipe import Recipe
@@ -89,6 +89,7 @@ class StageRun:
         self._recipe, self._run, self._machine = surroundings.recipe, surroundings.run, surroundings.machine
         self._progress, self._text, self._stop = surroundings.progress, surroundings.text, surroundings.stop
         self._stage, self._teacher, self._images, self._learner = stage, teacher, images, learner
+        self._codec = codec_for(teacher)
         self._num_classes = num_classes(self._recipe, teacher)
         self._saves = self._run.saves(stage.name)
         before = [self._recipe.train, *map(self._recipe.distill.settings, self._recipe.distill.steps()[1:])]
@@ -162,6 +163,7 @@ class StageRun:
                 self._batches(),
                 self._machine,
                 report,
+                codec=self._codec,
                 seed=self._recipe.seed,
                 stage=self._stage.index,
                 save=lambda: self._save(saver, report),
@@ -285,7 +287,7 @@ class StageRun:
         """
         steps, model_steps = min(self._stage.num_steps, PREVIEW_STEPS), self._stage.num_steps if self._teacher else None
         pictures = self._pictures(denoiser, steps, model_steps, self._recipe.sample.num_images)
-        return grid(to_uint8(pictures, self._stage.name), scale=max(1, 32 // self._images.shape[-1]))
+        return grid(self._codec.decode(pictures, self._stage.name), scale=max(1, 32 // self._images.shape[-1]))
 
     def _pictures(self, denoiser: Denoiser, num_steps: int, model_steps: int | None, count: int) -> Tensor:
         """Pictures from fixed noise, float [n, C, H, W], in every process; each draws its share."""
@@ -297,7 +299,7 @@ class StageRun:
                 denoiser,
                 section.sampler.build(),
                 seeds[places],
-                self._images.shape,
+                self._codec.shape(self._images.shape),
                 num_steps,
                 model_steps=model_steps,
                 condition=condition.of(places),

@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vdiff.checkpoint import Checkpoint
+from vdiff.checkpoint import Checkpoint, codec_for
 from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
-from vdiff.images import to_uint8
 from vdiff.metrics.agreement import AgreementSection
 from vdiff.metrics.metric import Against, MetricSection, named
 from vdiff.metrics.pair_metric import Pairs, are_pairs
@@ -39,6 +38,7 @@ class Trend:
         section, floor = recipe.evaluate, recipe.distill.stop_if.psnr_below
         self._every, self.num_images = section.every, section.num_images
         self._stage, self._teacher, self._machine = stage, teacher, machine
+        self._codec = codec_for(teacher)
         self._is_on = section.every is not None or (teacher is not None and floor is not None)
         sections = named(section.metrics) if section.every is not None else []
         pairs = [each for each in sections if are_pairs(each)] if teacher is not None else []
@@ -69,13 +69,13 @@ class Trend:
         is_student, own = self._teacher is not None, self._stage.num_steps
         steps = own if is_student else min(own, most_steps)
         drawn = draw(student, steps, own if is_student else None, self.num_images)
-        pictures = to_uint8(drawn, self._stage.name)
+        pictures = self._codec.decode(drawn, self._stage.name)
         values: dict[str, float | None] = {}
         if self._has_pairs and self._teacher is not None:
             card = self._teacher.card
             if self._drawn_by_teacher is None:
                 drawn = draw(self._teacher.denoiser, card.num_steps, card.model_steps, self.num_images)
-                self._drawn_by_teacher = to_uint8(drawn, card.name)
+                self._drawn_by_teacher = self._codec.decode(drawn, card.name)
             if self._machine.is_first:
                 values |= self._pairs.compare(pictures, self._drawn_by_teacher)
         return values | {name: metric.value(pictures).value for name, metric in self._metrics.items()}

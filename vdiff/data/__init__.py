@@ -1,10 +1,12 @@
-"""Pictures: `DATASETS` are what training reads, `SOURCES` what `vdiff prepare` makes a store from."""
+"""Pictures: `DATASETS` are what training reads, `SOURCES` what `prepare` makes a store from, `CODECS` what lies between
+pictures and networks."""
 
 from typing import TYPE_CHECKING
 
 from vdiff.config import Registry, Table
 
 if TYPE_CHECKING:
+    from vdiff.data.codec import CodecSection
     from vdiff.data.dataset import DatasetSection
     from vdiff.data.sources.source import Source
 
@@ -28,3 +30,12 @@ SOURCES: "Table[Source]" = Table(
     contract="vdiff.data.sources.source:Source",
 )
 """What a path given to `vdiff prepare` can be, in the order in which they are asked; see `data.sources.opening`."""
+
+CODECS: "Registry[CodecSection]" = Registry(
+    "codec",
+    {"pixels": "vdiff.data.codec:PixelSection"},
+    default="pixels",
+    group="vdiff.codecs",
+    contract="vdiff.data.codec:CodecSection",
+)
+"""What a model folder can name; a recipe names none yet."""

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from vdiff import __version__
 from vdiff.checkpoint import Checkpoint
+from vdiff.data.codec import Codec
 from vdiff.diffusion.condition import Condition
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DivergedError, UsageError
-from vdiff.images import UNSOUND, check_finite, to_uint8
+from vdiff.images import UNSOUND, check_finite
 from vdiff.randomness import Randomness
 from vdiff.samplers.sampler import Sampler
 from vdiff.training.machine import Machine
@@ -48,7 +49,8 @@ class Drawing:
     def _shared(self, part: range) -> Tensor:
         def work(places: slice) -> Tensor:
             mine = part[places]
-            return share_as_bytes(self._draw(slice(mine.start, mine.stop)), self.checkpoint.card.name, self.machine)
+            drawn, model = self._draw(slice(mine.start, mine.stop)), self.checkpoint
+            return decoded_share(drawn, model.codec, model.card.name, self.machine)
 
         return self.machine.share_out(work, len(part))
 
@@ -78,10 +80,10 @@ class Drawing:
         }
 
     def _follow(self, part: slice, frames: Mapping[int, list[Tensor]]) -> None:
-        noise = Randomness.for_images(torch.tensor(self.seeds[part])).normal(*self.checkpoint.card.shape)
-        states = [to_uint8(noise)]
-        name = self.checkpoint.card.name
-        self._draw(part, lambda z, x: states.append(to_uint8(z.cpu(), name)))
+        codec, card = self.checkpoint.codec, self.checkpoint.card
+        noise = Randomness.for_images(torch.tensor(self.seeds[part])).normal(*codec.shape(card.shape))
+        states = [codec.decode(noise)]
+        self._draw(part, lambda z, x: states.append(codec.decode(z.cpu(), card.name)))
         for step, parts in frames.items():
             parts.append(states[step])
 
@@ -99,15 +101,15 @@ class Drawing:
         )
 
 
-def share_as_bytes(drawn: Tensor, made_by: str, machine: Machine) -> Tensor:
-    """`to_uint8` of this process's share; every process must come here.
+def decoded_share(drawn: Tensor, codec: Codec, made_by: str, machine: Machine) -> Tensor:
+    """The pictures of this process's share, uint8 [n, C, H, W]; every process must come here.
 
     Errors: DivergedError in all of them when the pictures of one hold NaN or Inf, so that none waits for it.
     """
     if machine.any(not bool(drawn.isfinite().all())):
         check_finite(drawn, made_by)
         raise DivergedError(f"pictures of `{made_by}`, drawn by another process, hold NaN or Inf", UNSOUND)
-    return to_uint8(drawn, made_by)
+    return codec.decode(drawn, made_by)
 
 
 def ranges(seeds: Sequence[int]) -> str:

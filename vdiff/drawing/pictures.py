@@ -26,7 +26,7 @@ def draw_with(
     watch: Watch | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Images in [-1, 1] up to what the network overshoots: float32 [len(seeds), C, H, W] on the CPU.
+    """What the network draws, before `model.codec` decodes it: float32 [len(seeds), C, H, W] on the CPU.
 
     num_steps: of the sampler; None for those that the model is meant for.   sampler: None for DDIM.
     condition: of all images; None for the class of each seed.   The rest is as in `samplers.draw.draw`.
@@ -36,7 +36,7 @@ def draw_with(
         model.denoiser,
         sampler or Ddim(),
         seeds,
-        card.shape,
+        model.codec.shape(card.shape),
         num_steps or card.num_steps,
         model_steps=card.model_steps,
         condition=of_seeds(seeds, card.num_classes) if condition is None else condition,

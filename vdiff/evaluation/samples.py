@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vdiff import array_file, checkpoint, telling, whole_folder
 from vdiff.array_file import Arrays
-from vdiff.drawing.drawing import share_as_bytes
+from vdiff.drawing.drawing import decoded_share
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
@@ -133,7 +133,7 @@ class Samples:
                 graphs=machine.graphs,
                 on_batch=watch.done,
             )
-            return share_as_bytes(pictures, str(self._subject.folder), machine)
+            return decoded_share(pictures, model.codec, str(self._subject.folder), machine)
 
         images = machine.share_out(share, count)
         if machine.is_first:

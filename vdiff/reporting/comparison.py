@@ -9,7 +9,7 @@ from torch import Tensor
 from vdiff import checkpoint
 from vdiff.checkpoint import Checkpoint
 from vdiff.drawing.pictures import draw_with
-from vdiff.images import Row, to_uint8, write_rows
+from vdiff.images import Row, write_rows
 from vdiff.plan import counted
 
 
@@ -44,4 +44,4 @@ def compare(
 
 def _pictures(model: Checkpoint, num_steps: int, count: int, device: torch.device | str) -> Tensor:
     found = draw_with(model, range(count), num_steps, device=device)
-    return to_uint8(found, model.card.name)
+    return model.codec.decode(found, model.card.name)

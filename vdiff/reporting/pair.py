@@ -11,7 +11,7 @@ from vdiff import checkpoint
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError, VdiffError
 from vdiff.images import Row as PictureRow
-from vdiff.images import to_uint8, write_rows
+from vdiff.images import write_rows
 from vdiff.metrics import table as tables
 from vdiff.metrics.agreement import AgreementSection
 from vdiff.metrics.metric import Means, ordered
@@ -175,7 +175,7 @@ def _side(folder: Path, name: str, seeds: Sequence[int], steps: int | None, devi
     pictures = draw_with(model, seeds, num_steps, device=device)
     table = _table(folder)
     found = [row for row in table.rows if (row.hash, row.num_steps) == (card.hash, num_steps)] if table else []
-    strip = Strip(name, "student", num_steps, to_uint8(pictures, name))
+    strip = Strip(name, "student", num_steps, model.codec.decode(pictures, name))
     return Side(name, folder, card, strip, table, found[0] if found else None)
 
 

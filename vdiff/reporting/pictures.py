@@ -17,7 +17,7 @@ from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DivergedError, VdiffError
-from vdiff.images import UNSOUND, to_float, to_uint8
+from vdiff.images import UNSOUND
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target
 from vdiff.plan import counted
@@ -104,18 +104,17 @@ class Studio:
         key = ["strip", self._cards[name].hash, num_steps, list(self.seeds)]
         said = f"drawing `{name}` at {counted(num_steps)}"
         shape = (len(self.seeds), *self._cards[name].shape)
-        return Strip(
-            name, role, num_steps, self._kept(key, said, shape, lambda: to_uint8(self._draw(name, num_steps), name))
-        )
+        return Strip(name, role, num_steps, self._kept(key, said, shape, lambda: self._decoded(name, num_steps)))
 
     def way(self, name: str, num_steps: int) -> Way:
         """From the first seed's noise to its picture, in at most FRAMES frames."""
         kept = torch.linspace(0, num_steps, min(FRAMES, num_steps + 1)).round().int().tolist()
 
         def follow() -> Tensor:
-            noise = Randomness.for_images(torch.tensor(self.seeds[:1])).normal(*self._cards[name].shape)
-            states = [to_uint8(noise)]
-            self._draw(name, num_steps, 1, lambda z, x: states.append(to_uint8(z.cpu(), name)))
+            codec = self._model(name).codec
+            noise = Randomness.for_images(torch.tensor(self.seeds[:1])).normal(*codec.shape(self._cards[name].shape))
+            states = [codec.decode(noise)]
+            self._draw(name, num_steps, 1, lambda z, x: states.append(codec.decode(z.cpu(), name)))
             return torch.cat([states[step] for step in kept])
 
         key = ["way", self._cards[name].hash, num_steps, self.seeds[0]]
@@ -137,11 +136,12 @@ class Studio:
         key = ["errors", card.hash, self._cards[teacher].hash, digest, list(self.seeds)]
         said = f"comparing `{name}` with its teacher's target"
         shape = (min(card.num_steps, _LEVELS), 2)
-        found = self._kept(key, said, shape, lambda: self._errors(name, str(teacher), to_float(pictures)), np.float64)
+        found = self._kept(key, said, shape, lambda: self._errors(name, str(teacher), pictures), np.float64)
         return [(time, value) for time, value in found.tolist()]
 
     @torch.no_grad()
-    def _errors(self, name: str, teacher: str, x: Tensor) -> Tensor:
+    def _errors(self, name: str, teacher: str, pictures: Tensor) -> Tensor:
+        x = self._model(name).codec.encode(pictures)
         student, guide = self._model(name).denoiser, self._model(teacher).denoiser
         number = self._cards[name].num_steps
         teacher_steps = self._cards[teacher].num_steps // number
@@ -158,6 +158,9 @@ class Studio:
         if not found.isfinite().all():
             raise DivergedError(f"what `{name}` or its teacher `{teacher}` predicts holds NaN or Inf", UNSOUND)
         return found
+
+    def _decoded(self, name: str, num_steps: int) -> Tensor:
+        return self._model(name).codec.decode(self._draw(name, num_steps), name)
 
     def _draw(
         self, name: str, num_steps: int, count: int | None = None, watch: Callable[[Tensor, Tensor], None] | None = None

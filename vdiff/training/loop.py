@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
+from vdiff.data.codec import Codec
 from vdiff.data.loader import Batch
 from vdiff.diffusion.condition import Condition
-from vdiff.images import to_float
 from vdiff.phases import phase
 from vdiff.training.learner import Learner, RngOf
 from vdiff.training.log import Report
@@ -17,6 +17,7 @@ def fit(
     machine: Machine,
     report: Report,
     *,
+    codec: Codec,
     seed: int,
     stage: int,
     save: Callable[[], None],
@@ -28,6 +29,7 @@ def fit(
     """Train until `learner.settings.updates`; True when that is reached, False when it was stopped before.
 
     batches: this process's shares, the first one for the learner's next update.
+    codec: makes of their pictures what the network sees.
     save: called every so often and before leaving, so that nothing is lost.   preview: draws what was learned so far.
     measure: called after every update, before it is saved: what it writes is written once, however often one stops.
     should_stop: asked after every update; one process that says so stops all, several one update later.
@@ -35,7 +37,7 @@ def fit(
     """
     settings, anybody = learner.settings, machine.vote()
     for batch in _timed(batches) if learner.update < settings.updates else ():
-        x = to_float(machine.take(batch.images))
+        x = codec.encode(machine.take(batch.images))
         condition = Condition(machine.take(batch.labels) if batch.labels is not None else None)
         rng_of = RngOf(seed, stage, batch.update, machine.take(batch.places), settings.batch_size)
         if report.is_first_update:

@@ -1,0 +1,90 @@
+"""What stands between pictures and what the network sees. Read this to write one.
+
+A new codec is one file with a section and a class, and a line in the table of `data/__init__.py`. Whatever trains,
+draws or shows goes through the codec of its model. `PixelCodec` is the first: the network sees the pixels themselves.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from vdiff.config import KindSection, trajectory
+from vdiff.data import CODECS
+from vdiff.errors import UsageError
+from vdiff.images import to_float, to_uint8
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, int, int]
+"""(C, H, W)."""
+
+PIXELS = "pixels"
+"""The codec of networks that see the pixels themselves."""
+
+
+class CodecSection(KindSection, ABC):
+    """What names a codec. A kind of its own adds `kind: Literal["its name"]` and its options."""
+
+    @abstractmethod
+    def build(self) -> "Codec":
+        """The codec with these options.   Errors: DataError, ModelFileError for weights that it lacks."""
+
+
+class Codec(ABC):
+    """encode(pictures) -> x, decode(x) -> pictures. It learns nothing: equal pictures always give the equal x."""
+
+    @abstractmethod
+    def shape(self, pictures: Shape) -> Shape:
+        """(C, H, W) of the x of pictures of this shape.   Errors: UsageError for pictures that it cannot take."""
+
+    @abstractmethod
+    def encode(self, pictures: "Tensor") -> "Tensor":
+        """x, float32 [B, *shape] of about the size of 1, where the pictures are.   pictures: uint8 [B, C, H, W]."""
+
+    @abstractmethod
+    def decode(self, x: "Tensor", made_by: str = "the network") -> "Tensor":
+        """Pictures, uint8 [B, C, H, W].   x: [B, *shape], also of half noise.
+
+        made_by: the model's name, for the message.   Errors: DivergedError for NaN or Inf.
+        """
+
+
+class PixelSection(CodecSection):
+    """The network sees the pixels, in [-1, 1]."""
+
+    kind: Literal["pixels"] = trajectory("pixels")
+    """Which codec."""
+
+    def build(self) -> Codec:
+        return PixelCodec()
+
+
+class PixelCodec(Codec):
+    """x = pixels / 127.5 - 1, and back, rounded; decode(encode(pictures)) is the pictures."""
+
+    def shape(self, pictures: Shape) -> Shape:
+        return pictures
+
+    def encode(self, pictures: "Tensor") -> "Tensor":
+        return to_float(pictures)
+
+    def decode(self, x: "Tensor", made_by: str = "the network") -> "Tensor":
+        return to_uint8(x, made_by)
+
+
+def codec_of(said: str | Mapping[str, Any]) -> Codec:
+    """The codec that a model's card or a recipe names: a kind, or a mapping with `kind` and options.
+
+    Errors: UsageError for one that does not exist or does not take these options; those of its `build`.
+    """
+    options = {"kind": said} if isinstance(said, str) else dict(said)
+    kind = str(options.get("kind", ""))
+    if kind not in CODECS:
+        raise UsageError(CODECS.unknown(kind), "install the package that brings it, or take another model")
+    try:
+        section = CODECS.section(kind).model_validate(options)
+    except ValueError as err:
+        problem = f"the codec `{kind}` does not take the options {options}"
+        raise UsageError(problem, "take a model that this version of the codec made") from err
+    return section.build()
