@@ -28,8 +28,11 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The benchmarks are for Linux: what they measure are its processes and signals.
 types: .venv/.installed-dev
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin vdiff examples
+	$(BIN)/mypy --platform win32 vdiff examples
 
 check: .venv/.installed-dev
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
     {"errors", "printable"},
-    {"headers", "mark", "distribution", "home", "cores", "threads", "decoding"},
+    {"headers", "mark", "distribution", "home", "cores", "threads", "decoding", "os_files", "os_processes"},
     {"ours"},
     {"array_file", "whole_folder"},
     {"config", "images", "phases", "randomness", "lock"},
@@ -102,6 +102,8 @@ NO_TORCH = (
     "model_card.py",
     "inspection.py",
     "lock.py",
+    "os_files.py",
+    "os_processes.py",
     "ours.py",
     "whole_folder.py",
     "mark.py",

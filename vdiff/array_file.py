@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vdiff.os_files import open_no_link
 from vdiff.ours import beginning
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -56,7 +57,7 @@ def read(path: Path) -> Arrays | None:
 
 
 def _bytes(path: Path) -> bytes:
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+    with open(open_no_link(path), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
             raise ValueError("no file that was kept")

@@ -93,12 +93,12 @@ def save(
         }
         for name, content in texts.items():
             if content is not None:
-                (target / name).write_text(diffusers_folder.json_text(content), encoding="utf-8")
+                (target / name).write_text(diffusers_folder.json_text(content), encoding="utf-8", newline="\n")
         save_tensors(target / WEIGHTS, weights, {"format": "pt"})
         if extra is not None:
             extra(target)
         told = diffusers_folder.readme(card, denoiser, has_picture=(target / "samples.png").exists())
-        (target / diffusers_folder.README).write_text(told, encoding="utf-8")
+        (target / diffusers_folder.README).write_text(told, encoding="utf-8", newline="\n")
 
     facts = {**asdict(card), "versions": _versions(), "made_by": f"vdiff {__version__}"}
     facts.pop("files")

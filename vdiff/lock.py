@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import socket
@@ -11,10 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vdiff import os_files
 from vdiff.errors import InUseError, MachineError, UsageError
 from vdiff.whole_folder import is_taken, make, refusals
 
 FILE = ".lock"
+"""In the folder; on Windows, where it would keep the folder from being renamed, beside it: see `_place`."""
 
 PATIENCE = 1.0
 """So many seconds a process waits for the lock: `is_held` of another one holds it for a moment."""
@@ -51,7 +52,7 @@ def refuse_if_held(folder: Path) -> None:
 def is_signed(folder: Path) -> bool:
     """Whether a process of vdiff holds the lock of `folder` or held it last."""
     try:
-        descriptor = os.open(folder / FILE, _FLAGS | os.O_RDONLY)
+        descriptor = os_files.open_no_link(_place(folder))
     except OSError:
         return False
     try:
@@ -64,7 +65,7 @@ def is_signed(folder: Path) -> bool:
 
 class _Lock:
     def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, folder / FILE
+        self._folder, self._path = folder, _place(folder)
         self._descriptor = -1
         self._is_new = False  # whether the file was made for this lock
         self._made: list[Path] = []  # the folders that were
@@ -84,11 +85,14 @@ class _Lock:
         if _signature(self._descriptor) is None:
             return
         with refusals(self._folder):
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            signature = f"process {os.getpid()} on {socket.gethostname()}"
+            os_files.replace_content(self._descriptor, signature.encode())
 
     def let_go(self) -> None:
         """What was made for the lock goes too if nothing came of it. Who waits for it sees that, and makes it again."""
+        if os_files.OPEN_FILES_STAY_IN_PLACE:
+            self._let_go_beside()
+            return
         try:
             if self._is_new and _is_at(self._path, self._descriptor) and set(os.listdir(self._folder)) == self._before:
                 self._path.unlink()
@@ -96,7 +100,16 @@ class _Lock:
                     for folder in reversed(self._made):
                         folder.rmdir()
         finally:
-            os.close(self._descriptor)
+            os_files.unlock(self._descriptor)
+
+    def _let_go_beside(self) -> None:
+        """The same where the file lies beside the folder, and cannot be removed before it is closed."""
+        os_files.unlock(self._descriptor)
+        with contextlib.suppress(OSError):  # of a file that another process has opened, which waits for it
+            self._path.unlink()
+        with contextlib.suppress(OSError):  # of a folder in which something came of it, or that has another name
+            for folder in reversed(self._made):
+                folder.rmdir()
 
     def _try_to_take(self) -> bool:
         with refusals(self._folder):
@@ -105,12 +118,9 @@ class _Lock:
             except FileNotFoundError:  # the folder went this moment, with the process that had made it
                 return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(self._path, descriptor):
+            if os_files.lock(descriptor) and _is_at(self._path, descriptor):
                 self._descriptor = descriptor
                 return True
-        except BlockingIOError:
-            pass
         except OSError as err:  # as some network disks are mounted
             self._descriptor, self._before = descriptor, set(os.listdir(self._folder))
             self.let_go()
@@ -124,7 +134,7 @@ class _Lock:
             raise UsageError(f"`{self._folder}` is not a folder", "choose another place", self._folder)
         make(self._folder, self._made)
         try:
-            descriptor = os.open(self._path, _FLAGS | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            descriptor = os_files.open_no_link(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             self._is_new = True
         except FileExistsError:
             descriptor = self._opened_again()
@@ -134,9 +144,9 @@ class _Lock:
         """The file that is there.   Errors: UsageError for a link, a folder or anything else that is no lock."""
         fix = "move it away, or choose another place"
         try:
-            descriptor = os.open(self._path, _FLAGS | os.O_RDWR)
+            descriptor = os_files.open_no_link(self._path, os.O_RDWR)
         except OSError as err:
-            if err.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            if err.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO) or self._path.is_dir():
                 raise UsageError(f"`{self._path}` is not a file that vdiff made", fix, self._path) from err
             raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -145,35 +155,43 @@ class _Lock:
         return descriptor
 
 
-_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SIGNATURE = re.compile(r"process \d+ on [^\s\x00-\x1f\x7f]{1,255}")
+
+
+def _place(folder: Path) -> Path:
+    """Where the lock of a folder is."""
+    if os_files.OPEN_FILES_STAY_IN_PLACE:
+        whole = folder.absolute()
+        return whole.with_name(f".{whole.name}{FILE}")
+    return folder / FILE
 
 
 def _holder(folder: Path) -> str:
     """Who holds the lock of a folder, empty for nobody."""
     try:
-        descriptor = os.open(folder / FILE, _FLAGS | os.O_RDONLY)
+        descriptor = os_files.open_no_link(_place(folder))
     except OSError:
         return ""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _signature(descriptor) or "another process"
+        if not os_files.lock(descriptor, shared=True):
+            return _signature(descriptor) or "another process"
     except OSError:  # a file system without locks
         return ""
     finally:
-        os.close(descriptor)
+        os_files.unlock(descriptor)
     return ""
 
 
 def _signature(descriptor: int) -> str | None:
     """What `sign` wrote, also nothing; None for anything else, which is not vdiff's."""
-    text = os.pread(descriptor, 512, 0).decode("utf-8", "replace")
+    text = os_files.read_at(descriptor, 512, 0).decode("utf-8", "replace")
     return text if not text or _SIGNATURE.fullmatch(text) else None
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
     """Whether the file that is open is the one at `path`, and not one that was there before."""
+    if os_files.OPEN_FILES_STAY_IN_PLACE:
+        return True
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from vdiff import mark
 from vdiff.errors import ModelFileError, UsageError
+from vdiff.os_files import open_no_link
 
 IsOurs = Callable[[Path], bool]
 """Whether vdiff made what lies at a path; asked of files that are there, and of folders that hold something."""
@@ -120,7 +121,7 @@ def nothing(path: Path) -> bool:
 def beginning(path: Path, count: int) -> bytes:
     """The first bytes of a file; none of one that cannot be read. No link is followed."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        with open(open_no_link(path), "rb") as file:
             return file.read(count) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
     except OSError:
         return b""

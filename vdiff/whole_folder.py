@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vdiff import os_files
 from vdiff.errors import MachineError, ModelFileError
 from vdiff.mark import damage, manifest, read, read_json, sealed, sha256_of
+from vdiff.os_processes import is_alive
 from vdiff.ours import IsOurs, Kind, refuse_strange_file, strange
 
 __all__ = [
@@ -64,7 +66,7 @@ def write(
     with _beside(target, kind, num_bytes) as folder:
         fill(folder)
         content = {**facts, "files": {name: file for name, file in manifest(folder).items() if name not in unlisted}}
-        (folder / kind.mark).write_text(sealed(content), encoding="utf-8")
+        (folder / kind.mark).write_text(sealed(content), encoding="utf-8", newline="\n")
         _flush(folder)
         check(folder, kind.mark, target)
         publish(folder, target, kind)
@@ -78,7 +80,7 @@ def check(folder: Path, mark: str, target: Path | None = None) -> None:
     """
     for path in folder.rglob("*"):
         if path.is_file():
-            _forget_cached(path)
+            os_files.forget_cached(path)
     try:
         found = damage(folder, read(folder, mark))
     except ModelFileError as err:
@@ -108,7 +110,7 @@ def write_bytes(path: Path, data: bytes, is_ours: IsOurs, is_flushed: bool = Tru
                 file.write(data)
                 if is_flushed:
                     file.flush()
-                    os.fsync(file.fileno())
+                    os_files.flush(file.fileno())
             publish_file(beside, path, is_ours)
             if is_flushed:
                 flush_one(path.parent)
@@ -120,7 +122,7 @@ def write_bytes(path: Path, data: bytes, is_ours: IsOurs, is_flushed: bool = Tru
 def publish_file(beside: Path, path: Path, is_ours: IsOurs) -> None:
     """Give the finished file `beside` its name.   Errors: UsageError for what vdiff did not make; OSError."""
     refuse_strange_file(path, is_ours)
-    beside.replace(path)
+    os_files.replace(beside, path)
 
 
 def forget_leftovers(folder: Path, name: str | None = None) -> None:
@@ -154,7 +156,7 @@ def clean(
         if found is None or name not in (None, found["name"]):
             continue
         if found["old"] and not os.path.lexists(parent / found["name"]):
-            leftover.rename(parent / found["name"])
+            os_files.rename(leftover, parent / found["name"])
         elif kind is not None and kind.is_leftover(leftover):
             kind.delete(leftover)
         elif is_leftover(leftover) and (kind is None if files is None else found["name"] in files):
@@ -200,13 +202,7 @@ def free_beside(target: Path, aside: str = "") -> Path:
 
 def _is_alive(leftover: Path) -> bool:
     """Whether the process that a leftover is named after is at work."""
-    try:
-        os.kill(int(leftover.name.rpartition(_BESIDE)[2].split("-")[0]), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    return is_alive(int(leftover.name.rpartition(_BESIDE)[2].split("-")[0]))
 
 
 @contextlib.contextmanager
@@ -232,11 +228,11 @@ def publish(folder: Path, target: Path, kind: Kind) -> None:
     """
     old = _set_aside(target, kind)
     try:
-        folder.rename(target)
+        os_files.rename(folder, target)
         flush_one(target.parent)
     except BaseException as err:
         if not folder.exists():
-            target.rename(folder)
+            os_files.rename(target, folder)
         if old is not None:
             _put_back(old, target)
         if isinstance(err, OSError) and err.errno in _TAKEN:  # within this moment
@@ -258,7 +254,7 @@ def _set_aside(target: Path, kind: Kind) -> Path | None:
         return None
     kind.refuse_stranger(target, _AGAIN)
     old = free_beside(target, _OLD)
-    target.rename(old)
+    os_files.rename(target, old)
     try:
         kind.refuse_stranger(old, _AGAIN, target)  # somebody may have put another one there meanwhile
     except BaseException:
@@ -276,7 +272,7 @@ def _given_up(old: Path, target: Path | None = None) -> Path:
     assert found is not None
     beside = free_beside(old.with_name(found["name"]))
     try:
-        old.rename(beside)
+        os_files.rename(old, beside)
     except OSError:
         if target is not None:
             _put_back(old, target)
@@ -286,7 +282,7 @@ def _given_up(old: Path, target: Path | None = None) -> Path:
 
 def _put_back(old: Path, target: Path) -> None:
     if not os.path.lexists(target):
-        old.rename(target)
+        os_files.rename(old, target)
 
 
 def make(folder: Path, made: list[Path] | None = None) -> None:
@@ -325,15 +321,4 @@ def _flush(folder: Path) -> None:
 
 def flush_one(path: Path) -> None:
     """Bring a file, or the names in a folder, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _forget_cached(path: Path) -> None:
-    """Drop what memory holds of a flushed file: the next reading asks the disk."""
-    if hasattr(os, "POSIX_FADV_DONTNEED"):
-        with path.open("rb") as file, contextlib.suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    os_files.flush_path(path)

@@ -55,8 +55,11 @@ def is_echo() -> bool:
 def start(count: int, device: str | None) -> int:
     """Run this very command in `count` processes and give the exit code of the first that failed, or 0.
 
-    Errors: MachineError for more processes than GPUs.
+    Errors: MachineError for more processes than GPUs, and on Windows.
     """
+    if sys.platform == "win32":
+        problem = "`--gpus` starts no processes on Windows: there they could not be asked to save and leave"
+        raise MachineError(problem, "leave it out, and one process works; WSL 2 has several", "--gpus")
     if device != "cpu":
         _check_gpus(count)
     workers: list[subprocess.Popen[bytes]] = []
@@ -67,7 +70,7 @@ def start(count: int, device: str | None) -> int:
         _signal(workers, number)
 
     def kill(number: int) -> None:
-        _signal(workers, signal.SIGKILL)  # what is on the disk is whole at any moment
+        _kill(workers)  # what is on the disk is whole at any moment
         os._exit(128 + number)
 
     with contextlib.closing(Ear(forward, kill)):
@@ -129,7 +132,7 @@ def _watch(workers: Sequence[subprocess.Popen[bytes]], asked: Sequence[int] = ()
             if first.returncode not in _STOPPED and -first.returncode not in asked:  # those that stop do so together
                 _signal(workers, signal.SIGTERM)
         if time.monotonic() > deadline:
-            _signal(workers, signal.SIGKILL)
+            _kill(workers)
         time.sleep(_POLL_SECONDS)
     first = first or next((worker for worker in workers if worker.returncode), None)
     if first is None:
@@ -145,9 +148,18 @@ def _killed(rank: int, number: int) -> MachineError:
     """What a worker cannot say itself, because a signal ended it at once."""
     problem = f"process {rank} of the run was killed by signal {number}; the others were asked to save and leave"
     fix = "run the same command again: it goes on from the last save"
-    if number == signal.SIGKILL:
+    if number == _KILL:
         fix += "; if memory ran out (`dmesg` tells), lower `micro_batch` first"
     return MachineError(problem, fix)
+
+
+_KILL = 9
+
+
+def _kill(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.kill()
 
 
 def _signal(workers: Sequence[subprocess.Popen[bytes]], number: int) -> None:

@@ -15,7 +15,8 @@
     TTOU 22
 
 After an end at once the disk is whole too, as of the last save: the same command goes on from there, and the free lock
-tells `vdiff inspect` that the run was killed, whatever status.json says. The numbers are those of Linux on PCs.
+tells `vdiff inspect` that the run was killed, whatever status.json says. The numbers are those of Linux on PCs. Windows
+has INT (Ctrl-C) and BREAK 21 (Ctrl-Break), which ask.
 
 One that was ignored when vdiff began stays ignored (HUP under `nohup`), but for INT, TERM and USR1: shells start what
 ends in `&` without ears for INT. One that something else in this process listens to, such as a profiler, is left to it.
@@ -28,7 +29,6 @@ pause ends the process at once. One that comes when the work is done changes not
 import atexit
 import contextlib
 import os
-import select
 import signal
 import socket
 import threading
@@ -38,9 +38,7 @@ from types import FrameType
 
 from vdiff import threads
 from vdiff.errors import ASKING, Stopped
-
-ALWAYS_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Heard also where they were ignored at the start."""
+from vdiff.os_processes import ALWAYS_HEARD, Bell, when_forked
 
 LAUNCHER = "VDIFF_LAUNCHER"
 """The environment variable in which `--gpus` tells its workers its process id."""
@@ -185,13 +183,9 @@ class Ear:
         self._first, self._again = first, again or end_at_once
         self._is_heard = False
         self._closed = threading.Event()
-        self._pipe = os.pipe()
-        for end in self._pipe:
-            os.set_blocking(end, False)
-        self._poll = select.poll()  # `select.select` knows only the first 1,024 open files
-        self._poll.register(self._pipe[0], select.POLLIN)
+        self._bell = Bell()
         # Python's part in C writes the number of each signal there, at once and whatever the main thread does
-        self._fd_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._fd_before = signal.set_wakeup_fd(self._bell.number, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._hear) for number in _heard()}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         threads.start(self._thread)
@@ -205,10 +199,9 @@ class Ear:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         signal.set_wakeup_fd(self._fd_before)
         self._closed.set()
-        os.write(self._pipe[1], bytes(1))
+        self._bell.ring()
         self._thread.join()
-        for end in self._pipe:
-            os.close(end)
+        self._bell.close()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
@@ -236,10 +229,7 @@ class Ear:
 
     def _take(self, seconds: float | None) -> bytes:
         """The numbers that came, within so many seconds or until there is one."""
-        if not self._poll.poll(None if seconds is None else 1000 * seconds):
-            return b""
-        came = os.read(self._pipe[0], 4096)
-        return bytes(number for number in came if number in ASKING)
+        return bytes(number for number in self._bell.take(seconds) if number in ASKING)
 
     def _patience(self) -> float:
         """How many seconds after the first signal this process may still be there."""
@@ -270,7 +260,7 @@ def _forget_in_child() -> None:
     signal.set_wakeup_fd(-1)
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+when_forked(_forget_in_child)
 
 
 def _torchrun_is_gone() -> bool:

@@ -206,7 +206,7 @@ class Job:
             if rows:
                 with writing(self.folder):
                     text = "".join(f"{name}\t{reason}\n" for name, reason in rows)
-                    (self.folder / name).write_text(text, encoding="utf-8")
+                    (self.folder / name).write_text(text, encoding="utf-8", newline="\n")
 
     def _hints(self, ledger: Ledger) -> list[str]:
         """That pictures of 16 bits are nearly black, and what to type."""

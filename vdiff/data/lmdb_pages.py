@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 from lmdb.verify import VerifyError, verify
 
+from vdiff.os_files import read_at
+
 _MAGIC, _FORMAT = 0xBEEFC0DE, 1
 _HEADER = 16
 _BRANCH, _LEAF, _BIG = 0x01, 0x02, 0x01
@@ -109,7 +111,7 @@ def _opened(file: Path) -> Iterator[tuple[_Read, int]]:
         num_bytes = os.fstat(opened.fileno()).st_size
         if not num_bytes:
             raise ValueError("the file is empty")
-        yield lambda start, count: os.pread(opened.fileno(), count, start), num_bytes
+        yield lambda start, count: read_at(opened.fileno(), count, start), num_bytes
 
 
 def _newest_meta(read: _Read, num_bytes: int) -> Meta:

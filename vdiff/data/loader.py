@@ -3,7 +3,6 @@
 import itertools
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vdiff import os_processes
 from vdiff.data.dataset import Images, Indices, Pixels, TakesMany
 from vdiff.errors import ASKING, MachineError, UsageError, VdiffError
 
@@ -188,15 +188,8 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     A worker inherits that signals wait, until it knows what to do with them: one that reaches the whole process group
     must not end workers that are starting, for the trainer needs them until its update is finished.
     """
-    before = signal.getsignal(signal.SIGCHLD)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
-    try:
-        found = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
-    return found
+    with os_processes.held_back(ASKING):
+        return iter(loader)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -208,7 +201,7 @@ def _outlive_signals(worker: int) -> None:
     for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_soon)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+    os_processes.let_come(ASKING)
 
 
 def _leave_soon(number: int, frame: Any) -> None:
@@ -219,8 +212,7 @@ def _leave_soon(number: int, frame: Any) -> None:
     global _asked_at
     if _asked_at is None:
         _asked_at = time.monotonic()
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(30)
+        os_processes.end_in(30)
     elif time.monotonic() - _asked_at > _BURST_SECONDS:
         os._exit(128 + number)
 

@@ -92,7 +92,7 @@ class Report:
         """A line of its own for what was measured of so many pictures of the network; no time is in it."""
         if self._machine.is_first:
             line = {"stage": self._stage, "update": update, "num_images": num_images, "trend": dict(values)}
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line) + "\n")
             curve = f"{self._stage}/trend-{num_images}"  # numbers of another number of pictures are another curve
             known = {f"{curve}/{name}": value for name, value in values.items() if value is not None}
@@ -118,7 +118,7 @@ class Report:
         if loss is not None and grad_norm is not None:
             self.loss, self._shown, self._last_read = loss, (loss, grad_norm), time.monotonic()
         if self._machine.is_first:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps({"stage": self._stage, "update": update, **values}) + "\n")
             known = {f"{self._stage}/{name}": value for name, value in values.items() if value is not None}
             self._track(known, self._offset + update)

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import platform
-import resource
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vdiff.errors import OUT_OF_MEMORY
+
+if sys.platform != "win32":
+    import resource
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -59,9 +61,20 @@ def peak_bytes(device: torch.device) -> int:
     """The most that was in use since then, or since the process began; on a CPU with all that Python and torch need."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    found = _field(_STATUS, "VmHWM:")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return found or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()  # it tells no peak, but keeps what it once had
+    return _field(_STATUS, "VmHWM:") or _peak_told_by_system()
+
+
+def _peak_told_by_system() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        found = int(psutil.Process().memory_info().peak_wset)
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return found
 
 
 def _field(path: Path, name: str) -> int:
@@ -81,6 +94,12 @@ def available_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return max(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), 1)
+    if sys.platform != "linux":
+        import psutil
+
+        return int(psutil.virtual_memory().available)
     found = [_field(root / "proc/meminfo", "MemAvailable:"), *_left_to_groups(root)]
     return min((each for each in found if each), default=None)
 

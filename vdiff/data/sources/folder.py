@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from vdiff import os_files
 from vdiff.data.opened import FILE
 from vdiff.data.patience import is_of_machine
 from vdiff.data.sources.kinds import BEGINNING, is_known_picture, is_of_the_system, no_picture, without_a_look
@@ -142,7 +143,7 @@ class _Walk:
             if reason is not None:
                 self.listing.left_out.add(name, reason)
                 return
-        status = entry.stat()
+        status = os_files.status(entry)
         self.listing.files.add(name, status.st_size, len(self.listing.files), is_linked)
         self._identities.append((status.st_dev << 44 ^ status.st_ino) % 2**64)
         self.times.append(status.st_mtime_ns)

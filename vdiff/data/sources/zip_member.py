@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from vdiff import os_files
 from vdiff.data.sources.unpacking import Inflate, Unpacked, lzma_of_zip
 
 _STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
@@ -35,12 +36,12 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self._descriptor: int | None = None
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os_files.open_following(path)
 
     def read_at(self, place: int, size: int) -> bytes:
         """The bytes there, fewer only at the end of the file."""
         assert self._descriptor is not None
-        return os.pread(self._descriptor, size, place)
+        return os_files.read_at(self._descriptor, size, place)
 
     def __del__(self) -> None:
         if self._descriptor is not None:
