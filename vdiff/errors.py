@@ -89,6 +89,7 @@ ASKING = _asking()
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",
+    "MPS backend out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )

@@ -23,6 +23,7 @@ from vdiff.metrics.pair_metric import Pairs
 from vdiff.metrics.reference import StorePictures
 from vdiff.objectives.objective import Objective
 from vdiff.plan import Stage
+from vdiff.randomness import exact
 from vdiff.recipe import Recipe
 from vdiff.samplers.draw import draw
 from vdiff.savepoint import NUM_KEPT
@@ -192,7 +193,7 @@ def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Condit
     device = next(iter(learner.state()["weights"].values())).device
     x = torch.randn(count, *_shape(recipe), device=device)
     condition = of_seeds(range(count), recipe.network.told_classes).to(device)
-    return x, condition, RngOf(0, 0, learner.update, torch.arange(count, device=device), count)
+    return x, condition, RngOf(0, 0, learner.update, torch.arange(count, device=exact(device)), count)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -13,6 +13,19 @@ _NO_PLACE = _WORD
 """The place that stands for the batch as a whole."""
 
 
+LACK_64_BITS = ("mps",)
+"""Kinds of devices without float64 (Metal has none), on which 64-bit whole numbers are not relied upon either."""
+
+
+def exact(device: torch.device | str) -> torch.device:
+    """Where random numbers, times and schedules are computed for a device: there, or on the CPU where it cannot.
+
+    They are a few numbers per image, and the noise. What goes to the device is cast to float32 first.
+    """
+    found = torch.device(device)
+    return torch.device("cpu") if found.type in LACK_64_BITS else found
+
+
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four 32-bit random words per counter; a counter-based generator needs no state and no order.
 

@@ -86,7 +86,7 @@ def start(count: int, device: str | None) -> int:
 def _check_gpus(count: int) -> None:
     import torch
 
-    found = torch.cuda.device_count()
+    found = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     if count > found:
         fix = f"ask for at most {found}" if found else "leave out `--gpus`, or add `--device cpu`"
         raise MachineError(f"--gpus {count} asks for more GPUs than there are ({found})", fix)

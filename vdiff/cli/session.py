@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RunOption = Annotated[
     Path | None, typer.Option("--run", help="Run folder [runs/<name of the recipe>]", autocompletion=completion.runs)
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help="Device [the GPU if any]")]
+DeviceOption = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda|mps", help="Device [the GPU if any]")]
 GpusOption = Annotated[
     int | None, typer.Option("--gpus", min=1, help="Processes to start, one per GPU (with --device cpu: on the CPU)")
 ]

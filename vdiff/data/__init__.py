@@ -1,5 +1,4 @@
-"""Pictures: `DATASETS` are what training reads, `SOURCES` what `prepare` makes a store from, `CODECS` what lies between
-pictures and networks."""
+"""Pictures: the tables of what training reads, what `prepare` reads, and what lies between pictures and networks."""
 
 from typing import TYPE_CHECKING
 

@@ -24,20 +24,27 @@ class Denoiser:
     ) -> Prediction:
         """Predict what is in the noisy images.
 
-        z: [B, C, H, W].   t: [B], 0 < t <= 1.   condition: what the network is told beside, of B pictures.
+        z: [B, C, H, W].   t: [B], 0 < t <= 1, on `exact(z.device)`.
+        condition: what the network is told beside, of B pictures.
         rng: needed where the network has dropout and is in training mode.
         The predictions have the dtype of z, whatever precision the network computes in.
         """
         keys = rng.keys() if rng is not None and self.network.training else None
-        output = self.network(z, self.schedule.time_input(t).float(), condition, keys)
+        time = self.schedule.time_input(t).float().to(z.device)
+        output = self.network(z, time, condition, keys)
         alpha, sigma = scales(self.schedule, t, z)
         return predict(self.predicts, output.to(z.dtype), z, alpha, sigma)
 
 
 def scales(schedule: Schedule, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at t [B] as [B, 1, 1, 1] in the dtype of z, from float64."""
+    """alpha and sigma at t [B] as [B, 1, 1, 1] in the dtype of z and beside it, from float64 where t is."""
     alpha, sigma = schedule.alpha_sigma(t)
-    return alpha.to(z.dtype)[:, None, None, None], sigma.to(z.dtype)[:, None, None, None]
+    return beside(alpha, z)[:, None, None, None], beside(sigma, z)[:, None, None, None]
+
+
+def beside(numbers: Tensor, z: Tensor) -> Tensor:
+    """Numbers in the dtype and on the device of z: cast first, as the device may lack float64."""
+    return numbers.to(z.dtype).to(z.device)
 
 
 def ddim_step(pred: Prediction, s: Tensor, schedule: Schedule) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vdiff.errors import DataError, MachineError, ModelFileError, UsageError, VdiffError
 from vdiff.metrics.metric import Means, Pictures, Watch, chunks
+from vdiff.randomness import exact
 
 _BATCH = 64
 _METRICS = ("fid", "kid", "prc", "isc")
@@ -98,7 +99,8 @@ def _load(name: str, means: Means) -> Extractor:
     with _read_safely(name, means.weights):
         network = create_feature_extractor(name, sorted(set(layers.values())), **options)
     print_ = hashlib.sha256(means.weights.read_bytes()).hexdigest() if means.weights else _print_of(network)
-    return Extractor(name, network.to(means.device), layers, means.device, print_, means.watch)
+    device = exact(means.device)  # what torch-fidelity needs is not known to be there on MPS
+    return Extractor(name, network.to(device), layers, device, print_, means.watch)
 
 
 def _print_of(network: nn.Module) -> str:

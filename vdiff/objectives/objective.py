@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vdiff.config import KindSection
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.denoiser import Denoiser, beside
 from vdiff.objectives.weighting import Weighting
 from vdiff.randomness import Randomness
 
@@ -97,5 +97,5 @@ class Objective(ABC):
 
 def add_noise(x: Tensor, alpha: Tensor, sigma: Tensor, rng: Randomness) -> Tensor:
     """z = alpha x + sigma eps.   x: [B, C, H, W].   alpha, sigma: [B], of any precision."""
-    alpha, sigma = (scale.to(x.dtype)[:, None, None, None] for scale in (alpha, sigma))
+    alpha, sigma = (beside(scale, x)[:, None, None, None] for scale in (alpha, sigma))
     return torch.addcmul(alpha * x, sigma, rng.normal(*x.shape[1:]).to(x))

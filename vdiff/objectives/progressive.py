@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vdiff.config import trajectory
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.diffusion.denoiser import Denoiser, ddim_step
+from vdiff.diffusion.denoiser import Denoiser, beside, ddim_step
 from vdiff.diffusion.schedule import Schedule
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
 from vdiff.objectives.weighting import Weighting, weighted_loss
@@ -72,7 +72,7 @@ def progressive_target(
     target = torch.zeros_like(z)
     for (t, s), weight in zip(pairwise(times), rho_weights(teacher.schedule, times), strict=True):
         pred = teacher(z, t, condition)
-        target = torch.addcmul(target, weight.to(z.dtype)[:, None, None, None], pred.x)
+        target = torch.addcmul(target, beside(weight, z)[:, None, None, None], pred.x)
         z = ddim_step(pred, s, teacher.schedule)
     return target
 

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from vdiff.diffusion.denoiser import beside
+
 Weighting = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "min_snr"]
 
 MIN_SNR_GAMMA = 5.0
@@ -27,4 +29,4 @@ def weighted_loss(weighting: Weighting, x: Tensor, target: Tensor, alpha: Tensor
     Formed from x and a weight: near t = 0 the eps and v of a wrong x are huge (|dv| = |dx| / sigma).
     """
     error = (x - target).square().mean((1, 2, 3))
-    return error * _WEIGHTS[weighting]((alpha / sigma) ** 2).to(error.dtype)
+    return error * beside(_WEIGHTS[weighting]((alpha / sigma) ** 2), error)

@@ -21,7 +21,7 @@ from vdiff.images import UNSOUND
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target
 from vdiff.plan import counted
-from vdiff.randomness import Randomness
+from vdiff.randomness import Randomness, exact
 
 FRAMES = 9
 """Pictures on the way from noise to picture, noise and picture included."""
@@ -148,8 +148,8 @@ class Studio:
         x, condition = x.to(self._device), self._condition(name, len(x))
         rows = []
         for step in torch.linspace(1, number, min(number, _LEVELS)).round().int().tolist():
-            steps = torch.full((len(x),), float(step), dtype=torch.float64, device=x.device)
-            rng = Randomness.for_images(torch.tensor(self.seeds, device=x.device))
+            steps = torch.full((len(x),), float(step), dtype=torch.float64, device=exact(x.device))
+            rng = Randomness.for_images(torch.tensor(self.seeds, device=exact(x.device)))
             z = add_noise(x, *student.schedule.alpha_sigma(steps / number), rng)
             target = progressive_target(guide, z, steps, number, teacher_steps, condition)
             error = (student(z, steps / number, condition).x - target).square().mean()

@@ -19,7 +19,7 @@ from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import Schedule, sampling_times
-from vdiff.randomness import Randomness
+from vdiff.randomness import Randomness, exact
 
 Watch = Callable[[Tensor, Tensor], None]
 """Called after every step with the noisy images z and the predicted images x, each [B, C, H, W]."""
@@ -57,7 +57,7 @@ class Predict:
 
     def __call__(self, z: Tensor, t: float) -> Prediction:
         """z: [B, C, H, W], all at the time 0 < t <= 1."""
-        times = torch.full((len(z),), t, dtype=torch.float64, device=z.device)
+        times = torch.full((len(z),), t, dtype=torch.float64, device=exact(z.device))
         pred = self._denoiser(z, times, self._condition)
         if self._sampler.clip is not None:
             pred = pred.clipped(self._sampler.clip, z, *scales(self.schedule, times, z))

@@ -31,6 +31,8 @@ def resolve(wanted: Compile, device: torch.device) -> tuple[bool, str]:
 
 def lacking(device: torch.device) -> str:
     """What this machine lacks to compile; empty where it lacks nothing."""
+    if device.type == "mps":
+        return "what torch compiles for MPS is a prototype"
     if device.type == "cuda":
         return "" if find_spec("triton") else "triton is not installed"
     compiler = os.environ.get("CXX") or ("cl" if sys.platform == "win32" else "g++")

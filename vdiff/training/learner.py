@@ -63,7 +63,7 @@ class Learner:
             lr=settings.learning_rate,
             betas=settings.adam_betas,
             weight_decay=settings.weight_decay,
-            fused=True,
+            fused=machine.has_fused_step,
         )
         self._scaler = machine.scaler()
         wrapped, self._optimizer = machine.prepare(self._network, self._adam)
@@ -85,10 +85,7 @@ class Learner:
             self._scaler.unscale_(self._adam)
             norm = total_norm(self._weights)
             is_finite = torch.isfinite(norm)
-            # the fused step heeds both
-            self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
-            self._adam.grad_scale = divisor(norm, self.settings.clip_norm)  # type: ignore[attr-defined]
-            self._optimizer.step()
+            self._move(is_finite, divisor(norm, self.settings.clip_norm))
             self._forget_gradients()
             self._scaler.update()
         self.update += 1
@@ -97,6 +94,17 @@ class Learner:
                 self._average.follow(self.update, is_finite)
         self._objective.follow(self.update, is_finite)
         return torch.stack([total, norm])
+
+    def _move(self, is_finite: Tensor, by: Tensor | None) -> None:
+        """The step of the optimizer, if the gradient is finite, with the gradient divided by `by`."""
+        if self._machine.has_fused_step:  # it heeds both, and nobody waits for the device
+            self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            self._adam.grad_scale = by  # type: ignore[attr-defined]
+            self._optimizer.step()
+        elif is_finite:
+            if by is not None:
+                torch._foreach_div_([weight.grad for weight in self._weights if weight.grad is not None], by)
+            self._optimizer.step()
 
     def _forget_gradients(self) -> None:
         for weight in self._weights:
@@ -263,7 +271,8 @@ class Learner:
         adam = state["optimizer"]
         for name, weight in self._network.named_parameters():
             if f"step.{name}" in adam:
-                memory = {"step": spread(adam[f"step.{name}"]).to(weight.device, copy=True)}
+                where = weight.device if self._machine.has_fused_step else "cpu"
+                memory = {"step": spread(adam[f"step.{name}"]).to(where, copy=True)}
                 for key in ("exp_avg", "exp_avg_sq"):  # in the memory format of the weight
                     memory[key] = sharded.put(torch.empty_like(weight), spread(adam[f"{key}.{name}"]))
                 self._optimizer.state[weight] = memory

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from vdiff.cores import num_cores
 from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
+from vdiff.randomness import exact
 from vdiff.samplers import graphed
-from vdiff.training import accelerate_settings, compiling, memory, trackers
+from vdiff.training import accelerate_settings, compiling, memory, trackers, world
 from vdiff.training.processes import Processes
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
@@ -53,12 +54,17 @@ class Machine:
         image_size: of the pictures, in pixels; where it is small, `auto` is float32 on a CPU.
 
         deterministic: the same bits every time, on GPUs too; torch refuses an operation that cannot.
-        device: "cpu", "cuda", or None for the GPU where there is one.   Errors: MachineError for what it cannot do.
+        device: "cpu", "cuda", "mps", or None for the GPU where there is one.
+        Errors: MachineError for what it cannot do.
         """
-        cpu = pick_device(device).type == "cpu"
-        self.precision, self.why_precision = resolve(precision, cpu, image_size)
-        self.why_precision += "" if cpu else "; what stays float32 is multiplied in TF32"
-        self.compiles, self.why_compile = compiling.resolve(compile, pick_device(device))
+        picked = pick_device(device)
+        cpu = picked.type == "cpu"
+        if picked.type == "mps":
+            self.precision, self.why_precision = resolve_on_mps(precision)
+        else:
+            self.precision, self.why_precision = resolve(precision, cpu, image_size)
+            self.why_precision += "" if cpu else "; what stays float32 is multiplied in TF32"
+        self.compiles, self.why_compile = compiling.resolve(compile, picked)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
         if deterministic != torch.are_deterministic_algorithms_enabled():  # it imports torch's compiler, for a second
@@ -79,10 +85,17 @@ class Machine:
         """Whether this process is the one that reads, writes and draws."""
         return self.processes.is_first
 
+    @property
+    def has_fused_step(self) -> bool:
+        """Whether AdamW's fused step knows `grad_scale` and `found_inf`; that of MPS drops both without a word."""
+        return self.device.type != "mps"
+
     def described(self) -> str:
         """What computes, in words: `1 x NVIDIA H100`, `2 cores of AMD EPYC`."""
         if self.device.type == "cuda":
             return f"{self.world_size} x {torch.cuda.get_device_name(self.device)}"
+        if self.device.type == "mps":
+            return f"the GPU of {_processor()} (MPS)"
         cores = num_cores()
         return f"{cores} core{'s' * (cores != 1)} of {_processor()}"
 
@@ -165,6 +178,10 @@ class Machine:
         """A tensor of the host on the device; the host does not wait until it is there."""
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
+    def take_exact(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host where random numbers and times are computed for the device: see `exact`."""
+        return self.take(tensor) if exact(self.device) == self.device else tensor
+
     def least(self, number: int) -> int:
         """The smallest number of any process; every process must ask."""
         given = torch.tensor([number], device=self.device)
@@ -205,6 +222,8 @@ class Machine:
         """Give memory back that torch keeps for later."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if self.device.type == "mps":
+            torch.mps.empty_cache()
 
     @contextlib.contextmanager
     def trackers(
@@ -251,15 +270,24 @@ def _nobody() -> contextlib.AbstractContextManager[Trackers]:
 def pick_device(name: str | None) -> torch.device:
     """The device with this name, or the GPU where there is one and ACCELERATE_USE_CPU does not say otherwise.
 
-    Errors: UsageError, MachineError.
+    That of a Mac is for one process alone.   Errors: UsageError, MachineError.
     """
-    if name not in (None, "cpu", "cuda"):
-        raise UsageError(f"there is no device `{name}`", "choose cpu or cuda", "--device")
+    if name not in (None, "cpu", "cuda", "mps"):
+        raise UsageError(f"there is no device `{name}`", "choose cpu, cuda or mps", "--device")
+    has_mps, is_alone = torch.backends.mps.is_available(), world.read_or_alone().size == 1
+    if name == "mps" and not has_mps:
+        raise MachineError("there is no MPS device", "leave out `--device mps`: only Macs have one", "--device")
+    if name == "mps" and not is_alone:
+        raise MachineError("several processes cannot compute on MPS", "start one, or use `--device cpu`", "--device")
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("there is no CUDA device", "leave out `--device cuda`, or mend the GPU's driver", "--device")
     if name is None and accelerate_settings.wants_cpu():
         return torch.device("cpu")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name is None and torch.cuda.is_available():
+        return torch.device("cuda")
+    if name is None and has_mps and is_alone:
+        return torch.device("mps")
+    return torch.device(name or "cpu")
 
 
 def _processor() -> str:
@@ -284,6 +312,18 @@ def resolve(precision: Precision, cpu: bool, image_size: int | None = None) -> t
     if not has_it:
         fix = f"set `precision: {'bf16' if has_bf16 else 'fp32'}`, which it can do, or `precision: auto`"
         raise MachineError(f"this {unit} does not multiply {precision}", fix, "precision")
+    return precision, "the recipe says so"
+
+
+def resolve_on_mps(precision: Precision) -> tuple[Arithmetic, str]:
+    """The same for the GPU of a Mac.   Errors: MachineError."""
+    if precision == "auto":
+        return "fp32", "what bf16 gains on MPS is not measured yet"
+    if precision == "fp16":  # it needs a scaled loss, which nobody has seen work there
+        raise MachineError("vdiff does not compute in fp16 on MPS", "set `precision: auto`, or bf16", "precision")
+    if precision == "bf16" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        problem = "before macOS 14, MPS does not multiply bf16"
+        raise MachineError(problem, "set `precision: fp32`, or `precision: auto`", "precision")
     return precision, "the recipe says so"
 
 
