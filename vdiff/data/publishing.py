@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vdiff import lock, whole_folder
-from vdiff.data.opened import FILE
+from vdiff import lock, os_files, whole_folder
+from vdiff.data.opened import FILE, forget
 from vdiff.data.store import ImageStore, is_store
 from vdiff.errors import DataError, MachineError
 from vdiff.ours import Kind, is_picture
@@ -28,6 +28,10 @@ def publish(folder: Path, place: Path) -> None:
     with writing(place):
         for path in (*folder.iterdir(), folder):
             flush_one(path)
+        if os_files.OPEN_FILES_STAY_IN_PLACE:  # whoever reads from one opens it again
+            for store in (folder, place):
+                if is_store(store):
+                    forget(store)
         whole_folder.publish(folder, place, STORE)
     tidy(place)
 

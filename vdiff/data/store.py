@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -250,7 +251,9 @@ class StoreWriter:
         self._environment.close()
         file = self.path / FILE
         # LMDB does not write pages at the end that were freed again at once: the file would look cut off.
-        if file.stat().st_size < (whole := lmdb_pages.whole_size(file)):
+        # On Windows it makes the file as large as the map.
+        size, whole = file.stat().st_size, lmdb_pages.whole_size(file)
+        if size < whole or (sys.platform == "win32" and size > whole):
             os.truncate(file, whole)
 
     def _try_commit(self, records: Mapping[str, bytes | None]) -> bool:

@@ -88,7 +88,7 @@ class Machine:
     @property
     def has_fused_step(self) -> bool:
         """Whether AdamW's fused step knows `grad_scale` and `found_inf`; that of MPS drops both without a word."""
-        return self.device.type != "mps"
+        return bool(self.device.type != "mps")
 
     def described(self) -> str:
         """What computes, in words: `1 x NVIDIA H100`, `2 cores of AMD EPYC`."""
