@@ -43,7 +43,7 @@ def compared(folder: Path, count: int) -> dict[int, tuple[float, int, int]]:
             range(count),
             card.shape,
             card.num_steps,
-            model_steps=card.model_steps,
+            model_steps=card.times,
             condition=of_seeds(range(count), card.num_classes),
             batch_size=size,
         )

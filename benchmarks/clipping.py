@@ -53,7 +53,7 @@ def pictures(model: Checkpoint, sampler: Sampler) -> torch.Tensor:
     """NUM_SAMPLES pictures of a model at its own number of steps, uint8."""
     card = model.card
     arguments = (model.denoiser, sampler, range(NUM_SAMPLES), card.shape, card.num_steps)
-    return to_uint8(draw(*arguments, model_steps=card.model_steps, batch_size=256))
+    return to_uint8(draw(*arguments, model_steps=card.times, batch_size=256))
 
 
 def spread(images: torch.Tensor) -> float:

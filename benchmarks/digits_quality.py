@@ -51,7 +51,7 @@ def distance(measure: PixelFrechet, model: checkpoint.Checkpoint, num_steps: int
     """The Frechet distance of a model sampled in `num_steps` steps."""
     card = model.card
     arguments = (model.denoiser, Ddim(), range(NUM_SAMPLES), card.shape, num_steps)
-    return measure.distance(to_float(to_uint8(draw(*arguments, model_steps=card.model_steps, batch_size=256))))
+    return measure.distance(to_float(to_uint8(draw(*arguments, model_steps=card.times, batch_size=256))))
 
 
 def floor(measure: PixelFrechet, reference: torch.Tensor) -> float:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from tests.full_disk import full_disk
-from vdiff import checkpoint, whole_folder
+from vdiff import checkpoint, model_card, whole_folder
 from vdiff.checkpoint import ModelCard
 from vdiff.config import Section
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
-from vdiff.errors import DivergedError, MachineError, ModelFileError
+from vdiff.errors import DivergedError, MachineError, ModelFileError, UsageError
 from vdiff.model_card import MODEL
 from vdiff.networks.unet import UNetSection
 from vdiff.randomness import Randomness
@@ -47,7 +47,6 @@ def card(kind: str = "cosine", predicts: str = "v", grid: int = 64, **more: Any)
         "name": "base_2",
         "stage": 3,
         "num_steps": 8,
-        "is_distilled": True,
         "updates": 5,
         "shape": (1, SIZE, SIZE),
         "num_classes": 0,
@@ -58,7 +57,9 @@ def card(kind: str = "cosine", predicts: str = "v", grid: int = 64, **more: Any)
         "parent": {"name": "base_1", "num_steps": 16, "hash": "0" * 64},
         "trajectory": {"train.adam_betas": (0.9, 0.99), "seed": 0},
     }
-    return ModelCard(**{**facts, **more})
+    facts |= more
+    facts.setdefault("times", facts["num_steps"] if facts["parent"] else None)
+    return ModelCard(**facts)
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_a_model_comes_back_as_it_was(folder: Path) -> None:
     assert not any(weight.requires_grad for weight in loaded.denoiser.network.parameters())
     assert loaded.denoiser.predicts == "v"
     assert loaded.card == checkpoint.read_card(folder)
-    assert (loaded.card.name, loaded.card.num_steps, loaded.card.model_steps) == ("base_2", 8, 8)
+    assert (loaded.card.name, loaded.card.num_steps, loaded.card.times) == ("base_2", 8, 8)
     assert loaded.card.shape == (1, SIZE, SIZE)
     assert loaded.card.trajectory == {"train.adam_betas": [0.9, 0.99], "seed": 0}
     assert loaded.card.made_by.startswith("vdiff ")
@@ -143,8 +144,8 @@ def test_a_folder_without_its_mark_is_no_model(folder: Path) -> None:
 
 
 def test_a_newer_format_is_refused_with_its_maker(folder: Path) -> None:
-    rewritten(folder, lambda content: content.update(format=2, made_by="vdiff 9.9"))
-    with pytest.raises(ModelFileError, match=r"format 2, made by vdiff >= 9\.9; this vdiff knows up to 1") as found:
+    rewritten(folder, lambda content: content.update(format=3, made_by="vdiff 9.9"))
+    with pytest.raises(ModelFileError, match=r"format 3, made by vdiff >= 9\.9; this vdiff knows up to 2") as found:
         checkpoint.load(folder)
     assert "upgrade" in found.value.fix
 
@@ -285,7 +286,7 @@ def test_diffusers_opens_the_folder_and_draws_the_same_pictures(
     kind: str,
     predicts: Predicts,
 ) -> None:
-    told = card(kind, predicts, 1024, is_distilled=False)
+    told = card(kind, predicts, 1024, parent=None)
     checkpoint.save(tmp_path / "m", told, denoiser(kind, predicts, 1024))
     model = checkpoint.load(tmp_path / "m").denoiser
     pipeline = pipeline_of(tmp_path / "m")
@@ -316,3 +317,98 @@ def test_diffusers_draws_the_same_with_a_model_that_predicts_eps(
                 z = pipeline.scheduler.step(pipeline.unet(z, time).sample, time, z).prev_sample
         found = ours(model, num_steps)
         assert (found - z).abs().max() < 1e-4 * found.abs().max()
+
+
+OF_FORMAT_1 = [
+    "name",
+    "stage",
+    "num_steps",
+    "is_distilled",
+    "updates",
+    "shape",
+    "num_classes",
+    "num_parameters",
+    "network",
+    "diffusion",
+    "recipe",
+    "parent",
+    "data",
+    "trajectory",
+    "versions",
+    "made_by",
+    "format",
+    "files",
+]
+"""The keys of a mark of format 1, in their order, as version 0.1 wrote them; the checksum of the mark itself aside."""
+
+
+@pytest.mark.parametrize("is_student", [True, False])
+def test_a_model_that_an_older_vdiff_would_understand_is_written_for_it(tmp_path: Path, is_student: bool) -> None:
+    told = card() if is_student else card(parent=None)
+    checkpoint.save(tmp_path / "m", told, denoiser())
+    content = json.loads((tmp_path / "m/vdiff.json").read_text())
+    assert [name for name in content if name in OF_FORMAT_1] == OF_FORMAT_1
+    assert not {"times", "sampler", "guidance", "is_denoiser", "codec"} & content.keys()
+    assert (content["format"], content["is_distilled"]) == (1, is_student)
+    assert checkpoint.read_card(tmp_path / "m").times == (8 if is_student else None)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        {"times": 64},
+        {"times": None},
+        {"times": 8, "parent": None},
+        {"sampler": {"kind": "ancestral"}},
+        {"guidance": {"kind": "classifier_free", "scale": 3.0}},
+        {"is_denoiser": False},
+        {"codec": "vae"},
+        {"codec": {"kind": "vae", "scale": 0.18}},
+    ],
+    ids=str,
+)
+def test_what_an_older_vdiff_would_misunderstand_is_refused_by_it(tmp_path: Path, new: dict[str, Any]) -> None:
+    checkpoint.save(tmp_path / "m", card(**new), denoiser())
+    content = json.loads((tmp_path / "m/vdiff.json").read_text())
+    assert content["format"] == 2
+    assert "is_distilled" not in content
+    found = checkpoint.read_card(tmp_path / "m")
+    assert {name: getattr(found, name) for name in new} == new
+    assert model_card.parse(model_card.content(found), tmp_path) == found
+
+
+def test_a_model_with_a_codec_or_guidance_that_is_not_known_here_is_not_drawn_with(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "coded", card(codec={"kind": "vae"}), denoiser())
+    checkpoint.save(tmp_path / "guided", card(guidance={"kind": "free"}), denoiser())
+    with pytest.raises(ModelFileError, match="needs the codec `vae`"):
+        checkpoint.load(tmp_path / "coded")
+    with pytest.raises(ModelFileError, match="meant to be guided"):
+        checkpoint.load(tmp_path / "guided")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"times": 4}, "knows 4 times and is meant for 8 steps"),
+        ({"times": 0}, "`times`"),
+        ({"sampler": {"eta": 1}}, "`sampler`"),
+        ({"codec": {}}, "`codec"),
+        ({"is_denoiser": "yes"}, "`is_denoiser`"),
+    ],
+)
+def test_a_card_that_contradicts_itself_is_damaged(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+    folder = tmp_path / "m"
+    checkpoint.save(folder, card(times=64), denoiser())
+    rewritten(folder, lambda content: content.update(change))
+    with pytest.raises(ModelFileError, match="is damaged") as found:
+        checkpoint.read_card(folder)
+    assert problem in found.value.problem
+
+
+def test_more_steps_than_times_are_refused_by_what_the_card_says() -> None:
+    model_card.check_steps(card(times=64), 64, "m")
+    model_card.check_steps(card(parent=None), 10_000, "m")
+    with pytest.raises(UsageError, match="`m` knows the 64 times i / 64 only"):
+        model_card.check_steps(card(times=64), 65, "m")
+    with pytest.raises(UsageError, match="`m` was distilled to 8 steps and knows no times between them"):
+        model_card.check_steps(card(), 9, "m")

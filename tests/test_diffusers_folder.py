@@ -80,14 +80,14 @@ def test_diffusers_tells_the_number_of_steps_of_a_student_when_it_is_opened(
     diffusers.DDIMPipeline.from_pretrained(tmp_path / "base_2")
     assert "'num_inference_steps': 8" in said.text
     said.clear()
-    checkpoint.save(tmp_path / "original", card(name="original", is_distilled=False, parent=None), denoiser())
+    checkpoint.save(tmp_path / "original", card(name="original", parent=None), denoiser())
     diffusers.DDIMPipeline.from_pretrained(tmp_path / "original")
     assert said.text == "", "a base network can be drawn with in any number of steps"
 
 
 def test_a_readme_promises_no_steps_that_diffusers_cannot_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers knows whole times of the grid only, and refuses more steps than there are."""
-    base = {"is_distilled": False, "parent": None}
+    base = {"parent": None}
     checkpoint.save(tmp_path / "original", card(grid=4, num_steps=8, name="original", **base), denoiser(grid=4))
     assert len(run_readme(tmp_path / "original", monkeypatch)) == 4
     assert "at most 4 steps" in (tmp_path / "original/README.md").read_text()

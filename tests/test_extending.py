@@ -74,12 +74,18 @@ def test_it_trains_distills_samples_measures_and_is_told_of(here: Path, capsys: 
         vdiff("sample", "--device", "cpu", "--checkpoint", model, "--out", f"{model}.png", "-n", "4", *sampler)
         with Image.open(here / f"{model}.png") as picture:
             assert np.array(picture).std() > 0
+    base, student = (checkpoint.read_card(here / "runs/example" / name) for name in ("original", "base_0"))
+    assert (base.num_steps, base.times, base.is_denoiser, base.format) == (4, 8, False, 2)
+    assert (student.num_steps, student.times, student.is_denoiser, student.format) == (2, 2, True, 1)
     vdiff("evaluate", "--device", "cpu", "--n", "40", "--metrics", "agreement,brightness")
     table = json.loads((here / "runs/example/evaluation/table.json").read_text())
     assert all("brightness" in row["metrics"] for row in table["rows"])
     capsys.readouterr()
     vdiff("inspect", "runs/example/base_1", changes=[])
     assert "dit" in capsys.readouterr().out
+    vdiff("inspect", "runs/example/original", changes=[])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "times 8, which are i / 8 predictions one picture of those that fit" in said
     vdiff("report", "--device", "cpu", "--out", "report.html", changes=[])
     assert "Brightness" in (here / "report.html").read_text("utf-8")
 
@@ -123,6 +129,14 @@ def test_its_metric_of_pairs_goes_wherever_agreement_goes(here: Path, capsys: py
 def rows_of(here: Path) -> list[dict[str, Any]]:
     table: dict[str, Any] = json.loads((here / "runs/example/evaluation/table.json").read_text())
     return list(table["rows"])
+
+
+def test_a_base_is_not_asked_for_more_steps_than_its_objective_knows(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vdiff("recipes", "check", changes=["distill.start_steps=16"], code=2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "with `consistency_toy` the base knows 8 times, and `distill.start_steps` wants 16 steps of it" in said
 
 
 def test_a_stopped_run_of_it_has_the_bits_of_an_unbroken_one(here: Path) -> None:

@@ -26,13 +26,21 @@ def here(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_there_is_one_for_every_format_and_all_are_small() -> None:
     assert {"format_1", f"format_{FORMAT}"} <= set(VERSIONS)
-    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 300_000
+    for version in VERSIONS:
+        assert sum(path.stat().st_size for path in (GOLDEN / version).rglob("*") if path.is_file()) < 200_000, version
 
 
 def test_a_golden_model_is_whole_and_draws_what_it_drew(here: Path) -> None:
     folder = here / "runs/golden/original"
     assert checkpoint.damage(folder) == []
     assert pictures(folder) == pytest.approx(json.loads(Path("pictures.json").read_text())["original"], abs=2e-3)
+
+
+def test_a_golden_model_knows_the_times_that_its_card_says() -> None:
+    """To format 1, a base knew all times; the new fields mean what an older vdiff did with every model."""
+    cards = {version: checkpoint.read_card(GOLDEN / version / "runs/golden/original") for version in VERSIONS}
+    assert [(card.times, card.is_denoiser) for card in cards.values()] == [(None, True), (16, False)]
+    assert {(card.sampler, card.guidance, card.codec) for card in cards.values()} == {(None, None, "pixel")}
 
 
 def test_a_golden_run_goes_on_from_its_save(here: Path) -> None:

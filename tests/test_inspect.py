@@ -50,7 +50,7 @@ def save(run: Path, stage: int, teacher: ModelCard | None, seed: int) -> ModelCa
         name=NAMES[stage],
         stage=stage,
         num_steps=4 >> stage,
-        is_distilled=teacher is not None,
+        times=None if teacher is None else 4 >> stage,
         updates=10 if stage else 100,
         shape=(1, 8, 8),
         num_classes=0,

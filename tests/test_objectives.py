@@ -372,7 +372,7 @@ def checkpoint_of(denoiser: Denoiser) -> Checkpoint:
         name="teacher",
         stage=0,
         num_steps=NUM_STEPS * TEACHER_STEPS,
-        is_distilled=False,
+        times=None,
         updates=1,
         shape=(1, 1, 1),
         num_classes=0,

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vdiff.cli import main
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.drawing.drawing import ranges
+from vdiff.drawing.pictures import draw_with
 from vdiff.images import to_float, to_uint8
 from vdiff.objectives.objective import Task
 from vdiff.randomness import Randomness
@@ -53,7 +55,7 @@ def save(run: Path, name: str, steps: int, network: torch.nn.Module, stage: int)
         name=name,
         stage=stage,
         num_steps=steps,
-        is_distilled=stage > 0,
+        times=steps if stage else None,
         updates=1,
         shape=(3, 8, 8),
         num_classes=2,
@@ -459,3 +461,49 @@ def test_a_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads(said.out) == {"out": "x.png", "num_images": 2, "dry_run": True}
     assert "would draw 2 pictures" in said.err
     assert sorted(here.rglob("*")) == before
+
+
+def advise(folder: Path, sampler: dict[str, Any]) -> None:
+    model = checkpoint.load(folder)
+    checkpoint.save(folder, replace(model.card, sampler=sampler), model.denoiser)
+
+
+@pytest.mark.parametrize(
+    ("asked", "in_recipe", "used"),
+    [
+        ([], "", "ancestral mix=0.0"),
+        (["--variance", "large"], "", "ancestral mix=1.0"),
+        (["--sampler", "ddim"], "", "ddim eta=0.0"),
+        ([], "sampler: ddim, ", "ddim eta=0.0"),
+    ],
+)
+def test_a_model_is_drawn_with_by_the_sampler_that_it_is_meant_for_where_none_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], asked: list[str], in_recipe: str, used: str
+) -> None:
+    advise(here / "runs/tiny/base_0", {"kind": "ancestral", "variance": "small"})
+    recipe = here / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("sample: {", "sample: {" + in_recipe))
+    sample("--out", "x.png", "-n", "2", *asked)
+    with Image.open("x.png") as picture:
+        assert picture.text["vdiff.sampler"] == used  # type: ignore[attr-defined]
+
+
+def test_a_sampler_that_is_not_there_is_told_and_another_can_be_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advise(here / "runs/tiny/base_0", {"kind": "strange"})
+    sample("--out", "x.png", code=4)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "unknown kind `strange` of sampler" in said
+    assert "--sampler" in said
+    sample("--out", "x.png", "-n", "2", "--sampler", "ddim")
+    advise(here / "runs/tiny/base_1", {"kind": "ddim", "eta": "much"})
+    sample("--out", "y.png", model="base_1", code=4)
+
+
+def test_without_a_word_a_page_draws_with_the_sampler_that_a_model_is_meant_for(here: Path) -> None:
+    folder = here / "runs/tiny/base_0"
+    plain = draw_with(checkpoint.load(folder), [1, 2])
+    assert torch.equal(plain, draw_with(checkpoint.load(folder), [1, 2], sampler=Ddim()))
+    advise(folder, {"kind": "ancestral"})
+    assert not torch.equal(plain, draw_with(checkpoint.load(folder), [1, 2]))

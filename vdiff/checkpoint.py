@@ -4,7 +4,7 @@ import errno
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vdiff import __version__, diffusers_folder, model_card, whole_folder
+from vdiff import __version__, diffusers_folder, distribution, model_card, whole_folder
 from vdiff.data.codec import PIXELS, Codec, codec_of
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
@@ -22,7 +22,7 @@ from vdiff.diffusion.schedule import Schedule
 from vdiff.errors import DivergedError, ModelFileError, UsageError
 from vdiff.headers.facts import FormatError
 from vdiff.headers.safetensors_header import read_header
-from vdiff.model_card import CONFIG, MARK, MODEL, WEIGHTS, ModelCard, damage, is_model_folder, read_card
+from vdiff.model_card import CONFIG, MARK, MODEL, PIXELS, WEIGHTS, ModelCard, damage, is_model_folder, read_card
 from vdiff.networks import NETWORKS
 from vdiff.networks.sharded import on_host
 from vdiff.recipe import DiffusionSection
@@ -100,8 +100,8 @@ def save(
         told = diffusers_folder.readme(card, denoiser, has_picture=(target / "samples.png").exists())
         (target / diffusers_folder.README).write_text(told, encoding="utf-8", newline="\n")
 
-    facts = {**asdict(card), "versions": _versions(), "made_by": f"vdiff {__version__}"}
-    facts.pop("files")
+    told = replace(card, versions=_versions(), made_by=f"vdiff {__version__}")
+    facts = {name: value for name, value in model_card.content(told).items() if name != "files"}
     unlisted = (diffusers_folder.README,)
     return model_card.parse(whole_folder.write(folder, MODEL, facts, fill, num_bytes(weights), unlisted), folder)
 
@@ -116,6 +116,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
             "copy it again from where it came from, or make this stage again with --force",
             "; ".join(found[:3]),
         )
+    _check_known(card, folder)
     schedule, predicts = _diffusion(card, folder)
     network = _network(card, folder).to(device).eval().requires_grad_(False)
     return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
@@ -126,6 +127,7 @@ def outline(card: ModelCard, config: Mapping[str, Any], folder: Path) -> Checkpo
 
     folder: what messages call it.   Errors: ModelFileError.
     """
+    _check_known(card, folder)
     schedule, predicts = _diffusion(card, folder)
     network = _section(card, folder).restore(config).eval().requires_grad_(False)
     return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
@@ -175,6 +177,17 @@ def _check_header(path: Path, expected: Mapping[str, Sequence[int]] | None) -> N
 
 
 _REAL = ("float16", "bfloat16", "float32", "float64")
+
+
+def _check_known(card: ModelCard, folder: Path) -> None:
+    """Refuse a model of which this vdiff would draw something else than it was made for."""
+    if card.codec != PIXELS:
+        kind = card.codec if isinstance(card.codec, str) else card.codec["kind"]
+        problem = f"`{folder}` needs the codec `{kind}`, and this vdiff knows pixels only"
+        raise ModelFileError(problem, distribution.UPGRADE, folder / MARK)
+    if card.guidance is not None:
+        problem = f"`{folder}` is meant to be guided (`{card.guidance['kind']}`), which this vdiff cannot do"
+        raise ModelFileError(problem, distribution.UPGRADE, folder / MARK)
 
 
 def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:

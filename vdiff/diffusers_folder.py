@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.model_card import ModelCard
+from vdiff.model_card import PIXELS, ModelCard
 
 README = "README.md"
 """Not among the files that a model folder vouches for: people complete it before they publish a model."""
@@ -31,7 +31,7 @@ def model_index(card: ModelCard, network: nn.Module) -> dict[str, Any] | None:
     takes any scheduler.
     """
     name = class_of(network)
-    if name is None:
+    if name is None or not _is_drawn_by_ddim(card):
         return None
     return {
         "_class_name": "ConsistencyModelPipeline" if card.num_classes else "DDIMPipeline",
@@ -48,7 +48,7 @@ def scheduler_config(card: ModelCard, denoiser: Denoiser) -> dict[str, Any]:
     way to be told of the number of steps there, as its pipelines have a default of their own.
     """
     kinds = {"v": "v_prediction", "x": "sample", "eps": "epsilon"}
-    steps = {"num_inference_steps": card.num_steps} if card.is_distilled else {}
+    steps = {"num_inference_steps": card.num_steps} if card.times is not None else {}
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": _VERSION,
@@ -74,7 +74,7 @@ def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:
     kind = {1: "grey", 3: "colour", 4: "RGBA"}.get(channels, f"{channels}-channel")
     steps = f"{card.num_steps} step{'s' * (card.num_steps != 1)}"
     parts = [
-        _front_matter(class_of(network)),
+        _front_matter(class_of(network) if _is_drawn_by_ddim(card) else None),
         f"# {card.name}",
         f"Draws {kind} pictures of {width} x {height} pixels in **{steps}**. {_origin(card)}",
     ]
@@ -92,6 +92,8 @@ def _front_matter(class_name: str | None) -> str:
 
 
 def _origin(card: ModelCard) -> str:
+    if card.parent is None and card.times is not None:
+        return f"It learned from pictures, and knows the {card.times:,} times i / {card.times} only."
     if card.parent is None:
         return "A base network: it can be drawn with in any number of steps, and fewer make worse pictures."
     teacher = f"`{card.parent['name']}`, which needs {card.parent['num_steps']}"
@@ -103,7 +105,9 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
     if class_name is None:
         told = f"diffusers does not know this network (`{card.network}`); vdiff does, with the package that brings it:"
         return [told, with_vdiff]
-    if card.is_distilled and grid % card.num_steps:
+    if not _is_drawn_by_ddim(card):
+        return ["It has a sampler of its own, which diffusers does not know; vdiff does:", with_vdiff]
+    if card.times is not None and grid % card.num_steps:
         told = (
             f"diffusers knows the whole times of the schedule's grid only, of which there are {grid:,}, and "
             f"{card.num_steps:,} steps lie between them: it draws other pictures, or none. vdiff knows all:"
@@ -123,7 +127,7 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
         f"pictures = pipeline(batch_size={count}, {labels}num_inference_steps={num_steps}).images",
     ]
     texts = ["```python\n" + "\n".join(code) + "\n```"]
-    if card.is_distilled:
+    if card.times is not None:
         texts.append(
             f"`num_inference_steps={card.num_steps}` belongs to this model. With any other number, and with the "
             "default of diffusers, it draws wrong pictures without a complaint."
@@ -138,9 +142,14 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
     return [*texts, "Or with vdiff:", with_vdiff]
 
 
+def _is_drawn_by_ddim(card: ModelCard) -> bool:
+    """What diffusers' pipelines do with it; `eta` and clipping would be the caller's to pass on."""
+    return card.sampler in (None, {"kind": "ddim"}) and card.guidance is None and card.codec == PIXELS
+
+
 def _facts(card: ModelCard) -> str:
     rows = {
-        "sampler": f"DDIM, {card.num_steps} steps",
+        "sampler": f"{card.sampler['kind'] if card.sampler else 'DDIM'}, {card.num_steps} steps",
         "parameters": f"{card.num_parameters:,}",
         "updates": f"{card.updates:,}",
         "predicts": str(card.diffusion.get("predicts", "?")),

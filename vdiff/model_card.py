@@ -2,17 +2,20 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, TypeAdapter, ValidationError
 
 from vdiff import distribution, whole_folder
-from vdiff.errors import ModelFileError
+from vdiff.errors import ModelFileError, UsageError
 from vdiff.ours import Kind, beginning, is_picture
 
-FORMAT = 1
+FORMAT = 2
+"""The newest that is known here. What format 1 can say is written as format 1, so that older versions open it too."""
+PIXELS = "pixel"
+"""The codec of networks that see the pixels themselves."""
 MARK = "vdiff.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 CONFIG = "unet/config.json"
@@ -51,6 +54,16 @@ class _Parent(BaseModel):
     hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+def _named(value: dict[str, Any]) -> dict[str, Any]:
+    """A section of a recipe, of some kind; what else is in it is checked by whoever uses it."""
+    _KIND.validate_python(value.get("kind"))
+    return value
+
+
+_KIND: TypeAdapter[str] = TypeAdapter(Name)
+Named = Annotated[dict[str, Any], AfterValidator(_named)]
+
+
 def _parent(value: dict[str, Any]) -> dict[str, Any]:
     try:
         return _Parent.model_validate(value).model_dump()
@@ -62,7 +75,10 @@ def _parent(value: dict[str, Any]) -> dict[str, Any]:
 class ModelCard:
     """What a model folder says about itself.
 
-    num_steps: the sampler steps it is meant for.   is_distilled: whether it knows the times i / num_steps only.
+    num_steps: the sampler steps it is meant for.   times: it knows the times i / times only; None for all times.
+    sampler: the one it is meant for, as a section of a recipe; None for DDIM.   guidance: likewise; None for none.
+    is_denoiser: whether it predicts the mean of all pictures that fit a noisy one, and not one of them.
+    codec: between its pictures and what the network sees, a kind or a section.
     shape: (C, H, W) of its pictures.   num_classes: 0 without labels.   parent: the teacher's name, steps and hash.
     recipe: the YAML text.   trajectory: every value that shaped the weights.   files: {path: {size, sha256}}.
     """
@@ -70,7 +86,7 @@ class ModelCard:
     name: Name
     stage: Count
     num_steps: Positive
-    is_distilled: StrictBool
+    times: Positive | None
     updates: Count
     shape: tuple[Positive, Positive, Positive]
     num_classes: Count
@@ -84,7 +100,10 @@ class ModelCard:
     versions: dict[Word, Word] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
     made_by: Word = ""
-    format: int = FORMAT
+    sampler: Named | None = None
+    guidance: Named | None = None
+    is_denoiser: StrictBool = True
+    codec: Name | Named = PIXELS
 
     @property
     def hash(self) -> str:
@@ -92,14 +111,50 @@ class ModelCard:
         return str(self.files[WEIGHTS]["sha256"])
 
     @property
-    def model_steps(self) -> int | None:
-        """The grid of times that the model knows, None for all times."""
-        return self.num_steps if self.is_distilled else None
+    def is_distilled(self) -> bool:
+        """Whether it learned from a teacher; which times it knows, `times` says."""
+        return self.parent is not None
+
+    @property
+    def format(self) -> int:
+        """The oldest format that can say all of it.
+
+        To format 1, a model is either a student that knows the times i / num_steps, or a base that knows all; it is
+        drawn with by DDIM, without guidance, and in pixels.
+        """
+        usual_times = self.num_steps if self.is_distilled else None
+        is_usual = self.times == usual_times and self.is_denoiser and self.codec == PIXELS
+        return 1 if is_usual and self.sampler is None and self.guidance is None else 2
 
     @property
     def num_bytes(self) -> int:
         """Of all its files together, as they were written."""
         return sum(entry["size"] for entry in self.files.values())
+
+
+def content(card: ModelCard) -> dict[str, Any]:
+    """What the mark of a model folder holds, in the oldest format that can say it; `parse` takes it back."""
+    facts = asdict(card)
+    if card.format == 1:
+        facts = {_IN_FORMAT_1.get(name, name): value for name, value in facts.items() if name not in _SINCE_FORMAT_2}
+        facts["is_distilled"] = card.times is not None
+    return {**facts, "format": card.format}
+
+
+_SINCE_FORMAT_2 = ("sampler", "guidance", "is_denoiser", "codec")
+_IN_FORMAT_1 = {"times": "is_distilled"}
+
+
+def check_steps(card: ModelCard, num_steps: int, name: str) -> None:
+    """UsageError for more sampler steps than the times that a model knows.   name: what messages call it."""
+    if card.times is None or num_steps <= card.times:
+        return
+    if card.times == card.num_steps:
+        steps = f"{card.num_steps} step{'s' * (card.num_steps != 1)}"
+        problem = f"`{name}` was distilled to {steps} and knows no times between them"
+    else:
+        problem = f"`{name}` knows the {card.times:,} times i / {card.times} only"
+    raise UsageError(problem, f"ask for at most {card.times} steps, or take a model with more", "--steps")
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -141,13 +196,18 @@ def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
         problem = f"`{folder}` has format {found}, made by {maker}; this vdiff knows up to {FORMAT}"
         raise ModelFileError(problem, distribution.UPGRADE, path)
     fix = "take another folder, or make this one again"
-    if found != FORMAT:
+    if type(found) is not int or found < 1:
         raise ModelFileError(f"`{path}` is damaged: it does not say its format", fix, path)
     known = {name: content[name] for name in ModelCard.__dataclass_fields__ if name in content}
+    if found == 1:
+        known = _since_format_1(known, content, path)
     try:
         card = _CARD.validate_python(known)
     except ValidationError as err:
         raise ModelFileError(f"`{path}` is damaged: {_first(err)}", fix, path) from err
+    if card.times is not None and card.num_steps > card.times:
+        told = f"it knows {card.times} times and is meant for {card.num_steps} steps"
+        raise ModelFileError(f"`{path}` is damaged: {told}", fix, path)
     missing = {WEIGHTS, CONFIG} - card.files.keys()
     if missing:
         raise ModelFileError(f"`{path}` is damaged: it does not list `{min(missing)}`", fix, path)
@@ -155,6 +215,16 @@ def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
 
 
 _CARD = TypeAdapter(ModelCard)
+
+
+def _since_format_1(known: dict[str, Any], content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What format 1 says, in the words of today: to it, a model knew all times or those of its own steps."""
+    is_distilled = content.get("is_distilled")
+    if not isinstance(is_distilled, bool):
+        fix = "take another folder, or make this one again"
+        raise ModelFileError(f"`{path}` is damaged: `is_distilled` is neither true nor false", fix, path)
+    times = known.get("num_steps") if is_distilled else None
+    return {**{name: value for name, value in known.items() if name not in _SINCE_FORMAT_2}, "times": times}
 
 
 def _first(err: ValidationError) -> str:

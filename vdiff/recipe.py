@@ -220,6 +220,18 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        steps = self.distill.start_steps
+        times = self.train.objective.known_times(steps)
+        if times is not None and times < steps:
+            kind = self.train.objective.kind
+            raise ValueError(
+                f"`train.objective`: with `{kind}` the base knows {times:,} times, and `distill.start_steps` wants "
+                f"{steps:,} steps of it; `--set distill.start_steps={times}` fits"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_targets(self) -> Self:
         try:
             check_chain(self.diffusion.schedule.build(), self.distill.steps())

@@ -109,6 +109,10 @@ def built(stage: Stage, teacher: Denoiser | None) -> Objective:
 
 def _check_targets(stage: Stage, teacher: Checkpoint) -> None:
     """The recipe was checked with its own schedule, but a student has its teacher's."""
+    times = teacher.card.times
+    if times is not None and times % stage.start_steps:
+        problem = f"`{teacher.folder}` knows the times i / {times} only, not all of its {stage.start_steps} steps"
+        raise UsageError(problem, "take a number of steps that divides them, or another teacher", "--from")
     try:
         check_chain(teacher.denoiser.schedule, (stage.start_steps, stage.num_steps))
     except ValueError as err:

@@ -91,6 +91,7 @@ class StageRun:
         self._stage, self._teacher, self._images, self._learner = stage, teacher, images, learner
         self._codec = codec_for(teacher)
         self._num_classes = num_classes(self._recipe, teacher)
+        self._times = stage.settings.objective.known_times(stage.num_steps)
         self._saves = self._run.saves(stage.name)
         before = [self._recipe.train, *map(self._recipe.distill.settings, self._recipe.distill.steps()[1:])]
         self._offset = sum(settings.updates for settings in before[: stage.index])
@@ -285,8 +286,8 @@ class StageRun:
 
         Errors: DivergedError, in every process, for pictures that hold NaN or Inf.
         """
-        steps, model_steps = min(self._stage.num_steps, PREVIEW_STEPS), self._stage.num_steps if self._teacher else None
-        pictures = self._pictures(denoiser, steps, model_steps, self._recipe.sample.num_images)
+        steps, times = min(self._stage.num_steps, PREVIEW_STEPS), self._times
+        pictures = self._pictures(denoiser, steps, times, self._recipe.sample.num_images)
         return grid(self._codec.decode(pictures, self._stage.name), scale=max(1, 32 // self._images.shape[-1]))
 
     def _pictures(self, denoiser: Denoiser, num_steps: int, model_steps: int | None, count: int) -> Tensor:
@@ -312,12 +313,12 @@ class StageRun:
             return self._machine.share_out(share, count)
 
     def _card(self, result: Denoiser) -> ModelCard:
-        teacher = self._teacher.card if self._teacher else None
+        teacher, objective = self._teacher.card if self._teacher else None, self._stage.settings.objective
         return ModelCard(
             name=self._stage.name,
             stage=self._stage.index,
             num_steps=self._stage.num_steps,
-            is_distilled=teacher is not None,
+            times=self._times,
             updates=self._stage.settings.updates,
             shape=self._images.shape,
             num_classes=self._num_classes,
@@ -328,4 +329,6 @@ class StageRun:
             parent={"name": teacher.name, "num_steps": teacher.num_steps, "hash": teacher.hash} if teacher else None,
             data={"fingerprint": self._images.fingerprint, "num_images": self._images.num_images},
             trajectory=dict(self._trajectory),
+            sampler=objective.advised_sampler(),
+            is_denoiser=objective.is_denoiser,
         )

@@ -5,7 +5,7 @@ their places.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def card(processes: Processes, read: Callable[[], ModelCard]) -> ModelCard:
 
     def facts() -> dict[str, Any]:
         found.append(read())
-        return asdict(found[0])
+        return model_card.content(found[0])
 
     told = processes.told(facts)
     return found[0] if found else model_card.parse(told, Path(told["name"]))
@@ -40,7 +40,7 @@ def model(processes: Processes, folder: Path, device: torch.device | str = "cpu"
     def facts() -> dict[str, Any]:
         read.append(checkpoint.load(folder))
         found = read[0]
-        return {"card": asdict(found.card), "config": dict(getattr(found.denoiser.network, "config"))}  # noqa: B009
+        return {"card": model_card.content(found.card), "config": dict(getattr(found.denoiser.network, "config"))}  # noqa: B009
 
     told = processes.told(facts)
     found = read[0] if read else _outline(told, folder)

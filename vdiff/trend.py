@@ -68,13 +68,13 @@ class Trend:
         """
         is_student, own = self._teacher is not None, self._stage.num_steps
         steps = own if is_student else min(own, most_steps)
-        drawn = draw(student, steps, own if is_student else None, self.num_images)
+        drawn = draw(student, steps, self._stage.settings.objective.known_times(own), self.num_images)
         pictures = self._codec.decode(drawn, self._stage.name)
         values: dict[str, float | None] = {}
         if self._has_pairs and self._teacher is not None:
             card = self._teacher.card
             if self._drawn_by_teacher is None:
-                drawn = draw(self._teacher.denoiser, card.num_steps, card.model_steps, self.num_images)
+                drawn = draw(self._teacher.denoiser, card.num_steps, card.times, self.num_images)
                 self._drawn_by_teacher = self._codec.decode(drawn, card.name)
             if self._machine.is_first:
                 values |= self._pairs.compare(pictures, self._drawn_by_teacher)

@@ -91,13 +91,13 @@ def _names(folders: tuple[Path, Path]) -> tuple[str, str]:
 
 
 def _check(cards: "tuple[ModelCard, ModelCard]", names: tuple[str, str], steps: int | None) -> None:
+    from vdiff.model_card import check_steps
     from vdiff.reporting.pair import check_alike
 
     check_alike(*cards, names)
     for card, name in zip(cards, names, strict=True):
-        if steps is not None and card.is_distilled and steps > card.num_steps:
-            problem = f"`{name}` was distilled to {card.num_steps} steps and knows no times between them"
-            raise UsageError(problem, f"ask for at most {card.num_steps} steps", "--steps")
+        if steps is not None:
+            check_steps(card, steps, name)
 
 
 def _metrics(given: str) -> "list[PairMetricSection]":

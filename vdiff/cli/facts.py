@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdiff.cli import console
+from vdiff.model_card import PIXELS
 
 Facts = Mapping[str, Any]
 
@@ -83,6 +84,10 @@ def _model(found: Facts) -> None:
             "name": found["name"],
             "stage": found["stage"],
             "steps": f"{found['num_steps']}{', distilled' if found['is_distilled'] else ''}",
+            "times": "all" if found["times"] is None else f"{found['times']:,}, which are i / {found['times']}",
+            "predictions": "the mean of what fits" if found["is_denoiser"] else "one picture of those that fit",
+            **{name: _brief(found[name]) for name in ("sampler", "guidance") if found[name] is not None},
+            **({} if found["codec"] == PIXELS else {"codec": _brief(found["codec"])}),
             "updates": f"{found['updates']:,}",
             "pictures": f"{channels} x {height} x {width}",
             "classes": found["num_classes"] or "none",

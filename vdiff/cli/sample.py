@@ -109,7 +109,7 @@ def sample(
         if launch.is_worker() and not dry_run:  # a process that is alone hears of mistakes before it opens a device
             here = stack.enter_context(session.company(device, asked))
         parsed, folder, card = session.model_of(here.processes if here else None, checkpoint, recipe, changes, run)
-        built = _sampler(parsed, sampler, {"eta": eta, "variance": variance, **limits})
+        built = _sampler(parsed, card, sampler, {"eta": eta, "variance": variance, **limits})
         num_steps = _steps(card, steps, built)
         clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
         name_target = partial(_target, out, folder, f"{num_steps}{clipping}", strip, gif, force)
@@ -196,11 +196,17 @@ def _limits(is_clipped: bool, value: float | None, noise: float | None) -> dict[
     return {"clip": value or 1.2} if is_clipped else {}
 
 
-def _sampler(recipe: "Recipe", kind: str | None, options: Mapping[str, Any]) -> "Sampler":
-    """The recipe's sampler, changed by what the command line says; options that are None change nothing."""
+def _sampler(recipe: "Recipe", card: "ModelCard", kind: str | None, options: Mapping[str, Any]) -> "Sampler":
+    """The recipe's sampler, or where it names none the model's, changed by what the command line says.
+
+    Options that are None change nothing.
+    """
     from vdiff.samplers import SAMPLERS
+    from vdiff.samplers.advised import advised
 
     section = recipe.sample.sampler
+    if card.sampler is not None and kind is None and "sampler" not in recipe.sample.model_fields_set:
+        section = advised(card.sampler, card.name)
     if kind is not None and kind not in SAMPLERS:
         raise UsageError(SAMPLERS.unknown(kind), f"choose one of: {', '.join(SAMPLERS)}", "--sampler")
     if kind is not None and kind != section.kind:
@@ -220,17 +226,13 @@ def _sampler(recipe: "Recipe", kind: str | None, options: Mapping[str, Any]) -> 
 
 def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
     from vdiff.cli import console
+    from vdiff.model_card import check_steps
 
     num_steps = steps or card.num_steps
-    if card.is_distilled and num_steps > card.num_steps:
-        raise UsageError(
-            f"`{card.name}` was distilled to {card.num_steps} steps and knows no times between them",
-            f"ask for at most {card.num_steps} steps, or take a model with more",
-            "--steps",
-        )
-    if card.is_distilled and card.num_steps % num_steps:
-        console.warn(f"{num_steps} does not divide {card.num_steps}: the steps are not of equal length")
-    if card.is_distilled and sampler.is_noisy:
+    check_steps(card, num_steps, card.name)
+    if card.times is not None and card.times % num_steps:
+        console.warn(f"{num_steps} does not divide {card.times}: the steps are not of equal length")
+    if card.times is not None and card.sampler is None and sampler.is_noisy:
         console.warn(f"`{card.name}` was distilled to be sampled without fresh noise; ddim with eta 0 is what it knows")
     return num_steps
 

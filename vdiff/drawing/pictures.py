@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vdiff.checkpoint import Checkpoint
 from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.samplers.advised import advised
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 from vdiff.samplers.graphed import Graphs
@@ -28,17 +29,20 @@ def draw_with(
 ) -> Tensor:
     """What the network draws, before `model.codec` decodes it: float32 [len(seeds), C, H, W] on the CPU.
 
-    num_steps: of the sampler; None for those that the model is meant for.   sampler: None for DDIM.
+    num_steps: of the sampler; None for those that the model is meant for.   sampler: None for the one that it is
+    meant for, which is DDIM unless its card names another.
     condition: of all images; None for the class of each seed.   The rest is as in `samplers.draw.draw`.
     """
     card = model.card
+    if sampler is None:
+        sampler = Ddim() if card.sampler is None else advised(card.sampler, card.name).build()
     return draw(
         model.denoiser,
-        sampler or Ddim(),
+        sampler,
         seeds,
         model.codec.shape(card.shape),
         num_steps or card.num_steps,
-        model_steps=card.model_steps,
+        model_steps=card.times,
         condition=of_seeds(seeds, card.num_classes) if condition is None else condition,
         batch_size=batch_size,
         device=device,

@@ -8,7 +8,7 @@ from typing import Any
 from vdiff.checkpoint import ModelCard, read_card
 from vdiff.errors import UsageError
 from vdiff.metrics.table import Role
-from vdiff.model_card import parse
+from vdiff.model_card import content, parse
 from vdiff.run_folder import RunFolder
 
 
@@ -34,7 +34,7 @@ class Subject:
 
     def facts(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
-        return {**asdict(self), "folder": str(self.folder)}
+        return {**asdict(self), "folder": str(self.folder), "card": content(self.card)}
 
 
 def from_facts(facts: Mapping[str, Any]) -> Subject:

@@ -7,7 +7,7 @@ point `vdiff.objectives` of another package. One loop serves them all: the base 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +45,33 @@ class Task:
 class ObjectiveSection(KindSection, ABC):
     """What a recipe says of a way of learning. A kind of its own adds `kind: Literal["its name"]` and its options.
 
+    What it says of its student goes into the student's model card.
+
     needs_teacher: whether it belongs into `distill`; else into `train`.
+    is_denoiser: whether its student predicts the mean of all pictures that fit a noisy one, as a network does that
+    learned by the squared error from pictures or from such a teacher.
     """
 
     needs_teacher: ClassVar[bool] = False
+    is_denoiser: ClassVar[bool] = True
 
     @abstractmethod
     def build(self, task: Task) -> "Objective":
         """The objective of one stage."""
+
+    def known_times(self, num_steps: int) -> int | None:
+        """N, where the student knows the times i / N only; None for all times.
+
+        num_steps: of the student, N at most.   Unless said otherwise: its own steps with a teacher, else all times.
+        """
+        return num_steps if self.needs_teacher else None
+
+    def advised_sampler(self) -> dict[str, Any] | None:
+        """The sampler that draws best with the student, as a recipe's `sample.sampler` with its `kind`; None: DDIM.
+
+        `vdiff sample` takes it where neither the recipe nor the command line names one.
+        """
+        return None
 
 
 class Objective(ABC):

@@ -1,7 +1,7 @@
 """A toy of consistency training (Song et al. 2023): agree with a slow copy of oneself a little nearer to the data."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,11 @@ class ConsistencySection(ObjectiveSection):
     """Times that neighbours lie one step of apart."""
     decay: float = trajectory(0.9, ge=0, lt=1)
     """Of the average, per update."""
+
+    is_denoiser: ClassVar[bool] = False
+
+    def known_times(self, num_steps: int) -> int | None:
+        return self.points
 
     def build(self, task: Task) -> Objective:
         return Consistency(task.weighting, self.points, self.decay)
