@@ -19,6 +19,7 @@ from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
 from vdiff.networks import NETWORKS
+from vdiff.networks.network import Network
 from vdiff.networks.unet import UNetSection
 from vdiff.randomness import Randomness
 from vdiff.samplers.ddim import Ddim
@@ -122,13 +123,16 @@ def test_a_model_with_classes_names_a_pipeline_that_passes_them_on(
     assert "`DDIMPipeline` cannot pass them on" in (tmp_path / "base_2/README.md").read_text()
 
 
-class Strange(nn.Module):
+class Strange(Network):
     """A network of somebody's own, with a configuration of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Conv2d(1, 1, 3, padding=1)
-        self.config = {"_class_name": "Strange", "sample_size": SIZE}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"_class_name": "Strange", "sample_size": SIZE}
 
     def forward(
         self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None

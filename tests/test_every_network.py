@@ -11,8 +11,10 @@ from tests.test_unet import randomized
 from tests.tiny import TinyRun
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import MachineError
 from vdiff.networks import NETWORKS
 from vdiff.networks.dropout import drops
+from vdiff.networks.network import as_network
 from vdiff.stage_parts import fresh
 from vdiff.training.machine import Machine
 
@@ -125,6 +127,38 @@ def test_a_network_is_restored_from_its_configuration_and_weights(kind: str, cla
     condition = condition if classes else NOTHING
     assert again.config == network.config
     assert torch.equal(again(z, time, condition), network(z, time, condition))
+
+
+@every_kind
+@pytest.mark.parametrize("classes", [None, CLASSES])
+def test_a_class_of_diffusers_is_named_only_if_it_has_these_weights(kind: str, classes: int | None) -> None:
+    network = as_network(built(kind, num_classes=classes))
+    settings = network.diffusers()
+    if settings is None:
+        return
+    diffusers = pytest.importorskip("diffusers")
+    theirs = getattr(diffusers, settings["_class_name"]).from_config(json.loads(json.dumps(settings)))
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in theirs.state_dict().items()} == shapes
+    again = NETWORKS.section(kind).restore(json.loads(json.dumps(settings)))
+    assert again.config == network.config
+
+
+@every_kind
+@pytest.mark.parametrize("classes", [None, CLASSES])
+def test_a_configuration_fits_the_pictures_that_it_was_made_for_and_no_others(kind: str, classes: int | None) -> None:
+    network = as_network(built(kind, num_classes=classes))
+    config = json.loads(json.dumps(network.diffusers() or network.config))
+    misfit, count = NETWORKS.section(kind).misfit, classes or 0
+    assert misfit(config, (CHANNELS, SIZE, SIZE), count) is None
+    for other in ((CHANNELS + 1, SIZE, SIZE), (CHANNELS, 2 * SIZE, 2 * SIZE), (CHANNELS, SIZE, 2 * SIZE)):
+        assert misfit(config, other, count) in config, other
+    assert misfit(config, (CHANNELS, SIZE, SIZE), count + 1) in config
+
+
+def test_what_is_no_network_is_told_before_it_is_trained() -> None:
+    with pytest.raises(MachineError, match="`Linear` is no network"):
+        as_network(nn.Linear(1, 1))
 
 
 @every_kind

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdiff import checkpoint, cli
+from vdiff import checkpoint, cli, mark
 from vdiff.recipe import tables
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "vdiff-example"
@@ -174,3 +174,14 @@ def test_without_the_package_its_recipe_and_models_say_what_they_need(
 def test_the_example_uses_nothing_that_is_private() -> None:
     for path in (EXAMPLE / "vdiff_example").glob("*.py"):
         assert re.findall(r"import _|(?<!self)\._[a-z]\w*", path.read_text("utf-8")) == [], path.name
+
+
+def test_its_model_folder_is_refused_when_its_card_tells_of_other_pictures(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vdiff(*TRAIN)
+    path = here / "runs/example/original/vdiff.json"
+    path.write_text(mark.sealed(json.loads(path.read_text()) | {"shape": [1, 16, 16]}))
+    vdiff("sample", "--device", "cpu", "--checkpoint", "original", code=4)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "contradicts itself: `image_size` in unet/config.json is not what vdiff.json says" in said

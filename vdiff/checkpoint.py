@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdiff import __version__, diffusers_folder, distribution, model_card, whole_folder
 from vdiff.data.codec import PIXELS, Codec, codec_of
@@ -24,6 +24,7 @@ from vdiff.headers.facts import FormatError
 from vdiff.headers.safetensors_header import read_header
 from vdiff.model_card import CONFIG, MARK, MODEL, PIXELS, WEIGHTS, ModelCard, damage, is_model_folder, read_card
 from vdiff.networks import NETWORKS
+from vdiff.networks.network import Network, NetworkSection, as_network
 from vdiff.networks.sharded import on_host
 from vdiff.recipe import DiffusionSection
 
@@ -73,6 +74,7 @@ def save(
     them.   Errors: DivergedError for weights that are not finite; MachineError; UsageError for another thing that is
     there and was not made by vdiff.
     """
+    network = as_network(denoiser.network)
     if weights is None:
         weights = on_host(denoiser.network.state_dict(), copy=False)
     bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
@@ -85,11 +87,10 @@ def save(
     def fill(target: Path) -> None:
         (target / "unet").mkdir()
         (target / "scheduler").mkdir()
-        config = getattr(denoiser.network, "config")  # noqa: B009 - every kind of network has it
         texts = {
-            "model_index.json": diffusers_folder.model_index(card, denoiser.network),
+            "model_index.json": diffusers_folder.model_index(card, network),
             "scheduler/scheduler_config.json": diffusers_folder.scheduler_config(card, denoiser),
-            CONFIG: config,
+            CONFIG: network.diffusers() or network.config,
         }
         for name, content in texts.items():
             if content is not None:
@@ -199,37 +200,28 @@ def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
         raise ModelFileError(problem, "install the package that brings its schedule, or take another folder") from err
 
 
-def _section(card: ModelCard, folder: Path) -> Any:
+def _section(card: ModelCard, folder: Path) -> type[NetworkSection]:
     if card.network not in NETWORKS:
         raise ModelFileError(NETWORKS.unknown(card.network), "install the package that brings this network", folder)
     return NETWORKS.section(card.network)
 
 
-def _network(card: ModelCard, folder: Path) -> nn.Module:
-    restore = _section(card, folder).restore
+def _network(card: ModelCard, folder: Path) -> Network:
+    section = _section(card, folder)
     config = whole_folder.read_json(folder / CONFIG)
-    _check_pictures(config, card, folder)
     try:
         with torch.device("meta"):  # a configuration that does not fit the weights may ask for any amount of memory
-            expected = {name: tensor.shape for name, tensor in restore(config).state_dict().items()}
+            expected = {name: tensor.shape for name, tensor in section.restore(config).state_dict().items()}
     except UsageError as err:
         raise ModelFileError(err.problem, err.fix, folder / CONFIG) from err
+    wrong = section.misfit(config, card.shape, card.num_classes)
+    if wrong is not None:
+        problem = f"`{folder}` contradicts itself: `{wrong}` in {CONFIG} is not what {MARK} says"
+        raise ModelFileError(problem, "take another folder", folder / CONFIG)
     weights = load_tensors(folder / WEIGHTS, expected)
-    network: nn.Module = restore(config)
+    network = section.restore(config)
     network.load_state_dict(weights)  # copies: mapping the file's memory changes the alignment, and so the rounding
     return network
-
-
-def _check_pictures(config: Mapping[str, Any], card: ModelCard, folder: Path) -> None:
-    """Refuse a network whose configuration and card disagree about its pictures."""
-    channels, *size = codec_of(PIXELS).shape(card.shape)
-    said = {"in_channels": channels, "out_channels": channels, "num_class_embeds": card.num_classes or None}
-    wrong = [name for name, value in said.items() if config.get(name, value) != value]
-    if config.get("sample_size") not in (None, size, size[0] if size[0] == size[1] else None):
-        wrong.append("sample_size")
-    if wrong:
-        problem = f"`{folder}` contradicts itself: `{wrong[0]}` in {CONFIG} is not what {MARK} says"
-        raise ModelFileError(problem, "take another folder", folder / CONFIG)
 
 
 def _versions() -> dict[str, str]:

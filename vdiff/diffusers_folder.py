@@ -7,10 +7,9 @@ that diffusers does not know gets no such file.
 import json
 from typing import Any
 
-from torch import nn
-
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.model_card import PIXELS, ModelCard
+from vdiff.networks.network import Network, as_network
 
 README = "README.md"
 """Not among the files that a model folder vouches for: people complete it before they publish a model."""
@@ -18,13 +17,13 @@ README = "README.md"
 _VERSION = "0.35.0"
 
 
-def class_of(network: nn.Module) -> str | None:
+def class_of(network: Network) -> str | None:
     """The class in diffusers that is this network, with the same parameters; None where there is none."""
-    found: str | None = getattr(network, "diffusers_class", None)
-    return found
+    settings = network.diffusers()
+    return None if settings is None else str(settings["_class_name"])
 
 
-def model_index(card: ModelCard, network: nn.Module) -> dict[str, Any] | None:
+def model_index(card: ModelCard, network: Network) -> dict[str, Any] | None:
     """The content of model_index.json; None for a network that diffusers does not know.
 
     DDIMPipeline passes no classes on. Of the pipelines around a UNet2DModel, that for consistency models does, and it
@@ -69,7 +68,7 @@ def scheduler_config(card: ModelCard, denoiser: Denoiser) -> dict[str, Any]:
 
 def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:
     """README.md: what the model is and how pictures are drawn with it."""
-    network, grid = denoiser.network, denoiser.schedule.grid
+    network, grid = as_network(denoiser.network), denoiser.schedule.grid
     channels, height, width = card.shape
     kind = {1: "grey", 3: "colour", 4: "RGBA"}.get(channels, f"{channels}-channel")
     steps = f"{card.num_steps} step{'s' * (card.num_steps != 1)}"

@@ -62,7 +62,7 @@ class TrainSection(FitSection):
 
     @field_validator("objective")
     @classmethod
-    def _check_objective(cls, value: Any) -> Any:
+    def _check_objective(cls, value: ObjectiveSection) -> ObjectiveSection:
         if value.needs_teacher:
             raise ValueError(f"`{value.kind}` learns from a teacher: it belongs into `distill`")
         return value
@@ -126,7 +126,7 @@ class DistillSection(FitSection):
 
     @field_validator("objective")
     @classmethod
-    def _check_objective(cls, value: Any) -> Any:
+    def _check_objective(cls, value: ObjectiveSection) -> ObjectiveSection:
         if not value.needs_teacher:
             raise ValueError(f"`{value.kind}` learns from pictures alone: it belongs into `train`")
         return value

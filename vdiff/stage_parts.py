@@ -12,6 +12,7 @@ from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.limits import check_chain
 from vdiff.errors import DataError, ModelFileError, UsageError
+from vdiff.networks.network import as_network
 from vdiff.objectives.objective import Objective, Task
 from vdiff.plan import Stage, trajectory
 from vdiff.recipe import Recipe
@@ -70,7 +71,7 @@ def fresh(recipe: Recipe, images: Images) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         channels, size, _ = codec_for(None).shape(images.shape)
-        network = recipe.network.build(size, channels)
+        network = as_network(recipe.network.build(size, channels))
     return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
 
 

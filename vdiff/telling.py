@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vdiff import checkpoint, model_card, savepoint
 from vdiff.checkpoint import Checkpoint, ModelCard
+from vdiff.networks.network import as_network
 from vdiff.savepoint import SavePoint
 from vdiff.training.processes import Processes
 
@@ -40,7 +41,7 @@ def model(processes: Processes, folder: Path, device: torch.device | str = "cpu"
     def facts() -> dict[str, Any]:
         read.append(checkpoint.load(folder))
         found = read[0]
-        return {"card": model_card.content(found.card), "config": dict(getattr(found.denoiser.network, "config"))}  # noqa: B009
+        return {"card": model_card.content(found.card), "config": as_network(found.denoiser.network).config}
 
     told = processes.told(facts)
     found = read[0] if read else _outline(told, folder)

@@ -6,12 +6,13 @@ point `vdiff.networks` of another package. vdiff trains it, saves its weights by
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from vdiff.config import KindSection
 from vdiff.diffusion.condition import NOTHING, Condition
+from vdiff.errors import MachineError
 
 
 class Network(nn.Module, ABC):
@@ -19,17 +20,20 @@ class Network(nn.Module, ABC):
 
     Its weights are its `state_dict`: what must be saved lies in parameters or buffers. Parts that repeat may be
     `Repeated` (see `networks/repeated.py`): then `checkpoint_activations` and `shard` work block by block.
-
-    diffusers_class: the class in diffusers that computes the same with the same names of weights and with `config` as
-    its settings; None, unless diffusers really has it: it would load anything else with random weights.
     """
-
-    diffusers_class: ClassVar[str | None] = None
 
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Plain values, for `config.json`, from which the section's `restore` makes the same network."""
+
+    def diffusers(self) -> dict[str, Any] | None:
+        """The settings of the class in diffusers that computes the same with the same names of weights.
+
+        `_class_name` names the class. They become `config.json` in the place of `config`, and `restore` takes them too.
+        None unless diffusers really has the class: it would load anything else with random weights, and no error.
+        """
+        return None
 
     @abstractmethod
     def forward(
@@ -64,10 +68,27 @@ class NetworkSection(KindSection, ABC):
         Errors: ModelFileError, UsageError for a configuration that this cannot be.
         """
 
+    @classmethod
+    def misfit(cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int) -> str | None:
+        """The first setting that is not made for pictures of this shape (C, H, W) and so many classes; None for none.
+
+        config: one that `restore` has taken.   num_classes: 0 for none.
+        A kind whose configuration says nothing of its pictures leaves this as it is.
+        """
+        return None
+
     def check(self, image_size: int, channels: int) -> None:
         """UsageError if `build` could not make a network for such images; nothing is allocated."""
 
     @property
     def told_classes(self) -> int:
         """How many classes the network is told of, 0 for none."""
-        return getattr(self, "num_classes", None) or 0
+        return dict(self).get("num_classes") or 0
+
+
+def as_network(module: nn.Module) -> Network:
+    """The module, which must be a `Network`.   Errors: MachineError for what somebody's `build` made instead."""
+    if not isinstance(module, Network):
+        problem = f"`{type(module).__name__}` is no network: `config` and more of the contract are missing"
+        raise MachineError(problem, "derive it from `vdiff.networks.network.Network`")
+    return module

@@ -1,6 +1,7 @@
 """The U-Net: what a recipe says about it, and the network itself."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch.nn.functional as F
@@ -53,6 +54,18 @@ class UNetSection(NetworkSection):
     def restore(cls, config: object) -> "UNet":
         """The network of a model folder, with fresh weights, from its parsed `config.json`."""
         return UNet.from_config(config)
+
+    @classmethod
+    def misfit(cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int) -> str | None:
+        channels, *size = shape
+        expected = {"in_channels": channels, "out_channels": channels, "num_class_embeds": num_classes or None}
+        for name, value in expected.items():
+            if config.get(name, value) != value:
+                return name
+        sizes: list[object] = [None, size]
+        if size[0] == size[1]:
+            sizes.append(size[0])
+        return None if config.get("sample_size") in sizes else "sample_size"
 
     def check(self, image_size: int, channels: int) -> None:
         self.configure(image_size, channels)
@@ -144,8 +157,6 @@ class UNetSection(NetworkSection):
 class UNet(Network):
     """The U-Net of diffusers' `UNet2DModel`: the same function, settings and parameter names."""
 
-    diffusers_class = "UNet2DModel"
-
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self._config = config
@@ -171,6 +182,9 @@ class UNet(Network):
     def config(self) -> dict[str, Any]:
         """What goes into `config.json`."""
         return self._config.to_json()
+
+    def diffusers(self) -> dict[str, Any]:
+        return self.config
 
     def forward(
         self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None

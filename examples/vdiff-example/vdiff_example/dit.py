@@ -56,6 +56,15 @@ class DiTSection(NetworkSection):
         except (ValueError, TypeError) as err:
             raise ModelFileError("this is no configuration of a `dit`", "take another folder") from err
 
+    @classmethod
+    def misfit(cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int) -> str | None:
+        channels, height, width = shape
+        if height != width or config["image_size"] != height:
+            return "image_size"
+        if config["channels"] != channels:
+            return "channels"
+        return None if (config["num_classes"] or 0) == num_classes else "num_classes"
+
 
 class DiT(Network):
     """Patches -> blocks -> patches. At first it predicts 0, whatever the weights are."""
