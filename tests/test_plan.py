@@ -149,7 +149,7 @@ def test_every_value_that_shapes_weights_is_in_the_trajectory_of_a_stage(tiny_ru
         assert trajectory_values(getattr(recipe, part), f"{part}.").items() <= base.items()
     assert base["seed"] == 3
     student = trajectory(recipe, plan(recipe)[1], "fp32")
-    left_out = {f"distill.{name}" for name in ("start_steps", "end_steps", "factor", "overrides")}
+    left_out = {f"distill.{name}" for name in ("start_steps", "end_steps", "factor", "overrides", "stages")}
     assert trajectory_values(recipe.distill, "distill.").keys() - left_out <= student.keys()
 
 

@@ -14,7 +14,7 @@ from vdiff.behind import refuse_if_behind
 from vdiff.checkpoint import ModelCard, is_model_folder
 from vdiff.errors import ModelFileError, Stopped, UsageError
 from vdiff.model_card import MODEL, lacking
-from vdiff.plan import BASE, Stage, chosen, doubts, keeps_state, plan, stages_after, trajectory
+from vdiff.plan import BASE, Stage, chosen, doubts, keeps_state, plan, same_start, stages_after, trajectory
 from vdiff.run_folder import RunFolder
 from vdiff.stage_parts import agree_on_pictures
 from vdiff.stage_run import Surroundings, make
@@ -48,6 +48,9 @@ class Chain:
 
         def chosen_here() -> tuple[str, list[str]]:
             teacher, stages = choose(self.run, self.stages, source, count, to)
+            told = same_start(self.stages, stages) if stages else ""
+            if told and source is not None:
+                self._progress.note(told)
             return str(teacher), [stage.name for stage in stages]
 
         teacher, names = self._processes.told(chosen_here)
@@ -242,7 +245,10 @@ def choose(
         finished = itertools.takewhile(lambda stage: is_model_folder(run.model(stage.name)), stages[:-1])
         name = max(finished, key=lambda stage: stage.index, default=stages[0]).name
     teacher = run.find(name)
-    return teacher, chosen(stages_after(stages, checkpoint.read_card(teacher).num_steps, name), count, to)
+    card = checkpoint.read_card(teacher)
+    is_of_run = teacher.resolve().parent == run.path.resolve() and card.name == teacher.name
+    index = card.stage if is_of_run else None
+    return teacher, chosen(stages_after(stages, card.num_steps, name, index), count, to)
 
 
 def _before(stage: Stage) -> str:

@@ -141,12 +141,19 @@ def _measurements(recipe: Recipe, stage: Stage) -> int:
     return int(stage.index > 0 and floor is not None)
 
 
-def _sort(stage: Stage) -> tuple[int, int]:
-    """Stages with as many network calls per picture and as many pictures cost the same; 0 calls for the base."""
-    return stage.teacher_steps if stage.index else 0, stage.settings.batch_size
+_Sort = tuple[int, int, str]
 
 
-def _sorts(stages: Sequence[Stage]) -> dict[tuple[int, int], Stage]:
+def _sort(stage: Stage) -> _Sort:
+    """Stages that learn alike, with as many network calls per picture and as many pictures, cost the same.
+
+    0 calls for the base.
+    """
+    calls = stage.teacher_steps if stage.index else 0
+    return calls, stage.settings.batch_size, stage.settings.objective.model_dump_json()
+
+
+def _sorts(stages: Sequence[Stage]) -> dict[_Sort, Stage]:
     return {_sort(stage): stage for stage in reversed(stages)}
 
 

@@ -101,6 +101,7 @@ def recipe(path: Path) -> Facts:
             "name": stage.name,
             "start_steps": stage.start_steps,
             "num_steps": stage.num_steps,
+            "objective": stage.settings.objective.kind,
             "updates": stage.settings.updates,
             "batch_size": stage.settings.batch_size,
             "learning_rate": stage.settings.learning_rate,

@@ -1,4 +1,4 @@
-"""The stages of a chain: the base training, then one stage per halving; and which of them a command means."""
+"""The stages of a chain: the base training, then one stage per student; and which of them a command means."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ BASE = "original"
 class Stage:
     """One training of the chain.
 
-    index: 0 for the base, k for the k-th halving.   start_steps, num_steps: of the teacher and of the student; equal
-    for the base.   settings: how long and how fast.
+    index: 0 for the base, k for the k-th student.   start_steps, num_steps: of the teacher and of the student; equal
+    for the base.   settings: how long and how fast.   is_listed: whether it stands in `distill.stages`.
     """
 
     index: int
@@ -24,6 +24,7 @@ class Stage:
     start_steps: int
     num_steps: int
     settings: TrainSection | DistillSection
+    is_listed: bool = False
 
     @property
     def teacher_steps(self) -> int:
@@ -33,10 +34,11 @@ class Stage:
 
 def plan(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe: `original`, `base_0`, `base_1`, ..."""
-    steps = recipe.distill.steps()
+    section, steps = recipe.distill, recipe.distill.steps()
+    is_listed = section.stages is not None
     stages = [Stage(0, BASE, steps[0], steps[0], recipe.train)]
-    for index, (before, after) in enumerate(pairwise(steps), start=1):
-        stages.append(Stage(index, f"base_{index - 1}", before, after, recipe.distill.settings(after)))
+    for index, (stage, (before, after)) in enumerate(zip(section.listed(), pairwise(steps), strict=True), start=1):
+        stages.append(Stage(index, f"base_{index - 1}", before, after, section.settings(stage), is_listed))
     return stages
 
 
@@ -45,6 +47,11 @@ def doubts(stages: Sequence[Stage]) -> list[str]:
     found = []
     for stage in stages:
         settings = stage.settings
+        if stage.index and stage.teacher_steps == 1 and settings.objective.needs_fewer_steps:
+            found.append(
+                f"`{stage.name}` has as many steps as its teacher: with `{settings.objective.kind}` it has nothing to "
+                "learn; give it fewer `steps`, or another `objective`"
+            )
         if settings.warmup_updates > settings.updates:
             section = "train" if stage.index == 0 else "distill"
             reached = settings.rate(settings.updates - 1) / settings.learning_rate
@@ -63,7 +70,7 @@ def trajectory(recipe: Recipe, stage: Stage, precision: str) -> dict[str, object
     """
     section = "train" if stage.index == 0 else "distill"
     settings = trajectory_values(stage.settings, f"{section}.")
-    for name in ("start_steps", "end_steps", "factor", "overrides"):
+    for name in ("start_steps", "end_steps", "factor", "overrides", "stages"):
         settings.pop(f"{section}.{name}", None)
     network = trajectory_values(recipe.network, "network.") if stage.index == 0 else {}
     data = trajectory_values(recipe.data, "data.")
@@ -77,17 +84,24 @@ def keeps_state(recipe: Recipe, stage: Stage) -> bool:
     return (recipe.train if stage.index == 0 else recipe.distill).keep_state
 
 
-def stages_after(stages: Sequence[Stage], start_steps: int, name: str) -> list[Stage]:
+def stages_after(stages: Sequence[Stage], start_steps: int, name: str, index: int | None = None) -> list[Stage]:
     """The stages that follow a teacher of `start_steps` steps.   Errors: UsageError when there is none.
 
-    name: what messages call the teacher.
+    name: what messages call the teacher.   index: of the stage that it is in this run; None for a teacher from
+    elsewhere, which is followed by the first stage that starts at its number of steps.
     """
     following = [stage for stage in stages[1:] if stage.start_steps <= start_steps]
+    if index is not None and index < len(stages) and stages[index].num_steps == start_steps:
+        following = list(stages[index + 1 :])
     if not following:
         fewer = f"--set distill.end_steps={max(start_steps // 2, 1)} goes on"
+        if stages[-1].is_listed:
+            fewer = "add another stage to `distill.stages`"
         raise UsageError(
             f"`{name}` is the last stage ({counted(start_steps)}): nothing is left to distill",
-            fewer if start_steps > 1 else "one step is as few as it gets; take an earlier teacher to make it again",
+            fewer
+            if start_steps > 1 or stages[-1].is_listed
+            else "one step is as few as it gets; take an earlier teacher to make it again",
             "--from",
         )
     if following[0].start_steps != start_steps:
@@ -98,6 +112,15 @@ def stages_after(stages: Sequence[Stage], start_steps: int, name: str) -> list[S
             "--from",
         )
     return following
+
+
+def same_start(stages: Sequence[Stage], following: Sequence[Stage]) -> str:
+    """A sentence on which of several stages that start at the same number of steps was taken; empty for only one."""
+    names = [stage.name for stage in stages[1:] if stage.start_steps == following[0].start_steps]
+    if len(names) == 1:
+        return ""
+    told = ", ".join(f"`{name}`" for name in names)
+    return f"{told} all start at {counted(following[0].start_steps)}: `{following[0].name}` is what comes next"
 
 
 def counted(num_steps: int) -> str:
@@ -112,7 +135,10 @@ def check_count(count: int | None) -> None:
 
 
 def chosen(stages: Sequence[Stage], count: int | None, to: int | None) -> list[Stage]:
-    """The first `count` of the stages, and none below `to` steps.   Errors: UsageError for a choice of nothing."""
+    """The first `count` of the stages, and none below `to` steps, but all with so many.
+
+    Errors: UsageError for a choice of nothing.
+    """
     check_count(count)
     if to is not None and to not in [stage.num_steps for stage in stages]:
         known = ", ".join(str(stage.num_steps) for stage in stages)

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from vdiff.config import Registry, Section, harmless, trajectory
 from vdiff.data import DATASETS
@@ -21,7 +22,7 @@ from vdiff.samplers.graphed import CudaGraphs
 from vdiff.training.compiling import Compile
 from vdiff.training.machine import Precision
 from vdiff.training.settings import Decay, FitSection, TrackerKind
-from vdiff.training.step_counts import step_counts
+from vdiff.training.step_counts import StageStepsError, listed_counts, step_counts
 
 if TYPE_CHECKING:
     from vdiff.data.dataset import DatasetSection
@@ -81,6 +82,29 @@ class StageOverride(Section):
     """Loss weight of this stage."""
 
 
+class StageSection(StageOverride):
+    """One stage of a chain. What it does not say is as in `distill`."""
+
+    objective: Annotated[ObjectiveSection, OBJECTIVES] | None = trajectory(None)
+    """The way of learning of this stage, with its options."""
+    steps: int | None = trajectory(None, ge=1)
+    """Sampler steps of this student; they divide those of its teacher, and may be as many."""
+    factor: int | None = trajectory(None, ge=1)
+    """In the place of `steps`: by how much this stage divides the number of steps; 1 keeps it."""
+
+    @field_validator("objective")
+    @classmethod
+    def _check_objective(cls, value: ObjectiveSection | None) -> ObjectiveSection | None:
+        return value if value is None else _with_teacher(value)
+
+
+def _with_teacher(objective: ObjectiveSection) -> ObjectiveSection:
+    """The objective, which must learn from a teacher; else ValueError."""
+    if not objective.needs_teacher:
+        raise ValueError(f"`{objective.kind}` learns from pictures alone: it belongs into `train`")
+    return objective
+
+
 class StopSection(Section):
     """When a chain stops by itself."""
 
@@ -89,7 +113,8 @@ class StopSection(Section):
 
 
 class DistillSection(FitSection):
-    """How each student learns from its teacher. Every stage has a fresh optimizer and the same settings."""
+    """How each student learns from its teacher. Every stage has a fresh optimizer and, unless it says otherwise, the
+    same settings."""
 
     objective: Annotated[ObjectiveSection, OBJECTIVES] = trajectory("progressive")
     """The way of learning, with its options."""
@@ -101,6 +126,8 @@ class DistillSection(FitSection):
     """By how much a stage divides the number of steps: one number for all stages, or one per stage."""
     overrides: dict[int, StageOverride] = trajectory({})
     """Stages that differ, by the student's number of steps, as in `{1: {updates: 20_000}}`."""
+    stages: Annotated[tuple[StageSection, ...], Field(min_length=1)] | None = trajectory(None)
+    """Every stage by itself, in the place of `end_steps`, `factor` and `overrides`, `[{steps: 8}, {factor: 1}]`."""
     learning_rate: float = trajectory(5e-5, gt=0)
     """Step size of Adam at its highest."""
     decay: Decay = trajectory("linear")
@@ -117,26 +144,54 @@ class DistillSection(FitSection):
 
     def steps(self) -> tuple[int, ...]:
         """Sampler steps of the base and of every student, as in (1024, 512, ..., 4)."""
-        return step_counts(self.start_steps, self.end_steps, self.factor)
+        if self.stages is None:
+            return step_counts(self.start_steps, self.end_steps, self.factor)
+        return listed_counts(self.start_steps, [(stage.steps, stage.factor) for stage in self.stages])
 
-    def settings(self, num_steps: int) -> Self:
-        """The settings of the stage whose student has `num_steps` steps."""
-        override = self.overrides.get(num_steps, StageOverride())
-        return self.model_copy(update={**override.model_dump(exclude_none=True), "overrides": {}})
+    def listed(self) -> tuple[StageSection, ...]:
+        """Every stage, each with its `steps`: `stages`, or what `end_steps`, `factor` and `overrides` mean."""
+        steps = self.steps()[1:]
+        if self.stages is None:
+            others = [self.overrides.get(number, StageOverride()).model_dump(exclude_none=True) for number in steps]
+            return tuple(StageSection(steps=number, **other) for number, other in zip(steps, others, strict=True))
+        pairs = zip(self.stages, steps, strict=True)
+        return tuple(stage.model_copy(update={"steps": number, "factor": None}) for stage, number in pairs)
+
+    def settings(self, stage: StageSection) -> Self:
+        """The settings of one stage of `listed`."""
+        own = {name: value for name, value in stage if value is not None and name not in ("steps", "factor")}
+        return self.model_copy(update={**own, "overrides": {}, "stages": None})
 
     @field_validator("objective")
     @classmethod
     def _check_objective(cls, value: ObjectiveSection) -> ObjectiveSection:
-        if not value.needs_teacher:
-            raise ValueError(f"`{value.kind}` learns from pictures alone: it belongs into `train`")
-        return value
+        return _with_teacher(value)
 
     @model_validator(mode="after")
     def _check_steps(self) -> Self:
+        if self.stages is not None:
+            self._check_stages()
+            return self
         unknown = set(self.overrides) - set(self.steps()[1:])
         if unknown:
             raise ValueError(f"`overrides` names {min(unknown)} steps, but the stages end at {self.steps()[1:]} steps")
         return self
+
+    def _check_stages(self) -> None:
+        for name in ("end_steps", "factor", "overrides"):
+            if name in self.model_fields_set:
+                told = f"`stages` says every stage by itself, so there is no place for `{name}`: leave one of them out"
+                raise _mistake(told, name)
+        try:
+            self.steps()
+        except StageStepsError as err:
+            raise _mistake(str(err), "stages", err.place) from err
+
+
+def _mistake(words: str, *place: str | int) -> ValidationError:
+    """What pydantic raises for a mistake at a place inside a section."""
+    details = InitErrorDetails(type="value_error", loc=place, input=None, ctx={"error": ValueError(words)})
+    return ValidationError.from_exception_data("section", [details])
 
 
 class SampleSection(Section):
@@ -223,12 +278,20 @@ class Recipe(Section):
     def _check_times(self) -> Self:
         steps = self.distill.start_steps
         times = self.train.objective.known_times(steps)
-        if times is not None and times < steps:
+        if times is not None and times % steps:
             kind = self.train.objective.kind
             raise ValueError(
                 f"`train.objective`: with `{kind}` the base knows {times:,} times, and `distill.start_steps` wants "
                 f"{steps:,} steps of it; `--set distill.start_steps={times}` fits"
             )
+        for number, stage in enumerate(self.distill.listed()):
+            objective, steps = stage.objective or self.distill.objective, stage.steps or 1
+            times = objective.known_times(steps)
+            if times is not None and times % steps:
+                raise ValueError(
+                    f"`distill`: with `{objective.kind}` the student `base_{number}` knows {times:,} times, and is to "
+                    f"be drawn with in {steps:,} steps"
+                )
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, Stopped
 from vdiff.images import grid, write_png
 from vdiff.networks.sharded import on_host
-from vdiff.plan import Stage, keeps_state
+from vdiff.plan import Stage, keeps_state, plan
 from vdiff.recipe import Recipe
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.draw import draw
@@ -93,8 +93,7 @@ class StageRun:
         self._num_classes = num_classes(self._recipe, teacher)
         self._times = stage.settings.objective.known_times(stage.num_steps)
         self._saves = self._run.saves(stage.name)
-        before = [self._recipe.train, *map(self._recipe.distill.settings, self._recipe.distill.steps()[1:])]
-        self._offset = sum(settings.updates for settings in before[: stage.index])
+        self._offset = sum(before.settings.updates for before in plan(self._recipe)[: stage.index])
         self._drawn: Tensor | None = None
         cache = self._run.evaluation / "reference"
         self._trend = Trend(self._recipe, stage, teacher, images, self._machine, cache)

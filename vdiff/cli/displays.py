@@ -26,6 +26,7 @@ from vdiff.cli.progress import (
     number,
     steadily,
 )
+from vdiff.plan import BASE
 from vdiff.training.report import Progress, StageRow
 
 
@@ -220,7 +221,7 @@ class ChainDisplay(FitDisplay):
 
 def _steps(row: StageRow, before: int, after: int) -> str:
     """`1024 ->  512`, aligned with the other rows."""
-    arrow = "->" if row.start_steps != row.num_steps else "  "
+    arrow = "  " if row.name == BASE else "->"
     return f"{row.start_steps if arrow.strip() else '':>{before}} {arrow} {row.num_steps:>{after}}"
 
 

@@ -20,7 +20,9 @@ def distill(
         ),
     ] = None,
     stages: Annotated[int | None, typer.Option("--stages", help="How many stages to make [all]")] = None,
-    to: Annotated[int | None, typer.Option("--to", help="Sampler steps of the last student")] = None,
+    to: Annotated[
+        int | None, typer.Option("--to", help="Sampler steps of the last student; all stages that end there")
+    ] = None,
     recipe: RecipeOption = None,
     changes: SetOption = None,
     run: RunOption = None,

@@ -83,9 +83,12 @@ def _tell(
     from vdiff.cli.progress import duration
 
     seconds = {each.stage.name: each.seconds for each in found.stages} if found else {}
+    kinds = {stage.settings.objective.kind for stage in stages if stage.index}
+    ways = ["objective"] if len(kinds) > 1 else []
     rows = [
         [
             stage.name,
+            *([stage.settings.objective.kind] if ways else []),
             f"{stage.start_steps} -> {stage.num_steps}" if stage.index else f"{stage.num_steps}",
             f"{updates[stage.name]:,}",
             f"{stage.settings.batch_size:,}",
@@ -97,7 +100,9 @@ def _tell(
     if mode.json:
         console.emit_json(_facts(stages, updates, seconds, found, run) | {"processes": num_processes})
         return
-    console.table(["stage", "steps", "updates", "batch", "rate", "time"], rows, right=["updates", "batch", "time"])
+    console.table(
+        ["stage", *ways, "steps", "updates", "batch", "rate", "time"], rows, right=["updates", "batch", "time"]
+    )
     if found:
         each = f" in each of {num_processes} processes" * (num_processes > 1)
         console.say(
@@ -139,6 +144,7 @@ def _facts(
             "name": stage.name,
             "start_steps": stage.start_steps,
             "num_steps": stage.num_steps,
+            "objective": stage.settings.objective.kind,
             "updates": updates[stage.name],
             "batch_size": stage.settings.batch_size,
             "is_done": stage.name not in seconds,

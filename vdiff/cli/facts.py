@@ -147,9 +147,12 @@ def _recipe(found: Facts) -> None:
         }
     )
     console.write("")
+    kinds = {stage["objective"] for stage in found["stages"][1:]}
+    ways = ("objective",) if len(kinds) > 1 else ()
     rows = [
         [
             stage["name"],
+            *(stage[way] for way in ways),
             f"{stage['start_steps']} -> {stage['num_steps']}" if number else str(stage["num_steps"]),
             f"{stage['updates']:,}",
             f"{stage['batch_size']:,}",
@@ -158,7 +161,7 @@ def _recipe(found: Facts) -> None:
         for number, stage in enumerate(found["stages"])
     ]
     numbers = ("steps", "updates", "batch", "rate")
-    console.table(("stage", *numbers), rows, numbers, numbers)
+    console.table(("stage", *ways, *numbers), rows, numbers, numbers)
 
 
 def _foreign(found: Facts) -> None:

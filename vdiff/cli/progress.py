@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+from vdiff.plan import BASE
 from vdiff.training.report import StageRow
 
 Clock = Callable[[], float]
@@ -250,4 +251,4 @@ class PrepareLines(_Lines):
 
 
 def _steps(row: StageRow) -> str:
-    return f"{row.start_steps} -> {row.num_steps} steps, " if row.start_steps != row.num_steps else ""
+    return "" if row.name == BASE else f"{row.start_steps} -> {row.num_steps} steps, "

@@ -50,10 +50,12 @@ class ObjectiveSection(KindSection, ABC):
     needs_teacher: whether it belongs into `distill`; else into `train`.
     is_denoiser: whether its student predicts the mean of all pictures that fit a noisy one, as a network does that
     learned by the squared error from pictures or from such a teacher.
+    needs_fewer_steps: whether a student with as many steps as its teacher would have nothing to learn.
     """
 
     needs_teacher: ClassVar[bool] = False
     is_denoiser: ClassVar[bool] = True
+    needs_fewer_steps: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, task: Task) -> "Objective":

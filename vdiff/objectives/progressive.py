@@ -20,6 +20,7 @@ class ProgressiveSection(ObjectiveSection):
     """Progressive distillation with the exact target."""
 
     needs_teacher: ClassVar[bool] = True
+    needs_fewer_steps: ClassVar[bool] = True
 
     kind: Literal["progressive"] = trajectory("progressive")
     """How the student learns."""

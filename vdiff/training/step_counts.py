@@ -18,6 +18,40 @@ def step_counts(start: int, end: int, factor: Factor) -> tuple[int, ...]:
     return tuple(found)
 
 
+class StageStepsError(ValueError):
+    """A number of steps that a list of stages cannot have.   place: of the stage in the list, from 0."""
+
+    def __init__(self, place: int, problem: str) -> None:
+        super().__init__(problem)
+        self.place = place
+
+
+def listed_counts(start: int, wanted: Sequence[tuple[int | None, int | None]]) -> tuple[int, ...]:
+    """Steps of the base and of every student, as a list of stages asks for them.
+
+    wanted: of each stage its number of steps, or the factor by which it divides that of its teacher; the other is None.
+    Errors: StageStepsError.
+    """
+    found = [start]
+    for place, (steps, factor) in enumerate(wanted):
+        before = found[-1]
+        if (steps is None) == (factor is None):
+            problem = "a stage says either its `steps` or its `factor`"
+            raise StageStepsError(place, f"{problem}, this one says {'both' if steps else 'neither'}")
+        if factor is not None:
+            if before % factor:
+                raise StageStepsError(place, f"`factor` {factor} does not divide the {before} steps of its teacher")
+            steps = before // factor
+        assert steps is not None
+        if steps > before:
+            problem = f"its teacher has {before} steps and it would have {steps}: students have no more than teachers"
+            raise StageStepsError(place, problem)
+        if before % steps:
+            raise StageStepsError(place, f"{steps} steps do not divide the {before} of its teacher")
+        found.append(steps)
+    return tuple(found)
+
+
 def _followed(start: int, end: int, factor: Factor) -> tuple[list[int], str]:
     """The numbers as far as the factors lead to them, and why they do not lead to the end; nothing where they do."""
     found = [start]
