@@ -40,7 +40,7 @@ def test_a_golden_model_knows_the_times_that_its_card_says() -> None:
     """To format 1, a base knew all times; the new fields mean what an older vdiff did with every model."""
     cards = {version: checkpoint.read_card(GOLDEN / version / "runs/golden/original") for version in VERSIONS}
     assert [(card.times, card.is_denoiser) for card in cards.values()] == [(None, True), (16, False)]
-    assert {(card.sampler, card.guidance, card.codec) for card in cards.values()} == {(None, None, "pixel")}
+    assert {(card.sampler, card.guidance, card.codec) for card in cards.values()} == {(None, None, "pixels")}
 
 
 def test_a_golden_run_goes_on_from_its_save(here: Path) -> None:

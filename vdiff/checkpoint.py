@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdiff import __version__, diffusers_folder, distribution, model_card, whole_folder
-from vdiff.data.codec import PIXELS, Codec, codec_of
+from vdiff.data.codec import Codec, codec_of
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
 from vdiff.diffusion.schedule import Schedule
@@ -53,7 +53,7 @@ class Checkpoint:
     @property
     def codec(self) -> Codec:
         """Between its pictures and what its network sees."""
-        return codec_of(PIXELS)
+        return codec_of(self.card.codec)
 
 
 def codec_for(teacher: Checkpoint | None) -> Codec:
@@ -182,10 +182,10 @@ _REAL = ("float16", "bfloat16", "float32", "float64")
 
 def _check_known(card: ModelCard, folder: Path) -> None:
     """Refuse a model of which this vdiff would draw something else than it was made for."""
-    if card.codec != PIXELS:
-        kind = card.codec if isinstance(card.codec, str) else card.codec["kind"]
-        problem = f"`{folder}` needs the codec `{kind}`, and this vdiff knows pixels only"
-        raise ModelFileError(problem, distribution.UPGRADE, folder / MARK)
+    try:
+        codec_of(card.codec)
+    except UsageError as err:
+        raise ModelFileError(f"`{folder}` cannot be drawn with: {err.problem}", err.fix, folder / MARK) from err
     if card.guidance is not None:
         problem = f"`{folder}` is meant to be guided (`{card.guidance['kind']}`), which this vdiff cannot do"
         raise ModelFileError(problem, distribution.UPGRADE, folder / MARK)
@@ -214,7 +214,7 @@ def _network(card: ModelCard, folder: Path) -> Network:
             expected = {name: tensor.shape for name, tensor in section.restore(config).state_dict().items()}
     except UsageError as err:
         raise ModelFileError(err.problem, err.fix, folder / CONFIG) from err
-    wrong = section.misfit(config, card.shape, card.num_classes)
+    wrong = section.misfit(config, codec_of(card.codec).shape(card.shape), card.num_classes)
     if wrong is not None:
         problem = f"`{folder}` contradicts itself: `{wrong}` in {CONFIG} is not what {MARK} says"
         raise ModelFileError(problem, "take another folder", folder / CONFIG)

@@ -14,7 +14,7 @@ from vdiff.ours import Kind, beginning, is_picture
 
 FORMAT = 2
 """The newest that is known here. What format 1 can say is written as format 1, so that older versions open it too."""
-PIXELS = "pixel"
+PIXELS = "pixels"
 """The codec of networks that see the pixels themselves."""
 MARK = "vdiff.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
