@@ -298,7 +298,7 @@ def test_a_stage_that_was_not_trained_is_not_published_in_silence(tiny_run: Tiny
     recipe, machine = tiny_run.recipe(), Machine("fp32", "cpu")
     stage = plan(recipe)[0]
     images = open_images(recipe, 2)
-    learner = Learner(fresh(recipe, images), objective_of(stage, None, machine), stage.settings, machine)
+    learner = Learner(fresh(recipe, images), objective_of(stage, None), stage.settings, machine)
     with pytest.raises(AssertionError, match="`original` is published before it is trained"):
         StageRun(chain._surroundings, stage, None, images, learner).publish()
     assert tiny_run.folder().points("original")

@@ -24,7 +24,7 @@ from vdiff.objectives.weighting import Weighting
 from vdiff.plan import Stage
 from vdiff.randomness import Randomness
 from vdiff.recipe import DistillSection, TrainSection
-from vdiff.stage_parts import objective_of
+from vdiff.stage_parts import freeze, objective_of
 from vdiff.training.learner import RngOf
 from vdiff.training.machine import Machine
 
@@ -389,8 +389,8 @@ def checkpoint_of(denoiser: Denoiser) -> Checkpoint:
 def test_a_stage_learns_with_the_objective_and_the_weighting_of_its_settings(
     section: Any, weighting: Weighting
 ) -> None:
-    teacher = checkpoint_of(constant(TEACHER)) if section.needs_teacher else None
-    objective = objective_of(stage_of(section, weighting), teacher, Machine("fp32", "cpu"))
+    teacher = freeze(checkpoint_of(constant(TEACHER)), Machine("fp32", "cpu")) if section.needs_teacher else None
+    objective = objective_of(stage_of(section, weighting), teacher.denoiser if teacher else None)
     student, x, random = constant(STUDENT), pictures(64).float(), rng(64)
     loss = objective(student, x, random)
     alpha, sigma = student.schedule.alpha_sigma(heard_times(student)[0])

@@ -27,7 +27,7 @@ from vdiff.randomness import exact
 from vdiff.recipe import Recipe
 from vdiff.samplers.draw import draw
 from vdiff.savepoint import NUM_KEPT
-from vdiff.stage_parts import built
+from vdiff.stage_parts import objective_of
 from vdiff.stage_run import PREVIEW_STEPS
 from vdiff.training import memory
 from vdiff.training.learner import Learner, RngOf, State
@@ -279,4 +279,4 @@ def _objective(recipe: Recipe, stage: Stage, machine: Machine) -> Objective:
     teacher = _denoiser(recipe) if stage.index > 0 else None
     if teacher is not None:
         machine.freeze(teacher.network)
-    return built(stage, teacher)
+    return objective_of(stage, teacher)

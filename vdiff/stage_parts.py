@@ -76,7 +76,7 @@ def fresh(recipe: Recipe, images: Images) -> Denoiser:
 
 
 def copied(teacher: Checkpoint, images: Images) -> Denoiser:
-    """A student that starts as its teacher is."""
+    """A student that starts as its teacher is: to be made before the teacher is frozen, which rounds its weights."""
     if teacher.card.shape != images.shape:
         raise DataError(
             f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
@@ -86,30 +86,31 @@ def copied(teacher: Checkpoint, images: Images) -> Denoiser:
     if bad:
         problem = f"the weights of the teacher `{teacher.card.name}` are not finite"
         raise ModelFileError(problem, "take another teacher", f"{teacher.folder}: `{bad[0]}`")
-    network = deepcopy(teacher.denoiser.network)  # before anybody freezes the teacher in another precision
+    network = deepcopy(teacher.denoiser.network)
     return replace(teacher.denoiser, network=network.requires_grad_(True))
 
 
-def objective_of(stage: Stage, teacher: Checkpoint | None, machine: Machine) -> Objective:
-    """How the student of a stage learns; its teacher is frozen in the run's precision.
+def freeze(teacher: Checkpoint, machine: Machine) -> Checkpoint:
+    """Have a teacher learn nothing more: it is moved to the device and cast to the run's precision.
 
-    Errors: UsageError for a teacher whose schedule has no targets for so many steps.
+    In place, as a copy would take as much memory again; returns what it is from now on.
     """
-    if teacher is not None:
-        _check_targets(stage, teacher)
-        machine.freeze(teacher.denoiser.network)
-    return built(stage, teacher.denoiser if teacher else None)
+    network = machine.freeze(teacher.denoiser.network)
+    return replace(teacher, denoiser=replace(teacher.denoiser, network=network))
 
 
-def built(stage: Stage, teacher: Denoiser | None) -> Objective:
-    """The objective of a stage.   teacher: frozen; None for the base."""
+def objective_of(stage: Stage, teacher: Denoiser | None) -> Objective:
+    """How the student of a stage learns.   teacher: frozen; None for the base."""
     settings = stage.settings
     task = Task(settings.weighting, settings.updates, stage.num_steps, teacher, stage.teacher_steps)
     return settings.objective.build(task)
 
 
-def _check_targets(stage: Stage, teacher: Checkpoint) -> None:
-    """The recipe was checked with its own schedule, but a student has its teacher's."""
+def check_targets(stage: Stage, teacher: Checkpoint) -> None:
+    """UsageError for a teacher that does not know the times of a stage, or whose schedule has no targets for them.
+
+    The recipe was checked with its own schedule, but a student has its teacher's.
+    """
     times = teacher.card.times
     if times is not None and times % stage.start_steps:
         problem = f"`{teacher.folder}` knows the times i / {times} only, not all of its {stage.start_steps} steps"

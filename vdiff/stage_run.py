@@ -21,7 +21,17 @@ from vdiff.recipe import Recipe
 from vdiff.run_folder import RunFolder
 from vdiff.samplers.draw import draw
 from vdiff.savepoint import SavePoint, Saver
-from vdiff.stage_parts import agree, copied, fresh, num_classes, objective_of, open_images, shaping
+from vdiff.stage_parts import (
+    agree,
+    check_targets,
+    copied,
+    freeze,
+    fresh,
+    num_classes,
+    objective_of,
+    open_images,
+    shaping,
+)
 from vdiff.training.learner import Learner
 from vdiff.training.log import Report, Track
 from vdiff.training.loop import fit
@@ -60,10 +70,15 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     recipe, machine = surroundings.recipe, surroundings.machine
     images = machine.processes.together(lambda: _opened(recipe, teacher))
     agree(machine.processes, shaping(recipe, stage, teacher, images, machine.precision), images)
-    student = copied(teacher, images) if teacher else fresh(recipe, images)
+    if teacher is not None:
+        student = copied(teacher, images)
+        check_targets(stage, teacher)
+        teacher = freeze(teacher, machine)  # after the student was copied, and before anybody asks the teacher
+    else:
+        student = fresh(recipe, images)
     for tensor in student.network.state_dict().values():
         machine.processes.fill(tensor)
-    objective = objective_of(stage, teacher, machine)
+    objective = objective_of(stage, teacher.denoiser if teacher else None)
     learner = Learner(student, objective, stage.settings, machine, surroundings.progress.note)
     work = StageRun(surroundings, stage, teacher, images, learner)
     begun = time.monotonic()

@@ -27,7 +27,7 @@ Draw = Callable[[Denoiser, int, int | None, int], Tensor]
 class Trend:
     """What is measured of one stage, and when. Nothing of the training is touched.
 
-    num_images: drawn for each measurement.   draw: every process must call it, and does its share.
+    teacher: frozen.   num_images: drawn for each measurement.   draw: every process must call it, and does its share.
     cache: for what is known of the reference pictures.
     Errors: DataError, UsageError for pictures that a metric cannot do with.
     """
