@@ -17,10 +17,6 @@ from vdiff.cli import estimates
 from vdiff.data.prepare import prepare
 from vdiff.errors import DataError, InUseError, ModelFileError, Stopped, UsageError
 from vdiff.plan import plan
-from vdiff.stage_parts import fresh, objective_of, open_images
-from vdiff.stage_run import StageRun
-from vdiff.training.learner import Learner
-from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
 
 
@@ -290,19 +286,6 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_run: TinyRun) -> None:
         pass
     with folder.lock():
         assert not list(folder.path.glob(".*partial*"))
-
-
-def test_a_stage_that_was_not_trained_is_not_published_in_silence(tiny_run: TinyRun) -> None:
-    stopped(tiny_run, 3)
-    chain = tiny_run.chain()
-    recipe, machine = tiny_run.recipe(), Machine("fp32", "cpu")
-    stage = plan(recipe)[0]
-    images = open_images(recipe, 2)
-    learner = Learner(fresh(recipe, images), objective_of(stage, None), stage.settings, machine)
-    with pytest.raises(AssertionError, match="`original` is published before it is trained"):
-        StageRun(chain._surroundings, stage, None, images, learner).publish()
-    assert tiny_run.folder().points("original")
-    assert not tiny_run.folder().models()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vdiff.data.loader import Batch
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
+from vdiff.images import to_float
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.denoising import DenoisingObjective
@@ -34,7 +35,7 @@ from vdiff.training import ema
 from vdiff.training.ema import Average
 from vdiff.training.learner import Learner, RngOf, State
 from vdiff.training.log import Report
-from vdiff.training.loop import fit
+from vdiff.training.loop import Chore, Moment, always, fit
 from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
 
@@ -236,36 +237,72 @@ def stream(start: int = 0) -> Iterator[Batch]:
         update += 1
 
 
-def run(machine: Machine, path: Path, made: Learner, **more: Any) -> tuple[bool, list[str]]:
-    """A fit whose saves and previews are noted with the updates that were done."""
+def run(machine: Machine, made: Learner, should_stop: Callable[[], bool] = never) -> tuple[bool, list[str]]:
+    """A fit with two chores: what each of them saw."""
     seen: list[str] = []
-    report = Report("stage", made.settings, machine, FitLines(lambda text: None), path, lambda values, step: None)
-    given: dict[str, Any] = {
-        "codec": PixelCodec(),
-        "seed": 0,
-        "stage": 0,
-        "save": lambda: seen.append(f"save {made.update}"),
-        "preview": lambda: seen.append(f"preview {made.update}"),
-        "should_stop": never,
-        **more,
-    }
-    return fit(made, stream(), machine, report, **given), seen
+    third = Chore(lambda now: now.is_last or now.is_each(3), lambda now: seen.append(f"third {now.update}"))
+    second = Chore(lambda now: not now.is_last and now.is_each(2), lambda now: seen.append(f"second {now.update}"))
+    unasked = Chore(lambda now: now.is_each(None), lambda now: seen.append("never"))
+    chores = [third, second, unasked]
+    return fit(
+        made, stream(), machine, codec=PixelCodec(), seed=0, stage=0, should_stop=should_stop, chores=chores
+    ), seen
 
 
-def test_the_loop_saves_and_draws_when_it_should(machine: Machine, tmp_path: Path) -> None:
-    made = learner(machine, updates=7, save_every=3, preview_every=2, log_every=3)
-    is_complete, seen = run(machine, tmp_path / "log.jsonl", made)
+def test_the_loop_does_the_chores_that_are_due_in_their_order(machine: Machine) -> None:
+    is_complete, seen = run(machine, learner(machine, updates=6))
     assert is_complete
-    assert seen == ["preview 2", "save 3", "preview 4", "save 6", "preview 6", "save 7"]
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["update"] for line in lines] == [3, 6, 7]
+    assert seen == ["second 2", "third 3", "second 4", "third 6"]
+    assert run(machine, learner(machine, updates=7))[1][-3:] == ["third 6", "second 6", "third 7"]
 
 
-def test_the_loop_saves_before_it_leaves(machine: Machine, tmp_path: Path) -> None:
+def test_the_loop_does_the_chores_of_the_last_update_before_it_leaves(machine: Machine) -> None:
     made = learner(machine)
-    is_complete, seen = run(machine, tmp_path / "log.jsonl", made, should_stop=lambda: made.update == 4)
+    is_complete, seen = run(machine, made, should_stop=lambda: made.update == 4)
     assert not is_complete
-    assert seen == ["save 4"]
+    assert seen == ["second 2", "third 3", "third 4"]
+
+
+def test_a_chore_sees_what_was_measured_and_why_the_loop_ends(machine: Machine) -> None:
+    moments: list[Moment] = []
+    made, other = learner(machine, updates=3), learner(machine, updates=3)
+    fit(
+        made,
+        stream(),
+        machine,
+        codec=PixelCodec(),
+        seed=0,
+        stage=0,
+        should_stop=never,
+        chores=[Chore(always, moments.append)],
+    )
+    assert [(now.update, now.is_complete, now.is_stopped) for now in moments] == [
+        (1, False, False),
+        (2, False, False),
+        (3, True, False),
+    ]
+    x = to_float(next(stream()).images)
+    loss, norm = other.step(x, NOTHING, RngOf(0, 0, 0, torch.arange(6), other.settings.batch_size))
+    assert moments[0].measured.tolist() == [float(loss), float(norm)]
+    moments.clear()
+    fit(
+        other,
+        stream(1),
+        machine,
+        codec=PixelCodec(),
+        seed=0,
+        stage=0,
+        should_stop=lambda: True,
+        chores=[Chore(always, moments.append)],
+    )
+    assert [(now.update, now.is_complete, now.is_stopped) for now in moments] == [(2, False, True)]
+
+
+def test_a_training_that_is_complete_learns_no_more(machine: Machine) -> None:
+    made = learner(machine, updates=1)
+    assert run(machine, made) == (True, ["third 1"])
+    assert run(machine, made) == (True, [])
+    assert made.update == 1
 
 
 def test_a_machine_that_need_not_be_deterministic_does_not_wait_for_the_compiler_to_be_imported() -> None:
@@ -310,8 +347,11 @@ def test_a_disk_that_is_full_under_the_curves_is_told_once(machine: Machine, tmp
 
 def test_updates_without_end_that_are_not_finite_end_the_training(machine: Machine, tmp_path: Path) -> None:
     made = learner(machine, learning_rate=1e30, clip_norm=None, log_every=5, updates=40)
+    progress, log = FitLines(lambda text: None), tmp_path / "log.jsonl"
+    report = Report("stage", made.settings, machine, progress, log, lambda values, step: None)
+    tell = Chore(always, lambda now: report.add(now.update, now.measured, made.rate(now.update - 1)))
     with pytest.raises(DivergedError, match="10 updates in a row"):
-        run(machine, tmp_path / "log.jsonl", made)
+        fit(made, stream(), machine, codec=PixelCodec(), seed=0, stage=0, should_stop=never, chores=[tell])
 
 
 def test_an_update_that_is_not_finite_leaves_all_but_the_count_as_it_was(machine: Machine) -> None:

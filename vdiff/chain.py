@@ -4,7 +4,6 @@ The first process looks into the run folder and decides; the others, which may h
 """
 
 import itertools
-import signal
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from vdiff import checkpoint, run_contents, savepoint, telling, whole_folder
 from vdiff.behind import refuse_if_behind
 from vdiff.checkpoint import ModelCard, is_model_folder
-from vdiff.errors import ModelFileError, Stopped, UsageError
+from vdiff.errors import ModelFileError, UsageError
 from vdiff.model_card import MODEL, lacking
 from vdiff.plan import BASE, Stage, chosen, doubts, keeps_state, plan, same_start, stages_after, trajectory
 from vdiff.run_folder import RunFolder
@@ -101,9 +100,7 @@ class Chain:
 
     def leave_if_asked(self, stage: Stage) -> None:
         """Between two stages nothing is lost.   Errors: Stopped."""
-        if self._surroundings.machine.any(bool(self._surroundings.stop())):
-            number = self._surroundings.stop() or signal.SIGTERM  # 0 where another process was told
-            raise Stopped(number, f"`{stage.name}` is complete, the next stage is not begun")
+        self._surroundings.leave_if_asked(f"`{stage.name}` is complete, the next stage is not begun")
 
     def _refuse_to_replace(self, stages: Sequence[Stage], force: bool) -> None:
         """Errors, before any work: UsageError for what vdiff did not make, in a place where something is to be left.

@@ -28,7 +28,7 @@ from vdiff.recipe import Recipe
 from vdiff.samplers.draw import draw
 from vdiff.savepoint import NUM_KEPT
 from vdiff.stage_parts import objective_of
-from vdiff.stage_run import PREVIEW_STEPS
+from vdiff.stage_pictures import PREVIEW_STEPS
 from vdiff.training import memory
 from vdiff.training.learner import Learner, RngOf, State
 from vdiff.training.machine import Machine

@@ -25,8 +25,9 @@ Draw = Callable[[Denoiser, int, int | None, int], Tensor]
 
 
 class Trend:
-    """What is measured of one stage, and when. Nothing of the training is touched.
+    """What is measured of one stage. Nothing of the training is touched.
 
+    is_on: whether anything is, at least once, when the stage is complete.   every: updates; None for only then.
     teacher: frozen.   num_images: drawn for each measurement.   draw: every process must call it, and does its share.
     cache: for what is known of the reference pictures.
     Errors: DataError, UsageError for pictures that a metric cannot do with.
@@ -36,10 +37,10 @@ class Trend:
         self, recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, machine: Machine, cache: Path
     ) -> None:
         section, floor = recipe.evaluate, recipe.distill.stop_if.psnr_below
-        self._every, self.num_images = section.every, section.num_images
+        self.every, self.num_images = section.every, section.num_images
         self._stage, self._teacher, self._machine = stage, teacher, machine
         self._codec = codec_for(teacher)
-        self._is_on = section.every is not None or (teacher is not None and floor is not None)
+        self.is_on = section.every is not None or (teacher is not None and floor is not None)
         sections = named(section.metrics) if section.every is not None else []
         pairs = [each for each in sections if are_pairs(each)] if teacher is not None else []
         if teacher is not None and floor is not None and not any(each.kind == "agreement" for each in pairs):
@@ -56,10 +57,6 @@ class Trend:
                 fix = f"set `evaluate.num_images` to {metric.least} or more"
                 raise UsageError(f"`{name}` needs at least {metric.least:,} samples", fix, "evaluate.num_images")
         self._drawn_by_teacher: Tensor | None = None
-
-    def is_due(self, update: int, is_complete: bool) -> bool:
-        """Whether it is time to measure."""
-        return self._is_on and (is_complete or (self._every is not None and update % self._every == 0))
 
     def measure(self, student: Denoiser, draw: Draw, most_steps: int) -> dict[str, float | None]:
         """Numbers by name, in the first process; a psnr of None is that of equal pictures.

@@ -49,7 +49,6 @@ class Report:
         pending: Mapping[str, Tensor] | None = None,
         offset: int = 0,
     ) -> None:
-        self.is_first_update = True
         self.loss = float("nan")
         self._stage, self._settings, self._machine, self._progress = stage, settings, machine, progress
         self._path, self._track, self._offset = path, track, offset
@@ -64,7 +63,6 @@ class Report:
     def add(self, update: int, measured: Tensor, learning_rate: float) -> None:
         """Take in one update. measured: [this process's part of the loss, norm of the gradient], on the device."""
         self._pending.append(measured)
-        self.is_first_update = False
         if update % self._settings.log_every == 0 or update == self._settings.updates:
             self._write(update, learning_rate)
         elif time.monotonic() - self._last_read > _READ_SECONDS:
