@@ -1,6 +1,7 @@
 """One stage of a chain: its teacher, what it learns from and what it hands on."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -115,3 +116,33 @@ def test_without_trend_and_previews_there_is_nothing_but_the_log_and_the_saves(t
     tiny_run.base()
     assert {name for _, name in done} == {"tell", "tell_saved", "save"}
     assert [update for update, name in done if name == "save"] == [2, 4, 5]
+
+
+HALVED = ("distill.start_steps=4", "distill.end_steps=1")
+
+
+def test_the_next_teacher_is_what_was_just_written_and_has_its_bits(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run.base(*HALVED, run="apart")
+    shutil.copytree(tiny_run.folder("apart").path, tiny_run.folder("at once").path)
+    for _ in range(2):
+        tiny_run.chain(*HALVED, run="apart").distill(count=1)
+    read: list[str] = []
+    load_tensors = checkpoint.load_tensors
+    monkeypatch.setattr(
+        checkpoint, "load_tensors", lambda path, *more: (read.append(path.parts[-3]), load_tensors(path, *more))[1]
+    )
+    tiny_run.chain(*HALVED, run="at once").distill()
+    assert read == ["original"]
+    assert tiny_run.hashes("at once") == tiny_run.hashes("apart")
+
+
+def test_a_kept_student_is_the_next_teacher_and_not_what_was_written_before_it(tiny_run: TinyRun) -> None:
+    tiny_run.base()
+    tiny_run.chain().distill()
+    whole = {**tiny_run.hashes(), "log.jsonl": ""}
+    for name in ("base_0", "base_2"):  # made again, base_0 has the bits that base_1 was distilled from
+        shutil.rmtree(tiny_run.folder().model(name))
+    tiny_run.chain().distill()
+    assert {**tiny_run.hashes(), "log.jsonl": ""} == whole

@@ -4,9 +4,11 @@ The first process looks into the run folder and decides; the others, which may h
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from vdiff import checkpoint, run_contents, savepoint, telling, whole_folder
 from vdiff.behind import refuse_if_behind
@@ -72,12 +74,16 @@ class Chain:
             self._progress.note(doubt)
         self._processes.told(lambda: self._prepare(stages if force else []))
         cards = []
+        written: Mapping[str, Tensor] | None = None  # of the stage before, if it was made a moment ago
         for stage in stages:
             if stage.name in done:
                 cards.append(telling.card(self._processes, partial(self._kept, stage, teacher)))
+                written = None
             else:
-                loaded = telling.model(self._processes, teacher) if teacher else None
-                cards.append(make(self._surroundings, stage, loaded))
+                loaded = telling.model(self._processes, teacher, written=written) if teacher else None
+                written = None  # its memory is free while the stage trains
+                card, written = make(self._surroundings, stage, loaded)
+                cards.append(card)
                 if stage is not stages[-1]:
                     self.leave_if_asked(stage)
             self._processes.told(partial(self._check_floor, stage))

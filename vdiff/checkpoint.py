@@ -107,10 +107,13 @@ def save(
     return model_card.parse(whole_folder.write(folder, MODEL, facts, fill, num_bytes(weights), unlisted), folder)
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Verify a model folder and read it.   Errors: ModelFileError naming what is damaged."""
+def load(folder: Path, device: torch.device | str = "cpu", written: Mapping[str, Tensor] | None = None) -> Checkpoint:
+    """Verify a model folder and read it.   Errors: ModelFileError naming what is damaged.
+
+    written: the weights that were saved there a moment ago, and read back then: they are taken and not read again.
+    """
     card = read_card(folder)
-    found = damage(folder)
+    found = damage(folder) if written is None else []
     if found:
         raise ModelFileError(
             f"`{folder}` is damaged ({len(found)} of {len(card.files)} files)",
@@ -119,7 +122,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
         )
     _check_known(card, folder)
     schedule, predicts = _diffusion(card, folder)
-    network = _network(card, folder).to(device).eval().requires_grad_(False)
+    network = _network(card, folder, written).to(device).eval().requires_grad_(False)
     return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
 
 
@@ -206,7 +209,7 @@ def _section(card: ModelCard, folder: Path) -> type[NetworkSection]:
     return NETWORKS.section(card.network)
 
 
-def _network(card: ModelCard, folder: Path) -> Network:
+def _network(card: ModelCard, folder: Path, written: Mapping[str, Tensor] | None) -> Network:
     section = _section(card, folder)
     config = whole_folder.read_json(folder / CONFIG)
     try:
@@ -218,7 +221,7 @@ def _network(card: ModelCard, folder: Path) -> Network:
     if wrong is not None:
         problem = f"`{folder}` contradicts itself: `{wrong}` in {CONFIG} is not what {MARK} says"
         raise ModelFileError(problem, "take another folder", folder / CONFIG)
-    weights = load_tensors(folder / WEIGHTS, expected)
+    weights = load_tensors(folder / WEIGHTS, expected) if written is None else written
     network = section.restore(config)
     network.load_state_dict(weights)  # copies: mapping the file's memory changes the alignment, and so the rounding
     return network

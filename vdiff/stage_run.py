@@ -72,7 +72,14 @@ class Surroundings:
             raise self.stopped(what)
 
 
-def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -> ModelCard:
+class Made(NamedTuple):
+    """The model folder that a stage has left: its card, and in the first process its weights, in the host's memory."""
+
+    card: ModelCard
+    weights: dict[str, Tensor]
+
+
+def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -> Made:
     """Train one stage, from its last save or from the start, and leave its model folder.
 
     teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError, MachineError.
@@ -93,9 +100,9 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     work = StageRun(surroundings, stage, teacher, images, learner)
     begun = time.monotonic()
     trained = work.train()
-    card = work.publish(trained)
+    made = work.publish(trained)
     surroundings.progress.end(stage.name, trained.loss, time.monotonic() - begun)
-    return card
+    return made
 
 
 def _opened(recipe: Recipe, teacher: Checkpoint | None) -> Images:
@@ -150,7 +157,7 @@ class StageRun:
             except DivergedError as err:
                 saved = self._roll_back(err)
 
-    def publish(self, trained: Trained) -> ModelCard:
+    def publish(self, trained: Trained) -> Made:
         """Leave the model folder; the points to resume from have served."""
         run, machine, saves = self._surroundings.run, self._surroundings.machine, self._saves
         folder, result = run.model(self._stage.name), trained.result
@@ -170,7 +177,7 @@ class StageRun:
 
         card = telling.card(machine.processes, published)
         machine.release()
-        return card
+        return Made(card, weights)
 
     @property
     def _saves(self) -> Path:

@@ -31,15 +31,20 @@ def card(processes: Processes, read: Callable[[], ModelCard]) -> ModelCard:
     return found[0] if found else model_card.parse(told, Path(told["name"]))
 
 
-def model(processes: Processes, folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+def model(
+    processes: Processes,
+    folder: Path,
+    device: torch.device | str = "cpu",
+    written: Mapping[str, Tensor] | None = None,
+) -> Checkpoint:
     """The model folder that the first process reads, in every process.   Errors: ModelFileError, in all of them.
 
-    The others need no such folder: to them, it is a name.
+    The others need no such folder: to them, it is a name.   written: in the first process, as for `checkpoint.load`.
     """
     read: list[Checkpoint] = []
 
     def facts() -> dict[str, Any]:
-        read.append(checkpoint.load(folder))
+        read.append(checkpoint.load(folder, written=written))
         found = read[0]
         return {"card": model_card.content(found.card), "config": as_network(found.denoiser.network).config}
 
