@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from tests.tiny import TinyRun
+from vdiff import checkpoint, mark
 from vdiff.cli import main
-from vdiff.errors import DataError, DivergedError, Stopped, UsageError
+from vdiff.errors import DataError, DivergedError, ModelFileError, Stopped, UsageError
+from vdiff.model_card import MARK
 
 MEASURED = ("evaluate.every=2", "evaluate.num_images=6", "evaluate.metrics=[agreement, 'fd_pixel:3', swd]")
 SHORT = ("distill.start_steps=4", "distill.end_steps=2")
@@ -93,3 +95,59 @@ def test_too_few_pictures_are_refused_before_anything_is_trained(tiny_run: TinyR
     with pytest.raises(UsageError, match="`fd_pixel` needs at least 4 samples"):
         tiny_run.base(*MEASURED, "evaluate.num_images=3")
     assert not tiny_run.folder().log.exists()
+
+
+FLOOR = ("distill.stop_if.psnr_below=90", "evaluate.num_images=6", *SHORT[:1], "distill.end_steps=2")
+
+
+def test_the_floor_needs_no_log(tiny_run: TinyRun) -> None:
+    tiny_run.base(*FLOOR)
+    with pytest.raises(DivergedError) as first:
+        tiny_run.chain(*FLOOR).distill()
+    tiny_run.folder().log.unlink()
+    with pytest.raises(DivergedError) as again:
+        tiny_run.chain(*FLOOR).distill()
+    assert again.value.problem == first.value.problem
+
+
+def test_the_floor_of_a_student_whose_card_does_not_tell_is_read_in_the_log(tiny_run: TinyRun) -> None:
+    """vdiff 0.1 wrote such cards."""
+    tiny_run.base(*FLOOR)
+    with pytest.raises(DivergedError) as first:
+        tiny_run.chain(*FLOOR).distill()
+    path = tiny_run.folder().model("base_0") / MARK
+    content = json.loads(path.read_text())
+    assert content.pop("agreement").keys() == {"psnr", "num_images"}
+    path.write_text(mark.sealed(content))
+    with pytest.raises(DivergedError) as again:
+        tiny_run.chain(*FLOOR).distill()
+    assert again.value.problem == first.value.problem
+
+
+def test_a_student_that_was_killed_before_it_was_complete_is_measured_again(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run.base(*FLOOR)
+
+    def killed(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run.chain(*FLOOR).distill()
+    told = json.loads(tiny_run.folder().log.read_text().splitlines()[-1])
+    tiny_run.folder().log.unlink()
+    with pytest.raises(DivergedError, match="under the floor of 90 dB"):
+        tiny_run.chain(*FLOOR).distill()
+    card = checkpoint.read_card(tiny_run.folder().model("base_0"))
+    assert card.agreement == {"psnr": told["trend"]["psnr"], "num_images": 6}
+
+
+@pytest.mark.parametrize("agreement", [{"psnr": "high", "num_images": 6}, {"psnr": 9.0, "num_images": 0}, 7])
+def test_a_card_with_no_sound_agreement_is_damaged(tiny_run: TinyRun, agreement: object) -> None:
+    tiny_run.base()
+    path = tiny_run.folder().model("original") / MARK
+    path.write_text(mark.sealed(json.loads(path.read_text()) | {"agreement": agreement}))
+    with pytest.raises(ModelFileError, match="`agreement`"):
+        checkpoint.read_card(path.parent)

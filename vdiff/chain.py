@@ -86,7 +86,7 @@ class Chain:
                 cards.append(card)
                 if stage is not stages[-1]:
                     self.leave_if_asked(stage)
-            self._processes.told(partial(self._check_floor, stage))
+            self._processes.told(partial(self._check_floor, stage, cards[-1]))
             teacher = self.run.model(stage.name)
         self._processes.told(lambda: self._tell_outdated(stages[-1]))
         return cards
@@ -100,9 +100,8 @@ class Chain:
     def _trajectory(self, stage: Stage) -> dict[str, object]:
         return trajectory(self._surroundings.recipe, stage, self._surroundings.machine.precision)
 
-    def _check_floor(self, stage: Stage) -> None:
-        recipe, folder = self._surroundings.recipe, self.run.model(stage.name)
-        check_floor(recipe, stage, self.run.log, folder, self._progress.note)
+    def _check_floor(self, stage: Stage, card: ModelCard) -> None:
+        check_floor(self._surroundings.recipe, stage, card, self.run, self._progress.note)
 
     def leave_if_asked(self, stage: Stage) -> None:
         """Between two stages nothing is lost.   Errors: Stopped."""

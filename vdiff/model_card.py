@@ -71,6 +71,20 @@ def _parent(value: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(_first(err)) from err
 
 
+class _Agreement(BaseModel):
+    """What a student records of its likeness to its teacher: a psnr of None is that of equal pictures."""
+
+    psnr: Annotated[float, Field(strict=True)] | None
+    num_images: Positive
+
+
+def _agreement(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _Agreement.model_validate(value).model_dump()
+    except ValidationError as err:
+        raise ValueError(_first(err)) from err
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """What a model folder says about itself.
@@ -80,6 +94,7 @@ class ModelCard:
     is_denoiser: whether it predicts the mean of all pictures that fit a noisy one, and not one of them.
     codec: between its pictures and what the network sees, a kind or a section.
     shape: (C, H, W) of its pictures.   num_classes: 0 without labels.   parent: the teacher's name, steps and hash.
+    agreement: with the teacher's pictures, {psnr, num_images}, if the training measured it.
     recipe: the YAML text.   trajectory: every value that shaped the weights.   files: {path: {size, sha256}}.
     """
 
@@ -95,6 +110,7 @@ class ModelCard:
     diffusion: dict[str, Any]
     recipe: str
     parent: Annotated[dict[str, Any], AfterValidator(_parent)] | None = None
+    agreement: Annotated[dict[str, Any], AfterValidator(_agreement)] | None = None
     data: dict[str, Any] = field(default_factory=dict)
     trajectory: dict[str, Any] = field(default_factory=dict)
     versions: dict[Word, Word] = field(default_factory=dict)

@@ -1,7 +1,9 @@
 """What a stage does after an update besides learning, and when: report, profile, trend, save, preview."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +44,8 @@ class StageChores:
     saver: Saver
     trackers: Trackers
     offset: int
+    agreement: dict[str, Any] | None = None
+    """What was last measured, as the model card tells it; in the first process."""
 
     def chores(self) -> list[Chore]:
         """All of them, each with its rule, in the order in which they are done."""
@@ -78,9 +82,15 @@ class StageChores:
                 raise
             self.progress.note(f"no trend at update {now.update:,}: {err.problem}")
         else:
+            self.keep_agreement(values)
             self.report.trend(now.update, values, self.trend.num_images)
             self.progress.note(self.trend.told(now.update, values))
         self.machine.wait()  # the first process measures alone
+
+    def keep_agreement(self, values: Mapping[str, float | None]) -> None:
+        """Keep what a trend says of the likeness to the teacher, for the model card."""
+        if "psnr" in values:
+            self.agreement = {"psnr": values["psnr"], "num_images": self.trend.num_images}
 
     def tell_saved(self, now: Moment | None = None) -> None:
         """Say which save has come onto the disk since the last time; what went wrong with it is raised here."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -34,7 +34,7 @@ from vdiff.stage_parts import (
     open_images,
     shaping,
 )
-from vdiff.stage_pictures import StagePictures
+from vdiff.stage_pictures import PREVIEW_STEPS, StagePictures
 from vdiff.training.learner import Learner
 from vdiff.training.log import Report
 from vdiff.training.loop import fit
@@ -117,11 +117,13 @@ class Trained(NamedTuple):
 
     result: a copy with the weights that are meant for sampling.   picture: what it draws, a grid, uint8 [C, H, W].
     loss: of the last line of the log; NaN where an earlier start did the last update.
+    agreement: with the teacher's pictures, for the model card; in the first process, and if it was to be measured.
     """
 
     result: Denoiser
     picture: Tensor
     loss: float
+    agreement: dict[str, Any] | None
 
 
 class StageRun:
@@ -167,7 +169,7 @@ class StageRun:
             write_png(target / "samples.png", trained.picture)
 
         def published() -> ModelCard:
-            checkpoint.save(folder, self._card(result), result, add_picture, weights)
+            checkpoint.save(folder, self._card(trained), result, add_picture, weights)
             if keeps_state(self._surroundings.recipe, self._stage):
                 savepoint.keep_last(saves)
             else:
@@ -247,11 +249,7 @@ class StageRun:
                 chores=work.chores(),
             )
             if is_complete:
-                work.report.check_learned()
-                result = learner.result()
-                trained = Trained(result, self._pictures.preview(result), work.report.loss)
-                if learner.update > first:  # else it was shown when the last update was done
-                    work.show(trained.picture)
+                trained = self._finish(work, has_learned=learner.update > first)
         if self._profile:
             self._profile.close()
         work.tell_saved()
@@ -259,6 +257,18 @@ class StageRun:
         if trained is None:
             raise self._surroundings.stopped(f"`{name}` is saved at update {learner.update}")
         return trained
+
+    def _finish(self, work: StageChores, has_learned: bool) -> Trained:
+        """What the training has come to.   has_learned: not if an earlier start had done the last update already."""
+        work.report.check_learned()
+        result = self._learner.result()
+        picture = self._pictures.preview(result)
+        if has_learned:
+            work.show(picture)
+        elif self._trend.has_pairs:  # it was measured, but nothing that lies on the disk is read back for it
+            work.keep_agreement(self._trend.measure(result, self._pictures.draw, PREVIEW_STEPS))
+            self._surroundings.machine.wait()  # the first process measures alone
+        return Trained(result, picture, work.report.loss, work.agreement)
 
     def _trackers(self) -> AbstractContextManager[Trackers]:
         recipe, note = self._surroundings.recipe, self._surroundings.progress.note
@@ -316,7 +326,7 @@ class StageRun:
             return (batch._replace(labels=None) for batch in found)
         return found
 
-    def _card(self, result: Denoiser) -> ModelCard:
+    def _card(self, trained: Trained) -> ModelCard:
         recipe, teacher = self._surroundings.recipe, self._teacher
         objective = self._stage.settings.objective
         parent = None
@@ -330,11 +340,12 @@ class StageRun:
             updates=self._stage.settings.updates,
             shape=self._images.shape,
             num_classes=self._num_classes,
-            num_parameters=sum(weight.numel() for weight in result.network.parameters()),
+            num_parameters=sum(weight.numel() for weight in trained.result.network.parameters()),
             network=teacher.network if teacher else recipe.network.kind,
             diffusion=teacher.diffusion if teacher else recipe.diffusion.model_dump(mode="json"),
             recipe=self._surroundings.text,
             parent=parent,
+            agreement=trained.agreement,
             data={"fingerprint": self._images.fingerprint, "num_images": self._images.num_images},
             trajectory=dict(self._shaping),
             sampler=objective.advised_sampler(),

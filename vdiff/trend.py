@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vdiff.checkpoint import Checkpoint, codec_for
+from vdiff.checkpoint import Checkpoint, ModelCard, codec_for
 from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
@@ -18,6 +18,7 @@ from vdiff.metrics.pair_metric import Pairs, are_pairs
 from vdiff.metrics.reference import StorePictures
 from vdiff.plan import Stage
 from vdiff.recipe import Recipe
+from vdiff.run_folder import RunFolder
 from vdiff.training.machine import Machine
 
 Draw = Callable[[Denoiser, int, int | None, int], Tensor]
@@ -27,6 +28,7 @@ Draw = Callable[[Denoiser, int, int | None, int], Tensor]
 class Trend:
     """What is measured of one stage. Nothing of the training is touched.
 
+    has_pairs: whether the student is compared with its teacher.
     is_on: whether anything is, at least once, when the stage is complete.   every: updates; None for only then.
     teacher: frozen.   num_images: drawn for each measurement.   draw: every process must call it, and does its share.
     cache: for what is known of the reference pictures.
@@ -51,7 +53,7 @@ class Trend:
         is_first = machine.is_first  # the others draw their shares and measure nothing
         sets = [each for each in sections if isinstance(each, MetricSection) and is_first]
         self._metrics = {each.name: each.build(against) for each in sets}
-        self._has_pairs, self._pairs = bool(pairs), Pairs(pairs if is_first else [])
+        self.has_pairs, self._pairs = bool(pairs), Pairs(pairs if is_first else [])
         for name, metric in self._metrics.items():
             if self.num_images < metric.least:
                 fix = f"set `evaluate.num_images` to {metric.least} or more"
@@ -68,7 +70,7 @@ class Trend:
         drawn = draw(student, steps, self._stage.settings.objective.known_times(own), self.num_images)
         pictures = self._codec.decode(drawn, self._stage.name)
         values: dict[str, float | None] = {}
-        if self._has_pairs and self._teacher is not None:
+        if self.has_pairs and self._teacher is not None:
             card = self._teacher.card
             if self._drawn_by_teacher is None:
                 drawn = draw(self._teacher.denoiser, card.num_steps, card.times, self.num_images)
@@ -83,35 +85,37 @@ class Trend:
         return f"{self._stage.name}: trend at update {update:,}, of {self.num_images:,} pictures: {found}"
 
 
-def check_floor(recipe: Recipe, stage: Stage, log: Path, folder: Path, note: Callable[[str], None]) -> None:
-    """DivergedError for a finished student that agrees with its teacher less than the recipe wants."""
+def check_floor(recipe: Recipe, stage: Stage, card: ModelCard, run: RunFolder, note: Callable[[str], None]) -> None:
+    """DivergedError for a finished student that agrees with its teacher less than the recipe wants.
+
+    Its card tells; the cards of vdiff 0.1 do not, and there the log of the run does.
+    """
     floor = recipe.distill.stop_if.psnr_below
     if floor is None or stage.index == 0:
         return
-    last = _last(log, stage.name)
-    if last is None:
+    agreement = card.agreement or _of_log(run.log, stage.name)
+    if agreement is None:
         note(f"`{stage.name}` was made without `distill.stop_if`: its agreement is not known")
         return
-    psnr = last["trend"]["psnr"]
+    psnr, num_images = agreement["psnr"], agreement["num_images"]
     if psnr is not None and psnr < floor:
-        of = f" of {last['num_images']:,} pictures" if isinstance(last.get("num_images"), int) else ""
+        of = f" of {num_images:,} pictures" if isinstance(num_images, int) else ""
         problem = f"`{stage.name}` agrees with its teacher to {psnr:.2f} dB only{of}, under the floor of {floor:g} dB"
         fix = (
             "add --force to make it again with more `distill.updates`, "
             f"or go on with `--set distill.stop_if.psnr_below={math.floor(psnr)}`"
         )
-        raise DivergedError(problem, fix, f"{folder} (it stays)")
+        raise DivergedError(problem, fix, f"{run.model(stage.name)} (it stays)")
 
 
-def _last(log: Path, stage: str) -> dict[str, Any] | None:
-    """The last line of a stage whose trend tells its agreement."""
+def _of_log(log: Path, stage: str) -> dict[str, Any] | None:
+    """The agreement in the last line of a stage whose trend tells it."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     for line in reversed(lines):
         try:
             entry = json.loads(line)
             if entry["stage"] == stage and "psnr" in entry.get("trend", {}):
-                found: dict[str, Any] = entry
-                return found
+                return {"psnr": entry["trend"]["psnr"], "num_images": entry.get("num_images")}
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # half a line, from a writer that was killed
     return None
