@@ -48,7 +48,7 @@ FLOORS = [
         "telling",
         "trend",
     },
-    {"reporting", "formats", "inspection", "evaluation"},
+    {"reporting", "formats", "inspection", "evaluation", "conformance"},
     {"cli"},
 ]
 """From the ground up: an import points to a lower floor."""

@@ -1,6 +1,7 @@
 """A package that pip installs brings one kind of everything, and vdiff does with them what it does with its own."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -64,6 +65,16 @@ def test_every_kind_of_the_example_is_one_of_its_table(here: Path, capsys: pytes
     schema = capsys.readouterr().out
     # a metric is named by a text, which may carry an option
     assert [kind for kind in KINDS[:-1] if f'"{kind}"' not in schema] == []
+
+
+def test_the_package_checks_its_own_contracts(here: Path, installed: Path) -> None:
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLE / "tests")]
+    root = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(installed), str(root), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        tests, env={**os.environ, "PYTHONPATH": paths}, cwd=here, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout
 
 
 def test_it_trains_distills_samples_measures_and_is_told_of(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

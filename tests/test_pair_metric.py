@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -80,7 +80,9 @@ def test_a_measure_that_a_table_cannot_hold_is_refused_when_its_class_is_made(
 ) -> None:
     stated = tuple(Measure(name, name, name, "less is better") for name in measures)
     with pytest.raises(TypeError, match=reason):
-        type("Bad", (FarSection,), {"measures": stated, "__module__": __name__, "__annotations__": {"measures": Any}})
+
+        class Bad(FarSection):
+            measures: ClassVar[tuple[Measure, ...]] = stated
 
 
 def test_two_metrics_that_call_a_number_the_same_are_not_asked_at_once(

@@ -1,0 +1,311 @@
+"""Whether kinds of networks, samplers and the other parts keep their contracts: theorems to run over one of one's own.
+
+A package that brings a kind calls these in its tests, with a section as a recipe would give it:
+
+    from vdiff.conformance import check_sampler
+    def test_adams() -> None:
+        check_sampler(AdamsSection())
+
+Each raises BrokenContractError with the first theorem that does not hold. vdiff's own kinds pass the same ones.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vdiff.config import KindSection
+from vdiff.data.dataset import DatasetSection, TakesMany
+from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.schedule import CosineSchedule, Schedule, ScheduleSection
+from vdiff.images import to_uint8
+from vdiff.metrics.metric import Against, Means, MetricSection
+from vdiff.metrics.pair_metric import PairMetricSection
+from vdiff.networks.network import NetworkSection
+from vdiff.objectives.objective import Objective, ObjectiveSection, Task
+from vdiff.randomness import Randomness
+from vdiff.samplers.sampler import Sampler, SamplerSection
+
+_BATCH, _STEPS = 3, 4
+_TOLERANCE = 1e-4
+
+
+class BrokenContractError(AssertionError):
+    """A kind does not do what its contract says."""
+
+
+def check_network(section: NetworkSection, image_size: int = 8, channels: int = 3) -> None:
+    """Shape, precision, equal bits, each picture by itself, and the same again from `config` and weights."""
+    section.check(image_size, channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = section.build(image_size, channels).eval()
+        with torch.no_grad():
+            for weight in network.parameters():  # fresh ones may be 0, and all of it with them
+                weight.add_(0.05 * torch.randn_like(weight))
+    z, time = _noise(channels, image_size), torch.tensor([3.0, 400.5, 999.0])
+    condition = of_seeds(range(_BATCH), section.told_classes) if section.told_classes else NOTHING
+    with torch.no_grad():
+        out = network(z, time, condition)
+        _holds(out.shape == z.shape, f"the output has the shape {list(out.shape)}, not that of z, {list(z.shape)}")
+        _holds(out.dtype == z.dtype, f"the output is {out.dtype} for z of {z.dtype}")
+        _holds(bool(out.isfinite().all()), "the output holds NaN or Inf")
+        _holds(torch.equal(network(z, time, condition), out), "the same input gives other bits")
+        rows = [slice(i, i + 1) for i in range(_BATCH)]
+        alone = torch.cat([network(z[row], time[row], condition.of(row)) for row in rows])
+        _holds(_near(alone, out), "a picture's output depends on the other pictures of its batch")
+        config = json.loads(json.dumps(network.config))
+        again = type(section).restore(config).eval()
+        _same_names(again.state_dict(), network.state_dict())
+        again.load_state_dict(network.state_dict())
+        _holds(again.config == network.config, "`restore(config)` makes a network of another config")
+        _holds(torch.equal(again(z, time, condition), out), "restored from config and weights it gives other bits")
+
+
+def check_schedule(section: ScheduleSection) -> None:
+    """alpha^2 + sigma^2 = 1, no noise at t = 0, and less signal the later it is."""
+    schedule = section.build()
+    t = torch.linspace(0, 1, 65, dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    _holds(alpha.dtype == sigma.dtype == torch.float64, "alpha and sigma are not float64")
+    _holds(alpha.shape == t.shape, "alpha has not the shape of t")
+    _holds(bool((alpha**2 + sigma**2 - 1).abs().max() < 1e-12), "alpha^2 + sigma^2 is not 1")
+    _holds(bool((alpha.diff() < 0).all()), "alpha does not fall from t = 0 to t = 1")
+    _holds(bool(alpha[-1] >= 0), "alpha is negative at t = 1")
+    _holds(torch.equal(schedule.alpha_sigma(t)[0], alpha), "the same times give other bits")
+    _holds(isinstance(schedule.diffusers_config(), dict), "`diffusers_config` is no mapping")
+
+
+def check_sampler(section: SamplerSection) -> None:
+    """Times, shapes, equal bits, nothing kept of a batch, and the picture itself from a denoiser that knows it."""
+    sampler, schedule = section.build(), CosineSchedule(1024)
+    for model_steps in (None, _STEPS):
+        times = sampler.times(_STEPS, schedule, model_steps)
+        _holds(len(times) == _STEPS + 1, f"`times` gives {len(times)} times for {_STEPS} steps, not {_STEPS + 1}")
+        _holds((times[0], times[-1]) == (1, 0), f"the times go from {times[0]} to {times[-1]}, not from 1 to 0")
+        _holds(all(s < t for t, s in pairwise(times)), "the times do not fall")
+    x = 0.5 * _noise(1, 4).clamp(-1, 1).double()
+    perfect, z = Denoiser(_Knows(x), schedule, "x"), _noise(1, 4, seed=1).double()
+    for num_steps in (1, _STEPS):
+        drawn = _drawn(sampler, perfect, z, num_steps)
+        _holds(drawn.shape == z.shape, f"the pictures have the shape {list(drawn.shape)}, not {list(z.shape)}")
+        _holds(drawn.dtype == z.dtype, f"the pictures are {drawn.dtype}, the noise is {z.dtype}")
+        _holds(_near(drawn, x), f"with a perfect denoiser, {num_steps} steps do not end at the picture")
+    curved = Denoiser(_Curved(), schedule, "v")
+    before = z.clone()
+    one = _drawn(sampler, curved, z, _STEPS)
+    _holds(torch.equal(z, before), "the noise that it is given is changed in place")
+    _drawn(sampler, curved, -z, _STEPS + 1)
+    _holds(torch.equal(_drawn(sampler, curved, z, _STEPS), one), "the same noise gives other bits after another batch")
+    alone = torch.cat([_drawn(sampler, curved, z[i : i + 1], _STEPS, first=i) for i in range(_BATCH)])
+    _holds(_near(alone, one), "a picture depends on the other pictures of its batch")
+    calls = _Counted(_Curved())
+    _drawn(sampler, Denoiser(calls, schedule, "v"), z, _STEPS)
+    told = _STEPS * sampler.calls_per_step
+    _holds(calls.count <= told, f"{_STEPS} steps make {calls.count} network calls, and it says {told}")
+    _holds(str(sampler).split()[:1] == [section.kind], f"its name `{sampler}` does not begin with `{section.kind}`")
+
+
+def check_objective(section: ObjectiveSection) -> None:
+    """Losses [B], finite and float32, equal bits, gradients for the student alone, and a state that comes back."""
+    x = 0.5 * _noise(1, 4).clamp(-1, 1)
+    objective, student = _prepared(section)
+    objective.begin(0)
+    losses = _losses(objective, student, x)
+    _holds(losses.shape == (_BATCH,), f"the losses have the shape {list(losses.shape)}, not [{_BATCH}]")
+    _holds(losses.dtype == torch.float32, f"the losses are {losses.dtype}, not float32")
+    _holds(bool(losses.isfinite().all()), "a loss is NaN or Inf")
+    _holds(torch.equal(_losses(objective, student, x), losses), "the same batch gives another loss")
+    losses.mean().backward()  # type: ignore[no-untyped-call]
+    grad = next(student.network.parameters()).grad
+    _holds(grad is not None and bool(grad.isfinite().all()), "the student gets no finite gradient")
+    _learn(student)
+    objective.follow(1, torch.tensor(True))
+    kept = {name: tensor.clone() for name, tensor in objective.state().items()}
+    objective.begin(1)
+    after = _losses(objective, student, x)
+    again, _ = _prepared(section, student)
+    again.load(kept)
+    again.begin(1)
+    _same_names(again.state(), kept)
+    bad = [name for name, tensor in again.state().items() if not torch.equal(tensor, kept[name])]
+    _holds(not bad, f"`load` does not take back {bad[:1]} of the state")
+    _holds(torch.equal(_losses(again, student, x), after), "gone on from its state, it gives another loss")
+
+
+def check_metric(section: MetricSection | PairMetricSection, means: Means | None = None, channels: int = 1) -> None:
+    """Numbers that are the same for the same pictures, however they are cut, and words for what is compared."""
+    least = max(section.least, 128)
+    own, other = _pictures(least, channels, 0), _pictures(least, channels, 1)
+    _holds(bool(section.numbers) and len(set(section.numbers)) == len(section.numbers), "its numbers have no names")
+    if isinstance(section, PairMetricSection):
+        _check_pairs(section, own, other, means or Means())
+        return
+    used = means or Means()
+    metric = section.build(Against(other, "conformance", **vars(used)))
+    if metric.least > least:
+        own, other = _pictures(metric.least, channels, 0), _pictures(metric.least, channels, 1)
+        metric = section.build(Against(other, "conformance", **vars(used)))
+    _holds(bool(metric.features), "it does not say what it compares")
+    found = metric.value(own)
+    _holds(math.isfinite(found.value), f"its number is {found.value}")
+    _holds(metric.value(own) == found, "the same pictures give another number")
+    if found.low is not None and found.high is not None:
+        _holds(found.low <= found.value <= found.high, "the number lies outside of its interval")
+
+
+def _check_pairs(section: PairMetricSection, own: Tensor, other: Tensor, means: Means) -> None:
+    metric = section.build(means)
+    _holds(bool(metric.features), "it does not say what it compares")
+    found, stated = dict(metric.compare(own, other)), {measure.name for measure in section.measures}
+    _holds(found.keys() == stated, f"it gives the numbers {sorted(found)} and states {sorted(stated)}")
+    for measure in section.measures:
+        value = found[measure.name]
+        _holds(math.isfinite(value), f"`{measure.name}` of pictures that differ is {value}")
+        _holds(measure.most is None or value <= measure.most, f"`{measure.name}` is more than the most, {measure.most}")
+    _holds(dict(metric.compare(own, other)) == found, "the same pictures give other numbers")
+    order = torch.arange(len(own)).flip(0)
+    turned = metric.compare(own[order], other[order])
+    is_alike = all(math.isclose(turned[name], found[name], rel_tol=1e-6) for name in found)
+    _holds(is_alike, "the numbers depend on the order of the pairs")
+    mixed = metric.compare(own, other[order])
+    _holds(dict(mixed) != found, "it does not look at which picture is whose partner")
+    _holds(not any(map(math.isnan, metric.compare(own, own).values())), "equal pictures give a number that is none")
+
+
+def check_dataset(section: DatasetSection) -> None:
+    """Pictures and classes as they are told, the same when opened again and in a copy."""
+    images, again = section.open(), section.open()
+    wanted = (section.channels, section.size, section.size)
+    _holds(images.shape == wanted, f"the pictures have the shape {images.shape}, the section says {wanted}")
+    _holds(images.num_images > 0, "there are no pictures")
+    is_print = len(images.fingerprint) == 64 and set(images.fingerprint) <= set("0123456789abcdef")
+    _holds(is_print, f"`{images.fingerprint}` is no SHA-256 in hexadecimal")
+    _holds(again.fingerprint == images.fingerprint, "opened again, it has another fingerprint")
+    chosen = sorted({0, images.num_images // 2, images.num_images - 1})
+    for there in (again, copy.deepcopy(images)):  # as it travels to the processes that decode ahead
+        for index in chosen:
+            (pixels, label), (same, told) = images[index], there[index]
+            _holds(pixels.dtype == np.uint8, f"picture {index} is {pixels.dtype}, not uint8")
+            _holds(pixels.shape == wanted, f"picture {index} has the shape {pixels.shape}, not {wanted}")
+            is_class = 0 <= label < images.num_classes if images.num_classes else label == -1
+            _holds(is_class, f"picture {index} has the class {label} of {images.num_classes}")
+            is_same = np.array_equal(pixels, same) and label == told
+            _holds(is_same, f"picture {index} is another when it is opened again, or copied")
+    if isinstance(images, TakesMany):
+        many, labels = images.take(np.array(chosen[::-1]))
+        for place, index in enumerate(chosen[::-1]):
+            is_same = np.array_equal(many[place], images[index][0]) and labels[place] == images[index][1]
+            _holds(is_same, f"`take` gives another picture {index} than taking it alone")
+
+
+def check(section: KindSection) -> None:
+    """The theorems of whatever part this is a kind of; of networks and metrics with pictures of usual shapes."""
+    if isinstance(section, NetworkSection):
+        check_network(section)
+    elif isinstance(section, ScheduleSection):
+        check_schedule(section)
+    elif isinstance(section, SamplerSection):
+        check_sampler(section)
+    elif isinstance(section, ObjectiveSection):
+        check_objective(section)
+    elif isinstance(section, MetricSection | PairMetricSection):
+        check_metric(section)
+    elif isinstance(section, DatasetSection):
+        check_dataset(section)
+    else:
+        raise TypeError(f"{type(section).__name__} is no section of a part that has a contract")
+
+
+class _Knows(nn.Module):
+    """Says x whatever it sees: the perfect denoiser of one batch."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+        return self.x
+
+
+class _Curved(nn.Module):
+    """A smooth function of z and time with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+        phase = time.to(z.dtype)[:, None, None, None] / 300
+        return torch.tanh(1.3 * self.weight.to(z.dtype) * z + torch.sin(phase)) + 0.2 * z.flip(-1)
+
+
+class _Counted(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.count = inner, 0
+
+    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+        self.count += 1
+        out: Tensor = self.inner(z, time, condition, keys)
+        return out
+
+
+def _prepared(section: ObjectiveSection, like: Denoiser | None = None) -> tuple[Objective, Denoiser]:
+    """An objective that has seen its student, which begins as `like` is."""
+    schedule: Schedule = CosineSchedule(1024)
+    student = like or Denoiser(_Curved(), schedule, "v")
+    teacher = Denoiser(_Curved().requires_grad_(False).eval(), schedule, "v") if section.needs_teacher else None
+    objective = section.build(Task("snr_plus_one", 10, _STEPS, teacher, 2))
+
+    def copied() -> nn.Module:
+        made = _Curved().requires_grad_(False).eval()
+        made.load_state_dict(student.network.state_dict())
+        return made
+
+    objective.prepare(student, copied)
+    return objective, student
+
+
+def _learn(student: Denoiser) -> None:
+    with torch.no_grad():
+        for weight in student.network.parameters():
+            weight.add_(0.1)
+
+
+def _losses(objective: Objective, student: Denoiser, x: Tensor) -> Tensor:
+    return objective(student, x, Randomness.for_update(0, 0, 0, torch.arange(len(x)), len(x)))
+
+
+def _drawn(sampler: Sampler, denoiser: Denoiser, z: Tensor, num_steps: int, first: int = 0) -> Tensor:
+    return sampler(denoiser, z, num_steps, Randomness.for_images(torch.arange(first, first + len(z))))
+
+
+def _noise(channels: int, size: int, seed: int = 0) -> Tensor:
+    return torch.randn(_BATCH, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def _pictures(count: int, channels: int, seed: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    colours = torch.rand(count, channels, 1, 1, generator=rng) - 0.5
+    return to_uint8(colours + 0.2 * torch.randn(count, channels, 8, 8, generator=rng))
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=_TOLERANCE, rtol=_TOLERANCE)
+
+
+def _same_names(found: "dict[str, Tensor]", wanted: "dict[str, Tensor]") -> None:
+    different: Sequence[str] = sorted(found.keys() ^ wanted.keys())
+    _holds(not different, f"made again, its state has other names: `{different[0] if different else ''}`")
+
+
+def _holds(is_true: bool, otherwise: str) -> None:
+    if not is_true:
+        raise BrokenContractError(otherwise)
