@@ -1,5 +1,6 @@
 """A package that pip installs brings one kind of everything, and vdiff does with them what it does with its own."""
 
+import io
 import json
 import os
 import re
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import test_every_source
 from vdiff import checkpoint, cli, mark
+from vdiff.data.store import ImageStore
 from vdiff.recipe import tables
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "vdiff-example"
@@ -180,6 +183,74 @@ def test_without_the_package_its_recipe_and_models_say_what_they_need(
     assert "unknown kind `dit` of network" in capsys.readouterr().err
     vdiff("sample", "-r", "digits", "--checkpoint", "runs/example/original", changes=[], code=4)
     assert "install the package that brings" in capsys.readouterr().err
+
+
+def npz(path: Path, first: int = 0, count: int = 40) -> Path:
+    """Grey pictures of ten classes in one file."""
+    images = np.random.default_rng(first).integers(0, 256, (count, 8, 8), np.uint8)
+    np.savez(path, images=images, labels=np.arange(count) % 10)
+    return path
+
+
+STORE = ["data={kind: lmdb, path: store, size: 8, channels: 1}", *SMALL]
+
+
+def test_a_source_of_it_becomes_a_store_that_training_reads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = str(npz(here / "pictures.npz"))
+    asked = ["prepare", source, "--out", "store", "--size", "8", "--channels", "1"]
+    vdiff(*asked, changes=[])
+    assert "40 pictures of 8 pixels in `store`" in capsys.readouterr().err
+    store = ImageStore(here / "store")
+    assert store.class_names == [str(label) for label in range(10)]
+    assert store.labels is not None
+    assert store.labels.tolist() == sorted(index % 10 for index in range(40))
+    pixels = np.load(source)["images"]
+    with Image.open(io.BytesIO(store.read(1, 8))) as second:  # of class 0: number 0, 10, 20, 30
+        assert np.array_equal(np.array(second), pixels[10])
+    vdiff(*asked, changes=[])
+    assert "holds these pictures already, by the size and the times of the file" in capsys.readouterr().err
+    vdiff(*TRAIN, changes=STORE)
+    assert checkpoint.read_card(here / "runs/example/original").data["fingerprint"] == store.fingerprint_of(8)
+
+
+def test_a_damaged_source_of_it_is_an_error_in_words(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, data in (("cut.npz", npz(here / "whole.npz").read_bytes()[:100]), ("junk.npz", b"PK\3\4" + bytes(99))):
+        (here / name).write_bytes(data)
+        vdiff("prepare", name, "--out", "store", "--size", "8", changes=[], code=3)
+        assert f"`{name}` has no `images` that can be read" in capsys.readouterr().err
+
+
+def test_the_kinds_of_sources_are_told_where_somebody_looks(
+    here: Path, installed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "list.txt").write_text("a.png")
+    vdiff("prepare", "list.txt", "--out", "store", "--size", "8", changes=[], code=3)
+    assert "give one of these with pictures in it: folder, tar, zip, npz" in capsys.readouterr().err
+    paths = os.pathsep.join([str(installed), *sys.path])
+    told = subprocess.run(
+        [sys.executable, "-m", "vdiff", "prepare", "--help"],
+        env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "one of: folder, tar, zip, npz" in " ".join(told.split())
+
+
+@pytest.mark.parametrize("name", [name for name in vars(test_every_source) if name.startswith("test_")][:7])
+def test_the_source_of_it_does_what_every_source_must(here: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def pack(files: dict[str, bytes], path: Path) -> Path:
+        images = [np.array(Image.open(io.BytesIO(data)).convert("RGB")) for data in files.values()]
+        np.savez(path / "pictures.npz", images=np.stack(images), labels=[name.split("/")[0] for name in files])
+        return path / "pictures.npz"
+
+    monkeypatch.setitem(test_every_source.EXPECTED, "npz", pack)
+    check = getattr(test_every_source, name)
+    starts = [{"start": start} for start in (0, 3, 8)] if "from_any_place" in name else [{}]
+    for number, more in enumerate(starts):
+        place = here / str(number)
+        place.mkdir()
+        check("npz", tmp_path=place, **more)
 
 
 def test_the_example_uses_nothing_that_is_private() -> None:

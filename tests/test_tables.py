@@ -12,9 +12,10 @@ from tests import (
     test_every_network,
     test_every_sampler,
     test_every_schedule,
+    test_every_source,
     test_objectives,
 )
-from vdiff.config import Registry
+from vdiff.config import Table
 
 EXPECTED = {
     "data": test_every_dataset.EXPECTED,
@@ -23,15 +24,16 @@ EXPECTED = {
     "objective": test_objectives.EXPECTED,
     "sampler": test_every_sampler.EXPECTED,
     "schedule": test_every_schedule.EXPECTED,
+    "source": test_every_source.EXPECTED,
 }
-"""What the tests know, by the word for a part of a recipe."""
+"""What the tests know, by the word for what a table has kinds of."""
 
 
-def tables() -> dict[str, Registry]:
+def tables() -> dict[str, Table]:
     modules = [
         importlib.import_module(each.name) for each in pkgutil.iter_modules(vdiff.__path__, "vdiff.") if each.ispkg
     ]
-    found = [value for module in modules for value in vars(module).values() if isinstance(value, Registry)]
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, Table)]
     return {table.part: table for table in found}
 
 
