@@ -161,8 +161,11 @@ _SINCE_FORMAT_2 = ("sampler", "guidance", "is_denoiser", "codec")
 _IN_FORMAT_1 = {"times": "is_distilled"}
 
 
-def check_steps(card: ModelCard, num_steps: int, name: str) -> None:
-    """UsageError for more sampler steps than the times that a model knows.   name: what messages call it."""
+def check_steps(card: ModelCard, num_steps: int, name: str, where: str = "--steps") -> None:
+    """UsageError for more sampler steps than the times that a model knows.
+
+    name: what messages call it.   where: the option that asks.
+    """
     if card.times is None or num_steps <= card.times:
         return
     if card.times == card.num_steps:
@@ -170,7 +173,7 @@ def check_steps(card: ModelCard, num_steps: int, name: str) -> None:
         problem = f"`{name}` was distilled to {steps} and knows no times between them"
     else:
         problem = f"`{name}` knows the {card.times:,} times i / {card.times} only"
-    raise UsageError(problem, f"ask for at most {card.times} steps, or take a model with more", "--steps")
+    raise UsageError(problem, f"ask for at most {card.times} steps, or take a model with more", where)
 
 
 def is_model_folder(folder: Path) -> bool:

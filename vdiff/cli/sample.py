@@ -226,14 +226,11 @@ def _sampler(recipe: "Recipe", card: "ModelCard", kind: str | None, options: Map
 
 def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
     from vdiff.cli import console
-    from vdiff.model_card import check_steps
+    from vdiff.drawing import asked
 
-    num_steps = steps or card.num_steps
-    check_steps(card, num_steps, card.name)
-    if card.times is not None and card.times % num_steps:
-        console.warn(f"{num_steps} does not divide {card.times}: the steps are not of equal length")
-    if card.times is not None and card.sampler is None and sampler.is_noisy:
-        console.warn(f"`{card.name}` was distilled to be sampled without fresh noise; ddim with eta 0 is what it knows")
+    num_steps = asked.num_steps(card, steps, "--steps")
+    for doubt in asked.doubts(card, num_steps, sampler):
+        console.warn(doubt)
     return num_steps
 
 

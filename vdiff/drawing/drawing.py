@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vdiff import __version__
-from vdiff.checkpoint import Checkpoint
+from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.data.codec import Codec
 from vdiff.diffusion.condition import Condition
 from vdiff.drawing.pictures import draw_with
@@ -69,15 +69,7 @@ class Drawing:
 
     def facts(self) -> dict[str, str]:
         """What a picture says about its origin, for the text of a PNG."""
-        card = self.checkpoint.card
-        return {
-            "Software": f"vdiff {__version__}",
-            "vdiff.model": card.hash,
-            "vdiff.stage": card.name,
-            "vdiff.steps": str(self.num_steps),
-            "vdiff.sampler": str(self.sampler),
-            "vdiff.seeds": ranges(self.seeds),
-        }
+        return facts_of(self.checkpoint.card, self.num_steps, self.sampler, self.seeds)
 
     def _follow(self, part: slice, frames: Mapping[int, list[Tensor]]) -> None:
         codec, card = self.checkpoint.codec, self.checkpoint.card
@@ -110,6 +102,18 @@ def decoded_share(drawn: Tensor, codec: Codec, made_by: str, machine: Machine) -
         check_finite(drawn, made_by)
         raise DivergedError(f"pictures of `{made_by}`, drawn by another process, hold NaN or Inf", UNSOUND)
     return codec.decode(drawn, made_by)
+
+
+def facts_of(card: ModelCard, num_steps: int, sampler: Sampler, seeds: Sequence[int]) -> dict[str, str]:
+    """What pictures say about their origin."""
+    return {
+        "Software": f"vdiff {__version__}",
+        "vdiff.model": card.hash,
+        "vdiff.stage": card.name,
+        "vdiff.steps": str(num_steps),
+        "vdiff.sampler": str(sampler),
+        "vdiff.seeds": ranges(seeds),
+    }
 
 
 def ranges(seeds: Sequence[int]) -> str:

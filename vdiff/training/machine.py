@@ -116,11 +116,7 @@ class Machine:
 
         One that is to lie in shares stays where it is: `shard` moves it, a block at a time.
         """
-        if self.shards:
-            return network
-        network.to(self.device)
-        # on CPUs, the network itself lays out what passes through it, level by level
-        return network.to(memory_format=torch.channels_last) if self.device.type == "cuda" else network
+        return network if self.shards else placed(network, self.device)
 
     def shard(self, network: nn.Module) -> nn.Module:
         """Have a network lie in shares, if the run's networks do."""
@@ -128,8 +124,9 @@ class Machine:
 
     def freeze(self, network: nn.Module) -> nn.Module:
         """Make a network that learns nothing more compute in the run's precision: its weights are cast once, here."""
-        network = self.place(network).eval().requires_grad_(False)
-        return self.shard(network.to(_DTYPES[self.precision]))
+        if not self.shards:
+            return frozen(network, self.device, self.precision)
+        return self.shard(network.eval().requires_grad_(False).to(_DTYPES[self.precision]))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Within it, networks compute in the run's precision."""
@@ -247,6 +244,18 @@ class Machine:
         kind, err: what is under way, as `ExitStack.push` tells it.
         """
         self.processes.close(kind, err)
+
+
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on a device, in the memory format that its convolutions like there."""
+    network.to(device)
+    # on CPUs, the network itself lays out what passes through it, level by level
+    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
+
+
+def frozen(network: nn.Module, device: torch.device, precision: Arithmetic) -> nn.Module:
+    """A network that learns nothing more, on a device and cast to what it computes in: for one process alone."""
+    return placed(network, device).eval().requires_grad_(False).to(_DTYPES[precision])
 
 
 def _on_its_way(count: Tensor) -> Callable[[], bool]:
