@@ -49,6 +49,7 @@ FLOORS = [
         "trend",
     },
     {"reporting", "formats", "inspection", "evaluation", "conformance"},
+    {"api"},
     {"cli"},
 ]
 """From the ground up: an import points to a lower floor."""

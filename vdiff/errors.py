@@ -11,13 +11,13 @@ class VdiffError(Exception):
     fix: what to type or change.   where: a file, a file with a line, or an option; empty when the problem names it.
     """
 
-    exit_code = 1
+    exit_code: int = 1
 
     def __init__(self, problem: str, fix: str, where: str | Path = "") -> None:
         super().__init__(problem)
-        self.problem = problem
-        self.fix = fix
-        self.where = str(where)
+        self.problem: str = problem
+        self.fix: str = fix
+        self.where: str = str(where)
 
     def __str__(self) -> str:
         lines = [f"error: {self.problem}"]

@@ -90,7 +90,7 @@ def read(folder: Path) -> Record:
 def losses(path: Path) -> Curves:
     """The losses in log.jsonl by stage, at most MOST_POINTS each; lines that tell none are passed over."""
     found: Curves = {}
-    for entry in _entries(path):
+    for entry in entries(path):
         if _is_number(entry.get("loss")):
             found.setdefault(entry["stage"], []).append((float(entry["update"]), float(entry["loss"])))
     return {stage: thinned(points) for stage, points in found.items()}
@@ -99,7 +99,7 @@ def losses(path: Path) -> Curves:
 def trends(path: Path) -> dict[Measured, Curves]:
     """What log.jsonl tells of networks that were looked at while they learned."""
     found: dict[Measured, Curves] = {}
-    for entry in _entries(path):
+    for entry in entries(path):
         values, count = entry.get("trend"), entry.get("num_images")
         count = count if type(count) is int and 0 < count < _LARGEST_COUNT else None
         for name, value in values.items() if isinstance(values, dict) else ():
@@ -116,7 +116,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
-def _entries(path: Path) -> Iterator[Facts]:
+def entries(path: Path) -> Iterator[Facts]:
     """Lines of log.jsonl that tell a stage and an update; others are passed over."""
     if not path.is_file() or path.stat().st_size > _LARGEST_LOG:
         return

@@ -1,0 +1,300 @@
+"""A model that somebody loads to draw with, from its folder."""
+
+import base64
+import contextlib
+import operator
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from vdiff import checkpoint, recipe_text
+from vdiff.api.images import ImageBatch
+from vdiff.api.paths import path_of, reading
+from vdiff.config import Section, harmless
+from vdiff.data.codec import PixelCodec, codec_of
+from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.drawing import asked
+from vdiff.drawing.drawing import facts_of
+from vdiff.drawing.pictures import draw_with
+from vdiff.errors import MachineError, ModelFileError, UsageError
+from vdiff.images import to_float
+from vdiff.model_card import MARK, ModelCard, is_model_folder
+from vdiff.recipe import SampleSection
+from vdiff.reporting.markup import tag
+from vdiff.run_folder import RunFolder
+from vdiff.samplers.advised import advised
+from vdiff.samplers.sampler import Sampler
+from vdiff.training.machine import Precision, frozen, pick_device, resolve
+from vdiff.training.memory import is_lacking
+
+_LARGEST_PICTURE = 2**21
+"""A larger picture of a model folder does not go into a notebook, which keeps it."""
+
+
+class _DrawingPart(Section):
+    """What a recipe says of drawing."""
+
+    precision: Precision = harmless("auto")
+    """Arithmetic of the network."""
+    sample: SampleSection = harmless(SampleSection())
+    """How images are drawn."""
+
+
+class Model:
+    """A model folder in memory, ready to draw; `load` makes it.
+
+    path: the folder.   card: what the folder says about itself.
+    denoiser: the predictor, for code of your own: `denoiser(z, t, condition)`. Its network is frozen.
+    device: where it computes.   precision: what it computes in: fp32, bf16 or fp16.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        card: ModelCard,
+        denoiser: Denoiser,
+        device: torch.device,
+        precision: str,
+        drawn: SampleSection,
+    ) -> None:
+        self.path: Path = path
+        self.card: ModelCard = card
+        self.denoiser: Denoiser = denoiser
+        self.device: torch.device = device
+        self.precision: str = precision
+        self._drawn = drawn
+
+    def sample(
+        self,
+        seeds: Iterable[int] = range(16),
+        *,
+        steps: int | None = None,
+        label: int | Sequence[int] | None = None,
+        sampler: str | Mapping[str, object] | None = None,
+        batch_size: int | None = None,
+        watch: Callable[[int, int], None] | None = None,
+    ) -> ImageBatch:
+        """Draw one image per seed: bit for bit those of `vdiff sample --recipe FOLDER --checkpoint FOLDER`.
+
+        seeds: whole numbers from 0 on; the same seed gives the same image, whatever the others are, to rounding.
+        steps: of the sampler; None for those that the model is meant for (`card.num_steps`).
+        label: a class for all images, or classes that are taken in turn; None for seed modulo the number of classes.
+        sampler: its name, or a mapping with options as a recipe has them, `{"kind": "ddim", "eta": 0.5}`; None for
+        that of the recipe in the folder, or where it names none the one that the model is meant for.
+        batch_size: images at once; None for the recipe's. It changes memory, and images by rounding only.
+        watch: called after every batch with the numbers of images that are done and wanted; `vdiff.show_progress`
+        is one.
+
+        Errors: UsageError for what cannot be drawn; DivergedError for images that are not finite; MachineError when
+        memory runs out. A warning (UserWarning) where the choice draws worse images than the model can.
+
+        >>> model = load("runs/tiny/base_1")
+        >>> images = model.sample(seeds=range(4), label=1)
+        >>> images.uint8.shape, images.seeds, images.labels.tolist()
+        (torch.Size([4, 3, 8, 8]), (0, 1, 2, 3), [1, 1, 1, 1])
+        """
+        numbers = _seeds(seeds)
+        _check_positive(steps, "steps")
+        _check_positive(batch_size, "batch_size")
+        built = self._sampler(sampler)
+        num_steps = asked.num_steps(self.card, steps)
+        for doubt in asked.doubts(self.card, num_steps, built):
+            warnings.warn(doubt, stacklevel=2)
+        condition = self._condition(label, numbers)
+        x = self._draw(numbers, num_steps, built, condition, batch_size or self._drawn.batch_size, watch)
+        about = facts_of(self.card, num_steps, built, numbers)
+        codec = codec_of(self.card.codec)
+        pictures = codec.decode(x, self.card.name)
+        exact = x if isinstance(codec, PixelCodec) else to_float(pictures)
+        return ImageBatch(pictures, exact, tuple(numbers), condition.label, about)
+
+    def show(self, count: int = 16) -> ImageBatch:
+        """The images of the seeds 0 to count - 1, which show themselves in a notebook.   Errors: as of `sample`."""
+        _check_positive(count, "count")
+        return self.sample(range(count))
+
+    def _draw(
+        self,
+        seeds: Sequence[int],
+        num_steps: int,
+        sampler: Sampler,
+        condition: Condition,
+        batch_size: int,
+        watch: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        """float32 [len(seeds), C, H, W]."""
+
+        def tell(done: int) -> None:
+            if watch is not None:
+                watch(done, len(seeds))
+
+        with _memory_told(), _multiplying_as_commands_do(self.device):
+            return draw_with(
+                checkpoint.Checkpoint(self.path, self.card, self.denoiser),
+                seeds,
+                num_steps,
+                sampler=sampler,
+                condition=condition,
+                batch_size=batch_size,
+                device=self.device,
+                on_batch=tell,
+            )
+
+    def _sampler(self, given: str | Mapping[str, object] | None) -> Sampler:
+        if given is None:
+            if self.card.sampler is not None and "sampler" not in self._drawn.model_fields_set:
+                return advised(self.card.sampler, self.card.name).build()
+            return self._drawn.sampler.build()
+        text = given if isinstance(given, str) else dict(given)
+        named = recipe_text.RecipeText({"sampler": text}, {("sampler",): "sampler"}, "sampler")
+        return recipe_text.validate(SampleSection, named).sampler.build()
+
+    def _condition(self, label: int | Sequence[int] | None, seeds: Sequence[int]) -> Condition:
+        count = self.card.num_classes
+        if label is None:
+            return of_seeds(seeds, count)
+        if not count:
+            raise UsageError(f"`{self.card.name}` knows no classes", "leave out `label`", "label")
+        labels = [label] if isinstance(label, int) else [operator.index(each) for each in label]
+        wrong = [each for each in labels if not 0 <= each < count]
+        if wrong or not labels:
+            found = f"`{wrong[0]}` is no class" if wrong else "there are no classes in `label`"
+            raise UsageError(f"{found} of `{self.card.name}`", f"take numbers from 0 to {count - 1}", "label")
+        in_turn = [labels[place % len(labels)] for place in range(len(seeds))]
+        return Condition(torch.tensor(in_turn)) if seeds else NOTHING
+
+    def __repr__(self) -> str:
+        card = self.card
+        return f"Model({str(self.path)!r}, {card.num_steps} steps, {card.num_parameters:,} weights, {self.device})"
+
+    def _repr_html_(self) -> str:
+        card = self.card
+        channels, height, width = card.shape
+        facts = {
+            "steps": f"{card.num_steps:,}",
+            "images": f"{height} x {width}, {channels} channel{'s' * (channels != 1)}",
+            "classes": f"{card.num_classes:,}" if card.num_classes else "none",
+            "weights": f"{card.num_parameters:,}",
+            "updates": f"{card.updates:,}",
+            "teacher": f"{card.parent['name']}, {card.parent['num_steps']:,} steps" if card.parent else "none",
+            "computes": f"in {self.precision} on {self.device}",
+            "SHA-256": card.hash[:16],
+            "folder": str(self.path),
+        }
+        left = {"style": "text-align: left"}
+        rows = [tag("tr", tag("th", name, **left), tag("td", value, **left)) for name, value in facts.items()]
+        return tag("div", tag("b", card.name), tag("table", rows), self._picture())
+
+    def _picture(self) -> str | None:
+        """The picture of the folder, which `load` has found to be whole; None where there is none, or a large one."""
+        name = "samples.png"
+        if self.card.files.get(name, {}).get("size", _LARGEST_PICTURE) >= _LARGEST_PICTURE:
+            return None
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError:  # the folder was moved since
+            return None
+        return tag(
+            "img", src=f"data:image/png;base64,{base64.b64encode(data).decode()}", alt=f"drawn by {self.card.name}"
+        )
+
+
+def load(path: str | os.PathLike[str], *, device: str | None = None, precision: Precision | None = None) -> Model:
+    """A model folder, verified by its SHA-256 sums, ready to draw.
+
+    path: of the model folder, as in `runs/x/base_4`.   device: "cpu" or "cuda"; None for the GPU where there is one.
+    precision: "fp32", "bf16", "fp16" or "auto"; None for that of the recipe in the folder.
+    Errors: ModelFileError for no model folder, a damaged one or a newer format; UsageError, MachineError for a device
+    or a precision that is not there.
+
+    >>> model = load("runs/tiny/base_1", device="cpu")
+    >>> model.card.num_steps, model.card.shape, model.precision
+    (2, (3, 8, 8), 'fp32')
+    """
+    place = path_of(path)
+    with reading(place):
+        if not is_model_folder(place):
+            raise _no_model(place)
+        found = checkpoint.load(place)
+    said = _drawing_part(found.card, place)
+    if precision is not None and precision not in get_args(Precision):
+        raise UsageError(f"there is no precision `{precision}`", f"choose one of: {', '.join(get_args(Precision))}")
+    where = pick_device(device)
+    arithmetic, _ = resolve(precision or said.precision, where.type == "cpu", found.card.shape[-1])
+    network = frozen(found.denoiser.network, where, arithmetic)
+    return Model(place, found.card, replace(found.denoiser, network=network), where, arithmetic, said.sample)
+
+
+def _no_model(place: Path) -> ModelFileError:
+    """What to raise for a path that is no model folder: what is there instead, and what to load."""
+    names = RunFolder(place).models()
+    if names:
+        return ModelFileError(f"`{place}` is a run", f"load one of its models: {', '.join(names)}", place)
+    beside = RunFolder(place.parent).models()
+    fix = f"take one of: {', '.join(beside)}" if beside else "name a folder that `vdiff train` or `vdiff distill` made"
+    if place.is_dir():
+        problem = f"`{place}` has no {MARK}, which vdiff writes last: it is no model folder of vdiff, or not whole"
+    else:
+        problem = f"there is no model folder `{place}`"
+    return ModelFileError(problem, fix, place.parent if beside else "")
+
+
+def _drawing_part(card: ModelCard, folder: Path) -> _DrawingPart:
+    """What the recipe in the folder says of drawing; the other sections may need packages that are not here."""
+    if not card.recipe:
+        return _DrawingPart()
+    text = recipe_text.read(card.recipe, str(folder / MARK))
+    own: dict[str | int, object] = {name: text.data[name] for name in _DrawingPart.model_fields if name in text.data}
+    return recipe_text.validate(_DrawingPart, replace(text, data=own))
+
+
+def _seeds(given: Iterable[int]) -> list[int]:
+    try:
+        numbers = [operator.index(seed) for seed in given]
+    except TypeError as err:
+        raise UsageError("`seeds` should be whole numbers", "write it as seeds=range(16) or seeds=[1, 5]") from err
+    if not numbers:
+        raise UsageError("`seeds` is empty", "name one seed per image, as in seeds=range(16)")
+    wrong = [seed for seed in numbers if not 0 <= seed < 2**63]
+    if wrong:
+        raise UsageError(f"`{wrong[0]}` is no seed", "take numbers from 0 to 2**63 - 1")
+    return numbers
+
+
+def _check_positive(number: int | None, name: str) -> None:
+    if number is None:
+        return
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise UsageError(f"`{name}` should be a whole number from 1 on, not `{number}`", f"write it as {name}=4", name)
+
+
+@contextlib.contextmanager
+def _memory_told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as err:
+        if not is_lacking(err):
+            raise
+        reason = str(err).strip().partition("\n")[0]
+        raise MachineError(f"out of memory: {reason}", "draw fewer images at once: batch_size=8") from err
+
+
+@contextlib.contextmanager
+def _multiplying_as_commands_do(device: torch.device) -> Iterator[None]:
+    """Within it, a GPU multiplies what stays float32 in TF32, as it does for `vdiff sample`; then as before."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
