@@ -12,12 +12,15 @@ class VdiffError(Exception):
     """
 
     exit_code: int = 1
+    problem: str
+    fix: str
+    where: str
 
     def __init__(self, problem: str, fix: str, where: str | Path = "") -> None:
         super().__init__(problem)
-        self.problem: str = problem
-        self.fix: str = fix
-        self.where: str = str(where)
+        self.problem = problem
+        self.fix = fix
+        self.where = str(where)
 
     def __str__(self) -> str:
         lines = [f"error: {self.problem}"]

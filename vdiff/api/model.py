@@ -55,6 +55,12 @@ class Model:
     device: where it computes.   precision: what it computes in: fp32, bf16 or fp16.
     """
 
+    path: Path
+    card: ModelCard
+    denoiser: Denoiser
+    device: torch.device
+    precision: str
+
     def __init__(
         self,
         path: Path,
@@ -64,11 +70,11 @@ class Model:
         precision: str,
         drawn: SampleSection,
     ) -> None:
-        self.path: Path = path
-        self.card: ModelCard = card
-        self.denoiser: Denoiser = denoiser
-        self.device: torch.device = device
-        self.precision: str = precision
+        self.path = path
+        self.card = card
+        self.denoiser = denoiser
+        self.device = device
+        self.precision = precision
         self._drawn = drawn
 
     def sample(

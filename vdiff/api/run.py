@@ -48,7 +48,8 @@ class Report:
     def save(self, path: str | os.PathLike[str], force: bool = False) -> Path:
         """Write the page as an HTML file, whole or not at all; gives the path.
 
-        force: replace a report of vdiff; nothing else is ever replaced.   Errors: UsageError, MachineError.
+        path: of the file.   force: replace a report of vdiff; nothing else is ever replaced.
+        Errors: UsageError, MachineError.
         """
         place = path_of(path)
         if os.path.lexists(place) and not force:
@@ -73,8 +74,10 @@ class Run:
     path: the folder.
     """
 
+    path: Path
+
     def __init__(self, path: Path) -> None:
-        self.path: Path = path
+        self.path = path
         self._folder = RunFolder(path)
 
     @property

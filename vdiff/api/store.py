@@ -23,14 +23,21 @@ class Store:
     num_classes: 0 without classes.   class_names: one per class; empty where they have no names.
     """
 
+    path: Path
+    size: int
+    sizes: tuple[int, ...]
+    channels: int
+    num_classes: int
+    class_names: list[str]
+
     def __init__(self, store: ImageStore, size: int, channels: int) -> None:
         self._images = LmdbImages(store, size, channels)
-        self.path: Path = store.path
-        self.size: int = size
-        self.sizes: tuple[int, ...] = store.sizes
-        self.channels: int = channels
-        self.num_classes: int = self._images.num_classes
-        self.class_names: list[str] = store.class_names
+        self.path = store.path
+        self.size = size
+        self.sizes = store.sizes
+        self.channels = channels
+        self.num_classes = self._images.num_classes
+        self.class_names = store.class_names
 
     @property
     def fingerprint(self) -> str:
@@ -78,7 +85,7 @@ class Store:
 def open_store(path: str | os.PathLike[str], size: int | None = None) -> Store:
     """An image store that `vdiff prepare` made, or one of diffusion_distiller.
 
-    size: height and width in pixels; None for the largest that the store holds.
+    path: the folder.   size: height and width in pixels; None for the largest that the store holds.
     Errors: DataError for no store, a damaged one, or one without this size; MachineError.
 
     >>> store = open_store("store")
