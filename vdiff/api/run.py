@@ -26,6 +26,7 @@ _HEIGHT = 720
 _STYLE = tag(
     "style",
     Markup(
+        ".vdiff-run .losses { display: flex; flex-wrap: wrap; gap: 1rem; } .vdiff-run .losses > div { width: 20rem; }"
         ".vdiff-run svg { max-width: 24rem; overflow: visible; }"
         ".vdiff-run svg text { font-size: 11.5px; fill: currentColor; opacity: .7; }"
         ".vdiff-run .up { text-anchor: end; } .vdiff-run .across, .vdiff-run .axis { text-anchor: middle; }"
@@ -183,14 +184,14 @@ class Run:
         return tag("div", _STYLE, tag("b", title), tag("table", head, rows), self._losses(), class_="vdiff-run")
 
     def _losses(self) -> Markup:
-        """The losses of all stages, drawn one under another: those of different stages cannot be compared."""
+        """The losses of all stages, a chart each: those of different stages cannot be compared."""
         drawn = []
         for stage, points in record.losses(self._folder.log).items():
             values = [value for _, value in points]
             y = Axis("loss", log=10 if suits_log(values) else None)
             line = Line(stage, "plain", [Point(*point) for point in points], marked=False)
             drawn.append(tag("div", tag("p", f"{stage}: loss"), chart(f"Loss of {stage}", [line], Axis("update"), y)))
-        return tag("div", drawn)
+        return tag("div", drawn, class_="losses")
 
 
 def run(path: str | os.PathLike[str]) -> Run:
