@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.layout import CASES, DTYPES, learn, medians, sample
-from vdiff.networks import doubling, layout
-from vdiff.networks.packed import Conv2d
+from vdiff.networks.cpu import doubling, layout
+from vdiff.networks.cpu.fast import fast_on_cpu
+from vdiff.networks.cpu.prepacked import Conv2d
 from vdiff.training import memory
 
 SHAPES = [(1, 256, 16), (4, 256, 16), (16, 128, 16), (4, 32, 64), (2, 64, 64), (1, 128, 128), (1, 512, 16)]
@@ -76,7 +77,7 @@ def alone(batch: int, channels: int, size: int) -> Callable[[torch.dtype], dict[
 
 def whole(size: int, batch: int, section: Any) -> Callable[[torch.dtype], dict[str, Any]]:
     def works(dtype: torch.dtype) -> dict[str, Any]:
-        network, cast = section.build(size, 3), section.build(size, 3)
+        network, cast = fast_on_cpu(section.build(size, 3)), fast_on_cpu(section.build(size, 3))
         for weight in [*network.parameters(), *cast.parameters()]:
             nn.init.normal_(weight, std=0.02)
         given = torch.randn(batch, 3, size, size), torch.full((batch,), 500.0), dtype, layout.LEAST_LARGE_PIXELS

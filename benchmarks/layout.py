@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdiff.networks import layout
-from vdiff.networks.norm import GroupNorm
+from vdiff.networks.cpu import layout
+from vdiff.networks.cpu.fast import fast_on_cpu
+from vdiff.networks.cpu.norm import GroupNorm
 from vdiff.networks.unet import UNet, UNetSection
 from vdiff.training import memory
 
@@ -52,7 +53,7 @@ def main() -> None:
     print("\n| network | work | contiguous, ms | as laid out, ms | ratio |\n|---|---|---|---|---|")
     for size, width, batch, section in CASES:
         for name, dtype in DTYPES.items():
-            network = section.build(size, 3)
+            network = fast_on_cpu(section.build(size, 3))
             for weight in network.parameters():
                 torch.nn.init.normal_(weight, std=0.02)
             z, when = torch.randn(batch, 3, size, size), torch.full((batch,), 500.0)

@@ -29,7 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "7.3 M at 32x32, batch 16": {"net": "small", "batch": 16},
     "the same, batch 32": {"net": "small", "batch": 32},
     "the same, distilling": {"net": "small", "batch": 32, "distill": True},
-    "the same, activations computed again": {"net": "small", "batch": 32, "forgets": True},
+    "the same, activations computed again": {"net": "small", "batch": 32, "recomputes": True},
 }
 NETS: dict[str, dict[str, Any]] = {
     "digits": {"size": 8, "channels": 1, "width": 16, "multipliers": (1, 4), "blocks": 1},
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measured(
-    device: str, sparing: bool, net: str, batch: int, distill: bool = False, forgets: bool = False
+    device: str, sparing: bool, net: str, batch: int, distill: bool = False, recomputes: bool = False
 ) -> dict[str, int]:
     """Bytes of every part, and the peak."""
     import torch
@@ -89,7 +89,8 @@ def measured(
     machine, schedule = Machine("fp32", device), DiffusionSection().schedule.build()
 
     def learner(section: UNetSection, objective: Any, network: Any = None, spares: bool = True) -> Learner:
-        fit = FitSection(updates=100, batch_size=batch, ema=None if distill else 0.999, checkpoint_activations=forgets)
+        ema = None if distill else 0.999
+        fit = FitSection(updates=100, batch_size=batch, ema=ema, checkpoint_activations=recomputes)
         made = Learner(Denoiser(network or section.build(size, channels), schedule, "v"), objective, fit, machine)
         memory.arrange(spares)
         return made
@@ -109,7 +110,7 @@ def measured(
         teacher = machine.freeze(copy.deepcopy(network))
         teacher_bytes = sum(weight.nbytes for weight in teacher.parameters())
         objective = ProgressiveObjective("truncated_snr", Denoiser(teacher, schedule, "v"), 64)
-    made = learner(UNetSection(**settings), objective, network, sparing or forgets)
+    made = learner(UNetSection(**settings), objective, network, sparing or recomputes)
     for update in range(3):
         made.step(x, NOTHING, rng_of[update])
     peak = memory.peak_bytes(machine.device) - without
@@ -121,7 +122,7 @@ def measured(
     student = Denoiser(network, schedule, "v")
     kept = kept_bytes(network, lambda: objective(student, x, rng_of[3](slice(batch))))
     more = {"gradients": found["weights"], "teacher": teacher_bytes, "activations": kept, "kernels": before - without}
-    return {**found, **more, "peak": peak, "gaps": 0 if device == "cuda" or sparing or forgets else gaps}
+    return {**found, **more, "peak": peak, "gaps": 0 if device == "cuda" or sparing or recomputes else gaps}
 
 
 def settled(machine: Any) -> int:
@@ -161,7 +162,7 @@ def kept_bytes(network: Any, forward: Callable[[], Any]) -> int:
     from vdiff.networks.repeated import repeated
 
     calls: list[tuple[Any, Any]] = []
-    parts = [part for part in repeated(network) if part.forgets]
+    parts = [part for part in repeated(network) if part.recomputes]
     hooks = [part.register_forward_pre_hook(lambda part, given: calls.append((part, given))) for part in parts]
     found = saved(forward)
     for hook in hooks:
@@ -170,9 +171,9 @@ def kept_bytes(network: Any, forward: Callable[[], Any]) -> int:
         found |= {place_of(each): each.untyped_storage().nbytes() for each in given if each is not None}
     again = [0]
     for part, given in calls:
-        part.forgets = False
+        part.recomputes = False
         again.append(sum(size for place, size in saved(partial(part, *given)).items() if place not in found))
-        part.forgets = True
+        part.recomputes = True
     weights = {place_of(weight) for weight in network.parameters()}
     return sum(size for place, size in found.items() if place not in weights) + max(again)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.layout import CASES, DTYPES, medians
 from vdiff import recipe_text
 from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.network import Network
-from vdiff.networks.packed import keep_order
 from vdiff.networks.unet import UNet
 from vdiff.recipe import Recipe
 from vdiff.training import memory
@@ -46,8 +46,7 @@ def compared(network: Network, size: int, count: int, dtype: torch.dtype, rounds
     z = torch.randn(count, network.conv_in.in_channels, size, size)
     classes = network.class_embedding.num_embeddings if network.class_embedding is not None else 0
     condition = of_seeds(range(count), classes)
-    without, within = (frozen(network, dtype) for _ in range(2))
-    keep_order(without)
+    without, within = (fast_on_cpu(frozen(network, dtype), prepacks) for prepacks in (False, True))
     works = {each: partial(call, each, z, condition) for each in (without, within)}
     before, after = (1e3 * seconds for seconds in medians(works, rounds).values())
     return [f"{before:.1f}", f"{after:.1f}", f"{after / before:.2f}"]

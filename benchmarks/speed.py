@@ -5,12 +5,12 @@
     python benchmarks/speed.py --busy                                # where other work runs: one thread, seconds of CPU
 
 The plain loop is eager float32, with torch's Adam and an average parameter by parameter, as diffusion_distiller works;
-it calls the very same network, and in a second row that of diffusers with the same weights. diffusers is used as its
-unconditional training example uses it: UNet2DModel of the same configuration and weights, EMAModel, DDPMScheduler,
-AdamW; DDIMPipeline draws. Each of the three has a process of its own, as vdiff arranges the memory of its process;
-every round runs each of their works once, one at a time. The table has medians of the rounds, and the fastest and
-slowest. The variable keeps torch's threads from waiting busily, which on a machine with other work costs far more than
-it gains. CPU only.
+it calls the very same network, with the same fast layers, and in a second row that of diffusers with the same weights.
+diffusers is used as its unconditional training example uses it: UNet2DModel of the same configuration and weights,
+EMAModel, DDPMScheduler, AdamW; DDIMPipeline draws. Each of the three has a process of its own, as vdiff arranges the
+memory of its process; every round runs each of their works once, one at a time. The table has medians of the rounds,
+and the fastest and slowest. The variable keeps torch's threads from waiting busily, which on a machine with other work
+costs far more than it gains. CPU only.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from vdiff import recipe_text
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.unet import UNet, UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.progressive import ProgressiveObjective
@@ -98,7 +99,7 @@ def started(party: str, busy: bool) -> Iterator[dict[Arm, Timed]]:
 def serve(party: str, asked: Connection, busy: bool) -> None:
     """The life of a party's process."""
     torch.set_num_threads(1 if busy else torch.get_num_threads())
-    network = trained_looking(SECTION.build(SIZE, 3))
+    network = trained_looking(fast_on_cpu(SECTION.build(SIZE, 3)))
     works = {(what, who): work for who, made in PARTIES[party](network) for what, work in made.items()}
     asked.send(list(works))
     with contextlib.suppress(EOFError):  # the parent's end
@@ -301,7 +302,8 @@ def show_overhead(rounds: int, clock: Clock) -> None:
         ("celeba_u, 256x256, batch 2", faces, 256, 3, 2),
     ]
     for name, section, size, channels, batch in cases:
-        network, machine = trained_looking(section.build(size, channels)), Machine("auto", "cpu", image_size=size)
+        network = trained_looking(fast_on_cpu(section.build(size, channels)))
+        machine = Machine("auto", "cpu", image_size=size)
         settings = FitSection(updates=10**6, batch_size=batch, ema=0.9999)
         work = update(network, DenoisingObjective("snr_plus_one"), settings, machine, size, channels)
         works = {"bare": bare(machine, network, pictures(size, channels, batch)), "update": work}

@@ -8,7 +8,7 @@ from tests.test_training import COSINE, SHAPE, flat, learner, settings, taught
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import UsageError
-from vdiff.networks.repeated import forget_activations, repeated
+from vdiff.networks.repeated import recompute_activations, repeated
 from vdiff.networks.unet import UNet, UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.randomness import Randomness
@@ -16,14 +16,14 @@ from vdiff.training.learner import Learner
 from vdiff.training.machine import Machine
 
 
-def network(forgets: bool) -> UNet:
+def network(recomputes: bool) -> UNet:
     torch.manual_seed(0)
     section = UNetSection(width=8, multipliers=(1, 2), blocks=2, attention_at=(4,), dropout=0.3, num_classes=2)
     made = section.build(8, 1)
     for weight in made.parameters():
         nn.init.normal_(weight, std=0.1)
-    if forgets:
-        forget_activations(made)
+    if recomputes:
+        recompute_activations(made)
     return made
 
 
@@ -72,7 +72,7 @@ def test_a_training_is_the_same_bit_for_bit(dropout: bool) -> None:
     plain, sparing = (
         learner(machine, drop=0.3, ema=0.9, dropout=dropout, checkpoint_activations=given) for given in (False, True)
     )
-    assert {part.forgets for part in repeated(sparing._network)} == {True}
+    assert {part.recomputes for part in repeated(sparing._network)} == {True}
     taught(plain, 3)
     taught(sparing, 3)
     wanted, found = flat(plain.state()), flat(sparing.state())

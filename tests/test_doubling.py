@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff.networks import doubling
-from vdiff.networks.doubling import convolved_double, doubled
-from vdiff.networks.packed import Conv2d
+from vdiff.networks.cpu import doubling
+from vdiff.networks.cpu.doubling import convolved_double, doubled
+from vdiff.networks.cpu.prepacked import Conv2d
 
 
 @pytest.mark.parametrize("size", [(4, 5), (20, 30)])

@@ -15,7 +15,7 @@ from vdiff import recipe_text
 from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.images import to_float
-from vdiff.networks.unet import UNet
+from vdiff.networks.fast import fast_on
 from vdiff.objectives.progressive import ProgressiveObjective
 from vdiff.recipe import Recipe
 from vdiff.samplers.graphed import _HostTraffic
@@ -62,11 +62,11 @@ def gpu() -> Iterator[None]:
         torch.set_autocast_dtype("cuda", torch.float16)
 
 
-def network(recipe: Recipe, dtype: torch.dtype) -> UNet:
+def network(recipe: Recipe, dtype: torch.dtype) -> nn.Module:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # imagined weights cannot be cast in place
     try:
-        return recipe.network.build(recipe.data.size, 3)
+        return fast_on(recipe.network.build(recipe.data.size, 3), "cuda")
     finally:
         torch.set_default_dtype(before)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from vdiff.networks.layout import laid_out
+from vdiff.networks.cpu.layout import laid_out
 
 
 def test_the_channels_of_large_pictures_lie_side_by_side_on_a_cpu() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.test_training import COSINE, flat, network, pictures, rng_of, settings, taught
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.networks.packed import keep_order
+from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.progressive import ProgressiveObjective
@@ -133,8 +133,7 @@ def test_the_training_is_the_same_whatever_micro_batch_is_found() -> None:
 def settled_with_a_teacher(left: int, packs: bool) -> int | None:
     section = UNetSection(width=64, multipliers=(1,), blocks=1, mid_attention=False)
     frozen = section.build(8, 1).bfloat16().eval().requires_grad_(False)
-    if not packs:
-        keep_order(frozen)
+    fast_on_cpu(frozen, prepacks=packs)
     objective = ProgressiveObjective("snr_plus_one", Denoiser(frozen, COSINE, "v"), num_steps=4)
     found = Learner(Denoiser(network(), COSINE, "v"), objective, settings(), Small(left))
     found.settle(pictures(), NOTHING, rng_of())

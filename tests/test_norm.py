@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vdiff.networks.doubling import doubled
-from vdiff.networks.norm import GroupNorm
+from vdiff.networks import gpu
+from vdiff.networks.blocks import Upsample
+from vdiff.networks.cpu.norm import GroupNorm, scaled_norm
+from vdiff.networks.fast import fast_on
 
 CPU_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # beside the largest value; torch's own norm in float32 and below misses by up to 3e-6, 0.007 and 0.001 here
@@ -19,6 +21,10 @@ def built(channels: int, groups: int, dtype: torch.dtype) -> GroupNorm:
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     return norm.to(torch.promote_types(dtype, torch.float32))
+
+
+def computed(norm: GroupNorm, h: Tensor, time: Tensor | None) -> Tensor:
+    return norm(h) if time is None else scaled_norm(norm, h, *time.chunk(2, dim=1))
 
 
 def expected(norm: GroupNorm, h: Tensor, time: Tensor | None) -> Tensor:
@@ -44,7 +50,7 @@ def test_it_and_its_gradients_are_those_of_torch(
     inputs = [h, norm.weight, norm.bias, *([time] if time is not None else [])]
     weight = torch.randn(batch, 12, 33, 35).to(dtype)
 
-    out = norm(h, time)
+    out = computed(norm, h, time)
     assert out.dtype == dtype
     assert out.is_contiguous(memory_format=memory_format)
     wide = [each.detach().double().requires_grad_() for each in inputs]
@@ -71,21 +77,34 @@ def test_products_that_half_precision_cannot_hold_do_not_spoil_the_gradient() ->
     assert found.isfinite().all()
 
 
-def test_what_is_differentiated_twice_is_refused() -> None:
-    h = torch.randn(1, 8, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
-    (once,) = torch.autograd.grad(built(8, 2, torch.float32)(h).square().sum(), h, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        once.sum().backward()
+@pytest.mark.parametrize("is_timed", [False, True])
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_gradient_can_be_differentiated_as_that_of_torch(is_timed: bool, learns: bool) -> None:
+    """As a penalty of the gradient's length asks for it."""
+    torch.manual_seed(0)
+    norm = built(8, 2, torch.float64).double().requires_grad_(learns)
+    weight = torch.randn(2, 8, 32, 32).double()
+    time = torch.randn(2, 16).double() if is_timed else None
+    found = []
+    for way in (computed, expected):
+        h = weight.flip(0).contiguous(memory_format=torch.channels_last).requires_grad_()
+        (once,) = torch.autograd.grad((way(norm, h, time).sin() * weight).sum(), h, create_graph=True)
+        inputs = [h, norm.weight, norm.bias] if learns else [h]
+        found.append([once, *torch.autograd.grad(once.square().sum(), inputs)])
+    for mine, torchs in zip(*found, strict=True):
+        assert_near(mine, torchs, torch.float32)
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones")
 def test_autocast_of_a_gpu_leaves_norms_and_doubling_in_its_dtype(request: pytest.FixtureRequest) -> None:
     torch.set_autocast_enabled("cuda", True)  # for float16; torch.autocast wants to see the GPU
     request.addfinalizer(lambda: torch.set_autocast_enabled("cuda", False))
-    with FakeTensorMode():
-        weight = torch.empty(4, device="cuda")
-        norm = GroupNorm(2, 4)
-        norm.weight = norm.bias = nn.Parameter(weight)
-        h, time = (torch.empty(2, *rest, device="cuda", dtype=torch.float16) for rest in ((4, 8, 8), (8,)))
+    with FakeTensorMode(), torch.device("cuda"):
+        network = fast_on(nn.ModuleList([nn.GroupNorm(2, 4), Upsample(4)]), "cuda")
+        assert [type(each) for each in network] == [gpu.GroupNorm, gpu.Upsample]
+        h = torch.empty(2, 4, 8, 8, dtype=torch.float16)
         assert F.group_norm(h, 2).dtype == F.interpolate(h, scale_factor=2.0).dtype == torch.float32
-        assert norm(h).dtype == norm(h, time).dtype == doubled(h).dtype == torch.float16
+        doubled = []
+        network[1].conv.register_forward_pre_hook(lambda conv, given: doubled.append(given[0].dtype))
+        assert network[0](h).dtype == network[1](h).dtype == torch.float16
+        assert doubled == [torch.float16]

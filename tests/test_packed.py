@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.diffusion.condition import of_seeds
-from vdiff.networks import packed
-from vdiff.networks.doubling import convolved_double, doubled
-from vdiff.networks.packed import Conv2d, Linear, keep_order
+from vdiff.networks.cpu import prepacked
+from vdiff.networks.cpu.doubling import convolved_double, doubled
+from vdiff.networks.cpu.fast import fast_on_cpu
+from vdiff.networks.cpu.prepacked import Conv2d, Linear
 from vdiff.networks.unet import UNetSection
 from vdiff.training import memory
 
 BOTH = (torch.float32, torch.bfloat16)
 MOST_WRONG = {torch.float32: 1e-5, torch.bfloat16: 0.01}  # beside the largest value; one rounding of bfloat16 is 0.004
 
-pytestmark = pytest.mark.skipif(not packed._has_kernels(torch.bfloat16), reason="this machine has no kernels for it")
+pytestmark = pytest.mark.skipif(not prepacked._has_kernels(torch.bfloat16), reason="this machine has no kernels for it")
 
 
 def frozen(layer: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -161,7 +162,7 @@ def test_who_shares_weights_with_others_keeps_them_in_order() -> None:
     network = nn.Sequential(frozen(Conv2d(6, 10, 3)))
     h = torch.randn(1, 6, 8, 8).bfloat16()
     network(h)
-    keep_order(network)
+    fast_on_cpu(network, prepacks=False)
     assert network[0]._kept is None
     network(h)
     assert network[0]._kept is None
@@ -180,14 +181,14 @@ def test_a_whole_network_gives_the_same_with_and_without(batch_size: int, dtype:
     network = UNetSection(width=32, multipliers=(1, 2), blocks=1, attention_at=(16,), num_classes=3).build(32, 3)
     for weight in network.parameters():
         nn.init.normal_(weight, std=0.05)
-    network = network.to(dtype).eval().requires_grad_(False)
+    network = fast_on_cpu(network.to(dtype).eval().requires_grad_(False))
     z, time = torch.randn(batch_size, 3, 32, 32), torch.full((batch_size,), 500.0)
     condition = of_seeds([1] * batch_size, 3)
     found = network(z, time, condition)
     layers = [each for each in network.modules() if isinstance(each, Conv2d | Linear)]
     used = [each for each in layers if each._kept is not None]
     assert len(used) == len(layers) if dtype == torch.bfloat16 else 4 < len(used) < len(layers)
-    keep_order(network)
+    fast_on_cpu(network, prepacks=False)
     wanted = network(z, time, condition)
     assert (found - wanted).abs().max() <= 4 * MOST_WRONG[dtype] * wanted.abs().max()
 

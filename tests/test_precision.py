@@ -13,7 +13,7 @@ from tests.tiny import StopAfter, TinyRun
 from vdiff.cli.progress import FitLines
 from vdiff.diffusion.condition import NOTHING
 from vdiff.errors import MachineError, Stopped, UsageError
-from vdiff.networks.blocks import attend
+from vdiff.networks.cpu.attention import attend
 from vdiff.stage_run import Surroundings
 from vdiff.training import machine as machines
 from vdiff.training.learner import Learner

@@ -17,8 +17,8 @@ from vdiff import checkpoint, cli
 from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError, Stopped
-from vdiff.networks.packed import Conv2d, Linear
-from vdiff.networks.sharded import on_host, own
+from vdiff.networks.cpu.prepacked import Prepacked
+from vdiff.networks.sharded import local_shard, on_host
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner, RngOf
@@ -57,7 +57,7 @@ def in_each_process(folder: Path) -> None:
     assert group.options._timeout == PATIENCE
     gc.freeze()  # as in conftest
     frozen = machine.freeze(UNetSection(width=8, multipliers=(1,), blocks=1).build(8, 1))
-    assert not any(each.packs for each in frozen.modules() if isinstance(each, Conv2d | Linear))
+    assert {each.prepacks for each in frozen.modules() if isinstance(each, Prepacked)} == {False}
     run = TinyRun(folder, (folder / "recipe.yaml").read_text())
     make(run, "unbroken", machine)
     make(run, "stopped", machine, stop_after=2)  # stops one update later, when both know of it
@@ -82,7 +82,7 @@ def shares_are_halves_and_one_bad_share_skips_all(run: TinyRun, machine: Machine
     assert learner.step(x, condition, rng_of).isfinite().all()
     tensors = [each for name in ("weights", "average", "optimizer") for each in learner.state()[name].values()]
     tensors = [each for each in tensors if each.ndim]
-    shares = [own(each) for each in tensors]
+    shares = [local_shard(each) for each in tensors]
     held, total = sum(each.numel() for each in shares), sum(each.numel() for each in tensors)
     assert int(machine.sum(torch.tensor(held))) == total
     assert held < 0.55 * total
@@ -107,7 +107,8 @@ def what_an_objective_remembers_lies_in_shares_and_is_gone_on_from(run: TinyRun,
     def taught(learner: Learner, updates: int) -> list[torch.Tensor]:
         for _ in range(updates):
             learner.step(x, of_seeds([0, 1], 2), RngOf(0, 0, learner.update, places, 4))
-        return [own(each).clone() for part in ("weights", "average", "objective") for each in state(learner, part)]
+        parts = ("weights", "average", "objective")
+        return [local_shard(each).clone() for part in parts for each in state(learner, part)]
 
     def state(learner: Learner, part: str) -> list[torch.Tensor]:
         return list(learner.state()[part].values())
@@ -115,7 +116,7 @@ def what_an_objective_remembers_lies_in_shares_and_is_gone_on_from(run: TinyRun,
     unbroken = made()
     taught(unbroken, 2)
     remembered = [each for each in state(unbroken, "objective") if each.ndim]
-    assert sum(own(each).numel() for each in remembered) < 0.55 * sum(each.numel() for each in remembered)
+    assert sum(local_shard(each).numel() for each in remembered) < 0.55 * sum(each.numel() for each in remembered)
     saved = {part: on_host(named) for part, named in unbroken.state().items()}
     wanted, resumed = taught(unbroken, 2), made()
     taught(resumed, 1)

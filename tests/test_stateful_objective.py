@@ -67,7 +67,7 @@ class Consistency(Objective):
         return {"done": self.done, **{f"target.{name}": tensor for name, tensor in self.target.state().items()}}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        sharded.put(self.done, state["done"])
+        sharded.scatter_into(self.done, state["done"])
         self.target.load({name.removeprefix("target."): tensor for name, tensor in state.items() if name != "done"})
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from vdiff.diffusion.condition import Condition
 from vdiff.errors import UsageError
-from vdiff.networks import layout
 from vdiff.networks.blocks import Attention, ResidualBlock
+from vdiff.networks.cpu import layout
+from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.dropout import Dropout
 from vdiff.networks.unet import UNet, UNetSection
 
@@ -253,7 +254,7 @@ def test_the_channels_of_large_levels_lie_side_by_side_and_the_function_and_its_
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = SECTIONS[name][0] | {"multipliers": (1, 2, 2), "attention_at": (16, 8)}
-    network = randomized(UNetSection(**settings).build(32, 3)).double()
+    network = fast_on_cpu(randomized(UNetSection(**settings).build(32, 3)).double())
     z, time, _ = batch(network)
     z = z.double()
     with monkeypatch.context() as patch:

@@ -24,6 +24,7 @@ from vdiff.headers.facts import FormatError
 from vdiff.headers.safetensors_header import read_header
 from vdiff.model_card import CONFIG, MARK, MODEL, PIXELS, WEIGHTS, ModelCard, damage, is_model_folder, read_card
 from vdiff.networks import NETWORKS
+from vdiff.networks.fast import fast_on
 from vdiff.networks.network import Network, NetworkSection, as_network
 from vdiff.networks.sharded import on_host
 from vdiff.recipe import DiffusionSection
@@ -123,6 +124,7 @@ def load(folder: Path, device: torch.device | str = "cpu", written: Mapping[str,
     _check_known(card, folder)
     schedule, predicts = _diffusion(card, folder)
     network = _network(card, folder, written).to(device).eval().requires_grad_(False)
+    fast_on(network, device)
     return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
 
 

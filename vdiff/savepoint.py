@@ -14,7 +14,7 @@ from torch import Tensor
 from vdiff import threads, whole_folder
 from vdiff.checkpoint import load_tensors, num_bytes, save_tensors
 from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
-from vdiff.networks.sharded import on_host, own
+from vdiff.networks.sharded import local_shard, on_host
 from vdiff.run_folder import SAVE, STATE, points
 
 NUM_KEPT = 2
@@ -128,7 +128,7 @@ def write(
 
 
 def _check_finite(update: int, state: State, anywhere: Callable[[bool], bool]) -> None:
-    verdicts = [torch.isfinite(own(tensor)).all() for tensor in state["weights"].values()]
+    verdicts = [torch.isfinite(local_shard(tensor)).all() for tensor in state["weights"].values()]
     # one answer to wait for, not one per tensor; and one for all: whoever went on alone would wait for the others
     if anywhere(not bool(torch.stack(verdicts).all())):
         raise DivergedError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from vdiff import checkpoint, model_card, savepoint
 from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.networks.network import as_network
+from vdiff.networks.fast import fast_on
 from vdiff.savepoint import SavePoint
 from vdiff.training.processes import Processes
 
@@ -52,7 +53,7 @@ def model(
     found = read[0] if read else _outline(told, folder)
     for tensor in found.denoiser.network.state_dict().values():
         processes.fill(tensor)
-    found.denoiser.network.to(device)
+    fast_on(found.denoiser.network.to(device), device)
     return found
 
 

@@ -1,4 +1,8 @@
-"""The parts of a U-Net: residual blocks, attention, and its levels."""
+"""The parts of a U-Net: residual blocks, attention, and its levels.
+
+They compute what those of diffusers' `UNet2DModel` compute, with torch's own layers. What makes them faster on a CPU or
+a GPU is put in from outside; see `fast.py`.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,11 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdiff.networks.doubling import convolved_double
 from vdiff.networks.dropout import Dropout
-from vdiff.networks.layout import laid_out
-from vdiff.networks.norm import GroupNorm
-from vdiff.networks.packed import Conv2d, Linear
 from vdiff.networks.repeated import Repeated
 
 
@@ -106,26 +106,30 @@ class ResidualBlock(Repeated):
     def __init__(self, before: int, width: int, style: Style) -> None:
         super().__init__()
         self.scale_shift = style.scale_shift
-        self.norm1 = GroupNorm(style.groups, before, style.eps)
-        self.conv1 = Conv2d(before, width, 3, padding=1)
-        self.time_emb_proj = Linear(style.embedding, width * (2 if style.scale_shift else 1))
-        self.norm2 = GroupNorm(style.groups, width, style.eps)
+        self.norm1 = nn.GroupNorm(style.groups, before, style.eps)
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.time_emb_proj = nn.Linear(style.embedding, width * (2 if style.scale_shift else 1))
+        self.norm2 = nn.GroupNorm(style.groups, width, style.eps)
         self.dropout = Dropout(style.dropout)
-        self.conv2 = zeroed(Conv2d(width, width, 3, padding=1))
-        self.conv_shortcut = Conv2d(before, width, 1) if before != width else nn.Identity()
+        self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
         """x: [B, C, H, W].   embedding: the time after its activation, [B, embedding].   Returns [B, width, H, W]."""
         h: Tensor = self.conv1(F.silu(self.norm1(x)))
-        h = self._with_time(h, self.time_emb_proj(embedding))
+        time = self.time_emb_proj(embedding)
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.scaled(h, scale, shift)
+        else:
+            h = self.norm2(h + time[:, :, None, None])
         h = self.conv2(self.dropout(F.silu(h), dropout_keys))
         shortcut: Tensor = self.conv_shortcut(x)
         return shortcut + h
 
-    def _with_time(self, h: Tensor, time: Tensor) -> Tensor:
-        """h: [B, C, H, W], normed.   time: [B, 2 C] to scale and shift with, or [B, C] to add before."""
-        normed: Tensor = self.norm2(h, time) if self.scale_shift else self.norm2(h + time[:, :, None, None])
-        return normed
+    def scaled(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """shift + (1 + scale) * norm2(h).   h: [B, C, H, W].   scale, shift: [B, C]."""
+        return torch.addcmul(shift[:, :, None, None], self.norm2(h), 1 + scale[:, :, None, None])
 
 
 class Attention(Repeated):
@@ -134,21 +138,25 @@ class Attention(Repeated):
     def __init__(self, width: int, style: Style, norm_groups: int | None) -> None:
         super().__init__()
         self.head_dim = style.head_dim or width
-        self.group_norm = GroupNorm(norm_groups, width, style.eps) if norm_groups else nn.Identity()
-        self.to_q = Linear(width, width)
-        self.to_k = Linear(width, width)
-        self.to_v = Linear(width, width)
-        self.to_out = nn.ModuleList([zeroed(Linear(width, width))])
+        self.group_norm = nn.GroupNorm(norm_groups, width, style.eps) if norm_groups else nn.Identity()
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([zeroed(nn.Linear(width, width))])
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W]; the same shape comes back."""
-        # Contiguous once, so that the three projections and their gradients need not copy it each for itself.
+        # Contiguous once, or the three projections and their gradients would copy it each for itself.
         pixels = self.group_norm(x).flatten(2).transpose(1, 2).contiguous()
         q, k, v = (self._heads(project(pixels)) for project in (self.to_q, self.to_k, self.to_v))
-        mixed = attend(q, k, v).transpose(1, 2).flatten(2)
+        mixed = self.attend(q, k, v).transpose(1, 2).flatten(2)
         out: Tensor = self.to_out[0](mixed)
         # x comes first: the sum takes over the memory format of its first term.
         return x + out.transpose(1, 2).reshape(x.shape)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(head_dim)) v.   q, k, v: [B, heads, pixels, head_dim]."""
+        return F.scaled_dot_product_attention(q, k, v)
 
     def _heads(self, features: Tensor) -> Tensor:
         return features.view(*features.shape[:2], -1, self.head_dim).transpose(1, 2)
@@ -160,11 +168,14 @@ class Downsample(nn.Module):
     def __init__(self, width: int, padding: int) -> None:
         super().__init__()
         self.pads_one_side = padding == 0
-        self.conv = Conv2d(width, width, 3, stride=2, padding=padding)
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=padding)
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
-        return laid_out(self.conv(F.pad(h, (0, 1, 0, 1)) if self.pads_one_side else h))
+        if self.pads_one_side:
+            h = F.pad(h, (0, 1, 0, 1))
+        out: Tensor = self.conv(h)
+        return out
 
 
 class Upsample(nn.Module):
@@ -172,11 +183,12 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = Conv2d(width, width, 3, padding=1)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
-        return convolved_double(h, self.conv)
+        out: Tensor = self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return out
 
 
 class TimeEmbedding(nn.Module):
@@ -190,8 +202,8 @@ class TimeEmbedding(nn.Module):
         self.width = width
         self.freq_shift = freq_shift
         self.cosine_first = cosine_first
-        self.linear_1 = Linear(width, embedding)
-        self.linear_2 = Linear(embedding, embedding)
+        self.linear_1 = nn.Linear(width, embedding)
+        self.linear_2 = nn.Linear(embedding, embedding)
 
     def forward(self, time: Tensor) -> Tensor:
         """time: [B], any dtype; fractions allowed.   Returns [B, embedding]."""
@@ -203,18 +215,6 @@ class TimeEmbedding(nn.Module):
         features = F.pad(torch.cat(waves, dim=1), (0, self.width % 2))
         embedded: Tensor = self.linear_2(F.silu(self.linear_1(features.to(self.linear_1.weight.dtype))))
         return embedded
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v.   q, k, v: [B, heads, pixels, head_dim]."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-2] > MOST_PLAIN_PIXELS:
-        return F.scaled_dot_product_attention(q, k, v)
-    # torch's fused kernel multiplies bfloat16 on a CPU at less than half the speed of two plain products
-    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, -1).to(v.dtype) @ v
-
-
-MOST_PLAIN_PIXELS = 1024
-"""Above it the table of all pairs of pixels costs too much memory."""
 
 
 def zeroed(module: nn.Module) -> nn.Module:

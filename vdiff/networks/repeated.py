@@ -1,4 +1,4 @@
-"""The parts of which a network has many: what they compute for the gradient can be forgotten and computed again."""
+"""The parts of which a network has many, and activation checkpointing: what they compute can be recomputed."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from vdiff.errors import UsageError
 
 
 class Repeated(nn.Module):
-    """One such part. Its results must be a function of its arguments and weights alone, or not be forgotten.
+    """One such part. Its results must be a function of its arguments and weights alone, or not be recomputed.
 
-    forgets: whether only its arguments are kept from the forward pass to the backward pass.
+    recomputes: whether only its arguments are kept for the backward pass, which computes the rest again.
     """
 
-    forgets = False
+    recomputes = False
 
     def __call__(self, *given: Any) -> Any:
         """`forward`, as ever."""
-        if self.forgets and torch.is_grad_enabled():
+        if self.recomputes and torch.is_grad_enabled():
             return checkpoint(super().__call__, *given, use_reentrant=False, preserve_rng_state=False)
         return super().__call__(*given)
 
@@ -29,11 +29,11 @@ def repeated(network: nn.Module) -> list[Repeated]:
     return [module for module in network.modules() if isinstance(module, Repeated)]
 
 
-def forget_activations(network: nn.Module) -> None:
-    """Have every repeated part forget what it computes.   Errors: UsageError for a network without such parts."""
+def recompute_activations(network: nn.Module) -> None:
+    """Turn on activation checkpointing.   Errors: UsageError for a network without repeated parts."""
     parts = repeated(network)
     if not parts:
         problem = f"a network of the kind `{type(network).__name__}` does not say which of its parts repeat"
         raise UsageError(problem, "leave out `checkpoint_activations`, or lower `micro_batch`")
     for part in parts:
-        part.forgets = True
+        part.recomputes = True

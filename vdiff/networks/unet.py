@@ -13,10 +13,7 @@ from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.errors import UsageError
 from vdiff.networks.blocks import DownLevel, Middle, Style, TimeEmbedding, UpLevel, zeroed
 from vdiff.networks.dropout import Dropout
-from vdiff.networks.layout import laid_out
 from vdiff.networks.network import Network, NetworkSection
-from vdiff.networks.norm import GroupNorm
-from vdiff.networks.packed import Conv2d
 from vdiff.networks.unet_config import MOST_LAYERS, MOST_LEVELS, UNetConfig
 
 
@@ -161,14 +158,14 @@ class UNet(Network):
         super().__init__()
         self._config = config
         widths = config.block_out_channels
-        self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(widths[0], config.embedding, config.freq_shift, config.flip_sin_to_cos)
         self.class_embedding = _class_embedding(config)
         self.down_blocks, skips = _down_levels(config)
         self.mid_block = Middle(widths[-1], _style(config), config.add_attention, config.mid_norm_groups)
         self.up_blocks = _up_levels(config, skips)
-        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
-        self.conv_out = zeroed(Conv2d(widths[0], config.out_channels, 3, padding=1))
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
         dropouts = (module for module in self.modules() if isinstance(module, Dropout))
         for layer, dropout in enumerate(dropouts):
             dropout.layer = layer
@@ -194,7 +191,7 @@ class UNet(Network):
         Returns [B, out_channels, H, W] in the dtype of `z`.   ValueError: a label is missing or not expected.
         """
         embedding = F.silu(self._embedding(time, condition.label))
-        h = self.conv_in(laid_out(z.to(self.conv_in.weight.dtype)))
+        h = self.conv_in(z.to(self.conv_in.weight.dtype))
         skips = [h]
         for level in self.down_blocks:
             h = level(h, embedding, skips, dropout_keys)

@@ -113,7 +113,7 @@ class Objective(ABC):
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Go on from a state of the same names and shapes, copied into place; see `networks.sharded.put`."""
+        """Go on from a state of the same names and shapes, copied into place; see `networks.sharded.scatter_into`."""
 
 
 def add_noise(x: Tensor, alpha: Tensor, sigma: Tensor, rng: Randomness) -> Tensor:

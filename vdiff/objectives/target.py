@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.networks.sharded import own, put
+from vdiff.networks.sharded import local_shard, scatter_into
 
 
 class Target:
@@ -28,8 +28,8 @@ class Target:
         share = is_done * (1 - self._decay)
         mine, other = self.denoiser.network, self._student
         for weight, towards in zip(mine.parameters(), other.parameters(), strict=True):
-            here = own(weight)
-            here.lerp_(own(towards), share.to(here.dtype))  # exact where the share is 0 or 1
+            here = local_shard(weight)
+            here.lerp_(local_shard(towards), share.to(here.dtype))  # exact where the share is 0 or 1
         for buffer, current in zip(mine.buffers(), other.buffers(), strict=True):
             buffer.copy_(current)
 
@@ -41,4 +41,4 @@ class Target:
         """Take weights back."""
         with torch.no_grad():
             for name, tensor in self.state().items():
-                put(tensor, state[name])
+                scatter_into(tensor, state[name])

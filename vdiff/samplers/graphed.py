@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError
-from vdiff.networks.sharded import in_shares
+from vdiff.networks.sharded import is_sharded
 
 CudaGraphs = Literal["auto", "on", "off"]
 
@@ -68,7 +68,7 @@ class Graphs:
         network = denoiser.network
         if self.is_off or network.training or any(weight.requires_grad for weight in network.parameters()):
             return denoiser
-        if any(map(in_shares, network.parameters())):  # bringing them together is no work of the device alone
+        if any(map(is_sharded, network.parameters())):  # bringing them together is no work of the device alone
             return denoiser
         with self._lock:
             places = _places(network)

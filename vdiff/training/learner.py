@@ -12,7 +12,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
 from vdiff.networks import sharded
 from vdiff.networks.dropout import drops
-from vdiff.networks.repeated import forget_activations
+from vdiff.networks.repeated import recompute_activations
 from vdiff.objectives.objective import Objective
 from vdiff.phases import phase
 from vdiff.randomness import Randomness
@@ -51,10 +51,10 @@ class Learner:
         memory.arrange(sparing=settings.checkpoint_activations)
         self._network = machine.place(student.network)
         if settings.checkpoint_activations:
-            forget_activations(self._network)
+            recompute_activations(self._network)
         if machine.compiles:
             compiling.turn_on(self._network)
-        self._outline = sharded.outline(self._network) if machine.shards else None
+        self._meta_copy = sharded.meta_copy(self._network) if machine.shards else None
         machine.shard(self._network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
         self._weights = list(self._network.parameters())  # the network would look for them in all its parts
@@ -173,7 +173,9 @@ class Learner:
             return 0
         copied = 6 if self._machine.device.type == "cpu" else 0  # the copy is of whole tensors
         remembered = sum(tensor.nbytes for tensor in self._objective.state().values()) if copied else 0
-        return remembered + sum(2 * sharded.own(weight).nbytes + copied * weight.nbytes for weight in self._weights)
+        return remembered + sum(
+            2 * sharded.local_shard(weight).nbytes + copied * weight.nbytes for weight in self._weights
+        )
 
     def _rehearsed(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
         """The losses of some pictures, not through the wrapped network: other processes do not take part."""
@@ -216,15 +218,15 @@ class Learner:
         if self._average is not None:
             average = self._average.tensors()
             for name, weight in network.named_parameters():
-                sharded.own(weight).copy_(sharded.own(average[name]))
+                sharded.local_shard(weight).copy_(sharded.local_shard(average[name]))
         return replace(self._student, network=network)
 
     def _copied(self) -> nn.Module:
         """A copy of the network as it is, in evaluation mode and without gradients."""
-        if self._outline is None:
+        if self._meta_copy is None:
             network = deepcopy(self._network)
         else:
-            network = sharded.copied(self._network, self._outline, self._machine.device)
+            network = sharded.copied(self._network, self._meta_copy, self._machine.device)
         return network.eval().requires_grad_(False)
 
     def state(self) -> State:
@@ -262,10 +264,10 @@ class Learner:
             raise ModelFileError("the save does not fit the network that the recipe describes", fix)
         spread = self._machine.processes.spread
         for name, tensor in self._network.state_dict().items():
-            sharded.put(tensor, spread(state["weights"][name]))
+            sharded.scatter_into(tensor, spread(state["weights"][name]))
         if self._average is not None:
             for name, tensor in self._average.tensors().items():
-                sharded.put(tensor, spread(state["average"][name]))
+                sharded.scatter_into(tensor, spread(state["average"][name]))
         if "objective" in state:
             self._objective.load({name: spread(tensor) for name, tensor in state["objective"].items()})
         adam = state["optimizer"]
@@ -274,7 +276,7 @@ class Learner:
                 where = weight.device if self._machine.has_fused_step else "cpu"
                 memory = {"step": spread(adam[f"step.{name}"]).to(where, copy=True)}
                 for key in ("exp_avg", "exp_avg_sq"):  # in the memory format of the weight
-                    memory[key] = sharded.put(torch.empty_like(weight), spread(adam[f"{key}.{name}"]))
+                    memory[key] = sharded.scatter_into(torch.empty_like(weight), spread(adam[f"{key}.{name}"]))
                 self._optimizer.state[weight] = memory
         course = state.get("course", {})
         self.rollbacks = int(course.get("rollbacks", 0))

@@ -15,6 +15,7 @@ from vdiff.cores import num_cores
 from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
 from vdiff.randomness import exact
+from vdiff.networks.fast import fast_on
 from vdiff.samplers import graphed
 from vdiff.training import accelerate_settings, compiling, memory, trackers, world
 from vdiff.training.processes import Processes
@@ -112,11 +113,13 @@ class Machine:
         torch.autograd.backward(loss)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the device, in the memory format that its convolutions like there.
+        """Move a network to the device, with the layers that are fast there.
 
         One that is to lie in shares stays where it is: `shard` moves it, a block at a time.
         """
-        return network if self.shards else placed(network, self.device)
+        if self.shards:
+            return fast_on(network, self.device, is_sharded=True)
+        return placed(network, self.device)
 
     def shard(self, network: nn.Module) -> nn.Module:
         """Have a network lie in shares, if the run's networks do."""
@@ -247,9 +250,9 @@ class Machine:
 
 
 def placed(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network on a device, in the memory format that its convolutions like there."""
-    network.to(device)
-    # on CPUs, the network itself lays out what passes through it, level by level
+    """The network on a device, with the layers that are fast there, in the memory format that convolutions like."""
+    fast_on(network.to(device), device)
+    # on CPUs, the fast layers lay out what passes through the network, level by level
     return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
 
 

@@ -6,37 +6,39 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vdiff.networks.layout import in_its_dtype, laid_out
-from vdiff.networks.packed import PICTURES, Conv2d
+from vdiff.networks.cpu.layout import laid_out
+from vdiff.networks.cpu.prepacked import PICTURES, Conv2d
 
 
 def doubled(h: Tensor) -> Tensor:
     """Each pixel four times: [B, C, H, W] -> [B, C, 2H, 2W], laid out for what follows."""
-    if h.device.type == "cpu":
-        h = h.contiguous(memory_format=torch.channels_last)  # which torch doubles several times as fast
-    with in_its_dtype(h):
-        return laid_out(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+    h = h.contiguous(memory_format=torch.channels_last)  # which torch doubles several times as fast
+    return laid_out(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
 
 def convolved_double(h: Tensor, conv: Conv2d) -> Tensor:
     """`conv` of `doubled(h)`, to rounding: [B, C, H, W] -> [B, out_channels, 2H, 2W].   conv: 3x3, padding 1, a bias.
 
     Of the nine pixels below such a kernel only four differ: a transposed convolution whose kernel has the sums of the
-    weights that meet the same pixel does 4/9 of the work. To sum costs time too, whatever the size of the picture.
+    weights that meet the same pixel does 4/9 of the work. To sum costs time too, whatever the size of the image.
     """
     if not _is_quicker_at_once(h, conv):
-        out: Tensor = conv(doubled(h))
-        return out
+        after: Tensor = conv(doubled(h))
+        return after
     h = h.contiguous(memory_format=torch.channels_last)
     dtype = conv.dtype_packed(h)
     if dtype is not None:
-        weight, bias = conv.packed(("at once", h.shape[1:]), dtype, partial(_packed, dtype=dtype, size=h.shape[1:]))
-        return laid_out(_OPS._convolution_transpose_pointwise(h.to(dtype), weight, bias, *_HOW, "none", [], ""))
+        return _from_packed(h.to(dtype), conv, dtype)
     sixteen = _sixteen(conv.weight).to(h.dtype)
     out = F.conv_transpose2d(h, sixteen, conv.bias.detach(), stride=2, padding=1)
     return laid_out(_Added.apply(out, conv.bias))
+
+
+def _from_packed(h: Tensor, conv: Conv2d, dtype: torch.dtype) -> Tensor:
+    shape = h.shape[1:]
+    weight, bias = conv.packed(("at once", shape), dtype, partial(_packed, dtype=dtype, size=shape))
+    return laid_out(_OPS._convolution_transpose_pointwise(h, weight, bias, *_HOW, "none", [], ""))
 
 
 def _sixteen(weight: Tensor) -> Tensor:
@@ -58,10 +60,7 @@ _HOW = [1, 1], [0, 0], [2, 2], [1, 1], 1
 
 
 class _Added(torch.autograd.Function):
-    """Channels that a bias was added to: its gradient, which torch's convolution is slower to sum than to do the rest.
-
-    It can be differentiated once.
-    """
+    """Channels that a bias was added to. torch's convolution is slower to sum its gradient than to do all the rest."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, bias: Tensor) -> Tensor:
@@ -69,13 +68,12 @@ class _Added(torch.autograd.Function):
         return out.view_as(out)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         return gradients[0], gradients[0].sum((0, 2, 3), dtype=torch.float32).to(ctx.dtype)
 
 
 def _is_quicker_at_once(h: Tensor, conv: Conv2d) -> bool:
-    """Asks nothing of the batch: a picture must be computed in the same way in every one."""
+    """Asks nothing of the batch: an image must be computed in the same way in every one."""
     has_kernels = h.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     large = h.shape[2] * h.shape[3] >= PIXELS_PER_CHANNEL * conv.out_channels
     return has_kernels and h.dtype in (torch.float32, torch.bfloat16) and large

@@ -1,4 +1,4 @@
-"""Layers that learn nothing: on a CPU their weights are put in the order its kernels want once, not in every call."""
+"""Prepacking: oneDNN's kernels want weights in an order of their own. What learns nothing is put in it once."""
 
 from collections.abc import Callable
 from functools import cache
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdiff.networks.layout import LEAST_LARGE_PIXELS, laid_out
+from vdiff.networks.cpu.layout import LEAST_LARGE_PIXELS, laid_out
+from vdiff.networks.fast import Fast
 
 _OPS = torch.ops.mkldnn
 _NEEDED = (
@@ -19,15 +20,18 @@ _NEEDED = (
     "_linear_pointwise",
 )
 PICTURES = 16
-"""The order may depend on how many pictures there are; it must not depend on how many came first."""
+"""The order may depend on how many images there are; it must not depend on how many came first."""
 
 Pack = Callable[[Tensor], Tensor]
 
 
-class _Packing(nn.Module):
-    """packs: whether it may keep its weight in another order. Not where others have shares of the weight."""
+class Prepacked(Fast):
+    """A layer that keeps its weight in oneDNN's order too, while nothing learns from it; other calls are torch's.
 
-    packs = True
+    prepacks: whether it may. Not where FSDP2 shards the weight, which is there only while the layer computes.
+    """
+
+    prepacks = True
     weight: Tensor
     bias: Any  # a tensor or None
     _kept: tuple[object, tuple[Tensor, Tensor | None], Tensor, Tensor | None] | None = None
@@ -35,7 +39,7 @@ class _Packing(nn.Module):
     def dtype_packed(self, h: Tensor) -> torch.dtype | None:
         """The precision in which to compute with packed weights; None where they do not serve."""
         weight, bias = self.weight, self.bias
-        if weight.requires_grad or (bias is not None and bias.requires_grad) or not self.packs:
+        if weight.requires_grad or (bias is not None and bias.requires_grad) or not self.prepacks:
             return None
         if h.device.type != "cpu" or torch.compiler.is_compiling():
             return None
@@ -64,12 +68,12 @@ class _Packing(nn.Module):
             self._kept = kept
         return kept[2], kept[3]
 
-    def forget(self) -> None:
+    def drop_packed(self) -> None:
         """Let go of the packed weight; the next call makes it anew."""
         self._kept = None
 
     def _apply(self, *given: Any, **named: Any) -> Any:
-        self.forget()
+        self.drop_packed()
         return super()._apply(*given, **named)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,16 +81,21 @@ class _Packing(nn.Module):
         return {name: value for name, value in state.items() if name != "_kept"}
 
 
-class Conv2d(_Packing, nn.Conv2d):
-    """torch's convolution; one that learns nothing leaves its result laid out for what follows.
+class Conv2d(Prepacked, nn.Conv2d):
+    """torch's convolution; one with a prepacked weight leaves its result laid out for what follows.
 
-    The kernels leave channels side by side: in small pictures, float32 loses more in getting them back than it gains.
+    oneDNN leaves it channels-last. In small images float32 loses more in getting it back than it gains, so it does
+    without.
     """
 
+    plain = nn.Conv2d
+
     def forward(self, h: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, out_channels, H', W']."""
+        """[B, C, H, W] -> [B, out_channels, H', W']; without a batch as torch does."""
+        if h.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return super().forward(h)
         dtype = None if _is_float32(h) and h.shape[2] * h.shape[3] < LEAST_LARGE_PIXELS else self.dtype_packed(h)
-        if dtype is None or self.padding_mode != "zeros" or isinstance(self.padding, str):
+        if dtype is None:
             return super().forward(h)
         how = [[*self.padding], [*self.stride], [*self.dilation], self.groups]
         size = [PICTURES, *h.shape[1:]]
@@ -97,8 +106,10 @@ class Conv2d(_Packing, nn.Conv2d):
         return laid_out(out)
 
 
-class Linear(_Packing, nn.Linear):
+class Linear(Prepacked, nn.Linear):
     """torch's linear layer."""
+
+    plain = nn.Linear
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -109,14 +120,6 @@ class Linear(_Packing, nn.Linear):
         weight, bias = self.packed(None, dtype, lambda weight: _OPS._reorder_linear_weight(weight.to(dtype), PICTURES))
         out: Tensor = _OPS._linear_pointwise(features.to(dtype), weight, bias, "none", [], "")
         return out
-
-
-def keep_order(network: nn.Module) -> None:
-    """Have the layers of a network leave their weights in the order they are in."""
-    for module in network.modules():
-        if isinstance(module, _Packing):
-            module.packs = False
-            module.forget()
 
 
 def _is_float32(h: Tensor) -> bool:
