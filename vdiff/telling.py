@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vdiff import checkpoint, model_card, savepoint
 from vdiff.checkpoint import Checkpoint, ModelCard
-from vdiff.networks.network import as_network
 from vdiff.networks.fast import fast_on
+from vdiff.networks.network import as_network
 from vdiff.savepoint import SavePoint
 from vdiff.training.processes import Processes
 

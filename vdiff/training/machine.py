@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vdiff.cores import num_cores
 from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
-from vdiff.randomness import exact
 from vdiff.networks.fast import fast_on
+from vdiff.randomness import exact
 from vdiff.samplers import graphed
 from vdiff.training import accelerate_settings, compiling, memory, trackers, world
 from vdiff.training.processes import Processes
