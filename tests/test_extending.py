@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests import test_every_source
 from vdiff import checkpoint, cli, mark
 from vdiff.data.store import ImageStore
+from vdiff.diffusion.condition import Condition
+from vdiff.formats import FORMATS
+from vdiff.formats.adapter import ForeignModel
+from vdiff.formats.contents import contents_of
 from vdiff.recipe import tables
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "vdiff-example"
@@ -251,6 +256,26 @@ def test_the_source_of_it_does_what_every_source_must(here: Path, monkeypatch: p
         place = here / str(number)
         place.mkdir()
         check("npz", tmp_path=place, **more)
+
+
+def test_a_format_of_it_is_described_read_and_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vdiff(*TRAIN)
+    made = checkpoint.load(here / "runs/example/original")
+    diffusion = {"schedule": "straight", "predicts": "v"}
+    model = ForeignModel(made.denoiser, "dit", diffusion, (1, 8, 8), num_classes=10, num_steps=1024)
+    path = here / "loose.safetensors"
+    FORMATS.find("loose")().write(model, path)
+    capsys.readouterr()
+    vdiff("inspect", str(path), changes=[])
+    told = capsys.readouterr().out
+    assert "weights of vdiff-example" in told
+    assert "width 32" in told
+    again = FORMATS.find("loose")().read(contents_of(path), {})
+    assert (again.shape, again.num_classes, again.network) == ((1, 8, 8), 10, "dit")
+    z, t, label = torch.randn(4, 1, 8, 8), torch.full((4,), 0.5), torch.arange(4)
+    first, second = (each.denoiser(z, t, Condition(label)) for each in (model, again))
+    assert torch.equal(first.x, second.x)
+    assert first.x.std() > 0
 
 
 def test_the_example_uses_nothing_that_is_private() -> None:

@@ -8,6 +8,7 @@ import pytest
 import vdiff
 from tests import (
     test_every_dataset,
+    test_every_format,
     test_every_metric,
     test_every_network,
     test_every_sampler,
@@ -19,6 +20,7 @@ from vdiff.config import Table
 
 EXPECTED = {
     "data": test_every_dataset.EXPECTED,
+    "format": test_every_format.EXPECTED,
     "metric": test_every_metric.EXPECTED,
     "network": test_every_network.EXPECTED,
     "objective": test_objectives.EXPECTED,

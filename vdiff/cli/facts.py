@@ -165,7 +165,7 @@ def _recipe(found: Facts) -> None:
 
 
 def _foreign(found: Facts) -> None:
-    hidden = ("kind", "tensors", "path", "format", "names_that_would_be_executed", "num_bytes")
+    hidden = ("kind", "tensors", "path", "format", "names_that_would_be_executed", "num_bytes", "warnings")
     more = {name.replace("_", " "): _brief(value) for name, value in found.items() if name not in hidden}
     _lines({"file": found["path"], "format": found["format"], "MB": size(found.get("num_bytes")), **more})
     executed = found.get("names_that_would_be_executed")

@@ -67,6 +67,7 @@ def check(
     from vdiff.cli import console
     from vdiff.cli.options import open_recipe
     from vdiff.data import SOURCES
+    from vdiff.formats import FORMATS
     from vdiff.plan import doubts, plan
     from vdiff.recipe import tables
 
@@ -80,7 +81,7 @@ def check(
             warnings += doubts(plan(recipe))
         except UsageError as err:
             wrong.append(err)
-    warnings += [doubt for table in (*tables(), SOURCES) for doubt in table.doubts()]
+    warnings += [doubt for table in (*tables(), SOURCES, FORMATS) for doubt in table.doubts()]
     for name in good:
         console.say(f"`{name}` is a valid recipe", "green")
     for warning in warnings:

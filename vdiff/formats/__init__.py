@@ -1,1 +1,19 @@
 """Files that other programs wrote: what they hold, found out without running anything from them."""
+
+from typing import TYPE_CHECKING
+
+from vdiff.config import Table
+
+if TYPE_CHECKING:
+    from vdiff.formats.adapter import Format
+
+FORMATS: "Table[Format]" = Table(
+    "format",
+    {
+        "diffusion_distiller": "vdiff.formats.distiller:DistillerFormat",
+        "diffusers": "vdiff.formats.diffusers:DiffusersFormat",
+    },
+    group="vdiff.formats",
+    contract="vdiff.formats.adapter:Format",
+)
+"""Whose model a file may be, in the order in which they are asked; see `formats.foreign`."""

@@ -2,27 +2,43 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from vdiff.formats.adapter import Format
+from vdiff.formats.contents import Contents
+from vdiff.formats.facts import ForeignFile, warning
 from vdiff.formats.opcodes import Table
-from vdiff.headers.facts import TensorFact, is_size
+from vdiff.headers.facts import is_size
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def distiller_facts(root: Any, tensors: Sequence[TensorFact]) -> dict[str, Any] | None:
-    """Facts of `{"G": weights, "n_timesteps": N, "time_scale": s}`; None where `root` is something else.
+class DistillerFormat(Format):
+    """`{"G": weights, "n_timesteps": N, "time_scale": s}` in a file of torch."""
 
-    Heads and dropout are not among them: they leave no trace in the weights.
-    """
-    top = root.texts() if isinstance(root, Table) else {}
-    num_steps, time_scale = top.get("n_timesteps"), top.get("time_scale")
-    if not isinstance(top.get("G"), Table) or not is_size(num_steps) or not is_size(time_scale):
-        return None
-    shapes = {tensor.name.removeprefix("G."): tensor.shape for tensor in tensors if tensor.name.startswith("G.")}
-    steps = {"num_steps": num_steps, "n_timesteps": num_steps, "time_scale": time_scale}
-    return {**steps, "base_steps": num_steps * time_scale, **_network_facts(shapes)}
+    @classmethod
+    def recognises(cls, found: Contents) -> bool:
+        top = found.entries
+        are_counts = is_size(top.get("n_timesteps")) and is_size(top.get("time_scale"))
+        return found.container == "torch" and are_counts and isinstance(top.get("G"), Table)
+
+    def describe(self, found: Contents) -> ForeignFile:
+        """Heads and dropout are not among the facts: they leave no trace in the weights."""
+        num_steps, time_scale = found.entries["n_timesteps"], found.entries["time_scale"]
+        assert is_size(num_steps)
+        assert is_size(time_scale)
+        shapes = {fact.name.removeprefix("G."): fact.shape for fact in found.tensors if fact.name.startswith("G.")}
+        facts = {
+            "num_bytes": found.num_bytes,
+            "num_steps": num_steps,
+            "n_timesteps": num_steps,
+            "time_scale": time_scale,
+            "base_steps": num_steps * time_scale,
+            **_network_facts(shapes),
+            **warning(found.names),
+        }
+        return ForeignFile(found.path, "diffusion_distiller checkpoint", found.tensors, facts)
 
 
 def _network_facts(shapes: Shapes) -> dict[str, Any]:
