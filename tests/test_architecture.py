@@ -15,7 +15,7 @@ ROOT = Path(vdiff.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
-    {"errors", "printable"},
+    {"choices", "errors", "printable"},
     {"headers", "mark", "distribution", "home", "cores", "threads", "decoding", "os_files", "os_processes"},
     {"ours"},
     {"array_file", "whole_folder"},
@@ -95,10 +95,10 @@ DOORS = {
     "pydantic": {
         "config.py",
         "data/metadata.py",
-        "diffusion/schedule.py",
+        "diffusion/section.py",
         "metrics/table.py",
         "model_card.py",
-        "networks/unet.py",
+        "networks/unet_section.py",
         "networks/unet_config.py",
         "recipe.py",
         "recipe_mistakes.py",
@@ -114,8 +114,10 @@ DOORS = {
 NO_TORCH = (
     "cli/",
     "recipe",
+    "choices.py",
     "config.py",
     "errors.py",
+    "plan.py",
     "model_card.py",
     "inspection.py",
     "lock.py",
@@ -126,7 +128,12 @@ NO_TORCH = (
     "mark.py",
     "array_file.py",
     "headers/",
+    "run_folder.py",
+    "run_contents.py",
+    "status.py",
 )
+"""Files, or beginnings of paths, that import nothing that imports torch; nor does any `__init__` of a package."""
+HEAVY = ("torch", "torchvision", "accelerate", "safetensors")
 SECTIONS_OF_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -207,11 +214,45 @@ def test_every_door_is_used() -> None:
     assert {package for package, doors in DOORS.items() if doors} - {"click"} <= used
 
 
-@pytest.mark.parametrize("path", FILES, ids=short)
+LIGHT = [path for path in FILES if short(path).startswith(NO_TORCH) or path.name == "__init__.py"]
+
+
+def modules(path: Path) -> set[str]:
+    """What a file imports: modules of vdiff, with their packages, and of others the first name."""
+    found = set()
+    for name in imported(at_import(tree(path))):
+        package, *inner = name.split(".")
+        if package != "vdiff":
+            found.add(package)
+        found |= {".".join([package, *inner[:depth]]) for depth in range(len(inner) + 1) if package == "vdiff"}
+    return found
+
+
+def way_to_torch(path: Path, seen: set[Path]) -> list[str]:
+    """The files through which a file imports something heavy when it is imported itself; none if it does not."""
+    seen.add(path)
+    for name in sorted(modules(path)):
+        if name in HEAVY:
+            return [short(path), name]
+        place = ROOT.parent.joinpath(*name.split("."))
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file in FILES and file not in seen:
+                way = way_to_torch(file, seen)
+                if way:
+                    return [short(path), *way]
+    return []
+
+
+@pytest.mark.parametrize("path", LIGHT, ids=short)
 def test_torch_is_not_imported_where_an_answer_should_be_quick(path: Path) -> None:
-    if short(path).startswith(NO_TORCH) or path.name == "__init__.py":
-        found = [name for name in imported(at_import(tree(path))) if name.split(".")[0] in ("torch", "torchvision")]
-        assert found == []
+    """Nor is it by way of another file."""
+    assert way_to_torch(path, set()) == []
+
+
+def test_a_way_to_torch_through_other_files_is_seen() -> None:
+    way = way_to_torch(ROOT / "chain.py", set())
+    assert len(way) > 2, way
+    assert way[-1] in HEAVY
 
 
 @pytest.mark.parametrize("path", FILES, ids=short)

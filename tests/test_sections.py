@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from vdiff.config import Section
-from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSection, CosineSection
-from vdiff.metrics.fidelity import (
+from vdiff.diffusion.section import BetasSection, CosineLogsnrSection, CosineSection
+from vdiff.metrics.features import (
     FrechetDinoSection,
     FrechetInceptionSection,
     InceptionScoreSection,
@@ -15,8 +15,7 @@ from vdiff.metrics.fidelity import (
     PrecisionSection,
     RecallSection,
 )
-from vdiff.metrics.frechet import PixelFrechetSection
-from vdiff.metrics.sliced import SlicedSection
+from vdiff.metrics.pixels import PixelFrechetSection, SlicedSection
 from vdiff.objectives.denoising import DenoisingSection
 from vdiff.objectives.progressive import ProgressiveSection
 from vdiff.samplers.ancestral import AncestralSection

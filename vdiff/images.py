@@ -7,13 +7,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from vdiff import __version__, decoding, whole_folder
+from vdiff.choices import Encoding as Encoding
+from vdiff.choices import Resampling as Resampling
 from vdiff.decoding import MAX_PIXELS as MAX_PIXELS
 from vdiff.decoding import MODES as MODES
 from vdiff.decoding import check_beginning as check_beginning
@@ -24,8 +26,6 @@ from vdiff.ours import is_picture
 if TYPE_CHECKING:
     from torch import Tensor
 
-Encoding = Literal["png", "webp", "jpeg"]
-Resampling = Literal["lanczos", "bicubic", "box"]
 Pixels = npt.NDArray[np.uint8]
 Picture = Image.Image
 

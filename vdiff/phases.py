@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 PHASES = ("data", "teacher", "forward", "backward", "optimizer", "average", "logging")
 """In the order of an update; `teacher` lies within what the trace calls `forward`."""
 
@@ -16,12 +14,16 @@ gpu_is_measured = False
 def phase(name: str) -> Any:
     """Marks a phase of an update; costs next to nothing while nobody measures."""
     assert name in PHASES
+    import torch
+
     mark = torch.profiler.record_function(f"vdiff {name}")
     return _waited_for(mark) if gpu_is_measured else mark
 
 
 @contextlib.contextmanager
 def _waited_for(mark: Any) -> Iterator[None]:
+    import torch
+
     with mark:
         yield
         torch.cuda.synchronize()

@@ -5,29 +5,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
+from vdiff.choices import Compile, CudaGraphs, Precision, Predicts, Shard, Weighting
 from vdiff.config import Registry, Section, harmless, trajectory
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.limits import check_chain, check_prediction
-from vdiff.diffusion.prediction import Predicts
 from vdiff.errors import UsageError
 from vdiff.metrics import DEFAULT, METRICS
 from vdiff.metrics.metric import named
 from vdiff.networks import NETWORKS
-from vdiff.networks.sharded import Shard
 from vdiff.objectives import OBJECTIVES
-from vdiff.objectives.weighting import Weighting
 from vdiff.samplers import SAMPLERS
-from vdiff.samplers.graphed import CudaGraphs
-from vdiff.training.compiling import Compile
-from vdiff.training.machine import Precision
 from vdiff.training.settings import Decay, FitSection, TrackerKind
 from vdiff.training.step_counts import StageStepsError, listed_counts, step_counts
 
 if TYPE_CHECKING:
-    from vdiff.data.dataset import DatasetSection
-    from vdiff.diffusion.schedule import ScheduleSection
-    from vdiff.networks.network import NetworkSection
+    from vdiff.data.section import DatasetSection
+    from vdiff.diffusion.section import ScheduleSection
+    from vdiff.networks.section import NetworkSection
     from vdiff.objectives.objective import ObjectiveSection
     from vdiff.samplers.sampler import SamplerSection
 else:  # a contract is imported with the first kind that is named
@@ -44,7 +39,7 @@ class DiffusionSection(Section):
 
     @model_validator(mode="after")
     def _check_prediction(self) -> Self:
-        check_prediction(self.schedule.build(), self.predicts)
+        check_prediction(self.schedule, self.predicts)
         return self
 
 
@@ -297,7 +292,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_targets(self) -> Self:
         try:
-            check_chain(self.diffusion.schedule.build(), self.distill.steps())
+            check_chain(self.diffusion.schedule, self.distill.steps())
         except ValueError as err:
             raise ValueError(f"`distill`: {err}") from err
         return self

@@ -6,15 +6,15 @@ from vdiff.config import Registry, Table
 
 if TYPE_CHECKING:
     from vdiff.data.codec import CodecSection
-    from vdiff.data.dataset import DatasetSection
+    from vdiff.data.section import DatasetSection
     from vdiff.data.sources.source import Source
 
 DATASETS: "Registry[DatasetSection]" = Registry(
     "data",
-    {"lmdb": "vdiff.data.lmdb_images:LmdbImagesSection"},
+    {"lmdb": "vdiff.data.lmdb_section:LmdbImagesSection"},
     default="lmdb",
     group="vdiff.datasets",
-    contract="vdiff.data.dataset:DatasetSection",
+    contract="vdiff.data.section:DatasetSection",
 )
 """What a recipe can name as `data.kind`."""
 

@@ -5,35 +5,15 @@ A new kind is one file with a section and a class, and a line in the table of `d
 table, `SOURCES`, with its contract in `data/sources/source.py`.
 """
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from vdiff.config import KindSection
+from vdiff.data.section import DatasetSection as DatasetSection
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
-
-
-class DatasetSection(KindSection, ABC):
-    """What a recipe says of its pictures. A kind of its own adds `kind: Literal["its name"]` and its options.
-
-    size: height and width in pixels.   channels: 1, 3 or 4.   flip: whether half of the pictures are shown mirrored.
-    Each kind states these three itself, as it states what it allows.
-    """
-
-    needed_fields: ClassVar[tuple[str, ...]] = ("kind", "size", "channels", "flip")
-
-    if TYPE_CHECKING:
-        size: int
-        channels: int
-        flip: bool
-
-    @abstractmethod
-    def open(self) -> "Images":
-        """The pictures.   Errors: DataError if they are missing or not of this size."""
 
 
 class Images(Protocol):

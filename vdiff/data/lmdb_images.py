@@ -1,67 +1,19 @@
 """The dataset kind `lmdb`: one size of an ImageStore, decoded."""
 
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vdiff import images
-from vdiff.config import harmless, trajectory
 from vdiff.cores import num_cores
-from vdiff.data.dataset import DatasetSection
-from vdiff.data.sources import Labels
+from vdiff.data.lmdb_section import LmdbImagesSection as LmdbImagesSection
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError
 
 _CACHE_BYTES = 256 * 2**20
 _MAX_WORKERS = 4
-
-
-class LmdbImagesSection(DatasetSection):
-    """Pictures from an image store that `vdiff prepare` made, or that diffusion_distiller did."""
-
-    kind: Literal["lmdb"] = trajectory("lmdb")
-    """An LMDB of encoded pictures."""
-
-    source: Path | None = harmless(None)
-    """The folder, zip or tar file that `vdiff prepare` makes the store from."""
-
-    path: Path = harmless()
-    """The folder of the store. It may move: its content counts, not its place."""
-
-    size: int = trajectory(ge=8, le=1024)
-    """Height and width of the pictures in pixels; the store must hold this size."""
-
-    channels: Literal[1, 3, 4] = trajectory(3)
-    """1 grey, 3 colour, 4 colour with transparency."""
-
-    flip: bool = trajectory(False)
-    """Show half of the pictures mirrored left to right: more variety for faces, wrong for letters."""
-
-    encoding: images.Encoding = harmless("png")
-    """File format inside the store, used by `vdiff prepare`: png and webp are lossless, jpeg is small."""
-
-    quality: int = harmless(100, ge=1, le=100)
-    """JPEG quality from 1 to 100, used by `vdiff prepare`; the other formats ignore it."""
-
-    resampling: images.Resampling = harmless("lanczos")
-    """Filter that `vdiff prepare` resizes with: lanczos is sharpest, box averages, bicubic lies between."""
-
-    depth: int = harmless(16, ge=8, le=16)
-    """Bits that grey pictures of 16 bits use, for `vdiff prepare`: 12 for many X-rays, whose white is 4095."""
-
-    labels: Labels = harmless("auto")
-    """Where `vdiff prepare` takes classes from: auto (`dataset.json`, or folders if they hold all pictures), `folders`
-    (the topmost ones; pictures outside are left out) or `none`."""
-
-    workers: int | None = harmless(None, ge=0, le=64)
-    """Processes that decode ahead; null: none if all pictures fit in 256 MiB of memory, else up to 4."""
-
-    def open(self) -> "LmdbImages":
-        """The pictures; DataError if there is no such store or it lacks this size."""
-        return LmdbImages(ImageStore(self.path), self.size, self.channels, self.workers)
 
 
 class LmdbImages:

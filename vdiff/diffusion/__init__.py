@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 from vdiff.config import Registry
 
 if TYPE_CHECKING:
-    from vdiff.diffusion.schedule import ScheduleSection
+    from vdiff.diffusion.section import ScheduleSection
 
 SCHEDULES: "Registry[ScheduleSection]" = Registry(
     "schedule",
     {
-        "cosine": "vdiff.diffusion.schedule:CosineSection",
-        "cosine_logsnr": "vdiff.diffusion.schedule:CosineLogsnrSection",
-        "betas": "vdiff.diffusion.schedule:BetasSection",
+        "cosine": "vdiff.diffusion.section:CosineSection",
+        "cosine_logsnr": "vdiff.diffusion.section:CosineLogsnrSection",
+        "betas": "vdiff.diffusion.section:BetasSection",
     },
     default="cosine",
     group="vdiff.schedules",
-    contract="vdiff.diffusion.schedule:ScheduleSection",
+    contract="vdiff.diffusion.section:ScheduleSection",
 )

@@ -1,10 +1,13 @@
 """What a network is told beside the noisy images and the time: today the class of each picture."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Condition(NamedTuple):
@@ -15,11 +18,11 @@ class Condition(NamedTuple):
 
     label: Tensor | None = None
 
-    def of(self, places: slice) -> "Condition":
+    def of(self, places: slice) -> Condition:
         """Of some of the pictures."""
         return Condition(*(None if part is None else part[places] for part in self))
 
-    def to(self, device: torch.device | str) -> "Condition":
+    def to(self, device: torch.device | str) -> Condition:
         """The same on a device."""
         return Condition(*(None if part is None else part.to(device) for part in self))
 
@@ -30,6 +33,8 @@ NOTHING = Condition()
 
 def of_seeds(seeds: Sequence[int], num_classes: int) -> Condition:
     """Each picture of the class of its seed, seed modulo `num_classes`; nothing for 0 classes."""
+    import torch
+
     if num_classes == 0:
         return NOTHING
     return Condition(torch.tensor([seed % num_classes for seed in seeds], dtype=torch.int64))

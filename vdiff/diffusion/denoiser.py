@@ -1,14 +1,19 @@
 """The usable predictor: a network, its schedule and what it predicts; and the DDIM step that follows a prediction."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
+from vdiff.choices import Predicts
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.diffusion.prediction import Prediction, Predicts, predict
-from vdiff.diffusion.schedule import Schedule
-from vdiff.randomness import Randomness
+from vdiff.diffusion.prediction import Prediction, predict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vdiff.diffusion.schedule import Schedule
+    from vdiff.randomness import Randomness
 
 
 @dataclass(frozen=True)
@@ -54,5 +59,7 @@ def ddim_step(pred: Prediction, s: Tensor, schedule: Schedule) -> Tensor:
 
     pred: at the times the images stand at, [B, C, H, W].   s: [B], 0 <= s.
     """
+    import torch
+
     alpha_s, sigma_s = scales(schedule, s, pred.x)
     return torch.addcmul(alpha_s * pred.x, sigma_s, pred.eps)

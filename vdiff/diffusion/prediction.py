@@ -1,11 +1,13 @@
 """What a network predicts: the image x, the noise eps or the velocity v; each gives the other two."""
 
-from typing import Literal, NamedTuple
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
-Predicts = Literal["v", "x", "eps"]
+from vdiff.choices import Predicts as Predicts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Prediction(NamedTuple):
@@ -15,11 +17,11 @@ class Prediction(NamedTuple):
     eps: Tensor
     v: Tensor
 
-    def clipped(self, limit: float, z: Tensor, alpha: Tensor, sigma: Tensor) -> "Prediction":
+    def clipped(self, limit: float, z: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
         """The prediction with x in [-limit, limit], and eps and v made anew from it."""
         return predict("x", _within(limit, self.x), z, alpha, sigma)
 
-    def with_noise_clipped(self, limit: float, alpha: Tensor, sigma: Tensor) -> "Prediction":
+    def with_noise_clipped(self, limit: float, alpha: Tensor, sigma: Tensor) -> Prediction:
         """The prediction with eps in [-limit, limit], x as it is, and v from both: they no longer add up to z."""
         eps = _within(limit, self.eps)
         return Prediction(self.x, eps, alpha * eps - sigma * self.x)
@@ -27,6 +29,8 @@ class Prediction(NamedTuple):
 
 def _within(limit: float, values: Tensor) -> Tensor:
     """Clamped; Inf becomes NaN, as a clamp would make a picture of a network that predicts no numbers."""
+    import torch
+
     return torch.where(values.isfinite(), values.clamp(-limit, limit), torch.nan)
 
 

@@ -1,14 +1,18 @@
 """Noise schedules: how much signal and noise there is at time t (0 clean, 1 noise), and the times a sampler visits."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import atan, cos, exp, pi
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from vdiff.config import KindSection, trajectory
+from vdiff.diffusion.section import COSINE_OFFSET, LARGEST_COSINE_BETA, Scales
+from vdiff.diffusion.section import BetasSection as BetasSection
+from vdiff.diffusion.section import CosineLogsnrSection as CosineLogsnrSection
+from vdiff.diffusion.section import CosineSection as CosineSection
+from vdiff.diffusion.section import ScheduleSection as ScheduleSection
 
 
 class Schedule(ABC):
@@ -34,6 +38,11 @@ class Schedule(ABC):
         signal, noise = self.powers(t.double())
         return torch.where(t == 0, 1, signal).sqrt(), torch.where(t == 0, 0, noise).sqrt()
 
+    def scales_at(self, times: Sequence[float]) -> list[Scales]:
+        """(alpha, sigma) at each of the times in [0, 1], as `alpha_sigma` gives them."""
+        alpha, sigma = self.alpha_sigma(torch.tensor(times, dtype=torch.float64))
+        return list(zip(alpha.tolist(), sigma.tolist(), strict=True))
+
     def rho(self, t: Tensor) -> Tensor:
         """alpha / sigma, infinite at t = 0."""
         alpha, sigma = self.alpha_sigma(t)
@@ -48,14 +57,6 @@ class Schedule(ABC):
         return t.double() * self.grid - 1
 
 
-class ScheduleSection(KindSection, ABC):
-    """What a recipe says of a noise schedule. A kind of its own adds `kind: Literal["its name"]` and its options."""
-
-    @abstractmethod
-    def build(self) -> Schedule:
-        """The schedule with these options."""
-
-
 class CosineSchedule(Schedule):
     """alpha^2(t) = cos^2(a(t)) / cos^2(a(0)), a(t) = (t + 0.008) / 1.008 * pi/2       (Nichol & Dhariwal 2021)
 
@@ -63,8 +64,8 @@ class CosineSchedule(Schedule):
     the table of the base grid.
     """
 
-    offset = 0.008
-    largest_beta = 0.999
+    offset = COSINE_OFFSET
+    largest_beta = LARGEST_COSINE_BETA
 
     def __init__(self, grid: int) -> None:
         super().__init__(grid)
@@ -121,82 +122,6 @@ class BetaSchedule(Schedule):
 
     def diffusers_config(self) -> dict[str, Any]:
         return _tabled(self)
-
-
-class CosineSection(ScheduleSection):
-    """The cosine schedule of improved DDPM; the usual choice."""
-
-    kind: Literal["cosine"] = trajectory("cosine")
-    """Which schedule."""
-    grid: int = trajectory(1024, ge=1, le=1 << 16)
-    """Base steps T that the network's time input counts in; 1024 leaves exact room for ten halvings."""
-
-    def build(self) -> Schedule:
-        return CosineSchedule(self.grid)
-
-
-class CosineLogsnrSection(ScheduleSection):
-    """The cosine schedule of the progressive distillation paper, between two limits of the signal-to-noise ratio."""
-
-    kind: Literal["cosine_logsnr"] = trajectory("cosine_logsnr")
-    """Which schedule."""
-    grid: int = trajectory(1024, ge=1, le=1 << 16)
-    """Base steps T that the network's time input counts in."""
-    smallest: float = trajectory(-20.0, ge=-40, lt=0)
-    """log(alpha^2 / sigma^2) at t = 1."""
-    largest: float = trajectory(20.0, gt=0, le=40)
-    """log(alpha^2 / sigma^2) just after t = 0."""
-
-    def build(self) -> Schedule:
-        return CosineLogsnrSchedule(self.grid, self.smallest, self.largest)
-
-
-_SMALLEST_BETA = 1e-8
-"""Below it, 1 - beta is so rough in float64 that times near 0 would have no noise at all."""
-
-_SMALLEST_SIGNAL = 1e-300
-"""Of alpha^2 before the last beta; smaller numbers lose their digits, and at last become 0."""
-
-Table = Annotated[tuple[Annotated[float, Field(ge=_SMALLEST_BETA, le=1)], ...], Field(min_length=1, max_length=1 << 16)]
-
-
-class BetasSection(ScheduleSection):
-    """A table of betas, for models that were trained elsewhere."""
-
-    kind: Literal["betas"] = trajectory("betas")
-    """Which schedule."""
-    table: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | Table = trajectory("linear")
-    """The table's name in DDPM code, or its values; the last one may be 1 (no signal is left then, so not with eps)."""
-    grid: int = trajectory(1000, ge=1, le=1 << 16)
-    """Entries of a named table."""
-    first: float = trajectory(1e-4, ge=_SMALLEST_BETA, lt=1)
-    """First beta of `linear` and `scaled_linear`."""
-    last: float = trajectory(0.02, ge=_SMALLEST_BETA, lt=1)
-    """Last beta of `linear` and `scaled_linear`."""
-
-    @model_validator(mode="after")
-    def _check_signal(self) -> Self:
-        signal = (1 - self._betas()).cumprod(0)[:-1]
-        lost = (signal < _SMALLEST_SIGNAL).nonzero()
-        if len(lost):
-            number = int(lost[0]) + 1
-            raise ValueError(
-                f"nothing of the picture is left after {number} of {len(signal) + 1} betas; "
-                "they should be smaller, and none but the last may be 1"
-            )
-        return self
-
-    def build(self) -> Schedule:
-        return BetaSchedule(self._betas())
-
-    def _betas(self) -> Tensor:
-        if self.table == "linear":
-            return torch.linspace(self.first, self.last, self.grid, dtype=torch.float64)
-        if self.table == "scaled_linear":
-            return torch.linspace(self.first**0.5, self.last**0.5, self.grid, dtype=torch.float64) ** 2
-        if self.table == "squaredcos_cap_v2":
-            return tabled_betas(CosineSchedule(self.grid))
-        return torch.tensor(self.table, dtype=torch.float64)
 
 
 def tabled_betas(schedule: Schedule) -> Tensor:

@@ -1,16 +1,17 @@
 """Agreement with the teacher: how much two models' pictures from the same noise differ, pixel by pixel."""
 
-import math
-from typing import ClassVar, Literal, NamedTuple
+from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from vdiff.config import harmless
 from vdiff.errors import DataError
 from vdiff.metrics.metric import Means, Pictures
 from vdiff.metrics.pair_metric import Measure, PairMetric, PairMetricSection, mean_over_pairs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FEATURES = "pixels, pair by pair from the same noise"
 
@@ -99,6 +100,8 @@ def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
     A Gaussian window of 11 x 11 pixels with a spread of 1.5; the largest odd one that fits into smaller pictures.
     Source: Wang, Bovik, Sheikh & Simoncelli 2004.
     """
+    import torch
+
     _check(a, b)
     # over small windows: E[a^2] - E[a]^2 of float32 would lose what is compared where a picture is flat
     pictures = torch.stack([a, b]).double()
@@ -115,6 +118,9 @@ def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
 
 def _blurred(pictures: Tensor) -> Tensor:
     """Gaussian means over all whole windows: [..., H, W] -> [..., H - n + 1, W - n + 1]."""
+    import torch
+    from torch.nn import functional
+
     height, width = pictures.shape[-2:]
     taps = min(_WINDOW, height - 1 + height % 2, width - 1 + width % 2)
     places = torch.arange(taps, dtype=torch.float64, device=pictures.device) - taps // 2

@@ -1,122 +1,21 @@
 """FID, KID, precision, recall, inception score and FD-DINOv2: features and definitions of torch-fidelity."""
 
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff.config import harmless
 from vdiff.errors import DataError
-from vdiff.metrics.extractor import Extractor, extractor
+from vdiff.metrics.extractor import Extractor
+from vdiff.metrics.features import NUM_NEIGHBOURS, NUM_SPLITS, SUBSET_SIZE
 from vdiff.metrics.frechet import Moments, distance_with_interval
-from vdiff.metrics.metric import Against, MetricSection, Pictures
+from vdiff.metrics.metric import Against, Pictures
 from vdiff.metrics.reference import remembered
 from vdiff.metrics.table import Value
 
-INCEPTION, VGG, DINO = "inception-v3-compat", "vgg16", "dinov2-vit-l-14"
-
-_SUBSETS, _SUBSET_SIZE, _NEIGHBOURS, _SPLITS = 100, 1000, 3, 10
-
-
-class _FidelitySection(MetricSection):
-    """A metric on the features of a network."""
-
-    short: ClassVar[str | None] = "extractor"
-    extractor: str = harmless(INCEPTION)
-    """Network whose features are compared, by its name in torch-fidelity."""
-
-    @property
-    def network(self) -> str:
-        return self.extractor
-
-    @property
-    def name(self) -> str:
-        """With another network it is another number, and has another name."""
-        is_usual = self.extractor == type(self).model_fields["extractor"].default
-        return super().name if is_usual else f"{self.renamed}_{self.extractor}"
-
-    def _compared(self, against: Against) -> Extractor:
-        """The network, after a look at the reference: its weights may be a download."""
-        against.check_number(self.least, f"`{self.name}`")
-        return extractor(self.extractor, against)
-
-
-class _FrechetSection(_FidelitySection):
-    """A Frechet distance of features."""
-
-    renamed, better, enough = "fd", "less is better", 10_000
-
-    def build(self, against: Against) -> "Frechet":
-        return Frechet(self._compared(against), self.least, against)
-
-
-class FrechetInceptionSection(_FrechetSection):
-    """Frechet inception distance."""
-
-    title = "FID"
-    kind: Literal["fid"] = harmless("fid")
-    """Which metric."""
-
-
-class FrechetDinoSection(_FrechetSection):
-    """Frechet distance of DINOv2 features."""
-
-    title = "FD-DINOv2"
-    kind: Literal["fd_dinov2"] = harmless("fd_dinov2")
-    """Which metric."""
-    extractor: str = harmless(DINO)
-    """Network whose features are compared, by its name in torch-fidelity."""
-
-
-class KernelSection(_FidelitySection):
-    """Kernel inception distance."""
-
-    renamed, title, better, least = "kd", "KID", "less is better", _SUBSET_SIZE
-    kind: Literal["kid"] = harmless("kid")
-    """Which metric."""
-
-    def build(self, against: Against) -> "Kernel":
-        return Kernel(self._compared(against), self.least, against)
-
-
-class _NeighboursSection(_FidelitySection):
-    """How far samples and reference lie among one another."""
-
-    better, least, most = "more is better", _NEIGHBOURS + 1, 1.0
-    extractor: str = harmless(VGG)
-    """Network whose features are compared, by its name in torch-fidelity."""
-
-    def build(self, against: Against) -> "Neighbours":
-        return Neighbours(self._compared(against), self.least, against, str(self.renamed))
-
-
-class PrecisionSection(_NeighboursSection):
-    """Improved precision: the share of samples that lie among the reference."""
-
-    renamed, title = "precision", "Precision"
-    kind: Literal["precision"] = harmless("precision")
-    """Which metric."""
-
-
-class RecallSection(_NeighboursSection):
-    """Improved recall: the share of the reference that lies among the samples."""
-
-    renamed, title = "recall", "Recall"
-    kind: Literal["recall"] = harmless("recall")
-    """Which metric."""
-
-
-class InceptionScoreSection(_FidelitySection):
-    """Inception score."""
-
-    renamed, title, better, least = "score", "Inception score", "more is better", _SPLITS
-    kind: Literal["inception_score"] = harmless("inception_score")
-    """Which metric."""
-
-    def build(self, against: Against) -> "Score":
-        return Score(extractor(self.extractor, against), self.least, against)
+_SUBSETS = 100
 
 
 class _OfFeatures:
@@ -173,7 +72,7 @@ class Kernel(_OfFeatures):
     def value(self, samples: Pictures) -> Value:
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-        sizes = {"kid_subsets": _SUBSETS, "kid_subset_size": _SUBSET_SIZE}
+        sizes = {"kid_subsets": _SUBSETS, "kid_subset_size": SUBSET_SIZE}
         found = kid_features_to_metric(self._of(samples), self._reference, verbose=False, **sizes)
         return Value(value=found[KEY_METRIC_KID_MEAN])
 
@@ -190,7 +89,7 @@ class Neighbours(_OfFeatures):
     def value(self, samples: Pictures) -> Value:
         from torch_fidelity.metric_prc import prc_features_to_metric
 
-        options = {"prc_neighborhood": _NEIGHBOURS, "save_cpu_ram": True, "verbose": False}
+        options = {"prc_neighborhood": NUM_NEIGHBOURS, "save_cpu_ram": True, "verbose": False}
         found: dict[str, Any] = self._used.shared(
             samples, "prc", lambda: prc_features_to_metric(self._of(samples), self._reference, **options)
         )
@@ -205,7 +104,7 @@ class Score(_OfFeatures):
     def value(self, samples: Pictures) -> Value:
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-        found = isc_features_to_metric(self._of(samples), splits=_SPLITS)[KEY_METRIC_ISC_MEAN]
+        found = isc_features_to_metric(self._of(samples), splits=NUM_SPLITS)[KEY_METRIC_ISC_MEAN]
         if not np.isfinite(found):
             raise DataError("the inception score is not finite", "look at the pictures that the model draws")
         return Value(value=found)

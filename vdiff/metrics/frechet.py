@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -10,11 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdiff.array_file import Arrays
-from vdiff.config import harmless
 from vdiff.errors import DataError
 from vdiff.metrics.bootstrap import REPETITIONS, Counts, with_interval
-from vdiff.metrics.metric import Against, AsFloat, MetricSection, Pictures, chunks
-from vdiff.metrics.reference import remembered
+from vdiff.metrics.metric import AsFloat, Pictures, chunks
+from vdiff.metrics.pixels import PixelFrechetSection as PixelFrechetSection
 from vdiff.metrics.table import Value
 from vdiff.randomness import Randomness
 
@@ -25,37 +23,6 @@ _WHOLE_COVARIANCE = 3072
 
 _MOST_INTERVAL = 512
 """With more dimensions than this, a bootstrap takes too long."""
-
-
-class PixelFrechetSection(MetricSection):
-    """Frechet distance of pixels; not an FID."""
-
-    short: ClassVar[str | None] = "components"
-    is_cheap: ClassVar[bool] = True
-    title: ClassVar[str] = "Fréchet distance of pixels"
-    better: ClassVar[str] = "less is better; not an FID"
-    kind: Literal["fd_pixel"] = harmless("fd_pixel")
-    """Which metric."""
-    components: int = harmless(64, ge=1, le=4096)
-    """First principal components of the reference that pixels are projected on; fewer pixels are compared as such."""
-
-    def build(self, against: Against) -> "PixelFrechet":
-        pictures = AsFloat(against.pictures)
-        num_pixels = torch.Size(pictures.shape[1:]).numel()
-        num_components = self.components if self.components < num_pixels else None
-        least = min(self.components, num_pixels) + 1
-        fix = f"give more pictures, or compare fewer components: `fd_pixel:{max(len(pictures) // 2, 1)}`"
-        against.check_number(least, f"`fd_pixel` with {least - 1} dimensions", fix)
-        about: dict[str, object] = {"metric": "fd_pixel", "components": num_components}
-        about |= {"reference": against.fingerprint, "shape": tuple(pictures.shape[1:])}
-        shapes = {
-            "centre": (num_pixels,),
-            "basis": (num_pixels, least - 1),
-            "mean": (least - 1,),
-            "cov": (least - 1,) * 2,
-        }
-        kept = remembered(against.cache, about, lambda: PixelFrechet(pictures, num_components).arrays(), shapes)
-        return PixelFrechet.restored(tuple(pictures.shape), num_components, kept)
 
 
 def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:

@@ -5,23 +5,26 @@ Read this to write one. A new metric is one file with a section and a class, and
 one by one, is a metric of pairs: see `metrics/pair_metric.py`.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
-
-import torch
-from torch import Tensor
 
 from vdiff.config import KindSection
 from vdiff.errors import DataError, UsageError
-from vdiff.images import to_float
 from vdiff.metrics import METRICS
-from vdiff.metrics.table import Value
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
+
     from vdiff.metrics.pair_metric import PairMetricSection
+    from vdiff.metrics.table import Value
 
 _CHUNK_BYTES = 2**25
 
@@ -143,17 +146,19 @@ class AsFloat:
         return len(self._pictures)
 
     def __getitem__(self, part: slice) -> Tensor:
+        from vdiff.images import to_float
+
         return to_float(self._pictures[part])
 
 
 def chunks(pictures: Pictures) -> Iterator[Tensor]:
     """The pictures part by part, in parts that fit into memory."""
-    size = max(1, _CHUNK_BYTES // (8 * max(1, torch.Size(pictures.shape[1:]).numel())))
+    size = max(1, _CHUNK_BYTES // (8 * max(1, prod(pictures.shape[1:]))))
     for start in range(0, len(pictures), size):
         yield pictures[start : start + size]
 
 
-def named(texts: Sequence[str]) -> "list[MetricSection | PairMetricSection]":
+def named(texts: Sequence[str]) -> list[MetricSection | PairMetricSection]:
     """The metrics that are named as `fd_pixel` or, with an option, `fd_pixel:48`.   Errors: UsageError."""
     found = [_named(text) for text in texts]
     makers: dict[str, str] = {}
@@ -198,7 +203,7 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (words_for(name).rank, name))
 
 
-def _named(text: str) -> "MetricSection | PairMetricSection":
+def _named(text: str) -> MetricSection | PairMetricSection:
     kind, colon, option = text.strip().partition(":")
     if kind not in METRICS:
         raise UsageError(METRICS.unknown(kind), f"choose among: {', '.join(METRICS)}", "--metrics")

@@ -4,18 +4,21 @@ Read this to write one. A new one is one file with a section and a class with a 
 `metrics/__init__.py` or an entry point `vdiff.metrics` of another package. Agreement is the first: see `agreement.py`.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from vdiff.errors import DataError, MachineError
 from vdiff.images import to_float
 from vdiff.metrics import METRICS
 from vdiff.metrics.metric import AnyMetricSection, Means, Pictures, chunks
 from vdiff.metrics.table import PAIR_FACTS, PairNumbers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Partner = Literal["original", "teacher"]
 

@@ -1,17 +1,14 @@
 """`swd`: the sliced Wasserstein distance of pixels, along fixed random directions."""
 
-from typing import ClassVar, Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdiff.config import harmless
 from vdiff.errors import DataError
 from vdiff.metrics.bootstrap import Counts, with_interval
-from vdiff.metrics.metric import Against, AsFloat, MetricSection, Pictures, chunks
-from vdiff.metrics.reference import remembered
+from vdiff.metrics.metric import AsFloat, Pictures, chunks
+from vdiff.metrics.pixels import SlicedSection as SlicedSection
 from vdiff.metrics.table import Value
 from vdiff.randomness import Randomness
 
@@ -21,29 +18,6 @@ LEVELS = 512
 """At so many quantiles two distributions along a direction are compared; sets of any two sizes can be."""
 
 _REPETITIONS = 50
-
-
-class SlicedSection(MetricSection):
-    """Sliced Wasserstein distance of pixels."""
-
-    short: ClassVar[str | None] = "directions"
-    is_cheap: ClassVar[bool] = True
-    title: ClassVar[str] = "Sliced Wasserstein distance"
-    better: ClassVar[str] = "less is better"
-    kind: Literal["swd"] = harmless("swd")
-    """Which metric."""
-    directions: int = harmless(64, ge=1, le=4096)
-    """Directions that pixels are projected on."""
-
-    def build(self, against: Against) -> "SlicedDistance":
-        against.check_number(2, "`swd`")
-        about: dict[str, object] = {"metric": "swd", "directions": self.directions, "reference": against.fingerprint}
-        pictures = AsFloat(against.pictures)
-        shape = tuple(pictures.shape[1:])
-        about["shape"] = shape
-        shapes = {"quantiles": (self.directions, LEVELS)}
-        kept = remembered(against.cache, about, lambda: {"quantiles": _reference(pictures, self.directions)}, shapes)
-        return SlicedDistance(shape, self.directions, kept["quantiles"])
 
 
 class SlicedDistance:
@@ -89,7 +63,7 @@ def _quantiles(values: Tensor, order: Tensor, counts: Tensor) -> Tensor:
     return values.gather(1, places.clamp(max=values.shape[1] - 1))
 
 
-def _reference(pictures: Pictures, num_directions: int) -> Array:
+def reference_quantiles(pictures: Pictures, num_directions: int) -> Array:
     values, order = torch.from_numpy(_projected(pictures, num_directions)).T.contiguous().sort(dim=1)
     return _quantiles(values, order, torch.ones(len(pictures), dtype=torch.int64)).numpy()
 

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from vdiff.config import Registry
 
 if TYPE_CHECKING:
-    from vdiff.networks.network import NetworkSection
+    from vdiff.networks.section import NetworkSection
 
 NETWORKS: "Registry[NetworkSection]" = Registry(
     "network",
-    {"unet": "vdiff.networks.unet:UNetSection"},
+    {"unet": "vdiff.networks.unet_section:UNetSection"},
     default="unet",
     group="vdiff.networks",
-    contract="vdiff.networks.network:NetworkSection",
+    contract="vdiff.networks.section:NetworkSection",
 )

@@ -5,14 +5,13 @@ point `vdiff.networks` of another package. vdiff trains it, saves its weights by
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from vdiff.config import KindSection
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.errors import MachineError
+from vdiff.networks.section import NetworkSection as NetworkSection
 
 
 class Network(nn.Module, ABC):
@@ -45,45 +44,6 @@ class Network(nn.Module, ABC):
         condition: of the B images.   dropout_keys: int64 [B] in training, for random numbers that depend on the image
         alone (see `networks/dropout.py`); None: no dropout.   Returns [B, C, H, W] in the dtype of z.
         """
-
-
-class NetworkSection(KindSection, ABC):
-    """What a recipe says of a network. A kind of its own adds `kind: Literal["its name"]` and its options.
-
-    A kind whose recipes may name classes has a field `num_classes`; any other is told of none.
-    """
-
-    @abstractmethod
-    def build(self, image_size: int, channels: int) -> Network:
-        """The network for images of `image_size` x `image_size` pixels, with fresh weights from torch's generator.
-
-        Errors: UsageError, as `check`.
-        """
-
-    @classmethod
-    @abstractmethod
-    def restore(cls, config: Mapping[str, Any]) -> Network:
-        """The network of a model folder, with any weights, from its `config.json`; it may come from a stranger.
-
-        Errors: ModelFileError, UsageError for a configuration that this cannot be.
-        """
-
-    @classmethod
-    def misfit(cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int) -> str | None:
-        """The first setting that is not made for pictures of this shape (C, H, W) and so many classes; None for none.
-
-        config: one that `restore` has taken.   num_classes: 0 for none.
-        A kind whose configuration says nothing of its pictures leaves this as it is.
-        """
-        return None
-
-    def check(self, image_size: int, channels: int) -> None:
-        """UsageError if `build` could not make a network for such images; nothing is allocated."""
-
-    @property
-    def told_classes(self) -> int:
-        """How many classes the network is told of, 0 for none."""
-        return dict(self).get("num_classes") or 0
 
 
 def as_network(module: nn.Module) -> Network:

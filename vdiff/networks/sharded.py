@@ -3,15 +3,14 @@
 import gc
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vdiff.choices import Shard as Shard
 from vdiff.errors import MachineError
 from vdiff.networks.repeated import repeated
-
-Shard = Literal["auto", "on", "off"]
 
 
 def resolve(wanted: Shard, num_processes: int) -> tuple[bool, str]:

@@ -1,15 +1,19 @@
 """Learning from pictures: add noise, predict what was there."""
 
-from typing import Literal
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from vdiff.config import trajectory
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.diffusion.denoiser import Denoiser
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
 from vdiff.objectives.weighting import Weighting, weighted_loss
-from vdiff.randomness import Randomness
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vdiff.diffusion.denoiser import Denoiser
+    from vdiff.randomness import Randomness
 
 
 class DenoisingSection(ObjectiveSection):

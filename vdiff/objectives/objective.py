@@ -4,19 +4,23 @@ A new objective is one file with a section and a class, and a line in the table 
 point `vdiff.objectives` of another package. One loop serves them all: the base and the students.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-
+from vdiff.choices import Weighting
 from vdiff.config import KindSection
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.diffusion.denoiser import Denoiser, beside
-from vdiff.objectives.weighting import Weighting
-from vdiff.randomness import Randomness
+from vdiff.diffusion.denoiser import beside
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vdiff.diffusion.denoiser import Denoiser
+    from vdiff.randomness import Randomness
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class ObjectiveSection(KindSection, ABC):
     needs_fewer_steps: ClassVar[bool] = False
 
     @abstractmethod
-    def build(self, task: Task) -> "Objective":
+    def build(self, task: Task) -> Objective:
         """The objective of one stage."""
 
     def known_times(self, num_steps: int) -> int | None:
@@ -118,5 +122,7 @@ class Objective(ABC):
 
 def add_noise(x: Tensor, alpha: Tensor, sigma: Tensor, rng: Randomness) -> Tensor:
     """z = alpha x + sigma eps.   x: [B, C, H, W].   alpha, sigma: [B], of any precision."""
+    import torch
+
     alpha, sigma = (beside(scale, x)[:, None, None, None] for scale in (alpha, sigma))
     return torch.addcmul(alpha * x, sigma, rng.normal(*x.shape[1:]).to(x))

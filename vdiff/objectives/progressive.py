@@ -1,19 +1,22 @@
 """Learning from a teacher: one step of the student lands where K steps of the teacher land (Salimans & Ho 2022)."""
 
-from itertools import pairwise
-from typing import ClassVar, Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vdiff.config import trajectory
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, beside, ddim_step
-from vdiff.diffusion.schedule import Schedule
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
 from vdiff.objectives.weighting import Weighting, weighted_loss
 from vdiff.phases import phase
-from vdiff.randomness import Randomness
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vdiff.diffusion.schedule import Schedule
+    from vdiff.randomness import Randomness
 
 
 class ProgressiveSection(ObjectiveSection):
@@ -58,7 +61,6 @@ class ProgressiveObjective(Objective):
         return weighted_loss(self.weighting, pred.x, target, alpha, sigma)
 
 
-@torch.no_grad()
 def progressive_target(
     teacher: Denoiser, z: Tensor, step: Tensor, num_steps: int, teacher_steps: int, condition: Condition = NOTHING
 ) -> Tensor:
@@ -68,13 +70,17 @@ def progressive_target(
 
     z: noisy images at t = step / num_steps, [B, C, H, W].   step: [B], whole numbers in 1..num_steps.
     """
+    import torch
+
     start = step.double() * teacher_steps  # in the teacher's steps: t_k = (start - k) / (N K), exact
     times = [(start - k) / (num_steps * teacher_steps) for k in range(teacher_steps + 1)]
+    weights = rho_weights(teacher.schedule, times)
     target = torch.zeros_like(z)
-    for (t, s), weight in zip(pairwise(times), rho_weights(teacher.schedule, times), strict=True):
-        pred = teacher(z, t, condition)
-        target = torch.addcmul(target, beside(weight, z)[:, None, None, None], pred.x)
-        z = ddim_step(pred, s, teacher.schedule)
+    with torch.no_grad():
+        for (t, s), weight in zip(pairwise(times), weights, strict=True):
+            pred = teacher(z, t, condition)
+            target = torch.addcmul(target, beside(weight, z)[:, None, None, None], pred.x)
+            z = ddim_step(pred, s, teacher.schedule)
     return target
 
 
@@ -84,6 +90,8 @@ def rho_weights(schedule: Schedule, times: list[Tensor]) -> list[Tensor]:
     times: t_0 > ... > t_K >= 0, [B] each. Formed from ratios to rho(t_K), which stay finite at t_K = 0: there all but
     the last weight are 0.
     """
+    import torch
+
     end_alpha, end_sigma = schedule.alpha_sigma(times[-1])
     ratios = [alpha * end_sigma / (sigma * end_alpha) for alpha, sigma in map(schedule.alpha_sigma, times[:-1])]
     ratios.append(torch.ones_like(ratios[0]))  # float64: the differences are about 1 / num_steps

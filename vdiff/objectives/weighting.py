@@ -1,13 +1,15 @@
 """Loss weights: how much an error counts at each noise level, stated as a weight on the squared error of x."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
-from torch import Tensor
-
+from vdiff.choices import Weighting as Weighting
 from vdiff.diffusion.denoiser import beside
 
-Weighting = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "min_snr"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIN_SNR_GAMMA = 5.0
 """Hang et al. 2023, Min-SNR weighting."""

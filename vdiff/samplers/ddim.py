@@ -1,13 +1,17 @@
 """DDIM: along the predicted direction, with as much fresh noise as eta says (Song et al. 2021)."""
 
-from collections.abc import Sequence
-from typing import Literal
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from vdiff.config import harmless
-from vdiff.randomness import Randomness
 from vdiff.samplers.sampler import Point, Predict, Sampler, SamplerSection, scalars, snr_ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vdiff.randomness import Randomness
 
 
 class DdimSection(SamplerSection):

@@ -4,7 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vdiff.choices import CudaGraphs as CudaGraphs
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError
 from vdiff.networks.sharded import is_sharded
-
-CudaGraphs = Literal["auto", "on", "off"]
 
 Given = tuple[Tensor | None, ...]
 """The arguments of a network: z, time, dropout keys and the parts of the condition."""

@@ -5,23 +5,27 @@ recipe may say of it) and a class with a `step`; a line in the table of `sampler
 `vdiff.samplers` of another package, gives it its name.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from vdiff.config import KindSection
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.diffusion.denoiser import Denoiser, scales
-from vdiff.diffusion.prediction import Prediction
-from vdiff.diffusion.schedule import Schedule, sampling_times
-from vdiff.randomness import Randomness, exact
+from vdiff.diffusion.denoiser import scales
 
-Watch = Callable[[Tensor, Tensor], None]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vdiff.diffusion.denoiser import Denoiser
+    from vdiff.diffusion.prediction import Prediction
+    from vdiff.diffusion.schedule import Schedule
+    from vdiff.randomness import Randomness
+
+Watch = Callable[["Tensor", "Tensor"], None]
 """Called after every step with the noisy images z and the predicted images x, each [B, C, H, W]."""
 
 
@@ -29,7 +33,7 @@ class SamplerSection(KindSection, ABC):
     """What a recipe says of a sampler. A kind of its own adds `kind: Literal["its name"]` and its options."""
 
     @abstractmethod
-    def build(self) -> "Sampler":
+    def build(self) -> Sampler:
         """The sampler with these options."""
 
 
@@ -51,12 +55,16 @@ class Predict:
     schedule: the noise schedule of the model.
     """
 
-    def __init__(self, denoiser: Denoiser, condition: Condition, sampler: "Sampler") -> None:
+    def __init__(self, denoiser: Denoiser, condition: Condition, sampler: Sampler) -> None:
         self.schedule: Schedule = denoiser.schedule
         self._denoiser, self._condition, self._sampler = denoiser, condition, sampler
 
     def __call__(self, z: Tensor, t: float) -> Prediction:
         """z: [B, C, H, W], all at the time 0 < t <= 1."""
+        import torch
+
+        from vdiff.randomness import exact
+
         times = torch.full((len(z),), t, dtype=torch.float64, device=exact(z.device))
         pred = self._denoiser(z, times, self._condition)
         if self._sampler.clip is not None:
@@ -103,9 +111,10 @@ class Sampler(ABC):
 
         model_steps: a distilled model knows the times i / model_steps only; None for one that knows all.
         """
+        from vdiff.diffusion.schedule import sampling_times
+
         return sampling_times(num_steps, model_steps)
 
-    @torch.no_grad()
     def __call__(
         self,
         denoiser: Denoiser,
@@ -120,20 +129,25 @@ class Sampler(ABC):
 
         num_steps: each costs `calls_per_step` network calls.   model_steps: see `times`.   condition: of all B.
         """
+        import torch
+
         z = noise
         predict = Predict(denoiser, condition, self)
         before: deque[Point] = deque(maxlen=self.num_remembered)
-        for t, s in pairwise(self.times(num_steps, denoiser.schedule, model_steps)):
-            here = Point(t, z, predict(z, t))
-            z = self.step(here, s, tuple(before), predict, rng)
-            before.append(here)
-            if watch is not None:
-                watch(z, here.prediction.x)
+        with torch.no_grad():
+            for t, s in pairwise(self.times(num_steps, denoiser.schedule, model_steps)):
+                here = Point(t, z, predict(z, t))
+                z = self.step(here, s, tuple(before), predict, rng)
+                before.append(here)
+                if watch is not None:
+                    watch(z, here.prediction.x)
         return z
 
 
 def scalars(schedule: Schedule, t: float) -> tuple[float, float]:
     """(alpha, sigma) at one time, as Python floats (float64)."""
+    import torch
+
     alpha, sigma = schedule.alpha_sigma(torch.tensor(t, dtype=torch.float64))
     return float(alpha), float(sigma)
 

@@ -4,15 +4,14 @@ import os
 import shutil
 import sys
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from vdiff.choices import Compile as Compile
 from vdiff.errors import MachineError
 from vdiff.networks.repeated import repeated
-
-Compile = Literal["auto", "on", "off"]
 
 
 def resolve(wanted: Compile, device: torch.device) -> tuple[bool, str]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vdiff.choices import Precision as Precision
 from vdiff.cores import num_cores
 from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
@@ -22,7 +23,6 @@ from vdiff.training.processes import Processes
 from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Arithmetic = Literal["fp32", "bf16", "fp16"]
 
 _DTYPES: dict[Arithmetic, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from math import cos, pi
 from typing import Literal
 
+from vdiff.choices import Weighting
 from vdiff.config import Section, harmless, trajectory
-from vdiff.objectives.weighting import Weighting
 
 Decay = Literal["constant", "linear", "cosine"]
 TrackerKind = Literal["tensorboard", "wandb"]

@@ -52,9 +52,11 @@ class LooseFormat(Format):
     def write(self, model: ForeignModel, path: Path) -> None:
         from safetensors.torch import save_file
 
+        from vdiff.networks.network import as_network
+
         if model.network != "dit" or dict(model.diffusion) != {"schedule": "straight", "predicts": "v"}:
             raise ModelFileError("only a `dit` with the schedule `straight` fits in", "choose another format", path)
-        config = model.denoiser.network.config
+        config = as_network(model.denoiser.network).config
         about = {name: json.dumps(value) for name, value in config.items()}
         save_file(model.denoiser.network.state_dict(), path, metadata={"made_by": MAKER, **about})
 

@@ -8,15 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
+from vdiff.choices import Labels as Labels
 from vdiff.data.sources import dataset_json
 from vdiff.data.sources.names import folder_of, parts_of
 from vdiff.printable import printable
-
-Labels = Literal["auto", "folders", "none"]
-"""Where classes come from. auto: `dataset.json`, WebDataset's .cls files, or class folders if all pictures lie in such.
-folders: the topmost folders, as torchvision's ImageFolder has it, and pictures outside of them are left out."""
 
 _SPLITS = frozenset(
     "train training trainset val valid validation valset dev eval test testing testset extra unlabeled".split()  # noqa: SIM905

@@ -1,0 +1,22 @@
+"""The words that a recipe may choose among where what they choose needs torch: a recipe is checked without it."""
+
+from typing import Literal
+
+Predicts = Literal["v", "x", "eps"]
+"""See `diffusion.prediction`."""
+Weighting = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "min_snr"]
+"""See `objectives.weighting`."""
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""See `training.machine`."""
+Compile = Literal["auto", "on", "off"]
+"""See `training.compiling`."""
+Shard = Literal["auto", "on", "off"]
+"""See `networks.sharded`."""
+CudaGraphs = Literal["auto", "on", "off"]
+"""See `samplers.graphed`."""
+Encoding = Literal["png", "webp", "jpeg"]
+Resampling = Literal["lanczos", "bicubic", "box"]
+"""See `images`."""
+Labels = Literal["auto", "folders", "none"]
+"""Where classes come from. auto: `dataset.json`, WebDataset's .cls files, or class folders if all pictures lie in such.
+folders: the topmost folders, as torchvision's ImageFolder has it, and pictures outside of them are left out."""

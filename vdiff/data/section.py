@@ -1,0 +1,28 @@
+"""What a recipe says of its pictures: the contract. Without numpy; `dataset.py` has that of the pictures themselves."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from vdiff.config import KindSection
+
+if TYPE_CHECKING:
+    from vdiff.data.dataset import Images
+
+
+class DatasetSection(KindSection, ABC):
+    """What a recipe says of its pictures. A kind of its own adds `kind: Literal["its name"]` and its options.
+
+    size: height and width in pixels.   channels: 1, 3 or 4.   flip: whether half of the pictures are shown mirrored.
+    Each kind states these three itself, as it states what it allows.
+    """
+
+    needed_fields: ClassVar[tuple[str, ...]] = ("kind", "size", "channels", "flip")
+
+    if TYPE_CHECKING:
+        size: int
+        channels: int
+        flip: bool
+
+    @abstractmethod
+    def open(self) -> "Images":
+        """The pictures.   Errors: DataError if they are missing or not of this size."""
