@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from vdiff import cli
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.schedule import CosineSection
 from vdiff.errors import ModelFileError
 from vdiff.formats import FORMATS
+from vdiff.formats.adapter import ForeignModel
 from vdiff.formats.contents import contents_of
 from vdiff.formats.foreign import describe
 
@@ -35,6 +38,8 @@ def diffusers(path: Path) -> Path:
 
 EXPECTED: dict[str, Make] = {"diffusion_distiller": distiller, "diffusers": diffusers}
 """For every format: a file or folder of it, put into a folder. One without an entry here fails every test below."""
+
+NOTHING = Denoiser(torch.nn.Identity(), CosineSection().build(), "v")
 
 every_format = pytest.mark.parametrize("name", list(FORMATS))
 
@@ -74,6 +79,10 @@ def test_what_it_cannot_do_is_an_error_in_words(name: str, tmp_path: Path) -> No
     if "read" not in vars(kind):
         with pytest.raises(ModelFileError, match="cannot read models of this format"):
             kind().read(found, {})
+    if "write" not in vars(kind):
+        model = ForeignModel(NOTHING, "unet", {}, (3, 8, 8), num_classes=0, num_steps=4)
+        with pytest.raises(ModelFileError, match="cannot write models of this format"):
+            kind().write(model, tmp_path / "out")
 
 
 def test_a_file_is_described_without_torch(tmp_path: Path) -> None:

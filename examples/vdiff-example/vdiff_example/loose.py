@@ -52,13 +52,14 @@ class LooseFormat(Format):
     def write(self, model: ForeignModel, path: Path) -> None:
         from safetensors.torch import save_file
 
-        from vdiff.networks.network import as_network
+        from vdiff_example.dit import DiT
 
-        if model.network != "dit" or dict(model.diffusion) != {"schedule": "straight", "predicts": "v"}:
+        network = model.denoiser.network
+        is_straight = dict(model.diffusion) == {"schedule": "straight", "predicts": "v"}
+        if not (isinstance(network, DiT) and is_straight):
             raise ModelFileError("only a `dit` with the schedule `straight` fits in", "choose another format", path)
-        config = as_network(model.denoiser.network).config
-        about = {name: json.dumps(value) for name, value in config.items()}
-        save_file(model.denoiser.network.state_dict(), path, metadata={"made_by": MAKER, **about})
+        about = {name: json.dumps(value) for name, value in network.config.items()}
+        save_file(network.state_dict(), path, metadata={"made_by": MAKER, **about})
 
 
 def settings(found: Contents) -> dict[str, Any]:

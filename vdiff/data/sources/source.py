@@ -137,10 +137,13 @@ class Source(ABC):
 
         Errors: DataError if it is not.
         """
-        files, index = self.files, start
+        names = self.files.names
+        index = start
         for picture in self.pictures(start):
-            if index == len(files) or picture.file != files[index]:
-                wanted = f"`{files.names[index]}`" if index < len(files) else "nothing more"
+            if index == len(names) or picture.file.name != names[index]:
+                wanted = "nothing more"
+                if index < len(names):
+                    wanted = f"`{names[index]}`"
                 problem = f"`{self.path}` gave `{picture.file.name}` where its list has {wanted}"
                 maker = f"`{type(self).__name__}` of `{type(self).__module__.partition('.')[0]}`"
                 fix = f"type the command again; if that does not help, {maker} is at fault"
@@ -210,6 +213,9 @@ def _put_in_order(listing: Listing) -> None:
     """By name; of several files with one name the last one, as when archives are unpacked."""
     files = listing.files
     order = sorted(range(len(files)), key=files.names.__getitem__)
+    if len(set(files.names)) == len(order):
+        files.keep(order)
+        return
     kept: list[int] = []
     for index in order:
         if kept and files.names[kept[-1]] == files.names[index]:
