@@ -46,7 +46,7 @@ def test_a_command_about_recipes_imports_nothing_that_computes(arguments: list[s
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
-        ("diffusion.schedule={kind: cosine, grid: 1}", "would have no target"),
+        ("distill={updates: 1, start_steps: 1048576, end_steps: 1}", "would have no target"),
         ("data.size=9", "cannot be halved"),
         ("evaluate.metrics=[fid]", "takes too long for a trend"),
         ("train.objective=progressive", "it belongs into `distill`"),
