@@ -74,10 +74,10 @@ def measured(
 
     from vdiff.diffusion.condition import NOTHING
     from vdiff.diffusion.denoiser import Denoiser
+    from vdiff.diffusion.process import DiffusionSection
     from vdiff.networks.unet import UNetSection
     from vdiff.objectives.denoising import DenoisingObjective
     from vdiff.objectives.progressive import ProgressiveObjective
-    from vdiff.recipe import DiffusionSection
     from vdiff.training import memory
     from vdiff.training.learner import Learner, RngOf
     from vdiff.training.machine import Machine

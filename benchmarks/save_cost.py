@@ -18,9 +18,9 @@ import torch
 
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.process import DiffusionSection
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
-from vdiff.recipe import DiffusionSection
 from vdiff.savepoint import Saver
 from vdiff.training.learner import Learner, RngOf
 from vdiff.training.machine import Machine

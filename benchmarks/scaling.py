@@ -86,10 +86,10 @@ def update(case: dict[str, Any], machine: Any = None) -> Callable[[], object]:
 
     from vdiff.diffusion.condition import NOTHING
     from vdiff.diffusion.denoiser import Denoiser
+    from vdiff.diffusion.process import DiffusionSection
     from vdiff.networks.unet import UNetSection
     from vdiff.objectives.denoising import DenoisingObjective
     from vdiff.objectives.progressive import ProgressiveObjective
-    from vdiff.recipe import DiffusionSection
     from vdiff.training.learner import Learner, RngOf
     from vdiff.training.machine import Machine
     from vdiff.training.settings import FitSection

@@ -32,11 +32,12 @@ from torch import Tensor, nn
 from vdiff import recipe_text
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.process import DiffusionSection
 from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.unet import UNet, UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.progressive import ProgressiveObjective
-from vdiff.recipe import DiffusionSection, Recipe
+from vdiff.recipe import Recipe
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 from vdiff.training.learner import Learner, RngOf

@@ -21,10 +21,10 @@ from vdiff.checkpoint import ModelCard
 from vdiff.cli import main
 from vdiff.data.store import ImageStore
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.process import DiffusionSection
 from vdiff.errors import DataError, ModelFileError, UsageError
 from vdiff.model_card import CONFIG, MARK, WEIGHTS
 from vdiff.networks.unet import UNetSection
-from vdiff.recipe import DiffusionSection
 
 RECIPE = """
 name: toy

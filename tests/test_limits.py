@@ -16,13 +16,13 @@ from vdiff import checkpoint
 from vdiff.config import Section
 from vdiff.diffusion.limits import check_chain, check_prediction
 from vdiff.diffusion.prediction import Predicts
+from vdiff.diffusion.process import DiffusionSection
 from vdiff.diffusion.schedule import BetaSchedule, CosineSchedule, Schedule
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target, rho_weights
 from vdiff.objectives.weighting import Weighting, weighted_loss
 from vdiff.randomness import Randomness
-from vdiff.recipe import DiffusionSection
 from vdiff.samplers.ancestral import Ancestral
 from vdiff.samplers.ddim import Ddim
 

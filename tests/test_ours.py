@@ -21,6 +21,7 @@ from vdiff.model_card import MODEL
 from vdiff.ours import Kind
 from vdiff.run_contents import SAVE
 from vdiff.run_folder import RunFolder
+from vdiff.training import log_file
 
 MINE = "my only copy\n"
 
@@ -60,7 +61,7 @@ def test_all_that_a_run_leaves_is_known_as_ours_also_when_it_is_half_there(tiny_
     for path in run.model("original").rglob("*"):
         name = path.relative_to(run.model("original")).as_posix() + "/" * path.is_dir()
         assert MODEL.parts.fullmatch(name), f"a folder that was half made with `{name}` would never be removed"
-    assert run_contents.is_log(run.log)
+    assert log_file.is_log(run.log)
     assert list(run.previews.iterdir())
     for path in (*run.previews.iterdir(), run.model("original") / "samples.png"):
         assert ours.is_picture(path), path
@@ -456,7 +457,7 @@ def test_logs_are_told_from_other_lines(tmp_path: Path) -> None:
     ]
     for text in known:
         path.write_text(text)
-        assert run_contents.is_log(path), text
+        assert log_file.is_log(path), text
     for text in others:
         path.write_text(text)
-        assert not run_contents.is_log(path), text
+        assert not log_file.is_log(path), text

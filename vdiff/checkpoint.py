@@ -18,6 +18,7 @@ from vdiff import __version__, diffusers_folder, distribution, model_card, whole
 from vdiff.data.codec import Codec, codec_of
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
+from vdiff.diffusion.process import DiffusionSection
 from vdiff.diffusion.schedule import Schedule
 from vdiff.errors import DivergedError, ModelFileError, UsageError
 from vdiff.headers.facts import FormatError
@@ -27,7 +28,6 @@ from vdiff.networks import NETWORKS
 from vdiff.networks.fast import fast_on
 from vdiff.networks.network import Network, NetworkSection, as_network
 from vdiff.networks.sharded import on_host
-from vdiff.recipe import DiffusionSection
 
 __all__ = [
     "Checkpoint",

@@ -14,6 +14,8 @@ Shard = Literal["auto", "on", "off"]
 """See `networks.sharded`."""
 CudaGraphs = Literal["auto", "on", "off"]
 """See `samplers.graphed`."""
+TrackerKind = Literal["tensorboard", "wandb"]
+"""See `training.trackers`."""
 Encoding = Literal["png", "webp", "jpeg"]
 Resampling = Literal["lanczos", "bicubic", "box"]
 """See `images`."""

@@ -5,42 +5,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
-from vdiff.choices import Compile, CudaGraphs, Precision, Predicts, Shard, Weighting
+from vdiff.choices import Compile, CudaGraphs, Precision, Shard, TrackerKind, Weighting
 from vdiff.config import Registry, Section, harmless, trajectory
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
-from vdiff.diffusion.limits import check_chain, check_prediction
+from vdiff.diffusion.limits import check_chain
+from vdiff.diffusion.process import DiffusionSection
 from vdiff.errors import UsageError
 from vdiff.metrics import DEFAULT, METRICS
 from vdiff.metrics.metric import named
 from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
 from vdiff.samplers import SAMPLERS
-from vdiff.training.settings import Decay, FitSection, TrackerKind
+from vdiff.training.settings import Decay, FitSection
 from vdiff.training.step_counts import StageStepsError, listed_counts, step_counts
 
 if TYPE_CHECKING:
     from vdiff.data.section import DatasetSection
-    from vdiff.diffusion.section import ScheduleSection
     from vdiff.networks.section import NetworkSection
     from vdiff.objectives.objective import ObjectiveSection
     from vdiff.samplers.sampler import SamplerSection
 else:  # a contract is imported with the first kind that is named
-    DatasetSection = ScheduleSection = NetworkSection = ObjectiveSection = SamplerSection = Any
-
-
-class DiffusionSection(Section):
-    """The noise process and what the network predicts of it."""
-
-    schedule: Annotated[ScheduleSection, SCHEDULES] = trajectory("cosine")
-    """Noise schedule: cosine, cosine_logsnr or betas, with its options."""
-    predicts: Predicts = trajectory("v")
-    """What the network's output means; v is the only one that stays exact down to one step."""
-
-    @model_validator(mode="after")
-    def _check_prediction(self) -> Self:
-        check_prediction(self.schedule, self.predicts)
-        return self
+    DatasetSection = NetworkSection = ObjectiveSection = SamplerSection = Any
 
 
 class TrainSection(FitSection):

@@ -1,7 +1,6 @@
 """What vdiff leaves in a run folder besides model folders, and how it is known there."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from vdiff import lock, whole_folder
 from vdiff.ours import Kind, beginning, free_name, is_picture, refuse_strange_file, strange
+from vdiff.training.log_file import is_filled_log, is_log
 
 RECIPE, LOG, STATUS = "recipe.yaml", "log.jsonl", "status.json"
 
@@ -71,14 +71,9 @@ def refuse_strange_saves(folder: Path) -> None:
 
 def is_run(folder: Path) -> bool:
     """Whether a run of vdiff has worked in a folder: what only a run leaves is there."""
-    known = ((_DIGESTS, _is_digests), (LOG, _is_filled_log), (STATUS, is_status))
+    known = ((_DIGESTS, _is_digests), (LOG, is_filled_log), (STATUS, is_status))
     is_begun = any(_is_file(folder / name) and is_ours(folder / name) for name, is_ours in known)
     return is_begun or any(SAVE.stranger(mark.parent) is None for mark in folder.glob(f"saves/*/[0-9]*/{STATE}"))
-
-
-def is_log(path: Path) -> bool:
-    """Whether a file is the log of a run, of which lines may be damaged; an empty one is taken for it."""
-    return path.stat().st_size == 0 or _is_filled_log(path)
 
 
 def is_status(path: Path) -> bool:
@@ -130,22 +125,6 @@ def _is_our_recipe(path: Path) -> bool:
     digests = path.parent / _DIGESTS
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     return _is_file(digests) and found.encode() in beginning(digests, _MOST_DIGESTS)
-
-
-def _is_filled_log(path: Path) -> bool:
-    data = beginning(path, 2**18)
-    first = b'{"stage": "'
-    if b"\n" not in data:  # its writer was killed in the first line
-        return bool(data) and (data.startswith(first) or first.startswith(data))
-    return any(line.startswith(first) and _is_line(line) for line in data.splitlines())
-
-
-def _is_line(line: bytes) -> bool:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(entry, dict) and isinstance(entry.get("update"), int)
 
 
 def _refuse_strange_folder(path: Path, is_begun: bool) -> None:

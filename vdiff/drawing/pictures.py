@@ -9,8 +9,7 @@ from vdiff.checkpoint import Checkpoint
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.samplers.advised import advised
 from vdiff.samplers.ddim import Ddim
-from vdiff.samplers.draw import draw
-from vdiff.samplers.graphed import Graphs
+from vdiff.samplers.draw import Replays, draw
 from vdiff.samplers.sampler import Sampler, Watch
 
 
@@ -23,7 +22,7 @@ def draw_with(
     condition: Condition | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    graphs: Graphs | None = None,
+    graphs: Replays | None = None,
     watch: Watch | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:

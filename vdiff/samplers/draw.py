@@ -1,6 +1,7 @@
 """Pictures from seeds: each depends on its own seed alone, and on the batch size by rounding only."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,8 +9,14 @@ from torch import Tensor
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.randomness import Randomness, exact
-from vdiff.samplers.graphed import Graphs
 from vdiff.samplers.sampler import Sampler, Watch
+
+
+class Replays(Protocol):
+    """What replays the network's calls, such as recorded CUDA graphs."""
+
+    def of(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser with such calls, or as it is."""
 
 
 @torch.no_grad()
@@ -24,7 +31,7 @@ def draw(
     condition: Condition = NOTHING,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    graphs: Graphs | None = None,
+    graphs: Replays | None = None,
     watch: Watch | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:

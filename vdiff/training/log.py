@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vdiff import whole_folder
 from vdiff.errors import DivergedError
-from vdiff.run_contents import is_log
+from vdiff.training.log_file import is_log
 from vdiff.training.machine import Machine
 from vdiff.training.report import Progress
 from vdiff.training.settings import FitSection

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.choices import Precision as Precision
+from vdiff.choices import TrackerKind
 from vdiff.cores import num_cores
 from vdiff.errors import MachineError, UsageError
 from vdiff.networks import sharded
@@ -20,7 +21,6 @@ from vdiff.randomness import exact
 from vdiff.samplers import graphed
 from vdiff.training import accelerate_settings, compiling, memory, trackers, world
 from vdiff.training.processes import Processes
-from vdiff.training.settings import TrackerKind
 from vdiff.training.trackers import Trackers
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]

@@ -8,7 +8,6 @@ from vdiff.choices import Weighting
 from vdiff.config import Section, harmless, trajectory
 
 Decay = Literal["constant", "linear", "cosine"]
-TrackerKind = Literal["tensorboard", "wandb"]
 
 
 class FitSection(Section):

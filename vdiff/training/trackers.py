@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from torch import Tensor
 
 from vdiff import whole_folder
+from vdiff.choices import TrackerKind
 from vdiff.errors import MachineError, Stopped
 from vdiff.images import on_white
 from vdiff.ours import beginning, refuse_strange_file
-from vdiff.training.settings import TrackerKind
 
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 _MOST_NAMES = 3
