@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from vdiff import checkpoint
 from vdiff.diffusion.condition import of_seeds
-from vdiff.images import to_uint8
+from vdiff.images.images import to_uint8
+from vdiff.model_folder import checkpoint
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import torch
 
-from vdiff import recipe_text
-from vdiff.chain import Chain
-from vdiff.checkpoint import read_card
+from vdiff.chain.chain import Chain
+from vdiff.chain.stage_run import Surroundings
 from vdiff.cli.progress import FitLines
 from vdiff.data.lmdb_images import LmdbImagesSection
 from vdiff.data.prepare import prepare
@@ -31,14 +30,15 @@ from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.evaluate import Evaluation
 from vdiff.evaluation.samples import Wanted
 from vdiff.evaluation.subjects import Subject
+from vdiff.machine.machine import Machine
 from vdiff.metrics.agreement import agreement_of
 from vdiff.metrics.metric import named
+from vdiff.model_folder.checkpoint import read_card
 from vdiff.objectives import OBJECTIVES
-from vdiff.recipe import Recipe
-from vdiff.run_folder import RunFolder
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
+from vdiff.runs.folder import RunFolder
 from vdiff.samplers.ddim import Ddim
-from vdiff.stage_run import Surroundings
-from vdiff.training.machine import Machine
 
 MOST_STEPS = 64
 """Students with more steps are not sampled: they take the most time and tell the least."""

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.digits_quality import NUM_COMPONENTS, NUM_SAMPLES
-from vdiff import checkpoint, digits
-from vdiff.checkpoint import Checkpoint
-from vdiff.images import Row, to_float, to_uint8, write_rows
+from vdiff import digits
+from vdiff.chain.plan import counted
+from vdiff.images.images import Row, to_float, to_uint8, write_rows
 from vdiff.metrics.frechet import PixelFrechet
-from vdiff.plan import counted
-from vdiff.run_folder import RunFolder
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.checkpoint import Checkpoint
+from vdiff.runs.folder import RunFolder
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 from vdiff.samplers.sampler import Sampler

@@ -18,9 +18,9 @@ import warnings
 import torch
 from speed import BATCH, SECTION, SIZE, Work, update
 
+from vdiff.machine.compiling import Compile
+from vdiff.machine.machine import Arithmetic, Machine
 from vdiff.objectives.denoising import DenoisingObjective
-from vdiff.training.compiling import Compile
-from vdiff.training.machine import Arithmetic, Machine
 from vdiff.training.settings import FitSection
 
 PRECISIONS: tuple[Arithmetic, ...] = ("fp32", "bf16")

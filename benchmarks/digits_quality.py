@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from vdiff import checkpoint, digits
-from vdiff.images import to_float, to_uint8
+from vdiff import digits
+from vdiff.images.images import to_float, to_uint8
 from vdiff.metrics.frechet import PixelFrechet
-from vdiff.run_folder import RunFolder
+from vdiff.model_folder import checkpoint
+from vdiff.runs.folder import RunFolder
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 

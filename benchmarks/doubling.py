@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.layout import CASES, DTYPES, learn, medians, sample
+from vdiff.machine import memory
 from vdiff.networks.cpu import doubling, layout
 from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.cpu.prepacked import Conv2d
-from vdiff.training import memory
 
 SHAPES = [(1, 256, 16), (4, 256, 16), (16, 128, 16), (4, 32, 64), (2, 64, 64), (1, 128, 128), (1, 512, 16)]
 AFTER, ALWAYS, AS_VDIFF_CHOOSES = 10**9, 0, doubling.PIXELS_PER_CHANNEL

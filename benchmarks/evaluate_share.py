@@ -24,11 +24,11 @@ from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.evaluate import Evaluation
 from vdiff.evaluation.samples import Wanted
 from vdiff.evaluation.subjects import Subject, of_run
+from vdiff.machine.machine import Machine
 from vdiff.metrics.metric import named
 from vdiff.networks.unet import UNet
-from vdiff.run_folder import RunFolder
+from vdiff.runs.folder import RunFolder
 from vdiff.samplers.ddim import Ddim
-from vdiff.training.machine import Machine
 
 
 def main() -> None:

@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vdiff import images
 from vdiff.data.sources import open_source
 from vdiff.errors import VdiffError
+from vdiff.images import images
 
 NUM_PICTURES, PIXELS = 8, 6
 SECONDS, GROWTH = 10, 400 * 10**6

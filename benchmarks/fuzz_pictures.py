@@ -262,9 +262,9 @@ def _tried(cases: list[Seed]) -> list[dict[str, Any]]:
 
 def _convert_all(folder: Path) -> None:
     """One line of JSON for each file of the folder, in the order of their names."""
-    from vdiff import images
     from vdiff.data import conversion
     from vdiff.data.sources import open_source
+    from vdiff.images import images
 
     conversion._CHUNK_PICTURES = 1
     noise = _captured_stderr()

@@ -25,7 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_parties import STEPS, Case, Make, Work
-from vdiff.training.machine import Machine
+from vdiff.machine.machine import Machine
 
 RECIPES = ("celeba_u", "cifar10")
 MANY, ROUNDS = 64, 3

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdiff import recipe_text
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.machine.graphed import CudaRecorder, Given, Graphs, Recorder, Replay
+from vdiff.machine.machine import Machine
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.progressive import ProgressiveObjective
-from vdiff.recipe import Recipe
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
-from vdiff.samplers.graphed import CudaRecorder, Given, Graphs, Recorder, Replay
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import Machine
 
 Work = Callable[[], object]
 Make = Callable[[int], Work]

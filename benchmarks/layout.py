@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdiff.machine import memory
 from vdiff.networks.cpu import layout
 from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.cpu.norm import GroupNorm
 from vdiff.networks.unet import UNet, UNetSection
-from vdiff.training import memory
 
 CASES = [
     (32, 64, 16, UNetSection(width=64, multipliers=(1, 2, 2), blocks=2, attention_at=(16, 8))),

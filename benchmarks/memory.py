@@ -75,12 +75,12 @@ def measured(
     from vdiff.diffusion.condition import NOTHING
     from vdiff.diffusion.denoiser import Denoiser
     from vdiff.diffusion.process import DiffusionSection
+    from vdiff.machine import memory
+    from vdiff.machine.machine import Machine
     from vdiff.networks.unet import UNetSection
     from vdiff.objectives.denoising import DenoisingObjective
     from vdiff.objectives.progressive import ProgressiveObjective
-    from vdiff.training import memory
     from vdiff.training.learner import Learner, RngOf
-    from vdiff.training.machine import Machine
     from vdiff.training.settings import FitSection
 
     torch.set_num_threads(1)
@@ -127,7 +127,7 @@ def measured(
 
 def settled(machine: Any) -> int:
     """Bytes in use after all tensors of earlier work are gone."""
-    from vdiff.training import memory
+    from vdiff.machine import memory
 
     machine.release()
     gc.collect()

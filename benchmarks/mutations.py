@@ -76,7 +76,7 @@ _HUNG = "hung"
 _ANSWERS_NO = "whoever asks takes both for no"
 _EXACT = "to rounding, more of them give the same components"
 EXPLAINED: dict[tuple[str, str, str], str] = {
-    ("vdiff/training/differences.py", 'return ""', "return None"): _ANSWERS_NO,
+    ("vdiff/machine/differences.py", 'return ""', "return None"): _ANSWERS_NO,
     ("vdiff/reporting/verdict.py", "return False", "return None"): _ANSWERS_NO,
     (
         "vdiff/training/learner.py",
@@ -86,7 +86,7 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
     ("vdiff/metrics/frechet.py", "16", "(17)"): _EXACT,
     ("vdiff/metrics/frechet.py", "8", "(9)"): _EXACT,
     (
-        "vdiff/samplers/graphed.py",
+        "vdiff/machine/graphed.py",
         "each is None",
         "(each is not None)",
     ): "only a GPU records; the tests marked `gpu` see it",
@@ -96,7 +96,7 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
         "(trajectory(0.0001, ge=_SMALLEST_BETA))",
     ): "a first beta of 1 is refused for the signal that it leaves, too",
     (
-        "vdiff/training/trackers.py",
+        "vdiff/machine/trackers.py",
         "folder.mkdir(parents=True, exist_ok=True)",
         "(folder)",
     ): "Weights & Biases makes the folder, too; without our line it might choose another one",

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.layout import CASES, DTYPES, medians
-from vdiff import recipe_text
 from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.machine import memory
 from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.network import Network
 from vdiff.networks.unet import UNet
-from vdiff.recipe import Recipe
-from vdiff.training import memory
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 
 
 def main() -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.digits_quality import NUM_COMPONENTS, NUM_SAMPLES, distance
-from vdiff import checkpoint, digits
-from vdiff.images import to_float
+from vdiff import digits
+from vdiff.images.images import to_float
 from vdiff.metrics.frechet import PixelFrechet
-from vdiff.run_folder import RunFolder
+from vdiff.model_folder import checkpoint
+from vdiff.runs.folder import RunFolder
 
 
 def main() -> None:

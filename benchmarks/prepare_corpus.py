@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from vdiff import images
 from vdiff.data.prepare import prepare
 from vdiff.data.sources import open_source
 from vdiff.data.store import ImageStore
 from vdiff.errors import VdiffError
+from vdiff.images import images
 
 SECONDS = 600
 JPEG_TOLERANCE = 16

@@ -28,17 +28,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vdiff import images, recipe_text, savepoint
-from vdiff.chain import Chain
+from vdiff.chain.chain import Chain
+from vdiff.chain.stage_run import Surroundings
 from vdiff.cli.progress import FitLines
 from vdiff.data.loader import batches
 from vdiff.data.prepare import prepare
+from vdiff.disk.whole_folder import sha256_of
 from vdiff.errors import Stopped
-from vdiff.recipe import Recipe
-from vdiff.run_folder import STATE, RunFolder
-from vdiff.stage_run import Surroundings
-from vdiff.training.machine import Arithmetic, Machine
-from vdiff.whole_folder import sha256_of
+from vdiff.images import images
+from vdiff.machine.machine import Arithmetic, Machine
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
+from vdiff.runs import savepoint
+from vdiff.runs.folder import STATE, RunFolder
 
 STAGES = {"original": 90, "base_0": 60, "base_1": 60}
 SAVE_EVERY = 20

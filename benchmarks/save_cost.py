@@ -19,11 +19,11 @@ import torch
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.process import DiffusionSection
+from vdiff.machine.machine import Machine
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
-from vdiff.savepoint import Saver
+from vdiff.runs.savepoint import Saver
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
 
 SIZE = 32

@@ -87,11 +87,11 @@ def update(case: dict[str, Any], machine: Any = None) -> Callable[[], object]:
     from vdiff.diffusion.condition import NOTHING
     from vdiff.diffusion.denoiser import Denoiser
     from vdiff.diffusion.process import DiffusionSection
+    from vdiff.machine.machine import Machine
     from vdiff.networks.unet import UNetSection
     from vdiff.objectives.denoising import DenoisingObjective
     from vdiff.objectives.progressive import ProgressiveObjective
     from vdiff.training.learner import Learner, RngOf
-    from vdiff.training.machine import Machine
     from vdiff.training.settings import FitSection
 
     torch.set_num_threads(1)
@@ -171,7 +171,7 @@ def inner_seconds(processes: int, rounds: int) -> list[float]:
 
 
 def inner(case: dict[str, Any], rounds: int) -> None:
-    from vdiff.training.machine import Machine
+    from vdiff.machine.machine import Machine
 
     machine = Machine("fp32", "cpu")
     work, found = update(case, machine), []

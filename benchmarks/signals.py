@@ -24,10 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vdiff import cli, images, inspection, status
+from vdiff import cli
 from vdiff.data.prepare import prepare
 from vdiff.errors import ASKING
-from vdiff.run_folder import RunFolder
+from vdiff.images import images
+from vdiff.reporting import inspection
+from vdiff.runs import status
+from vdiff.runs.folder import RunFolder
 
 RECIPE = """\
 name: run

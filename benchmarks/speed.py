@@ -29,19 +29,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdiff import recipe_text
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.process import DiffusionSection
+from vdiff.machine.machine import Machine
 from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.unet import UNet, UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.progressive import ProgressiveObjective
-from vdiff.recipe import Recipe
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
 
 Work = Callable[[], object]

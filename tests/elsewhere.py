@@ -198,7 +198,7 @@ def stopped_training() -> None:
 
 def locked(folder: Path) -> None:
     """One process at a time, and nothing is left of it."""
-    from vdiff import lock
+    from vdiff.disk import lock
     from vdiff.errors import InUseError
 
     lock.PATIENCE = 0.1

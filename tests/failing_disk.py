@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 import pytest
 from safetensors import SafetensorError
 
-from vdiff import checkpoint
 from vdiff.errors import MachineError
+from vdiff.model_folder import checkpoint
 
 Failure = Literal["full", "broken", "killed"]
 FAILURES: tuple[Failure, ...] = ("full", "broken", "killed")

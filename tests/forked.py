@@ -14,7 +14,7 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "torch._dynamo", "accelerate.tracking", "vdiff.cli.app", "vdiff.chain", "vdiff.evaluation.evaluate"]
+    ["torch", "torch._dynamo", "accelerate.tracking", "vdiff.cli.app", "vdiff.chain.chain", "vdiff.evaluation.evaluate"]
 )
 
 Work = Callable[[Sequence[str]], int]

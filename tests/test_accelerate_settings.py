@@ -18,12 +18,12 @@ from vdiff import cli
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import CosineSection
+from vdiff.machine import accelerate_settings
+from vdiff.machine.machine import Machine, pick_device
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
-from vdiff.recipe import TrainSection
-from vdiff.training import accelerate_settings
+from vdiff.recipe.recipe import TrainSection
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import Machine, pick_device
 
 PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
 

@@ -8,12 +8,12 @@ from tests.test_training import COSINE, SHAPE, flat, learner, settings, taught
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import UsageError
+from vdiff.machine.machine import Machine
 from vdiff.networks.repeated import recompute_activations, repeated
 from vdiff.networks.unet import UNet, UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.randomness import Randomness
 from vdiff.training.learner import Learner
-from vdiff.training.machine import Machine
 
 
 def network(recomputes: bool) -> UNet:

@@ -8,7 +8,7 @@ import torch
 from skimage.metrics import structural_similarity as published
 
 from vdiff.errors import DataError
-from vdiff.images import to_float, to_uint8
+from vdiff.images.images import to_float, to_uint8
 from vdiff.metrics import metric
 from vdiff.metrics.agreement import agreement, agreement_of, squared_differences, structural_similarity
 

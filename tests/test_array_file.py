@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vdiff import array_file
+from vdiff.disk import array_file
 
 KEPT = {"images": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "seconds": np.array(0.5), "about": np.array("this")}
 

@@ -12,7 +12,7 @@ import torch
 import vdiff
 from benchmarks.gpu import MANY, Bench, Row, main
 from benchmarks.gpu_parties import Work
-from vdiff.training.machine import Machine
+from vdiff.machine.machine import Machine
 
 ROOT = Path(vdiff.__file__).parents[1]
 

@@ -11,12 +11,12 @@ import pytest
 
 from tests.conftest import MakePictures
 from tests.tiny import TinyRun
-from vdiff import checkpoint
-from vdiff.chain import choose
+from vdiff.chain.chain import choose
+from vdiff.chain.plan import plan
 from vdiff.cli import estimates
 from vdiff.data.prepare import prepare
 from vdiff.errors import DataError, InUseError, ModelFileError, Stopped, UsageError
-from vdiff.plan import plan
+from vdiff.model_folder import checkpoint
 from vdiff.training.settings import FitSection
 
 

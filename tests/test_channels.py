@@ -13,9 +13,9 @@ from tests.conftest import noise_picture
 from tests.tiny import TinyRun
 from vdiff.cli import main
 from vdiff.errors import MachineError
-from vdiff.images import on_white, write_gif
-from vdiff.training import trackers
-from vdiff.training.trackers import Trackers
+from vdiff.images.images import on_white, write_gif
+from vdiff.machine import trackers
+from vdiff.machine.trackers import Trackers
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 TRACKERS = [kind for kind in ("tensorboard", "wandb") if importlib.util.find_spec(kind) is not None]

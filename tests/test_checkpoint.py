@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from tests.full_disk import full_disk
-from vdiff import checkpoint, model_card, whole_folder
-from vdiff.checkpoint import ModelCard
 from vdiff.config import Section
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
+from vdiff.disk import whole_folder
 from vdiff.errors import DivergedError, MachineError, ModelFileError, UsageError
-from vdiff.model_card import MODEL
+from vdiff.model_folder import card as model_card
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import MODEL
+from vdiff.model_folder.checkpoint import ModelCard
 from vdiff.networks.unet import UNetSection
 from vdiff.randomness import Randomness
 from vdiff.samplers.ddim import Ddim

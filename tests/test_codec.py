@@ -13,15 +13,15 @@ from torch import Tensor
 
 import vdiff
 from tests.tiny import TinyRun
-from vdiff import checkpoint
 from vdiff.cli import main
 from vdiff.config import trajectory
 from vdiff.data import CODECS
 from vdiff.data.codec import PIXELS, Codec, CodecSection, PixelCodec, Shape, codec_of
 from vdiff.errors import DivergedError, UsageError
+from vdiff.model_folder import checkpoint
 
 ROOT = Path(vdiff.__file__).parent
-OF_PIXELS = {"data/codec.py", "images.py", "metrics/metric.py", "metrics/pair_metric.py", "reporting/verdict.py"}
+OF_PIXELS = {"data/codec.py", "images/images.py", "metrics/metric.py", "metrics/pair_metric.py", "reporting/verdict.py"}
 """Who may turn pixels into numbers: the codec itself, and what measures pictures whatever the network sees of them."""
 
 

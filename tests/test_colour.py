@@ -11,10 +11,10 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from tests import profiles
 from tests.conftest import noise_picture
-from vdiff import decoding, images
 from vdiff.data.prepare import prepare
 from vdiff.data.store import ImageStore
-from vdiff.decoding import colour
+from vdiff.images import decoding, images
+from vdiff.images.decoding import colour
 
 Floats = npt.NDArray[np.float64]
 ADOBE = profiles.of_display(profiles.ADOBE_RGB, profiles.ADOBE_GAMMA)

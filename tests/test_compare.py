@@ -9,12 +9,12 @@ import torch
 from tests.browser import complaints, opened, requests
 from tests.test_report import check, evaluated
 from tests.tiny import TinyRun
-from vdiff import checkpoint
 from vdiff.cli import app
 from vdiff.diffusion.condition import Condition
-from vdiff.images import decode, to_float, to_uint8
+from vdiff.images.images import decode, to_float, to_uint8
 from vdiff.metrics.agreement import agreement
-from vdiff.model_card import read_card
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import read_card
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 

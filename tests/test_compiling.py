@@ -12,11 +12,11 @@ from tests.test_training import COSINE, flat, settings, taught
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError
+from vdiff.machine.machine import Machine
 from vdiff.networks.blocks import ResidualBlock, Style
 from vdiff.networks.repeated import repeated
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner
-from vdiff.training.machine import Machine
 
 torch_warns = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 """While it compiles, of what its own code does."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vdiff import recipe_text
+from vdiff.recipe import text as recipe_text
 
 
 def offered(words: str, incomplete: str = "", folder: Path | None = None) -> list[str]:

@@ -19,7 +19,7 @@ from vdiff.errors import MachineError
 from vdiff.metrics import METRICS
 from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
-from vdiff.recipe import Recipe
+from vdiff.recipe.recipe import Recipe
 from vdiff.samplers import SAMPLERS
 
 TABLES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import TinyRun
-from vdiff.cores import num_cores
 from vdiff.data.prepare import prepare
+from vdiff.system.cores import num_cores
 
 
 def test_the_cores_of_this_process_are_counted() -> None:

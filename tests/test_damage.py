@@ -12,13 +12,14 @@ import torch
 from tests import test_checkpoint
 from tests.test_save_path import TRAJECTORY, models, save
 from tests.tiny import RECIPE
-from vdiff import checkpoint, savepoint
 from vdiff.cli import app
-from vdiff.diffusers_folder import README
 from vdiff.errors import ModelFileError
-from vdiff.images import write_png
-from vdiff.model_card import MARK
-from vdiff.run_folder import STATE
+from vdiff.images.images import write_png
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import MARK
+from vdiff.model_folder.diffusers_files import README
+from vdiff.runs import savepoint
+from vdiff.runs.folder import STATE
 
 Harm = Callable[[bytes], bytes]
 

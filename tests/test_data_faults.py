@@ -25,7 +25,6 @@ from PIL import Image
 from tests.conftest import MakePictures, noise_picture
 from tests.full_disk import full_disk
 from tests.tiny import TinyRun
-from vdiff import images
 from vdiff.cli import main
 from vdiff.data import conversion, lmdb_images
 from vdiff.data.lmdb_images import LmdbImages
@@ -34,6 +33,7 @@ from vdiff.data.opened import FILE
 from vdiff.data.prepare import Progress, prepare
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, InUseError, MachineError, Stopped, UsageError, VdiffError
+from vdiff.images import images
 
 SECONDS = 180.0
 """Nothing may last so long; only hangs do."""

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from tests.conftest import noise_picture
-from vdiff import decoding, images
 from vdiff.cli import main
 from vdiff.data.prepare import prepare
-from vdiff.decoding import remarks, webp
-from vdiff.decoding.damage import DamagedError
+from vdiff.images import decoding, images
+from vdiff.images.decoding import remarks, webp
+from vdiff.images.decoding.damage import DamagedError
 
 PICTURE = noise_picture(16, 12, seed=0)
 

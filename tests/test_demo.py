@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vdiff.chain import Chain
+from vdiff.chain.chain import Chain
 from vdiff.cli import main
 from vdiff.cli.signals import StopRequest
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from vdiff import decoding, images
 from vdiff.cli import main
 from vdiff.data.prepare import Report, prepare
 from vdiff.data.store import ImageStore
 from vdiff.errors import UsageError
+from vdiff.images import decoding, images
 
 SECONDS = 180.0
 RAMP = np.linspace(0, 1, 64)[None].repeat(64, 0)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from tests.test_checkpoint import SIZE, card, denoiser
 from tests.tiny import TinyRun
-from vdiff import checkpoint, diffusers_folder
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder import diffusers_files as diffusers_folder
 from vdiff.networks import NETWORKS
 from vdiff.networks.network import Network
 from vdiff.networks.unet import UNetSection

@@ -9,7 +9,7 @@ import pytest
 
 from vdiff import digits
 from vdiff.errors import MachineError
-from vdiff.images import decode
+from vdiff.images.images import decode
 
 
 def ended_process() -> int:

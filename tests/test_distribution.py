@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import vdiff
-from vdiff import distribution
 from vdiff.errors import MachineError
+from vdiff.system import distribution
 
 PACKAGE = Path(vdiff.__file__).parent
 ROOT = PACKAGE.parent

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.tiny import TinyRun
+from vdiff.chain.estimate import Cost, Estimate, estimate, stage_estimate
+from vdiff.chain.plan import plan
 from vdiff.cli import launch, main
-from vdiff.estimate import Cost, Estimate, estimate, stage_estimate
-from vdiff.plan import plan
-from vdiff.training import memory
-from vdiff.training.machine import Machine
+from vdiff.machine import memory
+from vdiff.machine.machine import Machine
 
 
 def estimated(run: TinyRun, *changes: str, stages: int = 2) -> Estimate:

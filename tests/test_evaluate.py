@@ -20,20 +20,21 @@ from tests.conftest import noise_picture
 from tests.full_disk import full_disk
 from tests.test_sample import models  # noqa: F401 - a fixture
 from tests.tiny import RECIPE, TinyRun
-from vdiff import array_file, checkpoint
 from vdiff.cli import main
 from vdiff.data.prepare import prepare
+from vdiff.disk import array_file
 from vdiff.errors import Stopped
 from vdiff.evaluation.samples import Samples, Wanted
 from vdiff.evaluation.subjects import of_run
-from vdiff.images import to_float
+from vdiff.images.images import to_float
+from vdiff.machine.machine import Machine
 from vdiff.metrics import table
 from vdiff.metrics.agreement import agreement
+from vdiff.model_folder import checkpoint
 from vdiff.reporting.pair import drawn as compared
 from vdiff.reporting.pictures import Studio
-from vdiff.run_folder import RunFolder
+from vdiff.runs.folder import RunFolder
 from vdiff.samplers.ddim import Ddim
-from vdiff.training.machine import Machine
 
 QUICK = ("--n", "12", "--metrics", "agreement,fd_pixel:4,swd", "--device", "cpu")
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from tests.test_unet import randomized
 from tests.tiny import TinyRun
+from vdiff.chain.stage_parts import fresh
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError
+from vdiff.machine.machine import Machine
 from vdiff.networks import NETWORKS
 from vdiff.networks.dropout import drops
 from vdiff.networks.network import as_network
-from vdiff.stage_parts import fresh
-from vdiff.training.machine import Machine
 
 SIZE, CHANNELS, CLASSES = 8, 3, 4
 

@@ -16,13 +16,15 @@ import torch
 from PIL import Image
 
 from tests import test_every_source
-from vdiff import checkpoint, cli, mark
+from vdiff import cli
 from vdiff.data.store import ImageStore
 from vdiff.diffusion.condition import Condition
+from vdiff.disk import manifest as mark
 from vdiff.formats import FORMATS
 from vdiff.formats.adapter import ForeignModel
 from vdiff.formats.contents import contents_of
-from vdiff.recipe import tables
+from vdiff.model_folder import checkpoint
+from vdiff.recipe.recipe import tables
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "vdiff-example"
 KINDS = ["npy", "dit", "straight", "consistency_toy", "adams", "brightness"]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.test_unet import randomized
-from vdiff import networks, recipe_text
+from vdiff import networks
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
+from vdiff.machine.machine import Machine
 from vdiff.networks import blocks, gpu
 from vdiff.networks.cpu import prepacked
 from vdiff.networks.cpu.fast import fast_on_cpu
@@ -20,8 +21,8 @@ from vdiff.networks.cpu.prepacked import Prepacked
 from vdiff.networks.fast import Fast, fast_on
 from vdiff.networks.unet import UNet, UNetSection
 from vdiff.networks.unet_config import UNetConfig
-from vdiff.recipe import Recipe
-from vdiff.training.machine import Machine
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 
 MOST_WRONG = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Beside the largest value of the same tensor.

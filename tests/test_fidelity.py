@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vdiff.errors import DataError, MachineError, ModelFileError, UsageError
-from vdiff.images import write_png
+from vdiff.images.images import write_png
 from vdiff.metrics.metric import Against, named
 
 torch_fidelity = pytest.importorskip("torch_fidelity", reason="the extra [eval] is not installed")

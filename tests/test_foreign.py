@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from vdiff.disk.tensor_facts import FormatError
 from vdiff.errors import ModelFileError
 from vdiff.formats.foreign import ForeignFile, describe
 from vdiff.formats.opcodes import follow
-from vdiff.headers.facts import FormatError
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "seed_samples" / "tiny_base_5"
 needs_sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason="shared/data/seed_samples is not beside the repository")

@@ -8,7 +8,7 @@ import torch
 
 from vdiff import digits
 from vdiff.errors import DataError
-from vdiff.images import to_float, to_uint8
+from vdiff.images.images import to_float, to_uint8
 from vdiff.metrics.bootstrap import resamples
 from vdiff.metrics.frechet import Array, PixelFrechet, PixelFrechetSection, frechet_distance
 from vdiff.metrics.metric import Against

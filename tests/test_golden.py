@@ -8,9 +8,10 @@ import pytest
 
 from tests.golden.make import pictures
 from tests.tiny import TinyRun
-from vdiff import checkpoint, mark
 from vdiff.cli import app
-from vdiff.model_card import FORMAT, MARK
+from vdiff.disk import manifest as mark
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import FORMAT, MARK
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.glob("format_*"))

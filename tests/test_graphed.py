@@ -15,20 +15,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.tiny import TinyRun
 from tests.toys import SCHEDULES, Curved
-from vdiff import checkpoint, recipe_text
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.drawing.drawing import Drawing
 from vdiff.errors import MachineError
 from vdiff.evaluation.samples import Samples, Wanted
 from vdiff.evaluation.subjects import of_run
+from vdiff.machine import graphed
+from vdiff.machine.graphed import MOST_SHAPES, CudaRecorder, Given, Graphs, Replay
+from vdiff.machine.machine import Machine
+from vdiff.model_folder import checkpoint
 from vdiff.networks.unet import UNetSection
-from vdiff.recipe import Recipe
-from vdiff.samplers import graphed
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
-from vdiff.samplers.graphed import MOST_SHAPES, CudaRecorder, Given, Graphs, Replay
-from vdiff.training.machine import Machine
 
 SHAPE, STEPS = (3, 8, 8), 3
 SHIPPED = recipe_text.shipped()

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from vdiff import recipe_text
 from vdiff.cli import main
 from vdiff.errors import UsageError
-from vdiff.home import expanded
-from vdiff.recipe import Recipe
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
+from vdiff.system.home import expanded
 
 TEXT = """\
 name: tilde

@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 from tests import test_checkpoint
 from tests.test_golden import GOLDEN
 from tests.test_save_path import TRAJECTORY, models, save
-from vdiff import checkpoint, mark, recipe_text, savepoint
-from vdiff.checkpoint import Checkpoint
 from vdiff.data.store import ImageStore
+from vdiff.disk import manifest as mark
 from vdiff.errors import DataError, ModelFileError, UsageError, VdiffError
-from vdiff.model_card import CONFIG, MARK, WEIGHTS
-from vdiff.recipe import Recipe
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import CONFIG, MARK, WEIGHTS
+from vdiff.model_folder.checkpoint import Checkpoint
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
+from vdiff.runs import savepoint
 
 # No shrinking and no data base of examples: a failure is printed as it was found, the same one every time.
 CHEAP = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import noise_picture
-from vdiff import __version__, images
+from vdiff import __version__
 from vdiff.errors import MachineError
+from vdiff.images import images
 
 
 def as_bytes(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:

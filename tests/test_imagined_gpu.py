@@ -11,14 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vdiff import recipe_text
 from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.images import to_float
+from vdiff.images.images import to_float
+from vdiff.machine.graphed import _HostTraffic
 from vdiff.networks.fast import fast_on
 from vdiff.objectives.progressive import ProgressiveObjective
-from vdiff.recipe import Recipe
-from vdiff.samplers.graphed import _HostTraffic
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 from vdiff.training.learner import RngOf
 
 BATCH = 4

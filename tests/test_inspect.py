@@ -16,15 +16,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vdiff import checkpoint, mark, run_folder, savepoint
-from vdiff.checkpoint import ModelCard
 from vdiff.cli import main
 from vdiff.data.store import ImageStore
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.process import DiffusionSection
+from vdiff.disk import manifest as mark
 from vdiff.errors import DataError, ModelFileError, UsageError
-from vdiff.model_card import CONFIG, MARK, WEIGHTS
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import CONFIG, MARK, WEIGHTS
+from vdiff.model_folder.checkpoint import ModelCard
 from vdiff.networks.unet import UNetSection
+from vdiff.runs import folder as run_folder
+from vdiff.runs import savepoint
 
 RECIPE = """
 name: toy

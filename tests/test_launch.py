@@ -14,7 +14,7 @@ import torch
 from vdiff import cli
 from vdiff.cli import launch
 from vdiff.errors import MachineError, Stopped
-from vdiff.training.machine import Machine
+from vdiff.machine.machine import Machine
 
 WAITS = "import threading; threading.Event().wait(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w').close(); " + WAITS

@@ -6,9 +6,9 @@ import torch
 from tests.test_training import COSINE, flat, learner, network, pictures, rng_of, settings, taught
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.machine.machine import Machine
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner
-from vdiff.training.machine import Machine
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tests.test_checkpoint import card, denoiser
 from tests.tiny import TinyRun
 from tests.toys import curved, noise
-from vdiff import checkpoint
 from vdiff.config import Section
 from vdiff.diffusion.limits import check_chain, check_prediction
 from vdiff.diffusion.prediction import Predicts
 from vdiff.diffusion.process import DiffusionSection
 from vdiff.diffusion.schedule import BetaSchedule, CosineSchedule, Schedule
 from vdiff.errors import ModelFileError, UsageError
+from vdiff.model_folder import checkpoint
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target, rho_weights
 from vdiff.objectives.weighting import Weighting, weighted_loss

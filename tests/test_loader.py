@@ -15,7 +15,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vdiff import images
 from vdiff.config import mark_of
 from vdiff.data import DATASETS, lmdb_images
 from vdiff.data.dataset import Images
@@ -23,6 +22,7 @@ from vdiff.data.lmdb_images import LmdbImages, LmdbImagesSection
 from vdiff.data.loader import Batch, batches, flips, sample_indices
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, MachineError, UsageError
+from vdiff.images import images
 
 
 class Numbers:

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.full_disk import full_disk
-from vdiff import lock
 from vdiff.data.prepare import prepare
+from vdiff.disk import lock
 from vdiff.errors import InUseError, MachineError, UsageError
-from vdiff.run_folder import RunFolder
+from vdiff.runs.folder import RunFolder
 
 HOLDERS = {
-    "run": "from vdiff.run_folder import RunFolder; held = RunFolder(Path(sys.argv[1])).lock()",
+    "run": "from vdiff.runs.folder import RunFolder; held = RunFolder(Path(sys.argv[1])).lock()",
     "store": "held = lock.held(Path(sys.argv[1]))",
 }
 """The two kinds of folders that are locked, as programs."""

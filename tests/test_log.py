@@ -11,8 +11,8 @@ import torch
 
 from tests.test_together import Among, Meeting
 from vdiff.errors import DivergedError
+from vdiff.machine.machine import Machine
 from vdiff.training.log import MOST_SKIPPED, Report
-from vdiff.training.machine import Machine
 from vdiff.training.report import Progress
 from vdiff.training.settings import FitSection
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from tests.tiny import TinyRun
-from vdiff import inspection, savepoint
 from vdiff.cli import estimates
 from vdiff.config import Section, mark_of
 from vdiff.errors import Stopped, UsageError
+from vdiff.reporting import inspection
+from vdiff.runs import savepoint
 
 CONSTANT = ("train.decay=constant", "train.updates=12", "train.log_every=3")
 

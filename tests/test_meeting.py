@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from vdiff.errors import DataError, DivergedError, MachineError, Stopped, UsageError
-from vdiff.training import line, meeting
-from vdiff.training.differences import differences
-from vdiff.training.line import Line
-from vdiff.training.meeting import Meeting
+from vdiff.machine import line, meeting
+from vdiff.machine.differences import differences
+from vdiff.machine.line import Line
+from vdiff.machine.meeting import Meeting
 
 Role = Callable[[Meeting], Any]
 

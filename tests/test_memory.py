@@ -11,11 +11,11 @@ from tests.test_training import COSINE, flat, learner, network, pictures, rng_of
 from vdiff.cli.failures import explain
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.machine import memory
+from vdiff.machine.machine import Machine
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.randomness import Randomness
-from vdiff.training import memory
 from vdiff.training.learner import Learner
-from vdiff.training.machine import Machine
 
 
 class Cramped(DenoisingObjective):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from tests.test_training import COSINE, flat, network, pictures, rng_of, settings, taught
 from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.machine import memory
+from vdiff.machine.machine import Machine
 from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.progressive import ProgressiveObjective
-from vdiff.training import memory
 from vdiff.training.learner import Learner
-from vdiff.training.machine import Machine
 from vdiff.training.micro_batch import SAFE_SHARE, fitting
 
 CPU = torch.device("cpu")

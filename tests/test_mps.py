@@ -18,7 +18,8 @@ from vdiff.diffusion.condition import NOTHING, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSection, CosineSection, ScheduleSection
 from vdiff.errors import MachineError, UsageError
-from vdiff.images import to_float
+from vdiff.images.images import to_float
+from vdiff.machine.machine import Machine, pick_device, resolve_on_mps
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.objective import Objective
@@ -29,7 +30,6 @@ from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 from vdiff.samplers.sampler import Sampler
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import Machine, pick_device, resolve_on_mps
 
 BATCH = 4
 SCHEDULES = {"cosine": CosineSection(), "cosine_logsnr": CosineLogsnrSection(), "betas": BetasSection()}

@@ -76,7 +76,7 @@ def test_tests_that_import_a_module_concern_it_also_by_a_helper() -> None:
     found = concerned(ROOT, "vdiff/diffusion/schedule.py")
     assert {"tests/test_schedule.py", "tests/test_weighting.py"} <= set(found)  # the second by toys.py
     assert "tests/test_digits.py" not in found
-    assert "tests/test_depth.py" in concerned(ROOT, "vdiff/decoding/depth.py")  # by the package's door
+    assert "tests/test_depth.py" in concerned(ROOT, "vdiff/images/decoding/depth.py")  # by the package's door
 
 
 def test_what_is_seen_and_what_is_not_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,18 +13,19 @@ from torch import Tensor
 from tests.test_sample import error, here, models, sample  # noqa: F401 - fixtures
 from tests.test_survival import Poison, log, poison, reseal  # noqa: F401 - a fixture
 from tests.tiny import TinyRun
-from vdiff import mark, whole_folder
-from vdiff.checkpoint import load_tensors, save_tensors
 from vdiff.cli import main
 from vdiff.data.codec import PixelCodec
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.disk import manifest as mark
+from vdiff.disk import whole_folder
 from vdiff.drawing.drawing import decoded_share
 from vdiff.errors import DivergedError, ModelFileError, Stopped
-from vdiff.images import to_uint8
-from vdiff.model_card import MARK, WEIGHTS
+from vdiff.images.images import to_uint8
+from vdiff.machine.machine import Machine
+from vdiff.model_folder.card import MARK, WEIGHTS
+from vdiff.model_folder.checkpoint import load_tensors, save_tensors
 from vdiff.training.learner import Learner
 from vdiff.training.log import _Skips
-from vdiff.training.machine import Machine
 
 BAD = [math.nan, math.inf, -math.inf]
 

@@ -10,23 +10,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vdiff.checkpoint import Checkpoint, ModelCard
+from vdiff.chain.plan import Stage
+from vdiff.chain.stage_parts import freeze, objective_of
 from vdiff.config import Section
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.diffusion.prediction import Predicts, predict
 from vdiff.diffusion.schedule import CosineSchedule
+from vdiff.machine.machine import Machine
+from vdiff.model_folder.checkpoint import Checkpoint, ModelCard
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.denoising import DenoisingObjective, DenoisingSection
 from vdiff.objectives.objective import Objective, Task
 from vdiff.objectives.progressive import ProgressiveObjective, ProgressiveSection
 from vdiff.objectives.weighting import Weighting
-from vdiff.plan import Stage
 from vdiff.randomness import Randomness
-from vdiff.recipe import DistillSection, TrainSection
-from vdiff.stage_parts import freeze, objective_of
+from vdiff.recipe.recipe import DistillSection, TrainSection
 from vdiff.training.learner import RngOf
-from vdiff.training.machine import Machine
 
 GRID = 16
 NUM_STEPS, TEACHER_STEPS, UPDATES = 8, 4, 10

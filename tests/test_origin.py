@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from tests.archives import Pack, as_folder, as_tar, as_zip
-from vdiff import images
 from vdiff.cli import main
 from vdiff.data import conversion
 from vdiff.data.metadata import Metadata
@@ -20,6 +19,7 @@ from vdiff.data.prepare import Progress, Report, plan, prepare
 from vdiff.data.sources import open_source
 from vdiff.data.store import METADATA, ImageStore, StoreWriter
 from vdiff.errors import MachineError, UsageError
+from vdiff.images import images
 
 KINDS = pytest.mark.parametrize("pack", [as_folder, as_zip, as_tar])
 RED, BLUE = (255, 0, 0), (0, 0, 255)

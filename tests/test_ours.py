@@ -12,15 +12,16 @@ import pytest
 from tests.conftest import MakePictures
 from tests.failing_disk import Call, Disk, Killed
 from tests.tiny import TinyRun
-from vdiff import lock, ours, run_contents, whole_folder
 from vdiff.data import publishing
 from vdiff.data.prepare import prepare
 from vdiff.data.store import ImageStore, StoreWriter
+from vdiff.disk import lock, ours, whole_folder
+from vdiff.disk.ours import Kind
 from vdiff.errors import Stopped, UsageError
-from vdiff.model_card import MODEL
-from vdiff.ours import Kind
-from vdiff.run_contents import SAVE
-from vdiff.run_folder import RunFolder
+from vdiff.model_folder.card import MODEL
+from vdiff.runs import contents as run_contents
+from vdiff.runs.contents import SAVE
+from vdiff.runs.folder import RunFolder
 from vdiff.training import log_file
 
 MINE = "my only copy\n"

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.diffusion.condition import of_seeds
+from vdiff.machine import memory
 from vdiff.networks.cpu import prepacked
 from vdiff.networks.cpu.doubling import convolved_double, doubled
 from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.cpu.prepacked import Conv2d, Linear
 from vdiff.networks.unet import UNetSection
-from vdiff.training import memory
 
 BOTH = (torch.float32, torch.bfloat16)
 MOST_WRONG = {torch.float32: 1e-5, torch.bfloat16: 0.01}  # beside the largest value; one rounding of bfloat16 is 0.004

@@ -20,7 +20,6 @@ import pytest
 from PIL import Image, WebPImagePlugin
 
 from tests.conftest import MakePictures, noise_picture
-from vdiff import images
 from vdiff.cli import main
 from vdiff.data import conversion, patience
 from vdiff.data.opened import forget
@@ -28,6 +27,7 @@ from vdiff.data.prepare import Report, prepare
 from vdiff.data.sources import tar_file
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError, PausedError
+from vdiff.images import images
 
 SECONDS = 180.0
 

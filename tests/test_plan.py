@@ -9,11 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import TinyRun
-from vdiff import recipe_text
+from vdiff.chain.plan import Stage, chosen, doubts, plan, stages_after, trajectory
 from vdiff.config import trajectory_values
 from vdiff.errors import UsageError
-from vdiff.plan import Stage, chosen, doubts, plan, stages_after, trajectory
-from vdiff.recipe import DistillSection, Recipe
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import DistillSection, Recipe
 from vdiff.training.step_counts import step_counts
 
 

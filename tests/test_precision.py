@@ -10,14 +10,14 @@ from torch import Tensor
 
 from tests.test_training import flat, learner, pictures, rng_of, taught
 from tests.tiny import StopAfter, TinyRun
+from vdiff.chain.stage_run import Surroundings
 from vdiff.cli.progress import FitLines
 from vdiff.diffusion.condition import NOTHING
 from vdiff.errors import MachineError, Stopped, UsageError
+from vdiff.machine import machine as machines
+from vdiff.machine.machine import SMALLEST_BF16_PICTURE, Machine, resolve
 from vdiff.networks.cpu.attention import attend
-from vdiff.stage_run import Surroundings
-from vdiff.training import machine as machines
 from vdiff.training.learner import Learner
-from vdiff.training.machine import SMALLEST_BF16_PICTURE, Machine, resolve
 
 needs_bf16 = pytest.mark.skipif(not machines.cpu_multiplies_bf16(), reason="this CPU does not multiply bf16")
 
@@ -128,7 +128,7 @@ def test_in_fp16_a_save_is_gone_on_from_bit_for_bit(monkeypatch: pytest.MonkeyPa
 
 
 def chain(run: TinyRun, precision: Any, stop_after: int) -> Any:
-    from vdiff.chain import Chain
+    from vdiff.chain.chain import Chain
 
     progress = FitLines(run.said.append)
     machine = Machine(precision, "cpu")
@@ -146,7 +146,7 @@ def test_a_run_that_auto_began_in_bf16_does_not_go_on_in_float32_unasked(tiny_ru
 
 
 def test_a_save_from_before_the_precision_was_recorded_is_gone_on_from(tiny_run: TinyRun) -> None:
-    from vdiff.savepoint import changes
+    from vdiff.runs.savepoint import changes
 
     assert changes({"precision": "auto"}, {"precision": "fp32"}) == []
     assert changes({"precision": "fp32"}, {"precision": "bf16"}) != []

@@ -16,11 +16,11 @@ from PIL import Image
 
 from tests.conftest import MakePictures, noise_picture
 from tests.full_disk import full_disk
-from vdiff import images
 from vdiff.data import conversion
 from vdiff.data.prepare import Progress, plan, prepare
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, InUseError, MachineError, Stopped, UsageError
+from vdiff.images import images
 
 
 def pixels(store: Path, index: int, size: int, channels: int = 3) -> images.Pixels:

@@ -14,8 +14,8 @@ import pytest
 
 from tests.conftest import noise_picture
 from vdiff.cli import main
-from vdiff.printable import printable, printable_json
 from vdiff.reporting.markup import escaped
+from vdiff.system.printable import printable, printable_json
 
 OWNED = "\x1b]0;owned\x07\x1b[2J\x9b31mred[bold red]x[/]\u202egnp"
 """Renames the window, clears it, paints, tries markup, and turns the direction of writing."""

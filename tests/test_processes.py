@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from tests.tiny import TinyRun
-from vdiff import checkpoint, cli, status
-from vdiff.run_folder import RunFolder, points
+from vdiff import cli
+from vdiff.model_folder import checkpoint
+from vdiff.runs import status
+from vdiff.runs.folder import RunFolder, points
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -37,7 +39,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 @pytest.fixture
 def unbroken(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
     """A run in one process that nobody stopped, called `unbroken`; the current folder holds its recipe."""
-    from vdiff.recipe_yaml import dump
+    from vdiff.recipe.strict_yaml import dump
 
     recipe = tiny_run.recipe(*CHANGES)
     tiny_run.text = dump(recipe.model_dump(mode="json"))

@@ -16,13 +16,13 @@ import pytest
 
 from tests.forked import Forked, Work, vdiff
 from tests.tiny import TinyRun
-from vdiff import status
 from vdiff.cli import session
 from vdiff.cli.failures import explain
 from vdiff.data.prepare import prepare
 from vdiff.errors import MachineError, Stopped
-from vdiff.training import line, processes
-from vdiff.training.machine import Machine
+from vdiff.machine import line, processes
+from vdiff.machine.machine import Machine
+from vdiff.runs import status
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 600.0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vdiff.cli import main
-from vdiff.images import encode
+from vdiff.images.images import encode
 
 README = Path(__file__).parent.parent / "README.md"
 

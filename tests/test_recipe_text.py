@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import model_validator
 
-from vdiff import mark, recipe_text
 from vdiff.config import KindSection, Registry, Section, harmless, trajectory
+from vdiff.disk import manifest as mark
 from vdiff.errors import ModelFileError, UsageError
-from vdiff.recipe import Recipe
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 
 
 class Net(KindSection):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from vdiff import recipe_text
+from vdiff.chain.plan import plan
 from vdiff.diffusion.condition import of_seeds
-from vdiff.plan import plan
-from vdiff.recipe import Recipe
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 
 SHIPPED = recipe_text.shipped()
 

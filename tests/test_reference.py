@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff import array_file, digits
-from vdiff.array_file import Arrays
+from vdiff import digits
+from vdiff.disk import array_file
+from vdiff.disk.array_file import Arrays
 from vdiff.metrics import reference
 from vdiff.metrics.metric import MetricSection, chunks
 from vdiff.metrics.reference import StorePictures, remembered

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-from vdiff.training import rendezvous, world
+from vdiff.machine import rendezvous, world
 
 
 def lives(port: int) -> list[world.World]:

@@ -12,7 +12,7 @@ from tests.browser import complaints, opened, requests
 from tests.tiny import TinyRun
 from vdiff.cli import app
 from vdiff.metrics import table
-from vdiff.model_card import read_card
+from vdiff.model_folder.card import read_card
 from vdiff.reporting import record
 from vdiff.reporting.chart import Axis, Line, Point, chart
 

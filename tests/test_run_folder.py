@@ -6,7 +6,7 @@ import pytest
 
 from vdiff.cli import main
 from vdiff.errors import InUseError, MachineError
-from vdiff.run_folder import RunFolder
+from vdiff.runs.folder import RunFolder
 
 
 def test_a_second_run_is_kept_out_and_the_first_one_named(tmp_path: Path) -> None:

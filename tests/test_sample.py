@@ -16,21 +16,24 @@ from PIL import Image
 
 from tests.full_disk import full_disk
 from tests.tiny import TinyRun
-from vdiff import checkpoint, digits, mark, recipe_text
+from vdiff import digits
 from vdiff.cli import main
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.disk import manifest as mark
 from vdiff.drawing.drawing import ranges
 from vdiff.drawing.pictures import draw_with
-from vdiff.images import to_float, to_uint8
+from vdiff.images.images import to_float, to_uint8
+from vdiff.machine.machine import Machine
+from vdiff.model_folder import checkpoint
 from vdiff.objectives.objective import Task
 from vdiff.randomness import Randomness
-from vdiff.recipe import Recipe
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 from vdiff.samplers.ancestral import Ancestral
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import Machine
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser, ddim_step, scales
 from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSchedule, sampling_times
-from vdiff.images import to_uint8
+from vdiff.images.images import to_uint8
 from vdiff.randomness import Randomness
 from vdiff.samplers import SAMPLERS
 from vdiff.samplers.ancestral import Ancestral

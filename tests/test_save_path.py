@@ -10,11 +10,14 @@ import torch
 
 from tests import test_checkpoint
 from tests.failing_disk import Outcome, outcomes
-from vdiff import checkpoint, run_contents, savepoint, whole_folder
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.model_card import MODEL
-from vdiff.ours import anything
-from vdiff.run_contents import SAVE
+from vdiff.disk import whole_folder
+from vdiff.disk.ours import anything
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import MODEL
+from vdiff.runs import contents as run_contents
+from vdiff.runs import savepoint
+from vdiff.runs.contents import SAVE
 
 TRAJECTORY = {"seed": 3}
 

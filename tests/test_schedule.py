@@ -9,13 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.toys import GRID, SCHEDULES
-from vdiff.diffusion.schedule import (
-    BetasSection,
-    CosineLogsnrSchedule,
-    CosineSchedule,
-    sampling_times,
-    tabled_betas,
-)
+from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSchedule, CosineSchedule, sampling_times, tabled_betas
 
 T = torch.arange(0, GRID + 1, dtype=torch.float64) / GRID
 

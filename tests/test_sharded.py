@@ -13,17 +13,18 @@ import torch
 
 from tests.test_stateful_objective import Consistency
 from tests.tiny import TinyRun
-from vdiff import checkpoint, cli
+from vdiff import cli
 from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import MachineError, Stopped
+from vdiff.machine.machine import Machine
+from vdiff.machine.processes import PATIENCE
+from vdiff.model_folder import checkpoint
 from vdiff.networks.cpu.prepacked import Prepacked
 from vdiff.networks.sharded import local_shard, on_host
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import Machine
-from vdiff.training.processes import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 COMMON = [

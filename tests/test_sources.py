@@ -14,8 +14,8 @@ from tests.archives import Pack, add_link, as_folder, as_tar, as_zip, png, tar_b
 from vdiff.data.sources import Source, open_source
 from vdiff.data.sources.kinds import BEGINNING, SUFFIXES, no_picture
 from vdiff.data.sources.left_out import UNKNOWN
-from vdiff.decoding.damage import FORMATS
 from vdiff.errors import DataError, PausedError
+from vdiff.images.decoding.damage import FORMATS
 
 KINDS = pytest.mark.parametrize("pack", [as_folder, as_zip, as_tar])
 

@@ -8,19 +8,20 @@ import pytest
 import torch
 
 from tests.tiny import TinyRun
-from vdiff import checkpoint, stage_run
-from vdiff.checkpoint import Checkpoint
+from vdiff.chain import stage_run
+from vdiff.chain.plan import Stage
+from vdiff.chain.stage_parts import objective_of
+from vdiff.chain.trend import Trend
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import Stopped
+from vdiff.machine import machine as machines
+from vdiff.machine.machine import Machine
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.checkpoint import Checkpoint
 from vdiff.objectives.objective import Objective
-from vdiff.plan import Stage
-from vdiff.recipe import Recipe
-from vdiff.stage_parts import objective_of
+from vdiff.recipe.recipe import Recipe
 from vdiff.training import loop
-from vdiff.training import machine as machines
 from vdiff.training.loop import Chore, Moment
-from vdiff.training.machine import Machine
-from vdiff.trend import Trend
 
 
 def test_whoever_asks_the_teacher_finds_it_frozen_and_the_student_starts_from_its_whole_weights(

@@ -11,18 +11,19 @@ from torch import Tensor
 
 from tests.test_chain import finish
 from tests.tiny import TinyRun
-from vdiff import checkpoint, recipe_text
-from vdiff.chain import choose
+from vdiff.chain.chain import choose
+from vdiff.chain.plan import Stage, chosen, doubts, plan, same_start, stages_after, trajectory
 from vdiff.cli import main
 from vdiff.config import trajectory as trajectory_field
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import UsageError
+from vdiff.model_folder import checkpoint
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
-from vdiff.plan import Stage, chosen, doubts, plan, same_start, stages_after, trajectory
 from vdiff.randomness import Randomness
-from vdiff.recipe import Recipe
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 
 SHORT = "start_steps: 8, end_steps: 1,"
 

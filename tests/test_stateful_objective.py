@@ -15,6 +15,7 @@ from vdiff.config import trajectory
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError, Stopped
+from vdiff.machine.machine import Machine
 from vdiff.networks import sharded
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.denoising import DenoisingObjective
@@ -23,7 +24,6 @@ from vdiff.objectives.target import Target
 from vdiff.objectives.weighting import weighted_loss
 from vdiff.randomness import Randomness
 from vdiff.training.learner import Learner, State
-from vdiff.training.machine import Machine
 
 UPDATES = 10
 DECAY = 0.5

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.tiny import TinyRun
-from vdiff import status as run_status
 from vdiff.cli import app
 from vdiff.cli.progress import FitLines
 from vdiff.cli.session import resume_command
-from vdiff.run_folder import RunFolder
-from vdiff.status import Recorder
+from vdiff.runs import status as run_status
+from vdiff.runs.folder import RunFolder
+from vdiff.runs.status import Recorder
 
 COMMAND = ["train", "--device", "cpu", "-q"]
 
@@ -51,7 +51,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(place: RunFolder, monkeypatch: 
 
 
 def test_a_run_that_fails_says_why(place: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from vdiff import savepoint
+    from vdiff.runs import savepoint
 
     def full(path: Path, *rest: Any) -> None:
         raise OSError(28, "No space left on device", str(path))

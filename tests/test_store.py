@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from tests.full_disk import full_disk
-from vdiff import images, lock
 from vdiff.cli import failures
 from vdiff.data import lmdb_pages
 from vdiff.data.metadata import Metadata
 from vdiff.data.store import ImageStore, StoreWriter
+from vdiff.disk import lock
 from vdiff.errors import DataError, MachineError
+from vdiff.images import images
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "seed_samples" / "lmdb_32_16"
 

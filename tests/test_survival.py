@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from tests.tiny import TinyRun
-from vdiff import inspection, savepoint, whole_folder
-from vdiff.checkpoint import load_tensors, save_tensors
+from vdiff.disk import whole_folder
+from vdiff.disk.manifest import manifest
 from vdiff.errors import DivergedError, MachineError, ModelFileError, Stopped
-from vdiff.mark import manifest
-from vdiff.run_folder import STATE as STATE_FILE
-from vdiff.savepoint import Saver
+from vdiff.model_folder.checkpoint import load_tensors, save_tensors
+from vdiff.reporting import inspection
+from vdiff.runs import savepoint
+from vdiff.runs.folder import STATE as STATE_FILE
+from vdiff.runs.savepoint import Saver
 from vdiff.training.learner import Learner
 
 Poison = Callable[[Callable[[Learner], bool]], None]

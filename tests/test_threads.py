@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import vdiff
-from vdiff import savepoint, threads
 from vdiff.data import conversion
 from vdiff.errors import PausedError
+from vdiff.runs import savepoint
+from vdiff.system import threads
 
 
 def no_room(monkeypatch: pytest.MonkeyPatch) -> None:

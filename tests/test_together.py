@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff.training.machine import Machine
+from vdiff.machine.machine import Machine
 
 COUNTS = [2, 3, 5]
 

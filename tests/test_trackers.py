@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.tiny import TinyRun
 from vdiff.errors import MachineError, Stopped, UsageError
-from vdiff.training import trackers
-from vdiff.training.machine import Machine
+from vdiff.machine import trackers
+from vdiff.machine.machine import Machine
 
 MEASURED = ("evaluate.every=2", "evaluate.num_images=6", "evaluate.metrics=[agreement,swd]", "distill.end_steps=2")
 PICTURES = ("train.preview_every=2", "train.save_every=2")

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from tests.full_disk import full_disk
 from tests.tiny import TinyRun, never
 from tests.toys import SCHEDULES, curved
-from vdiff import checkpoint
 from vdiff.cli.progress import FitLines
 from vdiff.data.codec import PixelCodec
 from vdiff.data.loader import Batch
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
-from vdiff.images import to_float
+from vdiff.images.images import to_float
+from vdiff.machine.machine import Machine
+from vdiff.model_folder import checkpoint
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.denoising import DenoisingObjective
@@ -36,7 +37,6 @@ from vdiff.training.ema import Average
 from vdiff.training.learner import Learner, RngOf, State
 from vdiff.training.log import Report
 from vdiff.training.loop import Chore, Moment, always, fit
-from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
 
 COSINE = SCHEDULES["cosine"]
@@ -307,7 +307,7 @@ def test_a_training_that_is_complete_learns_no_more(machine: Machine) -> None:
 
 def test_a_machine_that_need_not_be_deterministic_does_not_wait_for_the_compiler_to_be_imported() -> None:
     code = (
-        "import sys; from vdiff.training.machine import Machine; Machine('fp32', 'cpu');"
+        "import sys; from vdiff.machine.machine import Machine; Machine('fp32', 'cpu');"
         "print([name for name in ('torch', 'torch._inductor', 'torch._dynamo') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "['torch']\n"

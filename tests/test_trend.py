@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from tests.tiny import TinyRun
-from vdiff import checkpoint, mark
 from vdiff.cli import main
+from vdiff.disk import manifest as mark
 from vdiff.errors import DataError, DivergedError, ModelFileError, Stopped, UsageError
-from vdiff.model_card import MARK
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import MARK
 
 MEASURED = ("evaluate.every=2", "evaluate.num_images=6", "evaluate.metrics=[agreement, 'fd_pixel:3', swd]")
 SHORT = ("distill.start_steps=4", "distill.end_steps=2")

@@ -12,7 +12,7 @@ from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Row, Val
 from vdiff.reporting.pictures import Gallery, Strip
 from vdiff.reporting.record import Record
 from vdiff.reporting.verdict import measured, verdict
-from vdiff.run_folder import RunFolder
+from vdiff.runs.folder import RunFolder
 
 ORIGINAL = Value(value=0.5, low=0.4, high=0.6)
 BETTER = {"less": 0.1, "more": 0.9}

@@ -12,9 +12,10 @@ import pytest
 
 from tests.failing_disk import Call, Disk, Killed
 from tests.power_cut import PowerCut
-from vdiff import mark, whole_folder
+from vdiff.disk import manifest as mark
+from vdiff.disk import whole_folder
+from vdiff.disk.ours import Kind, anything
 from vdiff.errors import MachineError, ModelFileError, UsageError
-from vdiff.ours import Kind, anything
 
 MARK = "mark.json"
 KIND = Kind(MARK, re.compile(r"mark\.json|b\.txt|inner/(a\.txt)?"))

@@ -15,8 +15,8 @@ import pytest
 from tests.tiny import TinyRun
 from vdiff.cli import app
 from vdiff.errors import MachineError, Stopped
-from vdiff.training import rendezvous, world
-from vdiff.training.world import World
+from vdiff.machine import rendezvous, world
+from vdiff.machine.world import World
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 

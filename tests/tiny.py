@@ -5,14 +5,14 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vdiff import recipe_text
-from vdiff.chain import Chain
-from vdiff.checkpoint import ModelCard
+from vdiff.chain.chain import Chain
+from vdiff.chain.stage_run import Surroundings
 from vdiff.cli.progress import FitLines
-from vdiff.recipe import Recipe
-from vdiff.run_folder import RunFolder
-from vdiff.stage_run import Surroundings
-from vdiff.training.machine import Machine
+from vdiff.machine.machine import Machine
+from vdiff.model_folder.checkpoint import ModelCard
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
+from vdiff.runs.folder import RunFolder
 
 RECIPE = """\
 name: tiny

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from vdiff.diffusion.condition import Condition
     from vdiff.diffusion.denoiser import Denoiser
     from vdiff.errors import DataError, DivergedError, MachineError, ModelFileError, UsageError, VdiffError
-    from vdiff.model_card import ModelCard
-    from vdiff.recipe import Recipe
+    from vdiff.model_folder.card import ModelCard
+    from vdiff.recipe.recipe import Recipe
 else:
     # PEP 562: `import vdiff` must not wait for torch, so a name is imported when it is first used.
     _PLACES = {
@@ -52,9 +52,9 @@ else:
         "ImageBatch": "vdiff.api.images",
         "MachineError": "vdiff.errors",
         "Model": "vdiff.api.model",
-        "ModelCard": "vdiff.model_card",
+        "ModelCard": "vdiff.model_folder.card",
         "ModelFileError": "vdiff.errors",
-        "Recipe": "vdiff.recipe",
+        "Recipe": "vdiff.recipe.recipe",
         "Report": "vdiff.api.run",
         "Run": "vdiff.api.run",
         "Store": "vdiff.api.store",

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from vdiff.errors import MachineError
-from vdiff.home import expanded
+from vdiff.system.home import expanded
 
 MARK = "vdiff"
 """The key in a field's JSON schema that says `trajectory` or `harmless`."""

@@ -24,7 +24,7 @@ from vdiff.data.dataset import DatasetSection, TakesMany
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import CosineSchedule, Schedule, ScheduleSection
-from vdiff.images import to_uint8
+from vdiff.images.images import to_uint8
 from vdiff.metrics.metric import Against, Means, MetricSection
 from vdiff.metrics.pair_metric import PairMetricSection
 from vdiff.networks.network import NetworkSection

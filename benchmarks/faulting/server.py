@@ -29,10 +29,10 @@ def _import_all() -> None:
     import accelerate.tracking  # noqa: F401
     import torch
 
-    import vdiff.chain
+    import vdiff.chain.chain
     import vdiff.cli.app
     import vdiff.drawing.drawing
-    import vdiff.inspection  # noqa: F401
+    import vdiff.reporting.inspection  # noqa: F401
 
     torch.set_num_threads(1)
 

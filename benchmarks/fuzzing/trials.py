@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vdiff import inspection
 from vdiff.data import opened
 from vdiff.data.prepare import prepare
 from vdiff.errors import VdiffError
+from vdiff.reporting import inspection
 
 from . import stores
 from .stores import Content, Specimen

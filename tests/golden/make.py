@@ -18,10 +18,10 @@ import torch
 
 from tests.conftest import noise_picture
 from tests.tiny import TinyRun
-from vdiff.checkpoint import load, read_card, save
 from vdiff.data.prepare import prepare
 from vdiff.diffusion.condition import Condition
 from vdiff.errors import Stopped
+from vdiff.model_folder.checkpoint import load, read_card, save
 from vdiff.randomness import Randomness
 from vdiff.samplers.ddim import Ddim
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vdiff import images
 from vdiff.api.paths import path_of
 from vdiff.drawing import forms
 from vdiff.drawing.drawing import ranges
 from vdiff.errors import UsageError
+from vdiff.images import images
 
 _FILES = (".png", ".npz", ".zip")
 

@@ -13,7 +13,6 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from vdiff import checkpoint, recipe_text
 from vdiff.api.images import ImageBatch
 from vdiff.api.paths import path_of, reading
 from vdiff.config import Section, harmless
@@ -24,15 +23,17 @@ from vdiff.drawing import asked
 from vdiff.drawing.drawing import facts_of
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import MachineError, ModelFileError, UsageError
-from vdiff.images import to_float
-from vdiff.model_card import MARK, ModelCard, is_model_folder
-from vdiff.recipe import SampleSection
+from vdiff.images.images import to_float
+from vdiff.machine.machine import Precision, frozen, pick_device, resolve
+from vdiff.machine.memory import is_lacking
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import MARK, ModelCard, is_model_folder
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import SampleSection
 from vdiff.reporting.markup import tag
-from vdiff.run_folder import RunFolder
+from vdiff.runs.folder import RunFolder
 from vdiff.samplers.advised import advised
 from vdiff.samplers.sampler import Sampler
-from vdiff.training.machine import Precision, frozen, pick_device, resolve
-from vdiff.training.memory import is_lacking
 
 _LARGEST_PICTURE = 2**21
 """A larger picture of a model folder does not go into a notebook, which keeps it."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vdiff.errors import MachineError, UsageError
-from vdiff.home import NoHome, expanded
+from vdiff.system.home import NoHome, expanded
 
 
 def path_of(given: str | os.PathLike[str]) -> Path:

@@ -2,10 +2,10 @@
 
 import os
 
-from vdiff import recipe_text
 from vdiff.api.paths import path_of, reading
 from vdiff.errors import UsageError
-from vdiff.recipe import Recipe
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:

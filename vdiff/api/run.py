@@ -4,20 +4,21 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vdiff import status, whole_folder
 from vdiff.api.model import Model, load
 from vdiff.api.paths import path_of, reading
 from vdiff.api.recipe import read_recipe
+from vdiff.disk import whole_folder
 from vdiff.errors import DataError, ModelFileError, UsageError
-from vdiff.model_card import ModelCard, is_model_folder, read_card
-from vdiff.recipe import Recipe
+from vdiff.machine.machine import Precision
+from vdiff.model_folder.card import ModelCard, is_model_folder, read_card
+from vdiff.recipe.recipe import Recipe
 from vdiff.reporting import record
 from vdiff.reporting.chart import Axis, Line, Point, chart, suits_log
 from vdiff.reporting.markup import Markup, tag
 from vdiff.reporting.page import is_ours
 from vdiff.reporting.report import report
-from vdiff.run_folder import RunFolder
-from vdiff.training.machine import Precision
+from vdiff.runs import status
+from vdiff.runs.folder import RunFolder
 
 _NUMBERS = ("loss", "grad_norm", "learning_rate", "skipped")
 _HEIGHT = 720

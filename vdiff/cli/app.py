@@ -14,10 +14,10 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 import vdiff
-from vdiff import distribution
 from vdiff.cli import COMMANDS, options, signals
 from vdiff.errors import MachineError, UsageError
-from vdiff.printable import printable
+from vdiff.system import distribution
+from vdiff.system.printable import printable
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -8,12 +8,12 @@ import typer
 from vdiff.cli import completion, outputs
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, RunOption, run_folder
+from vdiff.disk.ours import is_picture
 from vdiff.errors import UsageError
-from vdiff.ours import is_picture
 
 if TYPE_CHECKING:
     from vdiff.metrics.pair_metric import PairMetricSection
-    from vdiff.model_card import ModelCard
+    from vdiff.model_folder.card import ModelCard
     from vdiff.reporting.pair import Pair
 
 MOST = 64
@@ -43,8 +43,8 @@ def compare(
       vdiff compare original base_4
       vdiff compare runs/digits runs/digits_2 --seeds 0-7 --out compare.html
     """
-    from vdiff import model_card
     from vdiff.cli.sample import numbers_in
+    from vdiff.model_folder import card as model_card
 
     numbers = numbers_in(seeds, "--seeds", 2**63)
     if len(numbers) > MOST:
@@ -58,8 +58,8 @@ def compare(
     if dry_run:
         _tell_plan(names, out, len(numbers))
         return
+    from vdiff.machine.machine import pick_device
     from vdiff.reporting import pair
-    from vdiff.training.machine import pick_device
 
     found = pair.drawn(folders, names, numbers, steps, pick_device(device), sections)
     _write(found, out)
@@ -68,8 +68,8 @@ def compare(
 
 def _folder(given: str, recipe: str | None, run: Path | None) -> Path:
     """The model folder that is meant.   Errors: UsageError, ModelFileError."""
-    from vdiff.model_card import is_model_folder
-    from vdiff.run_folder import RunFolder
+    from vdiff.model_folder.card import is_model_folder
+    from vdiff.runs.folder import RunFolder
 
     path = Path(given)
     if is_model_folder(path):
@@ -91,7 +91,7 @@ def _names(folders: tuple[Path, Path]) -> tuple[str, str]:
 
 
 def _check(cards: "tuple[ModelCard, ModelCard]", names: tuple[str, str], steps: int | None) -> None:
-    from vdiff.model_card import check_steps
+    from vdiff.model_folder.card import check_steps
     from vdiff.reporting.pair import check_alike
 
     check_alike(*cards, names)
@@ -126,7 +126,7 @@ def _check_target(out: Path, force: bool) -> None:
 
 
 def _write(found: "Pair", out: Path) -> None:
-    from vdiff import whole_folder
+    from vdiff.disk import whole_folder
     from vdiff.reporting import pair
     from vdiff.reporting.page import is_ours
 

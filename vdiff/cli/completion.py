@@ -7,12 +7,12 @@ from pathlib import Path
 import typer
 
 from vdiff.errors import VdiffError
-from vdiff.home import NoHome, expanded
+from vdiff.system.home import NoHome, expanded
 
 
 def shipped(incomplete: str) -> list[str]:
     """Recipes that come with vdiff."""
-    from vdiff import recipe_text
+    from vdiff.recipe import text as recipe_text
 
     return _beginning(recipe_text.shipped(), incomplete)
 
@@ -30,7 +30,7 @@ def runs(incomplete: str) -> list[str]:
 
 def models(ctx: typer.Context, incomplete: str) -> list[str]:
     """Models of the run that the command means, and folders to walk into."""
-    from vdiff.run_folder import RunFolder
+    from vdiff.runs.folder import RunFolder
 
     run = _run(ctx)
     names = RunFolder(run).models() if run is not None else []
@@ -57,7 +57,7 @@ def samplers(incomplete: str) -> list[str]:
 
 def _run(ctx: typer.Context) -> Path | None:
     """The run of `--run`, or of the recipe; its name is read, the rest of the recipe is not checked."""
-    from vdiff import recipe_text
+    from vdiff.recipe import text as recipe_text
 
     given = ctx.params.get("run")
     if given is not None:

@@ -18,7 +18,7 @@ from rich.theme import Theme
 
 from vdiff.cli.options import mode
 from vdiff.errors import VdiffError
-from vdiff.printable import printable, printable_json
+from vdiff.system.printable import printable, printable_json
 
 _KEPT = "\n\t"
 

@@ -9,7 +9,7 @@ import typer
 
 from vdiff.cli import outputs
 from vdiff.cli.options import mode
-from vdiff.ours import anything, is_picture, nothing
+from vdiff.disk.ours import anything, is_picture, nothing
 
 RECIPE = "recipe.yaml"
 PICTURE = "digits.png"
@@ -77,7 +77,8 @@ def _check(out: Path) -> None:
 
 def _recipe_here() -> None:
     """The shipped recipe in this folder; one that somebody has changed is kept."""
-    from vdiff import recipe_text, whole_folder
+    from vdiff.disk import whole_folder
+    from vdiff.recipe import text as recipe_text
 
     here = Path(RECIPE)
     if not here.exists():

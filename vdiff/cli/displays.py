@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vdiff.chain.plan import BASE
 from vdiff.cli.console import say, stderr
 from vdiff.cli.options import mode
 from vdiff.cli.progress import (
@@ -26,7 +27,6 @@ from vdiff.cli.progress import (
     number,
     steadily,
 )
-from vdiff.plan import BASE
 from vdiff.training.report import Progress, StageRow
 
 

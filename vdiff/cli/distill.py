@@ -40,8 +40,8 @@ def distill(
       vdiff distill
       vdiff distill --from base_5 --stages 1
     """
+    from vdiff.chain.plan import check_count, counted
     from vdiff.cli import console, displays, estimates, launch, signals
-    from vdiff.plan import check_count, counted
 
     check_count(stages)
     beside = session.model_folder(source)

@@ -8,10 +8,10 @@ from vdiff.cli.options import mode
 from vdiff.cli.signals import StopRequest, leaving_at_once
 
 if TYPE_CHECKING:
-    from vdiff.estimate import Estimate
-    from vdiff.plan import Stage
-    from vdiff.recipe import Recipe
-    from vdiff.run_folder import RunFolder
+    from vdiff.chain.estimate import Estimate
+    from vdiff.chain.plan import Stage
+    from vdiff.recipe.recipe import Recipe
+    from vdiff.runs.folder import RunFolder
 
 Choice = tuple[str | None, int | None, int | None]
 """--from, --stages and --to of distill."""
@@ -28,12 +28,12 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
     """
     import time
 
-    from vdiff.chain import is_finished
-    from vdiff.checkpoint import read_card
+    from vdiff.chain.chain import is_finished
+    from vdiff.chain.estimate import estimate
+    from vdiff.chain.plan import doubts, plan, trajectory
     from vdiff.cli import console, launch
-    from vdiff.estimate import estimate
-    from vdiff.plan import doubts, plan, trajectory
-    from vdiff.training.machine import Machine
+    from vdiff.machine.machine import Machine
+    from vdiff.model_folder.checkpoint import read_card
 
     if launch.is_echo():
         mode.json, mode.quiet = False, True
@@ -120,8 +120,8 @@ def _tell(
 
 def stages_of(recipe: "Recipe", choice: Choice | None, run: "RunFolder") -> "list[Stage]":
     """The stages that train (choice None) or distill would make.   Errors: UsageError for one that there is not."""
-    from vdiff.chain import choose
-    from vdiff.plan import BASE, chosen, plan
+    from vdiff.chain.chain import choose
+    from vdiff.chain.plan import BASE, chosen, plan
 
     stages = plan(recipe)
     if choice is None:

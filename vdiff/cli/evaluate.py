@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from vdiff.evaluation.earlier import Earlier
     from vdiff.evaluation.evaluate import Evaluation
     from vdiff.evaluation.subjects import Subject
+    from vdiff.machine.machine import Machine
+    from vdiff.machine.processes import Processes
     from vdiff.metrics.metric import AnyMetricSection
     from vdiff.metrics.table import Protocol
-    from vdiff.recipe import Recipe
-    from vdiff.run_folder import RunFolder
-    from vdiff.training.machine import Machine
-    from vdiff.training.processes import Processes
+    from vdiff.recipe.recipe import Recipe
+    from vdiff.runs.folder import RunFolder
 
 Data = Annotated[Path | None, typer.Option("--data", metavar="STORE", help="Reference pictures [the recipe's]")]
 Count = Annotated[int, typer.Option("--n", min=2, help="Pictures drawn with each model; more narrow the intervals")]
@@ -145,7 +145,7 @@ _OTHER_TABLE = "move it away: the table of a run has this name"
 
 def _models(places: Sequence[str]) -> list[str]:
     """Those that are not runs."""
-    from vdiff.run_folder import RunFolder
+    from vdiff.runs.folder import RunFolder
 
     return [place for place in places if not RunFolder(Path(place)).is_begun()]
 
@@ -153,7 +153,7 @@ def _models(places: Sequence[str]) -> list[str]:
 def _subjects(places: Sequence[str], recipe: "Recipe", run: Path | None) -> "tuple[RunFolder | None, list[Subject]]":
     """What is to be evaluated, and the run that it belongs to.   Errors: UsageError, ModelFileError."""
     from vdiff.evaluation import subjects
-    from vdiff.run_folder import RunFolder
+    from vdiff.runs.folder import RunFolder
 
     models = _models(places)
     if not models and len(places) <= 1:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdiff.cli import console
-from vdiff.model_card import PIXELS
+from vdiff.model_folder.card import PIXELS
 
 Facts = Mapping[str, Any]
 

@@ -32,8 +32,8 @@ def init(
       vdiff init digits
       vdiff init celeba_u -o faces.yaml
     """
-    from vdiff import recipe_text
     from vdiff.cli import console, failures
+    from vdiff.recipe import text as recipe_text
 
     shipped = recipe_text.shipped()
     if name not in shipped:
@@ -69,8 +69,8 @@ def _write_digits(folder: Path) -> None:
 
 def _keep_edited(output: Path) -> None:
     """Put a recipe that somebody has changed aside before another one takes its place."""
-    from vdiff import recipe_text
     from vdiff.cli import console
+    from vdiff.recipe import text as recipe_text
 
     if not output.is_file():
         return
@@ -84,8 +84,8 @@ def _keep_edited(output: Path) -> None:
 
 
 def _write(text: str, output: Path) -> None:
-    from vdiff import whole_folder
     from vdiff.cli.recipes import schema_text
+    from vdiff.disk import whole_folder
 
     whole_folder.write_text(output.parent / SCHEMA, schema_text(), _is_schema)
     whole_folder.write_text(output, _with_schema(text), _is_our_recipe)
@@ -102,7 +102,7 @@ _FIRST_LINE = f"# yaml-language-server: $schema={SCHEMA.as_posix()}"
 
 def _is_our_recipe(path: Path) -> bool:
     """Whether a recipe was written by this command, and maybe changed, or is a shipped one word for word."""
-    from vdiff import recipe_text
+    from vdiff.recipe import text as recipe_text
 
     data = path.read_bytes()
     is_shipped = any(data == shipped.read_bytes() for shipped in recipe_text.shipped().values())

@@ -50,7 +50,7 @@ def inspect(
 
 def _run(recipe: str | None, run: Path | None) -> Path:
     """The run folder, there or not; mistakes in a recipe do not hide its run, as long as it has a name."""
-    from vdiff import recipe_text
+    from vdiff.recipe import text as recipe_text
 
     if run is not None:
         if not run.is_dir():
@@ -64,7 +64,7 @@ def _run(recipe: str | None, run: Path | None) -> Path:
 
 def _place(path: Path, recipe: str | None, run: Path | None) -> Path:
     """What `path` means: something that exists, or the name of a model in the run."""
-    from vdiff.run_folder import RunFolder
+    from vdiff.runs.folder import RunFolder
 
     if path.exists():
         return path
@@ -86,12 +86,12 @@ def _described(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _describe(path: Path, verify: bool) -> dict[str, Any]:
-    from vdiff import inspection
     from vdiff.data.opened import FILE
     from vdiff.data.seal import SEAL
     from vdiff.data.store import is_store
-    from vdiff.model_card import MARK, is_model_folder
-    from vdiff.run_folder import RunFolder
+    from vdiff.model_folder.card import MARK, is_model_folder
+    from vdiff.reporting import inspection
+    from vdiff.runs.folder import RunFolder
 
     folder = path.parent if path.name in (MARK, FILE, SEAL) else path
     if is_model_folder(folder):
@@ -123,7 +123,7 @@ def _foreign(path: Path) -> dict[str, Any]:
 
 def _safe(value: Any) -> Any:
     """`value` with the control characters of all texts inside it escaped, but for line breaks."""
-    from vdiff.printable import printable
+    from vdiff.system.printable import printable
 
     if isinstance(value, str):
         return "\n".join(map(printable, value.split("\n")))

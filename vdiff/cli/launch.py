@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from vdiff.cli.signals import LAUNCHER, Ear, work_is_done
 from vdiff.errors import ASKING, MachineError
-from vdiff.training import world
+from vdiff.machine import world
 
 GRACE_SECONDS = 30.0
 """How long processes may take to save and leave once one of them has failed."""

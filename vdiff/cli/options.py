@@ -11,11 +11,11 @@ import typer
 
 from vdiff.cli import completion
 from vdiff.errors import UsageError
-from vdiff.home import NoHome, expanded
+from vdiff.system.home import NoHome, expanded
 
 if TYPE_CHECKING:
-    from vdiff.recipe import Recipe
-    from vdiff.recipe_text import RecipeText
+    from vdiff.recipe.recipe import Recipe
+    from vdiff.recipe.text import RecipeText
 
 
 @dataclass
@@ -52,8 +52,8 @@ def open_recipe(
     named: str | None, assignments: list[str] | None, beside: Path | None = None
 ) -> "tuple[Recipe, RecipeText]":
     """The recipe a command works with, checked, and its text; see `recipe_text.find`."""
-    from vdiff import recipe_text
-    from vdiff.recipe import Recipe
+    from vdiff.recipe import text as recipe_text
+    from vdiff.recipe.recipe import Recipe
 
     text = recipe_text.set_values(recipe_text.find(named, beside), assignments or [])
     return recipe_text.validate(Recipe, text), text

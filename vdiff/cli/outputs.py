@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from vdiff.disk.ours import IsOurs, is_our_file, is_picture, refuse_strange_file, strange
+from vdiff.disk.whole_folder import is_leftover, is_taken
 from vdiff.errors import UsageError
-from vdiff.ours import IsOurs, is_our_file, is_picture, refuse_strange_file, strange
-from vdiff.whole_folder import is_leftover, is_taken
 
 FIX = "move it away, or name another place: --out PATH"
 

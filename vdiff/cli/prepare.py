@@ -83,7 +83,7 @@ def prepare(
 
 def _data_section(recipe: str | None, changes: list[str] | None, is_needed: bool) -> Any:
     """`data:` of the recipe; None where there is no recipe and none is needed."""
-    from vdiff import recipe_text
+    from vdiff.recipe import text as recipe_text
 
     is_there = recipe or changes or os.environ.get(recipe_text.VARIABLE) or Path("recipe.yaml").is_file()
     return open_recipe(recipe, changes)[0].data if is_needed or is_there else None
@@ -181,7 +181,7 @@ class _Watcher:
 def _tell(report: "Report", data: Any) -> None:
     from vdiff.cli import console, facts
     from vdiff.data.sources.classes import some
-    from vdiff.printable import printable
+    from vdiff.system.printable import printable
 
     if report.already_done:
         done = f"`{report.store}` holds these pictures already, by {report.decided_by}: nothing to do"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from vdiff.plan import BASE
+from vdiff.chain.plan import BASE
 from vdiff.training.report import StageRow
 
 Clock = Callable[[], float]

@@ -19,8 +19,8 @@ def ls() -> None:
       vdiff recipes ls
       vdiff recipes ls --json
     """
-    from vdiff import recipe_text
     from vdiff.cli import console
+    from vdiff.recipe import text as recipe_text
 
     found = [(name, _headline(path), str(path)) for name, path in recipe_text.shipped().items()]
     if mode.json:
@@ -41,8 +41,8 @@ def show(
       vdiff recipes show digits
       vdiff recipes show runs/celeba
     """
-    from vdiff import recipe_text
     from vdiff.cli import console
+    from vdiff.recipe import text as recipe_text
 
     recipe = recipe_text.find(name)
     if mode.json:
@@ -64,12 +64,12 @@ def check(
       vdiff recipes check
       vdiff recipes check faces.yaml --set train.updates=1000
     """
+    from vdiff.chain.plan import doubts, plan
     from vdiff.cli import console
     from vdiff.cli.options import open_recipe
     from vdiff.data import SOURCES
     from vdiff.formats import FORMATS
-    from vdiff.plan import doubts, plan
-    from vdiff.recipe import tables
+    from vdiff.recipe.recipe import tables
 
     good: list[str] = []
     warnings: list[str] = []
@@ -102,7 +102,7 @@ def schema() -> None:
       vdiff recipes schema | jq .properties.train
     """
     from vdiff.cli import console
-    from vdiff.recipe import tables
+    from vdiff.recipe.recipe import tables
 
     for doubt in (doubt for table in tables() for doubt in table.doubts()):
         console.warn(doubt)
@@ -115,7 +115,7 @@ RECIPES = {"ls": ls, "show": show, "check": check, "schema": schema}
 
 def schema_text() -> str:
     """The JSON schema of a recipe; imports every kind of every part."""
-    from vdiff.recipe import Recipe
+    from vdiff.recipe.recipe import Recipe
 
     return json.dumps(Recipe.model_json_schema(), indent=2)
 

@@ -84,7 +84,7 @@ def write(
 
     count: pictures per model, 0 for none.   say: told what is being drawn.   more: see `reporting.report`.
     """
-    from vdiff import whole_folder
+    from vdiff.disk import whole_folder
     from vdiff.reporting import record as records
     from vdiff.reporting.page import is_ours
     from vdiff.reporting.report import report as made
@@ -103,8 +103,8 @@ def _gallery(
 ) -> "tuple[Gallery | None, str, str]":
     """The pictures; or why there are none, and on what they were drawn."""
     from vdiff.cli import console
+    from vdiff.machine.machine import pick_device
     from vdiff.reporting.pictures import Studio
-    from vdiff.training.machine import pick_device
 
     where = pick_device(device)
     base = record.base
@@ -121,7 +121,7 @@ def _gallery(
 
 def _run(run: Path | None, recipe: str | None) -> Path:
     """The run folder; UsageError where nothing has begun."""
-    from vdiff.run_folder import RunFolder
+    from vdiff.runs.folder import RunFolder
 
     folder = run if run is not None else run_folder(open_recipe(recipe, None)[0], None).path
     if not RunFolder(folder).is_begun():

@@ -11,14 +11,14 @@ import typer
 from vdiff.cli import completion, outputs, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
+from vdiff.disk.ours import is_archive, is_picture
 from vdiff.errors import UsageError
-from vdiff.ours import is_archive, is_picture
 
 if TYPE_CHECKING:
-    from vdiff.checkpoint import ModelCard
     from vdiff.diffusion.condition import Condition
     from vdiff.drawing.drawing import Drawing
-    from vdiff.recipe import Recipe
+    from vdiff.model_folder.checkpoint import ModelCard
+    from vdiff.recipe.recipe import Recipe
     from vdiff.samplers.sampler import Sampler
 
 Model = Annotated[
@@ -143,9 +143,9 @@ def _draw(
 
     wanted: sampler, seeds, steps, condition and batch size of the `Drawing`.
     """
-    from vdiff import telling
     from vdiff.cli import signals
     from vdiff.drawing.drawing import Drawing
+    from vdiff.runs import telling
 
     others, check = company
     loaded = telling.model(others, folder)
@@ -302,8 +302,8 @@ def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Call
 def _tell(
     folder: Path, target: Path, count: int, num_steps: int, sampler: "Sampler", facts: Mapping[str, object]
 ) -> None:
+    from vdiff.chain.plan import counted
     from vdiff.cli import console
-    from vdiff.plan import counted
 
     verb = "would draw" if "dry_run" in facts else "drew"
     pictures = f"{count:,} picture{'s' * (count != 1)}"

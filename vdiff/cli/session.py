@@ -16,14 +16,14 @@ from vdiff.cli.signals import StopRequest, leaving_at_once
 from vdiff.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
-    from vdiff.chain import Chain
-    from vdiff.checkpoint import ModelCard
-    from vdiff.recipe import Recipe
-    from vdiff.recipe_text import RecipeText
-    from vdiff.run_folder import RunFolder
-    from vdiff.samplers.graphed import CudaGraphs
-    from vdiff.training.machine import Machine, Precision
-    from vdiff.training.processes import Processes
+    from vdiff.chain.chain import Chain
+    from vdiff.machine.graphed import CudaGraphs
+    from vdiff.machine.machine import Machine, Precision
+    from vdiff.machine.processes import Processes
+    from vdiff.model_folder.checkpoint import ModelCard
+    from vdiff.recipe.recipe import Recipe
+    from vdiff.recipe.text import RecipeText
+    from vdiff.runs.folder import RunFolder
     from vdiff.training.report import Progress
 
 RunOption = Annotated[
@@ -45,7 +45,7 @@ MakeProgress = Callable[[bool], "Progress"]
 
 def run_folder(recipe: "Recipe", run: Path | None) -> "RunFolder":
     """The folder of the run that a command means."""
-    from vdiff.run_folder import RunFolder
+    from vdiff.runs.folder import RunFolder
 
     return RunFolder(run if run is not None else Path("runs") / recipe.name)
 
@@ -57,7 +57,7 @@ def model_folder(given: str | None) -> Path | None:
 
 def standing(text: "RecipeText", recipe: "Recipe") -> str:
     """The recipe as it goes into the run: word for word, or written anew where `--set` changed it."""
-    from vdiff.recipe_yaml import dump
+    from vdiff.recipe.strict_yaml import dump
 
     return dump(recipe.model_dump(mode="json", exclude_unset=True)) if text.assignments else text.text
 
@@ -87,10 +87,10 @@ def chain(
 
     asked: options that must be the same in all processes.
     """
-    from vdiff.chain import Chain
+    from vdiff.chain.chain import Chain
+    from vdiff.chain.stage_run import Surroundings
     from vdiff.cli import console, launch
-    from vdiff.stage_run import Surroundings
-    from vdiff.training.machine import Machine
+    from vdiff.machine.machine import Machine
 
     alone = None if launch.is_worker() else open_recipe(named, assignments, beside)
     with contextlib.ExitStack() as stack:
@@ -136,8 +136,8 @@ def joined(
 
     from vdiff import __version__
     from vdiff.cli import console
-    from vdiff.training.machine import pick_device
-    from vdiff.training.processes import Processes
+    from vdiff.machine.machine import pick_device
+    from vdiff.machine.processes import Processes
 
     try:
         found = Processes(pick_device(device).type == "cpu", console.warn, check, is_asked)
@@ -163,9 +163,9 @@ def common_recipe(
     A process that finds no recipe follows the first one.   Errors: UsageError, in all of them, for recipes that would
     not make the same weights.
     """
-    from vdiff import recipe_text
     from vdiff.config import trajectory_values
-    from vdiff.recipe import Recipe
+    from vdiff.recipe import text as recipe_text
+    from vdiff.recipe.recipe import Recipe
 
     first: list[tuple[Recipe, RecipeText]] = []
 
@@ -206,8 +206,8 @@ def model_of(
 
     others: None where this process decides for itself.   Errors: UsageError, ModelFileError.
     """
-    from vdiff import checkpoint as model
-    from vdiff import telling
+    from vdiff.model_folder import checkpoint as model
+    from vdiff.runs import telling
 
     beside = model_folder(checkpoint)
     if others is None:
@@ -261,7 +261,7 @@ def machine_of(
 ) -> "Machine":
     """The machine that draws pictures of so many pixels.   Errors: MachineError; UsageError for unequal precisions."""
     from vdiff.cli import console
-    from vdiff.training.machine import Machine
+    from vdiff.machine.machine import Machine
 
     found = Machine(precision, device, image_size=image_size, cuda_graphs=graphs, say=console.warn, processes=others)
     fix = "set `precision` in the recipe to one that all of them have"
@@ -278,7 +278,7 @@ def _never() -> None: ...
 def _recorded(progress: "Progress", folder: "RunFolder", machine: str) -> Iterator["Progress"]:
     """`progress`, with a status.json that tells how the command ended."""
     from vdiff.cli import failures
-    from vdiff.status import Recorder
+    from vdiff.runs.status import Recorder
 
     recorder = Recorder(progress, folder.status, resume_command(sys.argv[1:]), machine)
     try:

@@ -36,9 +36,9 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from vdiff import threads
 from vdiff.errors import ASKING, Stopped
-from vdiff.os_processes import ALWAYS_HEARD, Bell, when_forked
+from vdiff.system import threads
+from vdiff.system.os_processes import ALWAYS_HEARD, Bell, when_forked
 
 LAUNCHER = "VDIFF_LAUNCHER"
 """The environment variable in which `--gpus` tells its workers its process id."""

@@ -23,8 +23,8 @@ def train(
       vdiff train
       vdiff train -r celeba_u --gpus 8 --set train.batch_size=64
     """
+    from vdiff.chain.plan import counted
     from vdiff.cli import console, displays, estimates, launch, signals
-    from vdiff.plan import counted
 
     if gpus is not None and launch.may_start():
         open_recipe(recipe, changes)  # one process tells its mistakes, not all of them

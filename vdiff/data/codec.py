@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vdiff.config import KindSection, trajectory
 from vdiff.data import CODECS
 from vdiff.errors import UsageError
-from vdiff.images import to_float, to_uint8
+from vdiff.images.images import to_float, to_uint8
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,14 +12,14 @@ from functools import partial
 from threading import Lock
 from typing import TypeVar
 
-from vdiff import decoding, images
 from vdiff.data.patience import has_memory, patiently
 from vdiff.data.sources import Picture
 from vdiff.data.sources.picture import UNREAD
 from vdiff.data.store import StoreWriter, image_key
 from vdiff.errors import PausedError
-from vdiff.printable import printable
-from vdiff.threads import check_room
+from vdiff.images import decoding, images
+from vdiff.system.printable import printable
+from vdiff.system.threads import check_room
 
 JOB, PART = "vdiff-job", "vdiff-part-"
 MIN_DEPTH, MAX_DEPTH = 8, 16

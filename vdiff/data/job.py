@@ -18,9 +18,9 @@ from vdiff.data.publishing import LEFT_OUT, NOTES, SKIPPED, STORE, clear, writin
 from vdiff.data.seal import write_seal
 from vdiff.data.sources import Source
 from vdiff.data.store import LENGTH, METADATA, StoreWriter, image_key, is_store
+from vdiff.disk.whole_folder import clean
 from vdiff.errors import DataError, PausedError, Stopped
-from vdiff.printable import printable
-from vdiff.whole_folder import clean
+from vdiff.system.printable import printable
 
 _DARK = 1 / 8
 """Of the range: where no picture of 16 bits has a brighter value, they use fewer bits than they have."""

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vdiff import images
-from vdiff.cores import num_cores
 from vdiff.data.lmdb_section import LmdbImagesSection as LmdbImagesSection
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError
+from vdiff.images import images
+from vdiff.system.cores import num_cores
 
 _CACHE_BYTES = 256 * 2**20
 _MAX_WORKERS = 4

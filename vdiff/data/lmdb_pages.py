@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from lmdb.verify import VerifyError, verify
 
-from vdiff.os_files import read_at
+from vdiff.disk.os_files import read_at
 
 _MAGIC, _FORMAT = 0xBEEFC0DE, 1
 _HEADER = 16

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vdiff import os_processes
 from vdiff.data.dataset import Images, Indices, Pixels, TakesMany
 from vdiff.errors import ASKING, MachineError, UsageError, VdiffError
+from vdiff.system import os_processes
 
 _ORDER, _FLIP = 0, 1
 _FEWER_WORKERS = "set `data.workers` to 0, or give the machine more memory (a container also shared memory: --shm-size)"

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple, Self
 from vdiff.data.conversion import Settings, have_marks
 from vdiff.data.metadata import Metadata
 from vdiff.data.sources import Source
+from vdiff.disk.ours import beginning
+from vdiff.disk.whole_folder import write_text
 from vdiff.errors import VdiffError
-from vdiff.ours import beginning
-from vdiff.whole_folder import write_text
 
 ORIGIN = "source.json"
 BY_NAMES = "names and sizes"

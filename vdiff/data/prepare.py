@@ -8,27 +8,18 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import get_args
 
-from vdiff import images, lock
-from vdiff.cores import num_cores
 from vdiff.data.conversion import MAX_DEPTH, MIN_DEPTH, Settings
 from vdiff.data.job import Done, Job, Progress, estimated_bytes
 from vdiff.data.opened import FILE
 from vdiff.data.origin import BY_NAMES, Comparison, compare
 from vdiff.data.patience import is_of_machine, paused
-from vdiff.data.publishing import (
-    LEFT_OUT,
-    NOTES,
-    OTHER_PLACE,
-    SKIPPED,
-    STORE,
-    discard,
-    has_rests,
-    publish,
-    tidy,
-)
+from vdiff.data.publishing import LEFT_OUT, NOTES, OTHER_PLACE, SKIPPED, STORE, discard, has_rests, publish, tidy
 from vdiff.data.sources import Group, Labels, Source, open_source
 from vdiff.data.store import ImageStore, is_store
+from vdiff.disk import lock
 from vdiff.errors import DataError, MachineError, PausedError, UsageError
+from vdiff.images import images
+from vdiff.system.cores import num_cores
 
 __all__ = ["Plan", "Progress", "Report", "plan", "prepare"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vdiff import images
 from vdiff.data.patience import has_memory
 from vdiff.data.publishing import PREVIEW, writing
+from vdiff.images import images
 
 _PIXELS = 2048
 _PADDING = 2

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vdiff import lock, os_files, whole_folder
 from vdiff.data.opened import FILE, forget
 from vdiff.data.store import ImageStore, is_store
+from vdiff.disk import lock, os_files, whole_folder
+from vdiff.disk.ours import Kind, is_picture
+from vdiff.disk.whole_folder import flush_one
 from vdiff.errors import DataError, MachineError
-from vdiff.ours import Kind, is_picture
-from vdiff.whole_folder import flush_one
 
 SKIPPED, NOTES, LEFT_OUT, PREVIEW = "skipped.tsv", "notes.tsv", "left_out.tsv", "preview.png"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from vdiff import __version__
 from vdiff.data.metadata import Metadata, Seal
+from vdiff.disk.ours import beginning
+from vdiff.disk.whole_folder import write_text
 from vdiff.errors import MachineError
-from vdiff.ours import beginning
-from vdiff.whole_folder import write_text
 
 SEAL = "store.json"
 _MOST_BYTES = 2**20

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vdiff import whole_folder
-from vdiff.ours import refuse_strange_file, strange
+from vdiff.disk import whole_folder
+from vdiff.disk.ours import refuse_strange_file, strange
 
 MOST_INK = 16
 """The data set counts the dark dots of each 4x4 block: 0 to 16."""
@@ -51,7 +51,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _pictures() -> Iterator[tuple[str, bytes]]:
-    from vdiff.images import encode  # here, because it imports torch
+    from vdiff.images.images import encode  # here, because it imports torch
 
     for index, (image, label) in enumerate(zip(*load(), strict=True)):
         yield f"{label}/{index:04d}.png", encode(image, "png")

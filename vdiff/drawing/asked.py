@@ -1,6 +1,6 @@
 """What somebody asks of a model that draws: refused where it cannot be, doubted where it is hardly meant."""
 
-from vdiff.model_card import ModelCard, check_steps
+from vdiff.model_folder.card import ModelCard, check_steps
 from vdiff.samplers.sampler import Sampler
 
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from vdiff import __version__
-from vdiff.checkpoint import Checkpoint, ModelCard
 from vdiff.data.codec import Codec
 from vdiff.diffusion.condition import Condition
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DivergedError, UsageError
-from vdiff.images import UNSOUND, check_finite
+from vdiff.images.images import UNSOUND, check_finite
+from vdiff.machine.machine import Machine
+from vdiff.model_folder.checkpoint import Checkpoint, ModelCard
 from vdiff.randomness import Randomness
 from vdiff.samplers.sampler import Sampler
-from vdiff.training.machine import Machine
 
 _MAX_WAY_IMAGES = 256
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import whole_folder
-from vdiff.images import encode, grid, write_gif, write_png
-from vdiff.ours import is_archive
+from vdiff.disk import whole_folder
+from vdiff.disk.ours import is_archive
+from vdiff.images.images import encode, grid, write_gif, write_png
 
 STRIP_COLUMNS = 9
 GIF_FRAMES = 48

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vdiff.checkpoint import Checkpoint
 from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.model_folder.checkpoint import Checkpoint
 from vdiff.samplers.advised import advised
 from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import Replays, draw

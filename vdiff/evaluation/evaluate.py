@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
-from vdiff.checkpoint import ModelCard
 from vdiff.data.dataset import Images
 from vdiff.errors import UsageError
 from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.samples import Samples, Wanted
 from vdiff.evaluation.subjects import Subject
+from vdiff.machine.machine import Machine
 from vdiff.metrics.metric import Against, AnyMetricSection, Means, Metric, MetricSection, Watch
 from vdiff.metrics.pair_metric import PARTNERS, Pairs, Partner, are_pairs, pair_numbers
 from vdiff.metrics.reference import StorePictures
 from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Reference, Row
-from vdiff.training.machine import Machine
+from vdiff.model_folder.checkpoint import ModelCard
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import array_file, checkpoint, telling, whole_folder
-from vdiff.array_file import Arrays
+from vdiff.disk import array_file, whole_folder
+from vdiff.disk.array_file import Arrays
+from vdiff.disk.ours import is_our_file, refuse_strange_file, strange
 from vdiff.drawing.drawing import decoded_share
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
-from vdiff.ours import is_our_file, refuse_strange_file, strange
+from vdiff.machine.machine import Machine
+from vdiff.model_folder import checkpoint
+from vdiff.runs import telling
 from vdiff.samplers.sampler import Sampler
-from vdiff.training.machine import Machine
 
 _CHUNK_BYTES, _MOST_IN_CHUNK = 2**26, 1024
 

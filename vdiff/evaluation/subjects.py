@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vdiff.checkpoint import ModelCard, read_card
 from vdiff.errors import UsageError
 from vdiff.metrics.table import Role
-from vdiff.model_card import content, parse
-from vdiff.run_folder import RunFolder
+from vdiff.model_folder.card import content, parse
+from vdiff.model_folder.checkpoint import ModelCard, read_card
+from vdiff.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

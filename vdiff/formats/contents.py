@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vdiff.disk.safetensors_header import is_safetensors, read_header
+from vdiff.disk.strict_json import parse_object
+from vdiff.disk.tensor_facts import FormatError, TensorFact
 from vdiff.formats.opcodes import Table
 from vdiff.formats.torch_file import legacy_names, read_zip
-from vdiff.headers.facts import FormatError, TensorFact
-from vdiff.headers.safetensors_header import is_safetensors, read_header
-from vdiff.headers.strict_json import parse_object
 
 LARGEST_CONFIG = 2**20
 """Bytes of a configuration file in a folder."""

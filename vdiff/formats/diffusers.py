@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vdiff.disk.tensor_facts import FormatError, printable
 from vdiff.formats.adapter import Format
 from vdiff.formats.contents import Contents, contents_of
 from vdiff.formats.facts import ForeignFile, warning
-from vdiff.headers.facts import FormatError, printable
 
 MOST_ITEMS = 64
 """Of a list in a configuration that are repeated among the facts."""

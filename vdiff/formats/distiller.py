@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vdiff.disk.tensor_facts import is_size
 from vdiff.formats.adapter import Format
 from vdiff.formats.contents import Contents
 from vdiff.formats.facts import ForeignFile, warning
 from vdiff.formats.opcodes import Table
-from vdiff.headers.facts import is_size
 
 Shapes = Mapping[str, tuple[int, ...]]
 

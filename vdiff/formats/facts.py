@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vdiff.headers.facts import TensorFact
+from vdiff.disk.tensor_facts import TensorFact
 
 MOST_NAMES = 200
 """So many names that loading a file would import or call are repeated among its facts."""

@@ -6,13 +6,13 @@ vdiff's own formats are asked first, then those of other packages. What nobody r
 from dataclasses import replace
 from pathlib import Path
 
+from vdiff.disk.tensor_facts import FormatError, TensorFact
 from vdiff.errors import MachineError, ModelFileError
 from vdiff.formats import FORMATS
 from vdiff.formats.adapter import Format
 from vdiff.formats.contents import Contents, contents_of
 from vdiff.formats.diffusers import DiffusersFormat
 from vdiff.formats.facts import ForeignFile, warning
-from vdiff.headers.facts import FormatError, TensorFact
 
 __all__ = ["ForeignFile", "TensorFact", "describe"]
 

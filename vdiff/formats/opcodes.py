@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from vdiff.headers.facts import FormatError
+from vdiff.disk.tensor_facts import FormatError
 
 MOST_OPCODES = 2_000_000
 """A tensor takes about 30; following this many takes a few seconds. It also bounds what calls may copy."""

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vdiff.disk.tensor_facts import ITEM_BITS, FormatError, TensorFact, is_size, printable, tensor_fact
 from vdiff.formats.opcodes import Followed, Kept, Made, Name, Table, follow
-from vdiff.headers.facts import ITEM_BITS, FormatError, TensorFact, is_size, printable, tensor_fact
 
 LARGEST_READ = 64 * 2**20
 """In bytes: of a pickle, and of a zip file's list of records. That of a network of 1,000 tensors takes 0.2 MiB."""

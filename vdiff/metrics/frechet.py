@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vdiff.array_file import Arrays
+from vdiff.disk.array_file import Arrays
 from vdiff.errors import DataError
 from vdiff.metrics.bootstrap import REPETITIONS, Counts, with_interval
 from vdiff.metrics.metric import AsFloat, Pictures, chunks
@@ -177,7 +177,7 @@ def _check_pictures(pictures: Pictures, whose: str) -> None:
 
 def _no_pictures(dtype: torch.dtype, shape: object, whose: str) -> DataError:
     problem = f"{whose} should be float pictures [N, C, H, W], not {dtype} {list(shape)}"  # type: ignore[call-overload]
-    return DataError(problem, "convert them with `vdiff.images.to_float`")
+    return DataError(problem, "convert them with `vdiff.images.images.to_float`")
 
 
 def _rows(pictures: Tensor, whose: str) -> Array:

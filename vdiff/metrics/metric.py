@@ -146,7 +146,7 @@ class AsFloat:
         return len(self._pictures)
 
     def __getitem__(self, part: slice) -> Tensor:
-        from vdiff.images import to_float
+        from vdiff.images.images import to_float
 
         return to_float(self._pictures[part])
 

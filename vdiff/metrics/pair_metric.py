@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from vdiff.errors import DataError, MachineError
-from vdiff.images import to_float
+from vdiff.images.images import to_float
 from vdiff.metrics import METRICS
 from vdiff.metrics.metric import AnyMetricSection, Means, Pictures, chunks
 from vdiff.metrics.table import PAIR_FACTS, PairNumbers

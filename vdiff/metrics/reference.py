@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import __version__, array_file, whole_folder
-from vdiff.array_file import Arrays
+from vdiff import __version__
 from vdiff.data.dataset import Images
 from vdiff.data.loader import take
+from vdiff.disk import array_file, whole_folder
+from vdiff.disk.array_file import Arrays
 from vdiff.errors import VdiffError
 
 Shape = tuple[int | None, ...]

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
-from vdiff import whole_folder
+from vdiff.disk import whole_folder
+from vdiff.disk.ours import beginning
 from vdiff.errors import ModelFileError
-from vdiff.ours import beginning
 
 Role = Literal["original", "undistilled", "student"]
 

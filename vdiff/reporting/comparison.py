@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdiff import checkpoint
-from vdiff.checkpoint import Checkpoint
+from vdiff.chain.plan import counted
 from vdiff.drawing.pictures import draw_with
-from vdiff.images import Row, write_rows
-from vdiff.plan import counted
+from vdiff.images.images import Row, write_rows
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.checkpoint import Checkpoint
 
 
 def compare(

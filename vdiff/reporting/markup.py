@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable
 
-from vdiff.printable import printable
+from vdiff.system.printable import printable
 
 
 class Markup(str):

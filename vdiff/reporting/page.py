@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from vdiff import __version__
-from vdiff.ours import beginning
+from vdiff.disk.ours import beginning
 from vdiff.reporting.markup import Child, Markup, joined, tag
 
 MAKER = "vdiff report"

@@ -7,23 +7,23 @@ from typing import Any
 
 import torch
 
-from vdiff import checkpoint
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError, VdiffError
-from vdiff.images import Row as PictureRow
-from vdiff.images import write_rows
+from vdiff.images.images import Row as PictureRow
+from vdiff.images.images import write_rows
 from vdiff.metrics import table as tables
 from vdiff.metrics.agreement import AgreementSection
 from vdiff.metrics.metric import Means, ordered
 from vdiff.metrics.pair_metric import PairMetricSection, Pairs, measures_of
 from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Row, Value
-from vdiff.model_card import ModelCard
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import ModelCard
 from vdiff.reporting import quality, side_by_side
 from vdiff.reporting.markup import Markup, joined, spoken, tag
 from vdiff.reporting.page import page, section
 from vdiff.reporting.pictures import Strip
 from vdiff.reporting.wording import amount, counted, number, signed_range
-from vdiff.run_folder import RunFolder
+from vdiff.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

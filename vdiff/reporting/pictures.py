@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff import __version__, array_file, checkpoint, whole_folder
-from vdiff.checkpoint import Checkpoint, ModelCard
+from vdiff import __version__
+from vdiff.chain.plan import counted
 from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.disk import array_file, whole_folder
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DivergedError, VdiffError
-from vdiff.images import UNSOUND
+from vdiff.images.images import UNSOUND
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.checkpoint import Checkpoint, ModelCard
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target
-from vdiff.plan import counted
 from vdiff.randomness import Randomness, exact
 
 FRAMES = 9

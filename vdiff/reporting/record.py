@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vdiff import inspection, recipe_text
+from vdiff.chain.plan import Stage, plan
 from vdiff.errors import VdiffError
 from vdiff.metrics import table
 from vdiff.metrics.table import EvaluationTable
-from vdiff.plan import Stage, plan
-from vdiff.recipe import Recipe
-from vdiff.run_folder import RunFolder
+from vdiff.recipe import text as recipe_text
+from vdiff.recipe.recipe import Recipe
+from vdiff.reporting import inspection
+from vdiff.runs.folder import RunFolder
 
 Facts = dict[str, Any]
 Curves = dict[str, list[tuple[float, float]]]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vdiff.images import encode
+from vdiff.images.images import encode
 from vdiff.reporting.markup import Markup, tag
 from vdiff.reporting.pictures import FRAMES, Gallery, Strip, Way
 from vdiff.reporting.wording import counted

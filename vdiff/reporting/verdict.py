@@ -2,7 +2,7 @@
 
 import itertools
 
-from vdiff.images import to_float
+from vdiff.images.images import to_float
 from vdiff.metrics.agreement import agreement
 from vdiff.metrics.metric import words_for
 from vdiff.metrics.table import EvaluationTable, Row, Value

@@ -2,7 +2,7 @@
 
 import math
 
-from vdiff.plan import counted
+from vdiff.chain.plan import counted
 
 __all__ = ["amount", "counted", "duration", "megabytes", "number", "signed_range", "speed"]
 

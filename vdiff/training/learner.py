@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from vdiff.diffusion.condition import Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
+from vdiff.machine import compiling, memory
+from vdiff.machine.machine import Machine
 from vdiff.networks import sharded
 from vdiff.networks.dropout import drops
 from vdiff.networks.repeated import recompute_activations
 from vdiff.objectives.objective import Objective
 from vdiff.phases import phase
 from vdiff.randomness import Randomness
-from vdiff.training import compiling, memory, micro_batch
+from vdiff.training import micro_batch
 from vdiff.training.clipping import divisor, total_norm
 from vdiff.training.ema import Average
-from vdiff.training.machine import Machine
 from vdiff.training.settings import FitSection
 
 State = dict[str, dict[str, Tensor]]

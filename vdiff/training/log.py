@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vdiff import whole_folder
+from vdiff.disk import whole_folder
 from vdiff.errors import DivergedError
+from vdiff.machine.machine import Machine
 from vdiff.training.log_file import is_log
-from vdiff.training.machine import Machine
 from vdiff.training.report import Progress
 from vdiff.training.settings import FitSection
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from vdiff.ours import beginning
+from vdiff.disk.ours import beginning
 
 
 def is_log(path: Path) -> bool:

@@ -8,9 +8,9 @@ from torch import Tensor
 from vdiff.data.codec import Codec
 from vdiff.data.loader import Batch
 from vdiff.diffusion.condition import Condition
+from vdiff.machine.machine import Machine
 from vdiff.phases import phase
 from vdiff.training.learner import Learner, RngOf
-from vdiff.training.machine import Machine
 
 
 class Moment(NamedTuple):

@@ -10,7 +10,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from vdiff import phases
-from vdiff.ours import free_name
+from vdiff.disk.ours import free_name
 
 WARM_UP, MEASURED = 3, 5
 """Updates that are let pass, and those that are measured, from where a stage begins or goes on."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from vdiff.choices import Labels as Labels
 from vdiff.data.sources import dataset_json
 from vdiff.data.sources.names import folder_of, parts_of
-from vdiff.printable import printable
+from vdiff.system.printable import printable
 
 _SPLITS = frozenset(
     "train training trainset val valid validation valset dev eval test testing testset extra unlabeled".split()  # noqa: SIM905

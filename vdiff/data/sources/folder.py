@@ -11,7 +11,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from vdiff import os_files
 from vdiff.data.opened import FILE
 from vdiff.data.patience import is_of_machine
 from vdiff.data.sources.kinds import BEGINNING, is_known_picture, is_of_the_system, no_picture, without_a_look
@@ -21,6 +20,7 @@ from vdiff.data.sources.names import is_hidden
 from vdiff.data.sources.picture import Picture
 from vdiff.data.sources.source import Listing, Source, twice
 from vdiff.data.sources.trouble import is_forbidden, unreadable
+from vdiff.disk import os_files
 from vdiff.errors import DataError
 
 MAX_LINKED_FOLDERS = 100_000

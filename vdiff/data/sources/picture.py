@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vdiff import images
 from vdiff.data.patience import is_of_machine
+from vdiff.images import images
 
 MAX_FILE_BYTES = 256 * 2**20
 Opened = io.RawIOBase | io.BufferedIOBase

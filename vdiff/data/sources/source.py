@@ -23,7 +23,7 @@ from vdiff.data.sources.left_out import STRAY, TWICE, LeftOut
 from vdiff.data.sources.names import is_hidden
 from vdiff.data.sources.picture import File, Picture
 from vdiff.errors import DataError
-from vdiff.printable import printable
+from vdiff.system.printable import printable
 
 
 class Files(Sequence[File]):

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from vdiff import os_files
 from vdiff.data.sources.unpacking import Inflate, Unpacked, lzma_of_zip
+from vdiff.disk import os_files
 
 _STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
 _OTHERS = {9: "Deflate64", 20: "zstd", 93: "zstd", 95: "xz", 98: "PPMd", 99: "encryption"}

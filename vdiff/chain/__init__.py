@@ -1,0 +1,1 @@
+"""The chain: the base, then one student after another."""

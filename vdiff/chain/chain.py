@@ -1,0 +1,279 @@
+"""The chain: one training after another, each student the next one's teacher; whatever was finished is kept.
+
+The first process looks into the run folder and decides; the others, which may have none, are told.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from vdiff.chain.behind import refuse_if_behind
+from vdiff.chain.plan import BASE, Stage, chosen, doubts, keeps_state, plan, same_start, stages_after, trajectory
+from vdiff.chain.stage_parts import agree_on_pictures
+from vdiff.chain.stage_run import Surroundings, make
+from vdiff.chain.trend import check_floor
+from vdiff.disk import whole_folder
+from vdiff.errors import ModelFileError, UsageError
+from vdiff.machine import trackers
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import MODEL, lacking
+from vdiff.model_folder.checkpoint import ModelCard, is_model_folder
+from vdiff.runs import contents as run_contents
+from vdiff.runs import savepoint, telling
+from vdiff.runs.folder import RunFolder
+from vdiff.training.report import StageRow
+
+
+class Chain:
+    """The stages of one recipe in one run folder, and what is finished of them."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
+        self._progress = surroundings.progress
+        self._processes = surroundings.machine.processes
+        self.run, self.is_first = surroundings.run, surroundings.machine.is_first
+        self.stages = plan(surroundings.recipe)
+
+    def train(self, force: bool = False) -> ModelCard:
+        """Make the base network, or go on where it was stopped; a finished one is kept unless `force`."""
+        return self._go([self.stages[0]], None, force)[0]
+
+    def distill(
+        self, source: str | None = None, count: int | None = None, to: int | None = None, force: bool = False
+    ) -> list[ModelCard]:
+        """Make the students that follow the teacher `source`; finished ones are kept unless `force`.
+
+        source: a name in the run or a path to any model folder; None goes on where the chain stands.
+        count: how many stages.   to: steps of the last one.   Returns the cards of all stages asked for.
+        """
+
+        def chosen_here() -> tuple[str, list[str]]:
+            teacher, stages = choose(self.run, self.stages, source, count, to)
+            told = same_start(self.stages, stages) if stages else ""
+            if told and source is not None:
+                self._progress.note(told)
+            return str(teacher), [stage.name for stage in stages]
+
+        teacher, names = self._processes.told(chosen_here)
+        return self._go([stage for stage in self.stages if stage.name in names], Path(teacher), force)
+
+    def _go(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> list[ModelCard]:
+        done = self._processes.told(lambda: [] if force else self._finished(stages))
+        self._processes.told(
+            lambda: self._refuse_to_replace([stage for stage in stages if stage.name not in done], force)
+        )
+        self._processes.told(lambda: self._check_kept(stages, done, teacher))
+        self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
+        if not force:
+            refuse_if_behind(self._processes, self.run, [stage.name for stage in stages])
+        if len(done) < len(stages):
+            # missing or other pictures are told before anything is written
+            images = self._processes.together(self._surroundings.recipe.data.open)
+            agree_on_pictures(self._processes, images)
+        for doubt in doubts([stage for stage in stages if stage.name not in done]):
+            self._progress.note(doubt)
+        self._processes.told(lambda: self._prepare(stages if force else []))
+        cards = []
+        written: Mapping[str, Tensor] | None = None  # of the stage before, if it was made a moment ago
+        for stage in stages:
+            if stage.name in done:
+                cards.append(telling.card(self._processes, partial(self._kept, stage, teacher)))
+                written = None
+            else:
+                loaded = telling.model(self._processes, teacher, written=written) if teacher else None
+                written = None  # its memory is free while the stage trains
+                card, written = make(self._surroundings, stage, loaded)
+                cards.append(card)
+                if stage is not stages[-1]:
+                    self.leave_if_asked(stage)
+            self._processes.told(partial(self._check_floor, stage, cards[-1]))
+            teacher = self.run.model(stage.name)
+        self._processes.told(lambda: self._tell_outdated(stages[-1]))
+        return cards
+
+    def _finished(self, stages: Sequence[Stage]) -> list[str]:
+        return [stage.name for stage in stages if self._is_finished(stage)]
+
+    def _is_finished(self, stage: Stage) -> bool:
+        return is_finished(self.run, stage, self._trajectory(stage))
+
+    def _trajectory(self, stage: Stage) -> dict[str, object]:
+        return trajectory(self._surroundings.recipe, stage, self._surroundings.machine.precision)
+
+    def _check_floor(self, stage: Stage, card: ModelCard) -> None:
+        check_floor(self._surroundings.recipe, stage, card, self.run, self._progress.note)
+
+    def leave_if_asked(self, stage: Stage) -> None:
+        """Between two stages nothing is lost.   Errors: Stopped."""
+        self._surroundings.leave_if_asked(f"`{stage.name}` is complete, the next stage is not begun")
+
+    def _refuse_to_replace(self, stages: Sequence[Stage], force: bool) -> None:
+        """Errors, before any work: UsageError for what vdiff did not make, in a place where something is to be left.
+
+        ModelFileError for what would be made anew although only the mark of the model that is there is missing.
+        """
+        self.run.refuse_to_replace([stage.name for stage in stages], self._surroundings.text)
+        lost = {stage.name for stage in stages} & set(self.run.unmarked())
+        if lost and not force:
+            folder = self.run.model(min(lost))
+            fix = "put its vdiff.json back, move the folder away, or add --force to make it again"
+            raise ModelFileError(f"`{folder}` has no vdiff.json: it cannot be told whether it is whole", fix, folder)
+
+    def _prepare(self, unwanted: Sequence[Stage]) -> None:
+        """Copy the recipe into the run, and forget the stages that are to be made again; in the first process."""
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        run_contents.write_recipe(self.run.path, self._surroundings.text, self._progress.note)
+        places = [place for stage in unwanted for place in (self.run.model(stage.name), self.run.saves(stage.name))]
+        if any(place.exists() for place in places):
+            trackers.begin_anew(self.run.tracker)
+        for stage in unwanted:
+            savepoint.clear(self.run.saves(stage.name))
+            whole_folder.remove(self.run.model(stage.name), MODEL)
+
+    def _kept(self, stage: Stage, teacher: Path | None) -> ModelCard:
+        """The card of a finished stage, after a look whether it is what the recipe and the teacher would make.
+
+        To be called in the first process.
+        """
+        card = checkpoint.read_card(self.run.model(stage.name))
+        if teacher is not None:
+            self._check_student(card, stage, teacher)
+        wanted = self._trajectory(stage)
+        self._tell_changes(stage, card, wanted)
+        if not self.run.is_behind(stage.name):
+            self._tidy_saves(stage)
+        return card
+
+    def _tell_changes(self, stage: Stage, card: ModelCard, wanted: dict[str, object]) -> None:
+        """What the recipe says otherwise than when a model was made that is kept."""
+        known = _known(card, wanted)
+        different = savepoint.changes(known, wanted)
+        if not different:
+            return
+        why = ""
+        if savepoint.changed(known, wanted) == [_length(stage)] and stage.settings.updates > card.updates:
+            keeping = f"`{_section(stage)}.keep_state: true` keeps it"
+            why = f"; its last save is gone, from which it could go on ({keeping})"
+        self._progress.note(
+            f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)}{why};"
+            " `--force` makes it anew"
+        )
+
+    def _tidy_saves(self, stage: Stage) -> None:
+        """Saves of a run that was killed just after the model was complete."""
+        if keeps_state(self._surroundings.recipe, stage):
+            savepoint.keep_last(self.run.saves(stage.name))
+        else:
+            savepoint.clear(self.run.saves(stage.name))
+
+    def _check_kept(self, stages: Sequence[Stage], done: Sequence[str], teacher: Path | None) -> None:
+        """UsageError for a finished student that is none of its teacher, before anything is told or done.
+
+        Of one whose teacher is still to be made, nothing is known yet.
+        """
+        for stage in stages:
+            if stage.name in done and teacher is not None:
+                self._check_student(checkpoint.read_card(self.run.model(stage.name)), stage, teacher)
+            teacher = self.run.model(stage.name) if stage.name in done else None
+
+    def _tell_outdated(self, last: Stage) -> None:
+        """Say which finished students that follow have become those of a model that is there no more."""
+        following = self.stages[last.index + 1 :]
+        finished = [*itertools.takewhile(lambda stage: is_model_folder(self.run.model(stage.name)), following)]
+        if not finished:
+            return
+        try:
+            first = checkpoint.read_card(self.run.model(finished[0].name))
+        except ModelFileError:  # it is damaged, which whoever uses it is told
+            return
+        now = checkpoint.read_card(self.run.model(last.name))
+        if first.parent is None or first.parent["name"] != last.name or first.parent["hash"] == now.hash:
+            return
+        names = ", ".join(f"`{stage.name}`" for stage in finished)
+        self._progress.note(
+            f"{names}: distilled from the `{last.name}` that was there before; "
+            f"`vdiff distill --from {last.name} --force` makes anew what follows it"
+        )
+
+    def _check_student(self, card: ModelCard, stage: Stage, teacher: Path) -> None:
+        """UsageError for a finished student that cannot be a link of this chain."""
+        where = self.run.model(stage.name)
+        named = teacher.name if teacher.parent == self.run.path else teacher
+        again = f"`vdiff distill --from {named} --force` makes it and what follows anew"
+        fix = f"{again}, or give the run another `name`"
+        if card.num_steps != stage.num_steps:
+            raise UsageError(
+                f"`{stage.name}` has {card.num_steps} steps, the recipe's has {stage.num_steps}", fix, where
+            )
+        if card.parent is not None and card.parent["hash"] != checkpoint.read_card(teacher).hash:
+            problem = (
+                f"`{stage.name}` was distilled from another `{card.parent['name']}` than the one that is there now"
+            )
+            raise UsageError(problem, fix, where)
+
+
+def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool:
+    """Whether its model folder is there; not where the recipe wants a longer training, and there is what it takes.
+
+    wanted: the stage's `trajectory`.   Errors: ModelFileError for a card that cannot be believed, or a model that is
+    not all there.
+    """
+    folder = run.model(stage.name)
+    if not is_model_folder(folder):
+        return False
+    card = checkpoint.read_card(folder)
+    lost = lacking(folder, card)
+    if lost:
+        again = f"vdiff distill --from {_before(stage)} --stages 1 --force" if stage.index else "vdiff train --force"
+        fix = f"copy it again from where it came from, or make it again: {again}"
+        raise ModelFileError(f"`{folder}` is damaged", fix, "; ".join(lost))
+    points = run.points(stage.name)
+    if not points:
+        return True
+    is_longer = savepoint.changed(_known(card, wanted), wanted) == [_length(stage)]
+    return not (is_longer and stage.settings.updates > card.updates and int(points[0].name) >= card.updates)
+
+
+def choose(
+    run: RunFolder, stages: Sequence[Stage], source: str | None, count: int | None, to: int | None
+) -> tuple[Path, list[Stage]]:
+    """The first teacher's folder, and the stages of a plan that a command means; nothing is written.
+
+    source: the teacher, a name in the run or a path; None: with a `count`, the last model of the unbroken sequence from
+    the base on, else the base.   Errors: UsageError, ModelFileError.
+    """
+    name = source if source is not None else BASE
+    if source is None and count is not None:
+        finished = itertools.takewhile(lambda stage: is_model_folder(run.model(stage.name)), stages[:-1])
+        name = max(finished, key=lambda stage: stage.index, default=stages[0]).name
+    teacher = run.find(name)
+    card = checkpoint.read_card(teacher)
+    is_of_run = teacher.resolve().parent == run.path.resolve() and card.name == teacher.name
+    index = card.stage if is_of_run else None
+    return teacher, chosen(stages_after(stages, card.num_steps, name, index), count, to)
+
+
+def _before(stage: Stage) -> str:
+    """The name of its teacher's stage."""
+    return BASE if stage.index == 1 else f"base_{stage.index - 2}"
+
+
+def _section(stage: Stage) -> str:
+    """The section of the recipe that has its settings."""
+    return "train" if stage.index == 0 else "distill"
+
+
+def _length(stage: Stage) -> str:
+    return f"{_section(stage)}.updates"
+
+
+def _known(card: ModelCard, wanted: dict[str, object]) -> dict[str, object]:
+    """What a model's card says of these values."""
+    return {name: card.trajectory.get(name) for name in wanted}
+
+
+def _row(stage: Stage, state: str) -> StageRow:
+    return StageRow(stage.name, stage.start_steps, stage.num_steps, stage.settings.updates, state)

@@ -1,0 +1,282 @@
+"""What a chain will cost: time, memory and disk, from a few measured updates, drawings, measurements and a save."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdiff.chain.plan import Stage
+from vdiff.chain.stage_parts import objective_of
+from vdiff.chain.stage_pictures import PREVIEW_STEPS
+from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import VdiffError
+from vdiff.machine import memory
+from vdiff.machine.machine import Machine
+from vdiff.metrics.agreement import AgreementSection
+from vdiff.metrics.metric import Against, MetricSection, named
+from vdiff.metrics.pair_metric import Pairs
+from vdiff.metrics.reference import StorePictures
+from vdiff.model_folder.checkpoint import codec_for
+from vdiff.objectives.objective import Objective
+from vdiff.randomness import exact
+from vdiff.recipe.recipe import Recipe
+from vdiff.runs import savepoint
+from vdiff.runs.savepoint import NUM_KEPT
+from vdiff.samplers.draw import draw
+from vdiff.training.learner import Learner, RngOf, State
+
+_FLOAT_BYTES = 4
+_PROBE, _SECONDS, _UPDATES = 4, 4.0, (3, 30)
+"""Pictures of the first two updates; how long the measured ones take together, and how many they are."""
+_SAVED_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one stage will cost, in seconds.
+
+    updates: the training itself.   saves: points to resume from and the model folder.   pictures: previews.
+    trend: what `evaluate` measures.   start: making the networks, and what the first update takes longer.
+    """
+
+    stage: Stage
+    updates: float
+    saves: float
+    pictures: float
+    trend: float
+    start: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return self.updates + self.saves + self.pictures + self.trend + self.start
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What all stages will cost.
+
+    start: seconds until the first stage begins.   disk_bytes: model folders and the saves of one stage.
+    memory_bytes: the peak, on a CPU of the whole process, on a GPU of torch's tensors.
+    """
+
+    stages: list[StageEstimate]
+    num_parameters: int
+    disk_bytes: int
+    memory_bytes: int
+    start: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages together."""
+        return self.start + sum(each.seconds for each in self.stages)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Measured of one sort of stage. Seconds: of an update, of a network call per drawn picture, of a save."""
+
+    start: float
+    update: float
+    call: float
+    save: float
+    memory_bytes: int
+
+
+def estimate(
+    recipe: Recipe, stages: Sequence[Stage], machine: Machine, start: float = 0.0, reference: Path | None = None
+) -> Estimate:
+    """Measure every sort of stage on random pictures; writes nothing but into temporary folders.
+
+    All processes of the machine must come here. What the first one returns counts; it alone measures the metrics.
+    start: seconds until the first stage begins.   reference: the folder of what the run knows of its reference.
+    """
+    num_weights = sum(weight.numel() for weight in _denoiser(recipe).network.parameters())
+    costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
+    before, found = memory.peak_bytes(machine.device), []
+    measured = [stage for stage in stages if _measurements(recipe, stage)] if machine.is_first else []
+    first, each = _metric_seconds(recipe, reference) if measured else (0.0, 0.0)
+    # what was freed after an update is there for the metrics, as it is in the run
+    metric_bytes = memory.peak_bytes(machine.device) - before
+    for stage in stages:  # the reference is looked through once
+        metrics = (first if stage in measured[:1] else 0.0, each)
+        found.append(stage_estimate(recipe, stage, costs[_sort(stage)], metrics))
+    saved = max(3 + (stage.settings.ema is not None) for stage in stages)
+    disk = num_weights * _FLOAT_BYTES * (len(stages) + (NUM_KEPT + 1) * saved)
+    most = max(cost.memory_bytes for cost in costs.values()) + max(metric_bytes, 0)
+    return Estimate(found, num_weights, disk, most, start)
+
+
+def stage_estimate(recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]) -> StageEstimate:
+    """What a stage costs when its parts cost so much; metrics: seconds before the first measurement, and of each."""
+    settings, steps, count = stage.settings, min(stage.num_steps, PREVIEW_STEPS), recipe.evaluate.num_images
+    previews = (settings.updates - 1) // settings.preview_every if settings.preview_every else 0
+    measured = _measurements(recipe, stage)
+    drawn = measured * (stage.num_steps if stage.index else steps)
+    if measured and stage.index:
+        drawn += stage.start_steps  # the teacher draws once
+    return StageEstimate(
+        stage,
+        updates=cost.update * settings.updates,
+        saves=cost.save * (-(-settings.updates // settings.save_every) + 1),
+        pictures=cost.call * (previews + 1) * steps * recipe.sample.num_images,
+        trend=cost.call * drawn * count + (metrics[0] + metrics[1] * measured if measured else 0.0),
+        start=cost.start,
+    )
+
+
+def _measurements(recipe: Recipe, stage: Stage) -> int:
+    """How often the trend of a stage is measured."""
+    every, floor = recipe.evaluate.every, recipe.distill.stop_if.psnr_below
+    if every is not None:
+        return (stage.settings.updates - 1) // every + 1
+    return int(stage.index > 0 and floor is not None)
+
+
+_Sort = tuple[int, int, str]
+
+
+def _sort(stage: Stage) -> _Sort:
+    """Stages that learn alike, with as many network calls per picture and as many pictures, cost the same.
+
+    0 calls for the base.
+    """
+    calls = stage.teacher_steps if stage.index else 0
+    return calls, stage.settings.batch_size, stage.settings.objective.model_dump_json()
+
+
+def _sorts(stages: Sequence[Stage]) -> dict[_Sort, Stage]:
+    return {_sort(stage): stage for stage in reversed(stages)}
+
+
+def _denoiser(recipe: Recipe) -> Denoiser:
+    channels, size, _ = _shape(recipe)
+    network = recipe.network.build(size, channels)
+    return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
+
+
+def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
+    memory.forget_peak(machine.device)
+    begun = time.monotonic()
+    learner = Learner(_denoiser(recipe), _objective(recipe, stage, machine), stage.settings, machine)
+    making = time.monotonic() - begun
+    share = -(-stage.settings.batch_size // machine.world_size)
+    probe = min(_PROBE, share)
+    x, condition, rng_of = _batch(recipe, learner, probe)
+    making += _timed(partial(learner.settle, x, condition, rng_of, share))
+    first, second = (_timed(partial(_update, recipe, learner, machine, probe)) for _ in range(2))
+    peak = memory.peak_bytes(machine.device)
+    most = max(int(_SECONDS / _UPDATES[0] / max(second / probe, 1e-9)), probe)
+    count = machine.least(min(share, most))
+    seconds = _median_seconds(partial(_update, recipe, learner, machine, count), machine)
+    at_once = learner.micro_batch or share
+    more = max(min(share, at_once) - min(count, at_once), 0)  # pictures that the real update has at once, not this one
+    needed = memory.peak_bytes(machine.device)
+    needed += more * max(needed - peak, 0) // max(count - probe, 1)
+    state_bytes = sum(tensor.nbytes for named in learner.state().values() for tensor in named.values())
+    save = _save_seconds(learner, state_bytes, machine)
+    call = _call_seconds(recipe, learner.result(), machine, min(count, share))
+    machine.release()
+    copied = state_bytes if machine.device.type == "cpu" and machine.is_first else 0  # a save is copied to the host
+    return Cost(making + max(first - second, 0.0), seconds * share / count, call, save, needed + copied)
+
+
+def _update(recipe: Recipe, learner: Learner, machine: Machine, count: int) -> None:
+    """An update of `count` random pictures in each process, waited for."""
+    # those who share a network have as many micro-batches as this asks for, whatever pictures they have
+    learner.settings = learner.settings.model_copy(update={"batch_size": count * machine.world_size})
+    float(learner.step(*_batch(recipe, learner, count)).sum())
+
+
+def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Condition, RngOf]:
+    device = next(iter(learner.state()["weights"].values())).device
+    x = torch.randn(count, *_shape(recipe), device=device)
+    condition = of_seeds(range(count), recipe.network.told_classes).to(device)
+    return x, condition, RngOf(0, 0, learner.update, torch.arange(count, device=exact(device)), count)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
+
+
+def _median_seconds(work: Callable[[], object], machine: Machine) -> float:
+    """Of one run, after one that sets up memory; other work on the machine disturbs a median less than a mean."""
+    found = [_timed(work)]
+    # all processes work as often, as they wait for one another
+    while machine.any(len(found) < _UPDATES[0] or (len(found) < _UPDATES[1] and sum(found) < _SECONDS)):
+        found.append(_timed(work))
+    return sorted(found[1:])[(len(found) - 1) // 2]
+
+
+def _save_seconds(learner: Learner, state_bytes: int, machine: Machine) -> float:
+    """Of one save, from as many of its tensors as make a fair sample."""
+    state: State = {}
+    left = _SAVED_BYTES
+    for part, tensors in learner.state().items():
+        state[part] = {}
+        for name, tensor in tensors.items():
+            if left > 0:
+                state[part][name] = tensor
+                left -= tensor.nbytes
+    taken = max(_SAVED_BYTES - left, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        pending = {"rows": torch.zeros(0, 2)}
+        work = partial(savepoint.write, Path(folder), learner.update, state, pending, {}, machine.is_first)
+        return _timed(work) * max(state_bytes / taken, 1.0)
+
+
+def _call_seconds(recipe: Recipe, denoiser: Denoiser, machine: Machine, most: int) -> float:
+    """Of one network call for one drawn picture."""
+    count = min(recipe.sample.batch_size, recipe.sample.num_images, most)
+    condition = of_seeds(range(count), recipe.network.told_classes)
+    shape = _shape(recipe)
+    sampler = recipe.sample.sampler.build()
+    work = partial(draw, denoiser, sampler, range(count), shape, condition=condition, device=machine.device)
+    with machine.autocast():
+        work(num_steps=1)
+        seconds: float = min(_timed(partial(work, num_steps=2)) for _ in range(2))
+    return seconds / (2 * count * int(machine.world_size))
+
+
+def _shape(recipe: Recipe) -> tuple[int, int, int]:
+    """Of what the network sees."""
+    return codec_for(None).shape((recipe.data.channels, recipe.data.size, recipe.data.size))
+
+
+def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, float]:
+    """Of getting to know the reference, and of one measurement; on random pictures where there is no store yet."""
+    shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
+    samples = torch.randint(0, 256, (recipe.evaluate.num_images, *shape), dtype=torch.uint8)
+    against = Against(samples, "", where="evaluate.metrics")
+    sections = named(recipe.evaluate.metrics) if recipe.evaluate.every is not None else []
+    with tempfile.TemporaryDirectory() as place, contextlib.suppress(VdiffError):  # the run itself tells what lacks
+        cache = Path(place, "reference")
+        with contextlib.suppress(OSError, shutil.Error):
+            shutil.copytree(reference or cache, cache, symlinks=True)
+        with contextlib.suppress(VdiffError):
+            images = recipe.data.open()
+            against = replace(against, pictures=StorePictures(images), fingerprint=images.fingerprint, cache=cache)
+        begun = time.monotonic()
+        metrics = [section.build(against) for section in sections if isinstance(section, MetricSection)]
+        has_agreement = any(section.kind == "agreement" for section in sections)
+        pairs = Pairs(sections if has_agreement else [AgreementSection(), *sections])
+        first = time.monotonic() - begun
+        return first, _timed(lambda: ([metric.value(samples) for metric in metrics], pairs.compare(samples, samples)))
+    return 0.0, 0.0
+
+
+def _objective(recipe: Recipe, stage: Stage, machine: Machine) -> Objective:
+    teacher = _denoiser(recipe) if stage.index > 0 else None
+    if teacher is not None:
+        machine.freeze(teacher.network)
+    return objective_of(stage, teacher)

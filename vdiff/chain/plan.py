@@ -1,0 +1,147 @@
+"""The stages of a chain: the base training, then one stage per student; and which of them a command means."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vdiff.config import trajectory_values
+from vdiff.errors import UsageError
+from vdiff.recipe.recipe import DistillSection, Recipe, TrainSection
+
+BASE = "original"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of the chain.
+
+    index: 0 for the base, k for the k-th student.   start_steps, num_steps: of the teacher and of the student; equal
+    for the base.   settings: how long and how fast.   is_listed: whether it stands in `distill.stages`.
+    """
+
+    index: int
+    name: str
+    start_steps: int
+    num_steps: int
+    settings: TrainSection | DistillSection
+    is_listed: bool = False
+
+    @property
+    def teacher_steps(self) -> int:
+        """How many of the teacher's steps one of the student's replaces."""
+        return self.start_steps // self.num_steps
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """All stages of a recipe: `original`, `base_0`, `base_1`, ..."""
+    section, steps = recipe.distill, recipe.distill.steps()
+    is_listed = section.stages is not None
+    stages = [Stage(0, BASE, steps[0], steps[0], recipe.train)]
+    for index, (stage, (before, after)) in enumerate(zip(section.listed(), pairwise(steps), strict=True), start=1):
+        stages.append(Stage(index, f"base_{index - 1}", before, after, section.settings(stage), is_listed))
+    return stages
+
+
+def doubts(stages: Sequence[Stage]) -> list[str]:
+    """What a recipe may say but its author hardly means, a sentence each, with what to type."""
+    found = []
+    for stage in stages:
+        settings = stage.settings
+        if stage.index and stage.teacher_steps == 1 and settings.objective.needs_fewer_steps:
+            found.append(
+                f"`{stage.name}` has as many steps as its teacher: with `{settings.objective.kind}` it has nothing to "
+                "learn; give it fewer `steps`, or another `objective`"
+            )
+        if settings.warmup_updates > settings.updates:
+            section = "train" if stage.index == 0 else "distill"
+            reached = settings.rate(settings.updates - 1) / settings.learning_rate
+            found.append(
+                f"`{stage.name}` ends before its warm-up of {settings.warmup_updates:,} updates does: its learning "
+                f"rate reaches {reached:.2g} of the {settings.learning_rate:g} that the recipe names; "
+                f"`--set {section}.warmup_updates={settings.updates // 10}` lets it rise in time"
+            )
+    return found
+
+
+def trajectory(recipe: Recipe, stage: Stage, precision: str) -> dict[str, object]:
+    """Every value that shapes the weights of a stage, by dotted name; its teacher and its data are not among them.
+
+    precision: what the machine computes in; `auto` is not the same everywhere.
+    """
+    section = "train" if stage.index == 0 else "distill"
+    settings = trajectory_values(stage.settings, f"{section}.")
+    for name in ("start_steps", "end_steps", "factor", "overrides", "stages"):
+        settings.pop(f"{section}.{name}", None)
+    network = trajectory_values(recipe.network, "network.") if stage.index == 0 else {}
+    data = trajectory_values(recipe.data, "data.")
+    diffusion = trajectory_values(recipe.diffusion, "diffusion.")
+    own = {"seed": recipe.seed, "precision": precision, "stage": stage.index, "num_steps": stage.num_steps}
+    return {**own, "start_steps": stage.start_steps, **data, **network, **diffusion, **settings}
+
+
+def keeps_state(recipe: Recipe, stage: Stage) -> bool:
+    """Whether the last save of a stage stays when it is finished."""
+    return (recipe.train if stage.index == 0 else recipe.distill).keep_state
+
+
+def stages_after(stages: Sequence[Stage], start_steps: int, name: str, index: int | None = None) -> list[Stage]:
+    """The stages that follow a teacher of `start_steps` steps.   Errors: UsageError when there is none.
+
+    name: what messages call the teacher.   index: of the stage that it is in this run; None for a teacher from
+    elsewhere, which is followed by the first stage that starts at its number of steps.
+    """
+    following = [stage for stage in stages[1:] if stage.start_steps <= start_steps]
+    if index is not None and index < len(stages) and stages[index].num_steps == start_steps:
+        following = list(stages[index + 1 :])
+    if not following:
+        fewer = f"--set distill.end_steps={max(start_steps // 2, 1)} goes on"
+        if stages[-1].is_listed:
+            fewer = "add another stage to `distill.stages`"
+        raise UsageError(
+            f"`{name}` is the last stage ({counted(start_steps)}): nothing is left to distill",
+            fewer
+            if start_steps > 1 or stages[-1].is_listed
+            else "one step is as few as it gets; take an earlier teacher to make it again",
+            "--from",
+        )
+    if following[0].start_steps != start_steps:
+        known = ", ".join(str(stage.start_steps) for stage in stages[1:])
+        raise UsageError(
+            f"`{name}` has {start_steps} steps, but no stage of the recipe starts there (they start at {known})",
+            f"set `distill.start_steps` to {start_steps}, as in --set distill.start_steps={start_steps}",
+            "--from",
+        )
+    return following
+
+
+def same_start(stages: Sequence[Stage], following: Sequence[Stage]) -> str:
+    """A sentence on which of several stages that start at the same number of steps was taken; empty for only one."""
+    names = [stage.name for stage in stages[1:] if stage.start_steps == following[0].start_steps]
+    if len(names) == 1:
+        return ""
+    told = ", ".join(f"`{name}`" for name in names)
+    return f"{told} all start at {counted(following[0].start_steps)}: `{following[0].name}` is what comes next"
+
+
+def counted(num_steps: int) -> str:
+    """`1 step`, `8 steps`."""
+    return f"{num_steps} step{'s' * (num_steps != 1)}"
+
+
+def check_count(count: int | None) -> None:
+    """UsageError when a number of stages asks for nothing."""
+    if count is not None and count < 1:
+        raise UsageError(f"--stages {count} asks for nothing", "ask for 1 or more, or leave it out for all", "--stages")
+
+
+def chosen(stages: Sequence[Stage], count: int | None, to: int | None) -> list[Stage]:
+    """The first `count` of the stages, and none below `to` steps, but all with so many.
+
+    Errors: UsageError for a choice of nothing.
+    """
+    check_count(count)
+    if to is not None and to not in [stage.num_steps for stage in stages]:
+        known = ", ".join(str(stage.num_steps) for stage in stages)
+        raise UsageError(f"no stage ends at {to} steps", f"choose one of: {known}", "--to")
+    wanted = [stage for stage in stages if to is None or stage.num_steps >= to]
+    return wanted[:count]

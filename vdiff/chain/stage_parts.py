@@ -1,0 +1,167 @@
+"""What a stage is made of: its pictures, a student that starts somewhere, and the objective it learns by."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vdiff.chain.plan import Stage, trajectory
+from vdiff.data.dataset import Images
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.limits import check_chain
+from vdiff.errors import DataError, ModelFileError, UsageError
+from vdiff.machine.machine import Machine
+from vdiff.machine.processes import Processes
+from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
+from vdiff.networks.network import as_network
+from vdiff.objectives.objective import Objective, Task
+from vdiff.recipe.recipe import Recipe
+
+
+def open_images(recipe: Recipe, classes: int) -> Images:
+    """The pictures of the recipe, after a look whether their labels fit a network of so many classes."""
+    images: Images = recipe.data.open()
+    if classes and images.num_classes == 0:
+        problem = "the network has classes, but the pictures have no labels"
+        fix = "`vdiff prepare --dry-run` tells why, `vdiff prepare --labels folders --force` may find some"
+        raise DataError(problem, f"{fix}; or leave out `network.num_classes`")
+    if classes and images.num_classes > classes:
+        fix = f"set `network.num_classes` to {images.num_classes}"
+        raise DataError(f"the pictures have {images.num_classes} classes, the network has {classes}", fix)
+    return images
+
+
+def shaping(recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, precision: str) -> dict[str, Any]:
+    """Every value that shapes the weights of a stage, by name: of the recipe, the pictures and the teacher."""
+    return trajectory(recipe, stage, precision) | {
+        "data": images.fingerprint,
+        "teacher": teacher.card.hash if teacher else None,
+    }
+
+
+def agree(processes: Processes, values: Mapping[str, Any], images: Images) -> None:
+    """See that all processes are about to train the same.
+
+    values: of `shaping`.   Errors, in all of them: UsageError for another recipe, DataError for other pictures.
+    """
+    recipe = {name: value for name, value in values.items() if name != "data"}
+    fix = "give all of them the same recipe; `precision: auto` is not the same on every machine"
+    processes.agree(recipe, UsageError, "the processes of this run would not train the same", fix)
+    agree_on_pictures(processes, images)
+
+
+def agree_on_pictures(processes: Processes, images: Images) -> None:
+    """See that all processes have the same pictures.   Errors: DataError, in all of them."""
+    if processes.world_size == 1:
+        return  # the fingerprint of a foreign store costs reading all of it
+    pictures = {"fingerprint": processes.together(lambda: images.fingerprint), "pictures": images.num_images}
+    fix = "copy the store of the first host to the others; `vdiff inspect STORE` shows its fingerprint"
+    processes.agree(pictures, DataError, "the processes of this run have different pictures", fix)
+
+
+def num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
+    """Of the network that is trained, 0 for none: a student has its teacher's, whatever the recipe says."""
+    return teacher.card.num_classes if teacher else recipe.network.told_classes
+
+
+def fresh(recipe: Recipe, images: Images) -> Denoiser:
+    """A student with random weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        channels, size, _ = codec_for(None).shape(images.shape)
+        network = as_network(recipe.network.build(size, channels))
+    return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
+
+
+def copied(teacher: Checkpoint, images: Images) -> Denoiser:
+    """A student that starts as its teacher is: to be made before the teacher is frozen, which rounds its weights."""
+    if teacher.card.shape != images.shape:
+        raise DataError(
+            f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
+            f"prepare pictures of {teacher.card.shape[-1]} pixels, or take another teacher",
+        )
+    bad = [name for name, weight in teacher.denoiser.network.state_dict().items() if not torch.isfinite(weight).all()]
+    if bad:
+        problem = f"the weights of the teacher `{teacher.card.name}` are not finite"
+        raise ModelFileError(problem, "take another teacher", f"{teacher.folder}: `{bad[0]}`")
+    network = deepcopy(teacher.denoiser.network)
+    return replace(teacher.denoiser, network=network.requires_grad_(True))
+
+
+def freeze(teacher: Checkpoint, machine: Machine) -> Checkpoint:
+    """Have a teacher learn nothing more: it is moved to the device and cast to the run's precision.
+
+    In place, as a copy would take as much memory again; returns what it is from now on.
+    """
+    network = machine.freeze(teacher.denoiser.network)
+    return replace(teacher, denoiser=replace(teacher.denoiser, network=network))
+
+
+def objective_of(stage: Stage, teacher: Denoiser | None) -> Objective:
+    """How the student of a stage learns.   teacher: frozen; None for the base."""
+    settings = stage.settings
+    task = Task(settings.weighting, settings.updates, stage.num_steps, teacher, stage.teacher_steps)
+    return settings.objective.build(task)
+
+
+def check_targets(stage: Stage, teacher: Checkpoint) -> None:
+    """UsageError for a teacher that does not know the times of a stage, or whose schedule has no targets for them.
+
+    The recipe was checked with its own schedule, but a student has its teacher's.
+    """
+    times = teacher.card.times
+    if times is not None and times % stage.start_steps:
+        problem = f"`{teacher.folder}` knows the times i / {times} only, not all of its {stage.start_steps} steps"
+        raise UsageError(problem, "take a number of steps that divides them, or another teacher", "--from")
+    try:
+        check_chain(teacher.denoiser.schedule, (stage.start_steps, stage.num_steps))
+    except ValueError as err:
+        fix = "set a smaller `distill.start_steps`, or take another teacher"
+        raise UsageError(f"with the schedule of `{teacher.folder}`, {err}", fix, "--from") from err
+
+
+def card_of(
+    recipe: Recipe,
+    text: str,
+    stage: Stage,
+    teacher: ModelCard | None,
+    images: Images,
+    shaped_by: Mapping[str, Any],
+    network: nn.Module,
+) -> ModelCard:
+    """What the model folder of a finished stage says about itself.
+
+    text: the recipe as it was written.   teacher: None for the base.   shaped_by: of `shaping`.
+    network: the one that was trained.
+    """
+    objective = stage.settings.objective
+    card = ModelCard(
+        name=stage.name,
+        stage=stage.index,
+        num_steps=stage.num_steps,
+        times=objective.known_times(stage.num_steps),
+        updates=stage.settings.updates,
+        shape=images.shape,
+        num_classes=recipe.network.told_classes,
+        num_parameters=sum(weight.numel() for weight in network.parameters()),
+        network=recipe.network.kind,
+        diffusion=recipe.diffusion.model_dump(mode="json"),
+        recipe=text,
+        data={"fingerprint": images.fingerprint, "num_images": images.num_images},
+        trajectory=dict(shaped_by),
+        sampler=objective.advised_sampler(),
+        is_denoiser=objective.is_denoiser,
+    )
+    if teacher is None:
+        return card
+    return replace(
+        card,
+        num_classes=teacher.num_classes,
+        network=teacher.network,
+        diffusion=teacher.diffusion,
+        codec=teacher.codec,
+        parent={"name": teacher.name, "num_steps": teacher.num_steps, "hash": teacher.hash},
+    )

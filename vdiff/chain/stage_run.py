@@ -1,0 +1,333 @@
+"""One stage: a teacher and a store become a model folder; stopped anywhere, it goes on from its last save."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vdiff.chain.plan import Stage, keeps_state, plan
+from vdiff.chain.stage_chores import StageChores
+from vdiff.chain.stage_parts import (
+    agree,
+    card_of,
+    check_targets,
+    copied,
+    freeze,
+    fresh,
+    num_classes,
+    objective_of,
+    open_images,
+    shaping,
+)
+from vdiff.chain.stage_pictures import PREVIEW_STEPS, StagePictures
+from vdiff.chain.trend import Trend
+from vdiff.data.dataset import Images
+from vdiff.data.loader import Batch, batches
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import DivergedError, Stopped
+from vdiff.images.images import write_png
+from vdiff.machine.machine import Machine
+from vdiff.machine.trackers import Trackers
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
+from vdiff.networks.sharded import on_host
+from vdiff.recipe.recipe import Recipe
+from vdiff.runs import savepoint, telling
+from vdiff.runs.folder import RunFolder
+from vdiff.runs.savepoint import SavePoint, Saver
+from vdiff.training.learner import Learner
+from vdiff.training.log import Report
+from vdiff.training.loop import fit
+from vdiff.training.profile import Profile
+from vdiff.training.report import Progress
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all stages of a run share.
+
+    text: the recipe as it is copied into the run and its model folders.
+    stop: asked after every update; the number of the signal that came, 0 for none.   profile: measures some updates.
+    """
+
+    recipe: Recipe
+    text: str
+    run: RunFolder
+    machine: Machine
+    progress: Progress
+    stop: Callable[[], int]
+    profile: bool = False
+
+    def stopped(self, what: str) -> Stopped:
+        """The error with which all processes leave.   what: is safe or not begun, in words."""
+        number = self.stop() or signal.SIGTERM  # 0 where another process was told
+        return Stopped(number, what)
+
+    def leave_if_asked(self, what: str) -> None:
+        """Where nothing is under way that could be lost; every process must ask.   Errors: Stopped, in all of them."""
+        if self.machine.any(bool(self.stop())):
+            raise self.stopped(what)
+
+
+class Made(NamedTuple):
+    """The model folder that a stage has left: its card, and in the first process its weights, in the host's memory."""
+
+    card: ModelCard
+    weights: dict[str, Tensor]
+
+
+def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -> Made:
+    """Train one stage, from its last save or from the start, and leave its model folder.
+
+    teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError, MachineError.
+    """
+    recipe, machine = surroundings.recipe, surroundings.machine
+    images = machine.processes.together(lambda: _opened(recipe, teacher))
+    agree(machine.processes, shaping(recipe, stage, teacher, images, machine.precision), images)
+    if teacher is not None:
+        student = copied(teacher, images)
+        check_targets(stage, teacher)
+        teacher = freeze(teacher, machine)  # after the student was copied, and before anybody asks the teacher
+    else:
+        student = fresh(recipe, images)
+    for tensor in student.network.state_dict().values():
+        machine.processes.fill(tensor)
+    objective = objective_of(stage, teacher.denoiser if teacher else None)
+    learner = Learner(student, objective, stage.settings, machine, surroundings.progress.note)
+    work = StageRun(surroundings, stage, teacher, images, learner)
+    begun = time.monotonic()
+    trained = work.train()
+    made = work.publish(trained)
+    surroundings.progress.end(stage.name, trained.loss, time.monotonic() - begun)
+    return made
+
+
+def _opened(recipe: Recipe, teacher: Checkpoint | None) -> Images:
+    """The pictures, looked through as far as their fingerprint needs it."""
+    images = open_images(recipe, num_classes(recipe, teacher))
+    _ = images.fingerprint
+    return images
+
+
+class Trained(NamedTuple):
+    """What a training has come to.
+
+    result: a copy with the weights that are meant for sampling.   picture: what it draws, a grid, uint8 [C, H, W].
+    loss: of the last line of the log; NaN where an earlier start did the last update.
+    agreement: with the teacher's pictures, for the model card; in the first process, and if it was to be measured.
+    """
+
+    result: Denoiser
+    picture: Tensor
+    loss: float
+    agreement: dict[str, Any] | None
+
+
+class StageRun:
+    """A stage at work: `train` goes back to the last save as often as it must, `publish` leaves the model folder.
+
+    teacher: frozen.   learner: of the student, as a new training begins; `train` takes it on from the last save.
+    """
+
+    def __init__(
+        self, surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None, images: Images, learner: Learner
+    ) -> None:
+        recipe, machine, run = surroundings.recipe, surroundings.machine, surroundings.run
+        self._surroundings = surroundings
+        self._stage = stage
+        self._teacher = teacher.card if teacher else None
+        self._images = images
+        self._learner = learner
+        self._codec = codec_for(teacher)
+        self._num_classes = num_classes(recipe, teacher)
+        self._shaping = shaping(recipe, stage, teacher, images, machine.precision)
+        self._pictures = StagePictures(recipe.sample, stage, self._codec, images.shape, self._num_classes, machine)
+        self._trend = Trend(recipe, stage, teacher, images, machine, run.evaluation / "reference")
+        self._profile: Profile | None = None
+        if surroundings.profile and machine.is_first:
+            self._profile = Profile(run.path / "profile" / f"{stage.name}.json.gz", surroundings.progress.note)
+
+    def train(self) -> Trained:
+        """Train to the last update.   Errors: Stopped, DivergedError."""
+        saved = self._restore()
+        while True:
+            try:
+                return self._fit(saved)
+            except DivergedError as err:
+                saved = self._roll_back(err)
+
+    def publish(self, trained: Trained) -> Made:
+        """Leave the model folder; the points to resume from have served."""
+        recipe, run = self._surroundings.recipe, self._surroundings.run
+        machine, saves = self._surroundings.machine, self._saves
+        folder, result = run.model(self._stage.name), trained.result
+        weights = on_host(result.network.state_dict(), keeps=machine.is_first, copy=False)
+
+        def add_picture(target: Path) -> None:
+            write_png(target / "samples.png", trained.picture)
+
+        def published() -> ModelCard:
+            text, about = self._surroundings.text, self._shaping
+            card = card_of(recipe, text, self._stage, self._teacher, self._images, about, result.network)
+            card = replace(card, agreement=trained.agreement)
+            checkpoint.save(folder, card, result, add_picture, weights)
+            if keeps_state(recipe, self._stage):
+                savepoint.keep_last(saves)
+            else:
+                savepoint.clear(saves)
+            self._surroundings.progress.saved(str(folder))
+            return checkpoint.read_card(folder)
+
+        card = telling.card(machine.processes, published)
+        machine.release()
+        return Made(card, weights)
+
+    @property
+    def _saves(self) -> Path:
+        return self._surroundings.run.saves(self._stage.name)
+
+    def _restore(self) -> SavePoint | None:
+        machine, note = self._surroundings.machine, self._surroundings.progress.note
+        saved = telling.newest(machine.processes, self._saves, self._shaping, note)
+        if saved is None:
+            return None
+        self._learner.load(saved.state, saved.update)
+        self._tell_length(saved)
+        if saved.processes != machine.world_size:
+            told = f"saved by {saved.processes} processes, now there are {machine.world_size}"
+            note(f"{told}: the batches stay the same, results agree to rounding")
+        return saved
+
+    def _tell_length(self, saved: SavePoint) -> None:
+        """Where the recipe asks for another number of updates than before: whether that changes the learning rate."""
+        settings = self._stage.settings
+        if saved.length == settings.updates:
+            return
+        told = f"`{self._stage.name}` was to have {saved.length:,} updates, and is to have {settings.updates:,} now: "
+        if settings.decay == "constant":
+            told += "it goes on as if that had been asked for from the start"
+        else:
+            before = settings.model_copy(update={"updates": saved.length}).rate(saved.update - 1)
+            told += f"the learning rate was {before:.3g} and goes on at {settings.rate(saved.update):.3g}"
+        self._surroundings.progress.note(told)
+
+    def _roll_back(self, err: DivergedError) -> SavePoint | None:
+        """Go back to the last save and on at half the learning rate, if the recipe says so and there is a save."""
+        machine, run = self._surroundings.machine, self._surroundings.run
+        machine.wait()  # all come here together; none may look while the first one still saves
+        newest = machine.processes.told(lambda: [point.name for point in run.points(self._stage.name)])
+        if newest and int(newest[0]) >= self._stage.settings.updates:
+            raise err  # trained to the end: going back there would change nothing
+        done = self._learner.rollbacks
+        if done >= self._stage.settings.rollbacks or not newest:
+            section = "distill" if self._teacher else "train"
+            fix = f"`--set {section}.rollbacks={done + 3}` goes on from there at half the learning rate"
+            last = f"the last save, at update {int(newest[0])}, is finite" if newest else ""
+            raise DivergedError(err.problem, f"{fix}; or {err.fix}" if newest else err.fix, last) from err
+        saved = self._restore()
+        self._learner.rollbacks = done + 1
+        told = f"{err.problem}: back to update {self._learner.update}, at half the learning rate"
+        self._surroundings.progress.note(told)
+        return saved
+
+    def _fit(self, saved: SavePoint | None) -> Trained:
+        """Train from where the learner is.   saved: what it was restored from.   Errors: Stopped, DivergedError."""
+        machine, learner, name = self._surroundings.machine, self._learner, self._stage.name
+        first = learner.update
+        self._surroundings.progress.begin(name, self._stage.settings.updates, first)
+        saver = Saver(self._saves, self._shaping, machine.world_size, machine.is_first, machine.any)
+        trained: Trained | None = None
+        with self._trackers() as trackers, saver:
+            work = self._chores(saved, saver, trackers)
+            is_complete = fit(
+                learner,
+                self._batches(),
+                machine,
+                codec=self._codec,
+                seed=self._surroundings.recipe.seed,
+                stage=self._stage.index,
+                should_stop=lambda: bool(self._surroundings.stop()),
+                chores=work.chores(),
+            )
+            if is_complete:
+                trained = self._finish(work, has_learned=learner.update > first)
+        if self._profile:
+            self._profile.close()
+        work.tell_saved()
+        machine.wait()  # else one that leaves early would have its launcher end the one that still writes
+        if trained is None:
+            raise self._surroundings.stopped(f"`{name}` is saved at update {learner.update}")
+        return trained
+
+    def _finish(self, work: StageChores, has_learned: bool) -> Trained:
+        """What the training has come to.   has_learned: not if an earlier start had done the last update already."""
+        work.report.check_learned()
+        result = self._learner.result()
+        picture = self._pictures.preview(result)
+        if has_learned:
+            work.show(picture)
+        elif self._trend.has_pairs:  # it was measured, but nothing that lies on the disk is read back for it
+            work.keep_agreement(self._trend.measure(result, self._pictures.draw, PREVIEW_STEPS))
+            self._surroundings.machine.wait()  # the first process measures alone
+        return Trained(result, picture, work.report.loss, work.agreement)
+
+    def _trackers(self) -> AbstractContextManager[Trackers]:
+        recipe, note = self._surroundings.recipe, self._surroundings.progress.note
+        folder, first = self._surroundings.run.tracker, self._updates_before() + self._learner.update + 1
+        return self._surroundings.machine.trackers(folder, recipe.trackers, recipe.name, first, note)
+
+    def _chores(self, saved: SavePoint | None, saver: Saver, trackers: Trackers) -> StageChores:
+        machine, run, progress = self._surroundings.machine, self._surroundings.run, self._surroundings.progress
+        offset = self._updates_before()
+        report = Report(
+            self._stage.name,
+            self._stage.settings,
+            machine,
+            progress,
+            run.log,
+            trackers.log,
+            self._learner.update,
+            saved.pending if saved is not None else None,
+            offset,
+        )
+        return StageChores(
+            stage=self._stage,
+            learner=self._learner,
+            machine=machine,
+            previews=run.previews,
+            progress=progress,
+            pictures=self._pictures,
+            trend=self._trend,
+            profile=self._profile,
+            report=report,
+            saver=saver,
+            trackers=trackers,
+            offset=offset,
+        )
+
+    def _updates_before(self) -> int:
+        """Of all stages before this one."""
+        stages = plan(self._surroundings.recipe)
+        return sum(stage.settings.updates for stage in stages[: self._stage.index])
+
+    def _batches(self) -> Iterator[Batch]:
+        recipe, machine = self._surroundings.recipe, self._surroundings.machine
+        found = batches(
+            self._images,
+            seed=recipe.seed,
+            stage=self._stage.index,
+            batch_size=self._stage.settings.batch_size,
+            start_update=self._learner.update,
+            rank=machine.rank,
+            world_size=machine.world_size,
+            flip=recipe.data.flip,
+            workers=self._images.num_workers,
+        )
+        if self._num_classes == 0:
+            return (batch._replace(labels=None) for batch in found)
+        return found

@@ -1,0 +1,121 @@
+"""The trend: cheap numbers of a network while it learns and when it is done; the floor under which a chain stops."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vdiff.chain.plan import Stage
+from vdiff.data.dataset import Images
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.errors import DivergedError, UsageError
+from vdiff.machine.machine import Machine
+from vdiff.metrics.agreement import AgreementSection
+from vdiff.metrics.metric import Against, MetricSection, named
+from vdiff.metrics.pair_metric import Pairs, are_pairs
+from vdiff.metrics.reference import StorePictures
+from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
+from vdiff.recipe.recipe import Recipe
+from vdiff.runs.folder import RunFolder
+
+Draw = Callable[[Denoiser, int, int | None, int], Tensor]
+"""Pictures of a model, in so many steps, on its grid of times, so many: float [n, C, H, W], in every process."""
+
+
+class Trend:
+    """What is measured of one stage. Nothing of the training is touched.
+
+    has_pairs: whether the student is compared with its teacher.
+    is_on: whether anything is, at least once, when the stage is complete.   every: updates; None for only then.
+    teacher: frozen.   num_images: drawn for each measurement.   draw: every process must call it, and does its share.
+    cache: for what is known of the reference pictures.
+    Errors: DataError, UsageError for pictures that a metric cannot do with.
+    """
+
+    def __init__(
+        self, recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, machine: Machine, cache: Path
+    ) -> None:
+        section, floor = recipe.evaluate, recipe.distill.stop_if.psnr_below
+        self.every, self.num_images = section.every, section.num_images
+        self._stage, self._teacher, self._machine = stage, teacher, machine
+        self._codec = codec_for(teacher)
+        self.is_on = section.every is not None or (teacher is not None and floor is not None)
+        sections = named(section.metrics) if section.every is not None else []
+        pairs = [each for each in sections if are_pairs(each)] if teacher is not None else []
+        if teacher is not None and floor is not None and not any(each.kind == "agreement" for each in pairs):
+            pairs = [AgreementSection(), *pairs]
+        against = Against(
+            StorePictures(images), images.fingerprint if sections else "", cache, where="evaluate.metrics"
+        )
+        is_first = machine.is_first  # the others draw their shares and measure nothing
+        sets = [each for each in sections if isinstance(each, MetricSection) and is_first]
+        self._metrics = {each.name: each.build(against) for each in sets}
+        self.has_pairs, self._pairs = bool(pairs), Pairs(pairs if is_first else [])
+        for name, metric in self._metrics.items():
+            if self.num_images < metric.least:
+                fix = f"set `evaluate.num_images` to {metric.least} or more"
+                raise UsageError(f"`{name}` needs at least {metric.least:,} samples", fix, "evaluate.num_images")
+        self._drawn_by_teacher: Tensor | None = None
+
+    def measure(self, student: Denoiser, draw: Draw, most_steps: int) -> dict[str, float | None]:
+        """Numbers by name, in the first process; a psnr of None is that of equal pictures.
+
+        Errors: DivergedError, in every process, for pictures that hold NaN or Inf; DataError.
+        """
+        is_student, own = self._teacher is not None, self._stage.num_steps
+        steps = own if is_student else min(own, most_steps)
+        drawn = draw(student, steps, self._stage.settings.objective.known_times(own), self.num_images)
+        pictures = self._codec.decode(drawn, self._stage.name)
+        values: dict[str, float | None] = {}
+        if self.has_pairs and self._teacher is not None:
+            card = self._teacher.card
+            if self._drawn_by_teacher is None:
+                drawn = draw(self._teacher.denoiser, card.num_steps, card.times, self.num_images)
+                self._drawn_by_teacher = self._codec.decode(drawn, card.name)
+            if self._machine.is_first:
+                values |= self._pairs.compare(pictures, self._drawn_by_teacher)
+        return values | {name: metric.value(pictures).value for name, metric in self._metrics.items()}
+
+    def told(self, update: int, values: dict[str, float | None]) -> str:
+        """The line that a person reads."""
+        found = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
+        return f"{self._stage.name}: trend at update {update:,}, of {self.num_images:,} pictures: {found}"
+
+
+def check_floor(recipe: Recipe, stage: Stage, card: ModelCard, run: RunFolder, note: Callable[[str], None]) -> None:
+    """DivergedError for a finished student that agrees with its teacher less than the recipe wants.
+
+    Its card tells; the cards of vdiff 0.1 do not, and there the log of the run does.
+    """
+    floor = recipe.distill.stop_if.psnr_below
+    if floor is None or stage.index == 0:
+        return
+    agreement = card.agreement or _of_log(run.log, stage.name)
+    if agreement is None:
+        note(f"`{stage.name}` was made without `distill.stop_if`: its agreement is not known")
+        return
+    psnr, num_images = agreement["psnr"], agreement["num_images"]
+    if psnr is not None and psnr < floor:
+        of = f" of {num_images:,} pictures" if isinstance(num_images, int) else ""
+        problem = f"`{stage.name}` agrees with its teacher to {psnr:.2f} dB only{of}, under the floor of {floor:g} dB"
+        fix = (
+            "add --force to make it again with more `distill.updates`, "
+            f"or go on with `--set distill.stop_if.psnr_below={math.floor(psnr)}`"
+        )
+        raise DivergedError(problem, fix, f"{run.model(stage.name)} (it stays)")
+
+
+def _of_log(log: Path, stage: str) -> dict[str, Any] | None:
+    """The agreement in the last line of a stage whose trend tells it."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+            if entry["stage"] == stage and "psnr" in entry.get("trend", {}):
+                return {"psnr": entry["trend"]["psnr"], "num_images": entry.get("num_images")}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # half a line, from a writer that was killed
+    return None

@@ -1,0 +1,176 @@
+"""What vdiff made, and how it is told from what others made: nothing else is ever replaced or deleted."""
+
+import contextlib
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from vdiff.disk import manifest as mark
+from vdiff.disk.os_files import open_no_link
+from vdiff.errors import ModelFileError, UsageError
+
+IsOurs = Callable[[Path], bool]
+"""Whether vdiff made what lies at a path; asked of files that are there, and of folders that hold something."""
+
+ELSEWHERE = "move it away, or choose another place"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of folder that vdiff makes, and how one of them is known.
+
+    mark: name of the file in it that lists the others, empty for none.
+    parts: what the paths of its files are like, also where no mark lists them; those of its folders end in `/`.
+    is_proven: whether a folder that has no mark, or lost it, is known all the same, by what is in its files.
+    """
+
+    mark: str
+    parts: re.Pattern[str]
+    is_proven: IsOurs = lambda folder: True
+
+    def stranger(self, folder: Path) -> Path | None:
+        """The first thing here that vdiff did not make, which may be `folder` itself; None if there is none."""
+        if folder.is_symlink() or not folder.is_dir():
+            return folder
+        listed = self._listed(folder)
+        if listed is None and any(folder.iterdir()) and not self.is_proven(folder):
+            return folder
+        return next(self._unknown(folder, listed), None)
+
+    def refuse_stranger(self, folder: Path, fix: str = ELSEWHERE, name: Path | None = None) -> None:
+        """UsageError for what may not be replaced or deleted, if anything is there.   name: what it is called."""
+        if not os.path.lexists(folder):
+            return
+        found = self.stranger(folder)
+        if found is not None:
+            place = name or folder
+            raise strange(place, place / found.relative_to(folder), fix)
+
+    def is_leftover(self, folder: Path) -> bool:
+        """Whether what is here can be what a process that was killed left of such a folder."""
+        is_folder = folder.is_dir() and not folder.is_symlink()
+        return is_folder and next(self._unknown(folder, self._listed(folder)), None) is None
+
+    def delete(self, folder: Path) -> None:
+        """Delete what belongs to such a folder, as far as the disk allows. Anything else stays, and its folders."""
+        if folder.is_symlink() or not folder.is_dir():
+            return
+        unknown = set(self._unknown(folder, self._listed(folder)))
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path not in unknown and path != folder / self.mark:
+                _delete_one(path)
+        _delete_one(folder / self.mark)  # last: it knows the others
+        _delete_one(folder)
+
+    def _listed(self, folder: Path) -> set[str] | None:
+        """The paths of all files that the mark lists, itself too, and of their folders; None without one."""
+        try:
+            names = {*mark.read(folder, self.mark)["files"], self.mark}
+        except ModelFileError:
+            return None
+        return names | {f"{parent}/" for name in names for parent in PurePosixPath(name).parents if parent.name}
+
+    def _unknown(self, folder: Path, listed: set[str] | None) -> Iterator[Path]:
+        for path in sorted(folder.rglob("*")):
+            name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                name += "/"
+            is_known = name in (listed or ()) or self.parts.fullmatch(name) is not None
+            if not is_known or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                yield path
+
+
+def refuse_strange_file(path: Path, is_ours: IsOurs, fix: str = ELSEWHERE) -> None:
+    """UsageError for anything at `path` that is not a file which vdiff made."""
+    if os.path.lexists(path) and not is_our_file(path, is_ours):
+        raise strange(path, path, fix)
+
+
+def is_our_file(path: Path, is_ours: IsOurs) -> bool:
+    """Whether a file is there, and vdiff made it."""
+    return not path.is_symlink() and path.is_file() and is_ours(path)
+
+
+def strange(place: Path, found: Path, fix: str = ELSEWHERE) -> UsageError:
+    """What is told of `found`, at or inside `place`, which vdiff did not make."""
+    if place != found:
+        problem = f"`{found}` is there, and vdiff did not make it: `{place}` will not be replaced"
+    elif found.is_symlink():
+        problem = f"`{place}` is there already, as a link: it will not be replaced"
+    elif found.is_dir():
+        problem = f"`{place}` is a folder already, and vdiff did not make it: it will not be replaced"
+    else:
+        problem = f"`{place}` is there already, and vdiff did not make it: it will not be replaced"
+    return UsageError(problem, fix, found)
+
+
+def anything(path: Path) -> bool:
+    """For a file that may be anybody's."""
+    return True
+
+
+def nothing(path: Path) -> bool:
+    """For a file that is never made again."""
+    return False
+
+
+def beginning(path: Path, count: int) -> bytes:
+    """The first bytes of a file; none of one that cannot be read. No link is followed."""
+    try:
+        with open(open_no_link(path), "rb") as file:
+            return file.read(count) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except OSError:
+        return b""
+
+
+def is_picture(path: Path) -> bool:
+    """Whether vdiff wrote this PNG or GIF: it says so in its text."""
+    data = beginning(path, 2**16)
+    if data.startswith(b"GIF8"):
+        return re.search(rb"\x21\xfe.vdiff ", data, re.DOTALL) is not None
+    return any(key.startswith("vdiff.") or (key, text[:6]) == ("Software", "vdiff ") for key, text in _texts(data))
+
+
+def is_archive(path: Path) -> bool:
+    """Whether `vdiff sample` wrote this .zip or .npz of pictures."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_told = b"vdiff.model: " in archive.comment
+            return is_told or {"images.npy", "seeds.npy", "about.npy"} <= set(archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return False
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the first of `name-1.txt`, `name-2.txt`, ... at which nothing is."""
+    stem, dot, ending = path.name.partition(".")
+    place, number = path, 0
+    while os.path.lexists(place):
+        number += 1
+        place = path.with_name(f"{stem}-{number}{dot}{ending}")
+    return place
+
+
+def _texts(data: bytes) -> Iterator[tuple[str, str]]:
+    """What a PNG says in its text before the picture begins, by key."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return
+    place = 8
+    while place + 8 <= len(data) and data[place + 4 : place + 8] != b"IDAT":
+        size, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
+        if kind in (b"tEXt", b"iTXt"):
+            key, _, text = data[place + 8 : place + 8 + size].partition(b"\0")
+            yield key.decode("latin-1"), text.decode("latin-1")
+        place += size + 12
+
+
+def _delete_one(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The machine a run has: devices, processes, memory, precision."""

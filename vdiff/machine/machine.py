@@ -1,0 +1,350 @@
+"""The machine a run has: devices, processes and precision, as Accelerate sees them."""
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vdiff.choices import Precision as Precision
+from vdiff.choices import TrackerKind
+from vdiff.errors import MachineError, UsageError
+from vdiff.machine import accelerate_settings, compiling, graphed, memory, trackers, world
+from vdiff.machine.processes import Processes
+from vdiff.machine.trackers import Trackers
+from vdiff.networks import sharded
+from vdiff.networks.fast import fast_on
+from vdiff.randomness import exact
+from vdiff.system.cores import num_cores
+
+Arithmetic = Literal["fp32", "bf16", "fp16"]
+
+_DTYPES: dict[Arithmetic, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+SMALLEST_BF16_PICTURE = 16
+"""Pixels: below it, casting costs a CPU about what bf16 gains (docs/benchmarks.md)."""
+
+
+class Machine:
+    """One process of a run. rank 0 writes and draws; the others compute."""
+
+    def __init__(
+        self,
+        precision: Precision = "auto",
+        device: str | None = None,
+        deterministic: bool = False,
+        image_size: int | None = None,
+        compile: compiling.Compile = "auto",
+        shard: sharded.Shard = "auto",
+        cuda_graphs: graphed.CudaGraphs = "off",
+        say: Callable[[str], None] = lambda text: None,
+        check: Callable[[], None] = lambda: None,
+        processes: Processes | None = None,
+    ) -> None:
+        """Join the other processes, if a launcher started any and none are given in `processes`.
+
+        compile: whether networks that learn are compiled.   shard: whether networks lie in shares, one in each process.
+        cuda_graphs: whether the calls of networks that draw are replayed; `say` is told if that does not work.
+        say, check: also told for whom this process waits, and called meanwhile; `check` may raise.
+        image_size: of the pictures, in pixels; where it is small, `auto` is float32 on a CPU.
+
+        deterministic: the same bits every time, on GPUs too; torch refuses an operation that cannot.
+        device: "cpu", "cuda", "mps", or None for the GPU where there is one.
+        Errors: MachineError for what it cannot do.
+        """
+        picked = pick_device(device)
+        cpu = picked.type == "cpu"
+        if picked.type == "mps":
+            self.precision, self.why_precision = resolve_on_mps(precision)
+        else:
+            self.precision, self.why_precision = resolve(precision, cpu, image_size)
+            self.why_precision += "" if cpu else "; what stays float32 is multiplied in TF32"
+        self.compiles, self.why_compile = compiling.resolve(compile, picked)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+        if deterministic != torch.are_deterministic_algorithms_enabled():  # it imports torch's compiler, for a second
+            torch.use_deterministic_algorithms(deterministic)
+        memory.arrange(sparing=False)  # who draws asks for the same memory in every step
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        self.ignored_settings = accelerate_settings.ignored(self.precision)
+        self.processes = processes or Processes(cpu, say, check)
+        self._accelerator = self.processes.accelerator
+        self.device = self._accelerator.device
+        self.graphs = graphed.opened(cuda_graphs, self.device, say)
+        self.rank = self.processes.rank
+        self.world_size = self.processes.world_size
+        self.shards, self.why_shard = sharded.resolve(shard, self.world_size)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that reads, writes and draws."""
+        return self.processes.is_first
+
+    @property
+    def has_fused_step(self) -> bool:
+        """Whether AdamW's fused step knows `grad_scale` and `found_inf`; that of MPS drops both without a word."""
+        return bool(self.device.type != "mps")
+
+    def described(self) -> str:
+        """What computes, in words: `1 x NVIDIA H100`, `2 cores of AMD EPYC`."""
+        if self.device.type == "cuda":
+            return f"{self.world_size} x {torch.cuda.get_device_name(self.device)}"
+        if self.device.type == "mps":
+            return f"the GPU of {_processor()} (MPS)"
+        cores = num_cores()
+        return f"{cores} core{'s' * (cores != 1)} of {_processor()}"
+
+    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """The network and its optimizer, made ready for all processes."""
+        if self.shards:
+            return network, optimizer
+        with accelerate_settings.hidden():
+            network, optimizer = self._accelerator.prepare(network, optimizer)
+        return network, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` to the weights' gradients."""
+        torch.autograd.backward(loss)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, with the layers that are fast there.
+
+        One that is to lie in shares stays where it is: `shard` moves it, a block at a time.
+        """
+        if self.shards:
+            return fast_on(network, self.device, is_sharded=True)
+        return placed(network, self.device)
+
+    def shard(self, network: nn.Module) -> nn.Module:
+        """Have a network lie in shares, if the run's networks do."""
+        return sharded.turn_on(network, self.device) if self.shards else network
+
+    def freeze(self, network: nn.Module) -> nn.Module:
+        """Make a network that learns nothing more compute in the run's precision: its weights are cast once, here."""
+        if not self.shards:
+            return frozen(network, self.device, self.precision)
+        return self.shard(network.eval().requires_grad_(False).to(_DTYPES[self.precision]))
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, networks compute in the run's precision."""
+        return torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps small gradients from vanishing in fp16; does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def unsynchronised(self, network: nn.Module, when: bool) -> contextlib.AbstractContextManager[Any]:
+        """Within it, gradients stay in their process: for all micro-batches of an update but the last."""
+        if self.shards:
+            network.set_requires_gradient_sync(not when)  # type: ignore[operator] # of the class it was given
+            return contextlib.nullcontext()
+        return self._accelerator.no_sync(network) if when else contextlib.nullcontext()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes, in every process."""
+        total: Tensor = self._accelerator.reduce(value, "sum") if self.world_size > 1 else value
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process; every process must ask."""
+        return flag if self.world_size == 1 else bool(self._count(flag) > 0)
+
+    def vote(self) -> Callable[[bool], bool]:
+        """A question for all processes, put again and again: whether it was true in any of them the last time.
+
+        So nobody waits for what the device still computes. A process alone hears itself at once.
+        """
+        asked: Callable[[], bool] = bool  # nobody was asked yet: False
+
+        def put(flag: bool) -> bool:
+            nonlocal asked
+            if self.world_size == 1:
+                return flag
+            before, asked = asked, _on_its_way(self._count(flag))
+            return before()
+
+        return put
+
+    def _count(self, flag: bool) -> Tensor:
+        return self.sum(torch.full((), float(flag), device=self.device))  # torch.tensor would wait for the device
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the device; the host does not wait until it is there."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def take_exact(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host where random numbers and times are computed for the device: see `exact`."""
+        return self.take(tensor) if exact(self.device) == self.device else tensor
+
+    def least(self, number: int) -> int:
+        """The smallest number of any process; every process must ask."""
+        given = torch.tensor([number], device=self.device)
+        return number if self.world_size == 1 else int(self._accelerator.gather(given).min())
+
+    def share_out(self, work: Callable[[slice], Tensor], count: int) -> Tensor:
+        """`work` on all of `count` items, in every process: each does its share, then all are brought together.
+
+        work: the results for a slice of the items, [n, ...] each.   Returns [count, ...] on the CPU.
+        """
+        if self.world_size == 1:
+            return work(slice(0, count))
+        size = -(-count // self.world_size)  # of every share, so that all are of equal shape; the last may overlap
+        start = max(min(self.rank * size, count - size), 0)
+        found: Tensor = self._accelerator.gather(work(slice(start, start + size)).to(self.device)).cpu()
+        starts = [max(min(rank * size, count - size), 0) for rank in range(self.world_size)]
+        shares = torch.split(found, min(size, count))
+        result = torch.empty(count, *found.shape[1:], dtype=found.dtype)
+        for first, share in zip(starts, shares, strict=True):
+            result[first : first + len(share)] = share
+        return result
+
+    def wait(self) -> None:
+        """Until every process is here, which may take hours; see `Processes`."""
+        self.processes.wait()
+
+    def release(self) -> None:
+        """Forget the networks of a finished stage."""
+        self._accelerator.free_memory()
+
+    def available_bytes(self) -> int | None:
+        """The share of the memory that this process may still take; None where nobody tells."""
+        found = memory.available_bytes(self.device)
+        on_one_host = self.processes.local_size if self.device.type == "cpu" else 1
+        return None if found is None else found // on_one_host
+
+    def free_cache(self) -> None:
+        """Give memory back that torch keeps for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.device.type == "mps":
+            torch.mps.empty_cache()
+
+    @contextlib.contextmanager
+    def trackers(
+        self,
+        folder: Path,
+        kinds: Sequence[TrackerKind] | None = None,
+        name: str = "",
+        first_step: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[Trackers]:
+        """Those of the first process, as `trackers.opened`; the others' tell nobody.   Errors: MachineError."""
+        trackers.check(kinds)  # in all processes, so that none waits for one that has failed
+        with trackers.opened(kinds, folder, name, first_step, say) if self.is_first else _nobody() as found:
+            yield found
+
+    def close(
+        self, kind: type[BaseException] | None = None, err: BaseException | None = None, _: TracebackType | None = None
+    ) -> None:
+        """Leave the other processes in good order; with an error or a stop, which may be of this one alone, at once.
+
+        kind, err: what is under way, as `ExitStack.push` tells it.
+        """
+        self.processes.close(kind, err)
+
+
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on a device, with the layers that are fast there, in the memory format that convolutions like."""
+    fast_on(network.to(device), device)
+    # on CPUs, the fast layers lay out what passes through the network, level by level
+    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
+
+
+def frozen(network: nn.Module, device: torch.device, precision: Arithmetic) -> nn.Module:
+    """A network that learns nothing more, on a device and cast to what it computes in: for one process alone."""
+    return placed(network, device).eval().requires_grad_(False).to(_DTYPES[precision])
+
+
+def _on_its_way(count: Tensor) -> Callable[[], bool]:
+    """Whether a number on the device is above 0, to be asked later."""
+    if count.device.type != "cuda":
+        return lambda: bool(count > 0)
+    there, arrived = count.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def above_zero() -> bool:
+        arrived.synchronize()
+        return bool(there > 0)
+
+    return above_zero
+
+
+def _nobody() -> contextlib.AbstractContextManager[Trackers]:
+    return contextlib.nullcontext(Trackers())
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device with this name, or the GPU where there is one and ACCELERATE_USE_CPU does not say otherwise.
+
+    That of a Mac is for one process alone.   Errors: UsageError, MachineError.
+    """
+    if name not in (None, "cpu", "cuda", "mps"):
+        raise UsageError(f"there is no device `{name}`", "choose cpu, cuda or mps", "--device")
+    has_mps, is_alone = torch.backends.mps.is_available(), world.read_or_alone().size == 1
+    if name == "mps" and not has_mps:
+        raise MachineError("there is no MPS device", "leave out `--device mps`: only Macs have one", "--device")
+    if name == "mps" and not is_alone:
+        raise MachineError("several processes cannot compute on MPS", "start one, or use `--device cpu`", "--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MachineError("there is no CUDA device", "leave out `--device cuda`, or mend the GPU's driver", "--device")
+    if name is None and accelerate_settings.wants_cpu():
+        return torch.device("cpu")
+    if name is None and torch.cuda.is_available():
+        return torch.device("cuda")
+    if name is None and has_mps and is_alone:
+        return torch.device("mps")
+    return torch.device(name or "cpu")
+
+
+def _processor() -> str:
+    """The name that the processor gives itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return " ".join(value.split())
+    return platform.processor() or platform.machine()
+
+
+def resolve(precision: Precision, cpu: bool, image_size: int | None = None) -> tuple[Arithmetic, str]:
+    """What to compute in, and why.   Errors: MachineError for what the machine cannot do."""
+    has_bf16 = cpu_multiplies_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+    unit = "CPU" if cpu else "GPU"
+    if precision == "auto" and has_bf16 and cpu and image_size and image_size < SMALLEST_BF16_PICTURE:
+        return "fp32", f"bf16 does not pay on a CPU for pictures of {image_size} pixels"
+    if precision == "auto":
+        return ("bf16", f"this {unit} multiplies it") if has_bf16 else ("fp32", f"this {unit} does not multiply bf16")
+    has_it = {"fp32": True, "bf16": has_bf16, "fp16": cpu_multiplies_fp16() if cpu else True}[precision]
+    if not has_it:
+        fix = f"set `precision: {'bf16' if has_bf16 else 'fp32'}`, which it can do, or `precision: auto`"
+        raise MachineError(f"this {unit} does not multiply {precision}", fix, "precision")
+    return precision, "the recipe says so"
+
+
+def resolve_on_mps(precision: Precision) -> tuple[Arithmetic, str]:
+    """The same for the GPU of a Mac.   Errors: MachineError."""
+    if precision == "auto":
+        return "fp32", "what bf16 gains on MPS is not measured yet"
+    if precision == "fp16":  # it needs a scaled loss, which nobody has seen work there
+        raise MachineError("vdiff does not compute in fp16 on MPS", "set `precision: auto`, or bf16", "precision")
+    if precision == "bf16" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        problem = "before macOS 14, MPS does not multiply bf16"
+        raise MachineError(problem, "set `precision: fp32`, or `precision: auto`", "precision")
+    return precision, "the recipe says so"
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for it (AVX-512 BF16 or AMX) and torch uses them; emulation is slow."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    has_instructions = any(getattr(torch.cpu, name, bool)() for name in asked)
+    return has_instructions and bool(torch.backends.mkldnn.enabled)
+
+
+def cpu_multiplies_fp16() -> bool:
+    """Whether the CPU has instructions for it (AMX FP16) and torch uses them; emulation is slow."""
+    return bool(getattr(torch.cpu, "_is_amx_fp16_supported", bool)()) and bool(torch.backends.mkldnn.enabled)

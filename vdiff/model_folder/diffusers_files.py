@@ -1,0 +1,164 @@
+"""What a model folder says to diffusers and to people: pipeline, scheduler and a README, none of which claims too much.
+
+diffusers builds whatever class `model_index.json` names, with random weights where the file's do not fit, so a network
+that diffusers does not know gets no such file.
+"""
+
+import json
+from typing import Any
+
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.model_folder.card import PIXELS, ModelCard
+from vdiff.networks.network import Network, as_network
+
+README = "README.md"
+"""Not among the files that a model folder vouches for: people complete it before they publish a model."""
+
+_VERSION = "0.35.0"
+
+
+def class_of(network: Network) -> str | None:
+    """The class in diffusers that is this network, with the same parameters; None where there is none."""
+    settings = network.diffusers()
+    return None if settings is None else str(settings["_class_name"])
+
+
+def model_index(card: ModelCard, network: Network) -> dict[str, Any] | None:
+    """The content of model_index.json; None for a network that diffusers does not know.
+
+    DDIMPipeline passes no classes on. Of the pipelines around a UNet2DModel, that for consistency models does, and it
+    takes any scheduler.
+    """
+    name = class_of(network)
+    if name is None or not _is_drawn_by_ddim(card):
+        return None
+    return {
+        "_class_name": "ConsistencyModelPipeline" if card.num_classes else "DDIMPipeline",
+        "_diffusers_version": _VERSION,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", name],
+    }
+
+
+def scheduler_config(card: ModelCard, denoiser: Denoiser) -> dict[str, Any]:
+    """The content of scheduler_config.json.
+
+    diffusers does not know the last entry of a student, and says so with its value when the folder is opened: the only
+    way to be told of the number of steps there, as its pipelines have a default of their own.
+    """
+    kinds = {"v": "v_prediction", "x": "sample", "eps": "epsilon"}
+    steps = {"num_inference_steps": card.num_steps} if card.times is not None else {}
+    return {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": _VERSION,
+        "num_train_timesteps": denoiser.schedule.grid,
+        "prediction_type": kinds[denoiser.predicts],
+        "timestep_spacing": "trailing",
+        "set_alpha_to_one": True,
+        "clip_sample": False,
+        "thresholding": False,
+        "rescale_betas_zero_snr": False,
+        "steps_offset": 0,
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        **denoiser.schedule.diffusers_config(),
+        **steps,
+    }
+
+
+def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:
+    """README.md: what the model is and how pictures are drawn with it."""
+    network, grid = as_network(denoiser.network), denoiser.schedule.grid
+    channels, height, width = card.shape
+    kind = {1: "grey", 3: "colour", 4: "RGBA"}.get(channels, f"{channels}-channel")
+    steps = f"{card.num_steps} step{'s' * (card.num_steps != 1)}"
+    parts = [
+        _front_matter(class_of(network) if _is_drawn_by_ddim(card) else None),
+        f"# {card.name}",
+        f"Draws {kind} pictures of {width} x {height} pixels in **{steps}**. {_origin(card)}",
+    ]
+    if has_picture:
+        parts.append("![Pictures that it drew](samples.png)")
+    parts += ["## Drawing", *_drawing(card, class_of(network), grid), "## Facts", _facts(card)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(class_name: str | None) -> str:
+    """What model hubs read."""
+    library = ["library_name: diffusers"] if class_name else []
+    lines = ["---", *library, "pipeline_tag: unconditional-image-generation", "tags:", "- vdiff", "- diffusion"]
+    return "\n".join([*lines, "- progressive-distillation", "- few-step", "---"])
+
+
+def _origin(card: ModelCard) -> str:
+    if card.parent is None and card.times is not None:
+        return f"It learned from pictures, and knows the {card.times:,} times i / {card.times} only."
+    if card.parent is None:
+        return "A base network: it can be drawn with in any number of steps, and fewer make worse pictures."
+    teacher = f"`{card.parent['name']}`, which needs {card.parent['num_steps']}"
+    return f"A student of {teacher}, made by progressive distillation (Salimans & Ho 2022, arXiv 2202.00512)."
+
+
+def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
+    with_vdiff = f"```bash\nvdiff sample --checkpoint {card.name}\n```"
+    if class_name is None:
+        told = f"diffusers does not know this network (`{card.network}`); vdiff does, with the package that brings it:"
+        return [told, with_vdiff]
+    if not _is_drawn_by_ddim(card):
+        return ["It has a sampler of its own, which diffusers does not know; vdiff does:", with_vdiff]
+    if card.times is not None and grid % card.num_steps:
+        told = (
+            f"diffusers knows the whole times of the schedule's grid only, of which there are {grid:,}, and "
+            f"{card.num_steps:,} steps lie between them: it draws other pictures, or none. vdiff knows all:"
+        )
+        return [told, with_vdiff]
+    num_steps = min(card.num_steps, grid)
+    pipeline = "DiffusionPipeline" if card.num_classes else "DDIMPipeline"
+    labels = ""
+    if card.num_classes:
+        some = ", ".join(str(label) for label in range(min(card.num_classes, 4)))
+        labels = f"class_labels=[{some}], "
+    count = min(card.num_classes, 4) or 4
+    code = [
+        f"from diffusers import {pipeline}",
+        "",
+        f'pipeline = {pipeline}.from_pretrained("{card.name}")',
+        f"pictures = pipeline(batch_size={count}, {labels}num_inference_steps={num_steps}).images",
+    ]
+    texts = ["```python\n" + "\n".join(code) + "\n```"]
+    if card.times is not None:
+        texts.append(
+            f"`num_inference_steps={card.num_steps}` belongs to this model. With any other number, and with the "
+            "default of diffusers, it draws wrong pictures without a complaint."
+        )
+    elif card.num_steps > grid:
+        texts.append(f"diffusers draws in at most {grid:,} steps with this model, vdiff in any number.")
+    if card.num_classes:
+        texts.append(
+            f"It has {card.num_classes} classes, 0 to {card.num_classes - 1}. `DDIMPipeline` cannot pass them on; the "
+            "pipeline that `model_index.json` names does."
+        )
+    return [*texts, "Or with vdiff:", with_vdiff]
+
+
+def _is_drawn_by_ddim(card: ModelCard) -> bool:
+    """What diffusers' pipelines do with it; `eta` and clipping would be the caller's to pass on."""
+    return card.sampler in (None, {"kind": "ddim"}) and card.guidance is None and card.codec == PIXELS
+
+
+def _facts(card: ModelCard) -> str:
+    rows = {
+        "sampler": f"{card.sampler['kind'] if card.sampler else 'DDIM'}, {card.num_steps} steps",
+        "parameters": f"{card.num_parameters:,}",
+        "updates": f"{card.updates:,}",
+        "predicts": str(card.diffusion.get("predicts", "?")),
+        "pictures seen": f"{card.data['num_images']:,}" if isinstance(card.data.get("num_images"), int) else "?",
+    }
+    if card.parent is not None:
+        rows["teacher"] = f"`{card.parent['name']}`, SHA-256 {card.parent['hash'][:16]}..."
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """As diffusers' own files look."""
+    return json.dumps(content, indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""What a recipe says: its sections, its text, its mistakes."""

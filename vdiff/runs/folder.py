@@ -1,0 +1,144 @@
+"""The run folder: where recipe, log, model folders and saves of one chain lie, and who works in it."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from vdiff.disk import lock, whole_folder
+from vdiff.errors import MachineError, ModelFileError
+from vdiff.model_folder.card import CONFIG, MARK, MODEL, WEIGHTS, is_model_folder, read_card
+from vdiff.runs import contents as run_contents
+from vdiff.runs.contents import LOG, RECIPE, SAVE, SAVES, STATE, STATUS
+
+__all__ = ["SAVE", "STATE", "RunFolder", "points"]
+
+
+class RunFolder:
+    """`runs/<name>/`: recipe.yaml, log.jsonl, original/, base_0/, ...; previews/, saves/, evaluation/, tracker/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / RECIPE
+        self.log = path / LOG
+        self.status = path / STATUS
+        self.previews = path / "previews"
+        self.tracker = path / "tracker"
+        self.evaluation = path / "evaluation"
+        self.table = self.evaluation / "table.json"
+
+    def model(self, name: str) -> Path:
+        """The model folder of a stage, there or not."""
+        return self.path / name
+
+    def saves(self, name: str) -> Path:
+        """Where the stage's points to resume from lie while it is not complete."""
+        return self.path / "saves" / name
+
+    def points(self, name: str) -> list[Path]:
+        """The stage's points to resume from, newest first."""
+        return points(self.saves(name))
+
+    def unfinished(self) -> list[str]:
+        """Names of the stages that have points to resume from and are not finished, or being made longer."""
+        begun = (path.name for path in (self.path / "saves").glob("*") if self.points(path.name))
+        return sorted(name for name in begun if self.is_behind(name))
+
+    def is_behind(self, name: str) -> bool:
+        """Whether there is no model folder of the stage, or one that has seen fewer updates than its newest save."""
+        if not is_model_folder(self.model(name)):
+            return name not in self.unmarked()  # which is damaged, not unfinished
+        try:
+            done = read_card(self.model(name)).updates
+        except ModelFileError:
+            return True
+        return any(int(point.name) > done for point in self.points(name))
+
+    def is_begun(self) -> bool:
+        """Whether a run has worked here: a recipe alone does not make a run."""
+        return any((self.path / name).exists() for name in (lock.FILE, LOG, "saves")) or bool(self.models())
+
+    def models(self) -> list[str]:
+        """Names of the finished model folders: the base first, then the students in order."""
+        found = [path.name for path in self.path.glob("*") if is_model_folder(path)] if self.path.is_dir() else []
+        return sorted(found, key=lambda name: (name.startswith("base_"), len(name), name))
+
+    def unmarked(self) -> list[str]:
+        """Names of what was a model folder and has lost its mark: nobody can tell whether the rest of it is whole."""
+        parts = (CONFIG, WEIGHTS, "model_index.json")
+        found = [path for path in self.path.glob("[!.]*") if any((path / part).is_file() for part in parts)]
+        return sorted(path.name for path in found if not is_model_folder(path))
+
+    def find(self, checkpoint: str) -> Path:
+        """The model folder with this name in the run, or at this path.   Errors: ModelFileError listing the names."""
+        for folder in (self.model(checkpoint), Path(checkpoint)):
+            if is_model_folder(folder):
+                return folder
+        names = self.models()
+        is_other = next((folder for folder in (self.model(checkpoint), Path(checkpoint)) if folder.is_dir()), None)
+        if is_other is not None:
+            problem = (
+                f"`{is_other}` has no {MARK}, which vdiff writes last: it is no model folder of vdiff, or not whole"
+            )
+        else:
+            problem = f"there is no model folder `{checkpoint}`"
+        raise ModelFileError(
+            problem,
+            f"take one of: {', '.join(names)}" if names else "run `vdiff train` first",
+            self.path,
+        )
+
+    @contextlib.contextmanager
+    def lock(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+        """Keep other runs out of the folder; what a killed one left half-written is removed.
+
+        say: told of a damaged file that is kept under another name.
+        Errors: InUseError; MachineError for a link in the place of a folder that is written to; UsageError for
+        anything there that vdiff did not make.
+        Folders that were made for it go again when nothing was written into them.
+        """
+        with lock.held(self.path):
+            own = (self.path / "saves", *(self.path / "saves").glob("[!.]*"))
+            _refuse_links([*own, self.previews, self.tracker, self.evaluation, self.log])
+            run_contents.refuse_strangers(self.path, say)
+            whole_folder.clean(self.path, MODEL, files=run_contents.FILES)
+            whole_folder.clean(own[0], SAVES)
+            for folder in own[1:]:
+                whole_folder.clean(folder, SAVE)
+            whole_folder.clean(self.previews)
+            yield
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Keep other evaluations out, while a training may go on.   Errors: InUseError, MachineError as in `lock`."""
+        _refuse_links([self.evaluation, *self.evaluation.glob("*"), *self.evaluation.glob("samples/*")])
+        run_contents.refuse_strange_evaluation(self.path)
+        with lock.held(self.evaluation):
+            for folder in (self.evaluation, *self.evaluation.glob("*/"), *self.evaluation.glob("samples/*/")):
+                whole_folder.clean(folder)
+            yield
+
+    def refuse_to_replace(self, stages: Sequence[str], recipe: str) -> None:
+        """UsageError for what vdiff did not make and these stages would replace, or delete.   recipe: to be written."""
+        for name in stages:
+            MODEL.refuse_stranger(self.model(name), run_contents.OTHER_RUN)
+            run_contents.refuse_strange_saves(self.saves(name))
+        run_contents.check_recipe(self.path, recipe)
+
+    def is_at_work(self) -> bool:
+        """Whether a process holds the lock."""
+        return lock.is_held(self.path)
+
+
+def _refuse_links(paths: Sequence[Path]) -> None:
+    """MachineError for a link: what is written or deleted through it would lie outside the run."""
+    for path in paths:
+        if path.is_symlink():
+            fix = "put a folder in its place; to keep a run on another disk, name that with `--run`"
+            raise MachineError(f"`{path}` is a link out of the run", fix)
+
+
+def points(saves: Path) -> list[Path]:
+    """The points to resume from in a stage's folder of saves, newest first by update number: clocks jump."""
+    named = (path for path in saves.glob("[0-9]*") if re.fullmatch(r"\d{9,}", path.name))
+    return sorted((path for path in named if path.is_dir() and not path.is_symlink()), reverse=True)

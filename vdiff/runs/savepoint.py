@@ -1,0 +1,268 @@
+"""Points to resume from: what a training changes, saved whole, the last two of a stage kept until it is complete."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from vdiff.disk import whole_folder
+from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
+from vdiff.model_folder.checkpoint import load_tensors, num_bytes, save_tensors
+from vdiff.networks.sharded import local_shard, on_host
+from vdiff.runs.folder import SAVE, STATE, points
+from vdiff.system import threads
+
+NUM_KEPT = 2
+
+State = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class SavePoint:
+    """A verified point to resume from.
+
+    update: updates done.   state: tensors by part and name, see `Learner.state`.
+    pending: the measurements that no line of the log holds yet, see `Report.pending`.   processes: of the run then.
+    length: updates that the stage was to have when it was saved.
+    """
+
+    update: int
+    state: State
+    pending: Mapping[str, Tensor]
+    processes: int
+    length: int
+
+
+class Saver:
+    """Saves a stage's points in the background: training waits for the copy to the host's memory, not for the disk.
+
+    At most one save is under way. What went wrong in it is raised by the next call.   folder: of the stage's points.
+    trajectory: the values that shape the weights; resuming asks for the same.   processes: of the run; each has one,
+    and all of them save together.   writes: whether it is this one that writes.
+    anywhere: whether something is true in any of the processes; all of them ask.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trajectory: Mapping[str, Any],
+        processes: int = 1,
+        writes: bool = True,
+        anywhere: Callable[[bool], bool] = bool,
+    ) -> None:
+        self._folder, self._facts = folder, {"trajectory": dict(trajectory), "processes": processes}
+        self._writes, self._anywhere = writes, anywhere
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._saved: int | None = None
+
+    def save(self, update: int, state: State, pending: Mapping[str, Tensor]) -> None:
+        """Begin to save; see `write`.
+
+        Errors: DivergedError, in all processes, for weights that are not finite in any of them; MachineError.
+        """
+        _check_finite(update, state, self._anywhere)
+        copied = _on_host(state, pending, self._writes)
+        if not self._writes:
+            return
+        self.wait()
+        thread = threading.Thread(target=self._write, args=(update, copied), name=f"save {update}")
+        threads.start(thread)
+        self._thread = thread
+
+    def saved(self) -> int | None:
+        """The update of a save that has come onto the disk since the last call, if one has."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+        found, self._saved = self._saved, None
+        return found
+
+    def wait(self) -> None:
+        """Until nothing is under way."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        with contextlib.suppress(Exception) if kind is not None else contextlib.nullcontext():
+            self.wait()
+
+    def _write(self, update: int, copied: State) -> None:
+        try:
+            _write(self._folder, {"update": update, **self._facts}, copied)
+            self._saved = update
+        except BaseException as err:
+            self._error = err
+
+
+def write(
+    folder: Path,
+    update: int,
+    state: State,
+    pending: Mapping[str, Tensor],
+    trajectory: Mapping[str, Any],
+    writes: bool = True,
+) -> None:
+    """Save into `folder`/<update>, read it back, then drop all but the last `NUM_KEPT`.
+
+    writes: whether it is this process that does; those that share a network must all come here.
+
+    Errors: DivergedError for weights that are not finite; MachineError. Nothing of the earlier saves is touched then.
+    """
+    _check_finite(update, state, bool)
+    facts = {"update": update, "trajectory": dict(trajectory), "processes": 1}
+    copied = _on_host(state, pending, writes)
+    if writes:
+        _write(folder, facts, copied)
+
+
+def _check_finite(update: int, state: State, anywhere: Callable[[bool], bool]) -> None:
+    verdicts = [torch.isfinite(local_shard(tensor)).all() for tensor in state["weights"].values()]
+    # one answer to wait for, not one per tensor; and one for all: whoever went on alone would wait for the others
+    if anywhere(not bool(torch.stack(verdicts).all())):
+        raise DivergedError(
+            f"the weights are no longer finite after update {update}",
+            "lower `learning_rate` and add --force to begin the stage again",
+        )
+
+
+def _on_host(state: State, pending: Mapping[str, Tensor], keeps: bool = True) -> State:
+    """A copy of everything in the host's memory, for those that keep it; see `on_host`."""
+    return {part: on_host(named, keeps) for part, named in {**state, "pending": pending}.items()}
+
+
+def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
+    def fill(target: Path) -> None:
+        for part, named in tensors.items():
+            save_tensors(target / f"{part}.safetensors", dict(named))
+
+    size = sum(map(num_bytes, tensors.values()))
+    whole_folder.write(folder / f"{facts['update']:09d}", SAVE, facts, fill, size)  # which reads it back
+    for old in points(folder)[NUM_KEPT:]:
+        _forget(old)
+
+
+def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], None]) -> SavePoint | None:
+    """The last save that is whole; None when there is none.
+
+    say: told about every save that is damaged and passed over.
+    Errors: UsageError when the run was begun with other values than `trajectory`, DataError with other pictures;
+    ModelFileError when all of them are damaged.
+    """
+    found = points(folder)
+    for point in found:
+        try:
+            return _read(point, trajectory, folder)
+        except ModelFileError as err:
+            say(f"{err.problem}{f' ({err.where})' if err.where else ''}; it is passed over")
+    if found:
+        raise ModelFileError("no save of this stage is whole", "add --force to begin the stage again", folder)
+    return None
+
+
+def clear(folder: Path) -> None:
+    """Forget the saves of a stage that is complete. What vdiff did not make stays, and what holds it."""
+    for point in points(folder):
+        _forget(point)
+    with contextlib.suppress(OSError):  # it holds something else, or is not there
+        folder.rmdir()
+
+
+def _forget(point: Path) -> None:
+    with contextlib.suppress(UsageError):  # somebody put something into it: that is no reason to end a training
+        whole_folder.remove(point, SAVE)
+
+
+def keep_last(folder: Path) -> None:
+    """Forget the saves of a stage that is complete, all but the last, from which a longer one can go on."""
+    for old in points(folder)[1:]:
+        _forget(old)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which values differ, as `train.updates: 2000 -> 3000`."""
+    return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in changed(before, now)]
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the values that shape the weights and differ."""
+    before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
+    return [
+        name
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name) and (name, before.get(name)) != _UNTOLD and name not in _HARMLESS_NOW
+    ]
+
+
+LENGTHS = ("train.updates", "distill.updates")
+"""The length of a stage: what was learned until now does not depend on it but by the learning rate."""
+
+_UNTOLD = ("precision", "auto")
+"""Runs of earlier versions did not record what `auto` came to."""
+
+_HARMLESS_NOW = ("train.log_every", "distill.log_every")
+"""Earlier versions recorded these, which do not shape the weights."""
+
+
+def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint:
+    content = whole_folder.read(point, STATE)
+    found = whole_folder.damage(point, content)
+    if found:
+        raise ModelFileError(f"`{point}` is damaged", "", "; ".join(found))
+    update, before, processes = (content.get(name) for name in ("update", "trajectory", "processes"))
+    if type(update) is not int or not isinstance(before, dict):
+        raise ModelFileError(f"`{point / STATE}` is damaged", "", "it does not tell its update and settings")
+    _check_trajectory(before, trajectory, folder)
+    _check_length(update, trajectory)
+    listed = (point / name for name in content["files"])  # nobody has vouched for any other
+    parts = {path.stem: load_tensors(path) for path in listed if path.suffix == ".safetensors"}
+    rows = parts.get("pending", {}).get("rows")
+    if not parts.keys() >= {"weights", "average", "optimizer"} or rows is None or rows.shape != (len(rows), 2):
+        raise ModelFileError(f"`{point}` is damaged", "", "it does not list all that belongs to it")
+    length = next((before[name] for name in LENGTHS if type(before.get(name)) is int), update)
+    return SavePoint(update, parts, parts.pop("pending"), processes if type(processes) is int else 1, length)
+
+
+def _check_length(update: int, now: Mapping[str, Any]) -> None:
+    """UsageError where more updates are done than the stage is to have now."""
+    for name in LENGTHS:
+        if name in now and now[name] < update:
+            raise UsageError(
+                f"{update:,} updates of this stage are done, and the recipe asks for {now[name]:,} now",
+                f"ask for {update:,} or more, or add --force to begin the stage again",
+                name,
+            )
+
+
+def _check_trajectory(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    lengths = {name: now[name] for name in LENGTHS if name in now and name in before}
+    different = changes({**before, **lengths}, now)
+    recipe = [change for change in different if not change.startswith("data: ")]
+    if recipe:
+        problem, back = "the recipe changed since this stage was begun", "take the change back"
+        if all(change.startswith("precision: ") for change in recipe):
+            problem = "this stage was begun in another precision"
+            back = f"add `--set precision={before['precision']}`, on a machine that can do that"
+        raise UsageError(
+            problem,
+            f"{back}, give the run another `name`, or add --force to begin the stage again",
+            "; ".join(recipe[:8]),
+        )
+    if different:
+        raise DataError(
+            "the pictures are not those that this stage was begun with",
+            "put the old store back, give the run another `name`, or add --force to begin the stage again",
+            folder,
+        )
