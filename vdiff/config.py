@@ -3,7 +3,10 @@
 import contextlib
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from traceback import walk_tb
@@ -117,7 +120,7 @@ class Table(Generic[Part]):
         return iter([*self._builtin, *self.outside()])
 
     def __contains__(self, kind: object) -> bool:
-        return kind in list(self)
+        return isinstance(kind, str) and (kind in self._builtin or kind in list(self))
 
     def builtin(self) -> list[str]:
         """The kinds that vdiff has itself."""
@@ -180,7 +183,7 @@ class Table(Generic[Part]):
         return f"unknown kind `{kind}` of {self.part}{hint} (there are: {', '.join(self)})"
 
     def _entries(self) -> list[EntryPoint]:
-        return list(entry_points(group=self.group))
+        return _entry_points(_places()).get(self.group, [])
 
     def _checked(self, found: Any) -> type[Part]:
         """What was found, if it keeps the contract.   Errors: _UnfitError."""
@@ -275,6 +278,22 @@ def raised_in(err: BaseException) -> str | None:
 
 
 _OUR_GROUPS = "vdiff."
+
+
+@lru_cache(maxsize=1)
+def _entry_points(places: tuple[tuple[str, int], ...]) -> dict[str, list[EntryPoint]]:
+    """What other packages bring, by group. Remembered, as reading what is installed takes long.   places: where."""
+    found = entry_points()
+    return {group: list(found.select(group=group)) for group in found.groups if group.startswith(_OUR_GROUPS)}
+
+
+def _places() -> tuple[tuple[str, int], ...]:
+    """Where packages may be installed, and when something was last added there or removed, in nanoseconds."""
+    places = []
+    for place in sys.path:
+        with contextlib.suppress(OSError):
+            places.append((place, os.stat(place or ".").st_mtime_ns))
+    return tuple(places)
 
 
 def _loaded(place: str) -> Any:
