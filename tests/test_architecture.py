@@ -11,12 +11,13 @@ import pytest
 
 import vdiff
 from vdiff.config import Section, mark_of
+from vdiff.field_docs import field_docs
 
 ROOT = Path(vdiff.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = [
-    {"choices", "errors"},
+    {"choices", "errors", "field_docs"},
     {"system"},
     {"config", "phases", "randomness"},
     {"diffusion", "disk"},
@@ -46,6 +47,7 @@ DOORS = {
         "data/metadata.py",
         "diffusion/process.py",
         "diffusion/section.py",
+        "field_docs.py",
         "metrics/table.py",
         "model_folder/card.py",
         "networks/unet_section.py",
@@ -296,5 +298,6 @@ def test_every_field_says_whether_it_changes_the_weights(section: type[Section])
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
 def test_every_field_and_section_is_explained(section: type[Section]) -> None:
     assert section.__doc__
-    for name, field in section.model_fields.items():
-        assert name == "kind" or field.description, name
+    docs = field_docs(section)
+    for name in section.model_fields:
+        assert name == "kind" or docs.get(name), name

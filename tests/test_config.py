@@ -16,6 +16,7 @@ from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.schedule import sampling_times
 from vdiff.errors import MachineError
+from vdiff.field_docs import field_docs
 from vdiff.metrics import METRICS
 from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
@@ -84,6 +85,23 @@ def test_a_field_without_a_mark_has_none() -> None:
         number: int = 1
 
     assert mark_of(Unmarked, "number") is None
+
+
+class Ring(Round):
+    """A circle with a hole."""
+
+    radius: float = trajectory(2.0, gt=0)
+    hole: float = trajectory(1.0, gt=0)
+    """Radius of the hole, in
+    pixels."""
+
+
+def test_the_text_beneath_a_field_is_that_of_the_class_that_states_it_last() -> None:
+    assert field_docs(Round)["radius"] == "Radius, in pixels."
+    assert "radius" not in field_docs(Ring)
+    assert field_docs(Ring)["hole"] == "Radius of the hole, in\npixels."
+    made = type("Made", (Round,), {"__module__": __name__})
+    assert field_docs(made) == field_docs(Round)
 
 
 def test_the_text_beneath_a_field_is_its_description() -> None:
@@ -366,7 +384,7 @@ def test_every_kind_names_itself_and_documents_its_fields(part: str, kind: str) 
     assert section.model_fields["kind"].default == kind
     assert section.model_fields["kind"].annotation == Literal[kind]
     assert (section.__doc__ or "").strip()
-    undocumented = [name for name, field in section.model_fields.items() if not field.description and name != "kind"]
+    undocumented = [name for name in section.model_fields if name not in field_docs(section) and name != "kind"]
     assert undocumented == []
 
 
@@ -380,6 +398,6 @@ def sections(section: type[BaseModel]) -> set[type[BaseModel]]:
 def test_every_field_of_a_recipe_is_marked_and_documented() -> None:
     kinds = [TABLES[part].section(kind) for part, kind in KINDS]
     for section in sections(Recipe).union(*(sections(kind) for kind in kinds)):
-        for name, field in section.model_fields.items():
+        for name in section.model_fields:
             assert mark_of(section, name) in ("trajectory", "harmless"), f"{section.__name__}.{name}"  # type: ignore[arg-type]
-            assert field.description or name == "kind", f"{section.__name__}.{name}"
+            assert name in field_docs(section) or name == "kind", f"{section.__name__}.{name}"

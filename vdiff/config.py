@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from vdiff.errors import MachineError
+from vdiff.field_docs import field_docs
 from vdiff.system.home import expanded
 
 MARK = "vdiff"
@@ -34,7 +35,8 @@ MARK = "vdiff"
 class Section(BaseModel):
     """One part of a recipe. Unknown keys are refused; a docstring beneath a field is its documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    # defer_build: of the sections that are imported, few are ever asked to check anything alone
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -56,6 +58,17 @@ class Section(BaseModel):
         if value.lower() == "none" and type(None) in kinds and kinds & {int, float}:
             return None
         return expanded(value) if Path in kinds else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        found = handler(schema)
+        properties = handler.resolve_ref_schema(found)["properties"]
+        for name, text in field_docs(cls).items():
+            if name in properties:
+                properties[name].setdefault("description", text)
+        return found
 
 
 def trajectory(default: Any = ..., **constraints: Any) -> Any:

@@ -1,0 +1,44 @@
+"""The docstrings beneath the fields of a section, read from its source when somebody asks."""
+
+import ast
+import inspect
+import textwrap
+
+from pydantic import BaseModel
+
+
+def field_docs(section: type[BaseModel]) -> dict[str, str]:
+    """Field -> the text beneath it, of the class that states the field last; nothing for one without.
+
+    pydantic can read them too, but does so for every class as soon as it is imported.
+    """
+    docs: dict[str, str] = {}
+    for each in reversed(section.__mro__):
+        if issubclass(each, BaseModel) and each is not BaseModel:
+            for name, text in _stated(each).items():
+                docs.pop(name, None)
+                if text is not None:
+                    docs[name] = text
+    return docs
+
+
+def _stated(section: type[BaseModel]) -> dict[str, str | None]:
+    """The fields that a class itself states, with the text beneath them."""
+    try:
+        source = inspect.getsource(section)
+    except (OSError, TypeError):  # a class that was made without a file
+        return {}
+    [made] = ast.parse(textwrap.dedent(source)).body
+    assert isinstance(made, ast.ClassDef)
+    found: dict[str, str | None] = {}
+    last: str | None = None
+    for statement in made.body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found[name] = None
+                last = name
+                continue
+            case ast.Expr(value=ast.Constant(value=str(text))) if last is not None:
+                found[last] = inspect.cleandoc(text)
+        last = None
+    return found
