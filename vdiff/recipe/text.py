@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from vdiff.config import Section
-from vdiff.disk import whole_folder
 from vdiff.errors import UsageError
 from vdiff.recipe import mistakes as recipe_mistakes
 from vdiff.recipe import strict_yaml as recipe_yaml
@@ -139,7 +138,7 @@ def _named(named: str, where: str) -> RecipeText:
 def _in_folder(folder: Path) -> RecipeText | None:
     if (folder / "recipe.yaml").is_file():
         return read_file(folder / "recipe.yaml")
-    from vdiff import whole_folder
+    from vdiff.disk import whole_folder
     from vdiff.model_folder.card import MARK, is_model_folder
 
     if not is_model_folder(folder):
