@@ -1,6 +1,7 @@
 """Sections and the tables of kinds: strict, frozen, documented, and imported when they are named."""
 
 import importlib
+import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from vdiff import config
 from vdiff.cli.failures import explain
 from vdiff.config import KindSection, Registry, Section, harmless, mark_of, trajectory
 from vdiff.data import DATASETS
@@ -210,7 +212,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def contract_of(part: str) -> type[KindSection]:
-    module, _, name = TABLES[part]._contract.partition(":")
+    module, _, name = TABLES[part]._contracts[0].partition(":")
     contract: type[KindSection] = getattr(importlib.import_module(module), name)
     return contract
 
@@ -401,3 +403,27 @@ def test_every_field_of_a_recipe_is_marked_and_documented() -> None:
         for name in section.model_fields:
             assert mark_of(section, name) in ("trajectory", "harmless"), f"{section.__name__}.{name}"  # type: ignore[arg-type]
             assert name in field_docs(section) or name == "kind", f"{section.__name__}.{name}"
+
+
+def test_a_kind_of_vdiff_is_found_without_a_look_at_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(*given: object) -> None:
+        raise AssertionError("it looked")
+
+    monkeypatch.setattr(config, "entry_points", looked)
+    monkeypatch.setattr(config, "_places", lambda: (("a place that nobody knows", 0),))
+    for table in TABLES.values():
+        assert table.default in table
+        assert table.section(table.default).model_fields["kind"].default == table.default
+
+
+def test_what_is_installed_is_read_once_for_all_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def looked() -> object:
+        looks.append(1)
+        return importlib.metadata.entry_points()
+
+    monkeypatch.setattr(config, "entry_points", looked)
+    config._entry_points.cache_clear()
+    assert [list(table) for table in TABLES.values()] == [list(table) for table in TABLES.values()]
+    assert looks == [1]

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+from functools import cache
 
 from pydantic import BaseModel
 
@@ -22,6 +23,7 @@ def field_docs(section: type[BaseModel]) -> dict[str, str]:
     return docs
 
 
+@cache
 def _stated(section: type[BaseModel]) -> dict[str, str | None]:
     """The fields that a class itself states, with the text beneath them."""
     try:

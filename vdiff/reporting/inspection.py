@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vdiff.data.store import ImageStore
 from vdiff.disk import whole_folder
 from vdiff.errors import ModelFileError
 from vdiff.model_folder import card as model_card
@@ -78,6 +77,8 @@ def store(path: Path, verify: bool = False) -> Facts:
 
     verify: read every picture and compare its checksum; stores of diffusion_distiller have none.
     """
+    from vdiff.data.store import ImageStore  # numpy and lmdb, which runs and models do without
+
     opened = ImageStore(path)
     if verify:
         opened.verify()
