@@ -239,7 +239,8 @@ def guest(part: str, lacks: str = "") -> str:
 def broken(part: str) -> Iterator[tuple[str, str, str]]:
     """What can be wrong with a kind of another package: in a word, as a module, and as it is told."""
     contract = contract_of(part)
-    unfit = f"it is no subclass of `{contract.__module__}.{contract.__name__}`"
+    names = [name.replace(":", ".") for name in TABLES[part]._contracts]
+    unfit = "it is no subclass of " + " or ".join(f"`{name}`" for name in names)
     yield "no section", "class Guest: ...\n", unfit
     yield "no class", "Guest = 5\n", unfit
     yield "of another table", guest("sampler" if part == "schedule" else "schedule"), unfit

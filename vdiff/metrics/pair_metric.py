@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from vdiff.errors import DataError, MachineError
-from vdiff.images.images import to_float
 from vdiff.metrics import METRICS
 from vdiff.metrics.metric import AnyMetricSection, Means, Pictures, chunks
 from vdiff.metrics.table import PAIR_FACTS, PairNumbers
@@ -138,6 +137,8 @@ def mean_over_pairs(
 
     of_batch: takes both as float32 [B, C, H, W] in [-1, 1] and gives [B] by name.
     """
+    from vdiff.images.images import to_float  # numpy and PIL, which the sections do without
+
     sums: dict[str, float] = {}
     start = 0
     for part in chunks(own):

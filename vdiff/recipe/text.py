@@ -76,7 +76,7 @@ def validate(section: type[AnySection], recipe: RecipeText) -> AnySection:
 
 def shipped() -> dict[str, Path]:
     """The recipes that come with vdiff: name -> file."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     folder = package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
