@@ -21,8 +21,21 @@ from vdiff.errors import DivergedError, UsageError
 from vdiff.model_folder import checkpoint
 
 ROOT = Path(vdiff.__file__).parent
-OF_PIXELS = {"data/codec.py", "images/images.py", "metrics/metric.py", "metrics/pair_metric.py", "reporting/verdict.py"}
+OF_PIXELS = {
+    "api/images.py",
+    "api/model.py",
+    "conformance.py",
+    "data/codec.py",
+    "images/images.py",
+    "metrics/metric.py",
+    "metrics/pair_metric.py",
+    "reporting/verdict.py",
+}
 """Who may turn pixels into numbers: the codec itself, and what measures pictures whatever the network sees of them."""
+
+
+EXPECTED = {"pixels": ((3, 8, 6), (3, 8, 6))}
+"""Codec -> the shape of pictures, and of what the network sees of them."""
 
 
 class Halved(Codec):
@@ -56,6 +69,19 @@ def test_every_level_of_a_pixel_comes_back() -> None:
     assert (x.dtype, float(x.min()), float(x.max())) == (torch.float32, -1, 1)
     assert torch.equal(codec.decode(x), levels)
     assert codec.shape((3, 8, 8)) == (3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", list(CODECS))
+def test_a_codec_gives_the_shape_that_it_says_and_the_pictures_back(kind: str) -> None:
+    shape, seen = EXPECTED[kind]
+    pictures = torch.randint(256, (4, *shape), dtype=torch.uint8)
+    codec = codec_of(kind)
+    x = codec.encode(pictures)
+    assert codec.shape(shape) == seen == tuple(x.shape[1:])
+    assert x.dtype == torch.float32
+    back = codec.decode(x)
+    assert (back.dtype, back.shape) == (torch.uint8, pictures.shape)
+    assert torch.equal(codec.encode(pictures), x)
 
 
 def test_what_is_not_finite_is_no_picture() -> None:

@@ -50,7 +50,7 @@ def test_the_numbers_are_those_of_the_pictures_from_the_same_noise(
             [3, 5],
             card.shape,
             card.num_steps,
-            model_steps=card.model_steps,
+            model_steps=card.times,
             condition=condition,
         )
         pictures.append(to_float(to_uint8(drawn)))

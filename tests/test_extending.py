@@ -258,6 +258,7 @@ def test_the_source_of_it_does_what_every_source_must(here: Path, monkeypatch: p
         place = here / str(number)
         place.mkdir()
         check("npz", tmp_path=place, **more)
+    assert len(list(here.iterdir())) >= len(starts)
 
 
 def test_a_format_of_it_is_described_read_and_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 import vdiff
 from tests import (
+    test_codec,
     test_every_dataset,
     test_every_format,
     test_every_metric,
@@ -19,6 +20,7 @@ from tests import (
 from vdiff.config import Table
 
 EXPECTED = {
+    "codec": test_codec.EXPECTED,
     "data": test_every_dataset.EXPECTED,
     "format": test_every_format.EXPECTED,
     "metric": test_every_metric.EXPECTED,

@@ -128,7 +128,7 @@ class Machine:
         """Make a network that learns nothing more compute in the run's precision: its weights are cast once, here."""
         if not self.shards:
             return frozen(network, self.device, self.precision)
-        return self.shard(network.eval().requires_grad_(False).to(_DTYPES[self.precision]))
+        return self.shard(self.place(network).eval().requires_grad_(False).to(_DTYPES[self.precision]))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Within it, networks compute in the run's precision."""
