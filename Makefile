@@ -13,8 +13,14 @@ demo: .venv/.installed
 test: lint types check
 
 # Files that start no processes of their own and train nothing of length: under a minute on two cores.
+QUICK := agreement architecture array_file blocks checkpoint clipping colour condition cores diffusers_folder digits \
+	distribution doubling evaluation_table every_dataset every_format every_network every_sampler every_schedule \
+	every_source fast frechet golden images labels layout learner lock log memory micro_batch norm objectives origin \
+	packed pair_metric plan precision prediction prepare progressive randomness recipe_text recipes reference \
+	run_folder schedule sections store tables tests threads unet_config weighting whole_folder wording
+
 quick: lint
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(QUICK:%=tests/test_%.py)
 
 fix: .venv/.installed-dev
 	$(BIN)/ruff check --fix .

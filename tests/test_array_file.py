@@ -112,7 +112,7 @@ def test_no_more_memory_is_taken_than_the_file_has(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from vdiff import array_file
+from vdiff.disk import array_file
 def most():  # not of getrusage, which begins with the memory of the parent
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 before = most()

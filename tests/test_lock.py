@@ -28,7 +28,7 @@ HOLDERS = {
 PROGRAM = """\
 import os, sys, time
 from pathlib import Path
-from vdiff import lock
+from vdiff.disk import lock
 from vdiff.errors import InUseError
 lock.PATIENCE = float(sys.argv[2])
 {holder}
@@ -94,7 +94,7 @@ def test_who_waited_for_a_folder_that_went_holds_the_next_one_alone(kind: str, t
 CROWD = """\
 import os, sys, time
 from pathlib import Path
-from vdiff import lock
+from vdiff.disk import lock
 lock.PATIENCE = 600.0
 sleep = time.sleep
 time.sleep = lambda seconds: sleep(seconds / 1000)  # so that they meet often

@@ -5,7 +5,7 @@ The names below are the Python API; `docs/api.md` describes them. Everything els
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Condition",
