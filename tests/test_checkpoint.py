@@ -61,6 +61,7 @@ def card(kind: str = "cosine", predicts: str = "v", grid: int = 64, **more: Any)
         "trajectory": {"train.adam_betas": (0.9, 0.99), "seed": 0},
     }
     facts |= more
+    facts.setdefault("is_denoiser", facts["parent"] is None)
     facts.setdefault("times", facts["num_steps"] if facts["parent"] else None)
     return ModelCard(**facts)
 
@@ -354,7 +355,8 @@ def test_a_model_that_an_older_vdiff_would_understand_is_written_for_it(tmp_path
     assert [name for name in content if name in OF_FORMAT_1] == OF_FORMAT_1
     assert not {"times", "sampler", "guidance", "is_denoiser", "codec"} & content.keys()
     assert (content["format"], content["is_distilled"]) == (1, is_student)
-    assert checkpoint.read_card(tmp_path / "m").times == (8 if is_student else None)
+    found = checkpoint.read_card(tmp_path / "m")
+    assert (found.times, found.is_denoiser) == ((8, False) if is_student else (None, True))
 
 
 @pytest.mark.parametrize(
@@ -365,7 +367,8 @@ def test_a_model_that_an_older_vdiff_would_understand_is_written_for_it(tmp_path
         {"times": 8, "parent": None},
         {"sampler": {"kind": "ancestral"}},
         {"guidance": {"kind": "classifier_free", "scale": 3.0}},
-        {"is_denoiser": False},
+        {"is_denoiser": True},
+        {"is_denoiser": False, "parent": None},
         {"codec": "vae"},
         {"codec": {"kind": "vae", "scale": 0.18}},
     ],

@@ -63,6 +63,7 @@ def save(run: Path, stage: int, teacher: ModelCard | None, seed: int) -> ModelCa
         recipe=RECIPE,
         parent={"name": teacher.name, "num_steps": teacher.num_steps, "hash": teacher.hash} if teacher else None,
         data={"fingerprint": "ab" * 32, "num_images": 12},
+        is_denoiser=teacher is None,
     )
     return checkpoint.save(run / card.name, card, model)
 

@@ -181,7 +181,7 @@ def test_progressive_distillation_can_be_followed_by_another_objective(
     shutil.copytree(mixed.path / "a", mixed.path / "b")
     cards = mixed.chain(run="a").distill()
     assert [(card.num_steps, card.times, card.is_denoiser, card.format) for card in cards] == [
-        (4, 4, True, 1),
+        (4, 4, False, 1),
         (4, 64, False, 2),
         (1, 64, False, 2),
     ]

@@ -7,18 +7,18 @@ Predicts = Literal["v", "x", "eps"]
 Weighting = Literal["constant", "snr", "truncated_snr", "snr_plus_one", "min_snr"]
 """See `objectives.weighting`."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-"""See `training.machine`."""
+"""See `machine.machine`."""
 Compile = Literal["auto", "on", "off"]
-"""See `training.compiling`."""
+"""See `machine.compiling`."""
 Shard = Literal["auto", "on", "off"]
 """See `networks.sharded`."""
 CudaGraphs = Literal["auto", "on", "off"]
-"""See `samplers.graphed`."""
+"""See `machine.graphed`."""
 TrackerKind = Literal["tensorboard", "wandb"]
-"""See `training.trackers`."""
+"""See `machine.trackers`."""
 Encoding = Literal["png", "webp", "jpeg"]
 Resampling = Literal["lanczos", "bicubic", "box"]
-"""See `images`."""
+"""See `images.images`."""
 Labels = Literal["auto", "folders", "none"]
 """Where classes come from. auto: `dataset.json`, WebDataset's .cls files, or class folders if all pictures lie in such.
 folders: the topmost folders, as torchvision's ImageFolder has it, and pictures outside of them are left out."""

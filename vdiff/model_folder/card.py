@@ -92,7 +92,7 @@ class ModelCard:
 
     num_steps: the sampler steps it is meant for.   times: it knows the times i / times only; None for all times.
     sampler: the one it is meant for, as a section of a recipe; None for DDIM.   guidance: likewise; None for none.
-    is_denoiser: whether it predicts the mean of all pictures that fit a noisy one, and not one of them.
+    is_denoiser: whether it predicts the mean of all pictures that fit a noisy one, and not where a step leads.
     codec: between its pictures and what the network sees, a kind or a section.
     shape: (C, H, W) of its pictures.   num_classes: 0 without labels.   parent: the teacher's name, steps and hash.
     agreement: with the teacher's pictures, {psnr, num_images}, if the training measured it.
@@ -136,12 +136,14 @@ class ModelCard:
     def format(self) -> int:
         """The oldest format that can say all of it.
 
-        To format 1, a model is either a student that knows the times i / num_steps, or a base that knows all; it is
-        drawn with by DDIM, without guidance, and in pixels.
+        To format 1, a model is either a student that knows the times i / num_steps and leads from one to the next, or a
+        base that knows all and denoises; it is drawn with by DDIM, without guidance, and in pixels.
         """
         usual_times = self.num_steps if self.is_distilled else None
-        is_usual = self.times == usual_times and self.is_denoiser and self.codec == PIXELS
-        return 1 if is_usual and self.sampler is None and self.guidance is None else 2
+        if self.times != usual_times or self.is_denoiser == self.is_distilled:
+            return 2
+        is_drawn_as_usual = self.sampler is None and self.guidance is None and self.codec == PIXELS
+        return 1 if is_drawn_as_usual else 2
 
     @property
     def num_bytes(self) -> int:
@@ -244,7 +246,8 @@ def _since_format_1(known: dict[str, Any], content: Mapping[str, Any], path: Pat
         fix = "take another folder, or make this one again"
         raise ModelFileError(f"`{path}` is damaged: `is_distilled` is neither true nor false", fix, path)
     times = known.get("num_steps") if is_distilled else None
-    return {**{name: value for name, value in known.items() if name not in _SINCE_FORMAT_2}, "times": times}
+    of_today = {"times": times, "is_denoiser": not is_distilled}
+    return {name: value for name, value in known.items() if name not in _SINCE_FORMAT_2} | of_today
 
 
 def _first(err: ValidationError) -> str:

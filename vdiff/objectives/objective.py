@@ -52,8 +52,9 @@ class ObjectiveSection(KindSection, ABC):
     What it says of its student goes into the student's model card.
 
     needs_teacher: whether it belongs into `distill`; else into `train`.
-    is_denoiser: whether its student predicts the mean of all pictures that fit a noisy one, as a network does that
-    learned by the squared error from pictures or from such a teacher.
+    is_denoiser: whether its student predicts E[x | z], the mean of all pictures that fit a noisy one, as a network does
+    that learned from pictures by the squared error. A student that leads to where several steps land does not, and
+    samplers of a higher order would be wrong with it.
     needs_fewer_steps: whether a student with as many steps as its teacher would have nothing to learn.
     """
 

@@ -23,6 +23,7 @@ class ProgressiveSection(ObjectiveSection):
     """Progressive distillation with the exact target."""
 
     needs_teacher: ClassVar[bool] = True
+    is_denoiser: ClassVar[bool] = False  # its x leads to where the teacher's steps land: an average over a step
     needs_fewer_steps: ClassVar[bool] = True
 
     kind: Literal["progressive"] = trajectory("progressive")
