@@ -19,7 +19,8 @@ import torch
 from speed import BATCH, SECTION, SIZE, Work, update
 
 from vdiff.machine.compiling import Compile
-from vdiff.machine.machine import Arithmetic, Machine
+from vdiff.machine.machine import Machine
+from vdiff.machine.precision import Arithmetic
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.settings import FitSection
 

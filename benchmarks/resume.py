@@ -36,7 +36,8 @@ from vdiff.data.prepare import prepare
 from vdiff.disk.whole_folder import sha256_of
 from vdiff.errors import Stopped
 from vdiff.images import images
-from vdiff.machine.machine import Arithmetic, Machine
+from vdiff.machine.machine import Machine
+from vdiff.machine.precision import Arithmetic
 from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import Recipe
 from vdiff.runs import savepoint

@@ -332,6 +332,16 @@ def test_a_kind_that_cannot_be_used_is_one_error_and_the_others_go_on(
 
 
 @every_part
+def test_a_kind_whose_fields_nobody_can_describe_is_one_error_and_the_schema_goes_on(
+    install: Install, part: str
+) -> None:
+    install(part, guest(part) + "    puzzle: object()\n", "guest")
+    assert "PydanticSchemaGenerationError" in refused(part, "guest").where
+    assert "guest" not in TABLES[part].sections()
+    assert "guest" not in holder(part).model_json_schema()["properties"]["it"]["anyOf"][-1]["enum"]
+
+
+@every_part
 def test_a_name_that_two_packages_claim_is_one_error_and_neither_is_used(install: Install, part: str) -> None:
     table = TABLES[part]
     kinds = list(table)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.parametrize
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -192,6 +193,22 @@ def test_a_layer_that_somebody_put_in_an_upsampling_is_asked() -> None:
     h = torch.randn(1, 3, 8, 8)
     wanted = upsample(h)
     assert_near(fast_on_cpu(upsample)(h), wanted)
+
+
+def test_a_class_that_somebody_put_over_a_fast_layer_stays() -> None:
+    network = fast_on_cpu(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)))
+    nn.utils.parametrize.register_parametrization(network[0], "weight", nn.Tanh())
+    h = torch.randn(2, 3, 8, 8)
+    wanted = network(h)
+    assert torch.equal(fast_on_cpu(network)(h), wanted)
+    assert nn.utils.parametrize.is_parametrized(network[0])
+
+
+def test_a_network_of_inference_mode_computes() -> None:
+    with torch.inference_mode():
+        network = fast_on_cpu(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))).eval()
+        h = torch.randn(2, 16, 32, 32)
+        assert_near(network(h), nn.functional.conv2d(h, network[0].weight, network[0].bias, padding=1))
 
 
 def test_the_machine_and_whoever_reads_a_model_put_them_in() -> None:

@@ -19,7 +19,8 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSection, CosineSection, ScheduleSection
 from vdiff.errors import MachineError, UsageError
 from vdiff.images.images import to_float
-from vdiff.machine.machine import Machine, pick_device, resolve_on_mps
+from vdiff.machine.machine import Machine, pick_device
+from vdiff.machine.precision import resolve_on, resolve_on_mps
 from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.objectives.objective import Objective
@@ -145,6 +146,7 @@ def test_precision_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_on_mps("auto")[0] == "fp32"
     assert resolve_on_mps("fp32")[0] == "fp32"
     assert resolve_on_mps("bf16")[0] == "bf16"
+    assert resolve_on(torch.device("mps"), "bf16")[0] == "bf16"  # as the Python API asks, too
     with pytest.raises(MachineError, match="fp16 on MPS"):
         resolve_on_mps("fp16")
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: major <= 13)

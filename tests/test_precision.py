@@ -14,8 +14,10 @@ from vdiff.chain.stage_run import Surroundings
 from vdiff.cli.progress import FitLines
 from vdiff.diffusion.condition import NOTHING
 from vdiff.errors import MachineError, Stopped, UsageError
-from vdiff.machine import machine as machines
-from vdiff.machine.machine import SMALLEST_BF16_PICTURE, Machine, resolve
+from vdiff.machine import machine
+from vdiff.machine import precision as machines
+from vdiff.machine.machine import Machine
+from vdiff.machine.precision import SMALLEST_BF16_PICTURE, resolve
 from vdiff.networks.cpu.attention import attend
 from vdiff.training.learner import Learner
 
@@ -199,11 +201,11 @@ def test_a_processor_is_called_what_it_calls_itself_or_what_the_system_calls_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told = "processor: 0\nmodel name\t: Fast   Chip 9\n"
-    monkeypatch.setattr(machines.Path, "read_text", lambda *given, **more: told)
-    assert machines._processor() == "Fast Chip 9"
+    monkeypatch.setattr(machine.Path, "read_text", lambda *given, **more: told)
+    assert machine._processor() == "Fast Chip 9"
     told = "processor: 0\n"
-    monkeypatch.setattr(machines.platform, "processor", lambda: "chip")
-    monkeypatch.setattr(machines.platform, "machine", lambda: "arch")
-    assert machines._processor() == "chip"
-    monkeypatch.setattr(machines.platform, "processor", lambda: "")
-    assert machines._processor() == "arch"
+    monkeypatch.setattr(machine.platform, "processor", lambda: "chip")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "arch")
+    assert machine._processor() == "chip"
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    assert machine._processor() == "arch"

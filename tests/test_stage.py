@@ -14,7 +14,7 @@ from vdiff.chain.stage_parts import objective_of
 from vdiff.chain.trend import Trend
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import Stopped
-from vdiff.machine import machine as machines
+from vdiff.machine import precision as machines
 from vdiff.machine.machine import Machine
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.checkpoint import Checkpoint

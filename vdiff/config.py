@@ -159,7 +159,7 @@ class Table(Generic[Part]):
             raise MachineError(f"the packages {makers} both bring a {self.part} called `{kind}`", fix)
         [entry] = entries
         try:
-            return self._checked(_loaded(entry.value))
+            return self._complete(self._checked(_loaded(entry.value)))
         except (Exception, SystemExit) as err:  # whatever a stranger's module does while it is imported
             problem = f"the {self.part} `{kind}` of the package `{_maker(entry)}` cannot be used"
             fix = f"get a version of it that fits this vdiff, or remove it: pip uninstall {_package(entry)}"
@@ -197,6 +197,10 @@ class Table(Generic[Part]):
 
     def _entries(self) -> list[EntryPoint]:
         return _entry_points(_places()).get(self.group, [])
+
+    def _complete(self, part: type[Part]) -> type[Part]:
+        """A class of another package, after a look whether it can be used at all; it may raise anything."""
+        return part
 
     def _checked(self, found: Any) -> type[Part]:
         """What was found, if it keeps the contract.   Errors: _UnfitError."""
@@ -254,6 +258,10 @@ class Registry(Table[Kind]):
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         found = self.sections()
         return {"anyOf": [*(section.model_json_schema() for section in found.values()), {"enum": list(found)}]}
+
+    def _complete(self, part: type[Kind]) -> type[Kind]:
+        part.model_rebuild(raise_errors=True)  # which sections put off until they are used
+        return part
 
     def _checked(self, found: Any) -> type[Kind]:
         section = super()._checked(found)

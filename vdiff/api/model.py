@@ -24,8 +24,9 @@ from vdiff.drawing.drawing import facts_of
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import MachineError, ModelFileError, UsageError
 from vdiff.images.images import to_float
-from vdiff.machine.machine import Precision, frozen, pick_device, resolve
+from vdiff.machine.machine import Precision, frozen, pick_device
 from vdiff.machine.memory import is_lacking
+from vdiff.machine.precision import resolve_on
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import MARK, ModelCard, is_model_folder
 from vdiff.recipe import text as recipe_text
@@ -234,7 +235,7 @@ def load(path: str | os.PathLike[str], *, device: str | None = None, precision: 
     if precision is not None and precision not in get_args(Precision):
         raise UsageError(f"there is no precision `{precision}`", f"choose one of: {', '.join(get_args(Precision))}")
     where = pick_device(device)
-    arithmetic, _ = resolve(precision or said.precision, where.type == "cpu", found.card.shape[-1])
+    arithmetic, _ = resolve_on(where, precision or said.precision, found.card.shape[-1])
     network = frozen(found.denoiser.network, where, arithmetic)
     return Model(place, found.card, replace(found.denoiser, network=network), where, arithmetic, said.sample)
 

@@ -85,9 +85,7 @@ def _model(found: Facts) -> None:
             "stage": found["stage"],
             "steps": f"{found['num_steps']}{', distilled' if found['is_distilled'] else ''}",
             "times": "all" if found["times"] is None else f"{found['times']:,}, which are i / {found['times']}",
-            "predictions": "the mean of what fits"
-            if found["is_denoiser"]
-            else "not the mean of what fits",
+            "predictions": "the mean of what fits" if found["is_denoiser"] else "not the mean of what fits",
             **{name: _brief(found[name]) for name in ("sampler", "guidance") if found[name] is not None},
             **({} if found["codec"] == PIXELS else {"codec": _brief(found["codec"])}),
             "updates": f"{found['updates']:,}",

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from vdiff.choices import Precision as Precision
 from vdiff.choices import TrackerKind
 from vdiff.errors import MachineError, UsageError
 from vdiff.machine import accelerate_settings, compiling, graphed, memory, trackers, world
+from vdiff.machine.precision import Arithmetic, resolve_on
 from vdiff.machine.processes import Processes
 from vdiff.machine.trackers import Trackers
 from vdiff.networks import sharded
@@ -22,12 +23,7 @@ from vdiff.networks.fast import fast_on
 from vdiff.randomness import exact
 from vdiff.system.cores import num_cores
 
-Arithmetic = Literal["fp32", "bf16", "fp16"]
-
 _DTYPES: dict[Arithmetic, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-SMALLEST_BF16_PICTURE = 16
-"""Pixels: below it, casting costs a CPU about what bf16 gains (docs/benchmarks.md)."""
 
 
 class Machine:
@@ -59,11 +55,7 @@ class Machine:
         """
         picked = pick_device(device)
         cpu = picked.type == "cpu"
-        if picked.type == "mps":
-            self.precision, self.why_precision = resolve_on_mps(precision)
-        else:
-            self.precision, self.why_precision = resolve(precision, cpu, image_size)
-            self.why_precision += "" if cpu else "; what stays float32 is multiplied in TF32"
+        self.precision, self.why_precision = resolve_on(picked, precision, image_size)
         self.compiles, self.why_compile = compiling.resolve(compile, picked)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
@@ -309,42 +301,3 @@ def _processor() -> str:
             if name.strip() == "model name" and value.strip():
                 return " ".join(value.split())
     return platform.processor() or platform.machine()
-
-
-def resolve(precision: Precision, cpu: bool, image_size: int | None = None) -> tuple[Arithmetic, str]:
-    """What to compute in, and why.   Errors: MachineError for what the machine cannot do."""
-    has_bf16 = cpu_multiplies_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
-    unit = "CPU" if cpu else "GPU"
-    if precision == "auto" and has_bf16 and cpu and image_size and image_size < SMALLEST_BF16_PICTURE:
-        return "fp32", f"bf16 does not pay on a CPU for pictures of {image_size} pixels"
-    if precision == "auto":
-        return ("bf16", f"this {unit} multiplies it") if has_bf16 else ("fp32", f"this {unit} does not multiply bf16")
-    has_it = {"fp32": True, "bf16": has_bf16, "fp16": cpu_multiplies_fp16() if cpu else True}[precision]
-    if not has_it:
-        fix = f"set `precision: {'bf16' if has_bf16 else 'fp32'}`, which it can do, or `precision: auto`"
-        raise MachineError(f"this {unit} does not multiply {precision}", fix, "precision")
-    return precision, "the recipe says so"
-
-
-def resolve_on_mps(precision: Precision) -> tuple[Arithmetic, str]:
-    """The same for the GPU of a Mac.   Errors: MachineError."""
-    if precision == "auto":
-        return "fp32", "what bf16 gains on MPS is not measured yet"
-    if precision == "fp16":  # it needs a scaled loss, which nobody has seen work there
-        raise MachineError("vdiff does not compute in fp16 on MPS", "set `precision: auto`, or bf16", "precision")
-    if precision == "bf16" and not torch.backends.mps.is_macos_or_newer(14, 0):
-        problem = "before macOS 14, MPS does not multiply bf16"
-        raise MachineError(problem, "set `precision: fp32`, or `precision: auto`", "precision")
-    return precision, "the recipe says so"
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for it (AVX-512 BF16 or AMX) and torch uses them; emulation is slow."""
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    has_instructions = any(getattr(torch.cpu, name, bool)() for name in asked)
-    return has_instructions and bool(torch.backends.mkldnn.enabled)
-
-
-def cpu_multiplies_fp16() -> bool:
-    """Whether the CPU has instructions for it (AMX FP16) and torch uses them; emulation is slow."""
-    return bool(getattr(torch.cpu, "_is_amx_fp16_supported", bool)()) and bool(torch.backends.mkldnn.enabled)

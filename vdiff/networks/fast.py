@@ -44,8 +44,11 @@ def put_in(network: Module, layers: Iterable[type[Fast]]) -> Module:
     """Have the layers of a network compute as these fast classes where there is one for them, else plainly."""
     fast = {layer.plain: layer for layer in layers}
     for module in network.modules():
-        plain = module.plain if isinstance(module, Fast) else type(module)
+        now = type(module)
+        plain: type[nn.Module] = now
+        if issubclass(now, Fast) and "plain" in vars(now):  # not a class that somebody else has put over a fast one
+            plain = now.plain
         wanted = fast.get(plain, plain)
-        if wanted is not type(module):
+        if wanted is not now:
             module.__class__ = wanted
     return network

@@ -59,7 +59,7 @@ class Prepacked(Fast):
         key: tells all that the order depends on.   Who writes to `weight.data` is not noticed.
         """
         weight, bias = self.weight, self.bias
-        state = (key, dtype, weight.data_ptr(), weight._version, bias is not None and (bias.data_ptr(), bias._version))
+        state = (key, dtype, _written(weight), None if bias is None else _written(bias))
         kept = self._kept  # another thread may replace it
         if kept is None or kept[0] != state:
             weight, bias = weight.detach(), None if bias is None else bias.detach()
@@ -135,3 +135,8 @@ def _has_kernels(dtype: torch.dtype) -> bool:
     if not all(hasattr(_OPS, name) for name in _NEEDED):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(_OPS._is_mkldnn_bf16_supported()))
+
+
+def _written(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor lies, and how often it was written to; of those made in inference mode, nobody counts that."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
