@@ -380,7 +380,7 @@ def bombs() -> dict[str, bytes]:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from vdiff import images
+from vdiff.images import images
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         print(path.name, images.decode(path.read_bytes(), 3).shape)

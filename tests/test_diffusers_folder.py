@@ -166,6 +166,12 @@ def test_a_network_that_diffusers_does_not_know_is_not_claimed_to_be_one_it_know
     assert torch.equal(loaded.denoiser.network.layer.weight, model.network.layer.weight)  # type: ignore[union-attr]
 
 
+def test_a_readme_names_the_paper_only_where_its_method_was_used(tmp_path: Path) -> None:
+    for kind, is_named in (("progressive", True), ("of_somebody", False)):
+        checkpoint.save(tmp_path / kind, card(trajectory={"distill.objective.kind": kind}), denoiser())
+        assert ("Salimans" in (tmp_path / kind / "README.md").read_text()) == is_named
+
+
 def test_a_readme_may_be_completed_and_nothing_else_may(tmp_path: Path) -> None:
     folder = tmp_path / "base_2"
     checkpoint.save(folder, card(), denoiser())

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from tests.tiny import TinyRun
+from vdiff.chain import trend
 from vdiff.cli import main
 from vdiff.disk import manifest as mark
 from vdiff.errors import DataError, DivergedError, ModelFileError, Stopped, UsageError
+from vdiff.metrics.agreement import AgreementSection
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import MARK
 
@@ -96,6 +98,23 @@ def test_too_few_pictures_are_refused_before_anything_is_trained(tiny_run: TinyR
     with pytest.raises(UsageError, match="`fd_pixel` needs at least 4 samples"):
         tiny_run.base(*MEASURED, "evaluate.num_images=3")
     assert not tiny_run.folder().log.exists()
+
+
+def test_too_few_pairs_are_refused_before_anything_is_trained(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run.base()
+    monkeypatch.setattr(AgreementSection, "least", 7)
+    with pytest.raises(UsageError, match="`agreement` needs at least 7 samples"):
+        tiny_run.chain(*MEASURED, "evaluate.metrics=[agreement]", "evaluate.num_images=6").distill()
+    assert not list(tiny_run.folder().path.glob("base_*"))
+
+
+def test_the_log_tells_the_agreement_of_a_training_of_this_length_only(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps({"stage": "base_0", "update": 4, "trend": {"psnr": 20.0}, "num_images": 6}) + "\n")
+    assert trend._of_log(log, "base_0", 4) == {"psnr": 20.0, "num_images": 6}
+    assert trend._of_log(log, "base_0", 8) is None
 
 
 FLOOR = ("distill.stop_if.psnr_below=90", "evaluate.num_images=6", *SHORT[:1], "distill.end_steps=2")

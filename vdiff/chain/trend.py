@@ -54,10 +54,13 @@ class Trend:
         sets = [each for each in sections if isinstance(each, MetricSection) and is_first]
         self._metrics = {each.name: each.build(against) for each in sets}
         self.has_pairs, self._pairs = bool(pairs), Pairs(pairs if is_first else [])
-        for name, metric in self._metrics.items():
-            if self.num_images < metric.least:
-                fix = f"set `evaluate.num_images` to {metric.least} or more"
-                raise UsageError(f"`{name}` needs at least {metric.least:,} samples", fix, "evaluate.num_images")
+        leasts = {name: metric.least for name, metric in self._metrics.items()} | {
+            each.name: each.least for each in pairs
+        }
+        for name, least in leasts.items():
+            if self.num_images < least:
+                fix = f"set `evaluate.num_images` to {least} or more"
+                raise UsageError(f"`{name}` needs at least {least:,} samples", fix, "evaluate.num_images")
         self._drawn_by_teacher: Tensor | None = None
 
     def measure(self, student: Denoiser, draw: Draw, most_steps: int) -> dict[str, float | None]:
@@ -93,7 +96,7 @@ def check_floor(recipe: Recipe, stage: Stage, card: ModelCard, run: RunFolder, n
     floor = recipe.distill.stop_if.psnr_below
     if floor is None or stage.index == 0:
         return
-    agreement = card.agreement or _of_log(run.log, stage.name)
+    agreement = card.agreement or _of_log(run.log, stage.name, card.updates)
     if agreement is None:
         note(f"`{stage.name}` was made without `distill.stop_if`: its agreement is not known")
         return
@@ -108,13 +111,14 @@ def check_floor(recipe: Recipe, stage: Stage, card: ModelCard, run: RunFolder, n
         raise DivergedError(problem, fix, f"{run.model(stage.name)} (it stays)")
 
 
-def _of_log(log: Path, stage: str) -> dict[str, Any] | None:
-    """The agreement in the last line of a stage whose trend tells it."""
+def _of_log(log: Path, stage: str, updates: int) -> dict[str, Any] | None:
+    """The agreement that the trend told after the last of so many updates; a shorter training had another one."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     for line in reversed(lines):
         try:
             entry = json.loads(line)
-            if entry["stage"] == stage and "psnr" in entry.get("trend", {}):
+            is_end = entry["stage"] == stage and entry["update"] == updates
+            if is_end and "psnr" in entry.get("trend", {}):
                 return {"psnr": entry["trend"]["psnr"], "num_images": entry.get("num_images")}
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # half a line, from a writer that was killed
