@@ -24,6 +24,7 @@ from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_no
 from vdiff.randomness import Randomness
 from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import Recipe
+from vdiff.reporting.pictures import Studio
 
 SHORT = "start_steps: 8, end_steps: 1,"
 
@@ -189,6 +190,21 @@ def test_progressive_distillation_can_be_followed_by_another_objective(
     assert len({card.hash for card in cards}) == 3
     assert finish(mixed, distill=True, run="b") > 3
     assert mixed.hashes("a") == mixed.hashes("b")
+
+
+def test_the_report_measures_no_student_by_a_target_that_it_did_not_learn(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OBJECTIVES._builtin, "halving", f"{__name__}:HalvingSection")
+    mixed = with_stages(tiny_run, "[{steps: 4}, {steps: 4, objective: halving}, {steps: 2, objective: halving}]")
+    mixed.base()
+    assert [card.learned_by for card in mixed.chain().distill()] == ["progressive", "halving", "halving"]
+    names = ["original", "base_0", "base_1", "base_2"]
+    studio = Studio({name: mixed.folder().model(name) for name in names}, mixed.path / "kept", range(2))
+    found = studio.gallery("original", names[1:])
+    assert list(found.errors) == ["base_0"]
+    strips = [(strip.role, strip.num_steps) for strip in found.strips if strip.role == "undistilled"]
+    assert strips == [("undistilled", 4), ("undistilled", 2)]
 
 
 def test_a_student_that_knows_too_few_times_is_no_teacher(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,13 @@ class ModelCard:
         return self.parent is not None
 
     @property
+    def learned_by(self) -> str | None:
+        """The kind of objective by which a student learned; the first version knew one only. None for a base."""
+        if self.parent is None:
+            return None
+        return str(self.trajectory.get("distill.objective.kind", "progressive"))
+
+    @property
     def format(self) -> int:
         """The oldest format that can say all of it.
 

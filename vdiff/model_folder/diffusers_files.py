@@ -96,14 +96,9 @@ def _origin(card: ModelCard) -> str:
     if card.parent is None:
         return "A base network: it can be drawn with in any number of steps, and fewer make worse pictures."
     teacher = f"`{card.parent['name']}`, which needs {card.parent['num_steps']}"
-    if not _is_progressive(card):
+    if card.learned_by != "progressive":
         return f"A student of {teacher}."
     return f"A student of {teacher}, made by progressive distillation (Salimans & Ho 2022, arXiv 2202.00512)."
-
-
-def _is_progressive(card: ModelCard) -> bool:
-    """Whether a student learned by progressive distillation; the first version knew nothing else."""
-    return bool(card.parent) and card.trajectory.get("distill.objective.kind", "progressive") == "progressive"
 
 
 def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:

@@ -87,9 +87,11 @@ class Studio:
         steps = base_steps or self._cards[base].num_steps
         found = Gallery(self.seeds, [self.strip(base, "original", steps)])
         few = [name for name in students if self._cards[name].num_steps <= FEW_STEPS] or list(students[-1:])
+        undistilled: set[int] = set()
         for name in few:
             number = self._cards[name].num_steps
-            if number < steps:
+            if number < steps and number not in undistilled:  # two students may have equal steps
+                undistilled.add(number)
                 found.strips.append(self.strip(base, "undistilled", number))
             found.strips.append(self.strip(name, "student", number))
         shown = [name for name in few if self._cards[name].num_steps <= FRAMES - 1]
@@ -127,12 +129,14 @@ class Studio:
     def errors(self, name: str, pictures: Tensor) -> list[tuple[float, float]]:
         """How far a student is from its teacher's exact target at some of its noise levels, mean over `pictures`.
 
-        Empty where the teacher is not in the run.
+        Empty where the teacher is not in the run, and for students that learned another target.
         """
         card = self._cards[name]
         hashes = {each.hash: teacher for teacher, each in self._cards.items()}
         teacher = hashes.get(card.parent["hash"]) if card.parent else None
-        if teacher is None or card.num_steps >= self._cards[teacher].num_steps:
+        if teacher is None or card.learned_by != "progressive":
+            return []
+        if card.num_steps >= self._cards[teacher].num_steps:
             return []
         digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
         key = ["errors", card.hash, self._cards[teacher].hash, digest, list(self.seeds)]
