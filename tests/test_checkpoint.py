@@ -17,14 +17,16 @@ from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
 from vdiff.disk import whole_folder
+from vdiff.drawing import asked
 from vdiff.errors import DivergedError, MachineError, ModelFileError, UsageError
 from vdiff.model_folder import card as model_card
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import MODEL
+from vdiff.model_folder.card import MODEL, check_steps
 from vdiff.model_folder.checkpoint import ModelCard
 from vdiff.networks.fast import fast_on
 from vdiff.networks.unet import UNetSection
 from vdiff.randomness import Randomness
+from vdiff.samplers.ancestral import Ancestral
 from vdiff.samplers.ddim import Ddim
 
 SIZE = 8
@@ -382,6 +384,17 @@ def test_what_an_older_vdiff_would_misunderstand_is_refused_by_it(tmp_path: Path
     found = checkpoint.read_card(tmp_path / "m")
     assert {name: getattr(found, name) for name in new} == new
     assert model_card.parse(model_card.content(found), tmp_path) == found
+
+
+def test_a_base_is_not_told_that_it_was_distilled() -> None:
+    for told, words in (
+        (card(), "was distilled to 8 steps"),
+        (card(parent=None, times=8), "knows the 8 times i / 8 only"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            check_steps(told, 9, told.name)
+        noisy = asked.doubts(told, 8, Ancestral(mix=0.5))
+        assert any("was distilled" in doubt for doubt in noisy) == told.is_distilled
 
 
 def test_a_model_with_a_codec_or_guidance_that_is_not_known_here_is_not_drawn_with(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def save(run: Path, name: str, steps: int, network: torch.nn.Module, stage: int)
         network="unet",
         diffusion={"schedule": {"kind": "cosine", "grid": 64}, "predicts": "v"},
         recipe="",
+        parent={"name": "original", "num_steps": 2 * steps, "hash": "0" * 64} if stage else None,
+        is_denoiser=stage == 0,
     )
     checkpoint.save(run / name, card, Denoiser(network, CosineSchedule(64), "v"))
 

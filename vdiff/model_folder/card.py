@@ -178,7 +178,7 @@ def check_steps(card: ModelCard, num_steps: int, name: str, where: str = "--step
     """
     if card.times is None or num_steps <= card.times:
         return
-    if card.times == card.num_steps:
+    if card.is_distilled and card.times == card.num_steps:
         steps = f"{card.num_steps} step{'s' * (card.num_steps != 1)}"
         problem = f"`{name}` was distilled to {steps} and knows no times between them"
     else:
