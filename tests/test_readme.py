@@ -7,8 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.test_checkpoint import card, denoiser
+from vdiff.chain.plan import plan
 from vdiff.cli import main
 from vdiff.images.images import encode
+from vdiff.model_folder import checkpoint
+from vdiff.recipe import text
+from vdiff.recipe.recipe import Recipe
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -67,3 +72,15 @@ def test_the_readme_s_commands_work_as_they_stand(tmp_path: Path, monkeypatch: p
         "base_6-8-clipped.png",
         "base_6-8-strip.png",
     ]
+
+
+def test_the_readme_s_python_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model has the steps of that name in the recipe of the digits."""
+    monkeypatch.chdir(tmp_path)
+    recipe = text.validate(Recipe, text.read_file(text.shipped()["digits"]))
+    stage = next(stage for stage in plan(recipe) if stage.name == "base_2")
+    checkpoint.save(tmp_path / "runs/digits/base_2", card(num_steps=stage.num_steps), denoiser())
+    [block] = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    assert "base_2" in block
+    exec(block, {})
+    assert (tmp_path / "sixteen.png").is_file()
