@@ -20,16 +20,23 @@ from vdiff.samplers.draw import draw
 
 def main() -> None:
     """Print a row per model and batch size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL-FOLDER")
     parser.add_argument("--count", type=int, default=64, help="pictures, seeds 0 to COUNT - 1")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"| model | batches of | largest difference to {options.count} at once | 8-bit values of another shade |")
+    print(
+        f"| model | batches of | largest difference to {options.count} at once | 8-bit values of another shade |"
+    )
     print("|---" * 4 + "|")
     for folder in options.models:
         for size, (difference, shades, values) in compared(folder, options.count).items():
-            print(f"| {folder.name} | {size} | {difference:.1e} | {shades} of {values:,} |", flush=True)
+            print(
+                f"| {folder.name} | {size} | {difference:.1e} | {shades} of {values:,} |",
+                flush=True,
+            )
 
 
 def compared(folder: Path, count: int) -> dict[int, tuple[float, int, int]]:

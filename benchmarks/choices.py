@@ -106,11 +106,15 @@ PHOTOGRAPHS = Study(
 
 def main() -> None:
     """Make what is missing, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--only")
-    parser.add_argument("--photographs", type=Path, help="the pictures to take in place of the digits")
+    parser.add_argument(
+        "--photographs", type=Path, help="the pictures to take in place of the digits"
+    )
     options = parser.parse_args()
     study = PHOTOGRAPHS if options.photographs else DIGITS
     names = (options.only or ",".join(study.chains)).split(",")
@@ -125,7 +129,9 @@ def main() -> None:
         chain(study, base, [f"seed={seed}"]).train()
         for name in names:
             run = RunFolder(Path(f"{name.replace(' ', '-')}-{seed}"))
-            chain(study, run, [f"seed={seed}", *study.short, *study.chains[name]]).distill(str(base.model("original")))
+            chain(study, run, [f"seed={seed}", *study.short, *study.chains[name]]).distill(
+                str(base.model("original"))
+            )
             measure(study, run, base, 1024 if name == "long" else study.start_steps)
         show(study, names)
 
@@ -146,7 +152,9 @@ def chain(study: Study, run: RunFolder, changes: list[str]) -> Chain:
     """A chain of the study's recipe with these changes, in the precision that `auto` comes to."""
     recipe, text = study.read(changes)
     machine = Machine("auto", "cpu", image_size=recipe.data.size)
-    progress = FitLines(lambda line: print(f"  {run.path.name} {line}", flush=True) if "done" in line else None)
+    progress = FitLines(
+        lambda line: print(f"  {run.path.name} {line}", flush=True) if "done" in line else None
+    )
     return Chain(Surroundings(recipe, text, run, machine, progress, lambda: 0))
 
 
@@ -156,13 +164,21 @@ def measure(study: Study, run: RunFolder, base: RunFolder, start_steps: int) -> 
     if path.exists():
         return
     recipe, _ = study.read()
-    original = Subject(base.model("original"), read_card(base.model("original")), start_steps, "original")
-    students = [Subject(run.model(name), read_card(run.model(name)), 0, "student") for name in run.models()]
-    students = [Subject(each.folder, each.card, each.card.num_steps, each.role) for each in students]
+    original = Subject(
+        base.model("original"), read_card(base.model("original")), start_steps, "original"
+    )
+    students = [
+        Subject(run.model(name), read_card(run.model(name)), 0, "student") for name in run.models()
+    ]
+    students = [
+        Subject(each.folder, each.card, each.card.num_steps, each.role) for each in students
+    ]
     subjects = [original, *(each for each in students if each.num_steps <= MOST_STEPS)]
     metrics = named(["agreement", "fd_pixel:48", "swd"])
     wanted = Wanted(Ddim(), study.num_images, 0, 256)
-    evaluation = Evaluation(subjects, metrics, wanted, recipe.data.open(), Path(f"{base.path}-{start_steps}"))
+    evaluation = Evaluation(
+        subjects, metrics, wanted, recipe.data.open(), Path(f"{base.path}-{start_steps}")
+    )
     machine = Machine("fp32", "cpu")
     evaluation.draw(machine, lambda count: None, Earlier())
     samples = evaluation.samples()
@@ -182,12 +198,16 @@ def show(study: Study, names: list[str]) -> None:
     """Mean and standard deviation over the seeds that are there."""
     for metric in ("fd_pixel", "swd", "psnr", "ssim"):
         print(f"\n{metric}, n = {study.num_images}, mean ± standard deviation over seeds\n")
-        print("| chain | seeds | original | 16 | 8 | 4 | 2 | 1 |\n|---|---|---|---|---|---|---|---|")
+        print(
+            "| chain | seeds | original | 16 | 8 | 4 | 2 | 1 |\n|---|---|---|---|---|---|---|---|"
+        )
         for name in names:
             found = list(rows_of(name))
             cells = [cell([rows[0][metric] for rows in found])]
             for steps in (16, 8, 4, 2, 1):
-                values = [row[metric] for rows in found for row in rows[1:] if row["steps"] == steps]
+                values = [
+                    row[metric] for rows in found for row in rows[1:] if row["steps"] == steps
+                ]
                 cells.append(cell(values))
             print(f"| {name} | {len(found)} | {' | '.join(cells)} |", flush=True)
 

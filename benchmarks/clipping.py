@@ -23,13 +23,19 @@ from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 from vdiff.samplers.sampler import Sampler
 
-SAMPLERS = {"free": Ddim(), "--clipped": Ddim(clip=1.2), "--clip-noise 1.2": Ddim(clip=1.2, clip_noise=1.2)}
+SAMPLERS = {
+    "free": Ddim(),
+    "--clipped": Ddim(clip=1.2),
+    "--clip-noise 1.2": Ddim(clip=1.2, clip_noise=1.2),
+}
 SHOWN = 16
 
 
 def main() -> None:
     """Print the table and write the strip."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("picture", type=Path)
     given = parser.parse_args()
@@ -39,9 +45,14 @@ def main() -> None:
     models = [checkpoint.load(run.model(name)) for name in run.models()]
     rows: list[Row] = []
     print(f"| model | steps | {' | '.join(SAMPLERS)} |\n|---|---|{'---|' * len(SAMPLERS)}")
-    for model in (each for each in models if each.card.num_steps == 4 or not each.card.is_distilled):
+    for model in (
+        each for each in models if each.card.num_steps == 4 or not each.card.is_distilled
+    ):
         drawn = {name: pictures(model, sampler) for name, sampler in SAMPLERS.items()}
-        found = [f"{measure.distance(each):.4f} ({spread(each):.3f})" for each in map(to_float, drawn.values())]
+        found = [
+            f"{measure.distance(each):.4f} ({spread(each):.3f})"
+            for each in map(to_float, drawn.values())
+        ]
         print(f"| {model.card.name} | {model.card.num_steps} | {' | '.join(found)} |", flush=True)
         for number, (name, each) in enumerate(drawn.items()):
             label = f"{counted(model.card.num_steps)}, {name}"

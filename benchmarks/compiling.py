@@ -30,14 +30,18 @@ MODES: tuple[Compile, ...] = ("off", "on")
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as cache:
         os.environ |= {"TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        works = {(precision, mode): made(precision, mode) for precision in PRECISIONS for mode in MODES}
+        works = {
+            (precision, mode): made(precision, mode) for precision in PRECISIONS for mode in MODES
+        }
         first = {key: seconds(work) for key, work in works.items()}
         for work in works.values():
             work()
@@ -47,11 +51,15 @@ def main() -> None:
                 begun = time.process_time()
                 work()
                 taken[key].append(time.process_time() - begun)
-    print("| precision | compiled | first update, s | an update, s | against eager |\n|---|---|---|---|---|")
+    print(
+        "| precision | compiled | first update, s | an update, s | against eager |\n|---|---|---|---|---|"
+    )
     for (precision, mode), found in taken.items():
         median, eager = statistics.median(found), statistics.median(taken[precision, "off"])
         spread = f"{median:.3f} ({min(found):.3f} - {max(found):.3f})"
-        print(f"| {precision} | {mode} | {first[precision, mode]:.1f} | {spread} | {median / eager:.2f} |")
+        print(
+            f"| {precision} | {mode} | {first[precision, mode]:.1f} | {spread} | {median / eager:.2f} |"
+        )
 
 
 def made(precision: Arithmetic, mode: Compile) -> Work:
@@ -60,7 +68,12 @@ def made(precision: Arithmetic, mode: Compile) -> Work:
     network = copy.deepcopy(SECTION.build(SIZE, 3))
     settings = FitSection(updates=10**6, batch_size=BATCH, ema=0.9999)
     return update(
-        network, DenoisingObjective("snr_plus_one"), settings, Machine(precision, "cpu", compile=mode), SIZE, 3
+        network,
+        DenoisingObjective("snr_plus_one"),
+        settings,
+        Machine(precision, "cpu", compile=mode),
+        SIZE,
+        3,
     )
 
 

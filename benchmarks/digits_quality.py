@@ -26,7 +26,9 @@ NUM_COMPONENTS = 48
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     run = RunFolder(parser.parse_args().run)
     reference = to_float(torch.from_numpy(digits.load()[0]))
@@ -45,14 +47,19 @@ def main() -> None:
     for student in students:
         steps = student.card.num_steps
         found = distance(measure, student, steps)
-        print(f"| {steps} | {distance(measure, base, steps):.4f} | {found:.4f} | {found / teacher:.2f} |", flush=True)
+        print(
+            f"| {steps} | {distance(measure, base, steps):.4f} | {found:.4f} | {found / teacher:.2f} |",
+            flush=True,
+        )
 
 
 def distance(measure: PixelFrechet, model: checkpoint.Checkpoint, num_steps: int) -> float:
     """The Frechet distance of a model sampled in `num_steps` steps."""
     card = model.card
     arguments = (model.denoiser, Ddim(), range(NUM_SAMPLES), card.shape, num_steps)
-    return measure.distance(to_float(to_uint8(draw(*arguments, model_steps=card.times, batch_size=256))))
+    return measure.distance(
+        to_float(to_uint8(draw(*arguments, model_steps=card.times, batch_size=256)))
+    )
 
 
 def floor(measure: PixelFrechet, reference: torch.Tensor) -> float:

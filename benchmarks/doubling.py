@@ -20,27 +20,52 @@ from vdiff.networks.cpu import doubling, layout
 from vdiff.networks.cpu.fast import fast_on_cpu
 from vdiff.networks.cpu.prepacked import Conv2d
 
-SHAPES = [(1, 256, 16), (4, 256, 16), (16, 128, 16), (4, 32, 64), (2, 64, 64), (1, 128, 128), (1, 512, 16)]
+SHAPES = [
+    (1, 256, 16),
+    (4, 256, 16),
+    (16, 128, 16),
+    (4, 32, 64),
+    (2, 64, 64),
+    (1, 128, 128),
+    (1, 512, 16),
+]
 AFTER, ALWAYS, AS_VDIFF_CHOOSES = 10**9, 0, doubling.PIXELS_PER_CHANNEL
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=6)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     memory.arrange(sparing=False)
-    show("[B, C, H, W]", [(f"{b}, {c}, {s}, {s}", alone(b, c, s)) for b, c, s in SHAPES], ALWAYS, rounds * 3)
+    show(
+        "[B, C, H, W]",
+        [(f"{b}, {c}, {s}, {s}", alone(b, c, s)) for b, c, s in SHAPES],
+        ALWAYS,
+        rounds * 3,
+    )
     networks = [
-        (f"{size}x{size}, width {width}, batch {batch}", whole(size, batch, each)) for size, width, batch, each in CASES
+        (f"{size}x{size}, width {width}, batch {batch}", whole(size, batch, each))
+        for size, width, batch, each in CASES
     ]
     show("network", networks, AS_VDIFF_CHOOSES, rounds)
 
 
-def show(what: str, cases: list[tuple[str, Callable[[torch.dtype], dict[str, Any]]]], least: int, rounds: int) -> None:
+def show(
+    what: str,
+    cases: list[tuple[str, Callable[[torch.dtype], dict[str, Any]]]],
+    least: int,
+    rounds: int,
+) -> None:
     """A row for each: the time at once over the time one after the other, learning and drawing, in both dtypes."""
-    print(f"| {what} | " + " | ".join(f"{kind}, {name}" for name in DTYPES for kind in ("learning", "drawing")) + " |")
+    print(
+        f"| {what} | "
+        + " | ".join(f"{kind}, {name}" for name in DTYPES for kind in ("learning", "drawing"))
+        + " |"
+    )
     print("|---" * 5 + "|")
     for title, works in cases:
         ratios = []
@@ -80,8 +105,16 @@ def whole(size: int, batch: int, section: Any) -> Callable[[torch.dtype], dict[s
         network, cast = fast_on_cpu(section.build(size, 3)), fast_on_cpu(section.build(size, 3))
         for weight in [*network.parameters(), *cast.parameters()]:
             nn.init.normal_(weight, std=0.02)
-        given = torch.randn(batch, 3, size, size), torch.full((batch,), 500.0), dtype, layout.LEAST_LARGE_PIXELS
-        return {"learning": partial(learn, network, *given), "drawing": partial(sample, cast, *given)}
+        given = (
+            torch.randn(batch, 3, size, size),
+            torch.full((batch,), 500.0),
+            dtype,
+            layout.LEAST_LARGE_PIXELS,
+        )
+        return {
+            "learning": partial(learn, network, *given),
+            "drawing": partial(sample, cast, *given),
+        }
 
     return works
 

@@ -33,14 +33,18 @@ from vdiff.samplers.ddim import Ddim
 
 def main() -> None:
     """Print the share."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=64)
     given = parser.parse_args()
-    subject = next(each for each in of_run(RunFolder(given.run)) if each.card.num_steps == given.steps)
+    subject = next(
+        each for each in of_run(RunFolder(given.run)) if each.card.num_steps == given.steps
+    )
     channels, size = subject.card.shape[0], subject.card.shape[-1]
     images = LmdbImages(ImageStore(given.data), size, channels, 0)
     machine = Machine("fp32")
@@ -50,13 +54,22 @@ def main() -> None:
         begun = time.perf_counter()
         parts = work(subject, images, machine, Path(folder), given.n, given.batch_size)
         whole = time.perf_counter() - begun
-    print(f"n = {given.n:,}, {given.steps} steps, batches of {given.batch_size}, {torch.get_num_threads()} threads")
-    print(f"whole {whole:.2f} s, inside the network {clock.seconds:.2f} s: {clock.seconds / whole:.1%}")
+    print(
+        f"n = {given.n:,}, {given.steps} steps, batches of {given.batch_size}, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"whole {whole:.2f} s, inside the network {clock.seconds:.2f} s: {clock.seconds / whole:.1%}"
+    )
     print(", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items()))
 
 
 def work(
-    subject: Subject, images: LmdbImages, machine: Machine, folder: Path, num_images: int, batch_size: int
+    subject: Subject,
+    images: LmdbImages,
+    machine: Machine,
+    folder: Path,
+    num_images: int,
+    batch_size: int,
 ) -> dict[str, float]:
     """One row; the seconds of its parts."""
     wanted = Wanted(Ddim(), num_images, 0, batch_size)

@@ -41,7 +41,12 @@ from vdiff.images import images
 NUM_PICTURES, PIXELS = 8, 6
 SECONDS, GROWTH = 10, 400 * 10**6
 INTERESTING = (0, 1, 2, 4, 8, 0x20, 0x2E, 0x2F, 0x5C, 0x7F, 0x80, 0xFF)
-GOOD = ("all pictures", "fewer, and told", "fewer, as Python's tarfile finds", "refused with a message")
+GOOD = (
+    "all pictures",
+    "fewer, and told",
+    "fewer, as Python's tarfile finds",
+    "refused with a message",
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,11 @@ def pictures() -> dict[str, bytes]:
 
 def zips() -> dict[str, bytes]:
     """Zip files of every kind that zipfile writes."""
-    kinds = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2}
+    kinds = {
+        "stored": zipfile.ZIP_STORED,
+        "deflated": zipfile.ZIP_DEFLATED,
+        "bzip2": zipfile.ZIP_BZIP2,
+    }
     found = {name: zipped(method) for name, method in {**kinds, "lzma": zipfile.ZIP_LZMA}.items()}
     found["zip64"] = zipped(zipfile.ZIP_DEFLATED, force_zip64=True)
     found["streamed"] = zipped(zipfile.ZIP_DEFLATED, is_streamed=True)
@@ -91,14 +100,20 @@ class Pipe(io.BytesIO):
 
 
 def zipped(
-    method: int, folder: str = "", comment: bytes = b"", force_zip64: bool = False, is_streamed: bool = False
+    method: int,
+    folder: str = "",
+    comment: bytes = b"",
+    force_zip64: bool = False,
+    is_streamed: bool = False,
 ) -> bytes:
     """A zip file of the pictures."""
     file = Pipe() if is_streamed else io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         archive.comment = comment
         for name, data in pictures().items():
-            with archive.open(zipfile.ZipInfo(folder + name), "w", force_zip64=force_zip64) as member:
+            with archive.open(
+                zipfile.ZipInfo(folder + name), "w", force_zip64=force_zip64
+            ) as member:
                 member.write(data)
     return file.getvalue()
 
@@ -113,7 +128,10 @@ def tars() -> dict[str, bytes]:
             for index, (path, data) in enumerate(pictures().items()):
                 long = "" if form == tarfile.USTAR_FORMAT else "x" * 120
                 member = tarfile.TarInfo(path.replace("/", f"{long}/"))
-                member.size, member.mtime = len(data), index + (0.5 if form == tarfile.PAX_FORMAT else 0)
+                member.size, member.mtime = (
+                    len(data),
+                    index + (0.5 if form == tarfile.PAX_FORMAT else 0),
+                )
                 archive.addfile(member, io.BytesIO(data))
         found[name] = file.getvalue()
     return found
@@ -135,7 +153,9 @@ def corpus() -> list[Sample]:
     for name, data in tars().items():
         found += [Sample(f"tar {name} {how}", data, pack, True) for how, pack in packs.items()]
         found += [
-            Sample(f"tar {name} {how} packed", pack(data), same, False) for how, pack in packs.items() if how != "plain"
+            Sample(f"tar {name} {how} packed", pack(data), same, False)
+            for how, pack in packs.items()
+            if how != "plain"
         ]
     return found
 
@@ -147,8 +167,14 @@ def mutated(sample: Sample, rng: random.Random) -> tuple[bytes, int]:
     """
     data = bytearray(sample.data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        change = rng.choice((flip, flip, set_byte, set_number, set_number, cut, zero, double, remove, swap, junk))
-        place = interesting_place(data, sample.is_tar, rng) if rng.random() < 0.8 else rng.randrange(max(1, len(data)))
+        change = rng.choice(
+            (flip, flip, set_byte, set_number, set_number, cut, zero, double, remove, swap, junk)
+        )
+        place = (
+            interesting_place(data, sample.is_tar, rng)
+            if rng.random() < 0.8
+            else rng.randrange(max(1, len(data)))
+        )
         change(data, min(place, max(0, len(data) - 1)), rng)
     if sample.is_tar and rng.random() < 0.8:
         mend_checksums(data)
@@ -161,10 +187,24 @@ def mutated(sample: Sample, rng: random.Random) -> tuple[bytes, int]:
 def interesting_place(data: bytearray, is_tar: bool, rng: random.Random) -> int:
     """A byte of a header."""
     if is_tar:
-        heads = [place for place in range(0, len(data) - 511, 512) if data[place + 257 : place + 262] == b"ustar"]
+        heads = [
+            place
+            for place in range(0, len(data) - 511, 512)
+            if data[place + 257 : place + 262] == b"ustar"
+        ]
         start = rng.choice(heads or [0])
         field = rng.choice(
-            ((0, 100), (124, 12), (124, 12), (156, 1), (156, 1), (157, 100), (257, 8), (345, 155), (512, 40))
+            (
+                (0, 100),
+                (124, 12),
+                (124, 12),
+                (156, 1),
+                (156, 1),
+                (157, 100),
+                (257, 8),
+                (345, 155),
+                (512, 40),
+            )
         )
         return start + field[0] + rng.randrange(field[1])
     kinds = (b"PK\5\6", b"PK\1\2", b"PK\1\2", b"PK\3\4", b"PK\6\6", b"PK\6\7")
@@ -187,7 +227,19 @@ def set_byte(data: bytearray, place: int, rng: random.Random) -> None:
 def set_number(data: bytearray, place: int, rng: random.Random) -> None:
     """A number of two, four or eight bytes, or of octal digits."""
     number = rng.choice(
-        (0, 1, 2**15, 2**16 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**64 - 1, len(data), rng.randrange(999))
+        (
+            0,
+            1,
+            2**15,
+            2**16 - 1,
+            2**31,
+            2**32 - 1,
+            2**32,
+            2**63 - 1,
+            2**64 - 1,
+            len(data),
+            rng.randrange(999),
+        )
     )
     form, size = rng.choice((("<H", 2), ("<L", 4), ("<Q", 8), ("octal", 12), ("256", 12)))
     if form == "octal":
@@ -201,7 +253,11 @@ def set_number(data: bytearray, place: int, rng: random.Random) -> None:
 
 def cut(data: bytearray, place: int, rng: random.Random) -> None:
     """The end."""
-    del data[rng.choice((place, rng.randrange(len(data) + 1), max(0, len(data) - rng.randrange(1, 64)))) :]
+    del data[
+        rng.choice(
+            (place, rng.randrange(len(data) + 1), max(0, len(data) - rng.randrange(1, 64)))
+        ) :
+    ]
 
 
 def zero(data: bytearray, place: int, rng: random.Random) -> None:
@@ -230,7 +286,10 @@ def swap(data: bytearray, place: int, rng: random.Random) -> None:
     size = rng.choice((4, 64, 512))
     other = rng.randrange(max(1, len(data) - size))
     place = min(place, max(0, len(data) - size))
-    data[place : place + size], data[other : other + size] = data[other : other + size], data[place : place + size]
+    data[place : place + size], data[other : other + size] = (
+        data[other : other + size],
+        data[place : place + size],
+    )
 
 
 def junk(data: bytearray, place: int, rng: random.Random) -> None:
@@ -274,7 +333,11 @@ def outcome(path: Path, known: set[bytes], wanted: int) -> str:
     told = unreadable + len(getattr(source, "left_out", [])) + len(getattr(source, "notes", []))
     if taken + told >= wanted or getattr(source, "notes", []):
         return "fewer, and told"
-    return "fewer, as Python's tarfile finds" if taken + told >= members(path) else "fewer, and no word"
+    return (
+        "fewer, as Python's tarfile finds"
+        if taken + told >= members(path)
+        else "fewer, and no word"
+    )
 
 
 def members(path: Path) -> float:
@@ -293,7 +356,9 @@ def memory(what: str) -> int:
     return int(found[1]) * 1024
 
 
-def work(cases: range, seed: int, samples: list[Sample], known: set[bytes], folder: Path, pipe: int) -> None:
+def work(
+    cases: range, seed: int, samples: list[Sample], known: set[bytes], folder: Path, pipe: int
+) -> None:
     """In a child process: one line of the pipe for each case, until something ends it."""
     resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + 2 * GROWTH, resource.RLIM_INFINITY))
     before = memory("VmRSS")
@@ -338,7 +403,9 @@ def campaign(count: int, seed: int, only: int | None = None) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="this case alone")
@@ -349,11 +416,19 @@ def main() -> int:
         given.keep.write_bytes(mutated(rng.choice(corpus()), rng)[0])
     started = time.monotonic()
     found = campaign(given.count, given.seed, given.only)
-    for what, number in sorted(Counter(found).items(), key=lambda item: (item[0] not in GOOD, -item[1])):
-        bad = [] if what in GOOD else [str(case) for case, each in enumerate(found) if each == what][:8]
+    for what, number in sorted(
+        Counter(found).items(), key=lambda item: (item[0] not in GOOD, -item[1])
+    ):
+        bad = (
+            []
+            if what in GOOD
+            else [str(case) for case, each in enumerate(found) if each == what][:8]
+        )
         print(f"{number:7,}  {what}" + (f"   (cases {', '.join(bad)})" if bad else ""))
     seconds = time.monotonic() - started
-    print(f"{len(found):7,}  in all, of {len(corpus())} archives, seed {given.seed}, {seconds:.0f} s")
+    print(
+        f"{len(found):7,}  in all, of {len(corpus())} archives, seed {given.seed}, {seconds:.0f} s"
+    )
     return int(any(each not in GOOD for each in found))
 
 

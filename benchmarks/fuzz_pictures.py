@@ -29,7 +29,22 @@ from PIL import Image, ImageCms
 
 SECONDS, MEGABYTES = 10.0, 500
 BATCH = 250
-_EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+_EXTREMES = (
+    0,
+    1,
+    2,
+    0x7F,
+    0x80,
+    0xFF,
+    0x100,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x10000,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+)
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
 
 Seed = tuple[str, bytes]
@@ -53,7 +68,10 @@ def main() -> int:
     bad: list[str] = []
     slowest, largest = 0.0, 0.0
     for start in range(0, given.count, BATCH):
-        cases = [_case(seeds, given.seed, index) for index in range(start, min(start + BATCH, given.count))]
+        cases = [
+            _case(seeds, given.seed, index)
+            for index in range(start, min(start + BATCH, given.count))
+        ]
         for (name, data), found in zip(cases, _tried(cases), strict=True):
             outcomes[found["outcome"]] += 1
             slowest, largest = max(slowest, found["seconds"]), max(largest, found["megabytes"])
@@ -66,7 +84,9 @@ def main() -> int:
     for outcome, number in outcomes.most_common():
         print(f"{number:6} {outcome}")
     took = time.monotonic() - began
-    print(f"{len(bad)} bad outcomes; slowest {slowest:.1f} s, most memory {largest:.0f} MB; {took:.0f} s in all")
+    print(
+        f"{len(bad)} bad outcomes; slowest {slowest:.1f} s, most memory {largest:.0f} MB; {took:.0f} s in all"
+    )
     return int(bool(bad))
 
 
@@ -75,18 +95,35 @@ def main() -> int:
 
 def _seeds() -> Iterator[Seed]:
     """(suffix, bytes) of small pictures."""
-    red, green = Image.linear_gradient("L").resize((24, 17)), Image.radial_gradient("L").resize((24, 17))
-    colours = Image.merge("RGB", (red, green, Image.frombytes("L", (24, 17), random.Random(0).randbytes(24 * 17))))
+    red, green = (
+        Image.linear_gradient("L").resize((24, 17)),
+        Image.radial_gradient("L").resize((24, 17)),
+    )
+    colours = Image.merge(
+        "RGB", (red, green, Image.frombytes("L", (24, 17), random.Random(0).randbytes(24 * 17)))
+    )
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x0112] = 6
     modes = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F")
     options: dict[str, list[dict[str, Any]]] = {
         "PNG": [{}, {"transparency": 3}, {"icc_profile": profile, "exif": exif}],
-        "JPEG": [{}, {"progressive": True}, {"icc_profile": profile, "exif": exif, "comment": b"hello"}],
-        "WEBP": [{}, {"lossless": True}, {"icc_profile": profile, "exif": exif}, {"save_all": True}],
+        "JPEG": [
+            {},
+            {"progressive": True},
+            {"icc_profile": profile, "exif": exif, "comment": b"hello"},
+        ],
+        "WEBP": [
+            {},
+            {"lossless": True},
+            {"icc_profile": profile, "exif": exif},
+            {"save_all": True},
+        ],
         "GIF": [{}, {"transparency": 0}, {"save_all": True}],
-        "TIFF": [{"compression": kind} for kind in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")]
+        "TIFF": [
+            {"compression": kind}
+            for kind in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")
+        ]
         + [{"compression": "group4"}, {"icc_profile": profile, "exif": exif}],
         "BMP": [{}],
         "PPM": [{}],
@@ -95,9 +132,15 @@ def _seeds() -> Iterator[Seed]:
     }
     for kind, choices in options.items():
         for mode in modes:
-            picture = colours.convert("L").convert(mode) if mode in ("I;16", "LA") else colours.convert(mode)
+            picture = (
+                colours.convert("L").convert(mode)
+                if mode in ("I;16", "LA")
+                else colours.convert(mode)
+            )
             for chosen in choices:
-                more = {"append_images": [picture.rotate(90), picture]} if "save_all" in chosen else {}
+                more = (
+                    {"append_images": [picture.rotate(90), picture]} if "save_all" in chosen else {}
+                )
                 file = io.BytesIO()
                 try:
                     picture.save(file, kind, **chosen, **more)
@@ -162,7 +205,9 @@ def _png_chunk(rng: random.Random, data: bytearray) -> bytearray:
     chunks, place = [], 8
     while place + 12 <= len(data):
         size = int.from_bytes(data[place : place + 4])
-        chunks.append((bytes(data[place + 4 : place + 8]), bytes(data[place + 8 : place + 8 + size])))
+        chunks.append(
+            (bytes(data[place + 4 : place + 8]), bytes(data[place + 8 : place + 8 + size]))
+        )
         place += 12 + size
     if not chunks:
         return data
@@ -175,7 +220,19 @@ def _png_chunk(rng: random.Random, data: bytearray) -> bytearray:
         chunks.insert(rng.randrange(len(chunks)), chunks[index])
     elif what == 2:
         new = rng.choice(
-            (b"tRNS", b"PLTE", b"iCCP", b"gAMA", b"acTL", b"fcTL", b"zTXt", b"iTXt", b"eXIf", b"sBIT", b"pHYs")
+            (
+                b"tRNS",
+                b"PLTE",
+                b"iCCP",
+                b"gAMA",
+                b"acTL",
+                b"fcTL",
+                b"zTXt",
+                b"iTXt",
+                b"eXIf",
+                b"sBIT",
+                b"pHYs",
+            )
         )
         chunks.insert(rng.randrange(len(chunks)), (new, rng.randbytes(rng.choice((0, 1, 6, 30)))))
     elif what == 3 and kind == b"IDAT":
@@ -184,7 +241,10 @@ def _png_chunk(rng: random.Random, data: bytearray) -> bytearray:
         changed = _number(rng, bytearray(content))
         chunks[index] = (kind, bytes(changed))
     packed = b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks
     )
     return data[:8] + packed
@@ -199,7 +259,9 @@ def _tiff_tag(rng: random.Random, data: bytearray) -> bytearray:
     count = int.from_bytes(data[start : start + 2], order)
     place = start + 2 + 12 * rng.randrange(max(1, min(count, 40)))
     field, size = rng.choice(((0, 2), (2, 2), (4, 4), (8, 2), (8, 4), (8, 4)))
-    value = rng.choice((*_EXTREMES, *range(20), 257, 258, 262, 273, 279, 340, 341, rng.getrandbits(32)))
+    value = rng.choice(
+        (*_EXTREMES, *range(20), 257, 258, 262, 273, 279, 340, 341, rng.getrandbits(32))
+    )
     data[place + field : place + field + size] = (value & (1 << 8 * size) - 1).to_bytes(size, order)
     return data
 
@@ -256,7 +318,9 @@ def _tried(cases: list[Seed]) -> list[dict[str, Any]]:
         if len(found) < len(cases):
             last = err.decode(errors="replace").strip().splitlines()[-1:]
             reason = reason or f"exit {child.returncode}: {' '.join(last)}"
-            found.append({"outcome": "ended the process", "bad": reason, "seconds": 0.0, "megabytes": 0.0})
+            found.append(
+                {"outcome": "ended the process", "bad": reason, "seconds": 0.0, "megabytes": 0.0}
+            )
     return found
 
 
@@ -272,7 +336,9 @@ def _convert_all(folder: Path) -> None:
     for picture in pictures:
         index = int(Path(picture.file.name).stem)
         channels = (1, 3, 4)[index % 3]
-        encoding: images.Encoding = ("png", "webp", "jpeg")[index // 3 % (2 if channels == 4 else 3)]
+        encoding: images.Encoding = ("png", "webp", "jpeg")[
+            index // 3 % (2 if channels == 4 else 3)
+        ]
         settings = conversion.Settings((16,), channels, encoding, 90, "lanczos")
         began = time.monotonic()
         _forget_peak()
@@ -301,7 +367,9 @@ def _captured_stderr() -> Callable[[], bytes]:
     file = tempfile.TemporaryFile()  # noqa: SIM115
     before = os.dup(2)
     os.dup2(file.fileno(), 2)
-    sys.excepthook = lambda kind, err, trace: os.write(before, f"{kind.__name__}: {err}".encode()) and None
+    sys.excepthook = lambda kind, err, trace: (
+        os.write(before, f"{kind.__name__}: {err}".encode()) and None
+    )
 
     def new() -> bytes:
         said = os.pread(file.fileno(), 10**6, 0)

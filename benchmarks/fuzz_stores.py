@@ -47,10 +47,14 @@ def _spoilt_text(rng: random.Random, text: bytes) -> tuple[bytes, str]:
     if rng.random() < 0.2:
         return text[:place], f"cut to {place:,} bytes"
     bit = rng.randrange(8)
-    return text[:place] + bytes([text[place] ^ 1 << bit]) + text[place + 1 :], f"bit {bit} of byte {place:,} flipped"
+    return text[:place] + bytes([text[place] ^ 1 << bit]) + text[
+        place + 1 :
+    ], f"bit {bit} of byte {place:,} flipped"
 
 
-def every_bit(specimen: Specimen, name: str, step: int = 1, numbers: Iterable[int] | None = None) -> Iterator[Case]:
+def every_bit(
+    specimen: Specimen, name: str, step: int = 1, numbers: Iterable[int] | None = None
+) -> Iterator[Case]:
     """The store with each of its bits flipped, one at a time, in the file `name`.
 
     step: of so many only one.   numbers: these bits alone.
@@ -69,7 +73,9 @@ def table(outcomes: Iterable[Outcome], by: str) -> str:
     """Counts per kind of store, or per part of it: what came of reading, and what --verify said."""
     counts: dict[str, Counter[str]] = {}
     for each in outcomes:
-        row = counts.setdefault(each.case.specimen.name if by == "store" else each.case.how, Counter())
+        row = counts.setdefault(
+            each.case.specimen.name if by == "store" else each.case.how, Counter()
+        )
         reading = each.reading.partition(":")[0]
         row[reading] += 1
         if each.verify != "-":
@@ -78,20 +84,30 @@ def table(outcomes: Iterable[Outcome], by: str) -> str:
     lines = [f"| {by} | cases | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name, row in counts.items():
         total = sum(count for column, count in row.items() if "," not in column)
-        lines.append(f"| {name} | {total:,} | " + " | ".join(f"{row[column]:,}" for column in columns) + " |")
+        lines.append(
+            f"| {name} | {total:,} | " + " | ".join(f"{row[column]:,}" for column in columns) + " |"
+        )
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, damage, read, count."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=2000, help="how many cases [2000]")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same damage [0]")
     parser.add_argument("--only", type=int, help="this case alone")
     parser.add_argument("--kind", help="ours, old, foreign or partial alone [all]")
-    parser.add_argument("--exhaustive", action="store_true", help="every bit of the smallest store instead")
-    parser.add_argument("--step", type=int, default=1, help="with --exhaustive: of so many bits one [1]")
-    parser.add_argument("--folder", type=Path, help="where to work; in memory it is faster [a temporary folder]")
+    parser.add_argument(
+        "--exhaustive", action="store_true", help="every bit of the smallest store instead"
+    )
+    parser.add_argument(
+        "--step", type=int, default=1, help="with --exhaustive: of so many bits one [1]"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where to work; in memory it is faster [a temporary folder]"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     started = time.monotonic()
@@ -99,7 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         specimens = [each for each in stores.build(folder) if options.kind in (None, each.kind)]
         if options.exhaustive:
-            drawn = [case for name in (FILE, SEAL) for case in _all_bits(specimens[0], name, options.step)]
+            drawn = [
+                case
+                for name in (FILE, SEAL)
+                for case in _all_bits(specimens[0], name, options.step)
+            ]
         else:
             numbers = range(options.count) if options.only is None else [options.only]
             drawn = list(cases(specimens, numbers, options.seed))
@@ -114,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
     bad = sum(not each.is_good for each in outcomes)
     print(table(outcomes, "part" if options.exhaustive else "store"))
-    print(f"{len(outcomes):,} cases, seed {options.seed}, {bad:,} bad, {time.monotonic() - started:.0f} s")
+    print(
+        f"{len(outcomes):,} cases, seed {options.seed}, {bad:,} bad, {time.monotonic() - started:.0f} s"
+    )
     return 1 if bad else 0
 
 

@@ -44,17 +44,25 @@ COLUMNS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, a moment per row")
-    parser.add_argument("--seconds", type=float, default=540, help="begin nothing new after so many [540]")
+    parser.add_argument(
+        "--seconds", type=float, default=540, help="begin nothing new after so many [540]"
+    )
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: there is no CUDA GPU, which is what this benchmark measures", file=sys.stderr)
         return 6
     warnings.simplefilter("ignore")
     machine = Machine("auto", options.device)
-    bench = Bench(machine, options.seconds, 1, 0.01, 4) if options.tiny else Bench(machine, options.seconds)
+    bench = (
+        Bench(machine, options.seconds, 1, 0.01, 4)
+        if options.tiny
+        else Bench(machine, options.seconds)
+    )
     try:
         bench.find_peak(256 if options.tiny else 8192)
         for name in RECIPES:
@@ -91,7 +99,12 @@ class Bench:
     """
 
     def __init__(
-        self, machine: Machine, seconds: float, rounds: int = ROUNDS, slice_seconds: float = 2.0, most: int = 10**6
+        self,
+        machine: Machine,
+        seconds: float,
+        rounds: int = ROUNDS,
+        slice_seconds: float = 2.0,
+        most: int = 10**6,
     ) -> None:
         self._machine, self._rounds, self._slice, self._most = machine, rounds, slice_seconds, most
         self._begun = time.perf_counter()
@@ -105,12 +118,20 @@ class Bench:
         times = [self._seconds(lambda: a @ a, self._slice) for _ in range(self._rounds)]
         self._peak = 2 * size**3 / statistics.median(times)
         name = self._machine.described()
-        print(f"{name}, torch {torch.__version__}, auto = {self._machine.precision}, sampling in {STEPS} steps;")
-        print(f"bf16 products of {size} x {size} matrices: {self._peak / 1e12:.2f} TFLOP/s\n", flush=True)
+        print(
+            f"{name}, torch {torch.__version__}, auto = {self._machine.precision}, sampling in {STEPS} steps;"
+        )
+        print(
+            f"bf16 products of {size} x {size} matrices: {self._peak / 1e12:.2f} TFLOP/s\n",
+            flush=True,
+        )
 
     def run(self, case: Case) -> None:
         """All tasks of one network."""
-        tasks = [("training", case.recipe.train.batch_size), ("distilling", case.recipe.distill.batch_size)]
+        tasks = [
+            ("training", case.recipe.train.batch_size),
+            ("distilling", case.recipe.distill.batch_size),
+        ]
         for what, most in [*tasks, ("sampling", 1), ("sampling", MANY)]:
             rows = [Row(case.name, what, who, min(most, self._most)) for who in case.makers(what)]
             self._rows += rows
@@ -123,7 +144,9 @@ class Bench:
         flops = 0
         with contextlib.suppress(RuntimeError):
             flops = arithmetic(makers[next(who for who in makers if who.startswith("vdiff"))](1))
-        for row in reversed(rows):  # CUDA graphs first: the others do with the memory that these do not hold
+        for row in reversed(
+            rows
+        ):  # CUDA graphs first: the others do with the memory that these do not hold
             row.flops = flops
             works[row.who], row.count = self._fitted(row, makers[row.who])
         for number in range(self._rounds):
@@ -194,7 +217,11 @@ class Bench:
         print(f"\nafter {time.perf_counter() - self._begun:.0f} s", flush=True)
 
     def _cells(self, row: Row) -> Iterator[str]:
-        yield from (row.case, f"{row.what}, {row.most}" if row.what == "sampling" else row.what, row.who)
+        yield from (
+            row.case,
+            f"{row.what}, {row.most}" if row.what == "sampling" else row.what,
+            row.who,
+        )
         if not row.seconds:
             yield from ("-", row.note, "-", "-", "-")
             return
@@ -204,7 +231,11 @@ class Bench:
         yield f"{median * 1e3:.2f}"
         yield f"{row.flops * row.count / median / self._peak:.1%}" if row.flops else "-"
         first = next(each for each in self._rows if each.task == row.task)  # the plain loop
-        yield f"{statistics.median(first.seconds) / first.count / (median / row.count):.2f}" if first.seconds else "-"
+        yield (
+            f"{statistics.median(first.seconds) / first.count / (median / row.count):.2f}"
+            if first.seconds
+            else "-"
+        )
 
 
 def attempted(who: str, make: Make, count: int) -> tuple[Work | None, str]:

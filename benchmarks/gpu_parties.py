@@ -49,13 +49,17 @@ class Case:
         if tiny:
             smaller = size // 2 ** len(section.multipliers)
             attention = tuple(each // smaller for each in section.attention_at)
-            section = section.model_copy(update={"width": 8, "blocks": 1, "head_dim": None, "attention_at": attention})
+            section = section.model_copy(
+                update={"width": 8, "blocks": 1, "head_dim": None, "attention_at": attention}
+            )
             size //= smaller
         torch.manual_seed(0)
         with machine.device:
             network = section.build(size, channels)
             for weight in network.parameters():
-                if not weight.any():  # zeros are multiplied faster, for a card that is short of power
+                if (
+                    not weight.any()
+                ):  # zeros are multiplied faster, for a card that is short of power
                     nn.init.normal_(weight, std=0.02)
         return cls(name, recipe, network, machine, (channels, size, size))
 
@@ -79,7 +83,9 @@ class Case:
             found |= dict(diffusers_makers(self, what))
         if what == "sampling":
             found[f"vdiff, {precision}"] = lambda count: drawing(self, count, None)
-            found[f"vdiff, {precision}, CUDA graphs"] = lambda count: drawing(self, count, graphs(self.device))
+            found[f"vdiff, {precision}, CUDA graphs"] = lambda count: drawing(
+                self, count, graphs(self.device)
+            )
         else:
             found[f"vdiff, {precision}"] = partial(update, self, what)
         return found
@@ -87,7 +93,10 @@ class Case:
 
 def plain(case: Case, what: str, count: int) -> Work:
     """Eager float32, as people write it."""
-    student, teacher = copy.deepcopy(case.network), copy.deepcopy(case.network).eval().requires_grad_(False)
+    student, teacher = (
+        copy.deepcopy(case.network),
+        copy.deepcopy(case.network).eval().requires_grad_(False),
+    )
     alphas, sigmas = case.schedule.alpha_sigma(torch.arange(1, 1025, dtype=torch.float64) / 1024)
     scales = alphas.float().to(case.device), sigmas.float().to(case.device)
 
@@ -103,8 +112,12 @@ def plain(case: Case, what: str, count: int) -> Work:
     def sample() -> None:
         z = torch.randn(count, *case.shape, device=case.device)
         for place in range(STEPS, 0, -1):
-            x, eps = predicted(teacher, z, torch.full((count,), place * 1024 // STEPS - 1, device=case.device))
-            earlier = torch.full((count,), max((place - 1) * 1024 // STEPS - 1, 0), device=case.device)
+            x, eps = predicted(
+                teacher, z, torch.full((count,), place * 1024 // STEPS - 1, device=case.device)
+            )
+            earlier = torch.full(
+                (count,), max((place - 1) * 1024 // STEPS - 1, 0), device=case.device
+            )
             alpha, sigma = at(earlier)
             z = alpha * x + sigma * eps if place > 1 else x
         z.cpu()
@@ -144,7 +157,10 @@ def diffusers_makers(case: Case, what: str) -> Iterator[tuple[str, Make]]:
     except ImportError:
         return
     for precision in ("fp32", "bf16"):
-        yield f"diffusers {diffusers.__version__}, {precision}", partial(peer, case, what, precision)
+        yield (
+            f"diffusers {diffusers.__version__}, {precision}",
+            partial(peer, case, what, precision),
+        )
 
 
 def peer(case: Case, what: str, precision: str, count: int) -> Work:
@@ -154,7 +170,9 @@ def peer(case: Case, what: str, precision: str, count: int) -> Work:
 
     model = diffusers.UNet2DModel.from_config(case.network.config).to(case.device)
     model.load_state_dict(case.network.state_dict())
-    noise = diffusers.DDPMScheduler(1024, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    noise = diffusers.DDPMScheduler(
+        1024, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    )
 
     def cast() -> Any:
         return torch.autocast(case.device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -170,7 +188,9 @@ def peer(case: Case, what: str, precision: str, count: int) -> Work:
 
         return sample
     average = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True)
-    adam = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    adam = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
 
     def learn() -> None:
         x = case.pictures(count)
@@ -202,7 +222,9 @@ def update(case: Case, what: str, count: int) -> Work:
     def once() -> None:
         learner.step(case.pictures(count), NOTHING, RngOf(0, 0, learner.update, places, count))
         if learner.micro_batch != count:
-            raise torch.OutOfMemoryError("out of memory: it went on with half as many pictures at once")
+            raise torch.OutOfMemoryError(
+                "out of memory: it went on with half as many pictures at once"
+            )
 
     return once
 
@@ -210,7 +232,9 @@ def update(case: Case, what: str, count: int) -> Work:
 def drawing(case: Case, count: int, graphs: Graphs | None) -> Work:
     """One batch of `vdiff sample`."""
     model, seeds = frozen(case), range(count)
-    return lambda: draw(model, Ddim(), seeds, case.shape, STEPS, batch_size=count, device=case.device, graphs=graphs)
+    return lambda: draw(
+        model, Ddim(), seeds, case.shape, STEPS, batch_size=count, device=case.device, graphs=graphs
+    )
 
 
 def frozen(case: Case) -> Denoiser:

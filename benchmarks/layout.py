@@ -38,18 +38,25 @@ Work = Callable[[], object]
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=6)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     memory.arrange(sparing=False)
-    print("| norm of [B, C, H, W] | contiguous, ms | channels-last, torch | channels-last, vdiff |\n|---|---|---|---|")
+    print(
+        "| norm of [B, C, H, W] | contiguous, ms | channels-last, torch | channels-last, vdiff |\n|---|---|---|---|"
+    )
     for shape in NORMS:
         for name, dtype in DTYPES.items():
             first, *others = medians(norms(*shape, dtype), rounds * 3).values()
             ratios = " | ".join(f"{other / first:.1f} x" for other in others)
             batch, channels, size = shape
-            print(f"| {batch}, {channels}, {size}, {size}, {name} | {first * 1e3:.2f} | {ratios} |", flush=True)
+            print(
+                f"| {batch}, {channels}, {size}, {size}, {name} | {first * 1e3:.2f} | {ratios} |",
+                flush=True,
+            )
     print("\n| network | work | contiguous, ms | as laid out, ms | ratio |\n|---|---|---|---|---|")
     for size, width, batch, section in CASES:
         for name, dtype in DTYPES.items():
@@ -58,7 +65,9 @@ def main() -> None:
                 torch.nn.init.normal_(weight, std=0.02)
             z, when = torch.randn(batch, 3, size, size), torch.full((batch,), 500.0)
             for what, work in (("update", learn), ("drawing", sample)):
-                arms = {least: partial(work, network, z, when, dtype, least) for least in (10**9, 1024)}
+                arms = {
+                    least: partial(work, network, z, when, dtype, least) for least in (10**9, 1024)
+                }
                 before, after = (1e3 * seconds for seconds in medians(arms, rounds).values())
                 row = f"| {size}x{size}, width {width}, batch {batch}, {name} | {what} "
                 print(f"{row}| {before:.1f} | {after:.1f} | {after / before:.3f} |", flush=True)

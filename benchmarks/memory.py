@@ -33,14 +33,23 @@ CASES: dict[str, dict[str, Any]] = {
 }
 NETS: dict[str, dict[str, Any]] = {
     "digits": {"size": 8, "channels": 1, "width": 16, "multipliers": (1, 4), "blocks": 1},
-    "small": {"size": 32, "channels": 3, "width": 64, "multipliers": (1, 2, 2), "blocks": 2, "attention_at": (16, 8)},
+    "small": {
+        "size": 32,
+        "channels": 3,
+        "width": 64,
+        "multipliers": (1, 2, 2),
+        "blocks": 2,
+        "attention_at": (16, 8),
+    },
 }
 PARTS = ("weights", "gradients", "average", "optimizer", "teacher", "activations", "kernels")
 
 
 def main() -> None:
     """Print a table, or in an inner process the numbers of one case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--sparing", action="store_true", help=argparse.SUPPRESS)
@@ -48,7 +57,16 @@ def main() -> None:
     if options.case:
         print(json.dumps(measured(options.device, options.sparing, **CASES[options.case])))
         return
-    titles = ["MB", *PARTS, "sum", "peak without gaps", "unexplained", "peak", "gaps", "unexplained"]
+    titles = [
+        "MB",
+        *PARTS,
+        "sum",
+        "peak without gaps",
+        "unexplained",
+        "peak",
+        "gaps",
+        "unexplained",
+    ]
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for name in CASES:
         command = [sys.executable, __file__, "--case", name, "--device", options.device]
@@ -60,14 +78,17 @@ def main() -> None:
         total = sum(found[part] for part in PARTS)
         spared_total = total - found["kernels"] + spared["kernels"]
         tight = f"{spared['peak'] / 1e6:.1f} | {1 - spared_total / spared['peak']:.0%}"
-        loose = (
-            f"{found['peak'] / 1e6:.1f} | {found['gaps'] / 1e6:.1f} | {1 - (total + found['gaps']) / found['peak']:.0%}"
-        )
+        loose = f"{found['peak'] / 1e6:.1f} | {found['gaps'] / 1e6:.1f} | {1 - (total + found['gaps']) / found['peak']:.0%}"
         print(f"| {name} | {row} | {total / 1e6:.1f} | {tight} | {loose} |", flush=True)
 
 
 def measured(
-    device: str, sparing: bool, net: str, batch: int, distill: bool = False, recomputes: bool = False
+    device: str,
+    sparing: bool,
+    net: str,
+    batch: int,
+    distill: bool = False,
+    recomputes: bool = False,
 ) -> dict[str, int]:
     """Bytes of every part, and the peak."""
     import torch
@@ -88,10 +109,17 @@ def measured(
     size, channels = settings.pop("size"), settings.pop("channels")
     machine, schedule = Machine("fp32", device), DiffusionSection().schedule.build()
 
-    def learner(section: UNetSection, objective: Any, network: Any = None, spares: bool = True) -> Learner:
+    def learner(
+        section: UNetSection, objective: Any, network: Any = None, spares: bool = True
+    ) -> Learner:
         ema = None if distill else 0.999
         fit = FitSection(updates=100, batch_size=batch, ema=ema, checkpoint_activations=recomputes)
-        made = Learner(Denoiser(network or section.build(size, channels), schedule, "v"), objective, fit, machine)
+        made = Learner(
+            Denoiser(network or section.build(size, channels), schedule, "v"),
+            objective,
+            fit,
+            machine,
+        )
         memory.arrange(spares)
         return made
 
@@ -116,13 +144,26 @@ def measured(
     peak = memory.peak_bytes(machine.device) - without
     counted = memory.peak_of(lambda: made.step(x, NOTHING, rng_of[3]), machine.device)
     grown = heap_bytes() - held
-    state = {part: sum(tensor.nbytes for tensor in named.values()) for part, named in made.state().items()}
+    state = {
+        part: sum(tensor.nbytes for tensor in named.values())
+        for part, named in made.state().items()
+    }
     found = {part: state[part] for part in ("weights", "average", "optimizer")}
     gaps = grown - sum(found.values()) - teacher_bytes - counted
     student = Denoiser(network, schedule, "v")
     kept = kept_bytes(network, lambda: objective(student, x, rng_of[3](slice(batch))))
-    more = {"gradients": found["weights"], "teacher": teacher_bytes, "activations": kept, "kernels": before - without}
-    return {**found, **more, "peak": peak, "gaps": 0 if device == "cuda" or sparing or recomputes else gaps}
+    more = {
+        "gradients": found["weights"],
+        "teacher": teacher_bytes,
+        "activations": kept,
+        "kernels": before - without,
+    }
+    return {
+        **found,
+        **more,
+        "peak": peak,
+        "gaps": 0 if device == "cuda" or sparing or recomputes else gaps,
+    }
 
 
 def settled(machine: Any) -> int:
@@ -163,16 +204,23 @@ def kept_bytes(network: Any, forward: Callable[[], Any]) -> int:
 
     calls: list[tuple[Any, Any]] = []
     parts = [part for part in repeated(network) if part.recomputes]
-    hooks = [part.register_forward_pre_hook(lambda part, given: calls.append((part, given))) for part in parts]
+    hooks = [
+        part.register_forward_pre_hook(lambda part, given: calls.append((part, given)))
+        for part in parts
+    ]
     found = saved(forward)
     for hook in hooks:
         hook.remove()
     for _, given in calls:
-        found |= {place_of(each): each.untyped_storage().nbytes() for each in given if each is not None}
+        found |= {
+            place_of(each): each.untyped_storage().nbytes() for each in given if each is not None
+        }
     again = [0]
     for part, given in calls:
         part.recomputes = False
-        again.append(sum(size for place, size in saved(partial(part, *given)).items() if place not in found))
+        again.append(
+            sum(size for place, size in saved(partial(part, *given)).items() if place not in found)
+        )
         part.recomputes = True
     weights = {place_of(weight) for weight in network.parameters()}
     return sum(size for place, size in found.items() if place not in weights) + max(again)

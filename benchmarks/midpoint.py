@@ -33,7 +33,9 @@ class Midpoint(Objective):
     def __init__(self, weighting: Weighting, teacher: Denoiser, num_steps: int) -> None:
         self.weighting, self.teacher, self.num_steps = weighting, teacher, num_steps
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         step = (rng.stratified() * self.num_steps).floor() + 1
         t, mid = step / self.num_steps, (2 * step - 1) / (2 * self.num_steps)
         alpha, sigma = student.schedule.alpha_sigma(t)

@@ -115,7 +115,9 @@ def _changes(node: ast.AST, imported: set[str]) -> Iterator[Change]:
 def _of_statement(node: ast.stmt) -> Iterator[Change]:
     if isinstance(node, ast.Expr) and not isinstance(node.value, (ast.Call, ast.Await)):
         return
-    is_state = isinstance(node, ast.Assign) and not any(isinstance(target, ast.Name) for target in node.targets)
+    is_state = isinstance(node, ast.Assign) and not any(
+        isinstance(target, ast.Name) for target in node.targets
+    )
     if is_state or isinstance(node, (ast.Expr, ast.AugAssign, ast.Raise, ast.Delete)):
         yield node, "statement left out", "pass"
     if isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
@@ -137,7 +139,10 @@ def _of_expression(node: ast.expr, imported: set[str]) -> Iterator[tuple[str, as
         for place, each in enumerate(node.ops):
             others = COMPARISONS.get(type(each)) or (SWAPPED[type(each)],)
             for other in others:
-                yield "comparison", _with(node, ops=[*node.ops[:place], other(), *node.ops[place + 1 :]])
+                yield (
+                    "comparison",
+                    _with(node, ops=[*node.ops[:place], other(), *node.ops[place + 1 :]]),
+                )
     if isinstance(node, ast.IfExp):
         yield "branches swapped", _with(node, body=node.orelse, orelse=node.body)
     if isinstance(node, ast.Constant):
@@ -157,7 +162,10 @@ def _of_expression(node: ast.expr, imported: set[str]) -> Iterator[tuple[str, as
                 free = _with(part, ifs=[])
                 yield (
                     "filter left out",
-                    _with(node, generators=[*node.generators[:place], free, *node.generators[place + 1 :]]),
+                    _with(
+                        node,
+                        generators=[*node.generators[:place], free, *node.generators[place + 1 :]],
+                    ),
                 )
 
 
@@ -193,7 +201,9 @@ def _is_module(node: ast.expr, imported: set[str]) -> bool:
 def _imported(tree: ast.Module) -> set[str]:
     """The names that imports bind."""
     nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    return {(alias.asname or alias.name).partition(".")[0] for node in nodes for alias in node.names}
+    return {
+        (alias.asname or alias.name).partition(".")[0] for node in nodes for alias in node.names
+    }
 
 
 def _is_python(source: str) -> bool:

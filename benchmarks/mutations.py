@@ -106,17 +106,31 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the mutants, have them tried, print what was seen."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=150, help="mutants to try")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
-    parser.add_argument("--only", action="append", help="a file or room, such as vdiff/samplers; may be repeated")
+    parser.add_argument(
+        "--only", action="append", help="a file or room, such as vdiff/samplers; may be repeated"
+    )
     parser.add_argument("--processes", type=int, default=2, help="workers at a time")
-    parser.add_argument("--seconds", type=float, default=30.0, help="that the tests of a mutant may compute")
-    parser.add_argument("--most", type=float, default=40.0, help="seconds that a test file may compute at all")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="that the tests of a mutant may compute"
+    )
+    parser.add_argument(
+        "--most", type=float, default=40.0, help="seconds that a test file may compute at all"
+    )
     parser.add_argument("--again", action="store_true", help="try once more what was not seen")
-    parser.add_argument("--prefix", default="", help="what each worker is started with, such as `nice -n 19`")
-    parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout whose code and tests are meant")
-    parser.add_argument("--work", type=Path, help="folder that keeps what is known; a temporary one if left out")
+    parser.add_argument(
+        "--prefix", default="", help="what each worker is started with, such as `nice -n 19`"
+    )
+    parser.add_argument(
+        "--tree", type=Path, default=ROOT, help="the checkout whose code and tests are meant"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder that keeps what is known; a temporary one if left out"
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
@@ -136,7 +150,9 @@ def _chosen(tree: Path, rooms: Sequence[str], count: int, seed: int) -> list[Mut
         files = sorted((tree / room).rglob("*.py")) if (tree / room).is_dir() else [tree / room]
         for path in files:
             found += mutants(path.relative_to(tree).as_posix(), path.read_text(encoding="utf-8"))
-    print(f"{len(found)} mutants in {len(rooms)} rooms, of which {min(count, len(found))} are tried (seed {seed})")
+    print(
+        f"{len(found)} mutants in {len(rooms)} rooms, of which {min(count, len(found))} are tried (seed {seed})"
+    )
     return drawn(found, count, seed)
 
 
@@ -154,13 +170,27 @@ def _try_all(chosen: Sequence[Mutant], work: Path, options: argparse.Namespace) 
         for name in COPIED:
             source = options.tree / name
             if source.is_dir():
-                shutil.copytree(source, home / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(
+                    source, home / "tree" / name, ignore=shutil.ignore_patterns("__pycache__")
+                )
             elif source.exists():
                 shutil.copy(source, home / "tree" / name)
         (home / "mutants.json").write_text(json.dumps(left[number :: options.processes]))
-        command = [*shlex.split(options.prefix), sys.executable, "-m", "benchmarks.mutations", "--worker", str(home)]
+        command = [
+            *shlex.split(options.prefix),
+            sys.executable,
+            "-m",
+            "benchmarks.mutations",
+            "--worker",
+            str(home),
+        ]
         command += ["--seconds", str(options.seconds), "--most", str(options.most)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         running.append(subprocess.Popen(command, env=environment, cwd=ROOT))
     try:
         for worker in running:
@@ -194,7 +224,10 @@ def _work(home: Path, most_seconds: float, most_of_a_file: float) -> int:
     """Try the mutants of one worker; each result is a line in the folder above."""
     tree, results = home / "tree", home.parent / f"results-{home.name}.jsonl"
     os.chdir(tree)
-    sys.path[:] = [str(tree), *(place for place in sys.path if Path(place or ".").resolve() != ROOT)]
+    sys.path[:] = [
+        str(tree),
+        *(place for place in sys.path if Path(place or ".").resolve() != ROOT),
+    ]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.dont_write_bytecode = True
     os.environ["PYTHONPATH"] = str(tree)  # for what tests start
@@ -209,10 +242,19 @@ def _work(home: Path, most_seconds: float, most_of_a_file: float) -> int:
             code, told, took = _run(home, files, 30 + 3 * sum(map(seconds.of, files)))
         finally:
             (tree / mutant.path).write_text(source, encoding="utf-8")
-        result = {"mutant": _name(mutant), "seen": code != 0, "by": told, "seconds": took, "files": len(files)}
+        result = {
+            "mutant": _name(mutant),
+            "seen": code != 0,
+            "by": told,
+            "seconds": took,
+            "files": len(files),
+        }
         with results.open("a") as file:
             file.write(json.dumps(result) + "\n")
-        print(f"{'seen' if code else 'NOT SEEN'} in {took} s: {mutant.path}:{mutant.line} {told}", flush=True)
+        print(
+            f"{'seen' if code else 'NOT SEEN'} in {took} s: {mutant.path}:{mutant.line} {told}",
+            flush=True,
+        )
     return 0
 
 
@@ -231,7 +273,9 @@ class _Seconds:
         """The quick ones, quickest first, that together take no longer; one at least."""
         found = sorted((file for file in files if self.of(file) < math.inf), key=self.of)
         until = list(accumulate(map(self.of, found)))
-        return [file for file, passed in zip(found, until, strict=True) if passed <= most] or found[:1]
+        return [file for file, passed in zip(found, until, strict=True) if passed <= most] or found[
+            :1
+        ]
 
     def of(self, file: str) -> float:
         known = self._read()
@@ -257,7 +301,14 @@ def _import_packages() -> None:
         "safetensors.torch",
         "torch._dynamo",
     ]
-    for name in (*needed, "torchvision", "torch_fidelity", "skimage.metrics", "diffusers", "torch.utils.tensorboard"):
+    for name in (
+        *needed,
+        "torchvision",
+        "torch_fidelity",
+        "skimage.metrics",
+        "diffusers",
+        "torch.utils.tensorboard",
+    ):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
@@ -328,7 +379,11 @@ def _ended(child: int, limit: float, output: Path) -> tuple[int, str, float]:
         return 1, _HUNG, seconds
     if code < 0:
         return 1, f"killed by signal {-code}", seconds
-    failed = [line for line in output.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [
+        line
+        for line in output.read_text(errors="replace").splitlines()
+        if line.startswith(("FAILED", "ERROR"))
+    ]
     return code, failed[0][:150] if failed else "", seconds
 
 
@@ -345,7 +400,9 @@ def concerned(tree: Path, path: str) -> list[str]:
     also = [file for file in ALSO.get(path, ()) if (tree / file).exists()]
     wanted, known = {_module(tree / path, tree)}, set[str]()
     while wanted - known:
-        found = [file.relative_to(tree).as_posix() for file in tests if wanted & _imports(file, tree)]
+        found = [
+            file.relative_to(tree).as_posix() for file in tests if wanted & _imports(file, tree)
+        ]
         if found:
             return sorted({*found, *also})
         known |= wanted
@@ -354,7 +411,13 @@ def concerned(tree: Path, path: str) -> list[str]:
 
 
 def _module(file: Path, tree: Path) -> str:
-    return file.relative_to(tree).as_posix().removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return (
+        file.relative_to(tree)
+        .as_posix()
+        .removesuffix(".py")
+        .removesuffix("/__init__")
+        .replace("/", ".")
+    )
 
 
 @cache
@@ -363,7 +426,11 @@ def _imports(file: Path, tree: Path) -> frozenset[str]:
     found: set[str] = set()
     for name in _named(ast.parse(file.read_text(encoding="utf-8"))):
         helper = tree / f"{name.replace('.', '/')}.py"
-        if name.startswith("tests.") and helper.is_file() and not name.startswith(("tests.tiny", "tests.test_")):
+        if (
+            name.startswith("tests.")
+            and helper.is_file()
+            and not name.startswith(("tests.tiny", "tests.test_"))
+        ):
             found |= _imports(helper, tree)
         elif name.startswith("vdiff"):
             found.add(name)
@@ -386,7 +453,9 @@ def _report(chosen: Sequence[Mutant], known: dict[str, dict[str, Any]], tree: Pa
     tried = [(mutant, known[_name(mutant)]) for mutant in chosen if _name(mutant) in known]
     rooms = Counter(_room(mutant) for mutant, _ in tried)
     seen = Counter(_room(mutant) for mutant, result in tried if result["seen"])
-    explained = Counter(_room(mutant) for mutant, result in tried if not result["seen"] and mutant.key in EXPLAINED)
+    explained = Counter(
+        _room(mutant) for mutant, result in tried if not result["seen"] and mutant.key in EXPLAINED
+    )
     print("\n| room | tried | seen | explained | neither |\n|---|---|---|---|---|")
     for room in sorted(rooms):
         print(_row(room, rooms[room], seen[room], explained[room]))
@@ -409,12 +478,18 @@ def _room(mutant: Mutant) -> str:
 
 def _show(mutant: Mutant, tree: Path, result: dict[str, Any]) -> None:
     why = EXPLAINED.get(mutant.key)
-    print(f"\n{mutant.path}:{mutant.line}: {mutant.kind}, {'explained: ' + why if why else 'not seen'}")
+    print(
+        f"\n{mutant.path}:{mutant.line}: {mutant.kind}, {'explained: ' + why if why else 'not seen'}"
+    )
     if not why:
         before = (tree / mutant.path).read_text(encoding="utf-8")
-        lines = difflib.unified_diff(before.splitlines(), mutant.applied(before).splitlines(), n=0, lineterm="")
+        lines = difflib.unified_diff(
+            before.splitlines(), mutant.applied(before).splitlines(), n=0, lineterm=""
+        )
         print("\n".join(line for line in lines if not line.startswith(("---", "+++", "@@"))))
-        print(f"  ({result['files']} test files concern it{': ' + result['by'] if result['by'] else ''})")
+        print(
+            f"  ({result['files']} test files concern it{': ' + result['by'] if result['by'] else ''})"
+        )
 
 
 if __name__ == "__main__":

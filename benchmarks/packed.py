@@ -23,20 +23,37 @@ from vdiff.recipe.recipe import Recipe
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     memory.arrange(sparing=False)
     digits = recipe_text.validate(Recipe, recipe_text.find("digits"))
-    cases = [("digits", digits.data.size, 64, digits.network.build(digits.data.size, digits.data.channels))]
+    cases = [
+        (
+            "digits",
+            digits.data.size,
+            64,
+            digits.network.build(digits.data.size, digits.data.channels),
+        )
+    ]
     for size, width, batch, section in CASES:
         cases.append((f"{size}x{size}, width {width}", size, batch, section.build(size, 3)))
-    print("| network | pictures | " + " | ".join(f"{name}, ms | with | ratio" for name in DTYPES) + " |")
+    print(
+        "| network | pictures | "
+        + " | ".join(f"{name}, ms | with | ratio" for name in DTYPES)
+        + " |"
+    )
     print("|---" * (2 + 3 * len(DTYPES)) + "|")
     for name, size, batch, network in cases:
         for count in (1, batch):
-            cells = [cell for dtype in DTYPES.values() for cell in compared(network, size, count, dtype, rounds)]
+            cells = [
+                cell
+                for dtype in DTYPES.values()
+                for cell in compared(network, size, count, dtype, rounds)
+            ]
             print(f"| {name} | {count} | " + " | ".join(cells) + " |", flush=True)
 
 

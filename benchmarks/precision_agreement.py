@@ -25,7 +25,9 @@ from vdiff.runs.folder import RunFolder
 
 def main() -> None:
     """Distill where that is not done yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0")
@@ -39,16 +41,31 @@ def main() -> None:
     for seed in options.seeds.split(","):
         runs = [distilled(options, seed, precision) for precision in ("fp32", "bf16")]
         for names in zip(*(run.models() for run in runs), strict=True):
-            exact, fast = (checkpoint.load(run.model(name)) for run, name in zip(runs, names, strict=True))
+            exact, fast = (
+                checkpoint.load(run.model(name)) for run, name in zip(runs, names, strict=True)
+            )
             steps = exact.card.num_steps
             found = [distance(measure, each, steps) for each in (exact, fast)]
-            print(f"| {seed} | {steps} | {found[0]:.4f} | {found[1]:.4f} | {found[1] / found[0]:.3f} |", flush=True)
+            print(
+                f"| {seed} | {steps} | {found[0]:.4f} | {found[1]:.4f} | {found[1] / found[0]:.3f} |",
+                flush=True,
+            )
 
 
 def distilled(options: argparse.Namespace, seed: str, precision: str) -> RunFolder:
     """The run with the students of this seed and precision; the same command again goes on where it stopped."""
     folder = options.out.absolute() / f"{precision}-{seed}"
-    command = [sys.executable, "-m", "vdiff", "distill", "-q", "--device", "cpu", "--run", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "vdiff",
+        "distill",
+        "-q",
+        "--device",
+        "cpu",
+        "--run",
+        str(folder),
+    ]
     command += [
         "--from",
         str((options.run / "original").absolute()),
@@ -57,7 +74,9 @@ def distilled(options: argparse.Namespace, seed: str, precision: str) -> RunFold
     ]
     for change in (f"seed={seed}", f"precision={precision}", *options.changes):
         command += ["--set", change]
-    subprocess.run(command, check=True, cwd=options.run.parent.parent)  # the store's path counts from there
+    subprocess.run(
+        command, check=True, cwd=options.run.parent.parent
+    )  # the store's path counts from there
     return RunFolder(folder)
 
 

@@ -34,7 +34,9 @@ evaluate: {{every: 50, num_images: 96}}
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", choices=("digits", "small"))
     parser.add_argument("--scale", type=float, default=1.0)
@@ -53,11 +55,17 @@ def main() -> None:
                 folder = Path(place) / name
                 shutil.rmtree(folder / "runs", ignore_errors=True)
                 for command in ("train", "distill"):
-                    found.setdefault((name, command), []).append(compare(folder, command, options.scale, more))
-    print("| run | command | predicted s | real s | predicted / real | predicted MB | real MB | predicted / real |")
+                    found.setdefault((name, command), []).append(
+                        compare(folder, command, options.scale, more)
+                    )
+    print(
+        "| run | command | predicted s | real s | predicted / real | predicted MB | real MB | predicted / real |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for (name, command), rows in found.items():
-        seconds, took, memory, used = (statistics.median(column) for column in zip(*rows, strict=True))
+        seconds, took, memory, used = (
+            statistics.median(column) for column in zip(*rows, strict=True)
+        )
         ratios = sorted(row[0] / row[1] for row in rows)
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})"
         memory_ratio = statistics.median(row[2] / row[3] for row in rows)
@@ -83,7 +91,9 @@ def prepare(place: Path, name: str, scale: float) -> None:
     vdiff(folder, "prepare")
 
 
-def compare(folder: Path, command: str, scale: float, more: list[str]) -> tuple[float, float, float, float]:
+def compare(
+    folder: Path, command: str, scale: float, more: list[str]
+) -> tuple[float, float, float, float]:
     """Seconds predicted and real, then megabytes.   more: words for the command."""
     changes = [*more, *shortened(scale)] if folder.name == "digits" else more
     said, _, _ = vdiff(folder, command, *changes, "--dry-run", "--json")
@@ -96,7 +106,9 @@ def shortened(scale: float) -> list[str]:
     updates = {"train.updates": 1700, "distill.updates": 150}
     overrides = {4: 400, 2: 1100, 1: 1500}
     values = [f"{key}={max(int(count * scale), 1)}" for key, count in updates.items()]
-    inner = ", ".join(f"{steps}: {{updates: {max(int(count * scale), 1)}}}" for steps, count in overrides.items())
+    inner = ", ".join(
+        f"{steps}: {{updates: {max(int(count * scale), 1)}}}" for steps, count in overrides.items()
+    )
     values.append(f"distill.overrides={{{inner}}}")
     return [word for value in values for word in ("--set", value)]
 
@@ -105,7 +117,10 @@ def vdiff(folder: Path, *arguments: str) -> tuple[str, float, int]:
     """What a command said, how long it took, and the most memory that it had, in bytes."""
     begun = time.monotonic()
     with subprocess.Popen(
-        [sys.executable, "-m", "vdiff", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "vdiff", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         said = process.stdout.read().decode()
@@ -113,7 +128,11 @@ def vdiff(folder: Path, *arguments: str) -> tuple[str, float, int]:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"vdiff {' '.join(arguments)} ended with {process.returncode}")
-    return said, time.monotonic() - begun, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return (
+        said,
+        time.monotonic() - begun,
+        usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    )
 
 
 if __name__ == "__main__":

@@ -54,14 +54,18 @@ def main() -> int:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--encodings", nargs="+", default=["png", "webp", "jpeg"])
-    parser.add_argument("--reasons", action="store_true", help="name every skipped file with its reason")
+    parser.add_argument(
+        "--reasons", action="store_true", help="name every skipped file with its reason"
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         print(json.dumps(_work(given.folders[0], given.size, int(given.child[0]), given.child[1])))
         return 0
     bad = 0
-    print("folder, channels, encoding: files, taken, skipped, noted, crashes, wrong records, noise, MB, seconds")
+    print(
+        "folder, channels, encoding: files, taken, skipped, noted, crashes, wrong records, noise, MB, seconds"
+    )
     for folder in given.folders:
         for channels in (1, 3, 4):
             for encoding in given.encodings:
@@ -73,13 +77,28 @@ def main() -> int:
 
 
 def _tell(folder: Path, channels: int, encoding: str, outcome: Outcome, with_names: bool) -> None:
-    numbers: list[float] = [outcome.files, outcome.taken, len(outcome.skipped), outcome.notes, len(outcome.crashes)]
-    numbers += [len(outcome.wrong), len(outcome.noise), round(outcome.megabytes), round(outcome.seconds, 1)]
+    numbers: list[float] = [
+        outcome.files,
+        outcome.taken,
+        len(outcome.skipped),
+        outcome.notes,
+        len(outcome.crashes),
+    ]
+    numbers += [
+        len(outcome.wrong),
+        len(outcome.noise),
+        round(outcome.megabytes),
+        round(outcome.seconds, 1),
+    ]
     print(f"{folder.name}, {channels}, {encoding}:", *numbers, flush=True)
     kinds = Counter(re.sub(r"\d[\d,]*", "N", reason) for reason in outcome.skipped.values())
     for reason, count in kinds.most_common():
         print(f"    {count:4} skipped: {reason}")
-    for title, lines in (("crash", outcome.crashes), ("wrong", outcome.wrong), ("noise", outcome.noise)):
+    for title, lines in (
+        ("crash", outcome.crashes),
+        ("wrong", outcome.wrong),
+        ("noise", outcome.noise),
+    ):
         for line in lines[:10]:
             print(f"    {title}: {line}")
     if with_names:
@@ -115,9 +134,20 @@ def _add(outcome: Outcome, found: dict[str, Any] | None) -> None:
     outcome.seconds += found["seconds"]
 
 
-def _run(folder: Path, size: int, channels: int, encoding: str, outcome: Outcome) -> dict[str, Any] | None:
+def _run(
+    folder: Path, size: int, channels: int, encoding: str, outcome: Outcome
+) -> dict[str, Any] | None:
     """One process; None where it crashed, which `outcome` then tells."""
-    command = [sys.executable, __file__, str(folder), "--size", str(size), "--child", str(channels), encoding]
+    command = [
+        sys.executable,
+        __file__,
+        str(folder),
+        "--size",
+        str(size),
+        "--child",
+        str(channels),
+        encoding,
+    ]
     names = ", ".join(path.name for path in sorted(folder.iterdir())[:2])
     try:
         ended = subprocess.run(command, capture_output=True, timeout=SECONDS)
@@ -140,7 +170,9 @@ def _work(folder: Path, size: int, channels: int, encoding: str) -> dict[str, An
     with tempfile.TemporaryDirectory() as place:
         store = Path(place) / "store"
         try:
-            report = prepare(folder, store, sizes=[size], channels=channels, encoding=encoding, max_bad=1.0)  # type: ignore[arg-type]
+            report = prepare(
+                folder, store, sizes=[size], channels=channels, encoding=encoding, max_bad=1.0
+            )  # type: ignore[arg-type]
         except VdiffError as err:
             found["skipped"] = {folder.name: err.problem}
             found["files"] = len([path for path in folder.rglob("*") if path.is_file()])
@@ -151,14 +183,21 @@ def _work(folder: Path, size: int, channels: int, encoding: str) -> dict[str, An
             found["notes"] = len(getattr(report, "notes", ()))
             found["files"], found["taken"] = len(open_source(folder).files), report.num_images
             found["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            found["wrong"] = list(_wrong(folder, ImageStore(store), size, channels, encoding, found["skipped"]))
+            found["wrong"] = list(
+                _wrong(folder, ImageStore(store), size, channels, encoding, found["skipped"])
+            )
     found.setdefault("seconds", time.monotonic() - before)
     found.setdefault("megabytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return found
 
 
 def _wrong(
-    folder: Path, store: ImageStore, size: int, channels: int, encoding: str, skipped: dict[str, str]
+    folder: Path,
+    store: ImageStore,
+    size: int,
+    channels: int,
+    encoding: str,
+    skipped: dict[str, str],
 ) -> list[str]:
     """The records that are not what the files look like, each with what is wrong."""
     names = [file.name for file in open_source(folder).files if file.name not in skipped]
@@ -189,7 +228,11 @@ def _side_data(record: bytes) -> str:
 
     with Image.open(io.BytesIO(record)) as picture:
         picture.load()
-        found = [name for name in ("icc_profile", "exif", "comment", "transparency", "xmp") if name in picture.info]
+        found = [
+            name
+            for name in ("icc_profile", "exif", "comment", "transparency", "xmp")
+            if name in picture.info
+        ]
         return ", ".join([*found, *getattr(picture, "text", ())])
 
 

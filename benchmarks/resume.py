@@ -87,7 +87,9 @@ class Place(NamedTuple):
 
 def main() -> int:
     """Print the tables; 1 if anything differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=numbers, default=[1, 2, 4])
@@ -98,7 +100,9 @@ def main() -> int:
     if options.worker:
         return work(**json.loads(options.worker))
     with tempfile.TemporaryDirectory() as folder:
-        return 0 if Benchmark(Path(folder), places(options.points, options.seed), options).run() else 1
+        return (
+            0 if Benchmark(Path(folder), places(options.points, options.seed), options).run() else 1
+        )
 
 
 def numbers(text: str) -> list[int]:
@@ -110,8 +114,16 @@ def places(count: int, seed: int) -> list[Place]:
     """Where the chain is stopped, in order: what is special always, the rest by chance."""
     special = {Place(0, 1), Place(len(STAGES) - 1, STAGES["base_1"])}
     for stage, updates in enumerate(STAGES.values()):
-        special |= {Place(stage, updates), Place(stage, updates - 1), Place(stage, SAVE_EVERY * (1 + stage))}
-    every = [Place(stage, update) for stage, name in enumerate(STAGES) for update in range(1, STAGES[name] + 1)]
+        special |= {
+            Place(stage, updates),
+            Place(stage, updates - 1),
+            Place(stage, SAVE_EVERY * (1 + stage)),
+        }
+    every = [
+        Place(stage, update)
+        for stage, name in enumerate(STAGES)
+        for update in range(1, STAGES[name] + 1)
+    ]
     others = sorted(set(every) - special)
     return sorted([*special, *random.Random(seed).sample(others, max(0, count - len(special)))])
 
@@ -121,7 +133,11 @@ def heard(told: Place, before: Place | None, processes: int) -> Place:
 
     before: where they go on from; they are asked after every update.
     """
-    asked = max(told.update, before.update + 1) if before and before.stage == told.stage else told.update
+    asked = (
+        max(told.update, before.update + 1)
+        if before and before.stage == told.stage
+        else told.update
+    )
     return told._replace(update=min(asked + (processes > 1), STAGES[told.name]))
 
 
@@ -137,10 +153,16 @@ class Benchmark:
         """Whether everything is equal, and all numbers of processes agree."""
         at_saves = sum(stop.update % SAVE_EVERY == 0 for stop in self._stops)
         at_borders = sum(stop.is_border for stop in self._stops)
-        what = f"torch {torch.__version__}, CPU, {self._options.precision}, seed {self._options.seed}"
+        what = (
+            f"torch {torch.__version__}, CPU, {self._options.precision}, seed {self._options.seed}"
+        )
         print(f"{what}: {sum(STAGES.values())} updates in 3 stages,")
-        print(f"stopped at {len(self._stops)} updates, {at_saves} of them saves and {at_borders} ends of stages\n")
-        print("| processes | workers | equal at the stops | equal at the end | losses against 1 process | minutes |")
+        print(
+            f"stopped at {len(self._stops)} updates, {at_saves} of them saves and {at_borders} ends of stages\n"
+        )
+        print(
+            "| processes | workers | equal at the stops | equal at the end | losses against 1 process | minutes |"
+        )
         print("|---|---|---|---|---|---|", flush=True)
         for processes in self._options.processes:
             self._start(f"unbroken-{processes}", processes, keep=True)
@@ -157,9 +179,14 @@ class Benchmark:
         for number, told in enumerate(self._stops):
             stop = heard(told, before, processes)
             if before is None or stop > before:  # else it is there already
-                is_right = self._start(run, processes, workers, told, number % processes, ends=stop.is_last)
+                is_right = self._start(
+                    run, processes, workers, told, number % processes, ends=stop.is_last
+                )
                 what, pairs = f"{run} from {before} to {stop}", self._at(run, stop)
-                found += [is_right and self._same(f"{what}: {name}", *pair) for name, pair in pairs.items()]
+                found += [
+                    is_right and self._same(f"{what}: {name}", *pair)
+                    for name, pair in pairs.items()
+                ]
                 before = stop
         last = [self._same(f"{run}: {name}", *pair) for name, pair in self._end(run).items()]
         drift = self._drift(f"unbroken-{self._options.processes[0]}", run)
@@ -170,14 +197,21 @@ class Benchmark:
     def _at(self, run: str, stop: Place) -> dict[str, tuple[str, str]]:
         """Hashes of all parts of the save at a stop, here and in the unbroken run."""
         if stop.is_border:  # it has become a model
-            return {"model": self._pair(run, f"{stop.name}/unet/diffusion_pytorch_model.safetensors")}
+            return {
+                "model": self._pair(run, f"{stop.name}/unet/diffusion_pytorch_model.safetensors")
+            }
         point = f"saves/{stop.name}/{stop.update:09d}"
         here, there = (files(self._folder / name / point / STATE) for name in (run, reference(run)))
-        return {name: (here.get(name, "missing here"), there.get(name, "missing there")) for name in {**here, **there}}
+        return {
+            name: (here.get(name, "missing here"), there.get(name, "missing there"))
+            for name in {**here, **there}
+        }
 
     def _end(self, run: str) -> dict[str, tuple[str, str]]:
         weights = {name: f"{name}/unet/diffusion_pytorch_model.safetensors" for name in STAGES}
-        return {name: self._pair(run, path) for name, path in {**weights, "log": "log.jsonl"}.items()}
+        return {
+            name: self._pair(run, path) for name, path in {**weights, "log": "log.jsonl"}.items()
+        }
 
     def _pair(self, run: str, path: str) -> tuple[str, str]:
         here, there = (self._folder / name / path for name in (run, reference(run)))
@@ -203,13 +237,23 @@ class Benchmark:
         equal = same_batches(self._folder, counts)
         self._is_good &= equal == sum(STAGES.values())
         names = ", ".join(map(str, counts))
-        print(f"\nthe same batches with {names} processes: {equal} of {sum(STAGES.values())} updates")
+        print(
+            f"\nthe same batches with {names} processes: {equal} of {sum(STAGES.values())} updates"
+        )
         for other in others:
             run = f"broken-2-then-{other}"
-            for stop, now in ((Place(0, 33), 2), (Place(1, 1), other), (Place(1, 25), 2), (Place(2, 60), other)):
+            for stop, now in (
+                (Place(0, 33), 2),
+                (Place(1, 1), other),
+                (Place(1, 25), 2),
+                (Place(2, 60), other),
+            ):
                 self._is_good &= self._start(run, now, stop=stop, ends=stop.is_last)
             drift = self._drift(f"unbroken-{self._options.processes[0]}", run)
-            print(f"2 processes, then {other}, 2 and {other} again: losses within {drift:.1e}", flush=True)
+            print(
+                f"2 processes, then {other}, 2 and {other} again: losses within {drift:.1e}",
+                flush=True,
+            )
 
     def _start(
         self,
@@ -226,7 +270,14 @@ class Benchmark:
         told: the rank of the one process that hears of the stop.   keep: save after every update, and keep all saves.
         ends: whether the chain is complete before it stops.
         """
-        what = {"folder": str(self._folder), "run": run, "workers": workers, "stop": stop, "told": told, "keep": keep}
+        what = {
+            "folder": str(self._folder),
+            "run": run,
+            "workers": workers,
+            "stop": stop,
+            "told": told,
+            "keep": keep,
+        }
         what["precision"] = self._options.precision
         port = free_port()
         started = [start(rank, processes, port, json.dumps(what)) for rank in range(processes)]
@@ -234,7 +285,11 @@ class Benchmark:
         wanted = 0 if stop is None or ends else 128 + signal.SIGTERM
         if codes != [wanted] * processes:
             self._is_good = False
-            print(f"DIFFERENT {run} to {stop}: exit codes {codes} instead of {wanted}", file=sys.stderr, flush=True)
+            print(
+                f"DIFFERENT {run} to {stop}: exit codes {codes} instead of {wanted}",
+                file=sys.stderr,
+                flush=True,
+            )
         return codes == [wanted] * processes
 
 
@@ -242,7 +297,12 @@ def start(rank: int, processes: int, port: int, what: str) -> "subprocess.Popen[
     """One process of a run, as a launcher starts it."""
     given = {"OMP_NUM_THREADS": 1, "ACCELERATE_USE_CPU": "true"}
     if processes > 1:
-        given |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        given |= {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": processes,
+            "LOCAL_WORLD_SIZE": processes,
+        }
         given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = os.environ | {name: str(value) for name, value in given.items()}
     return subprocess.Popen([sys.executable, __file__, "--worker", what], env=environment)
@@ -289,7 +349,13 @@ class Watch(FitLines):
 
 
 def work(
-    folder: str, run: str, workers: int, stop: Sequence[int] | None, told: int, keep: bool, precision: Arithmetic
+    folder: str,
+    run: str,
+    workers: int,
+    stop: Sequence[int] | None,
+    told: int,
+    keep: bool,
+    precision: Arithmetic,
 ) -> int:
     """What one process of a run does: train, then distill; gives the exit code of `vdiff`."""
     torch.set_num_threads(1)
@@ -297,11 +363,17 @@ def work(
         savepoint.NUM_KEPT, savepoint.clear = sys.maxsize, lambda folder: None
     text = recipe_text.read(RECIPE.replace("STORE", str(Path(folder) / "store")), "recipe.yaml")
     every = 1 if keep else SAVE_EVERY
-    changes = [f"data.workers={workers}", f"train.save_every={every}", f"distill.save_every={every}"]
+    changes = [
+        f"data.workers={workers}",
+        f"train.save_every={every}",
+        f"distill.save_every={every}",
+    ]
     recipe = recipe_text.validate(Recipe, recipe_text.set_values(text, changes))
     machine = Machine(precision, "cpu")
     watch = Watch(stop if machine.rank == told else None)
-    chain = Chain(Surroundings(recipe, text.text, RunFolder(Path(folder) / run), machine, watch, watch))
+    chain = Chain(
+        Surroundings(recipe, text.text, RunFolder(Path(folder) / run), machine, watch, watch)
+    )
     with left(machine):
         try:
             chain.train()
@@ -346,7 +418,8 @@ def same_batches(folder: Path, counts: Sequence[int]) -> int:
             "flip": True,
         }
         streams = {
-            count: [batches(found, rank=rank, world_size=count, **fixed) for rank in range(count)] for count in counts
+            count: [batches(found, rank=rank, world_size=count, **fixed) for rank in range(count)]
+            for count in counts
         }
         for _ in range(updates):
             seen = [torch.cat([next(share).images for share in streams[count]]) for count in counts]

@@ -32,10 +32,16 @@ NETWORK = UNetSection(width=144, multipliers=(1, 2, 3, 4), blocks=2)
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, help="where the saves go; the disk counts")
     parser.add_argument("--save-every", type=int, default=1000)
-    parser.add_argument("--seconds-per-update", type=float, help="of the training to compare with [one picture, here]")
+    parser.add_argument(
+        "--seconds-per-update",
+        type=float,
+        help="of the training to compare with [one picture, here]",
+    )
     options = parser.parse_args()
     learner = make_learner()
     update(learner)  # makes Adam's memory
@@ -52,15 +58,22 @@ def main() -> None:
     per_update = options.seconds_per_update or alone
     count = sum(weight.numel() for weight in learner.result().network.parameters())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{count / 1e6:.0f} M parameters, CPU, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print(
+        f"{count / 1e6:.0f} M parameters, CPU, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
+    )
     print("| what | |\n|---|---|")
     print(f"| a save on the disk | {num_bytes / 1e9:.2f} GB |")
     print(f"| training waits for the copy | {wait:.2f} s |")
     print(f"| until it is on the disk, read back and verified | {safe:.1f} s |")
     print(f"| an update alone; while a save is under way | {alone:.2f} s; {beside:.2f} s |")
-    print(f"| share of training time, a save every {options.save_every} updates of {per_update:.2f} s | ", end="")
+    print(
+        f"| share of training time, a save every {options.save_every} updates of {per_update:.2f} s | ",
+        end="",
+    )
     print(f"{wait / (options.save_every * per_update):.3%} |")
-    print(f"| the same if it waited for the disk too | {safe / (options.save_every * per_update):.3%} |")
+    print(
+        f"| the same if it waited for the disk too | {safe / (options.save_every * per_update):.3%} |"
+    )
     print(f"| peak memory | {memory:.1f} GB |")
 
 
@@ -74,7 +87,11 @@ def make_learner() -> Learner:
 
 
 def update(learner: Learner) -> None:
-    learner.step(torch.rand(1, 3, SIZE, SIZE) * 2 - 1, NOTHING, RngOf(0, 0, learner.update, torch.arange(1), 1))
+    learner.step(
+        torch.rand(1, 3, SIZE, SIZE) * 2 - 1,
+        NOTHING,
+        RngOf(0, 0, learner.update, torch.arange(1), 1),
+    )
 
 
 def save(saver: Saver, learner: Learner) -> None:

@@ -38,10 +38,14 @@ CHANGES: list[dict[str, Any]] = [
 
 def main() -> None:
     """Print a table, or in an inner process the seconds of one case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--most", type=int, default=256)
-    parser.add_argument("--busy", action="store_true", help="seconds of CPU, for a machine with other work")
+    parser.add_argument(
+        "--busy", action="store_true", help="seconds of CPU, for a machine with other work"
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -67,7 +71,9 @@ def main() -> None:
 
 def show(changes: list[dict[str, Any]], seconds: list[list[float]], flops: list[int]) -> None:
     base_seconds, base_flops = statistics.median(seconds[0]), flops[0]
-    print("| changed | s per update: median (fastest - slowest) | GFLOP | time / base | arithmetic / base | GFLOP/s |")
+    print(
+        "| changed | s per update: median (fastest - slowest) | GFLOP | time / base | arithmetic / base | GFLOP/s |"
+    )
     print("|---|---|---|---|---|---|")
     for change, found, count in zip(changes, seconds, flops, strict=True):
         middle = statistics.median(found)
@@ -95,7 +101,11 @@ def update(case: dict[str, Any], machine: Any = None) -> Callable[[], object]:
     from vdiff.training.settings import FitSection
 
     torch.set_num_threads(1)
-    machine, schedule, size = machine or Machine("fp32", "cpu"), DiffusionSection().schedule.build(), case["size"]
+    machine, schedule, size = (
+        machine or Machine("fp32", "cpu"),
+        DiffusionSection().schedule.build(),
+        case["size"],
+    )
     network = UNetSection(width=case["width"], multipliers=(1, 2, 2), blocks=1).build(size, 3)
     objective: Any = DenoisingObjective("snr_plus_one")
     if case["teacher_steps"]:
@@ -122,7 +132,9 @@ def in_processes(rounds: int, most: int) -> None:
     for _ in range(2):
         for count, times in found.items():
             times += inner_seconds(count, rounds)
-    print("\n| processes of one thread | s per update: median (fastest - slowest) | speed-up |\n|---|---|---|")
+    print(
+        "\n| processes of one thread | s per update: median (fastest - slowest) | speed-up |\n|---|---|---|"
+    )
     for count, times in found.items():
         middle = statistics.median(times)
         gain = statistics.median(found[1]) / middle
@@ -137,19 +149,35 @@ def chains(rounds: int) -> None:
     """Chains of 2, 4 and 6 halvings of the digits from 64 steps, in turn: seconds of wall time of the whole command."""
     found: dict[int, list[float]] = {16: [], 4: [], 1: []}
     with tempfile.TemporaryDirectory() as place:
-        changes = [f"distill.updates={CHAIN_UPDATES}", "distill.factor=2", "distill.overrides={}", "train.updates=50"]
+        changes = [
+            f"distill.updates={CHAIN_UPDATES}",
+            "distill.factor=2",
+            "distill.overrides={}",
+            "train.updates=50",
+        ]
         for command in (["init", "digits"], ["prepare"], ["train", "--set", changes.pop()]):
             vdiff(place, command)
         for _ in range(rounds):
             for end, times in found.items():
                 more = [*changes, f"distill.end_steps={end}", "train.updates=50"]
                 begun = time.perf_counter()
-                vdiff(place, ["distill", "--force", *(word for change in more for word in ("--set", change))])
+                vdiff(
+                    place,
+                    [
+                        "distill",
+                        "--force",
+                        *(word for change in more for word in ("--set", change)),
+                    ],
+                )
                 times.append(time.perf_counter() - begun)
-    print(f"\n| halvings of {CHAIN_UPDATES} updates | s: median (fastest - slowest) | s per halving |\n|---|---|---|")
+    print(
+        f"\n| halvings of {CHAIN_UPDATES} updates | s: median (fastest - slowest) | s per halving |\n|---|---|---|"
+    )
     for end, times in found.items():
         count, middle = 7 - end.bit_length(), statistics.median(times)
-        print(f"| {count} | {middle:.1f} ({min(times):.1f} - {max(times):.1f}) | {middle / count:.2f} |")
+        print(
+            f"| {count} | {middle:.1f} ({min(times):.1f} - {max(times):.1f}) | {middle / count:.2f} |"
+        )
 
 
 def vdiff(place: str, command: list[str]) -> None:
@@ -160,13 +188,17 @@ def vdiff(place: str, command: list[str]) -> None:
 
 def inner_seconds(processes: int, rounds: int) -> list[float]:
     case = json.dumps({**BASE, "processes": processes})
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
+    )
     command = [sys.executable, *launcher, __file__, "--case", case, "--rounds", str(rounds)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     said = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
     ).stdout
-    times: list[float] = json.loads(next(line for line in said.decode().splitlines() if line.startswith("[")))
+    times: list[float] = json.loads(
+        next(line for line in said.decode().splitlines() if line.startswith("["))
+    )
     return times
 
 

@@ -43,7 +43,16 @@ sample: {num_images: 1}
 UPDATES, FOREVER = 1500, 1_000_000
 SECONDS = 120.0
 COMMAND = ("train", "--device", "cpu", "-q", "--set")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vdiff")
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+    "-m",
+    "vdiff",
+)
 PAUSES = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 BURSTS = [(count, milliseconds) for count in (2, 3) for milliseconds in (1, 2, 20, 200)]
 
@@ -81,13 +90,20 @@ class Training:
 
 def main() -> int:
     """Print the table that was asked for; 1 if anything was lost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, help="where the runs go")
     parser.add_argument("--bursts", type=int, metavar="N", help="so many trainings for each burst")
-    parser.add_argument("--forms", default="alone", help="alone, gpus and torchrun, or some of them")
+    parser.add_argument(
+        "--forms", default="alone", help="alone, gpus and torchrun, or some of them"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for number in (signal.SIGHUP, signal.SIGQUIT):  # else nobody hears them when this runs under `nohup` or with `&`
+    for number in (
+        signal.SIGHUP,
+        signal.SIGQUIT,
+    ):  # else nobody hears them when this runs under `nohup` or with `&`
         signal.signal(number, signal.SIG_DFL)
     os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -118,11 +134,15 @@ def every_number() -> int:
             row, is_whole = how_it_ended(training.run, code, at)
             is_good &= is_whole
             training = forked("run")
-        name = signal.Signals(number).name if number in signal.valid_signals() and number < 35 else ""
+        name = (
+            signal.Signals(number).name if number in signal.valid_signals() and number < 35 else ""
+        )
         print(f"| {number} | {name.removeprefix('SIG')} | {' | '.join(row)} |", flush=True)
     training.ended()
     same = fingerprint("run") == fingerprint("unbroken")
-    print(f"\nweights and log are {'those' if same else 'NOT those'} of the run that nobody disturbed")
+    print(
+        f"\nweights and log are {'those' if same else 'NOT those'} of the run that nobody disturbed"
+    )
     return 0 if is_good and same else 1
 
 
@@ -135,8 +155,16 @@ def how_it_ended(run: RunFolder, code: int, update: int) -> tuple[tuple[str, str
     asked = code > 128
     is_right = told is not None and told.state == ("stopped" if asked else "killed") and is_whole
     lost = max(update - saved, 0)
-    what = "saved and left" if asked and lost == 0 else f"the end at once, {lost} updates to be done again"
-    return (str(code), told.state if told else "?", what if is_whole else f"DAMAGED: {rows}"), is_right
+    what = (
+        "saved and left"
+        if asked and lost == 0
+        else f"the end at once, {lost} updates to be done again"
+    )
+    return (
+        str(code),
+        told.state if told else "?",
+        what if is_whole else f"DAMAGED: {rows}",
+    ), is_right
 
 
 def bursts(times: int, forms: Iterable[str]) -> int:

@@ -56,7 +56,9 @@ SCHEDULE = DiffusionSection().schedule.build()
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--busy", action="store_true")
@@ -101,7 +103,9 @@ def serve(party: str, asked: Connection, busy: bool) -> None:
     """The life of a party's process."""
     torch.set_num_threads(1 if busy else torch.get_num_threads())
     network = trained_looking(fast_on_cpu(SECTION.build(SIZE, 3)))
-    works = {(what, who): work for who, made in PARTIES[party](network) for what, work in made.items()}
+    works = {
+        (what, who): work for who, made in PARTIES[party](network) for what, work in made.items()
+    }
     asked.send(list(works))
     with contextlib.suppress(EOFError):  # the parent's end
         while True:
@@ -129,13 +133,17 @@ def in_turn(arms: dict[Any, Timed], rounds: int) -> dict[Any, list[float]]:
 def show(seconds: dict[Arm, list[float]]) -> None:
     peak = 2 * 2048**3 * 4 / statistics.median(seconds.pop(("peak", "bf16 matrix product"))) / 1e9
     print(f"bf16 matrix products of 2048 x 2048 in this run: {peak:.0f} GFLOP/s\n")
-    print("| what | who | pictures/s: median (slowest - fastest) | against the plain loop |\n|---|---|---|---|")
+    print(
+        "| what | who | pictures/s: median (slowest - fastest) | against the plain loop |\n|---|---|---|---|"
+    )
     for (what, who), times in sorted(
         seconds.items(), key=lambda each: ["training", "stage", "sampling"].index(each[0][0])
     ):
         rates = [BATCH / each for each in (statistics.median(times), max(times), min(times))]
         factor = statistics.median(seconds[what, "plain loop, fp32"]) / statistics.median(times)
-        print(f"| {what} | {who} | {rates[0]:.1f} ({rates[1]:.1f} - {rates[2]:.1f}) | {factor:.2f} |")
+        print(
+            f"| {what} | {who} | {rates[0]:.1f} ({rates[1]:.1f} - {rates[2]:.1f}) | {factor:.2f} |"
+        )
 
 
 def trained_looking(network: UNet) -> UNet:
@@ -175,9 +183,9 @@ def plain(network: nn.Module, who: str = "plain loop, fp32") -> Made:
                 there, eps = predicted(teacher, z, index)
                 alpha_s, sigma_s = at(index - 4)
                 x = (there + predicted(teacher, alpha_s * there + sigma_s * eps, index - 4)[0]) / 2
-        loss = ((predicted(student, z, index)[0] - x) ** 2).mean((1, 2, 3)) * (alpha / sigma).flatten().square().clamp(
-            1
-        )
+        loss = ((predicted(student, z, index)[0] - x) ** 2).mean((1, 2, 3)) * (
+            alpha / sigma
+        ).flatten().square().clamp(1)
         adam.zero_grad()
         loss.mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -191,10 +199,14 @@ def plain(network: nn.Module, who: str = "plain loop, fp32") -> Made:
         z = torch.randn(BATCH, 3, SIZE, SIZE)
         for place in range(STEPS, 0, -1):
             x, eps = predicted(teacher, z, torch.full((BATCH,), place * 256 - 1))
-            alpha, sigma = at(torch.full((BATCH,), max(place - 1, 0) * 256 - 1)) if place > 1 else (1.0, 0.0)
+            alpha, sigma = (
+                at(torch.full((BATCH,), max(place - 1, 0) * 256 - 1)) if place > 1 else (1.0, 0.0)
+            )
             z = alpha * x + sigma * eps
 
-    return [(who, {"training": lambda: learn(False), "stage": lambda: learn(True), "sampling": sample})]
+    return [
+        (who, {"training": lambda: learn(False), "stage": lambda: learn(True), "sampling": sample})
+    ]
 
 
 def peers(network: UNet) -> Made:
@@ -212,8 +224,12 @@ def peers(network: UNet) -> Made:
         model.load_state_dict(network.state_dict())
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         average = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True)
-        noise = diffusers.DDPMScheduler(1024, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-        adam = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+        noise = diffusers.DDPMScheduler(
+            1024, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+        )
+        adam = torch.optim.AdamW(
+            model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+        )
         pipeline = diffusers.DDIMPipeline(frozen, diffusers.DDIMScheduler.from_config(noise.config))
         pipeline.set_progress_bar_config(disable=True)
 
@@ -221,7 +237,11 @@ def peers(network: UNet) -> Made:
             return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
         def learn(
-            model: Any = model, average: Any = average, noise: Any = noise, adam: Any = adam, cast: Any = cast
+            model: Any = model,
+            average: Any = average,
+            noise: Any = noise,
+            adam: Any = adam,
+            cast: Any = cast,
         ) -> None:
             x, eps = pictures(), torch.randn(BATCH, 3, SIZE, SIZE)
             index = torch.randint(0, 1024, (BATCH,))
@@ -265,15 +285,23 @@ def ours(network: UNet) -> Made:
         settings = FitSection(updates=10**6, batch_size=BATCH, ema=0.9999)
         taught = ProgressiveObjective("truncated_snr", teacher, 64)
         works: dict[str, Work] = {
-            "training": update(network, DenoisingObjective("snr_plus_one"), settings, machine, SIZE, 3),
-            "stage": update(network, taught, settings.model_copy(update={"ema": None}), machine, SIZE, 3),
-            "sampling": partial(draw, teacher, Ddim(), range(BATCH), (3, SIZE, SIZE), STEPS, batch_size=BATCH),
+            "training": update(
+                network, DenoisingObjective("snr_plus_one"), settings, machine, SIZE, 3
+            ),
+            "stage": update(
+                network, taught, settings.model_copy(update={"ema": None}), machine, SIZE, 3
+            ),
+            "sampling": partial(
+                draw, teacher, Ddim(), range(BATCH), (3, SIZE, SIZE), STEPS, batch_size=BATCH
+            ),
         }
         made.append((f"vdiff, {precision}", works))
     return made
 
 
-def update(network: UNet, objective: Any, settings: FitSection, machine: Machine, size: int, channels: int) -> Work:
+def update(
+    network: UNet, objective: Any, settings: FitSection, machine: Machine, size: int, channels: int
+) -> Work:
     """One update of `vdiff train` or `vdiff distill`, but for reading the pictures."""
     learner = Learner(Denoiser(copy.deepcopy(network), SCHEDULE, "v"), objective, settings, machine)
     count = settings.batch_size
@@ -306,7 +334,9 @@ def show_overhead(rounds: int, clock: Clock) -> None:
         network = trained_looking(fast_on_cpu(section.build(size, channels)))
         machine = Machine("auto", "cpu", image_size=size)
         settings = FitSection(updates=10**6, batch_size=batch, ema=0.9999)
-        work = update(network, DenoisingObjective("snr_plus_one"), settings, machine, size, channels)
+        work = update(
+            network, DenoisingObjective("snr_plus_one"), settings, machine, size, channels
+        )
         works = {"bare": bare(machine, network, pictures(size, channels, batch)), "update": work}
         arms: dict[Any, Timed] = {each: partial(timed, work, clock) for each, work in works.items()}
         times = in_turn(arms, rounds * (10 if size == 8 else 1))
@@ -330,7 +360,11 @@ def bare(machine: Machine, network: UNet, z: Tensor) -> Work:
     return once
 
 
-PARTIES: dict[str, Callable[[UNet], Made]] = {"plain loop": plain, "diffusers": peers, "vdiff": ours}
+PARTIES: dict[str, Callable[[UNet], Made]] = {
+    "plain loop": plain,
+    "diffusers": peers,
+    "vdiff": ours,
+}
 
 
 if __name__ == "__main__":

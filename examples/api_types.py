@@ -22,7 +22,9 @@ def check(folder: Path) -> None:
     z = torch.zeros(1, *model.card.shape)
     condition = vdiff.Condition(torch.zeros(1, dtype=torch.int64))
     assert_type(denoiser(z, torch.ones(1, dtype=torch.float64), condition).x, torch.Tensor)
-    images = model.sample([1, 2], steps=2, label=[0, 1], sampler={"kind": "ddim"}, watch=vdiff.show_progress)
+    images = model.sample(
+        [1, 2], steps=2, label=[0, 1], sampler={"kind": "ddim"}, watch=vdiff.show_progress
+    )
     assert_type(images, vdiff.ImageBatch)
     assert_type(images[0], vdiff.ImageBatch)
     assert_type(images.uint8, torch.Tensor)

@@ -67,7 +67,9 @@ def tar_block(name: bytes, size: int, kind: bytes = b"0") -> bytes:
     return bytes(block)
 
 
-def zip_bytes(members: list[tuple[bytes, bytes]], comment: bytes = b"", extra: bytes = b"", flags: int = 0) -> bytes:
+def zip_bytes(
+    members: list[tuple[bytes, bytes]], comment: bytes = b"", extra: bytes = b"", flags: int = 0
+) -> bytes:
     """A zip file of stored members; with each, in the list at the end, an extra field and a comment."""
     body, index = bytearray(), bytearray()
     for name, data in members:
@@ -75,6 +77,14 @@ def zip_bytes(members: list[tuple[bytes, bytes]], comment: bytes = b"", extra: b
         index += struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, 0, flags, 0, 0, 0, crc, size, size,
                              len(name), len(extra), len(comment), 0, 0, 0, len(body))  # fmt: skip
         index += name + extra + comment
-        body += struct.pack("<4s5H3L2H", b"PK\3\4", 20, flags, 0, 0, 0, crc, size, size, len(name), 0) + name + data
+        body += (
+            struct.pack("<4s5H3L2H", b"PK\3\4", 20, flags, 0, 0, 0, crc, size, size, len(name), 0)
+            + name
+            + data
+        )
     count = min(len(members), 2**16 - 1)
-    return bytes(body + index + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(index), len(body), 0))
+    return bytes(
+        body
+        + index
+        + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(index), len(body), 0)
+    )

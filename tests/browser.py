@@ -20,7 +20,13 @@ def opened(page: Path, width: int = 1280, height: int = 900) -> Iterator[Any]:
         pytest.skip("there is no chromium with a chromedriver here")
     options = selenium.ChromeOptions()
     options.binary_location = program
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "no-first-run",
+        "disable-background-networking",
+    ):
         options.add_argument(f"--{flag}")
     options.add_argument("--disable-component-update")
     options.add_argument("--disable-sync")

@@ -35,7 +35,11 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes a file belongs to one of them, and they take files in this order."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    items.sort(
+        key=lambda item: (
+            LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+        )
+    )
 
 
 MakePictures = Callable[..., Path]
@@ -44,7 +48,9 @@ MakePictures = Callable[..., Path]
 def noise_picture(width: int, height: int, seed: int, mode: str = "RGB") -> Image.Image:
     """A picture of random pixels."""
     channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +62,9 @@ def fresh_mode() -> None:
 @pytest.fixture
 def usual_signals() -> Iterator[None]:
     """What a test starts hears HUP and QUIT, although the tests themselves may run under `nohup` and with `&`."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGQUIT)}
+    before = {
+        number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGQUIT)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -66,7 +74,9 @@ def usual_signals() -> Iterator[None]:
 def make_pictures(tmp_path: Path) -> MakePictures:
     """Makes a folder of `count` PNG pictures, spread over class folders if there are any."""
 
-    def make(count: int = 12, size: tuple[int, int] = (12, 10), classes: tuple[str, ...] = ("",)) -> Path:
+    def make(
+        count: int = 12, size: tuple[int, int] = (12, 10), classes: tuple[str, ...] = ("",)
+    ) -> Path:
         folder = tmp_path / "pictures"
         for index in range(count):
             path = folder / classes[index % len(classes)] / f"{index:03d}.png"

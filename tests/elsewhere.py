@@ -65,9 +65,18 @@ class _Unix:
     def __init__(self) -> None:
         import fcntl
 
-        self.flock, self.exclusive, self.free = fcntl.flock, fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN
+        self.flock, self.exclusive, self.free = (
+            fcntl.flock,
+            fcntl.LOCK_EX | fcntl.LOCK_NB,
+            fcntl.LOCK_UN,
+        )
         self.nonblock, self.nofollow = os.O_NONBLOCK, os.O_NOFOLLOW
-        self.fsync, self.rename, self.replace, self.unlink = os.fsync, os.rename, os.replace, os.unlink
+        self.fsync, self.rename, self.replace, self.unlink = (
+            os.fsync,
+            os.rename,
+            os.replace,
+            os.unlink,
+        )
         self.fcntl, self.getfl = fcntl.fcntl, fcntl.F_GETFL
 
 
@@ -192,7 +201,16 @@ def stopped_training() -> None:
         return step(self, *given)
 
     learner.Learner.step = step_and_stop  # type: ignore[method-assign]
-    command("train", "--recipe", "recipe.yaml", "--run", "run", "--device", "cpu", ends=128 + signal.SIGINT)
+    command(
+        "train",
+        "--recipe",
+        "recipe.yaml",
+        "--run",
+        "run",
+        "--device",
+        "cpu",
+        ends=128 + signal.SIGINT,
+    )
     learner.Learner.step = step  # type: ignore[method-assign]
 
 
@@ -206,7 +224,10 @@ def locked(folder: Path) -> None:
     with lock.held(folder / "new"):
         assert lock.is_held(folder / "new")
         assert lock.is_signed(folder / "new")
-        with pytest.raises(InUseError, match=f"process {os.getpid()} on"), lock.held(folder / "new"):
+        with (
+            pytest.raises(InUseError, match=f"process {os.getpid()} on"),
+            lock.held(folder / "new"),
+        ):
             raise AssertionError("two hold it")
     assert not lock.is_held(folder / "new")
     assert set(os.listdir(folder)) == before
@@ -219,7 +240,9 @@ def main(system: str, place: str) -> None:
     os.chdir(place)
     Path("pictures").mkdir()
     for number in range(4):
-        Image.new("RGB", (9, 9), (number * 50, 90, 200 - number * 20)).save(f"pictures/{number}.png")
+        Image.new("RGB", (9, 9), (number * 50, 90, 200 - number * 20)).save(
+            f"pictures/{number}.png"
+        )
     Path("recipe.yaml").write_text(RECIPE)
     locked(Path(place))
     prepare = ("prepare", "pictures", "--out", "store", "--size", "8")
@@ -228,7 +251,18 @@ def main(system: str, place: str) -> None:
     stopped_training()
     command("train", "--recipe", "recipe.yaml", "--run", "run", "--device", "cpu")
     command("distill", "--recipe", "recipe.yaml", "--run", "run", "--device", "cpu")
-    draw = ("sample", "--recipe", "recipe.yaml", "--run", "run", "--device", "cpu", "-n", "2", "--checkpoint")
+    draw = (
+        "sample",
+        "--recipe",
+        "recipe.yaml",
+        "--run",
+        "run",
+        "--device",
+        "cpu",
+        "-n",
+        "2",
+        "--checkpoint",
+    )
     command(*draw, "original", "--steps", "2", "--out", "drawn.png")
     command(*draw, "base_0", "--out", "drawn.png", "--force")
     for what in ("store", "run", "run/base_0"):
@@ -236,7 +270,9 @@ def main(system: str, place: str) -> None:
     command("report", "run", "--device", "cpu")
     if system == "win32":
         command("train", "--recipe", "recipe.yaml", "--gpus", "2", "--device", "cpu", ends=6)
-    left = [path for path in Path().rglob("*") if ".partial" in path.name or path.name.endswith(".lock")]
+    left = [
+        path for path in Path().rglob("*") if ".partial" in path.name or path.name.endswith(".lock")
+    ]
     assert [path for path in left if path != Path("run/.lock")] == []
 
 

@@ -51,7 +51,12 @@ class Disk:
         watch: Callable[[Call], None] = lambda call: None,
     ) -> None:
         self.calls: list[Call] = []
-        self._folder, self._fail_at, self._failure, self._watch = folder.resolve(), fail_at, failure, watch
+        self._folder, self._fail_at, self._failure, self._watch = (
+            folder.resolve(),
+            fail_at,
+            failure,
+            watch,
+        )
         self._is_dead = False
 
     @contextlib.contextmanager
@@ -68,7 +73,9 @@ class Disk:
             patch.setattr(builtins, "open", opened)
             yield self
 
-    def carry_out(self, call: Call, do: Callable[[], Any], half: Callable[[], Any] = lambda: None) -> Any:
+    def carry_out(
+        self, call: Call, do: Callable[[], Any], half: Callable[[], Any] = lambda: None
+    ) -> Any:
         """Do it, or fail and do `half` of it."""
         if not call.path.is_relative_to(self._folder):
             return do()
@@ -88,7 +95,9 @@ class Disk:
             raise Killed
         number = _NUMBERS[self._failure]
         if call.kind == "save_file":
-            raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+            raise SafetensorError(
+                f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+            )
         raise OSError(number, os.strerror(number), str(call.path))
 
     def _change(self, kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,14 +109,17 @@ class Disk:
         return changed
 
     def _fsync(self, real: Callable[[int], None]) -> Callable[[int], None]:
-        return lambda number: self.carry_out(Call("fsync", _place("", number)), lambda: real(number))
+        return lambda number: self.carry_out(
+            Call("fsync", _place("", number)), lambda: real(number)
+        )
 
     def _os_open(self, real: Callable[..., int]) -> Callable[..., int]:
         def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
             if not flags & _WRITES:
                 return real(path, flags, *rest, **more)
             number: int = self.carry_out(
-                Call("open", _place(path, more.get("dir_fd"))), lambda: real(path, flags, *rest, **more)
+                Call("open", _place(path, more.get("dir_fd"))),
+                lambda: real(path, flags, *rest, **more),
             )
             return number
 
@@ -118,7 +130,11 @@ class Disk:
             if isinstance(file, int) or not set(mode) & set("wax+"):
                 return real(file, mode, *rest, **more)
             place = _place(file)
-            return _File(self, place, self.carry_out(Call("open", place), lambda: real(file, mode, *rest, **more)))
+            return _File(
+                self,
+                place,
+                self.carry_out(Call("open", place), lambda: real(file, mode, *rest, **more)),
+            )
 
         return opened
 
@@ -128,7 +144,9 @@ class Disk:
                 real(tensors, path, **more)
                 os.truncate(path, Path(path).stat().st_size // 2)
 
-            self.carry_out(Call("save_file", _place(path)), lambda: real(tensors, path, **more), half)
+            self.carry_out(
+                Call("save_file", _place(path)), lambda: real(tensors, path, **more), half
+            )
 
         return saved
 
@@ -145,7 +163,9 @@ class _File:
             self._real.flush()
             return written
 
-        return self._disk.carry_out(Call("write", self._place), lambda: put(data), lambda: put(data[: len(data) // 2]))
+        return self._disk.carry_out(
+            Call("write", self._place), lambda: put(data), lambda: put(data[: len(data) // 2])
+        )
 
     def __enter__(self) -> "_File":
         return self
@@ -158,7 +178,13 @@ class _File:
 
 
 _RENAMES = {("rename", "rename"), ("replace", "rename")}
-_CHANGES = {("mkdir", "mkdir"), ("unlink", "unlink"), ("remove", "unlink"), ("rmdir", "rmdir"), ("chmod", "chmod")}
+_CHANGES = {
+    ("mkdir", "mkdir"),
+    ("unlink", "unlink"),
+    ("remove", "unlink"),
+    ("rmdir", "rmdir"),
+    ("chmod", "chmod"),
+}
 
 
 def _place(path: Any, folder: int | None = None) -> Path:
@@ -178,7 +204,9 @@ class Outcome(NamedTuple):
         return f"{self.failure} at {self.call.kind} of {self.call.path.name}: {self.error!r}"
 
 
-def outcomes(folder: Path, begin: Callable[[], object], work: Callable[[], object]) -> Iterator[Outcome]:
+def outcomes(
+    folder: Path, begin: Callable[[], object], work: Callable[[], object]
+) -> Iterator[Outcome]:
     """Do `work` once for every call it makes below `folder` and every failure of that call; `begin` comes before.
 
     The work must end, be killed or raise a MachineError.

@@ -14,7 +14,14 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "torch._dynamo", "accelerate.tracking", "vdiff.cli.app", "vdiff.chain.chain", "vdiff.evaluation.evaluate"]
+    [
+        "torch",
+        "torch._dynamo",
+        "accelerate.tracking",
+        "vdiff.cli.app",
+        "vdiff.chain.chain",
+        "vdiff.evaluation.evaluate",
+    ]
 )
 
 Work = Callable[[Sequence[str]], int]
@@ -32,7 +39,9 @@ def vdiff(arguments: Sequence[str]) -> int:
 class Forked:
     """A process in a folder, with more variables than this one has; to be used as a `subprocess.Popen` is."""
 
-    def __init__(self, work: Work, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, work: Work, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]
+    ) -> None:
         with tempfile.NamedTemporaryFile(delete=False) as said:
             self._said = Path(said.name)
         everything = {**os.environ, **variables}
@@ -66,7 +75,9 @@ class Forked:
         return self._said.read_text(errors="replace"), None
 
 
-def _run(work: Work, arguments: Sequence[str], folder: str, variables: Mapping[str, str], said: str) -> None:
+def _run(
+    work: Work, arguments: Sequence[str], folder: str, variables: Mapping[str, str], said: str
+) -> None:
     output = os.open(said, os.O_WRONLY | os.O_APPEND)
     for number in (1, 2):
         os.dup2(output, number)

@@ -49,7 +49,9 @@ class PowerCut:
     def leftovers(self, place: Path) -> Iterator[Path]:
         """Every state that may be found after the power is back, each in a folder of its own below `place`."""
         lengths = range(len(self._root.changes) + 1)
-        for number, (length, is_inner, is_data) in enumerate(itertools.product(lengths, (False, True), (False, True))):
+        for number, (length, is_inner, is_data) in enumerate(
+            itertools.product(lengths, (False, True), (False, True))
+        ):
             found = [self._root.flushed, *self._root.changes][length]
             folder = place / str(number)
             folder.mkdir(parents=True)
@@ -76,7 +78,9 @@ class PowerCut:
         entries = dict(folder.entries)
         if call.kind == "rename":
             assert call.to is not None
-            assert call.to.parent == call.path.parent, "only renames within a folder are one step on every disk"
+            assert call.to.parent == call.path.parent, (
+                "only renames within a folder are one step on every disk"
+            )
             entries[call.to.name] = entries.pop(name)
         elif call.kind in ("unlink", "rmdir"):
             del entries[name]
@@ -93,7 +97,10 @@ class PowerCut:
 
 
 def _read(folder: Path) -> _Folder:
-    entries = {path.name: _read(path) if path.is_dir() else _File(path.read_bytes(), True) for path in folder.iterdir()}
+    entries = {
+        path.name: _read(path) if path.is_dir() else _File(path.read_bytes(), True)
+        for path in folder.iterdir()
+    }
     return _Folder(entries)
 
 

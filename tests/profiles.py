@@ -20,7 +20,14 @@ def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, byt
         table += name + struct.pack(">II", start + len(content), len(data))
         content += data + bytes(-len(data) % 4)
     size = 128 + len(table) + len(content)
-    header = struct.pack(">I4sI", size, bytes(4), 0x02100000) + kind + space + connection + bytes(12) + b"acsp"
+    header = (
+        struct.pack(">I4sI", size, bytes(4), 0x02100000)
+        + kind
+        + space
+        + connection
+        + bytes(12)
+        + b"acsp"
+    )
     header += bytes(128 - 60 - len(header)) + bytes(28) + _fixed(0.9642, 1, 0.8249)
     return header.ljust(128, b"\0") + table + content
 
@@ -40,14 +47,20 @@ def _gamma(value: float) -> bytes:
 def of_display(primaries: list[tuple[float, float, float]], gamma: float) -> bytes:
     """A profile of RGB with these primaries and this gamma, a multiple of 1/256."""
     tags = {b"desc": _text(b"RGB of a test"), b"wtpt": _xyz(0.9642, 1, 0.8249)}
-    tags |= {name + b"XYZ": _xyz(*each) for name, each in zip((b"r", b"g", b"b"), primaries, strict=True)}
+    tags |= {
+        name + b"XYZ": _xyz(*each) for name, each in zip((b"r", b"g", b"b"), primaries, strict=True)
+    }
     tags |= {name + b"TRC": _gamma(gamma) for name in (b"r", b"g", b"b")}
     return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
 
 
 def of_greys(gamma: float) -> bytes:
     """A profile of grey pictures."""
-    tags = {b"desc": _text(b"Grey of a test"), b"wtpt": _xyz(0.9642, 1, 0.8249), b"kTRC": _gamma(gamma)}
+    tags = {
+        b"desc": _text(b"Grey of a test"),
+        b"wtpt": _xyz(0.9642, 1, 0.8249),
+        b"kTRC": _gamma(gamma),
+    }
     return _profile(b"mntr", b"GRAY", b"XYZ ", tags)
 
 

@@ -53,7 +53,11 @@ def texts(tree: ast.AST) -> Iterator[str]:
 def put_together(function: ast.FunctionDef) -> Iterator[str]:
     """Names as in `prefix = "ACCELERATE_DYNAMO_"` and `prefix + "MODE"`."""
     nodes = list(ast.walk(function))
-    named = [node for node in nodes if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in PREFIX_NAMES]
+    named = [
+        node
+        for node in nodes
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in PREFIX_NAMES
+    ]
     prefixes = [prefix for node in named for prefix in texts(node.value)]
     for node in nodes:
         if isinstance(node, ast.BinOp) and ast.unparse(node.left) in PREFIX_NAMES:
@@ -91,9 +95,13 @@ def forget() -> None:
 def trained() -> torch.Tensor:
     """All weights after two updates."""
     torch.manual_seed(0)
-    network = UNetSection(width=4, multipliers=(1,), blocks=1, norm_groups=1, mid_attention=False).build(8, 1)
+    network = UNetSection(
+        width=4, multipliers=(1,), blocks=1, norm_groups=1, mid_attention=False
+    ).build(8, 1)
     student = Denoiser(network, CosineSection(grid=64).build(), "v")
-    settings = TrainSection(updates=2, batch_size=2, learning_rate=1e-2, warmup_updates=0, clip_norm=0.01)
+    settings = TrainSection(
+        updates=2, batch_size=2, learning_rate=1e-2, warmup_updates=0, clip_norm=0.01
+    )
     learner = Learner(student, DenoisingObjective("snr_plus_one"), settings, Machine("fp32", "cpu"))
     x, places = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8), torch.arange(2)
     for update in range(2):
@@ -105,13 +113,20 @@ WANTED: list[torch.Tensor] = []
 
 
 def test_the_settings_are_found() -> None:
-    wanted = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_MODE", "FSDP_VERSION", *VALUES}
+    wanted = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+        "ACCELERATE_DYNAMO_MODE",
+        "FSDP_VERSION",
+        *VALUES,
+    }
     assert wanted <= set(SETTINGS)
     assert len(SETTINGS) > 80
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_no_setting_changes_the_weights(name: str, anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_setting_changes_the_weights(
+    name: str, anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not WANTED:
         WANTED.append(trained())
         forget()
@@ -120,7 +135,9 @@ def test_no_setting_changes_the_weights(name: str, anew: None, monkeypatch: pyte
     assert os.environ[name] == value_of(name)
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in accelerate_settings._TALK])
+@pytest.mark.parametrize(
+    "name", [name for name in SETTINGS if name not in accelerate_settings._TALK]
+)
 def test_a_setting_that_asks_for_something_is_named(name: str) -> None:
     told = accelerate_settings.ignored("fp32", {name: value_of(name)})
     if name == accelerate_settings.USE_CPU:
@@ -141,7 +158,9 @@ def test_what_accelerate_launch_always_sets_is_not_talked_about() -> None:
     }
     assert accelerate_settings.ignored("fp32", asks_nothing) == ""
     assert accelerate_settings.ignored("bf16", {"ACCELERATE_MIXED_PRECISION": "bf16"}) == ""
-    assert "here `precision`" in accelerate_settings.ignored("fp32", {"ACCELERATE_MIXED_PRECISION": "bf16"})
+    assert "here `precision`" in accelerate_settings.ignored(
+        "fp32", {"ACCELERATE_MIXED_PRECISION": "bf16"}
+    )
 
 
 def test_many_settings_are_one_line_in_which_those_with_a_word_of_ours_come_first() -> None:
@@ -160,7 +179,10 @@ def test_use_cpu_is_followed_where_no_device_is_named(monkeypatch: pytest.Monkey
 
 
 def test_a_training_says_what_it_ignores(
-    tiny_run: TinyRun, anew: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_run: TinyRun,
+    anew: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tiny_run.path)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
@@ -170,7 +192,22 @@ def test_a_training_says_what_it_ignores(
     assert capsys.readouterr().err.count("settings of `accelerate` are ignored") == 1
     tiny_run.base("precision=fp32", run="alone")
     assert tiny_run.hashes("run") == tiny_run.hashes("alone")
-    assert cli.main(["sample", "--run", "run", "--checkpoint", "original", "--device", "cpu", "--out", "a.png"]) == 0
+    assert (
+        cli.main(
+            [
+                "sample",
+                "--run",
+                "run",
+                "--checkpoint",
+                "original",
+                "--device",
+                "cpu",
+                "--out",
+                "a.png",
+            ]
+        )
+        == 0
+    )
     assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4" in capsys.readouterr().err
 
 
@@ -178,9 +215,25 @@ def test_two_processes_under_all_settings_at_once_are_those_without(tiny_run: Ti
     hashes = []
     plain = {**os.environ, "OMP_NUM_THREADS": "1"}
     for run, settings in (("plain", {}), ("set", {name: value_of(name) for name in SETTINGS})):
-        command = [sys.executable, "-m", "vdiff", "train", "--gpus", "2", "--device", "cpu", "--run", run]
+        command = [
+            sys.executable,
+            "-m",
+            "vdiff",
+            "train",
+            "--gpus",
+            "2",
+            "--device",
+            "cpu",
+            "--run",
+            run,
+        ]
         done = subprocess.run(
-            command, env={**plain, **settings}, cwd=tiny_run.path, timeout=180, capture_output=True, text=True
+            command,
+            env={**plain, **settings},
+            cwd=tiny_run.path,
+            timeout=180,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         hashes.append(tiny_run.hashes(run))

@@ -18,7 +18,9 @@ from vdiff.training.learner import Learner
 
 def network(recomputes: bool) -> UNet:
     torch.manual_seed(0)
-    section = UNetSection(width=8, multipliers=(1, 2), blocks=2, attention_at=(4,), dropout=0.3, num_classes=2)
+    section = UNetSection(
+        width=8, multipliers=(1, 2), blocks=2, attention_at=(4,), dropout=0.3, num_classes=2
+    )
     made = section.build(8, 1)
     for weight in made.parameters():
         nn.init.normal_(weight, std=0.1)
@@ -31,8 +33,12 @@ def gradients(made: UNet) -> dict[str, Tensor]:
     x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(2))
     rng = Randomness.for_update(0, 0, 0, torch.arange(4), 4)
     student = Denoiser(made.train(), COSINE, "v")
-    DenoisingObjective("snr_plus_one")(student, x, rng, Condition(torch.tensor([0, 1, 1, 0]))).sum().backward()
-    return {name: weight.grad for name, weight in made.named_parameters() if weight.grad is not None}
+    DenoisingObjective("snr_plus_one")(
+        student, x, rng, Condition(torch.tensor([0, 1, 1, 0]))
+    ).sum().backward()
+    return {
+        name: weight.grad for name, weight in made.named_parameters() if weight.grad is not None
+    }
 
 
 def kept(made: UNet) -> int:
@@ -46,7 +52,9 @@ def kept(made: UNet) -> int:
 
     weights = {weight.untyped_storage().data_ptr() for weight in made.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = made.train()(torch.ones(4, *SHAPE), torch.ones(4), of_seeds([0] * 4, 2), torch.arange(4))
+        out = made.train()(
+            torch.ones(4, *SHAPE), torch.ones(4), of_seeds([0] * 4, 2), torch.arange(4)
+        )
     assert out.requires_grad
     return sum(size for place, size in found.items() if place not in weights)
 
@@ -70,14 +78,17 @@ def test_names_of_weights_do_not_change() -> None:
 def test_a_training_is_the_same_bit_for_bit(dropout: bool) -> None:
     machine = Machine("fp32", "cpu")
     plain, sparing = (
-        learner(machine, drop=0.3, ema=0.9, dropout=dropout, checkpoint_activations=given) for given in (False, True)
+        learner(machine, drop=0.3, ema=0.9, dropout=dropout, checkpoint_activations=given)
+        for given in (False, True)
     )
     assert {part.recomputes for part in repeated(sparing._network)} == {True}
     taught(plain, 3)
     taught(sparing, 3)
     wanted, found = flat(plain.state()), flat(sparing.state())
     assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
-    for one, other in zip(plain.result().network.parameters(), sparing.result().network.parameters(), strict=True):
+    for one, other in zip(
+        plain.result().network.parameters(), sparing.result().network.parameters(), strict=True
+    ):
         assert torch.equal(one, other)
 
 

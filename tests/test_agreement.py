@@ -10,7 +10,12 @@ from skimage.metrics import structural_similarity as published
 from vdiff.errors import DataError
 from vdiff.images.images import to_float, to_uint8
 from vdiff.metrics import metric
-from vdiff.metrics.agreement import agreement, agreement_of, squared_differences, structural_similarity
+from vdiff.metrics.agreement import (
+    agreement,
+    agreement_of,
+    squared_differences,
+    structural_similarity,
+)
 
 
 def pictures(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -48,7 +48,9 @@ def python(code: str) -> str:
 
 def test_importing_vdiff_imports_neither_torch_nor_numpy_nor_pydantic() -> None:
     code = "import sys, vdiff; print(sorted({'torch', 'numpy', 'pydantic', 'PIL', 'rich'} & set(sys.modules)))"
-    assert python(f"{code}; print('load' in dir(vdiff), vdiff.UsageError.exit_code)") == "[]\nTrue 2"
+    assert (
+        python(f"{code}; print('load' in dir(vdiff), vdiff.UsageError.exit_code)") == "[]\nTrue 2"
+    )
 
 
 def test_every_public_name_is_there_and_no_other_one_is() -> None:
@@ -75,7 +77,14 @@ def test_a_sample_has_the_bits_of_the_command(here: Path, more: dict[str, object
         words = ["--sampler", "ddim", "--eta", "0.5"]
     model = vdiff.load("runs/tiny/original", device="cpu")
     drawn = model.sample([7, 3, 2**40, 0, 1], steps=8, **more)  # type: ignore[arg-type]
-    place = ["--recipe", "runs/tiny/original", "--checkpoint", "runs/tiny/original", "--device", "cpu"]
+    place = [
+        "--recipe",
+        "runs/tiny/original",
+        "--checkpoint",
+        "runs/tiny/original",
+        "--device",
+        "cpu",
+    ]
     seeds = ["--seeds", f"7,3,{2**40},0,1", "--steps", "8"]
     assert cli.main(["sample", *place, *seeds, *words, "--out", "x.npz"]) == 0
     with np.load("x.npz") as expected:
@@ -102,10 +111,14 @@ def test_the_bits_do_not_depend_on_the_process(here: Path) -> None:
 def test_the_recipe_in_the_folder_says_how_it_draws(here: Path) -> None:
     """Its batch size is 4, and so the batches that are told of."""
     told: list[tuple[int, int]] = []
-    vdiff.load("runs/tiny/base_1").sample(range(10), watch=lambda done, total: told.append((done, total)))
+    vdiff.load("runs/tiny/base_1").sample(
+        range(10), watch=lambda done, total: told.append((done, total))
+    )
     assert told == [(4, 10), (8, 10), (10, 10)]
     told.clear()
-    vdiff.load("runs/tiny/base_1").sample(range(10), batch_size=5, watch=lambda *counts: told.append(counts))
+    vdiff.load("runs/tiny/base_1").sample(
+        range(10), batch_size=5, watch=lambda *counts: told.append(counts)
+    )
     assert told == [(5, 10), (10, 10)]
 
 
@@ -163,7 +176,9 @@ def test_the_precision_is_the_one_that_is_asked_for(here: Path) -> None:
         ({"sampler": {"kind": "ddim", "eta": 2}}, "should be at most 1, is 2"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(model: vdiff.Model, wrong: dict[str, object], told: str) -> None:
+def test_what_cannot_be_drawn_is_said(
+    model: vdiff.Model, wrong: dict[str, object], told: str
+) -> None:
     with pytest.raises(vdiff.UsageError) as caught:
         model.sample(**wrong)  # type: ignore[arg-type]
     assert told in str(caught.value)
@@ -236,10 +251,21 @@ def test_a_damaged_model_is_refused(here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.npz", "x.zip", "folder"])
-def test_saved_images_are_those_of_the_command_and_are_not_replaced_unasked(model: vdiff.Model, name: str) -> None:
+def test_saved_images_are_those_of_the_command_and_are_not_replaced_unasked(
+    model: vdiff.Model, name: str
+) -> None:
     drawn = model.sample(range(4))
     assert drawn.save(name) == Path(name)
-    place = ["--recipe", "runs/tiny/base_1", "--checkpoint", "runs/tiny/base_1", "--device", "cpu", "-n", "4"]
+    place = [
+        "--recipe",
+        "runs/tiny/base_1",
+        "--checkpoint",
+        "runs/tiny/base_1",
+        "--device",
+        "cpu",
+        "-n",
+        "4",
+    ]
     assert cli.main(["sample", *place, "--out", f"command/{name}" + "/" * (name == "folder")]) == 0
     assert contents(Path(name)) == contents(Path("command") / name)
     with pytest.raises(vdiff.UsageError, match="is there already"):
@@ -268,7 +294,10 @@ def test_nothing_of_others_is_replaced_even_by_force(model: vdiff.Model) -> None
 def test_images_show_themselves_as_the_grid_that_is_saved(model: vdiff.Model) -> None:
     drawn = model.show(4)
     assert repr(drawn) == "ImageBatch(4 images [3, 8, 8], seeds 0-3)"
-    with Image.open(io.BytesIO(drawn._repr_png_())) as shown, Image.open(drawn.save("x.png")) as saved:
+    with (
+        Image.open(io.BytesIO(drawn._repr_png_())) as shown,
+        Image.open(drawn.save("x.png")) as saved,
+    ):
         assert np.array_equal(np.asarray(shown), np.asarray(saved))
         assert np.array_equal(np.asarray(shown), drawn.grid().permute(1, 2, 0).numpy())
     assert drawn.grid(columns=4).shape == (3, 36, 4 * 34 + 2)
@@ -319,7 +348,9 @@ def test_a_run_tells_what_was_measured_meanwhile(here: Path) -> None:
 def test_what_is_damaged_in_a_log_or_a_run_is_left_out(here: Path) -> None:
     before = vdiff.run("runs/tiny").log
     with open("runs/tiny/log.jsonl", "a") as log:
-        log.write('{"stage": "base_2", "update": 3, "loss": {"a": 1}, "grad_norm": Infinity, "skipped": true}\n')
+        log.write(
+            '{"stage": "base_2", "update": 3, "loss": {"a": 1}, "grad_norm": Infinity, "skipped": true}\n'
+        )
         log.write('{"stage": "base_2", "update"')
     Path("runs/tiny/base_0/vdiff.json").write_text("{}")
     run = vdiff.run(Path("runs/tiny"))
@@ -355,7 +386,12 @@ def test_a_run_and_its_report_show_themselves(here: Path) -> None:
 
 def test_a_store_gives_images_with_their_classes(here: Path) -> None:
     store = vdiff.open_store("store", size=8)
-    assert (len(store), store.sizes, store.class_names, store.channels) == (12, (8, 16), ["cat", "dog"], 3)
+    assert (len(store), store.sizes, store.class_names, store.channels) == (
+        12,
+        (8, 16),
+        ["cat", "dog"],
+        3,
+    )
     assert store.fingerprint == vdiff.load("runs/tiny/original").card.data["fingerprint"]
     items = [store[index] for index in range(len(store))]
     shown = store.show(5)
@@ -380,15 +416,21 @@ def test_what_cannot_be_opened_as_a_store_is_said(here: Path) -> None:
 
 def test_a_recipe_with_mistakes_names_their_lines(here: Path) -> None:
     text = Path("runs/tiny/recipe.yaml").read_text()
-    Path("x.yaml").write_text(text.replace("updates: 5", "updates: -5").replace("flip: true", "flop: true"))
+    Path("x.yaml").write_text(
+        text.replace("updates: 5", "updates: -5").replace("flip: true", "flop: true")
+    )
     with pytest.raises(vdiff.UsageError) as caught:
         vdiff.read_recipe("x.yaml")
     assert "x.yaml:3:" in str(caught.value)
     assert "x.yaml:6:" in str(caught.value)
     assert (
-        vdiff.read_recipe("runs/tiny/base_1") == vdiff.read_recipe(Path("runs/tiny")) == vdiff.run("runs/tiny").recipe
+        vdiff.read_recipe("runs/tiny/base_1")
+        == vdiff.read_recipe(Path("runs/tiny"))
+        == vdiff.run("runs/tiny").recipe
     )
-    with pytest.raises(vdiff.UsageError, match="no recipe `digit`; did you mean `digits`") as caught:
+    with pytest.raises(
+        vdiff.UsageError, match="no recipe `digit`; did you mean `digits`"
+    ) as caught:
         vdiff.read_recipe("digit")
     assert "--" not in str(caught.value)
 

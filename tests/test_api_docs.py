@@ -59,15 +59,25 @@ LISTED = listed()
 def called(function: Callable[..., Any]) -> str:
     """How a function is called, as in `load(path, *, device=None)`."""
     signature = inspect.signature(function)
-    own = [each.replace(annotation=each.empty) for name, each in signature.parameters.items() if name != "self"]
-    return f"{function.__name__}{signature.replace(parameters=own, return_annotation=signature.empty)}"
+    own = [
+        each.replace(annotation=each.empty)
+        for name, each in signature.parameters.items()
+        if name != "self"
+    ]
+    return (
+        f"{function.__name__}{signature.replace(parameters=own, return_annotation=signature.empty)}"
+    )
 
 
 def public(name: str) -> Members:
     """What a class of the API offers: attributes, and methods with how they are called."""
     kind = getattr(vdiff, name)
-    names = {each for each in (*dir(kind), *typing.get_type_hints(kind)) if not each.startswith("_")}
-    methods = {each: getattr(kind, each) for each in names if inspect.isfunction(getattr(kind, each, None))}
+    names = {
+        each for each in (*dir(kind), *typing.get_type_hints(kind)) if not each.startswith("_")
+    }
+    methods = {
+        each: getattr(kind, each) for each in names if inspect.isfunction(getattr(kind, each, None))
+    }
     return {each: called(methods[each]) if each in methods else each for each in names}
 
 
@@ -117,7 +127,9 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
         for attribute, each in vars(kind).items():
             if isinstance(each, property) and each.fget is not None:
                 yield f"{name}.{attribute}", each.fget
-            elif inspect.isfunction(each) and each.__code__.co_filename.endswith(".py"):  # written, not made
+            elif inspect.isfunction(each) and each.__code__.co_filename.endswith(
+                ".py"
+            ):  # written, not made
                 yield f"{name}.{attribute}", each
 
 
@@ -139,7 +151,9 @@ def test_every_parameter_and_result_has_a_complete_type(name: str) -> None:
     parameters = [each for each in inspect.signature(ALL[name]).parameters if each != "self"]
     assert set(hints) == {*parameters, "return"}
     assert [
-        each for each, hint in hints.items() if typing.get_origin(hint) is not typing.Literal and not is_complete(hint)
+        each
+        for each, hint in hints.items()
+        if typing.get_origin(hint) is not typing.Literal and not is_complete(hint)
     ] == []
 
 
@@ -147,17 +161,27 @@ def test_every_parameter_and_result_has_a_complete_type(name: str) -> None:
 def test_every_attribute_has_a_complete_type(name: str) -> None:
     kind = getattr(vdiff, name)
     hints = typing.get_type_hints(kind)
-    plain = {each for each in public(name) if not callable(getattr(kind, each, None)) and each not in vars(kind)}
+    plain = {
+        each
+        for each in public(name)
+        if not callable(getattr(kind, each, None)) and each not in vars(kind)
+    }
     assert plain <= set(hints)
     assert [each for each, hint in hints.items() if not is_complete(hint)] == []
 
 
 def test_an_incomplete_type_is_seen() -> None:
-    assert [is_complete(each) for each in (Any, list, dict[str, Any], Callable, list[Any] | None)] == [False] * 5
-    assert [is_complete(each) for each in (int, None, list[int], Callable[[int], None], tuple[int, ...])] == [True] * 5
+    assert [
+        is_complete(each) for each in (Any, list, dict[str, Any], Callable, list[Any] | None)
+    ] == [False] * 5
+    assert [
+        is_complete(each) for each in (int, None, list[int], Callable[[int], None], tuple[int, ...])
+    ] == [True] * 5
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if not name.rpartition(".")[2].startswith("_")])
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if not name.rpartition(".")[2].startswith("_")]
+)
 def test_every_function_is_explained_with_its_parameters_and_errors(name: str) -> None:
     function = ALL[name]
     told = function.__doc__ or ""
@@ -199,7 +223,9 @@ def test_the_notebook_runs_and_shows_something_in_every_cell(here: Path) -> None
     shown = [type(value).__name__ for value in (run_cell(cell, names) for cell in cells)]
     assert shown == ["Run", "Model", *["ImageBatch"] * 3, "str", "dict", "Store", "Report"]
     assert notebook["nbformat"] == 4
-    assert [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"] == [[]] * len(cells)
+    assert [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"] == [
+        []
+    ] * len(cells)
 
 
 def run_cell(source: str, names: dict[str, Any]) -> Any:

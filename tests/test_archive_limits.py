@@ -58,11 +58,16 @@ def sparse(path: Path, *pieces: bytes | int) -> Path:
 def test_a_name_or_comment_of_gigabytes_is_refused_by_its_size(kind: bytes, tmp_path: Path) -> None:
     size = 3 * GIB
     path = sparse(
-        tmp_path / "a.tar", tar_block(b"name", size, kind), size, tar_block(b"a.png", 4), b"junk" + bytes(1532)
+        tmp_path / "a.tar",
+        tar_block(b"name", size, kind),
+        size,
+        tar_block(b"a.png", 4),
+        b"junk" + bytes(1532),
     )
     said, grown = outcome(path)
     assert (
-        said == f"3 the archive `{path}` cannot be read: it is damaged at byte 0: a name or a comment of {size:,} bytes"
+        said
+        == f"3 the archive `{path}` cannot be read: it is damaged at byte 0: a name or a comment of {size:,} bytes"
     )
     assert grown < 20 * 10**6
 
@@ -100,7 +105,9 @@ def large_list(path: Path, count: int, more: int) -> Path:
     for number in range(count):
         name = b"%08d.png" % number
         pieces.append(
-            struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, crc, len(data), len(data), 12, 0) + name + data
+            struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, crc, len(data), len(data), 12, 0)
+            + name
+            + data
         )
         index.append(struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, 0, 0, 0, 0, 0, crc, len(data), len(data),
                                  12, more, more, 0, 0, 0, place) + name)  # fmt: skip
@@ -132,7 +139,9 @@ def many_zip(path: Path, count: int) -> Path:
 
 
 @pytest.mark.parametrize("make", [many_tar, many_zip])
-def test_a_file_of_an_archive_costs_about_two_hundred_bytes(make: Callable[[Path, int], Path], tmp_path: Path) -> None:
+def test_a_file_of_an_archive_costs_about_two_hundred_bytes(
+    make: Callable[[Path, int], Path], tmp_path: Path
+) -> None:
     """So a million do not need 500 MB. zipfile and tarfile need a kilobyte or two for each."""
     few = outcome(make(tmp_path / "few", 1000))[1]
     said, many = outcome(make(tmp_path / "many", 41_000))
@@ -154,7 +163,9 @@ def test_more_files_than_an_archive_of_its_size_can_have_are_refused(
     (tmp_path / "b.tgz").write_bytes(zlib.compress(tiny * 10_000, 9, 31))
     (tmp_path / "b.zip").write_bytes(zip_bytes([(b"a.png", b"")] * 1001))
     for name in ("b.tgz", "b.zip"):
-        with pytest.raises(DataError, match="more files, or longer names, than can be in an archive of this size"):
+        with pytest.raises(
+            DataError, match="more files, or longer names, than can be in an archive of this size"
+        ):
             open_source(tmp_path / name)
     long = zip_bytes([(b"x" * 5000 + b".png", png())])
     (tmp_path / "c.zip").write_bytes(long)
@@ -165,7 +176,9 @@ def test_more_files_than_an_archive_of_its_size_can_have_are_refused(
 def test_a_dictionary_of_gigabytes_is_refused(tmp_path: Path) -> None:
     data = as_tar({"a.png": png()}, tmp_path / "plain.tar").read_bytes()
     packed = bytearray(lzma.compress(data))
-    assert packed[12:16] == b"\2\0\x21\1"  # the header of a block, whose next byte is the size of the dictionary
+    assert (
+        packed[12:16] == b"\2\0\x21\1"
+    )  # the header of a block, whose next byte is the size of the dictionary
     packed[16] = 39  # 3 GiB
     packed[20:24] = struct.pack("<L", zlib.crc32(packed[12:20]))
     (tmp_path / "a.tar").write_bytes(packed)

@@ -14,7 +14,11 @@ import pytest
 
 from vdiff.disk import array_file
 
-KEPT = {"images": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "seconds": np.array(0.5), "about": np.array("this")}
+KEPT = {
+    "images": np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+    "seconds": np.array(0.5),
+    "about": np.array("this"),
+}
 
 
 def member(header: str, content: bytes = b"") -> bytes:
@@ -34,7 +38,9 @@ def many_names() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as target:
         for number in range(3000):
-            target.writestr(f"{number}.npy", member("{'descr': '|u1', 'fortran_order': False, 'shape': (0,), }"))
+            target.writestr(
+                f"{number}.npy", member("{'descr': '|u1', 'fortran_order': False, 'shape': (0,), }")
+            )
     return file.getvalue()
 
 
@@ -68,7 +74,9 @@ def test_no_flipped_bit_and_no_cut_gives_other_arrays(tmp_path: Path) -> None:
         path.write_bytes(data[:place])
         assert array_file.read(path) is None
     for found in told:  # a bit of a date changes nothing, a bit of a name loses the array
-        assert found is None or all(name not in KEPT or np.array_equal(KEPT[name], found[name]) for name in found)
+        assert found is None or all(
+            name not in KEPT or np.array_equal(KEPT[name], found[name]) for name in found
+        )
     assert told.count(None) > len(data) * 0.6
 
 
@@ -77,7 +85,11 @@ def test_no_flipped_bit_and_no_cut_gives_other_arrays(tmp_path: Path) -> None:
     [
         zipped(member("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000,), }")),
         zipped(member("{'descr': '|u1', 'fortran_order': False, 'shape': (10**12,), }")),
-        zipped(member("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickle.dumps([Bomb()]))),
+        zipped(
+            member(
+                "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickle.dumps([Bomb()])
+            )
+        ),
         zipped(member("{'descr': '|u1', 'fortran_order': False, 'shape': (-1,), }", b"1")),
         zipped(member("__import__('os').mkdir('executed')")),
         zipped(objects()),
@@ -87,9 +99,23 @@ def test_no_flipped_bit_and_no_cut_gives_other_arrays(tmp_path: Path) -> None:
         objects(),
         b"",
     ],
-    ids=["huge", "power", "pickle", "negative", "code", "objects", "bomb", "names", "bare pickle", "npy", "empty"],
+    ids=[
+        "huge",
+        "power",
+        "pickle",
+        "negative",
+        "code",
+        "objects",
+        "bomb",
+        "names",
+        "bare pickle",
+        "npy",
+        "empty",
+    ],
 )
-def test_what_a_stranger_made_is_not_read(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_stranger_made_is_not_read(
+    data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("kept.npz").write_bytes(data)
     assert array_file.read(Path("kept.npz")) is None
@@ -120,5 +146,7 @@ assert all(array_file.read(Path(name)) is None for name in sys.argv[1:])
 print(most() - before)
 """
     names = [str(tmp_path / name) for name in ("kept.npz", "bomb.npz")]
-    done = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *names], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 50_000

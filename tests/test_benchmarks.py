@@ -33,7 +33,10 @@ def test_on_a_cpu_it_measures_every_party_at_everything(capsys: pytest.CaptureFi
             found = [row for row in rows if row[:2] == [network, what]]
             assert len(found) == count
             assert {row[3] for row in found} == {"1" if what == "sampling, 1" else "4"}
-            assert all(float(row[5]) > 0 and float(row[6].rstrip("%")) >= 0 and float(row[7]) > 0 for row in found)
+            assert all(
+                float(row[5]) > 0 and float(row[6].rstrip("%")) >= 0 and float(row[7]) > 0
+                for row in found
+            )
     assert len(rows) == 2 * sum(counts.values())
     assert sum(row[2].endswith("CUDA graphs") for row in rows) == 4
 
@@ -72,4 +75,6 @@ def test_without_a_gpu_the_script_says_so_in_one_line() -> None:
     script = ["bash", str(ROOT / "benchmarks/gpu.sh")]
     done = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stdout) == (6, "")
-    assert done.stderr.splitlines() == ["error: there is no CUDA GPU, which is what this benchmark measures"]
+    assert done.stderr.splitlines() == [
+        "error: there is no CUDA GPU, which is what this benchmark measures"
+    ]

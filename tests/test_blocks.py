@@ -33,7 +33,11 @@ def test_dropout_keeps_the_stated_share_and_the_mean(probability: float) -> None
 def test_dropout_masks_are_uncorrelated_between_elements_layers_and_keys() -> None:
     # Adjacent keys and layers are the hard case; real keys are random. [layer, key, row, column]
     bits = torch.stack([random_int16(torch.arange(-8, 24), layer, 4096) for layer in range(4)])
-    for sign in (bits.view(4, 32, 64, 64) >= 0, bits.view(4, 32, 64, 64) % 2 == 1, bits.view(4, 32, 64, 64) < -26000):
+    for sign in (
+        bits.view(4, 32, 64, 64) >= 0,
+        bits.view(4, 32, 64, 64) % 2 == 1,
+        bits.view(4, 32, 64, 64) < -26000,
+    ):
         mask = sign.double() - sign.double().mean()
         for axis in range(4):
             for distance in (1, 2, 8):
@@ -79,7 +83,9 @@ def _hashed(key: int, layer: int, element: int) -> int:
     return half - 2**16 * (half >= 2**15)
 
 
-def test_dropout_does_not_depend_on_the_memory_format_and_passes_gradients_only_where_it_keeps() -> None:
+def test_dropout_does_not_depend_on_the_memory_format_and_passes_gradients_only_where_it_keeps() -> (
+    None
+):
     h = torch.randn(3, 5, 7, 7, requires_grad=True)
     keys = torch.tensor([4, 2**62, -1])
     out = Dropout(0.4)(h, keys)

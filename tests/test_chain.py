@@ -20,7 +20,9 @@ from vdiff.model_folder import checkpoint
 from vdiff.training.settings import FitSection
 
 
-def finish(tiny_run: TinyRun, *changes: str, distill: bool = False, run: str = "run", stop_after: int = 1) -> int:
+def finish(
+    tiny_run: TinyRun, *changes: str, distill: bool = False, run: str = "run", stop_after: int = 1
+) -> int:
     """The same command again and again, each time stopped after some updates; how often it was."""
     codes: list[int] = []
     while len(codes) < 100:
@@ -35,7 +37,9 @@ def finish(tiny_run: TinyRun, *changes: str, distill: bool = False, run: str = "
     return len(codes)
 
 
-def test_the_whole_chain_leaves_a_model_per_stage_with_its_steps_parent_and_hashes(tiny_run: TinyRun) -> None:
+def test_the_whole_chain_leaves_a_model_per_stage_with_its_steps_parent_and_hashes(
+    tiny_run: TinyRun,
+) -> None:
     base = tiny_run.base()
     students = tiny_run.chain().distill()
     assert tiny_run.folder().models() == ["original", "base_0", "base_1", "base_2"]
@@ -48,8 +52,13 @@ def test_the_whole_chain_leaves_a_model_per_stage_with_its_steps_parent_and_hash
     assert len({card.hash for card in (base, *students)}) == 4
     for name in tiny_run.folder().models():
         assert checkpoint.damage(tiny_run.folder().model(name)) == []
-    left = [path.relative_to(tiny_run.folder().path).as_posix() for path in tiny_run.folder().path.glob("saves/*/*")]
-    assert left == ["saves/original/000000005"], "the base's last save, from which a longer training can go on"
+    left = [
+        path.relative_to(tiny_run.folder().path).as_posix()
+        for path in tiny_run.folder().path.glob("saves/*/*")
+    ]
+    assert left == ["saves/original/000000005"], (
+        "the base's last save, from which a longer training can go on"
+    )
     assert tiny_run.folder().recipe.read_text() == tiny_run.text
 
 
@@ -100,7 +109,9 @@ def test_a_base_made_anew_makes_distill_refuse_the_old_students(tiny_run: TinyRu
     tiny_run.chain("seed=4").train(force=True)
     with pytest.raises(UsageError, match="`base_0` was distilled from another `original`"):
         tiny_run.chain("seed=4").distill()
-    assert tiny_run.chain("seed=4").distill(count=1, source="original", force=True)[0].name == "base_0"
+    assert (
+        tiny_run.chain("seed=4").distill(count=1, source="original", force=True)[0].name == "base_0"
+    )
 
 
 def test_a_student_with_other_steps_than_the_recipe_plans_is_refused(tiny_run: TinyRun) -> None:
@@ -129,7 +140,9 @@ def test_the_classes_are_those_of_the_teacher(tiny_run: TinyRun) -> None:
     assert card.num_classes == 2
 
 
-def test_a_choice_of_stages_that_makes_no_sense_is_refused_with_what_there_is(tiny_run: TinyRun) -> None:
+def test_a_choice_of_stages_that_makes_no_sense_is_refused_with_what_there_is(
+    tiny_run: TinyRun,
+) -> None:
     stages, run = plan(tiny_run.recipe()), tiny_run.folder()
     with pytest.raises(ModelFileError, match="no model folder `original`") as found:
         choose(run, stages, None, None, None)
@@ -146,7 +159,10 @@ def test_a_choice_of_stages_that_makes_no_sense_is_refused_with_what_there_is(ti
     with pytest.raises(ModelFileError, match="no model folder `base_7`") as found_name:
         choose(run, stages, "base_7", None, None)
     assert found_name.value.fix == "take one of: original, base_0, base_1, base_2"
-    assert [stage.name for stage in choose(run, stages, "original", None, 2)[1]] == ["base_0", "base_1"]
+    assert [stage.name for stage in choose(run, stages, "original", None, 2)[1]] == [
+        "base_0",
+        "base_1",
+    ]
     assert [stage.name for stage in choose(run, stages, "base_0", 1, None)[1]] == ["base_1"]
     with pytest.raises(UsageError, match="no stage of the recipe starts there") as found_start:
         choose(run, plan(tiny_run.recipe("distill.start_steps=4")), "original", None, None)
@@ -154,7 +170,9 @@ def test_a_choice_of_stages_that_makes_no_sense_is_refused_with_what_there_is(ti
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_a_training_stopped_again_and_again_is_the_unbroken_one(tiny_run: TinyRun, stop_after: int) -> None:
+def test_a_training_stopped_again_and_again_is_the_unbroken_one(
+    tiny_run: TinyRun, stop_after: int
+) -> None:
     tiny_run.base(run="unbroken")
     stops = finish(tiny_run, stop_after=stop_after)
     assert stops == {1: 4, 2: 2, 3: 1}[stop_after]
@@ -163,9 +181,16 @@ def test_a_training_stopped_again_and_again_is_the_unbroken_one(tiny_run: TinyRu
 
 
 @pytest.mark.parametrize("updates", [1, 3])
-def test_a_chain_stopped_again_and_again_is_the_unbroken_one(tiny_run: TinyRun, updates: int) -> None:
+def test_a_chain_stopped_again_and_again_is_the_unbroken_one(
+    tiny_run: TinyRun, updates: int
+) -> None:
     """With one update per stage every stop falls on the border between two stages."""
-    more = (f"distill.updates={updates}", "distill.end_steps=2", "distill.dropout=true", "distill.ema=0.5")
+    more = (
+        f"distill.updates={updates}",
+        "distill.end_steps=2",
+        "distill.dropout=true",
+        "distill.ema=0.5",
+    )
     tiny_run.base(run="unbroken")
     shutil.copytree(tiny_run.folder("unbroken").path, tiny_run.folder().path)
     tiny_run.chain(*more, run="unbroken").distill()
@@ -189,7 +214,9 @@ def test_a_changed_recipe_is_refused_with_what_changed(tiny_run: TinyRun) -> Non
 def test_harmless_changes_are_accepted(tiny_run: TinyRun) -> None:
     tiny_run.base(run="unbroken")
     stopped(tiny_run, 3)
-    tiny_run.chain("name=other", "train.save_every=1", "data.workers=0", "sample.num_images=1").train()
+    tiny_run.chain(
+        "name=other", "train.save_every=1", "data.workers=0", "sample.num_images=1"
+    ).train()
     assert tiny_run.hashes()["original"] == tiny_run.hashes("unbroken")["original"]
 
 
@@ -206,7 +233,9 @@ def test_another_size_is_refused(tiny_run: TinyRun) -> None:
     assert found.value.where == "data.size: 8 -> 16"
 
 
-def test_other_pictures_are_refused(tiny_run: TinyRun, store: Path, make_pictures: MakePictures) -> None:
+def test_other_pictures_are_refused(
+    tiny_run: TinyRun, store: Path, make_pictures: MakePictures
+) -> None:
     stopped(tiny_run, 3)
     prepare(make_pictures(13, classes=("cat", "dog")), store, sizes=[8], force=True)
     with pytest.raises(DataError, match="not those that this stage was begun with"):
@@ -257,7 +286,9 @@ def test_a_clock_that_jumps_changes_neither_the_order_of_saves_nor_what_is_learn
     for update in range(1, 5):
         stopped(tiny_run, 1, "train.save_every=1")
         newest_first = folder.points("original")
-        assert [int(point.name) for point in newest_first] == list(range(update, max(0, update - 2), -1))
+        assert [int(point.name) for point in newest_first] == list(
+            range(update, max(0, update - 2), -1)
+        )
         with folder.lock():
             os.utime(folder.path / ".lock", (4e9, 4e9))
             assert folder.is_at_work()
@@ -282,7 +313,11 @@ def test_saves_that_a_killed_run_left_beside_a_finished_model_go(tiny_run: TinyR
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny_run: TinyRun) -> None:
     folder = tiny_run.folder()
-    with folder.lock(), pytest.raises(InUseError, match=r"process \d+ on \S+ works in"), folder.lock():
+    with (
+        folder.lock(),
+        pytest.raises(InUseError, match=r"process \d+ on \S+ works in"),
+        folder.lock(),
+    ):
         pass
     with folder.lock():
         assert not list(folder.path.glob(".*partial*"))

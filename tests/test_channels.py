@@ -34,7 +34,10 @@ trackers: {trackers}
 
 @pytest.mark.parametrize("channels", MODES)
 def test_every_command_takes_them(
-    channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    channels: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -73,7 +76,9 @@ def test_every_command_takes_them(
         "runs/tiny/base_0/samples.png",
     ):
         assert mode_of(tmp_path / picture) == MODES[channels], picture
-    assert shown_by_tensorboard(tmp_path / "runs/tiny/tracker") == 3, "a preview, and one at the end of each stage"
+    assert shown_by_tensorboard(tmp_path / "runs/tiny/tracker") == 3, (
+        "a preview, and one at the end of each stage"
+    )
 
 
 def mode_of(path: Path) -> str:
@@ -91,19 +96,26 @@ def shown_by_tensorboard(folder: Path) -> int:
 
 
 def test_transparent_parts_are_white_where_transparency_is_not_known(tmp_path: Path) -> None:
-    picture = torch.tensor([[[0, 0, 255]], [[0, 100, 255]], [[0, 0, 255]], [[255, 128, 0]]], dtype=torch.uint8)
+    picture = torch.tensor(
+        [[[0, 0, 255]], [[0, 100, 255]], [[0, 0, 255]], [[255, 128, 0]]], dtype=torch.uint8
+    )
     expected = Image.alpha_composite(
         Image.new("RGBA", (3, 1), "white"), Image.fromarray(picture.permute(1, 2, 0).numpy())
     ).convert("RGB")
     found = on_white(picture)
     assert found.shape == (3, 1, 3)
-    assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected).astype(int)).max() <= 1
+    assert (
+        np.abs(found.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected).astype(int)).max()
+        <= 1
+    )
     assert torch.equal(on_white(found), found)
     assert on_white(torch.zeros(5, 1, 8, 8, dtype=torch.uint8)).shape == (5, 1, 8, 8)
     write_gif(tmp_path / "film.gif", torch.stack([picture, torch.zeros_like(picture)]))
     with Image.open(tmp_path / "film.gif") as film:
         film.seek(1)
-        assert np.asarray(film.convert("RGB")).min() == 255, "nothing of the frame before is left in a transparent one"
+        assert np.asarray(film.convert("RGB")).min() == 255, (
+            "nothing of the frame before is left in a transparent one"
+        )
 
 
 class Broken:
@@ -142,11 +154,15 @@ def test_a_tracker_that_fails_is_left_out_which_is_said_once(where: str) -> None
         found.log({"loss": 1.0}, step)
         found.picture("samples", torch.zeros(4, 8, 8, dtype=torch.uint8), step)
     found.close()
-    assert said == [f"the tracker `broken` failed and is left out from here on: AssertionError: {where} does not work"]
+    assert said == [
+        f"the tracker `broken` failed and is left out from here on: AssertionError: {where} does not work"
+    ]
     assert sound.told == 7
 
 
-def test_a_training_ends_well_although_its_tracker_fails(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_ends_well_although_its_tracker_fails(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_run.base("trackers=[]", run="without")
     monkeypatch.setattr(trackers._TensorBoard, "picture", lambda *given: 1 / 0)
     monkeypatch.setattr(trackers._TensorBoard, "log", lambda *given: json.loads("{"))
@@ -155,7 +171,9 @@ def test_a_training_ends_well_although_its_tracker_fails(tiny_run: TinyRun, monk
     assert tiny_run.hashes()["original"] == tiny_run.hashes("without")["original"]
 
 
-def test_what_the_user_types_wrong_is_still_an_error(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_types_wrong_is_still_an_error(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match="is not installed"):
         trackers.check(["tensorboard"])

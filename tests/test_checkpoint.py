@@ -36,14 +36,19 @@ def schedule(kind: str, grid: int) -> Section:
     return SCHEDULES.section(kind)(grid=grid)
 
 
-def denoiser(kind: str = "cosine", predicts: Predicts = "v", grid: int = 64, scale: float = 0.05) -> Denoiser:
+def denoiser(
+    kind: str = "cosine", predicts: Predicts = "v", grid: int = 64, scale: float = 0.05
+) -> Denoiser:
     """A small network without a single weight that is zero."""
     section = UNetSection(width=8, multipliers=(1, 2), blocks=1, attention_at=(4,))
     generator = torch.Generator().manual_seed(7)
     network = section.build(SIZE, 1).eval()
     for name, weight in network.named_parameters():
         with torch.no_grad():
-            weight.copy_(torch.randn(weight.shape, generator=generator) * scale + ("norm" in name and weight.ndim == 1))
+            weight.copy_(
+                torch.randn(weight.shape, generator=generator) * scale
+                + ("norm" in name and weight.ndim == 1)
+            )
     return Denoiser(network, schedule(kind, grid).build(), predicts)  # type: ignore[attr-defined]
 
 
@@ -57,7 +62,10 @@ def card(kind: str = "cosine", predicts: str = "v", grid: int = 64, **more: Any)
         "num_classes": 0,
         "num_parameters": 1,
         "network": "unet",
-        "diffusion": {"schedule": schedule(kind, grid).model_dump(mode="json"), "predicts": predicts},
+        "diffusion": {
+            "schedule": schedule(kind, grid).model_dump(mode="json"),
+            "predicts": predicts,
+        },
         "recipe": "name: tiny\n",
         "parent": {"name": "base_1", "num_steps": 16, "hash": "0" * 64},
         "trajectory": {"train.adam_betas": (0.9, 0.99), "seed": 0},
@@ -115,11 +123,15 @@ def test_every_file_is_listed_with_its_size_and_hash(folder: Path) -> None:
 
 
 def test_more_files_can_be_put_into_it(tmp_path: Path) -> None:
-    saved = checkpoint.save(tmp_path / "m", card(), denoiser(), lambda target: (target / "a.txt").touch())
+    saved = checkpoint.save(
+        tmp_path / "m", card(), denoiser(), lambda target: (target / "a.txt").touch()
+    )
     assert saved.files["a.txt"]["size"] == 0
 
 
-@pytest.mark.parametrize("harm", ["first byte", "middle bit", "last byte", "truncated", "longer", "missing"])
+@pytest.mark.parametrize(
+    "harm", ["first byte", "middle bit", "last byte", "truncated", "longer", "missing"]
+)
 def test_every_damage_to_every_file_is_found_and_named(folder: Path, harm: str) -> None:
     for name in checkpoint.read_card(folder).files:
         path = folder / name
@@ -152,7 +164,9 @@ def test_a_folder_without_its_mark_is_no_model(folder: Path) -> None:
 
 def test_a_newer_format_is_refused_with_its_maker(folder: Path) -> None:
     rewritten(folder, lambda content: content.update(format=3, made_by="vdiff 9.9"))
-    with pytest.raises(ModelFileError, match=r"format 3, made by vdiff >= 9\.9; this vdiff knows up to 2") as found:
+    with pytest.raises(
+        ModelFileError, match=r"format 3, made by vdiff >= 9\.9; this vdiff knows up to 2"
+    ) as found:
         checkpoint.load(folder)
     assert "upgrade" in found.value.fix
 
@@ -166,7 +180,10 @@ def test_an_unknown_network_or_schedule_names_what_is_missing(folder: Path) -> N
     rewritten(folder, lambda content: content.update(network="dit"))
     with pytest.raises(ModelFileError, match="unknown kind `dit` of network"):
         checkpoint.load(folder)
-    rewritten(folder, lambda content: content.update(network="unet", diffusion={"schedule": {"kind": "odd"}}))
+    rewritten(
+        folder,
+        lambda content: content.update(network="unet", diffusion={"schedule": {"kind": "odd"}}),
+    )
     with pytest.raises(ModelFileError, match="noise process that this vdiff does not know"):
         checkpoint.load(folder)
 
@@ -188,7 +205,9 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -
         ("sample_size", {"shape": [1, 2 * SIZE, 2 * SIZE]}),
     ],
 )
-def test_a_card_that_contradicts_the_configuration_is_refused(folder: Path, name: str, change: dict[str, Any]) -> None:
+def test_a_card_that_contradicts_the_configuration_is_refused(
+    folder: Path, name: str, change: dict[str, Any]
+) -> None:
     rewritten(folder, lambda content: content.update(change))
     with pytest.raises(ModelFileError, match=f"contradicts itself: `{name}`"):
         checkpoint.load(folder)
@@ -211,7 +230,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, value: floa
 
 @pytest.fixture
 def digest(folder: Path) -> Callable[[], dict[str, bytes]]:
-    return lambda: {str(path): path.read_bytes() for path in sorted(folder.parent.rglob("*")) if path.is_file()}
+    return lambda: {
+        str(path): path.read_bytes() for path in sorted(folder.parent.rglob("*")) if path.is_file()
+    }
 
 
 def test_a_full_disk_leaves_the_old_folder_whole_and_nothing_beside(
@@ -221,7 +242,9 @@ def test_a_full_disk_leaves_the_old_folder_whole_and_nothing_beside(
     size = sum(weight.nbytes for weight in model.network.state_dict().values())
     with (
         full_disk(8000),
-        pytest.raises(MachineError, match=f"the disk is full: {size:,} bytes are needed, [0-9,]+ are"),
+        pytest.raises(
+            MachineError, match=f"the disk is full: {size:,} bytes are needed, [0-9,]+ are"
+        ),
     ):
         checkpoint.save(folder, card(updates=6), denoiser(scale=0.1))
     assert digest() == before
@@ -298,7 +321,9 @@ def test_diffusers_opens_the_folder_and_draws_the_same_pictures(
     model = checkpoint.load(tmp_path / "m").denoiser
     pipeline = pipeline_of(tmp_path / "m")
     for num_steps in (8, 4, 1):
-        theirs = pipeline(4, generator=seeded(), num_inference_steps=num_steps, output_type="np").images
+        theirs = pipeline(
+            4, generator=seeded(), num_inference_steps=num_steps, output_type="np"
+        ).images
         found = (ours(model, num_steps) / 2 + 0.5).permute(0, 2, 3, 1)
         assert (found.clamp(0, 1) - torch.from_numpy(theirs)).abs().max() < 1e-4
         assert ((found > 0) & (found < 1)).float().mean() > 0.2  # not only black and white
@@ -350,7 +375,9 @@ OF_FORMAT_1 = [
 
 
 @pytest.mark.parametrize("is_student", [True, False])
-def test_a_model_that_an_older_vdiff_would_understand_is_written_for_it(tmp_path: Path, is_student: bool) -> None:
+def test_a_model_that_an_older_vdiff_would_understand_is_written_for_it(
+    tmp_path: Path, is_student: bool
+) -> None:
     told = card() if is_student else card(parent=None)
     checkpoint.save(tmp_path / "m", told, denoiser())
     content = json.loads((tmp_path / "m/vdiff.json").read_text())
@@ -376,7 +403,9 @@ def test_a_model_that_an_older_vdiff_would_understand_is_written_for_it(tmp_path
     ],
     ids=str,
 )
-def test_what_an_older_vdiff_would_misunderstand_is_refused_by_it(tmp_path: Path, new: dict[str, Any]) -> None:
+def test_what_an_older_vdiff_would_misunderstand_is_refused_by_it(
+    tmp_path: Path, new: dict[str, Any]
+) -> None:
     checkpoint.save(tmp_path / "m", card(**new), denoiser())
     content = json.loads((tmp_path / "m/vdiff.json").read_text())
     assert content["format"] == 2
@@ -397,7 +426,9 @@ def test_a_base_is_not_told_that_it_was_distilled() -> None:
         assert any("was distilled" in doubt for doubt in noisy) == told.is_distilled
 
 
-def test_a_model_with_a_codec_or_guidance_that_is_not_known_here_is_not_drawn_with(tmp_path: Path) -> None:
+def test_a_model_with_a_codec_or_guidance_that_is_not_known_here_is_not_drawn_with(
+    tmp_path: Path,
+) -> None:
     checkpoint.save(tmp_path / "coded", card(codec={"kind": "vae"}), denoiser())
     checkpoint.save(tmp_path / "guided", card(guidance={"kind": "free"}), denoiser())
     with pytest.raises(ModelFileError, match="unknown kind `vae` of codec"):
@@ -416,7 +447,9 @@ def test_a_model_with_a_codec_or_guidance_that_is_not_known_here_is_not_drawn_wi
         ({"is_denoiser": "yes"}, "`is_denoiser`"),
     ],
 )
-def test_a_card_that_contradicts_itself_is_damaged(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+def test_a_card_that_contradicts_itself_is_damaged(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
     folder = tmp_path / "m"
     checkpoint.save(folder, card(times=64), denoiser())
     rewritten(folder, lambda content: content.update(change))
@@ -430,5 +463,7 @@ def test_more_steps_than_times_are_refused_by_what_the_card_says() -> None:
     model_card.check_steps(card(parent=None), 10_000, "m")
     with pytest.raises(UsageError, match="`m` knows the 64 times i / 64 only"):
         model_card.check_steps(card(times=64), 65, "m")
-    with pytest.raises(UsageError, match="`m` was distilled to 8 steps and knows no times between them"):
+    with pytest.raises(
+        UsageError, match="`m` was distilled to 8 steps and knows no times between them"
+    ):
         model_card.check_steps(card(), 9, "m")

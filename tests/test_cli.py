@@ -33,7 +33,9 @@ HEAVY = ("torch", "pydantic", "lmdb", "yaml", "PIL", "numpy", "rich")
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env})
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}
+    )
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -47,11 +49,15 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_help_of_a_command_imports_nothing_that_it_does_not_need() -> None:
-    assert imported_by("recipes", "check", "--help") <= {"pydantic"}  # some versions of typer use it
+    assert imported_by("recipes", "check", "--help") <= {
+        "pydantic"
+    }  # some versions of typer use it
 
 
 def test_python_m_vdiff_is_the_same_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "vdiff", "nonsense"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "vdiff", "nonsense"], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no command `vdiff nonsense`")
 
@@ -61,7 +67,11 @@ def functions() -> dict[str, Callable[..., object]]:
     for name, (place, _) in COMMANDS.items():
         module, _, attribute = place.partition(":")
         thing = getattr(__import__(module, fromlist=["_"]), attribute)
-        inner = {f"{name} {each}": function for each, function in thing.items()} if isinstance(thing, Mapping) else {}
+        inner = (
+            {f"{name} {each}": function for each, function in thing.items()}
+            if isinstance(thing, Mapping)
+            else {}
+        )
         found |= inner or {name: thing}
     return found
 
@@ -71,10 +81,14 @@ def test_every_command_has_a_short_help_two_examples_and_explained_options() -> 
         lines = (function.__doc__ or "").splitlines()
         assert len(lines[0]) < 60, name
         assert not lines[0].endswith("."), name
-        examples = [line.strip() for line in lines[lines.index("    Examples:") + 1 :] if line.strip()]
+        examples = [
+            line.strip() for line in lines[lines.index("    Examples:") + 1 :] if line.strip()
+        ]
         assert len(examples) == 2, name
         assert all(example.startswith(f"vdiff {name}") for example in examples), name
-        assert all(option.help for option in app.load(f"{function.__module__}:{function.__name__}").params), name
+        assert all(
+            option.help for option in app.load(f"{function.__module__}:{function.__name__}").params
+        ), name
 
 
 def test_the_table_of_commands_tells_what_the_commands_tell() -> None:
@@ -82,7 +96,9 @@ def test_the_table_of_commands_tells_what_the_commands_tell() -> None:
         assert (app.load(place).help or "").splitlines()[0] == text, name
 
 
-def test_help_lists_the_commands_in_the_order_in_which_a_user_meets_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands_in_the_order_in_which_a_user_meets_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main([]) == 0
     listed = capsys.readouterr().out.partition("Commands:\n")[2].split("\n")
     assert [line.split()[0] for line in listed if line.strip()] == list(COMMANDS)
@@ -90,9 +106,12 @@ def test_help_lists_the_commands_in_the_order_in_which_a_user_meets_them(capsys:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--json", "recipes", "ls"], ["recipes", "--json", "ls"], ["recipes", "ls", "--json"]]
+    "arguments",
+    [["--json", "recipes", "ls"], ["recipes", "--json", "ls"], ["recipes", "ls", "--json"]],
 )
-def test_json_may_stand_before_and_after_the_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_may_stand_before_and_after_the_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 0
     assert list(json.loads(capsys.readouterr().out)) == ["recipes"]
 
@@ -113,7 +132,11 @@ def test_one_command_line_does_not_change_the_next(capsys: pytest.CaptureFixture
             "there is no command `vdiff recipes chek`; did you mean `check`?",
             "`vdiff recipes --help`",
         ),
-        (["init", "--focre"], "there is no option `--focre`; did you mean `--force`?", "`vdiff init --help`"),
+        (
+            ["init", "--focre"],
+            "there is no option `--focre`; did you mean `--force`?",
+            "`vdiff init --help`",
+        ),
         (["--jsno"], "there is no option `--jsno`; did you mean `--json`?", "`vdiff --help`"),
         (["init", "a", "b"], "got unexpected extra argument", "`vdiff init --help`"),
         (["init", "--out"], "option `--out` requires an argument", "`vdiff init --help`"),
@@ -153,26 +176,58 @@ def interrupted() -> None:
 
 
 FAILURES: dict[str, tuple[BaseException, int, str]] = {
-    "bug": (ZeroDivisionError("division by zero"), 1, "this is a bug in vdiff: ZeroDivisionError: division by zero"),
+    "bug": (
+        ZeroDivisionError("division by zero"),
+        1,
+        "this is a bug in vdiff: ZeroDivisionError: division by zero",
+    ),
     "usage": (UsageError("no", "do"), 2, "no"),
     "data": (DataError("no", "do"), 3, "no"),
     "model": (ModelFileError("no", "do"), 4, "no"),
     "diverged": (DivergedError("no", "do"), 5, "no"),
     "machine": (MachineError("no", "do"), 6, "no"),
     "in use": (InUseError("no", "do"), 7, "no"),
-    "disk full": (OSError(errno.ENOSPC, "No space left on device", "x/y"), 6, "no space left on device"),
-    "permission": (PermissionError(errno.EACCES, "Permission denied", "x/y"), 6, "permission denied"),
+    "disk full": (
+        OSError(errno.ENOSPC, "No space left on device", "x/y"),
+        6,
+        "no space left on device",
+    ),
+    "permission": (
+        PermissionError(errno.EACCES, "Permission denied", "x/y"),
+        6,
+        "permission denied",
+    ),
     "read-only": (OSError(errno.EROFS, "Read-only file system", "x/y"), 6, "read-only file system"),
     "stale": (OSError(errno.ESTALE, "Stale file handle", "x/y"), 6, "stale file handle"),
     "away": (OSError(errno.ENODEV, "No such device", "x/y"), 6, "no such device"),
-    "long name": (OSError(errno.ENAMETOOLONG, "File name too long", "x/y"), 2, "file name too long"),
-    "loop": (OSError(errno.ELOOP, "Too many levels of symbolic links", "x/y"), 2, "too many levels of symbolic links"),
-    "gpu memory": (OutOfMemoryError("CUDA out of memory.\nTried"), 6, "out of memory: CUDA out of memory."),
+    "long name": (
+        OSError(errno.ENAMETOOLONG, "File name too long", "x/y"),
+        2,
+        "file name too long",
+    ),
+    "loop": (
+        OSError(errno.ELOOP, "Too many levels of symbolic links", "x/y"),
+        2,
+        "too many levels of symbolic links",
+    ),
+    "gpu memory": (
+        OutOfMemoryError("CUDA out of memory.\nTried"),
+        6,
+        "out of memory: CUDA out of memory.",
+    ),
     "memory": (MemoryError(), 6, "out of memory"),
     "cpu memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 6, "out of memory"),
-    "library": (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 6, "out of memory"),
+    "library": (
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        6,
+        "out of memory",
+    ),
     "thread": (RuntimeError("can't start new thread"), 6, "out of memory"),
-    "c": (SystemError("error return without exception set"), 6, "a library failed without a reason"),
+    "c": (
+        SystemError("error return without exception set"),
+        6,
+        "a library failed without a reason",
+    ),
 }
 
 
@@ -210,7 +265,9 @@ def test_every_failure_ends_in_a_message_and_its_exit_code(
 
 @pytest.mark.parametrize("arguments", [["fail", "--debug"], ["--debug", "fail"]])
 def test_debug_shows_the_traceback_before_the_message(
-    arguments: list[str], failing_with: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    failing_with: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     failing_with(ZeroDivisionError("division by zero"))
     assert main(arguments) == 1
@@ -220,7 +277,8 @@ def test_debug_shows_the_traceback_before_the_message(
 
 
 @pytest.mark.parametrize(
-    ("err", "code"), [(Stopped(15, "saved"), 143), (Stopped(2, "saved"), 130), (KeyboardInterrupt(), 130)]
+    ("err", "code"),
+    [(Stopped(15, "saved"), 143), (Stopped(2, "saved"), 130), (KeyboardInterrupt(), 130)],
 )
 def test_a_stopped_command_has_the_exit_code_of_its_signal(
     err: BaseException,
@@ -247,7 +305,9 @@ def test_whoever_closes_stdout_early_has_read_enough(arguments: list[str]) -> No
 
 def test_a_command_goes_on_when_nobody_reads_its_data_any_more() -> None:
     code = "import sys; from vdiff.cli import console; console.write('a'); console.write('b'); console.say('alive')"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
         assert child.stdout
         assert child.stderr
         child.stdout.close()
@@ -270,7 +330,9 @@ def test_closed_streams_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert heard.getvalue() == "somebody hears this\n"
 
 
-def test_quiet_leaves_errors_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_leaves_errors_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(mode, "quiet", True)
     console.say("talk")
     console.warn("more talk")
@@ -318,9 +380,7 @@ def test_errors_are_red_in_a_terminal_but_not_with_no_color() -> None:
 
 
 def test_a_terminal_gets_a_bar_and_a_log_gets_lines() -> None:
-    code = (
-        "from vdiff.cli import displays; print(type(displays.fit_progress()).__name__, file=__import__('sys').stderr)"
-    )
+    code = "from vdiff.cli import displays; print(type(displays.fit_progress()).__name__, file=__import__('sys').stderr)"
     assert "FitDisplay" in in_terminal(code, TERM="xterm-256color")
     assert "FitLines" in in_terminal(code, TERM="dumb")
     assert "FitLines" in python(code, FORCE_COLOR="1").stderr
@@ -351,7 +411,9 @@ with displays.chain_progress() as shown:
         {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
     ],
 )
-def test_a_notebook_gets_a_few_lines_and_nothing_that_paints_over_them(notebook: dict[str, str]) -> None:
+def test_a_notebook_gets_a_few_lines_and_nothing_that_paints_over_them(
+    notebook: dict[str, str],
+) -> None:
     """Its cells look like a terminal, but know no way back up, and keep all that was ever printed."""
     terminal = in_terminal(SIXTEEN_SECONDS)
     assert (terminal.count("\x1b[1A") > 100, len(terminal) > 15_000) == (True, True)
@@ -452,7 +514,11 @@ def own_size() -> object:
 def test_displays_fit_any_width(width: int) -> None:
     clock = Clock()
     console.stderr.size = (width, 30)  # type: ignore[assignment]
-    chain, fit, prepare = displays.ChainDisplay(clock), displays.FitDisplay(clock), displays.PrepareDisplay(clock)
+    chain, fit, prepare = (
+        displays.ChainDisplay(clock),
+        displays.FitDisplay(clock),
+        displays.PrepareDisplay(clock),
+    )
     chain.plan(ROWS)
     for display in (chain, fit):
         display.begin("base_1", 300, 100)
@@ -460,7 +526,9 @@ def test_displays_fit_any_width(width: int) -> None:
         display.update(110, 0.5, 0.25, 2e-4, 1234.0)
         display.saved("runs/x/[base_1]")
     prepare.update(10_000, 3, 30_000)
-    chain_lines, fit_lines, prepare_lines = (frame_of(display, width) for display in (chain, fit, prepare))
+    chain_lines, fit_lines, prepare_lines = (
+        frame_of(display, width) for display in (chain, fit, prepare)
+    )
     assert [len(chain_lines), len(fit_lines), len(prepare_lines)] == [2 + 3 + 2, 2, 2]
     assert max(len(line) for line in chain_lines + fit_lines + prepare_lines) <= width
     assert set(chain_lines[0].split()) <= {"stage", "steps", "state", "updates", "loss", "time"}
@@ -480,7 +548,16 @@ def test_the_table_of_the_chain_tells_every_stage() -> None:
     chain.begin("base_2", 300, 0)
     lines = frame_of(chain, 100)
     assert lines[0].split() == ["stage", "steps", "state", "updates", "loss", "time"]
-    assert lines[2].split() == ["base_0", "1024", "->", "512", "skipped", "300", "0.0123", "1:06:40"]
+    assert lines[2].split() == [
+        "base_0",
+        "1024",
+        "->",
+        "512",
+        "skipped",
+        "300",
+        "0.0123",
+        "1:06:40",
+    ]
     assert lines[3].split() == ["base_1", "512", "->", "256", "done", "300", "0.5000", "3:20"]
     assert lines[4].split() == ["base_2", "256", "->", "128", "running", "300", "0:00"]
     assert len({line.index("->") for line in lines[2:5]}) == 1
@@ -490,7 +567,9 @@ def test_the_table_of_the_chain_tells_every_stage() -> None:
 def test_a_low_terminal_shows_the_stage_that_runs() -> None:
     chain = displays.ChainDisplay(Clock())
     console.stderr.size = (100, 10)  # type: ignore[assignment]
-    chain.plan([StageRow(f"base_{k}", 2, 1, 300, "done" if k < 9 else "waiting") for k in range(12)])
+    chain.plan(
+        [StageRow(f"base_{k}", 2, 1, 300, "done" if k < 9 else "waiting") for k in range(12)]
+    )
     chain.begin("base_9", 300, 0)
     lines = [row.name for row in chain._visible()]
     assert "base_9" in lines
@@ -506,7 +585,14 @@ def test_a_skipped_update_does_not_spoil_the_loss() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (42.4, "0:42"), (751, "12:31"), (3723, "1:02:03"), (None, "-:--"), (math.inf, "-:--")],
+    [
+        (0, "0:00"),
+        (42.4, "0:42"),
+        (751, "12:31"),
+        (3723, "1:02:03"),
+        (None, "-:--"),
+        (math.inf, "-:--"),
+    ],
 )
 def test_durations_read_like_a_clock(seconds: float | None, text: str) -> None:
     assert progress.duration(seconds) == text
@@ -534,10 +620,16 @@ def test_init_writes_a_valid_recipe_that_editors_understand(
     assert main(["init", "digits"]) == 0
     assert "recipe.yaml" in capsys.readouterr().err
     first = (empty_folder / "recipe.yaml").read_text().splitlines()[0]
-    schema = json.loads((empty_folder / first.removeprefix("# yaml-language-server: $schema=")).read_text())
+    schema = json.loads(
+        (empty_folder / first.removeprefix("# yaml-language-server: $schema=")).read_text()
+    )
     assert {"data", "network", "train", "distill"} <= set(schema["properties"])
     assert main(["recipes", "check"]) == 0
-    assert sorted(path.name for path in empty_folder.iterdir()) == [".vdiff", "digits", "recipe.yaml"]
+    assert sorted(path.name for path in empty_folder.iterdir()) == [
+        ".vdiff",
+        "digits",
+        "recipe.yaml",
+    ]
     assert len(list(empty_folder.glob("digits/*/*.png"))) == 1797
 
 
@@ -560,7 +652,9 @@ def test_init_replaces_its_own_recipe_with_force_and_no_other(
     assert recipe.read_text() == "mine"
 
 
-def test_init_names_the_recipes_there_are(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_names_the_recipes_there_are(
+    empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["init", "digitz"]) == 2
     assert "did you mean `digits`?" in capsys.readouterr().err
     assert list(empty_folder.iterdir()) == []
@@ -586,9 +680,13 @@ def test_show_prints_the_recipe_word_for_word(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == text
 
 
-def test_ls_names_every_shipped_recipe_with_its_headline(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ls_names_every_shipped_recipe_with_its_headline(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["recipes", "ls", "--json"]) == 0
-    found = {recipe["name"]: recipe["about"] for recipe in json.loads(capsys.readouterr().out)["recipes"]}
+    found = {
+        recipe["name"]: recipe["about"] for recipe in json.loads(capsys.readouterr().out)["recipes"]
+    }
     assert "digits" in found
     assert all(found.values())
 
@@ -628,7 +726,11 @@ def test_the_nearest_word_may_not_be_far() -> None:
 )
 def test_what_a_disk_refuses_is_no_bug(number: int) -> None:
     found = failures.explain(OSError(number, os.strerror(number), "some/place"))
-    assert (found.exit_code, found.problem, found.where) == (6, os.strerror(number).lower(), "some/place")
+    assert (found.exit_code, found.problem, found.where) == (
+        6,
+        os.strerror(number).lower(),
+        "some/place",
+    )
     assert found.fix
 
 

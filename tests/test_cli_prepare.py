@@ -31,7 +31,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in; signals and the way of talking are put back afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VDIFF_RECIPE", raising=False)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    }
     yield tmp_path
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -64,13 +67,43 @@ def test_the_promised_line_works_where_a_recipe_is(
 
 def test_options_win_over_the_recipe(recipe: Path, make_pictures: MakePictures) -> None:
     make_pictures()
-    options = ["--size", "8", "--size", "32", "--out", "other", "--channels", "3", "--encoding", "jpeg"]
-    assert main(["prepare", *options, "--quality", "90", "--resampling", "box", "--set", "data.flip=true"]) == 0
+    options = [
+        "--size",
+        "8",
+        "--size",
+        "32",
+        "--out",
+        "other",
+        "--channels",
+        "3",
+        "--encoding",
+        "jpeg",
+    ]
+    assert (
+        main(
+            [
+                "prepare",
+                *options,
+                "--quality",
+                "90",
+                "--resampling",
+                "box",
+                "--set",
+                "data.flip=true",
+            ]
+        )
+        == 0
+    )
     store = ImageStore(Path("other"))
     assert store.metadata is not None
     assert store.sizes == (8, 32)
     found = store.metadata
-    assert (found.channels, found.encoding, found.quality, found.resampling) == (3, "jpeg", 90, "box")
+    assert (found.channels, found.encoding, found.quality, found.resampling) == (
+        3,
+        "jpeg",
+        90,
+        "box",
+    )
 
 
 def test_without_a_size_it_is_that_of_the_recipe(recipe: Path, make_pictures: MakePictures) -> None:
@@ -96,7 +129,9 @@ def test_without_them_the_recipe_that_is_not_there_is_named(
     assert "`vdiff init digits`" in capsys.readouterr().err
 
 
-def test_a_recipe_without_a_source_asks_for_one(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_without_a_source_asks_for_one(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe.write_text(RECIPE.replace("source: pictures, ", ""))
     assert main(["prepare"]) == UsageError.exit_code
     assert "the recipe has no `data.source`" in capsys.readouterr().err
@@ -111,7 +146,11 @@ def test_a_recipe_without_a_source_asks_for_one(recipe: Path, capsys: pytest.Cap
     ],
 )
 def test_the_last_line_says_what_to_type_next(
-    options: list[str], following: str, recipe: Path, make_pictures: MakePictures, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    following: str,
+    recipe: Path,
+    make_pictures: MakePictures,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_pictures()
     assert main(["prepare", *options]) == 0
@@ -137,7 +176,11 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(
 @pytest.mark.parametrize("place", [".", "/", "..", ""])
 @pytest.mark.parametrize("more", [[], ["--force"], ["--dry-run"]], ids=" ".join)
 def test_a_place_without_a_name_of_its_own_is_refused(
-    place: str, more: list[str], make_pictures: MakePictures, here: Path, capsys: pytest.CaptureFixture[str]
+    place: str,
+    more: list[str],
+    make_pictures: MakePictures,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_pictures(1)
     before = everything(here)
@@ -146,7 +189,9 @@ def test_a_place_without_a_name_of_its_own_is_refused(
     assert everything(here) == before
 
 
-def test_a_source_with_an_impossible_name_is_no_bug(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_with_an_impossible_name_is_no_bug(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (here / "loop").symlink_to("loop")
     for source in ("x" * 300, "loop", "loop/x"):
         assert main(["prepare", source, "--size", "8", "--out", "store"]) == 3
@@ -195,9 +240,15 @@ def test_a_store_made_in_another_way_is_only_replaced_by_force(
     assert ImageStore(Path("data/toy")).sizes == (8,)
 
 
-@pytest.mark.parametrize(("share", "code"), [("10%", 0), ("0.1", 0), ("1%", 3), ("0", 3), ("0.01", 3)])
+@pytest.mark.parametrize(
+    ("share", "code"), [("10%", 0), ("0.1", 0), ("1%", 3), ("0", 3), ("0.01", 3)]
+)
 def test_unreadable_pictures_are_skipped_up_to_a_share(
-    share: str, code: int, recipe: Path, make_pictures: MakePictures, capsys: pytest.CaptureFixture[str]
+    share: str,
+    code: int,
+    recipe: Path,
+    make_pictures: MakePictures,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (make_pictures() / "000.png").write_bytes(b"no picture")
     assert main(["prepare", "--max-bad", share]) == code
@@ -209,7 +260,11 @@ def test_unreadable_pictures_are_skipped_up_to_a_share(
 
 @pytest.mark.parametrize("share", ["101%", "1.5", "-1%", "few", "nan", "%", ""])
 def test_a_share_that_is_none_is_refused(
-    share: str, recipe: Path, make_pictures: MakePictures, here: Path, capsys: pytest.CaptureFixture[str]
+    share: str,
+    recipe: Path,
+    make_pictures: MakePictures,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_pictures()
     before = everything(here)

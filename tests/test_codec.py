@@ -103,7 +103,9 @@ def test_a_codec_that_is_not_there_is_told_of(said: str | dict[str, object], mes
         codec_of(said)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_nobody_goes_round_the_codec(path: Path) -> None:
     if path.relative_to(ROOT).as_posix() not in OF_PIXELS:
         names = {
@@ -120,7 +122,11 @@ def test_with_another_codec_the_network_sees_something_else_wherever_it_is_asked
 ) -> None:
     monkeypatch.setitem(CODECS._builtin, PIXELS, "tests.test_codec:HalvedSection")
     monkeypatch.chdir(tiny_run.path)
-    sets = ["distill.start_steps=4", "distill.end_steps=2", "evaluate={every: 2, num_images: 4, metrics: [agreement]}"]
+    sets = [
+        "distill.start_steps=4",
+        "distill.end_steps=2",
+        "evaluate={every: 2, num_images: 4, metrics: [agreement]}",
+    ]
     more = [word for change in sets for word in ("--set", change)]
     assert main(["train", "--device", "cpu", "--dry-run", *more]) == 0
     assert main(["train", "--device", "cpu", *more]) == 0
@@ -131,11 +137,30 @@ def test_with_another_codec_the_network_sees_something_else_wherever_it_is_asked
     assert model.denoiser.network.config["sample_size"] == 4
     assert is_halved(Path("runs/tiny/base_0/samples.png"), scale=4)
 
-    assert main(["sample", "--device", "cpu", "--checkpoint", "base_0", "--out", "a.npz", "-n", "3"]) == 0
+    assert (
+        main(["sample", "--device", "cpu", "--checkpoint", "base_0", "--out", "a.npz", "-n", "3"])
+        == 0
+    )
     images = np.load("a.npz")["images"]
     assert images.shape == (3, 8, 8, 3)
     assert np.array_equal(images[:, ::2, ::2], images[:, 1::2, 1::2])
-    assert main(["sample", "--device", "cpu", "--checkpoint", "base_0", "--out", "a.gif", "--gif", "-n", "2"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                "--device",
+                "cpu",
+                "--checkpoint",
+                "base_0",
+                "--out",
+                "a.gif",
+                "--gif",
+                "-n",
+                "2",
+            ]
+        )
+        == 0
+    )
     assert main(["evaluate", "--device", "cpu", "--n", "4", "--metrics", "agreement,swd"]) == 0
     table = json.loads(Path("runs/tiny/evaluation/table.json").read_text())
     assert table["protocol"]["shape"] == [3, 8, 8]

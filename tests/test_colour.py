@@ -24,7 +24,11 @@ PRESS = profiles.of_press()
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 SRGB_TO_XYZ = np.array(
-    [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
+    [
+        [0.4360747, 0.3850649, 0.1430804],
+        [0.2225045, 0.7168786, 0.0606169],
+        [0.0139322, 0.0971045, 0.7141733],
+    ]
 )
 """Adapted to D50 by Bradford's matrix, as in http://www.brucelindbloom.com/Eqn_RGB_XYZ_Matrix.html."""
 
@@ -37,7 +41,9 @@ def as_bytes(picture: Image.Image, kind: str = "PNG", **options: object) -> byte
 
 def shown(data: bytes, channels: int = 3) -> npt.NDArray[np.int64]:
     """As [H, W, C]."""
-    return images.from_picture(images.open_picture(data, channels)).transpose(1, 2, 0).astype(np.int64)
+    return (
+        images.from_picture(images.open_picture(data, channels)).transpose(1, 2, 0).astype(np.int64)
+    )
 
 
 def srgb_of(linear: Floats) -> Floats:
@@ -46,7 +52,9 @@ def srgb_of(linear: Floats) -> Floats:
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def by_closed_form(picture: Image.Image, primaries: list[tuple[float, float, float]], gamma: float) -> Floats:
+def by_closed_form(
+    picture: Image.Image, primaries: list[tuple[float, float, float]], gamma: float
+) -> Floats:
     xyz = (np.asarray(picture) / 255) ** gamma @ np.array(primaries)
     return srgb_of(xyz @ np.linalg.inv(SRGB_TO_XYZ).T)
 
@@ -68,12 +76,22 @@ def by_hand(picture: Image.Image, profile: bytes) -> npt.NDArray[np.int64]:
     ("profile", "primaries", "gamma", "far", "near"),
     [
         (ADOBE, profiles.ADOBE_RGB, profiles.ADOBE_GAMMA, 8, 1),
-        (PROPHOTO, profiles.PROPHOTO, 1.8, 17, 1.5),  # where its gamma is steep, half a level of rounding is more
+        (
+            PROPHOTO,
+            profiles.PROPHOTO,
+            1.8,
+            17,
+            1.5,
+        ),  # where its gamma is steep, half a level of rounding is more
     ],
     ids=["Adobe RGB", "ProPhoto"],
 )
 def test_colours_are_those_of_the_closed_form(
-    profile: bytes, primaries: list[tuple[float, float, float]], gamma: float, far: float, near: float
+    profile: bytes,
+    primaries: list[tuple[float, float, float]],
+    gamma: float,
+    far: float,
+    near: float,
 ) -> None:
     picture = noise_picture(200, 200, seed=0)
     expected = by_closed_form(picture, primaries, gamma)
@@ -85,7 +103,9 @@ def test_colours_are_those_of_the_closed_form(
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG", "AVIF"])
 def test_every_format_hands_over_its_profile(kind: str) -> None:
-    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind != "PNG" else {}
+    options: dict[str, Any] = (
+        {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind != "PNG" else {}
+    )
     picture = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
     picture.paste((100, 150, 30), (8, 8, 24, 24))
     untagged = shown(as_bytes(picture, kind, **options))
@@ -97,11 +117,17 @@ def test_every_format_hands_over_its_profile(kind: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("profile", [b"", SRGB])
-def test_pictures_without_a_profile_and_in_srgb_keep_their_pixels(profile: bytes, channels: int) -> None:
+def test_pictures_without_a_profile_and_in_srgb_keep_their_pixels(
+    profile: bytes, channels: int
+) -> None:
     for mode in ("L", "RGB", "RGBA"):
         picture = noise_picture(20, 20, seed=1, mode=mode)
-        over_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-        expected = picture.convert("RGBA") if channels == 4 else over_white.convert(images.MODES[channels])
+        over_white = Image.alpha_composite(
+            Image.new("RGBA", picture.size, "white"), picture.convert("RGBA")
+        )
+        expected = (
+            picture.convert("RGBA") if channels == 4 else over_white.convert(images.MODES[channels])
+        )
         found = shown(as_bytes(picture, icc_profile=profile or None), channels)
         assert np.array_equal(found.squeeze(), np.asarray(expected))
 
@@ -110,7 +136,9 @@ def test_a_profile_that_is_srgb_but_for_its_gamma_is_another() -> None:
     primaries = [(float(x), float(y), float(z)) for x, y, z in SRGB_TO_XYZ.T]
     picture = Image.new("RGB", (4, 4), (20, 20, 20))
     found = shown(as_bytes(picture, icc_profile=profiles.of_display(primaries, 2.2)))
-    assert found[0, 0].tolist() == pytest.approx([srgb_of(np.array((20 / 255) ** 2.19921875)).item()] * 3, abs=1)
+    assert found[0, 0].tolist() == pytest.approx(
+        [srgb_of(np.array((20 / 255) ** 2.19921875)).item()] * 3, abs=1
+    )
     assert found[0, 0, 0] != 20
 
 
@@ -148,7 +176,10 @@ def test_transparency_stays_while_colours_change(mode: str) -> None:
     stored = picture.convert({"RGBA": "RGBA", "P": "P", "key": "RGB"}[mode])
     found = shown(as_bytes(stored, **options), 4)
     assert found[0, 0, 3] == 0
-    assert found[0, 7].tolist() == [*by_hand(Image.new("RGB", (1, 1), (100, 150, 30)), ADOBE)[0, 0], 255]
+    assert found[0, 7].tolist() == [
+        *by_hand(Image.new("RGB", (1, 1), (100, 150, 30)), ADOBE)[0, 0],
+        255,
+    ]
     assert shown(as_bytes(stored, **options), 3)[0, 0].tolist() == [255, 255, 255]
 
 
@@ -183,7 +214,9 @@ def test_lab_is_a_colour_by_itself() -> None:
     for profile in (None, LAB):
         data = as_bytes(lab, "TIFF", icc_profile=profile)
         assert shown(data)[0, 0].tolist() == pytest.approx([200, 40, 90], abs=3)
-        assert shown(data, 1)[0, 0, 0] == pytest.approx(0.299 * 200 + 0.587 * 40 + 0.114 * 90, abs=3)
+        assert shown(data, 1)[0, 0, 0] == pytest.approx(
+            0.299 * 200 + 0.587 * 40 + 0.114 * 90, abs=3
+        )
         assert decoding.open_picture(data, 3).notes == []
 
 
@@ -209,7 +242,9 @@ def test_a_profile_that_cannot_be_used_is_left_out_with_a_note(name: str) -> Non
     opened = decoding.open_picture(as_bytes(picture, "TIFF", icc_profile=profile), 3)
     assert opened.notes == [note for note in opened.notes if reason in note]
     assert opened.notes[0].startswith("the colour profile ")
-    assert np.array_equal(np.asarray(opened.picture.convert("RGB")), np.asarray(picture.convert("RGB")))
+    assert np.array_equal(
+        np.asarray(opened.picture.convert("RGB")), np.asarray(picture.convert("RGB"))
+    )
 
 
 def test_a_profile_of_over_a_megabyte_in_a_png_costs_the_profile_and_not_the_picture() -> None:
@@ -220,8 +255,12 @@ def test_a_profile_of_over_a_megabyte_in_a_png_costs_the_profile_and_not_the_pic
     assert np.array_equal(np.asarray(opened.picture), np.asarray(picture))
 
 
-def test_a_profile_that_memory_was_too_short_for_is_no_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = as_bytes(noise_picture(8, 8, seed=0), icc_profile=profiles.of_display(profiles.ADOBE_RGB, 1.5))
+def test_a_profile_that_memory_was_too_short_for_is_no_damaged_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = as_bytes(
+        noise_picture(8, 8, seed=0), icc_profile=profiles.of_display(profiles.ADOBE_RGB, 1.5)
+    )
 
     def refuse(*unused: object) -> Any:
         raise ImageCms.PyCMSError("cannot build transform")
@@ -279,7 +318,12 @@ def test_nothing_but_pixels_is_stored(kind: str, encoding: images.Encoding, tmp_
         (tmp_path / "pictures" / f"{index}.{kind.lower()}").write_bytes(data)
         Image.fromarray(shown(data).astype(np.uint8)).save(tmp_path / "plain" / f"{index}.png")
     for size in (16, 8):
-        options: dict[str, Any] = {"sizes": [size], "encoding": encoding, "quality": 90, "force": True}
+        options: dict[str, Any] = {
+            "sizes": [size],
+            "encoding": encoding,
+            "quality": 90,
+            "force": True,
+        }
         found = prepare(tmp_path / "pictures", tmp_path / "store", **options)
         plain = prepare(tmp_path / "plain", tmp_path / "plain store", **options)
         assert ImageStore(found.store).read(1, size) == ImageStore(plain.store).read(1, size)
@@ -302,11 +346,17 @@ def test_a_big_damaged_profile_leaves_a_store_that_can_be_read(tmp_path: Path) -
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index in range(3):
-        noise_picture(16, 16, seed=index).save(folder / f"{index}.jpg", icc_profile=bytes(1_300_000))
+        noise_picture(16, 16, seed=index).save(
+            folder / f"{index}.jpg", icc_profile=bytes(1_300_000)
+        )
     report = prepare(folder, tmp_path / "store", sizes=[16])
     store = ImageStore(report.store)
-    assert [images.decode(store.read(index, 16), 3).shape for index in range(3)] == [(3, 16, 16)] * 3
-    assert {note for _, note in report.notes} == {"the colour profile is damaged, so it was taken as sRGB"}
+    assert [images.decode(store.read(index, 16), 3).shape for index in range(3)] == [
+        (3, 16, 16)
+    ] * 3
+    assert {note for _, note in report.notes} == {
+        "the colour profile is damaged, so it was taken as sRGB"
+    }
     assert report.notes_file is not None
     assert report.notes_file.read_text().splitlines()[0].split("\t")[0] == "0.jpg"
 
@@ -323,7 +373,13 @@ def test_what_is_encoded_decodes_to_the_same_pixels() -> None:
     for encoding in ("png", "webp"):
         for channels in (1, 3, 4):
             picture = noise_picture(16, 16, seed=5, mode=images.MODES[channels])
-            picture.info |= {"icc_profile": bytes(2 * 2**20), "comment": b"a" * 100, "transparency": 0}
+            picture.info |= {
+                "icc_profile": bytes(2 * 2**20),
+                "comment": b"a" * 100,
+                "transparency": 0,
+            }
             data = images.encode_picture(picture, encoding)  # type: ignore[arg-type]
             assert len(data) < 16 * 16 * channels + 500
-            assert np.array_equal(images.decode(data, channels).transpose(1, 2, 0).squeeze(), np.asarray(picture))
+            assert np.array_equal(
+                images.decode(data, channels).transpose(1, 2, 0).squeeze(), np.asarray(picture)
+            )

@@ -70,7 +70,18 @@ def test_numbers_of_one_protocol_stand_together_and_others_apart(
     here: Path, tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluated(here)
-    page = ["compare", "original", "base_2", "--seeds", "0-1", "--out", "pair.html", "--force", "--device", "cpu"]
+    page = [
+        "compare",
+        "original",
+        "base_2",
+        "--seeds",
+        "0-1",
+        "--out",
+        "pair.html",
+        "--force",
+        "--device",
+        "cpu",
+    ]
     assert app.run(page) == 0
     assert "1.00 (0.900 to 1.10)" in capsys.readouterr().out
     shown = check(Path("pair.html").read_text())
@@ -91,7 +102,9 @@ def test_numbers_of_one_protocol_stand_together_and_others_apart(
     assert "tiny/base_2 and other/base_2" in shown.text
 
 
-def test_models_of_different_pictures_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_of_different_pictures_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     large = ["--set", "data.size=16", "--set", "name=large"]
     assert app.run(["train", "-q", "--device", "cpu", *large]) == 0
     plain = ["--set", "network.num_classes=null", "--set", "name=plain"]
@@ -123,7 +136,22 @@ def test_what_cannot_be_done_is_refused_before_anything_is_drawn(
 
 
 def test_in_a_browser_the_page_asks_for_nothing(here: Path) -> None:
-    assert app.run(["compare", "original", "base_2", "--seeds", "0-1", "--out", "pair.html", "--device", "cpu"]) == 0
+    assert (
+        app.run(
+            [
+                "compare",
+                "original",
+                "base_2",
+                "--seeds",
+                "0-1",
+                "--out",
+                "pair.html",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     with opened(Path("pair.html"), 360) as driver:
         assert complaints(driver) == []
         assert requests(driver) == [Path("pair.html").resolve().as_uri()]

@@ -29,13 +29,17 @@ class OneBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        style = Style(8, groups=1, eps=1e-6, dropout=0.3, scale_shift=True, head_dim=None, padding=1)
+        style = Style(
+            8, groups=1, eps=1e-6, dropout=0.3, scale_shift=True, head_dim=None, padding=1
+        )
         self.blocks = nn.ModuleList(ResidualBlock(4, 4, style) for _ in range(2))
         torch.manual_seed(0)
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.1)
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         z = z.repeat(1, 4, 1, 1)
         for block in self.blocks:
             z = block(z, torch.outer(time / 1000, torch.arange(8.0)), keys)
@@ -45,18 +49,24 @@ class OneBlock(nn.Module):
 def made(mode: Any) -> Learner:
     student = Denoiser(OneBlock(), COSINE, "v")
     machine = Machine("fp32", "cpu", compile=mode)
-    return Learner(student, DenoisingObjective("snr_plus_one"), settings(learning_rate=1e-3, ema=0.9), machine)
+    return Learner(
+        student, DenoisingObjective("snr_plus_one"), settings(learning_rate=1e-3, ema=0.9), machine
+    )
 
 
 def compiled_parts(network: nn.Module) -> set[bool]:
     return {part._compiled_call_impl is not None for part in repeated(network)}
 
 
-def test_without_a_compiler_on_is_refused_and_auto_is_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_compiler_on_is_refused_and_auto_is_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not Machine("fp32", "cpu", compile="auto").compiles
-    with pytest.raises(MachineError, match="there is no C\\+\\+ compiler `g\\+\\+`: this machine cannot") as found:
+    with pytest.raises(
+        MachineError, match="there is no C\\+\\+ compiler `g\\+\\+`: this machine cannot"
+    ) as found:
         Machine("fp32", "cpu", compile="on")
     assert found.value.exit_code == 6
 

@@ -21,7 +21,9 @@ def offered(words: str, incomplete: str = "", folder: Path | None = None) -> lis
     }
     code = "import sys; from vdiff.cli import main; sys.argv[0] = 'vdiff'; sys.exit(main([]))"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=folder, env=os.environ | asked, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | asked, capture_output=True, text=True, check=False
+    )
     assert done.stderr == ""
     return done.stdout.split()
 

@@ -22,7 +22,13 @@ def test_it_goes_to_a_device_whole() -> None:
 
 
 def test_nothing_stays_nothing() -> None:
-    assert NOTHING == Condition() == NOTHING.of(slice(0, 1)) == NOTHING.to("meta") == of_seeds([1, 2], 0)
+    assert (
+        NOTHING
+        == Condition()
+        == NOTHING.of(slice(0, 1))
+        == NOTHING.to("meta")
+        == of_seeds([1, 2], 0)
+    )
     assert NOTHING.label is None
 
 

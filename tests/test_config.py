@@ -79,7 +79,11 @@ def test_a_section_refuses_unknown_keys() -> None:
 
 
 def test_a_field_knows_whether_it_changes_the_weights() -> None:
-    assert [mark_of(Round, field) for field in Round.model_fields] == ["trajectory", "trajectory", "harmless"]
+    assert [mark_of(Round, field) for field in Round.model_fields] == [
+        "trajectory",
+        "trajectory",
+        "harmless",
+    ]
 
 
 def test_a_field_without_a_mark_has_none() -> None:
@@ -120,7 +124,9 @@ def test_the_text_beneath_a_field_is_its_description() -> None:
         ({"shape": Square(side=7)}, Square(side=7)),
     ],
 )
-def test_a_kind_may_be_a_word_a_mapping_or_left_out(written: dict[str, Any], section: Section) -> None:
+def test_a_kind_may_be_a_word_a_mapping_or_left_out(
+    written: dict[str, Any], section: Section
+) -> None:
     assert Picture.model_validate(written).shape == section
 
 
@@ -134,7 +140,9 @@ def test_a_kind_may_be_a_word_a_mapping_or_left_out(written: dict[str, Any], sec
         (5, "should be a mapping or one of: round, square"),
     ],
 )
-def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(written: object, message: str) -> None:
+def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(
+    written: object, message: str
+) -> None:
     with pytest.raises(ValidationError) as caught:
         Picture.model_validate({"shape": written})
     [error] = caught.value.errors()
@@ -145,10 +153,15 @@ def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(written: objec
 def test_mistakes_inside_a_kind_are_told_with_their_keys() -> None:
     with pytest.raises(ValidationError) as caught:
         Picture.model_validate({"shape": {"kind": "round", "radius": 0, "corner": 1}})
-    assert {error["loc"] for error in caught.value.errors()} == {("shape", "radius"), ("shape", "corner")}
+    assert {error["loc"] for error in caught.value.errors()} == {
+        ("shape", "radius"),
+        ("shape", "corner"),
+    }
 
 
-@pytest.mark.parametrize("options", [{}, {"exclude_defaults": True}, {"exclude_unset": True}, {"mode": "json"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"exclude_defaults": True}, {"exclude_unset": True}, {"mode": "json"}]
+)
 def test_a_dumped_section_keeps_its_kind(options: dict[str, Any]) -> None:
     picture = Picture.model_validate({"shape": {"kind": "square"}})
     assert picture.model_dump(**options)["shape"]["kind"] == "square"
@@ -166,7 +179,10 @@ def test_a_table_imports_nothing_until_a_kind_is_named() -> None:
         "import sys; from vdiff.networks import NETWORKS; from vdiff.data import DATASETS; list(NETWORKS);"
         "print([name for name in ('torch', 'lmdb', 'PIL', 'vdiff.networks.unet') if name in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "[]\n"
+    )
 
 
 @pytest.mark.parametrize("part", TABLES)
@@ -250,7 +266,11 @@ def broken(part: str) -> Iterator[tuple[str, str, str]]:
     yield "raises", 'raise RuntimeError("not today\\nmore about it")\n', "RuntimeError: not today"
     yield "says nothing", "raise ValueError\n", "ValueError"
     yield "leaves", "raise SystemExit(3)\n", "SystemExit: 3"
-    yield "import", "import no_such_library\n", "ModuleNotFoundError: No module named 'no_such_library'"
+    yield (
+        "import",
+        "import no_such_library\n",
+        "ModuleNotFoundError: No module named 'no_such_library'",
+    )
     yield "name", "Host = 5\n", "AttributeError: module 'guest' has no attribute 'Guest'"
     yield "syntax", "class Guest(\n", "SyntaxError: '(' was never closed (guest.py, line 1)"
 
@@ -285,12 +305,16 @@ def test_another_package_adds_a_kind_and_replaces_none(install: Install, part: s
     assert table.section("guest").__module__ == "guest"
     assert table.sections()["guest"] is table.section("guest")
     assert table.section(table.default).__module__.startswith("vdiff.")
-    assert table.unknown("guess").startswith(f"unknown kind `guess` of {part}; did you mean `guest`?")
+    assert table.unknown("guess").startswith(
+        f"unknown kind `guess` of {part}; did you mean `guest`?"
+    )
     assert holder(part).model_validate({"it": "guest"}).it.kind == "guest"  # type: ignore[attr-defined]
 
 
 @every_part
-def test_a_name_that_vdiff_has_stays_its_own_and_that_is_doubted(install: Install, part: str) -> None:
+def test_a_name_that_vdiff_has_stays_its_own_and_that_is_doubted(
+    install: Install, part: str
+) -> None:
     table = TABLES[part]
     kinds = list(table)
     install(part, 'raise RuntimeError("nobody asked for it")\n', table.default)
@@ -322,7 +346,9 @@ def test_a_kind_that_cannot_be_used_is_one_error_and_the_others_go_on(
     assert error.exit_code == 6
     assert error.problem == f"the {part} `guest` of the package `guest 1.0` cannot be used"
     assert error.where == f"`guest:Guest`: {words}"
-    assert error.fix == "get a version of it that fits this vdiff, or remove it: pip uninstall guest"
+    assert (
+        error.fix == "get a version of it that fits this vdiff, or remove it: pip uninstall guest"
+    )
     assert set(table) == {*kinds, "guest"}
     assert list(table.sections()) == [kind for kind in table if kind != "guest"]
     assert table.section(table.default) is table.sections()[table.default]
@@ -342,7 +368,9 @@ def test_a_kind_whose_fields_nobody_can_describe_is_one_error_and_the_schema_goe
 
 
 @every_part
-def test_a_name_that_two_packages_claim_is_one_error_and_neither_is_used(install: Install, part: str) -> None:
+def test_a_name_that_two_packages_claim_is_one_error_and_neither_is_used(
+    install: Install, part: str
+) -> None:
     table = TABLES[part]
     kinds = list(table)
     for name, version in (("guest", "1.0"), ("other", "2.1")):
@@ -376,7 +404,10 @@ def call(back):
     install("sampler", source, "guest")
     import guest  # type: ignore[import-not-found]
 
-    for work, words in ((guest.fail, "RuntimeError: sorry"), (guest.ask_torch, "RuntimeError: shape '[3]'")):
+    for work, words in (
+        (guest.fail, "RuntimeError: sorry"),
+        (guest.ask_torch, "RuntimeError: shape '[3]'"),
+    ):
         with pytest.raises(RuntimeError) as caught:
             work()
         found = explain(caught.value)
@@ -397,14 +428,18 @@ def test_every_kind_names_itself_and_documents_its_fields(part: str, kind: str) 
     assert section.model_fields["kind"].default == kind
     assert section.model_fields["kind"].annotation == Literal[kind]
     assert (section.__doc__ or "").strip()
-    undocumented = [name for name in section.model_fields if name not in field_docs(section) and name != "kind"]
+    undocumented = [
+        name for name in section.model_fields if name not in field_docs(section) and name != "kind"
+    ]
     assert undocumented == []
 
 
 def sections(section: type[BaseModel]) -> set[type[BaseModel]]:
     """`section` and all plain sections inside it."""
     inner = [field.annotation for field in section.model_fields.values()]
-    found = (sections(each) for each in inner if isinstance(each, type) and issubclass(each, Section))
+    found = (
+        sections(each) for each in inner if isinstance(each, type) and issubclass(each, Section)
+    )
     return {section}.union(*found)
 
 
@@ -412,11 +447,15 @@ def test_every_field_of_a_recipe_is_marked_and_documented() -> None:
     kinds = [TABLES[part].section(kind) for part, kind in KINDS]
     for section in sections(Recipe).union(*(sections(kind) for kind in kinds)):
         for name in section.model_fields:
-            assert mark_of(section, name) in ("trajectory", "harmless"), f"{section.__name__}.{name}"  # type: ignore[arg-type]
+            assert mark_of(section, name) in ("trajectory", "harmless"), (
+                f"{section.__name__}.{name}"
+            )  # type: ignore[arg-type]
             assert name in field_docs(section) or name == "kind", f"{section.__name__}.{name}"
 
 
-def test_a_kind_of_vdiff_is_found_without_a_look_at_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_of_vdiff_is_found_without_a_look_at_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def looked(*given: object) -> None:
         raise AssertionError("it looked")
 

@@ -89,7 +89,9 @@ class BrokenSampler(Ddim):
     def __str__(self) -> str:
         return str(self.__dict__.get("said", super().__str__()))
 
-    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+    def step(
+        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
+    ) -> Tensor:
         return self.__dict__.get("moved", super().step)(here, s, before, predict, rng)
 
 
@@ -178,7 +180,9 @@ class Counts(Objective):
     def __init__(self, broken: str) -> None:
         self.broken, self.done, self.asked = broken, torch.zeros(()), 0
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         t = 1 - rng.stratified()
         losses = student(x, t, condition, rng).x.square().mean((1, 2, 3)) + self.done
         self.asked += 1
@@ -246,7 +250,10 @@ METRICS_BROKEN: dict[str, Any] = {
     "give other numbers": lambda found, calls: {**found, "mse": found["mse"] + calls},
     "order of the pairs": lambda found, calls: {**found, "mse": found["mse"] + (calls == 3)},
     "whose partner": lambda found, calls: dict.fromkeys(found, 0.5),
-    "a number that is none": lambda found, calls: {**found, "psnr": found["psnr"] if found["mse"] else float("nan")},
+    "a number that is none": lambda found, calls: {
+        **found,
+        "psnr": found["psnr"] if found["mse"] else float("nan"),
+    },
 }
 
 
@@ -257,7 +264,9 @@ def test_a_broken_metric_of_pairs_is_told_of(broken: str) -> None:
 
         def compare(self, own: Pictures, other: Pictures) -> dict[str, float]:
             self.calls += 1
-            found: dict[str, float] = METRICS_BROKEN[broken](super().compare(own, other), self.calls)
+            found: dict[str, float] = METRICS_BROKEN[broken](
+                super().compare(own, other), self.calls
+            )
             return found
 
     class Broken(AgreementSection):
@@ -302,7 +311,9 @@ DATA_BROKEN: dict[str, dict[str, Any]] = {
     "is float64": {"of": lambda pixels, label: (pixels.astype(np.float64), label)},
     r"has the shape \(3, 8, 7\)": {"of": lambda pixels, label: (pixels[:, :, :7], label)},
     "has the class 3 of 3": {"of": lambda pixels, label: (pixels, 3)},
-    "another when it is opened again": {"of": lambda pixels, label: (RNG.integers(0, 256, (3, 8, 8), np.uint8), label)},
+    "another when it is opened again": {
+        "of": lambda pixels, label: (RNG.integers(0, 256, (3, 8, 8), np.uint8), label)
+    },
 }
 RNG = np.random.default_rng(0)
 
@@ -347,7 +358,9 @@ def test_a_broken_network_is_told_of(broken: str) -> None:
 
     def spoiled(network: nn.Module) -> nn.Module:
         calls = iter(range(1000))
-        network.register_forward_hook(lambda module, given, out: NETWORKS_BROKEN[broken](out, next(calls)))
+        network.register_forward_hook(
+            lambda module, given, out: NETWORKS_BROKEN[broken](out, next(calls))
+        )
         return network
 
     class Broken(section):  # type: ignore[misc, valid-type]

@@ -54,7 +54,10 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("damage") / "run"
     picture = torch.arange(192, dtype=torch.uint8).reshape(3, 8, 8)
     checkpoint.save(
-        run / "original", test_checkpoint.card(), models()[0], lambda folder: write_png(folder / "samples.png", picture)
+        run / "original",
+        test_checkpoint.card(),
+        models()[0],
+        lambda folder: write_png(folder / "samples.png", picture),
     )
     for update in (2, 4):
         save(run / "saves" / "base_0", update)
@@ -97,7 +100,11 @@ def with_flips(folder: Path) -> Iterator[str]:
         rng = random.Random(zlib.crc32(name.encode()))
         for _ in range(NUM_FLIPS):
             place = rng.randrange(len(before))
-            path.write_bytes(before[:place] + bytes([before[place] ^ 1 << rng.randrange(8)]) + before[place + 1 :])
+            path.write_bytes(
+                before[:place]
+                + bytes([before[place] ^ 1 << rng.randrange(8)])
+                + before[place + 1 :]
+            )
             yield name
         path.write_bytes(before)
 
@@ -143,7 +150,9 @@ def test_every_single_bit_of_a_model_counts(run: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_inspect_names_the_file_of_a_model(run: Path, harm: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_names_the_file_of_a_model(
+    run: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in damaged(run / "original", HARMS[harm]):
         if name == MARK and harm == "deleted":
             continue  # it is no model any more, but a pipeline of diffusers
@@ -193,7 +202,9 @@ def test_every_single_bit_of_a_save_counts(run: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_inspect_names_the_file_of_a_save(run: Path, harm: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_names_the_file_of_a_save(
+    run: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in damaged(run / "saves/base_0/000000004", HARMS[harm]):
         assert app.run(["inspect", str(run), "--verify"]) == 4
         said = "".join(capsys.readouterr().err.split())

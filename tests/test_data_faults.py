@@ -76,7 +76,9 @@ def big_store(make_pictures: MakePictures, tmp_path: Path) -> Path:
 
 @FORKS
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.99])
-def test_a_store_that_is_cut_off_while_it_is_read_is_a_data_error(share: float, big_store: Path) -> None:
+def test_a_store_that_is_cut_off_while_it_is_read_is_a_data_error(
+    share: float, big_store: Path
+) -> None:
     file = big_store / FILE
 
     def work() -> None:
@@ -90,7 +92,9 @@ def test_a_store_that_is_cut_off_while_it_is_read_is_a_data_error(share: float, 
 
 @FORKS
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_store_that_is_cut_off_before_another_process_opens_it_is_a_data_error(share: float, big_store: Path) -> None:
+def test_a_store_that_is_cut_off_before_another_process_opens_it_is_a_data_error(
+    share: float, big_store: Path
+) -> None:
     opened = ImageStore(big_store)
     os.truncate(big_store / FILE, int((big_store / FILE).stat().st_size * share))
     assert ending(lambda: read_all(opened)) == DataError.exit_code
@@ -118,7 +122,9 @@ def test_a_store_that_is_cut_off_in_the_midst_of_a_training_is_a_data_error(
         assert ending(work) == DataError.exit_code
 
 
-def test_a_store_that_is_replaced_while_it_is_read_stays_what_it_was(big_store: Path, tmp_path: Path) -> None:
+def test_a_store_that_is_replaced_while_it_is_read_stays_what_it_was(
+    big_store: Path, tmp_path: Path
+) -> None:
     opened = ImageStore(big_store)
     before = read_all(opened)
     noise_picture(40, 40, seed=1000).save(tmp_path / "pictures" / "000.png")
@@ -150,7 +156,9 @@ def outcome(original: Path, damaged: Path, expected: object, writes: bool) -> st
     return "harmless" if is_same else "wrong"
 
 
-def campaign(original: Path, flips: list[tuple[int, int]], scratch: Path, writes: bool = False) -> Counter[str]:
+def campaign(
+    original: Path, flips: list[tuple[int, int]], scratch: Path, writes: bool = False
+) -> Counter[str]:
     """Flip each of these bits (place in the file, bit), alone, and count what comes of it; crashes are counted too."""
     opened = ImageStore(original)
     expected = [read_all(opened), opened.metadata, opened.fingerprint]
@@ -167,8 +175,12 @@ def campaign(original: Path, flips: list[tuple[int, int]], scratch: Path, writes
                 changed = bytearray(data)
                 changed[place] ^= 1 << bit
                 (scratch / "new").write_bytes(changed)
-                (scratch / "new").replace(scratch / FILE)  # another file, as far as LMDB's map is concerned
-                os.write(writing, bytes([words.index(outcome(original, scratch, expected, writes))]))
+                (scratch / "new").replace(
+                    scratch / FILE
+                )  # another file, as far as LMDB's map is concerned
+                os.write(
+                    writing, bytes([words.index(outcome(original, scratch, expected, writes))])
+                )
             os._exit(0)
         os.close(writing)
         with os.fdopen(reading, "rb") as pipe:
@@ -182,12 +194,16 @@ def some_bits(file: Path, count: int, seed: int) -> list[tuple[int, int]]:
     """Half of them anywhere, half in the heads of pages, where LMDB's own numbers are."""
     rng, size = random.Random(seed), file.stat().st_size
     anywhere = [rng.randrange(size) for _ in range(count // 2)]
-    heads = [4096 * rng.randrange(size // 4096) + rng.randrange(160) for _ in range(count - count // 2)]
+    heads = [
+        4096 * rng.randrange(size // 4096) + rng.randrange(160) for _ in range(count - count // 2)
+    ]
     return [(place, rng.randrange(8)) for place in (*anywhere, *heads)]
 
 
 @FORKS
-def test_no_flipped_bit_crashes_a_reader_or_gives_a_wrong_picture(store: Path, tmp_path: Path) -> None:
+def test_no_flipped_bit_crashes_a_reader_or_gives_a_wrong_picture(
+    store: Path, tmp_path: Path
+) -> None:
     counts = campaign(store, some_bits(store / FILE, 600, seed=1), tmp_path / "damaged")
     assert set(counts) == {"found", "harmless"}, counts
     assert counts["found"] > 100
@@ -195,11 +211,15 @@ def test_no_flipped_bit_crashes_a_reader_or_gives_a_wrong_picture(store: Path, t
 
 @FORKS
 def test_no_flipped_bit_crashes_a_writer_that_goes_on(store: Path, tmp_path: Path) -> None:
-    with StoreWriter(store) as writer:  # pages that are free again, for which LMDB keeps a tree of its own
+    with StoreWriter(
+        store
+    ) as writer:  # pages that are free again, for which LMDB keeps a tree of its own
         for index in range(8):
             writer.commit({f"x{index}": bytes(5000), f"x{index - 1}": None})
         writer.commit({"x7": None})
-    counts = campaign(store, some_bits(store / FILE, 400, seed=2), tmp_path / "damaged", writes=True)
+    counts = campaign(
+        store, some_bits(store / FILE, 400, seed=2), tmp_path / "damaged", writes=True
+    )
     assert set(counts) == {"found", "harmless"}, counts
 
 
@@ -218,7 +238,9 @@ def test_no_flipped_bit_crashes_a_writer_that_goes_on(store: Path, tmp_path: Pat
         {"channels": 2},
     ],
 )
-def test_metadata_with_poison_in_it_is_a_data_error(changed: dict[str, object], store: Path) -> None:
+def test_metadata_with_poison_in_it_is_a_data_error(
+    changed: dict[str, object], store: Path
+) -> None:
     metadata = ImageStore(store).metadata
     assert metadata is not None
     with StoreWriter(store) as writer:
@@ -231,7 +253,16 @@ def test_a_damaged_store_has_the_exit_code_of_data(
     store: Path, make_pictures: MakePictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.truncate(store / FILE, 10_000)
-    arguments = ["prepare", str(store.parent / "pictures"), "--size", "8", "--size", "16", "--out", str(store)]
+    arguments = [
+        "prepare",
+        str(store.parent / "pictures"),
+        "--size",
+        "8",
+        "--size",
+        "16",
+        "--out",
+        str(store),
+    ]
     assert main(arguments) == 3
     err = capsys.readouterr().err
     assert "cut off" in err
@@ -257,10 +288,14 @@ def as_bytes(picture: Image.Image, kind: str = "PNG", **options: object) -> byte
     return file.getvalue()
 
 
-def png(width: int, height: int, depth: int, kind: int, data: bytes = b"", more: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, depth: int, kind: int, data: bytes = b"", more: bytes = b""
+) -> bytes:
     """A PNG with this header; the colours of `kind` 2 are RGB, of 0 grey. more: chunks before the data."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    chunks = (
+        chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    )
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
@@ -277,7 +312,9 @@ def plain(colour: tuple[int, ...], mode: str = "RGB") -> Image.Image:
 
 def animation(kind: str) -> bytes:
     options = {"lossless": True} if kind == "WEBP" else {}
-    return as_bytes(plain(RED), kind, save_all=True, append_images=[plain(BLUE)], duration=100, **options)
+    return as_bytes(
+        plain(RED), kind, save_all=True, append_images=[plain(BLUE)], duration=100, **options
+    )
 
 
 def deep_png() -> bytes:
@@ -308,7 +345,9 @@ ODD: dict[str, bytes] = {
     "jpeg_called.png": as_bytes(plain(RED), "JPEG", quality=100),
     "png_called.jpg": as_bytes(plain(RED)),
     "palette_alpha.png": palette_with_alpha(),
-    "several.jpg": as_bytes(plain(RED), "MPO", save_all=True, append_images=[plain(BLUE)], quality=100),
+    "several.jpg": as_bytes(
+        plain(RED), "MPO", save_all=True, append_images=[plain(BLUE)], quality=100
+    ),
 }
 """Files that show nothing but red, in a way of their own."""
 
@@ -323,7 +362,9 @@ BAD: dict[str, bytes] = {
 }
 
 
-def test_odd_pictures_are_stored_as_they_look_and_bad_ones_are_listed_with_their_reason(tmp_path: Path) -> None:
+def test_odd_pictures_are_stored_as_they_look_and_bad_ones_are_listed_with_their_reason(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for name, data in {**ODD, **BAD}.items():
@@ -344,7 +385,10 @@ def test_a_picture_that_lies_on_its_side_is_stored_upright(tmp_path: Path) -> No
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "turned.png").write_bytes(turned())
     pixels = images.decode(
-        ImageStore(prepare(tmp_path / "pictures", tmp_path / "store", sizes=[16]).store).read(0, 16), 3
+        ImageStore(prepare(tmp_path / "pictures", tmp_path / "store", sizes=[16]).store).read(
+            0, 16
+        ),
+        3,
     )
     assert (pixels[:, :8].reshape(3, -1).T == RED).all()
     assert (pixels[:, 8:].reshape(3, -1).T == BLUE).all()
@@ -361,7 +405,9 @@ def bombs() -> dict[str, bytes]:
     jpeg[place : place + 4] = struct.pack(">HH", 65500, 65500)
     tiff = bytearray(as_bytes(plain(RED), "TIFF"))
     for tag in (256, 257):
-        struct.pack_into("<HHII", tiff, tiff.index(struct.pack("<HHI", tag, 4, 1)), tag, 4, 1, 2**30)
+        struct.pack_into(
+            "<HHII", tiff, tiff.index(struct.pack("<HHI", tag, 4, 1)), tag, 4, 1, 2**30
+        )
     return {
         "wide.png": png(60_000, 60_000, 8, 2),
         "wide.gif": gif,
@@ -370,7 +416,9 @@ def bombs() -> dict[str, bytes]:
         "wide.tif": bytes(tiff),
         "wide.ppm": b"P6 60000 60000 255\n",
         "text.png": png(16, 16, 8, 0, bytes(17 * 16), chunk(b"zTXt", b"Comment\0\0" + zeros)),
-        "text.webp.png": png(16, 16, 8, 0, bytes(17 * 16), chunk(b"iTXt", b"Comment\0\1\0\0\0" + zeros)),
+        "text.webp.png": png(
+            16, 16, 8, 0, bytes(17 * 16), chunk(b"iTXt", b"Comment\0\1\0\0\0" + zeros)
+        ),
         "colours.png": png(16, 16, 8, 0, bytes(17 * 16), chunk(b"iCCP", b"name\0\0" + zeros)),
         "data.png": png(16, 16, 8, 0, bytes(400 * 2**20)),
         "narrow.png": png(2**30, 1, 8, 0),
@@ -400,7 +448,9 @@ def test_picture_bombs_are_refused_from_their_headers_in_little_memory(tmp_path:
     *lines, kilobytes = ran.stdout.splitlines()
     assert len(lines) == len(bombs())
     accepted = {line.split()[0] for line in lines if "(3, 16, 16)" in line}
-    assert accepted <= {"data.png", "colours.png", "text.png", "text.webp.png"}, lines  # small, whatever lies in them
+    assert accepted <= {"data.png", "colours.png", "text.png", "text.webp.png"}, (
+        lines
+    )  # small, whatever lies in them
     assert int(kilobytes) * 1024 < 500 * 10**6, lines
 
 
@@ -442,13 +492,21 @@ for archive in map(Path, sys.argv[1:]):
 """
 
 
-def test_bombs_in_archives_are_refused_from_their_beginning_in_little_memory(tmp_path: Path) -> None:
+def test_bombs_in_archives_are_refused_from_their_beginning_in_little_memory(
+    tmp_path: Path,
+) -> None:
     good, zeros = {"good.png": as_bytes(plain(RED))}, bytes(240 * 2**20)
     rows = bytes((30_000 // 8 + 1) * 30_000)
-    wide = {"1.png": png(30_000, 30_000, 1, 0, rows), "2.jpg": bombs()["wide.jpg"], "3.gif": bombs()["wide.gif"]}
+    wide = {
+        "1.png": png(30_000, 30_000, 1, 0, rows),
+        "2.jpg": bombs()["wide.jpg"],
+        "3.gif": bombs()["wide.gif"],
+    }
     junk = {f"{number}.png": zeros for number in range(2)}
     # a sort of picture that must be read to its end before anything is known of it
-    late = {f"{number}.tif": b"II*\0" + struct.pack("<L", len(zeros)) + zeros for number in range(2)}
+    late = {
+        f"{number}.tif": b"II*\0" + struct.pack("<L", len(zeros)) + zeros for number in range(2)
+    }
     made: dict[str, dict[str, bytes]] = {"wide": wide, "junk": junk, "late": late}
     names = []
     for name, files in made.items():
@@ -466,10 +524,17 @@ def test_bombs_in_archives_are_refused_from_their_beginning_in_little_memory(tmp
         timeout=SECONDS,
     )
     lines = ran.stdout.splitlines()
-    told, grown = dict(zip(order, lines[::2], strict=True)), dict(zip(order, map(int, lines[1::2]), strict=True))
+    told, grown = (
+        dict(zip(order, lines[::2], strict=True)),
+        dict(zip(order, map(int, lines[1::2]), strict=True)),
+    )
     assert all(line.split("; ")[1] == "1" for line in told.values()), told
-    assert all(told[name].count("pixels) exceeds") == 3 for name in ("wide-zip.zip", "wide-tar.tgz")), told
-    assert all(told[name].count("not a picture") == 2 for name in ("junk-zip.zip", "junk-tar.tgz")), told
+    assert all(
+        told[name].count("pixels) exceeds") == 3 for name in ("wide-zip.zip", "wide-tar.tgz")
+    ), told
+    assert all(
+        told[name].count("not a picture") == 2 for name in ("junk-zip.zip", "junk-tar.tgz")
+    ), told
     assert max(grown[name] for name in order if not name.startswith("late")) < 100_000, grown
     assert max(grown.values()) < 350_000, grown  # one of 240 MiB at a time
 
@@ -481,10 +546,14 @@ def test_the_largest_transparent_picture_needs_no_third_copy_of_itself(tmp_path:
     ran = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=SECONDS)
     shape, kilobytes = ran.stdout.splitlines()
     assert shape == "a.png (3, 5000, 5000)"
-    assert int(kilobytes) * 1024 < 5000 * 5000 * (4 + 4 + 3) + 100 * 10**6  # from, to, and the array of the latter
+    assert (
+        int(kilobytes) * 1024 < 5000 * 5000 * (4 + 4 + 3) + 100 * 10**6
+    )  # from, to, and the array of the latter
 
 
-def test_of_large_pictures_only_one_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_large_pictures_only_one_is_in_memory_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index in range(12):
@@ -514,7 +583,18 @@ def test_of_large_pictures_only_one_is_in_memory_at_a_time(tmp_path: Path, monke
 
 
 def command(pictures: Path, store: Path, *more: str) -> "subprocess.Popen[str]":
-    arguments = [sys.executable, "-m", "vdiff", "prepare", str(pictures), "--size", "8", "--out", str(store), *more]
+    arguments = [
+        sys.executable,
+        "-m",
+        "vdiff",
+        "prepare",
+        str(pictures),
+        "--size",
+        "8",
+        "--out",
+        str(store),
+        *more,
+    ]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -536,11 +616,15 @@ def test_the_second_of_two_prepares_names_the_first_and_a_dead_one_is_in_nobodys
     make_pictures: MakePictures, tmp_path: Path
 ) -> None:
     folder, store = make_pictures(), tmp_path / "store"
-    first = subprocess.Popen([sys.executable, "-c", HOLD, folder, store], stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder, store], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "holding\n"
-        with pytest.raises(InUseError, match=f"process {first.pid} on"):  # without a look at the pictures
+        with pytest.raises(
+            InUseError, match=f"process {first.pid} on"
+        ):  # without a look at the pictures
             prepare(tmp_path / "no pictures", store, sizes=[8])
         second = command(folder, store)
         said = second.communicate(timeout=SECONDS)[0]
@@ -554,7 +638,12 @@ def test_the_second_of_two_prepares_names_the_first_and_a_dead_one_is_in_nobodys
     assert third.returncode == 0
     assert ImageStore(store).num_images == 12
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "store"]
-    assert sorted(path.name for path in store.iterdir()) == ["data.mdb", "preview.png", "source.json", "store.json"]
+    assert sorted(path.name for path in store.iterdir()) == [
+        "data.mdb",
+        "preview.png",
+        "source.json",
+        "store.json",
+    ]
 
 
 class Killer:
@@ -665,7 +754,9 @@ def test_a_disk_that_is_full_at_any_point_harms_nothing_that_is_there(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "store"]
 
 
-def test_neither_a_link_to_a_store_nor_the_store_is_replaced(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_neither_a_link_to_a_store_nor_the_store_is_replaced(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures()
     elsewhere = prepare(folder, tmp_path / "elsewhere", sizes=[8]).store
     before = contents(elsewhere)
@@ -698,7 +789,9 @@ class Dull:
         return np.full(self.shape, index, np.uint8), -1
 
 
-def test_the_end_of_a_worker_is_told_where_a_batch_is_missing_and_nowhere_else(tmp_path: Path) -> None:
+def test_the_end_of_a_worker_is_told_where_a_batch_is_missing_and_nowhere_else(
+    tmp_path: Path,
+) -> None:
     stream = batches(Dull(tmp_path / "pid"), seed=0, stage=0, batch_size=2, workers=1)
     next(stream)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
@@ -714,10 +807,15 @@ def test_too_little_shared_memory_is_a_machine_error_with_advice(tmp_path: Path)
     """A limit on the size of files is one on pieces of shared memory too."""
     before = set(Path("/dev/shm").glob("torch_*"))
     stream = batches(Dull(tmp_path / "pid"), seed=0, stage=0, batch_size=8, workers=1)
-    with full_disk(100_000), pytest.raises(MachineError, match="cannot be handed to the trainer") as caught:
+    with (
+        full_disk(100_000),
+        pytest.raises(MachineError, match="cannot be handed to the trainer") as caught,
+    ):
         next(stream)
     left = [
-        path for path in set(Path("/dev/shm").glob("torch_*")) - before if (tmp_path / "pid").read_text() in path.name
+        path
+        for path in set(Path("/dev/shm").glob("torch_*")) - before
+        if (tmp_path / "pid").read_text() in path.name
     ]
     assert not left
     assert "--shm-size" in caught.value.fix

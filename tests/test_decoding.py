@@ -55,7 +55,9 @@ NO_TIFF = b"Exif\0\0this is no TIFF at all, whatever the marker says"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("exif", [NO_TIFF, b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0"])
+@pytest.mark.parametrize(
+    "exif", [NO_TIFF, b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0"]
+)
 def test_a_picture_whose_exif_is_none_is_taken_as_it_lies(kind: str, exif: bytes) -> None:
     options = {} if kind == "PNG" else {"quality": 100, "dpi": (72, 72)}
     plain = decoding.open_picture(as_bytes(PICTURE, kind, **options), 3)
@@ -73,7 +75,9 @@ def test_exif_that_is_none_is_noted(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(10))
 def test_all_eight_orientations_become_upright(orientation: int, kind: str) -> None:
-    upright = np.asarray(Image.radial_gradient("L").resize((24, 24)).crop((0, 4, 20, 16)).convert("RGB"))
+    upright = np.asarray(
+        Image.radial_gradient("L").resize((24, 24)).crop((0, 4, 20, 16)).convert("RGB")
+    )
     turned = {
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
@@ -117,7 +121,12 @@ def test_segments_of_a_jpeg_that_make_no_sense_do_not_cost_the_picture() -> None
     data = as_bytes(PICTURE, "JPEG", quality=100)
     plain = np.asarray(decoding.open_picture(data, 3).picture)
     for kind in (0xE1, 0xE2, 0xED, 0xFE):
-        for content in (b"", b"ICC_PROFILE\0", b"Photoshop 3.0\x008BIM\4\4", b"MPF\0II*\0\xff\xff\xff\xff"):
+        for content in (
+            b"",
+            b"ICC_PROFILE\0",
+            b"Photoshop 3.0\x008BIM\4\4",
+            b"MPF\0II*\0\xff\xff\xff\xff",
+        ):
             segment = bytes([0xFF, kind]) + struct.pack(">H", len(content) + 2) + content
             odd = decoding.open_picture(data[:2] + segment + data[2:], 3)
             assert np.array_equal(np.asarray(odd.picture), plain), (kind, content)
@@ -144,7 +153,9 @@ def test_a_header_that_makes_no_sense_is_called_damaged(kind: str) -> None:
     data = bytearray(as_bytes(PICTURE, kind))
     data[14:40] = bytes(byte ^ 0x5A for byte in data[14:40])
     said = reason(bytes(data))
-    assert said.startswith((f"a damaged {kind}: ", f"a {kind} of a kind that cannot be read: ")), said
+    assert said.startswith((f"a damaged {kind}: ", f"a {kind} of a kind that cannot be read: ")), (
+        said
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +163,10 @@ def test_a_header_that_makes_no_sense_is_called_damaged(kind: str) -> None:
 )
 def test_a_png_that_was_copied_as_text_is_called_damaged(mangle: tuple[bytes, bytes]) -> None:
     data = as_bytes(PICTURE)
-    assert reason(data[:8].replace(*mangle, 1) + data[8:]) == "a damaged PNG: its first bytes are wrong"
+    assert (
+        reason(data[:8].replace(*mangle, 1) + data[8:])
+        == "a damaged PNG: its first bytes are wrong"
+    )
 
 
 def test_a_tiff_of_a_rare_kind_is_not_called_damaged() -> None:
@@ -186,7 +200,11 @@ def test_a_small_webp_that_asks_for_much_memory_is_refused_before_it_is_opened(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libwebp takes 8 bytes per pixel as soon as it knows the size."""
-    options: dict[str, dict[str, object]] = {"VP8X": {"exif": NO_TIFF}, "VP8L": {"lossless": True}, "VP8 ": {}}
+    options: dict[str, dict[str, object]] = {
+        "VP8X": {"exif": NO_TIFF},
+        "VP8L": {"lossless": True},
+        "VP8 ": {},
+    }
     picture = noise_picture(160, 120, seed=0)
     data = bytearray(as_bytes(picture, "WEBP", **options[kind]))
     assert data[12:16] == kind.encode()
@@ -260,7 +278,9 @@ def as_users_have_it() -> Iterator[None]:
 
 @pytest.mark.usefixtures("as_users_have_it")
 @pytest.mark.parametrize("name", NAMES)
-def test_what_pillow_warns_of_becomes_a_note_each_time(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_pillow_warns_of_becomes_a_note_each_time(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(2):
         opened = decoding.open_picture(talkative(name), 3)
         assert [note for note in opened.notes if note.startswith("Pillow warns: ")], opened.notes
@@ -268,7 +288,9 @@ def test_what_pillow_warns_of_becomes_a_note_each_time(name: str, capfd: pytest.
 
 
 @pytest.mark.usefixtures("as_users_have_it")
-def test_libtiff_is_silent_while_a_picture_is_read_and_afterwards_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+def test_libtiff_is_silent_while_a_picture_is_read_and_afterwards_as_it_was(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     if remarks._set_tiff_handler is remarks._no_tiff_handler:
         pytest.skip("this Pillow does not show its libtiff")
     assert reason(broken_tiff()) == "a damaged TIFF: its data cannot be decoded"
@@ -323,14 +345,18 @@ def test_the_command_says_nothing_when_told_to_and_counts_otherwise(
     assert "PIL" not in said
     assert "tempfile" not in said
     rows = [line.split("\t") for line in Path("store/notes.tsv").read_text().splitlines()]
-    assert {name for name, _ in rows} == {path.name for path in Path("pictures").iterdir()} - {"broken.tif"}
+    assert {name for name, _ in rows} == {path.name for path in Path("pictures").iterdir()} - {
+        "broken.tif"
+    }
 
 
 def test_notes_survive_a_stop_and_go_with_the_store(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index in range(4):
-        (folder / f"{index}.png").write_bytes(BESIDE["a checksum of text"] if index % 2 else as_bytes(PICTURE))
+        (folder / f"{index}.png").write_bytes(
+            BESIDE["a checksum of text"] if index % 2 else as_bytes(PICTURE)
+        )
     report = prepare(folder, tmp_path / "store", sizes=[8])
     note = "what it holds beside its pixels is damaged and was left out"
     assert report.notes == [("1.png", note), ("3.png", note)]
@@ -353,8 +379,28 @@ def test_every_kind_of_pixel_that_pillow_writes_is_taken_or_refused_in_words() -
     bands = [Image.linear_gradient("L"), Image.radial_gradient("L"), Image.new("L", (256, 256), 90)]
     colours = Image.merge("RGB", bands)
     taken, reasons = 0, set()
-    for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I", "I;16", "I;16B", "F"):
-        picture = colours.convert("L").convert(mode) if mode in ("PA", "I;16", "I;16B") else colours.convert(mode)
+    for mode in (
+        "1",
+        "L",
+        "LA",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "I",
+        "I;16",
+        "I;16B",
+        "F",
+    ):
+        picture = (
+            colours.convert("L").convert(mode)
+            if mode in ("PA", "I;16", "I;16B")
+            else colours.convert(mode)
+        )
         for kind in ("PNG", "TIFF", "JPEG", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF"):
             try:
                 data = as_bytes(picture, kind)
@@ -373,7 +419,10 @@ def test_a_comment_is_no_picture_text(tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("a", "b" * 1000)
     (tmp_path / "a.png").write_bytes(as_bytes(PICTURE, pnginfo=info))
-    assert len(images.encode_picture(images.open_picture((tmp_path / "a.png").read_bytes(), 3), "png")) < 1000
+    assert (
+        len(images.encode_picture(images.open_picture((tmp_path / "a.png").read_bytes(), 3), "png"))
+        < 1000
+    )
 
 
 def test_pillow_logs_to_nobody(capfd: pytest.CaptureFixture[str]) -> None:

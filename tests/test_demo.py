@@ -12,7 +12,14 @@ from vdiff.cli import main
 from vdiff.cli.signals import StopRequest
 
 QUICK = ["--set", "network.width=8", "--set", "network.attention_at=[]", "--set", "train.updates=2"]
-QUICK += ["--set", "distill.updates=1", "--set", "distill.overrides={}", "--set", "sample.num_images=4"]
+QUICK += [
+    "--set",
+    "distill.updates=1",
+    "--set",
+    "distill.overrides={}",
+    "--set",
+    "sample.num_images=4",
+]
 
 
 def demo(
@@ -39,10 +46,14 @@ def test_the_demo_goes_the_whole_way_and_goes_on_where_it_was_stopped(
         file.unlink() if file.is_file() else file.rmdir()
     last.rmdir()
     second = demo(folder, monkeypatch, capsys)
-    assert [stage["hash"] for stage in second["stages"]] == [stage["hash"] for stage in first["stages"]]
+    assert [stage["hash"] for stage in second["stages"]] == [
+        stage["hash"] for stage in first["stages"]
+    ]
 
 
-def test_a_mistake_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--out", "demo", "--set", "wrong.key=1"]) == 2
     assert not (tmp_path / "demo" / "digits").exists()

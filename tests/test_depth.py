@@ -41,17 +41,32 @@ def grey(data: bytes, bits: int = 16) -> npt.NDArray[np.uint8]:
     return np.asarray(opened.picture)
 
 
-def tiff(values: npt.NDArray[Any], tags: dict[int, tuple[int, int | float]], packed: bytes | None = None) -> bytes:
+def tiff(
+    values: npt.NDArray[Any], tags: dict[int, tuple[int, int | float]], packed: bytes | None = None
+) -> bytes:
     """A TIFF of one strip. tags: number -> (type, value): 3 short, 4 long, 9 signed long, 11 float."""
     height, width = values.shape
     data = values.tobytes() if packed is None else packed
     sample = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
-    every: dict[int, tuple[int, int | float]] = {256: (4, width), 257: (4, height), 258: (3, values.itemsize * 8)}
-    every |= {259: (3, 1), 262: (3, 1), 273: (4, 8), 277: (3, 1), 278: (4, height), 279: (4, len(data))}
+    every: dict[int, tuple[int, int | float]] = {
+        256: (4, width),
+        257: (4, height),
+        258: (3, values.itemsize * 8),
+    }
+    every |= {
+        259: (3, 1),
+        262: (3, 1),
+        273: (4, 8),
+        277: (3, 1),
+        278: (4, height),
+        279: (4, len(data)),
+    }
     every |= {339: (3, sample)} | tags
     listed = struct.pack("<H", len(every))
     for tag, (kind, value) in sorted(every.items()):
-        listed += struct.pack("<HHI", tag, kind, 1) + struct.pack({3: "<Hxx", 4: "<I", 9: "<i", 11: "<f"}[kind], value)
+        listed += struct.pack("<HHI", tag, kind, 1) + struct.pack(
+            {3: "<Hxx", 4: "<I", 9: "<i", 11: "<f"}[kind], value
+        )
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + listed + bytes(4)
 
 
@@ -97,7 +112,9 @@ def test_a_pgm_states_its_largest_value() -> None:
 def test_a_tiff_whose_zero_is_white_is_turned_round() -> None:
     levels = (RAMP * 65535).astype(np.uint16)
     assert np.array_equal(grey(tiff(levels, {262: (3, 0)})), 255 - grey(tiff(levels, {})))
-    assert np.array_equal(grey(tiff(levels // 16, {262: (3, 0)}), 12), 255 - grey(tiff(levels // 16, {}), 12))
+    assert np.array_equal(
+        grey(tiff(levels // 16, {262: (3, 0)}), 12), 255 - grey(tiff(levels // 16, {}), 12)
+    )
 
 
 REFUSED: dict[str, bytes] = {
@@ -130,7 +147,9 @@ def test_values_without_a_range_are_refused_with_what_to_do(name: str, channels:
     ],
     ids=["float", "CT", "signed", "unsigned", "8 bits in 32"],
 )
-def test_a_range_that_a_tiff_states_is_used(values: npt.NDArray[Any], low: float, high: float, kind: int) -> None:
+def test_a_range_that_a_tiff_states_is_used(
+    values: npt.NDArray[Any], low: float, high: float, kind: int
+) -> None:
     found = grey(tiff(values, {340: (kind, low), 341: (kind, high)}))
     expected = np.floor((values.astype(float) - low) / (high - low) * 255 + 0.5)
     assert np.abs(found - expected).max() <= 1
@@ -149,7 +168,9 @@ def test_a_transparent_grey_of_16_bits_stays_transparent() -> None:
     data = as_bytes(Image.fromarray(levels), transparency=1000)
     with_alpha = images.from_picture(images.open_picture(data, 4))
     assert with_alpha[3, 299].tolist() == [255, 0, 0, 0]
-    assert images.from_picture(images.open_picture(data, 3))[:, 299].T.tolist() == [[4, 4, 4]] + 3 * [[255, 255, 255]]
+    assert images.from_picture(images.open_picture(data, 3))[:, 299].T.tolist() == [
+        [4, 4, 4]
+    ] + 3 * [[255, 255, 255]]
 
 
 @pytest.mark.parametrize(("bits", "grey_value"), [(1, 1), (2, 2), (4, 9), (8, 200)])
@@ -157,8 +178,14 @@ def test_a_transparent_grey_of_few_bits_stays_transparent(bits: int, grey_value:
     """Pillow spreads the greys over 0 to 255, and not the one that is transparent."""
     row = bytes([0, grey_value << (8 - bits), 0])
     width = 16 // bits
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, 0, 0, 0, 0))
-    data += chunk(b"tRNS", struct.pack(">H", grey_value)) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    data = b"\x89PNG\r\n\x1a\n" + chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, 0, 0, 0, 0)
+    )
+    data += (
+        chunk(b"tRNS", struct.pack(">H", grey_value))
+        + chunk(b"IDAT", zlib.compress(row))
+        + chunk(b"IEND", b"")
+    )
     alpha = images.from_picture(images.open_picture(data, 4))[3, 0]
     assert alpha[0] == 0
     assert alpha[1:].tolist() == [255] * (width - 1)
@@ -168,7 +195,11 @@ def test_a_transparent_colour_of_16_bits_is_found_by_its_upper_bytes() -> None:
     """Pillow reads 8 of the 16 bits of each colour."""
     pixels = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x1234, 0x5678, 0x8000)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-    data += chunk(b"tRNS", pixels[:6]) + chunk(b"IDAT", zlib.compress(b"\0" + pixels)) + chunk(b"IEND", b"")
+    data += (
+        chunk(b"tRNS", pixels[:6])
+        + chunk(b"IDAT", zlib.compress(b"\0" + pixels))
+        + chunk(b"IEND", b"")
+    )
     found = images.from_picture(images.open_picture(data, 4))
     assert found[3, 0].tolist() == [0, 255]
     assert found[:3, 0, 1].tolist() == [0x12, 0x56, 0x80]
@@ -189,27 +220,40 @@ def ramp(top: int, kind: str = "PNG") -> bytes:
 
 
 def test_pictures_that_are_nearly_black_are_told_with_what_to_type(tmp_path: Path) -> None:
-    report = stored(tmp_path / "a", tmp_path / "store", {"b.png": ramp(4095), "c.tif": ramp(4000, "TIFF")})
+    report = stored(
+        tmp_path / "a", tmp_path / "store", {"b.png": ramp(4095), "c.tif": ramp(4000, "TIFF")}
+    )
     assert report.hints == [
         "no value of the 2 grey pictures of 16 bits is above 4,095, so they are nearly black: "
         "if they use only 12 of their bits, prepare them with `--depth 12 --force`"
     ]
-    again = prepare(tmp_path / "a", tmp_path / "store", sizes=[64], channels=1, depth=12, force=True)
+    again = prepare(
+        tmp_path / "a", tmp_path / "store", sizes=[64], channels=1, depth=12, force=True
+    )
     assert again.hints == []
-    brightest = [images.decode(ImageStore(again.store).read(index, 64), 1).max() for index in range(2)]
+    brightest = [
+        images.decode(ImageStore(again.store).read(index, 64), 1).max() for index in range(2)
+    ]
     assert brightest == [255, 249]
     assert ImageStore(again.store).metadata.depth == 12  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("pictures", [{"a.png": ramp(65_535), "b.png": ramp(4095)}, {"a.png": ramp(8192)}])
-def test_where_one_picture_is_bright_nothing_is_said(pictures: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "pictures", [{"a.png": ramp(65_535), "b.png": ramp(4095)}, {"a.png": ramp(8192)}]
+)
+def test_where_one_picture_is_bright_nothing_is_said(
+    pictures: dict[str, bytes], tmp_path: Path
+) -> None:
     assert stored(tmp_path / "a", tmp_path / "store", pictures).hints == []
 
 
 def test_pictures_of_8_bits_are_not_counted_among_the_dark_ones(tmp_path: Path) -> None:
     black = {"a.png": as_bytes(Image.new("L", (64, 64)))}
     assert stored(tmp_path / "a", tmp_path / "store", black).hints == []
-    assert "the 1 grey" in stored(tmp_path / "b", tmp_path / "other", {**black, "b.png": ramp(0)}).hints[0]
+    assert (
+        "the 1 grey"
+        in stored(tmp_path / "b", tmp_path / "other", {**black, "b.png": ramp(0)}).hints[0]
+    )
 
 
 def test_refused_pictures_are_listed(tmp_path: Path) -> None:
@@ -257,7 +301,9 @@ print(most())
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "pgm"])
-def test_a_scan_of_81_million_pixels_of_16_bits_fits_in_500_megabytes(kind: str, tmp_path: Path) -> None:
+def test_a_scan_of_81_million_pixels_of_16_bits_fits_in_500_megabytes(
+    kind: str, tmp_path: Path
+) -> None:
     (tmp_path / "scans").mkdir()
     path = tmp_path / "scans" / f"a.{kind}"
     levels = np.arange(9000, dtype=np.uint16)[None].repeat(9000, 0)
@@ -269,5 +315,9 @@ def test_a_scan_of_81_million_pixels_of_16_bits_fits_in_500_megabytes(kind: str,
     ran = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=SECONDS)
     said, megabytes = ran.stdout.splitlines()
     # Pillow needs 32 bits for each value of a PGM
-    assert said == ("a.pgm; 0; 9000 x 9000 pixels of 32 bits are too many" if kind == "pgm" else f"a.{kind}; 1; ")
+    assert said == (
+        "a.pgm; 0; 9000 x 9000 pixels of 32 bits are too many"
+        if kind == "pgm"
+        else f"a.{kind}; 1; "
+    )
     assert int(megabytes) < 500

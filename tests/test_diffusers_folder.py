@@ -61,10 +61,18 @@ def drawn(model: Denoiser, num_steps: int) -> list[np.ndarray]:
 
 
 def same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
-    return max(int(np.abs(a.astype(int) - b.astype(int)).max()) for a, b in zip(ours, theirs, strict=True)) <= 1
+    return (
+        max(
+            int(np.abs(a.astype(int) - b.astype(int)).max())
+            for a, b in zip(ours, theirs, strict=True)
+        )
+        <= 1
+    )
 
 
-def test_the_lines_of_a_students_readme_draw_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lines_of_a_students_readme_draw_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save(tmp_path / "base_2", card(num_steps=8), denoiser())
     model = checkpoint.load(tmp_path / "base_2").denoiser
     ours, theirs = drawn(model, 8), run_readme(tmp_path / "base_2", monkeypatch)
@@ -87,10 +95,14 @@ def test_diffusers_tells_the_number_of_steps_of_a_student_when_it_is_opened(
     assert said.text == "", "a base network can be drawn with in any number of steps"
 
 
-def test_a_readme_promises_no_steps_that_diffusers_cannot_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_readme_promises_no_steps_that_diffusers_cannot_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """diffusers knows whole times of the grid only, and refuses more steps than there are."""
     base = {"parent": None}
-    checkpoint.save(tmp_path / "original", card(grid=4, num_steps=8, name="original", **base), denoiser(grid=4))
+    checkpoint.save(
+        tmp_path / "original", card(grid=4, num_steps=8, name="original", **base), denoiser(grid=4)
+    )
     assert len(run_readme(tmp_path / "original", monkeypatch)) == 4
     assert "at most 4 steps" in (tmp_path / "original/README.md").read_text()
     for grid, num_steps in ((4, 8), (20, 8)):
@@ -105,7 +117,9 @@ def test_a_readme_promises_no_steps_that_diffusers_cannot_take(tmp_path: Path, m
 def test_a_model_with_classes_names_a_pipeline_that_passes_them_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = UNetSection(width=8, multipliers=(1, 2), blocks=1, num_classes=3).build(SIZE, 1).eval()
+    network = (
+        UNetSection(width=8, multipliers=(1, 2), blocks=1, num_classes=3).build(SIZE, 1).eval()
+    )
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for weight in network.parameters():
@@ -136,7 +150,11 @@ class Strange(Network):
         return {"_class_name": "Strange", "sample_size": SIZE}
 
     def forward(
-        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None
+        self,
+        z: Tensor,
+        time: Tensor,
+        condition: Condition = NOTHING,
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
         return self.layer(z)  # type: ignore[no-any-return]
 
@@ -168,7 +186,9 @@ def test_a_network_that_diffusers_does_not_know_is_not_claimed_to_be_one_it_know
 
 def test_a_readme_names_the_paper_only_where_its_method_was_used(tmp_path: Path) -> None:
     for kind, is_named in (("progressive", True), ("of_somebody", False)):
-        checkpoint.save(tmp_path / kind, card(trajectory={"distill.objective.kind": kind}), denoiser())
+        checkpoint.save(
+            tmp_path / kind, card(trajectory={"distill.objective.kind": kind}), denoiser()
+        )
         assert ("Salimans" in (tmp_path / kind / "README.md").read_text()) == is_named
 
 
@@ -184,13 +204,17 @@ def test_a_readme_may_be_completed_and_nothing_else_may(tmp_path: Path) -> None:
         checkpoint.load(folder)
 
 
-def test_every_model_of_a_chain_has_a_readme_with_its_own_steps_and_picture(tiny_run: TinyRun) -> None:
+def test_every_model_of_a_chain_has_a_readme_with_its_own_steps_and_picture(
+    tiny_run: TinyRun,
+) -> None:
     tiny_run.base()
     tiny_run.chain().distill()
     for name, steps in {"original": 8, "base_0": 4, "base_1": 2, "base_2": 1}.items():
         folder = tiny_run.folder().model(name)
         text = (folder / diffusers_folder.README).read_text()
-        assert text.startswith("---\nlibrary_name: diffusers\npipeline_tag: unconditional-image-generation\n")
+        assert text.startswith(
+            "---\nlibrary_name: diffusers\npipeline_tag: unconditional-image-generation\n"
+        )
         assert f"\n# {name}\n" in text
         assert f"num_inference_steps={steps})" in text
         assert "](samples.png)" in text

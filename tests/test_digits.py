@@ -20,7 +20,11 @@ def ended_process() -> int:
 
 
 def all_files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_there_are_1797_grey_pictures_with_labels() -> None:
@@ -55,7 +59,10 @@ def test_the_folder_holds_every_picture_under_its_label(tmp_path: Path) -> None:
     pictures = [path for path in paths if path.is_file()]
     assert [int(path.stem) for path in pictures] == list(range(1797))
     assert [int(path.parent.name) for path in pictures] == labels.tolist()
-    assert all(np.array_equal(decode(path.read_bytes(), 1), images[int(path.stem)]) for path in pictures[::50])
+    assert all(
+        np.array_equal(decode(path.read_bytes(), 1), images[int(path.stem)])
+        for path in pictures[::50]
+    )
 
 
 def test_an_interrupted_folder_is_completed_by_the_next_call(tmp_path: Path) -> None:

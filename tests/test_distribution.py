@@ -22,7 +22,9 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
     """`vdiff recipes ls` with the package that lies in `folder`."""
     code = "import sys; from vdiff.cli import main; sys.exit(main(['recipes', 'ls']))"
     environment = os.environ | {"PYTHONPATH": str(folder)}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.fixture
@@ -39,10 +41,17 @@ def test_the_distribution_has_a_name_of_its_own() -> None:
 
 
 def test_nobody_is_told_to_install_the_namesake() -> None:
-    texts = [*PACKAGE.rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*")]
+    texts = [
+        *PACKAGE.rglob("*.py"),
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "recipes").glob("*"),
+    ]
     for path in texts:
         for line in path.read_text("utf-8").splitlines():
-            assert not re.search(r"(pip|pipx|uv|uvx)\b.* install .*\bvdiff(?!-distill)\b", line), f"{path}: {line}"
+            assert not re.search(r"(pip|pipx|uv|uvx)\b.* install .*\bvdiff(?!-distill)\b", line), (
+                f"{path}: {line}"
+            )
 
 
 def test_an_installation_of_its_own_says_nothing(copy: Path) -> None:

@@ -30,7 +30,9 @@ def is_at_once(h: Tensor, conv: Conv2d) -> bool:
     with mock.patch.object(doubling, "doubled", wraps=doubled) as spy:
         out = convolved_double(h, conv)
     large = h.shape[2] * h.shape[3] >= 256
-    assert out.is_contiguous(memory_format=torch.channels_last if large else torch.contiguous_format)
+    assert out.is_contiguous(
+        memory_format=torch.channels_last if large else torch.contiguous_format
+    )
     return not spy.called
 
 
@@ -47,7 +49,9 @@ def at_once_and_after(h: Tensor, conv: Conv2d) -> tuple[list[Tensor], list[Tenso
 
 @pytest.mark.parametrize("channels", [(3, 5), (8, 4)])
 @pytest.mark.parametrize("size", [(4, 5), (6, 4), (16, 16)])
-def test_both_at_once_is_the_convolution_of_what_was_doubled(channels: tuple[int, int], size: tuple[int, int]) -> None:
+def test_both_at_once_is_the_convolution_of_what_was_doubled(
+    channels: tuple[int, int], size: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
     conv, h = Conv2d(*channels, 3, padding=1), torch.randn(2, channels[0], *size)
     assert is_at_once(h, conv)  # else this compares nothing
@@ -58,7 +62,9 @@ def test_both_at_once_is_the_convolution_of_what_was_doubled(channels: tuple[int
 def test_in_bf16_it_is_about_as_exact_as_the_convolution() -> None:
     torch.manual_seed(0)
     conv, h = Conv2d(16, 16, 3, padding=1), torch.randn(4, 16, 16, 16).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):  # which rounds the sums of the weights, once, in place of the weights
+    with torch.autocast(
+        "cpu", torch.bfloat16
+    ):  # which rounds the sums of the weights, once, in place of the weights
         once, after = convolved_double(h, conv), conv(doubled(h))
     assert errors(once, after, conv, h) < 1.2
     conv = conv.bfloat16()  # here the weights are exact, and their sums are not
@@ -69,7 +75,9 @@ def test_in_bf16_it_is_about_as_exact_as_the_convolution() -> None:
 @torch.no_grad()
 def errors(once: Tensor, after: Tensor, conv: Conv2d, h: Tensor) -> float:
     """The mean square error of one over that of the other."""
-    exact = nn.functional.conv2d(doubled(h.float()), conv.weight.float(), conv.bias.float(), padding=1)
+    exact = nn.functional.conv2d(
+        doubled(h.float()), conv.weight.float(), conv.bias.float(), padding=1
+    )
     first, second = ((each.float() - exact).square().mean() for each in (once, after))
     return float(first / second)
 

@@ -22,8 +22,18 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gone_through(system: str, folder: Path) -> Path:
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.elsewhere", system, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-W",
+        "error::RuntimeWarning",
+        "-m",
+        "tests.elsewhere",
+        system,
+        str(folder),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return folder
 

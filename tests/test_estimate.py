@@ -22,7 +22,9 @@ def estimated(run: TinyRun, *changes: str, stages: int = 2) -> Estimate:
 
 
 def test_every_part_of_a_run_is_in_the_estimate(tiny_run: TinyRun) -> None:
-    found = estimated(tiny_run, "evaluate.every=2", "evaluate.metrics=[agreement, swd]", "evaluate.num_images=8")
+    found = estimated(
+        tiny_run, "evaluate.every=2", "evaluate.metrics=[agreement, swd]", "evaluate.num_images=8"
+    )
     assert [each.stage.name for each in found.stages] == ["original", "base_0"]
     for each in found.stages:
         assert min(each.updates, each.saves, each.pictures, each.trend, each.start) > 0, each
@@ -43,7 +45,9 @@ def test_a_stage_costs_what_its_parts_cost_as_often_as_they_are_done(tiny_run: T
     found = stage_estimate(recipe, base, COST, (100.0, 10.0))
     assert (found.start, found.updates) == (0.5, 30.0)
     assert found.saves == 7.0 * (3 + 1)  # at updates 4, 8 and 10, and the model folder
-    assert found.pictures == pytest.approx(0.01 * (3 + 1) * 4 * 5)  # previews at 3, 6 and 9, and the last grid
+    assert found.pictures == pytest.approx(
+        0.01 * (3 + 1) * 4 * 5
+    )  # previews at 3, 6 and 9, and the last grid
     assert found.trend == pytest.approx(100.0 + 2 * 10.0 + 0.01 * 2 * 4 * 6)  # at updates 5 and 10
     assert found.seconds == pytest.approx(0.5 + 30 + 28 + 0.8 + 120.48)
     measured = (student.settings.updates - 1) // 5 + 1
@@ -57,12 +61,15 @@ def test_memory_grows_with_the_pictures_that_are_in_it_at_once(tiny_run: TinyRun
     memory.arrange(sparing=False)
     torch.ones(250_000_000)  # an earlier piece of work leaves 1 GB that is free but kept
     whole, parts = (
-        estimated(tiny_run, *wide, f"train.micro_batch={size}", stages=1).memory_bytes for size in (256, 16)
+        estimated(tiny_run, *wide, f"train.micro_batch={size}", stages=1).memory_bytes
+        for size in (256, 16)
     )
     assert whole > parts + 30e6
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can only be forgotten on Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak can only be forgotten on Linux"
+)
 def test_the_peak_is_of_what_came_after_it_was_forgotten() -> None:
     cpu = torch.device("cpu")
     memory.arrange(sparing=True)  # else what was kept for later would serve
@@ -89,11 +96,30 @@ def test_a_dry_run_tells_the_costs_and_writes_nothing(
 
 @pytest.mark.parametrize("shard", ["off", "on"])
 def test_several_processes_measure_together_and_one_tells(shard: str, tiny_run: TinyRun) -> None:
-    asked = ["distill", "--dry-run", "--json", "--device", "cpu", "--gpus", "2", "--set", f"shard={shard}"]
-    asked += ["--set", "evaluate.every=2", "--set", "evaluate.metrics=[swd]", "--set", "evaluate.num_images=4"]
+    asked = [
+        "distill",
+        "--dry-run",
+        "--json",
+        "--device",
+        "cpu",
+        "--gpus",
+        "2",
+        "--set",
+        f"shard={shard}",
+    ]
+    asked += [
+        "--set",
+        "evaluate.every=2",
+        "--set",
+        "evaluate.metrics=[swd]",
+        "--set",
+        "evaluate.num_images=4",
+    ]
     before = sorted(tiny_run.path.rglob("*"))
     command = [sys.executable, "-m", "vdiff", *asked]
-    done = subprocess.run(command, cwd=tiny_run.path, capture_output=True, text=True, check=True, timeout=180)
+    done = subprocess.run(
+        command, cwd=tiny_run.path, capture_output=True, text=True, check=True, timeout=180
+    )
     told = json.loads(done.stdout)
     assert told["processes"] == 2
     assert min(told["parts"].values()) > 0

@@ -136,7 +136,22 @@ def test_a_run_becomes_one_table(run: RunFolder, capsys: pytest.CaptureFixture[s
 def test_agreement_is_that_of_the_pictures_that_are_drawn(measured: RunFolder) -> None:
     drawn = {}
     for name in ("base_0", "base_1"):
-        assert main(["sample", "--checkpoint", name, "-n", "12", "--out", f"{name}.npz", "--device", "cpu"]) == 0
+        assert (
+            main(
+                [
+                    "sample",
+                    "--checkpoint",
+                    name,
+                    "-n",
+                    "12",
+                    "--out",
+                    f"{name}.npz",
+                    "--device",
+                    "cpu",
+                ]
+            )
+            == 0
+        )
         with np.load(f"{name}.npz") as arrays:
             drawn[name] = to_float(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2))
     expected = agreement(drawn["base_1"], drawn["base_0"])
@@ -145,7 +160,9 @@ def test_agreement_is_that_of_the_pictures_that_are_drawn(measured: RunFolder) -
     assert found["ssim"] == pytest.approx(expected.ssim)
 
 
-def test_one_object_on_stdout_and_one_row_for_a_model(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_object_on_stdout_and_one_row_for_a_model(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluate("runs/tiny/base_1", "--json")
     found = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in found["rows"]] == ["base_1"]
@@ -184,7 +201,11 @@ def test_an_interrupted_evaluation_goes_on_after_its_last_chunk(
 
 
 def drawn_by(run: RunFolder, num_images: int, first_seed: int, batch_size: int = 4) -> Samples:
-    samples = Samples(run.evaluation / "samples", of_run(run)[0], Wanted(Ddim(), num_images, first_seed, batch_size))
+    samples = Samples(
+        run.evaluation / "samples",
+        of_run(run)[0],
+        Wanted(Ddim(), num_images, first_seed, batch_size),
+    )
     samples.draw(Machine("fp32", "cpu"), lambda count: None)
     return samples
 
@@ -206,30 +227,50 @@ def test_numbers_of_classes_that_were_counted_otherwise_do_not_meet(
     assert main(["evaluate", *QUICK, *more]) == 0
     known = content(run)
     assert known["protocol"]["labels"] == "classes 0-1 by seed"
-    known["protocol"]["labels"] = "classes 0-1 in turn"  # as it was said when the first picture had class 0
+    known["protocol"]["labels"] = (
+        "classes 0-1 in turn"  # as it was said when the first picture had class 0
+    )
     run.table.write_text(json.dumps(known))
     assert main(["evaluate", *QUICK, *more]) == 2
-    assert "`labels` differs: classes 0-1 in turn and classes 0-1 by seed" in capsys.readouterr().err
-    assert Wanted(Ddim(), 12, 4, 4).labels(2) == Wanted(Ddim(), 12, 0, 4).labels(2) == "classes 0-1 in turn"
+    assert (
+        "`labels` differs: classes 0-1 in turn and classes 0-1 by seed" in capsys.readouterr().err
+    )
+    assert (
+        Wanted(Ddim(), 12, 4, 4).labels(2)
+        == Wanted(Ddim(), 12, 0, 4).labels(2)
+        == "classes 0-1 in turn"
+    )
 
 
 @pytest.mark.parametrize(
     ("num_images", "clock", "seconds"),
     [
-        (14, [0, 10, 11, 13, 20, 22, 30, 37, 40], 4 / 8),  # neither the first batch nor the last, smaller one
+        (
+            14,
+            [0, 10, 11, 13, 20, 22, 30, 37, 40],
+            4 / 8,
+        ),  # neither the first batch nor the last, smaller one
         (6, [0, 10, 11, 13, 20], 12 / 6),  # no full one after the first
         (4, [0, 10, 11], 10 / 4),
     ],
 )
 def test_seconds_per_picture_leave_out_the_first_batch_and_what_is_shown_between(
-    run: RunFolder, num_images: int, clock: list[float], seconds: float, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder,
+    num_images: int,
+    clock: list[float],
+    seconds: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """clock: when the drawing begins, then for each batch when it is there and when that has been told."""
-    monkeypatch.setattr("vdiff.evaluation.samples.time", SimpleNamespace(perf_counter=iter(clock).__next__))
+    monkeypatch.setattr(
+        "vdiff.evaluation.samples.time", SimpleNamespace(perf_counter=iter(clock).__next__)
+    )
     assert drawn_by(run, num_images, 0).seconds_per_image() == pytest.approx(seconds)
 
 
-def test_small_parts_in_a_row_open_each_chunk_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_parts_in_a_row_open_each_chunk_once(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vdiff.evaluation.samples._MOST_IN_CHUNK", 5)
     samples = Samples(run.evaluation / "samples", of_run(run)[0], Wanted(Ddim(), 12, 0, 4))
     samples.draw(Machine("fp32", "cpu"), lambda count: None)
@@ -241,12 +282,24 @@ def test_small_parts_in_a_row_open_each_chunk_once(run: RunFolder, monkeypatch: 
 
     monkeypatch.setattr(Samples, "_images", open_chunk)
     for _ in range(2):
-        assert torch.equal(torch.cat([samples[start : start + 2] for start in range(0, 12, 2)]), whole)
+        assert torch.equal(
+            torch.cat([samples[start : start + 2] for start in range(0, 12, 2)]), whole
+        )
     assert opened == [0, 5, 10] * 2  # and nothing stays in memory afterwards
 
 
 def test_a_signal_ends_an_evaluation_that_goes_on_with_what_is_drawn(run: RunFolder) -> None:
-    more = ["--n", "200", "--batch-size", "4", "--metrics", "agreement", "--device", "cpu", "--keep-samples"]
+    more = [
+        "--n",
+        "200",
+        "--batch-size",
+        "4",
+        "--metrics",
+        "agreement",
+        "--device",
+        "cpu",
+        "--keep-samples",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     drawn: dict[Path, int] = {}
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
@@ -276,21 +329,34 @@ def times(run: RunFolder) -> dict[Path, int]:
 def damage(path: Path, how: str) -> None:
     data = path.read_bytes()
     if how == "a flipped bit":
-        path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+        path.write_bytes(
+            data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+        )
     elif how == "a cut":
         path.write_bytes(data[: len(data) // 2])
     elif how == "a huge header":
-        path.write_bytes(data.replace(b"(12, ", b"(12000000000, ", 1).replace(b" " * 9 + b"\n", b"\n", 1))
+        path.write_bytes(
+            data.replace(b"(12, ", b"(12000000000, ", 1).replace(b" " * 9 + b"\n", b"\n", 1)
+        )
     elif how == "another shape":
-        path.write_bytes(array_file.packed({"images": np.zeros((1, 3, 8, 8), np.uint8), "seconds": np.array(1.0)}))
+        path.write_bytes(
+            array_file.packed(
+                {"images": np.zeros((1, 3, 8, 8), np.uint8), "seconds": np.array(1.0)}
+            )
+        )
     else:
         found = array_file.read(path)
         assert found is not None
-        path.write_bytes(array_file.packed({name: array[:1] if array.ndim else array for name, array in found.items()}))
+        path.write_bytes(
+            array_file.packed(
+                {name: array[:1] if array.ndim else array for name, array in found.items()}
+            )
+        )
 
 
 @pytest.mark.parametrize(
-    "how", ["a flipped bit", "a cut", "a huge header", "another shape", "right words about wrong arrays"]
+    "how",
+    ["a flipped bit", "a cut", "a huge header", "another shape", "right words about wrong arrays"],
 )
 def test_pictures_and_statistics_that_are_damaged_are_made_again(run: RunFolder, how: str) -> None:
     evaluate("--keep-samples", "-q")
@@ -324,7 +390,9 @@ def test_links_in_the_place_of_what_is_kept_are_neither_followed_nor_replaced(
     assert all((path.parent / "elsewhere").is_file() for path in found)
 
 
-def test_a_folder_that_is_a_link_is_not_evaluated_into(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_a_link_is_not_evaluated_into(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("outside").mkdir()
     run.evaluation.mkdir()
     for name in ("samples", "reference", "evaluation.json"):
@@ -357,7 +425,10 @@ def test_a_full_disk_ends_an_evaluation_and_what_is_drawn_stays(
     ],
 )
 def test_numbers_of_two_protocols_do_not_meet(
-    measured: RunFolder, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    measured: RunFolder,
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     noise_picture(8, 8, 99).save("pictures/cat/99.png")
     prepare(Path("pictures"), Path("grown"), sizes=[8])
@@ -379,7 +450,9 @@ def network_calls(*arguments: str, capsys: pytest.CaptureFixture[str]) -> int:
     return int(json.loads(capsys.readouterr().out)["network_calls"])
 
 
-def test_what_a_table_knows_is_not_measured_again(measured: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_table_knows_is_not_measured_again(
+    measured: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert network_calls(capsys=capsys) == 0
     before = measured.table.read_bytes()
     evaluate()
@@ -392,7 +465,9 @@ def test_a_further_stage_gets_its_row_and_the_others_keep_theirs(
 ) -> None:
     known = content(measured)
     known["rows"] = [row for row in known["rows"] if row["model"] != "base_1"]
-    known["rows"][0]["metrics"]["swd"]["value"] = 123.0  # so that a second measurement of it would be seen
+    known["rows"][0]["metrics"]["swd"]["value"] = (
+        123.0  # so that a second measurement of it would be seen
+    )
     measured.table.write_text(json.dumps(known))
     assert network_calls(capsys=capsys) == 12 * (8 + 4 + 2)  # itself, its teacher and the original
     evaluate()
@@ -425,7 +500,9 @@ def test_only_distances_that_few_samples_make_too_high_are_warned_of(
     assert "too high" not in capsys.readouterr().err
 
 
-def test_further_metrics_extend_the_table(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_further_metrics_extend_the_table(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", *QUICK, "--metrics", "agreement"]) == 0
     first = content(run)
     assert first["protocol"]["reference"] is None
@@ -439,7 +516,9 @@ def test_further_metrics_extend_the_table(run: RunFolder, capsys: pytest.Capture
     assert network_calls("--metrics", "agreement,swd", capsys=capsys) == 0
 
 
-def test_a_model_that_was_made_again_is_measured_again(measured: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_was_made_again_is_measured_again(
+    measured: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     link(measured.model("base_1"), checkpoint.read_card(measured.model("original")))
     assert network_calls(capsys=capsys) == 12 * (8 + 2)
     evaluate()
@@ -450,7 +529,8 @@ def test_a_model_that_was_made_again_is_measured_again(measured: RunFolder, caps
 
 
 @pytest.mark.parametrize(
-    ("columns", "left_out"), [(60, ["dB", "ssim", "picture"]), (45, ["swd", "dB", "ssim"]), (200, [])]
+    ("columns", "left_out"),
+    [(60, ["dB", "ssim", "picture"]), (45, ["swd", "dB", "ssim"]), (200, [])],
 )
 def test_the_table_fits_the_terminal(
     measured: RunFolder,
@@ -465,7 +545,13 @@ def test_the_table_fits_the_terminal(
     found = capsys.readouterr()
     lines = re.sub(r"\x1b\[\d*m", "", found.out.split("\n\n")[0]).splitlines()
     assert all(len(line) <= columns and "…" not in line for line in lines)
-    assert [line.split()[0] for line in lines[-5:]] == ["original", "original,", "original,", "base_0", "base_1"]
+    assert [line.split()[0] for line in lines[-5:]] == [
+        "original",
+        "original,",
+        "original,",
+        "base_0",
+        "base_1",
+    ]
     for name in ("steps", "fd_pixel", "swd", "dB", "ssim"):
         assert (name not in "".join(lines[:-5])) == (name in left_out)
     assert all(name in found.err for name in left_out)
@@ -484,7 +570,9 @@ def test_the_table_fits_the_terminal(
         (1.25, 1.25, 1.25, "1.25"),
     ],
 )
-def test_a_number_is_as_exact_as_its_interval(value: float, low: float | None, high: float | None, text: str) -> None:
+def test_a_number_is_as_exact_as_its_interval(
+    value: float, low: float | None, high: float | None, text: str
+) -> None:
     from vdiff.cli.evaluation_table import _value
 
     assert _value(table.Value(value=value, low=low, high=high)) == text
@@ -534,13 +622,29 @@ def test_two_evaluations_of_one_run_are_refused_but_a_training_may_go_on(
         (("--data", "nowhere"), 3, "there is no image store"),
         (("--data", "other"), 3, "holds no pictures of size 8, which the model draws"),
         (("--data", "nowhere"), 3, "make one: vdiff prepare PICTURES --size 8"),
-        (("--data", "pictures"), 3, "vdiff prepare pictures --size 8 --set data.channels=3 --out STORE"),
+        (
+            ("--data", "pictures"),
+            3,
+            "vdiff prepare pictures --size 8 --set data.channels=3 --out STORE",
+        ),
         (("--data", "grey"), 3, "have 1 channels"),
         (("--n", "3"), 2, "needs at least 5 samples"),
         (("--metrics", "fid", "--weights", "none.pth"), 4, "no weights in `none.pth`"),
-        (("--metrics", "fid,precision", "--weights", "none.pth"), 2, "weights of inception-v3-compat and vgg16"),
-        (("--metrics", "swd", "--weights", "none.pth"), 2, "no metric that is asked for reads weights"),
-        (("--metrics", "agreement", "--weights", "none.pth"), 2, "no metric that is asked for reads weights"),
+        (
+            ("--metrics", "fid,precision", "--weights", "none.pth"),
+            2,
+            "weights of inception-v3-compat and vgg16",
+        ),
+        (
+            ("--metrics", "swd", "--weights", "none.pth"),
+            2,
+            "no metric that is asked for reads weights",
+        ),
+        (
+            ("--metrics", "agreement", "--weights", "none.pth"),
+            2,
+            "no metric that is asked for reads weights",
+        ),
         (("--metrics", "kid"), 2, "`kid` needs at least 1,000 samples"),
     ],
 )
@@ -558,7 +662,9 @@ def test_what_cannot_be_measured_is_refused(
     assert not run.table.exists()
 
 
-def test_a_run_without_models_is_refused(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_models_is_refused(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in run.models():
         shutil.rmtree(run.model(name))
     evaluate(code=2)
@@ -570,7 +676,9 @@ def test_two_processes_make_the_table_of_one(measured: RunFolder) -> None:
     measured.table.unlink()
     command = [sys.executable, "-m", "vdiff", "evaluate", *QUICK, "--gpus", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     two = content(measured)
     assert one["protocol"] == two["protocol"]

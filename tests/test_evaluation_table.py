@@ -22,7 +22,9 @@ PROTOCOL = Protocol(
     reference=Reference(fingerprint="0123456789abcdef", num_images=1797),
     features={"fd_pixel": "pixels"},
 )
-AGREEMENT = PairNumbers(name="original", hash="ab", num_steps=64, numbers={"mse": 0.0, "psnr": None, "ssim": 1.0})
+AGREEMENT = PairNumbers(
+    name="original", hash="ab", num_steps=64, numbers={"mse": 0.0, "psnr": None, "ssim": 1.0}
+)
 ROWS = (
     Row(model="original", hash="ab", num_steps=64, role="original"),
     Row(model="original", hash="ab", num_steps=4, role="undistilled"),
@@ -35,7 +37,9 @@ ROWS = (
         teacher=AGREEMENT,
     ),
 )
-TABLE = EvaluationTable(protocol=PROTOCOL, made="2026-01-01T00:00:00Z", made_by="vdiff 0", machine="a", rows=ROWS)
+TABLE = EvaluationTable(
+    protocol=PROTOCOL, made="2026-01-01T00:00:00Z", made_by="vdiff 0", machine="a", rows=ROWS
+)
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -107,18 +111,27 @@ def test_the_conditions_fit_in_one_line() -> None:
         ({"reference": None}, None),
         ({"num_images": 50}, "`num_images` differs: 2048 and 50"),
         ({"resizing": "to 299"}, "`resizing` differs: none and to 299"),
-        ({"features": {"fd_pixel": "colours"}}, "`fd_pixel` compares other features: pixels and colours"),
+        (
+            {"features": {"fd_pixel": "colours"}},
+            "`fd_pixel` compares other features: pixels and colours",
+        ),
         (
             {"reference": Reference(fingerprint="ab" * 8, num_images=7)},
             "`reference` differs: 1,797 pictures (01234567) and 7 pictures (abababab)",
         ),
     ],
 )
-def test_what_two_protocols_both_tell_must_be_equal(changes: dict[str, object], difference: str | None) -> None:
+def test_what_two_protocols_both_tell_must_be_equal(
+    changes: dict[str, object], difference: str | None
+) -> None:
     other = PROTOCOL.model_copy(update=changes)
     assert PROTOCOL.difference(other) == difference
     if difference is None:
-        assert PROTOCOL.joined_with(other).reference == other.joined_with(PROTOCOL).reference == PROTOCOL.reference
+        assert (
+            PROTOCOL.joined_with(other).reference
+            == other.joined_with(PROTOCOL).reference
+            == PROTOCOL.reference
+        )
         assert PROTOCOL.joined_with(other).features == {**PROTOCOL.features, **other.features}
 
 
@@ -140,5 +153,7 @@ def test_every_metric_says_what_it_is_called_and_what_is_good(kind: str) -> None
 
 def test_the_published_curves_are_those_of_the_design() -> None:
     """Salimans & Ho 2022; at 1, 2, 4 and 8 steps."""
-    few = {name: [curve.distilled[steps] for steps in (1, 2, 4, 8)] for name, curve in CURVES.items()}
+    few = {
+        name: [curve.distilled[steps] for steps in (1, 2, 4, 8)] for name, curve in CURVES.items()
+    }
     assert few == {"cifar10": [9.12, 4.51, 3.0, 2.57], "imagenet64": [16.1, 7.4, 3.9, 2.96]}

@@ -24,7 +24,10 @@ Make = Callable[[Path], Path]
 
 
 def distiller(path: Path) -> Path:
-    torch.save({"G": {"down.0.weight": torch.zeros(8, 3, 3, 3)}, "n_timesteps": 4, "time_scale": 256}, path / "a.pt")
+    torch.save(
+        {"G": {"down.0.weight": torch.zeros(8, 3, 3, 3)}, "n_timesteps": 4, "time_scale": 256},
+        path / "a.pt",
+    )
     return path / "a.pt"
 
 
@@ -32,7 +35,9 @@ def diffusers(path: Path) -> Path:
     folder = path / "folder"
     folder.mkdir()
     (folder / "config.json").write_text('{"_class_name": "UNet2DModel", "sample_size": 8}')
-    save_file({"conv_in.weight": torch.zeros(4, 3, 3, 3)}, folder / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {"conv_in.weight": torch.zeros(4, 3, 3, 3)}, folder / "diffusion_pytorch_model.safetensors"
+    )
     return folder
 
 
@@ -93,7 +98,9 @@ from vdiff.formats.foreign import describe
 describe(Path(sys.argv[1]))
 assert "torch" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code, str(distiller(tmp_path))], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(distiller(tmp_path))], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -152,7 +159,10 @@ BROKEN = {
     "no format": ("class Guest: ...\n", "it is no subclass of `vdiff.formats.adapter.Format`"),
     "without describe": (GUEST.replace("def describe", "def other"), "it lacks `describe`"),
     "without recognises": (GUEST.replace("def recognises", "def other"), "it lacks `recognises`"),
-    "no library": ("import no_such_library\n", "ModuleNotFoundError: No module named 'no_such_library'"),
+    "no library": (
+        "import no_such_library\n",
+        "ModuleNotFoundError: No module named 'no_such_library'",
+    ),
 }
 
 
@@ -162,7 +172,9 @@ def test_a_broken_format_is_told_and_the_others_go_on(
 ) -> None:
     source, words = BROKEN[what]
     install(source)
-    problem = f"the format `guest` of the package `guest 1.0` cannot be used: `guest:Guest`: {words}"
+    problem = (
+        f"the format `guest` of the package `guest 1.0` cannot be used: `guest:Guest`: {words}"
+    )
     assert FORMATS.doubts() == [problem]
     assert "warnings" not in describe(distiller(tmp_path)).facts
     save_file({"a": torch.zeros(3)}, tmp_path / "a.safetensors")

@@ -72,7 +72,9 @@ def test_equal_pictures_are_as_good_as_can_be(kind: str, against: Against) -> No
 
 
 @every_kind
-def test_bad_pictures_have_the_worse_number_by_the_metrics_own_words(kind: str, against: Against) -> None:
+def test_bad_pictures_have_the_worse_number_by_the_metrics_own_words(
+    kind: str, against: Against
+) -> None:
     fine, poor = value(kind, good(), against), value(kind, bad(), against)
     if words_for(kind).better.startswith("more"):
         assert poor < fine - 0.01
@@ -84,7 +86,9 @@ def test_bad_pictures_have_the_worse_number_by_the_metrics_own_words(kind: str, 
 @every_kind
 def test_no_number_is_above_what_the_metric_says_is_the_most(kind: str, against: Against) -> None:
     most = words_for(kind).most
-    assert most is None or max(value(kind, pictures, against) for pictures in (good(), bad())) <= most
+    assert (
+        most is None or max(value(kind, pictures, against) for pictures in (good(), bad())) <= most
+    )
 
 
 @every_kind
@@ -97,7 +101,9 @@ def test_a_metric_asks_for_as_many_samples_as_it_needs(kind: str, against: Again
         assert metric.features
 
 
-def test_a_few_of_the_good_pictures_again_and_again_are_precise_and_recall_little(against: Against) -> None:
+def test_a_few_of_the_good_pictures_again_and_again_are_precise_and_recall_little(
+    against: Against,
+) -> None:
     few = good()[:20].repeat(50, 1, 1, 1)
     assert value("precision", few, against) == 1
     assert value("recall", few, against) < 0.5

@@ -38,7 +38,12 @@ def built(kind: str, **more: Any) -> nn.Module:
 def batch(count: int = 4) -> tuple[Tensor, Tensor, Condition, Tensor]:
     rng = torch.Generator().manual_seed(5)
     z = torch.randn(count, CHANNELS, SIZE, SIZE, generator=rng)
-    return z, torch.rand(count, generator=rng) * 1000, of_seeds(range(count), CLASSES), torch.arange(count) + 2**40
+    return (
+        z,
+        torch.rand(count, generator=rng) * 1000,
+        of_seeds(range(count), CLASSES),
+        torch.arange(count) + 2**40,
+    )
 
 
 class Shaped:
@@ -73,7 +78,10 @@ def test_each_picture_counts_for_itself(kind: str) -> None:
     for i in range(len(z)):
         row = slice(i, i + 1)
         torch.testing.assert_close(
-            network(z[row], time[row], condition.of(row), keys[row]), together[row], atol=1e-5, rtol=1e-5
+            network(z[row], time[row], condition.of(row), keys[row]),
+            together[row],
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 
@@ -98,7 +106,9 @@ def test_a_class_is_asked_for_where_there_are_classes_and_only_there(kind: str) 
 
 @every_kind
 @pytest.mark.parametrize("classes", [None, CLASSES])
-def test_a_section_says_how_many_classes_its_network_is_told_of(kind: str, classes: int | None) -> None:
+def test_a_section_says_how_many_classes_its_network_is_told_of(
+    kind: str, classes: int | None
+) -> None:
     section: Any = NETWORKS.section(kind)(**EXPECTED[kind], num_classes=classes)
     assert section.told_classes == (classes or 0)
 
@@ -113,12 +123,16 @@ def test_dropout_follows_its_keys_in_training_and_is_gone_after_it(kind: str) ->
     assert torch.equal(network(z, time, NOTHING, keys), one)
     assert changes(network(z, time, NOTHING, keys + 1), one).min() > 1e-4
     network.eval()
-    torch.testing.assert_close(network(z, time, NOTHING, keys), built(kind).eval()(z, time), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        network(z, time, NOTHING, keys), built(kind).eval()(z, time), atol=1e-6, rtol=1e-6
+    )
 
 
 @every_kind
 @pytest.mark.parametrize("classes", [None, CLASSES])
-def test_a_network_is_restored_from_its_configuration_and_weights(kind: str, classes: int | None) -> None:
+def test_a_network_is_restored_from_its_configuration_and_weights(
+    kind: str, classes: int | None
+) -> None:
     network = built(kind, num_classes=classes).eval()
     section: Any = NETWORKS.section(kind)
     again = section.restore(json.loads(json.dumps(network.config))).eval()
@@ -131,13 +145,17 @@ def test_a_network_is_restored_from_its_configuration_and_weights(kind: str, cla
 
 @every_kind
 @pytest.mark.parametrize("classes", [None, CLASSES])
-def test_a_class_of_diffusers_is_named_only_if_it_has_these_weights(kind: str, classes: int | None) -> None:
+def test_a_class_of_diffusers_is_named_only_if_it_has_these_weights(
+    kind: str, classes: int | None
+) -> None:
     network = as_network(built(kind, num_classes=classes))
     settings = network.diffusers()
     if settings is None:
         return
     diffusers = pytest.importorskip("diffusers")
-    theirs = getattr(diffusers, settings["_class_name"]).from_config(json.loads(json.dumps(settings)))
+    theirs = getattr(diffusers, settings["_class_name"]).from_config(
+        json.loads(json.dumps(settings))
+    )
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     assert {name: tensor.shape for name, tensor in theirs.state_dict().items()} == shapes
     again = NETWORKS.section(kind).restore(json.loads(json.dumps(settings)))
@@ -146,12 +164,18 @@ def test_a_class_of_diffusers_is_named_only_if_it_has_these_weights(kind: str, c
 
 @every_kind
 @pytest.mark.parametrize("classes", [None, CLASSES])
-def test_a_configuration_fits_the_pictures_that_it_was_made_for_and_no_others(kind: str, classes: int | None) -> None:
+def test_a_configuration_fits_the_pictures_that_it_was_made_for_and_no_others(
+    kind: str, classes: int | None
+) -> None:
     network = as_network(built(kind, num_classes=classes))
     config = json.loads(json.dumps(network.diffusers() or network.config))
     misfit, count = NETWORKS.section(kind).misfit, classes or 0
     assert misfit(config, (CHANNELS, SIZE, SIZE), count) is None
-    for other in ((CHANNELS + 1, SIZE, SIZE), (CHANNELS, 2 * SIZE, 2 * SIZE), (CHANNELS, SIZE, 2 * SIZE)):
+    for other in (
+        (CHANNELS + 1, SIZE, SIZE),
+        (CHANNELS, 2 * SIZE, 2 * SIZE),
+        (CHANNELS, SIZE, 2 * SIZE),
+    ):
         assert misfit(config, other, count) in config, other
     assert misfit(config, (CHANNELS, SIZE, SIZE), count + 1) in config
 
@@ -174,7 +198,11 @@ def test_every_weight_learns(kind: str) -> None:
     network = built(kind, num_classes=CLASSES)
     z, time, condition, keys = batch()
     network(z, time, condition, keys).square().sum().backward()
-    assert [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+    assert [
+        name
+        for name, weight in network.named_parameters()
+        if weight.grad is None or not weight.grad.any()
+    ] == []
 
 
 @every_kind

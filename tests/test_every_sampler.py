@@ -46,7 +46,9 @@ class Scales(NamedTuple):
 
 def ddim(section: Any, at: Scales) -> Step:
     """Song et al. 2021, equations 12 and 16, with alpha^2 and sigma^2 for their alpha and 1 - alpha."""
-    variance = section.eta**2 * (at.sigma_s**2 / at.sigma_t**2) * (1 - at.alpha_t**2 / at.alpha_s**2)
+    variance = (
+        section.eta**2 * (at.sigma_s**2 / at.sigma_t**2) * (1 - at.alpha_t**2 / at.alpha_s**2)
+    )
     return Step(0, at.alpha_s, (at.sigma_s**2 - variance) ** 0.5, variance)
 
 
@@ -62,20 +64,30 @@ EXPECTED: dict[str, tuple[Callable[[Any, Scales], Step], list[dict[str, Any]]]] 
     "ddim": (ddim, [{}, {"eta": 0.5}, {"eta": 1.0}]),
     "ancestral": (
         ancestral,
-        [{}, {"variance": "small"}, {"variance": "medium"}, {"variance": "medium", "mix": 0.2}, {"variance": "large"}],
+        [
+            {},
+            {"variance": "small"},
+            {"variance": "medium"},
+            {"variance": "medium", "mix": 0.2},
+            {"variance": "large"},
+        ],
     ),
 }
 """For every kind, its step and the options it is tried with. A sampler without an entry here fails the tests below."""
 
 CASES = [(kind, options) for kind in SAMPLERS for options in EXPECTED.get(kind, (ddim, []))[1]]
-every_case = pytest.mark.parametrize(("kind", "options"), CASES, ids=[f"{kind} {options}" for kind, options in CASES])
+every_case = pytest.mark.parametrize(
+    ("kind", "options"), CASES, ids=[f"{kind} {options}" for kind, options in CASES]
+)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 
 
 class Noted(Denoiser):
     """Remembers what it was asked and what it answered."""
 
-    def __call__(self, z: Tensor, t: Tensor, condition: Condition = NOTHING, rng: Any = None) -> Prediction:
+    def __call__(
+        self, z: Tensor, t: Tensor, condition: Condition = NOTHING, rng: Any = None
+    ) -> Prediction:
         pred = super().__call__(z, t, condition, rng)
         self.__dict__.setdefault("seen", []).append((z, t, condition, pred))
         return pred
@@ -109,16 +121,26 @@ def test_every_kind_and_every_choice_of_it_has_its_step(kind: str) -> None:
 def test_every_step_is_the_published_one(kind: str, options: dict[str, Any], name: str) -> None:
     section, sampler = built(kind, options)
     denoiser, random, arrived = noted(name), rng(3), []
-    images = sampler(denoiser, noise(3), NUM_STEPS, rng(3), watch=lambda z, x: arrived.append((z, x)))
+    images = sampler(
+        denoiser, noise(3), NUM_STEPS, rng(3), watch=lambda z, x: arrived.append((z, x))
+    )
     times = [i / NUM_STEPS for i in range(NUM_STEPS, -1, -1)]
     assert len(arrived) == len(denoiser.seen) == NUM_STEPS
-    for (t, s), (z, asked, _, pred), (moved, x) in zip(itertools.pairwise(times), denoiser.seen, arrived, strict=True):
+    for (t, s), (z, asked, _, pred), (moved, x) in zip(
+        itertools.pairwise(times), denoiser.seen, arrived, strict=True
+    ):
         assert asked.tolist() == [t] * 3
         assert torch.equal(x, pred.x)
         if s == 0:
             assert torch.equal(moved, pred.x)
             continue
-        at = Scales(*(float(each) for time in (s, t) for each in scales(denoiser.schedule, torch.tensor([time]), z)))
+        at = Scales(
+            *(
+                float(each)
+                for time in (s, t)
+                for each in scales(denoiser.schedule, torch.tensor([time]), z)
+            )
+        )
         step = EXPECTED[kind][0](section, at)
         wanted = step.of_z * z + step.of_x * pred.x + step.of_eps * pred.eps
         if step.variance > 0:
@@ -136,7 +158,9 @@ def test_a_sampler_begins_with_the_noise_it_is_given_and_goes_on_from_where_it_i
     sampler(denoiser, z, NUM_STEPS, rng(2), watch=lambda z, x: arrived.append(z))
     asked = [seen[0] for seen in denoiser.seen]
     assert torch.equal(asked[0], z)
-    assert all(torch.equal(before, after) for before, after in zip(arrived[:-1], asked[1:], strict=True))
+    assert all(
+        torch.equal(before, after) for before, after in zip(arrived[:-1], asked[1:], strict=True)
+    )
 
 
 @every_case
@@ -158,7 +182,8 @@ def test_a_sampler_says_whether_fresh_noise_enters_and_nothing_is_learned_from_i
     z = noise(2).requires_grad_(True)
     assert not sampler(noted("cosine"), z, NUM_STEPS, rng(2)).requires_grad
     one, other = (
-        sampler(noted("cosine"), noise(2), NUM_STEPS, Randomness.for_images(torch.tensor([0, n]))) for n in (1, 2)
+        sampler(noted("cosine"), noise(2), NUM_STEPS, Randomness.for_images(torch.tensor([0, n])))
+        for n in (1, 2)
     )
     assert torch.equal(one[0], other[0])
     assert torch.equal(one[1], other[1]) == (not sampler.is_noisy)
@@ -175,18 +200,24 @@ def test_samplers_that_draw_other_pictures_have_other_names() -> None:
 class Plain(Sampler):
     """As little as a sampler can be."""
 
-    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+    def step(
+        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
+    ) -> Tensor:
         return here.prediction.x
 
     def __str__(self) -> str:
         return "plain"
 
 
-def test_a_sampler_that_says_nothing_about_it_adds_no_noise_clips_nothing_and_makes_one_call() -> None:
+def test_a_sampler_that_says_nothing_about_it_adds_no_noise_clips_nothing_and_makes_one_call() -> (
+    None
+):
     assert not Plain().is_noisy
     assert Plain().clip is None
     assert Plain().calls_per_step == 1
-    assert torch.equal(Plain()(noted("cosine"), noise(2), 1, rng(2)), noted("cosine")(noise(2), torch.ones(2)).x)
+    assert torch.equal(
+        Plain()(noted("cosine"), noise(2), 1, rng(2)), noted("cosine")(noise(2), torch.ones(2)).x
+    )
 
 
 class Looking(Plain):
@@ -198,11 +229,15 @@ class Looking(Plain):
     def __init__(self) -> None:
         self.seen: list[tuple[Point, float, list[Point], Prediction]] = []
 
-    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+    def step(
+        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
+    ) -> Tensor:
         self.seen.append((here, s, list(before), predict(here.z + 1, here.t)))
         return here.z / 2
 
-    def times(self, num_steps: int, schedule: Schedule, model_steps: int | None = None) -> list[float]:
+    def times(
+        self, num_steps: int, schedule: Schedule, model_steps: int | None = None
+    ) -> list[float]:
         return [(i / num_steps) ** 2 for i in range(num_steps, -1, -1)]
 
 

@@ -71,7 +71,9 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Signal]]] = {
 }
 """For every kind, options and the formula. A schedule without an entry here fails the tests below."""
 
-CASES = [(kind, options, signal) for kind in SCHEDULES for options, signal in EXPECTED.get(kind, [])]
+CASES = [
+    (kind, options, signal) for kind in SCHEDULES for options, signal in EXPECTED.get(kind, [])
+]
 every_case = pytest.mark.parametrize(
     ("kind", "options", "signal"), CASES, ids=[f"{kind} {options}" for kind, options, _ in CASES]
 )
@@ -106,7 +108,9 @@ def test_the_signal_is_that_of_the_formula_at_and_between_grid_points(
     kind: str, options: dict[str, Any], signal: Signal
 ) -> None:
     schedule = built(kind, options)
-    t = torch.cat([grid_points(schedule)[1:], torch.linspace(0.001, 1 - 1 / schedule.grid, 301).double()])
+    t = torch.cat(
+        [grid_points(schedule)[1:], torch.linspace(0.001, 1 - 1 / schedule.grid, 301).double()]
+    )
     alpha, sigma = schedule.alpha_sigma(t)
     wanted = torch.tensor([signal(float(each)) for each in t], dtype=torch.float64)
     torch.testing.assert_close(alpha**2, wanted, rtol=1e-9, atol=1e-15)
@@ -123,15 +127,21 @@ def test_what_all_schedules_share(kind: str, options: dict[str, Any], signal: Si
     assert (alpha.diff() < 0).all()
     assert (sigma.diff() > 0).all()
     assert (alpha[0], sigma[0]) == (1, 0)
-    assert torch.equal(schedule.alpha_sigma(t[1:].reshape(-1, 1))[0][:, 0], schedule.alpha_sigma(t[1:])[0])
+    assert torch.equal(
+        schedule.alpha_sigma(t[1:].reshape(-1, 1))[0][:, 0], schedule.alpha_sigma(t[1:])[0]
+    )
     torch.testing.assert_close(schedule.rho(t[1:]), alpha[1:] / sigma[1:], rtol=1e-6, atol=0)
-    torch.testing.assert_close(schedule.logsnr(t[1:]), 2 * (alpha[1:] / sigma[1:]).log(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        schedule.logsnr(t[1:]), 2 * (alpha[1:] / sigma[1:]).log(), rtol=1e-6, atol=1e-6
+    )
     assert schedule.time_input(t).tolist() == [i - 1 for i in range(schedule.grid + 1)]
     assert schedule.time_input(torch.tensor(0.5)).item() == schedule.grid / 2 - 1
 
 
 @every_case
-def test_diffusers_has_the_same_noise_at_every_grid_point(kind: str, options: dict[str, Any], signal: Signal) -> None:
+def test_diffusers_has_the_same_noise_at_every_grid_point(
+    kind: str, options: dict[str, Any], signal: Signal
+) -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     schedule = built(kind, options)
     config = schedule.diffusers_config()
@@ -141,7 +151,9 @@ def test_diffusers_has_the_same_noise_at_every_grid_point(kind: str, options: di
 
 
 @every_case
-def test_its_table_of_betas_gives_it_again(kind: str, options: dict[str, Any], signal: Signal) -> None:
+def test_its_table_of_betas_gives_it_again(
+    kind: str, options: dict[str, Any], signal: Signal
+) -> None:
     schedule = built(kind, options)
     betas = tabled_betas(schedule)
     assert betas.shape == (schedule.grid,)

@@ -36,7 +36,9 @@ every_kind = pytest.mark.parametrize("kind", list(SOURCES))
 
 def packed(kind: str, path: Path, first_seed: int = 0) -> Path:
     path.mkdir(exist_ok=True)
-    return EXPECTED[kind]({name: png(first_seed + index, SIZE) for index, name in enumerate(NAMES)}, path)
+    return EXPECTED[kind](
+        {name: png(first_seed + index, SIZE) for index, name in enumerate(NAMES)}, path
+    )
 
 
 def opened(kind: str, path: Path, first_seed: int = 0) -> Source:
@@ -69,7 +71,9 @@ def test_it_hands_out_the_pictures_from_any_place_on(kind: str, start: int, tmp_
     source = opened(kind, tmp_path)
     found = list(source.pictures_from(start))
     assert [picture.file for picture in found] == source.files[start:]
-    assert [picture.read() for picture in found] == [picture.read() for picture in source.pictures_from(0)][start:]
+    assert [picture.read() for picture in found] == [
+        picture.read() for picture in source.pictures_from(0)
+    ][start:]
 
 
 @every_kind
@@ -77,7 +81,11 @@ def test_another_time_it_is_the_same(kind: str, tmp_path: Path) -> None:
     source = opened(kind, tmp_path)
     again = open_source(source.path)
     assert list(again.files) == list(source.files)
-    assert (again.fingerprint, again.stamp, again.marks) == (source.fingerprint, source.stamp, source.marks)
+    assert (again.fingerprint, again.stamp, again.marks) == (
+        source.fingerprint,
+        source.stamp,
+        source.marks,
+    )
 
 
 @every_kind
@@ -103,7 +111,9 @@ def test_a_store_of_it_holds_its_pictures_and_is_gone_on_with(kind: str, tmp_pat
         prepare(path, tmp_path / "stopped", sizes=[SIZE], workers=1, on_progress=stop)
     prepare(path, tmp_path / "stopped", sizes=[SIZE], workers=1)
     assert stored(tmp_path / "stopped") == whole
-    assert ImageStore(tmp_path / "stopped").fingerprint == ImageStore(tmp_path / "whole").fingerprint
+    assert (
+        ImageStore(tmp_path / "stopped").fingerprint == ImageStore(tmp_path / "whole").fingerprint
+    )
     assert prepare(path, tmp_path / "whole", sizes=[SIZE]).already_done
 
 
@@ -170,21 +180,27 @@ def guests(path: Path, name: str = "pictures.guest") -> Path:
     return path / name
 
 
-def test_a_kind_of_another_package_is_known_by_its_first_bytes(install: Callable[..., None], tmp_path: Path) -> None:
+def test_a_kind_of_another_package_is_known_by_its_first_bytes(
+    install: Callable[..., None], tmp_path: Path
+) -> None:
     install(GUEST, "anything")
     source = open_source(guests(tmp_path, "pictures.bin"))
     assert type(source).__name__ == "Guest"
     assert [file.name for file in source.files] == ["0.png", "1.png", "2.png"]
 
 
-def test_a_kind_named_as_the_suffix_goes_before_those_of_vdiff(install: Callable[..., None], tmp_path: Path) -> None:
+def test_a_kind_named_as_the_suffix_goes_before_those_of_vdiff(
+    install: Callable[..., None], tmp_path: Path
+) -> None:
     install(GUEST.replace('b"guest"', 'b"PK"'), "npz")
     data = {name: png(index, SIZE) for index, name in enumerate(NAMES)}
     assert type(open_source(as_zip(data, tmp_path / "a.npz"))).__name__ == "Guest"
     assert type(open_source(as_zip(data, tmp_path / "a.zip"))).__name__ == "ZipSource"
 
 
-def test_for_folders_and_archives_no_other_package_is_imported(install: Callable[..., None], tmp_path: Path) -> None:
+def test_for_folders_and_archives_no_other_package_is_imported(
+    install: Callable[..., None], tmp_path: Path
+) -> None:
     install(GUEST, "other")
     for kind in SOURCES.builtin():
         opened(kind, tmp_path / kind)
@@ -205,16 +221,23 @@ BROKEN = {
     "without a listing": (GUEST.replace("def listing", "def other"), "it lacks `listing`"),
     "without pictures": (GUEST.replace("def pictures", "def other"), "it lacks `pictures`"),
     "without recognises": (GUEST.replace("def recognises", "def other"), "it lacks `recognises`"),
-    "no library": ("import no_such_library\n", "ModuleNotFoundError: No module named 'no_such_library'"),
+    "no library": (
+        "import no_such_library\n",
+        "ModuleNotFoundError: No module named 'no_such_library'",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_kind_is_one_error_and_others_go_on(install: Callable[..., None], what: str, tmp_path: Path) -> None:
+def test_a_broken_kind_is_one_error_and_others_go_on(
+    install: Callable[..., None], what: str, tmp_path: Path
+) -> None:
     source, words = BROKEN[what]
     install(source, "guest")
     assert len(opened("zip", tmp_path).files) == len(NAMES)
-    with pytest.raises(MachineError, match=r"the source `guest` of the package `guest 1\.0` cannot be used") as found:
+    with pytest.raises(
+        MachineError, match=r"the source `guest` of the package `guest 1\.0` cannot be used"
+    ) as found:
         open_source(guests(tmp_path))
     assert found.value.where == f"`guest:Guest`: {words}"
     assert SOURCES.doubts() == [f"{found.value.problem}: {found.value.where}"]
@@ -224,10 +247,15 @@ def test_a_broken_kind_is_one_error_and_others_go_on(install: Callable[..., None
     assert "folder, tar, zip, guest" in told.value.fix
 
 
-def test_a_name_that_two_packages_claim_is_told_with_both(install: Callable[..., None], tmp_path: Path) -> None:
+def test_a_name_that_two_packages_claim_is_told_with_both(
+    install: Callable[..., None], tmp_path: Path
+) -> None:
     install(GUEST, "guest")
     install(GUEST, "guest", name="other")
-    with pytest.raises(MachineError, match=r"the packages `.* 1\.0` and `.* 1\.0` both bring a source called `guest`"):
+    with pytest.raises(
+        MachineError,
+        match=r"the packages `.* 1\.0` and `.* 1\.0` both bring a source called `guest`",
+    ):
         open_source(guests(tmp_path))
 
 
@@ -275,4 +303,6 @@ def test_pictures_stand_by_name_and_of_one_name_only_once(
     assert names == sorted(set(names))
     if kind == "guest":
         assert names == ["0.png", "1.png"]
-        assert [(name, reason.is_loss) for name, reason in source.left_out.names] == [("1.png", True)]
+        assert [(name, reason.is_loss) for name, reason in source.left_out.names] == [
+            ("1.png", True)
+        ]

@@ -30,7 +30,13 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "vdiff-example"
 KINDS = ["npy", "dit", "straight", "consistency_toy", "adams", "brightness"]
 PAIRS = "edges"
 """Its metric of pairs; metrics of both sorts have one table."""
-SMALL = ["train.updates=8", "train.save_every=3", "distill.updates=4", "distill.start_steps=4", "distill.end_steps=1"]
+SMALL = [
+    "train.updates=8",
+    "train.save_every=3",
+    "distill.updates=4",
+    "distill.start_steps=4",
+    "distill.end_steps=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where pip has put the example, entry points and all."""
     pytest.importorskip("hatchling", reason="hatchling is not installed")
     place = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
     subprocess.run([*pip, "--no-build-isolation", "--target", str(place), str(EXAMPLE)], check=True)
     return place
 
@@ -66,8 +80,12 @@ def vdiff(*arguments: str, changes: list[str] = SMALL, code: int = 0) -> None:
 TRAIN, DISTILL = ("train", "--device", "cpu"), ("distill", "--device", "cpu")
 
 
-def test_every_kind_of_the_example_is_one_of_its_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert [kind for kind, table in zip(KINDS, tables(), strict=True) if kind not in table.sections()] == []
+def test_every_kind_of_the_example_is_one_of_its_table(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [
+        kind for kind, table in zip(KINDS, tables(), strict=True) if kind not in table.sections()
+    ] == []
     assert PAIRS in tables()[-1].sections()
     assert [table.doubts() for table in tables()] == [[]] * len(tables())
     vdiff("recipes", "check", changes=[])
@@ -82,22 +100,47 @@ def test_the_package_checks_its_own_contracts(here: Path, installed: Path) -> No
     root = Path(__file__).parents[1]
     paths = os.pathsep.join([str(installed), str(root), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
-        tests, env={**os.environ, "PYTHONPATH": paths}, cwd=here, capture_output=True, text=True, check=False
+        tests,
+        env={**os.environ, "PYTHONPATH": paths},
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stdout
 
 
-def test_it_trains_distills_samples_measures_and_is_told_of(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_trains_distills_samples_measures_and_is_told_of(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     vdiff(*TRAIN)
     vdiff(*DISTILL)
     for model in ("original", "base_1"):
         sampler = [] if model == "original" else ["--sampler", "ddim"]
-        vdiff("sample", "--device", "cpu", "--checkpoint", model, "--out", f"{model}.png", "-n", "4", *sampler)
+        vdiff(
+            "sample",
+            "--device",
+            "cpu",
+            "--checkpoint",
+            model,
+            "--out",
+            f"{model}.png",
+            "-n",
+            "4",
+            *sampler,
+        )
         with Image.open(here / f"{model}.png") as picture:
             assert np.array(picture).std() > 0
-    base, student = (checkpoint.read_card(here / "runs/example" / name) for name in ("original", "base_0"))
+    base, student = (
+        checkpoint.read_card(here / "runs/example" / name) for name in ("original", "base_0")
+    )
     assert (base.num_steps, base.times, base.is_denoiser, base.format) == (4, 8, False, 2)
-    assert (student.num_steps, student.times, student.is_denoiser, student.format) == (2, 2, False, 1)
+    assert (student.num_steps, student.times, student.is_denoiser, student.format) == (
+        2,
+        2,
+        False,
+        1,
+    )
     vdiff("evaluate", "--device", "cpu", "--n", "40", "--metrics", "agreement,brightness")
     table = json.loads((here / "runs/example/evaluation/table.json").read_text())
     assert all("brightness" in row["metrics"] for row in table["rows"])
@@ -111,7 +154,9 @@ def test_it_trains_distills_samples_measures_and_is_told_of(here: Path, capsys: 
     assert "Brightness" in (here / "report.html").read_text("utf-8")
 
 
-def test_its_metric_of_pairs_goes_wherever_agreement_goes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_metric_of_pairs_goes_wherever_agreement_goes(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     measured = [*SMALL, "evaluate={every: 4, num_images: 6, metrics: [agreement, edges]}"]
     vdiff(*TRAIN, changes=measured)
     vdiff(*DISTILL, changes=measured)
@@ -157,15 +202,18 @@ def test_a_base_is_not_asked_for_more_steps_than_its_objective_knows(
 ) -> None:
     vdiff("recipes", "check", changes=["distill.start_steps=16"], code=2)
     said = " ".join(capsys.readouterr().err.split())
-    assert "with `consistency_toy` the base knows 8 times, and `distill.start_steps` wants 16 steps of it" in said
+    assert (
+        "with `consistency_toy` the base knows 8 times, and `distill.start_steps` wants 16 steps of it"
+        in said
+    )
 
 
 def test_a_stopped_run_of_it_has_the_bits_of_an_unbroken_one(here: Path) -> None:
     vdiff(*TRAIN, "--run", "unbroken")
     vdiff(*TRAIN, "--run", "stopped", changes=[*SMALL, "train.updates=5"])
-    assert [part.stem for part in (here / "stopped/saves/original/000000005").glob("*.safetensors")].count(
-        "objective"
-    ) == 1
+    assert [
+        part.stem for part in (here / "stopped/saves/original/000000005").glob("*.safetensors")
+    ].count("objective") == 1
     vdiff(*TRAIN, "--run", "stopped")
     one, other = (checkpoint.read_card(here / run / "original") for run in ("unbroken", "stopped"))
     assert one.updates == other.updates == 8
@@ -202,7 +250,9 @@ def npz(path: Path, first: int = 0, count: int = 40) -> Path:
 STORE = ["data={kind: lmdb, path: store, size: 8, channels: 1}", *SMALL]
 
 
-def test_a_source_of_it_becomes_a_store_that_training_reads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_of_it_becomes_a_store_that_training_reads(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = str(npz(here / "pictures.npz"))
     asked = ["prepare", source, "--out", "store", "--size", "8", "--channels", "1"]
     vdiff(*asked, changes=[])
@@ -215,13 +265,23 @@ def test_a_source_of_it_becomes_a_store_that_training_reads(here: Path, capsys: 
     with Image.open(io.BytesIO(store.read(1, 8))) as second:  # of class 0: number 0, 10, 20, 30
         assert np.array_equal(np.array(second), pixels[10])
     vdiff(*asked, changes=[])
-    assert "holds these pictures already, by the size and the times of the file" in capsys.readouterr().err
+    assert (
+        "holds these pictures already, by the size and the times of the file"
+        in capsys.readouterr().err
+    )
     vdiff(*TRAIN, changes=STORE)
-    assert checkpoint.read_card(here / "runs/example/original").data["fingerprint"] == store.fingerprint_of(8)
+    assert checkpoint.read_card(here / "runs/example/original").data[
+        "fingerprint"
+    ] == store.fingerprint_of(8)
 
 
-def test_a_damaged_source_of_it_is_an_error_in_words(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, data in (("cut.npz", npz(here / "whole.npz").read_bytes()[:100]), ("junk.npz", b"PK\3\4" + bytes(99))):
+def test_a_damaged_source_of_it_is_an_error_in_words(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in (
+        ("cut.npz", npz(here / "whole.npz").read_bytes()[:100]),
+        ("junk.npz", b"PK\3\4" + bytes(99)),
+    ):
         (here / name).write_bytes(data)
         vdiff("prepare", name, "--out", "store", "--size", "8", changes=[], code=3)
         assert f"`{name}` has no `images` that can be read" in capsys.readouterr().err
@@ -244,11 +304,19 @@ def test_the_kinds_of_sources_are_told_where_somebody_looks(
     assert "one of: folder, tar, zip, npz" in " ".join(told.split())
 
 
-@pytest.mark.parametrize("name", [name for name in vars(test_every_source) if name.startswith("test_")][:7])
-def test_the_source_of_it_does_what_every_source_must(here: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in vars(test_every_source) if name.startswith("test_")][:7]
+)
+def test_the_source_of_it_does_what_every_source_must(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     def pack(files: dict[str, bytes], path: Path) -> Path:
         images = [np.array(Image.open(io.BytesIO(data)).convert("RGB")) for data in files.values()]
-        np.savez(path / "pictures.npz", images=np.stack(images), labels=[name.split("/")[0] for name in files])
+        np.savez(
+            path / "pictures.npz",
+            images=np.stack(images),
+            labels=[name.split("/")[0] for name in files],
+        )
         return path / "pictures.npz"
 
     monkeypatch.setitem(test_every_source.EXPECTED, "npz", pack)
@@ -261,7 +329,9 @@ def test_the_source_of_it_does_what_every_source_must(here: Path, monkeypatch: p
     assert len(list(here.iterdir())) >= len(starts)
 
 
-def test_a_format_of_it_is_described_read_and_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_format_of_it_is_described_read_and_written(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     vdiff(*TRAIN)
     made = checkpoint.load(here / "runs/example/original")
     diffusion = {"schedule": "straight", "predicts": "v"}
@@ -283,7 +353,9 @@ def test_a_format_of_it_is_described_read_and_written(here: Path, capsys: pytest
 
 def test_the_example_uses_nothing_that_is_private() -> None:
     for path in (EXAMPLE / "vdiff_example").glob("*.py"):
-        assert re.findall(r"import _|(?<!self)\._[a-z]\w*", path.read_text("utf-8")) == [], path.name
+        assert re.findall(r"import _|(?<!self)\._[a-z]\w*", path.read_text("utf-8")) == [], (
+            path.name
+        )
 
 
 def test_its_model_folder_is_refused_when_its_card_tells_of_other_pictures(
@@ -294,4 +366,6 @@ def test_its_model_folder_is_refused_when_its_card_tells_of_other_pictures(
     path.write_text(mark.sealed(json.loads(path.read_text()) | {"shape": [1, 16, 16]}))
     vdiff("sample", "--device", "cpu", "--checkpoint", "original", code=4)
     said = " ".join(capsys.readouterr().err.split())
-    assert "contradicts itself: `image_size` in unet/config.json is not what vdiff.json says" in said
+    assert (
+        "contradicts itself: `image_size` in unet/config.json is not what vdiff.json says" in said
+    )

@@ -49,7 +49,12 @@ def shipped(name: str) -> tuple[UNet, int]:
 
 def other(**changed: Any) -> tuple[UNet, int]:
     """What no shipped recipe has: the time added, padding on one side, no attention head's width, classes."""
-    levels = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": None}
+    levels = {
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "attention_head_dim": None,
+    }
     types = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     return UNet(UNetConfig.read({**levels, **types, **changed})), 34
 
@@ -67,7 +72,9 @@ class Strangers(nn.Module):
         self.weighted = parametrizations.weight_norm(nn.Conv2d(8, 8, 1))
         self.mix = nn.Linear(8, 8)
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         h = self.plain_norm(self.norm(self.patch(z)))
         h = h + self.grouped(self.same(h)).permute(0, 1, 3, 2)
         tokens = self.norm(self.mix(h.flatten(2).mT).mT + time[:, None, None].to(h.dtype))
@@ -82,7 +89,9 @@ def strangers() -> tuple[Strangers, int]:
 CASES: dict[str, Callable[[], tuple[Any, int]]] = {
     **{name: lambda name=name: shipped(name) for name in SMALLER},
     "time added": lambda: other(),
-    "one side": lambda: other(downsample_padding=0, resnet_time_scale_shift="scale_shift", num_class_embeds=3),
+    "one side": lambda: other(
+        downsample_padding=0, resnet_time_scale_shift="scale_shift", num_class_embeds=3
+    ),
     "a stranger's": strangers,
 }
 
@@ -135,7 +144,9 @@ def test_outputs_and_gradients_agree_with_and_without(name: str, dtype: torch.dt
     largest = max(float(each.abs().max()) for each in exact.values())
     # a gradient that is 0 but for rounding has no digits in common
     names = [key for key, each in exact.items() if each.abs().max() > 1e-6 * largest]
-    torchs, ours = (max(apart(each[key].double(), exact[key]) for key in names) for each in (wanted, found))
+    torchs, ours = (
+        max(apart(each[key].double(), exact[key]) for key in names) for each in (wanted, found)
+    )
     assert ours <= MOST_WRONG[dtype] + 5 * torchs
     assert_near(found["out"], wanted["out"])
 
@@ -146,7 +157,10 @@ def test_a_frozen_network_draws_the_same_with_and_without(name: str, dtype: torc
     torch.manual_seed(0)
     network, size = CASES[name]()
     plain = randomized(network).to(dtype).eval().requires_grad_(False)
-    quick, orderly = fast_on_cpu(copy.deepcopy(plain)), fast_on_cpu(copy.deepcopy(plain), prepacks=False)
+    quick, orderly = (
+        fast_on_cpu(copy.deepcopy(plain)),
+        fast_on_cpu(copy.deepcopy(plain), prepacks=False),
+    )
     given = batch(plain, size, dtype)
     wanted = plain(*given)
     for each in (quick, orderly):
@@ -161,7 +175,9 @@ def _has_kernels() -> bool:
 
 
 def small() -> UNet:
-    return randomized(UNetSection(width=8, multipliers=(1, 2), blocks=1, attention_at=(4,)).build(8, 3))
+    return randomized(
+        UNetSection(width=8, multipliers=(1, 2), blocks=1, attention_at=(4,)).build(8, 3)
+    )
 
 
 def test_a_copy_of_a_fast_network_is_fast_and_for_another_device_it_is_another() -> None:
@@ -170,7 +186,9 @@ def test_a_copy_of_a_fast_network_is_fast_and_for_another_device_it_is_another()
     assert [type(each) for each in copy.deepcopy(network).modules()] == kinds
     assert [type(each) for each in fast_on(network, "cpu").modules()] == kinds
     fast_on(network, "cuda")
-    assert {each.__class__.__module__ for each in network.modules() if isinstance(each, Fast)} == {gpu.__name__}
+    assert {each.__class__.__module__ for each in network.modules() if isinstance(each, Fast)} == {
+        gpu.__name__
+    }
     fast_on(network, "meta")
     assert [type(each) for each in network.modules()] == [type(each) for each in small().modules()]
 
@@ -179,7 +197,9 @@ def test_a_subclass_of_a_layer_stays_what_it_is() -> None:
     class Own(nn.Conv2d):
         pass
 
-    network = fast_on_cpu(nn.Sequential(Own(1, 1, 1), parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear(2, 2)))
+    network = fast_on_cpu(
+        nn.Sequential(Own(1, 1, 1), parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear(2, 2))
+    )
     assert [isinstance(each, Fast) for each in network] == [False, False, True]
 
 
@@ -206,10 +226,14 @@ def test_a_class_that_somebody_put_over_a_fast_layer_stays() -> None:
 
 def test_a_network_that_was_loaded_in_inference_mode_computes() -> None:
     with torch.inference_mode():
-        network = fast_on_cpu(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))).eval().requires_grad_(False)
+        network = (
+            fast_on_cpu(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))).eval().requires_grad_(False)
+        )
     h = torch.randn(2, 16, 64, 64)
     with torch.no_grad():
-        assert_near(network(h), nn.functional.conv2d(h, network[0].weight, network[0].bias, padding=1))
+        assert_near(
+            network(h), nn.functional.conv2d(h, network[0].weight, network[0].bias, padding=1)
+        )
 
 
 def test_the_machine_and_whoever_reads_a_model_put_them_in() -> None:
@@ -220,11 +244,15 @@ def test_the_machine_and_whoever_reads_a_model_put_them_in() -> None:
 
 def test_the_gradient_of_a_fast_network_can_be_differentiated() -> None:
     torch.manual_seed(0)
-    plain = randomized(UNetSection(width=8, multipliers=(1, 2), blocks=1, mid_attention=False).build(32, 3)).double()
+    plain = randomized(
+        UNetSection(width=8, multipliers=(1, 2), blocks=1, mid_attention=False).build(32, 3)
+    ).double()
     found = []  # without attention: torch cannot differentiate its fused kernel twice
     for network in (plain, fast_on_cpu(copy.deepcopy(plain))):
         z, *rest = batch(network, 32, torch.float64)
-        (once,) = torch.autograd.grad(network(z.requires_grad_(), *rest).sin().sum(), z, create_graph=True)
+        (once,) = torch.autograd.grad(
+            network(z.requires_grad_(), *rest).sin().sum(), z, create_graph=True
+        )
         (twice,) = torch.autograd.grad(once.square().sum(), z)
         found.append(twice)
     assert_near(found[1], found[0])

@@ -32,7 +32,9 @@ def finished(tiny_run: TinyRun) -> Path:
     folder = tiny_run.path / "folder"
     tiny_run.base(run=f"folder/{RUN}")
     (folder / "data").mkdir()
-    shutil.copytree(tiny_run.path / "store", folder / "data/digits", ignore=shutil.ignore_patterns("lock.mdb"))
+    shutil.copytree(
+        tiny_run.path / "store", folder / "data/digits", ignore=shutil.ignore_patterns("lock.mdb")
+    )
     return folder
 
 
@@ -45,7 +47,9 @@ def missed(found: Outcome) -> set[str]:
 
 
 def test_a_small_campaign_loses_nothing(tmp_path: Path) -> None:
-    outcomes = Campaign(tmp_path, draw.draw(SEED, COUNT), jobs=2, keep=True, say=lambda text: None).run()
+    outcomes = Campaign(
+        tmp_path, draw.draw(SEED, COUNT), jobs=2, keep=True, say=lambda text: None
+    ).run()
     assert [line for each in outcomes if each.missed for line in each.lines()] == []
     assert len(outcomes) == COUNT
     assert [each.what for each in outcomes if not each.is_injected] == []
@@ -76,7 +80,9 @@ def test_a_whole_folder_has_nothing_invalid(finished: Path) -> None:
     assert state.leftovers(finished) == []
 
 
-@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json", "samples.png"])
+@pytest.mark.parametrize(
+    "name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json", "samples.png"]
+)
 def test_a_flipped_bit_in_a_model_folder_is_invalid_and_a_loss(finished: Path, name: str) -> None:
     before, path = look(finished), finished / RUN / "original" / name
     content = bytearray(path.read_bytes())
@@ -94,7 +100,11 @@ def test_what_is_gone_is_a_loss(finished: Path) -> None:
     shutil.rmtree(finished / RUN / "original")
     shutil.rmtree(finished / "data/digits")
     (finished / "samples/a.png").unlink()
-    assert state.lost(before, look(finished)) == ["model original", "the store", "the picture samples/a.png"]
+    assert state.lost(before, look(finished)) == [
+        "model original",
+        "the store",
+        "the picture samples/a.png",
+    ]
 
 
 def test_a_save_that_goes_back_is_a_loss() -> None:
@@ -137,7 +147,10 @@ def test_a_traceback_through_vdiff_counts_and_a_launchers_own_does_not() -> None
     package = Path(state.lmdb_pages.__file__).parents[1]
     head = "Traceback (most recent call last):\n"
     check_output(ours, f'{head}  File "{package}/chain.py", line 3, in go\n    x\nKeyError: 3\n')
-    check_output(theirs, f'{head}  File "/a/torch/distributed/run.py", line 3, in main\nSignalException: 15\n')
+    check_output(
+        theirs,
+        f'{head}  File "/a/torch/distributed/run.py", line 3, in main\nSignalException: 15\n',
+    )
     assert (ours.missed, theirs.missed) == ([("traceback", "KeyError: 3")], [])
 
 
@@ -153,7 +166,9 @@ def test_a_process_that_is_left_behind_is_found_and_ended(tmp_path: Path) -> Non
 
 
 def test_a_strike_waits_for_its_moment_and_misses_what_has_ended(tmp_path: Path) -> None:
-    writes = "import time, pathlib; time.sleep(.3); pathlib.Path('.a.partial-1').touch(); time.sleep(99)"
+    writes = (
+        "import time, pathlib; time.sleep(.3); pathlib.Path('.a.partial-1').touch(); time.sleep(99)"
+    )
     process = Process([sys.executable, "-c", writes], tmp_path)
     try:
         assert process.reach(Moment(0.1, ".*partial*"))
@@ -230,7 +245,9 @@ def _case_with(root: Path, ended: Ended, touches: str = "") -> Outcome:
 def test_a_missed_goal_is_told_with_the_way_to_repeat_it() -> None:
     good, bad = outcome(), Outcome(Fault(5, 17, "disk"), "disk full")
     bad.miss("left over", ".x.partial-1")
-    assert bad.lines() == ["FAILED disk 17 (disk full): left over: .x.partial-1   [--seed 5 --only 17]"]
+    assert bad.lines() == [
+        "FAILED disk 17 (disk full): left over: .x.partial-1   [--seed 5 --only 17]"
+    ]
     rows = [line.split("|")[1:-1] for line in table([good, bad]).splitlines()]
     assert [cell.strip() for cell in rows[0]] == ["fault", "injected", "survived", *GOALS]
     assert [cell.strip() for cell in rows[-1]] == ["total", "2", "1", *["0"] * 8, "1"]

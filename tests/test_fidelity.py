@@ -26,7 +26,13 @@ class Small(FeatureExtractorBase):  # type: ignore[misc]
     seen = 0
     seed = 0
 
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **_: Any):
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: Any = None,
+        **_: Any,
+    ):
         super().__init__(name, features_list)
         rng = torch.Generator().manual_seed(Small.seed)
         self.register_buffer("kernel", torch.randn(12, 3, 4, 4, generator=rng) / 10)
@@ -67,18 +73,25 @@ def folder(path: Path, images: torch.Tensor) -> str:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_numbers_are_those_of_torch_fidelitys_own_command(
-    channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    channels: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     reference, samples = pictures(0, 1010, channels), pictures(1, 1030, channels, high=200)
     options = "--cpu --fid --kid --prc --isc --feature-extractor small --json --silent --no-cache --save-cpu-ram"
     folders = folder(tmp_path / "samples", samples), folder(tmp_path / "reference", reference)
-    monkeypatch.setattr("sys.argv", ["fidelity", *options.split(), "--input1", folders[0], "--input2", folders[1]])
+    monkeypatch.setattr(
+        "sys.argv", ["fidelity", *options.split(), "--input1", folders[0], "--input2", folders[1]]
+    )
     command.main()
     theirs = json.loads(capsys.readouterr().out)
     against = Against(reference, "a", tmp_path / "cache")
     ours = {section.name: section.build(against).value(samples) for section in named(NAMES)}
     assert ours["fd_small"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
-    assert ours["kd_small"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+    assert ours["kd_small"].value == pytest.approx(
+        theirs["kernel_inception_distance_mean"], rel=1e-5
+    )
     assert ours["precision_small"].value == pytest.approx(theirs["precision"])
     assert ours["recall_small"].value == pytest.approx(theirs["recall"])
     assert ours["score_small"].value == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
@@ -111,7 +124,10 @@ def test_weights_from_a_file_are_used_and_told_apart(tmp_path: Path) -> None:
     torch.save({"kernel": torch.ones(12, 3, 4, 4)}, tmp_path / "w.pth")
     reference, samples = pictures(0, 30), pictures(1, 30)
     values = [
-        named(["fid:small"])[0].build(Against(reference, "a", tmp_path / "cache", weights=weights)).value(samples).value
+        named(["fid:small"])[0]
+        .build(Against(reference, "a", tmp_path / "cache", weights=weights))
+        .value(samples)
+        .value
         for weights in (None, tmp_path / "w.pth")
     ]
     assert values[0] != pytest.approx(values[1])
@@ -126,10 +142,17 @@ def test_what_is_kept_of_the_reference_is_of_the_weights_that_look_at_the_sample
         weights = None if kernel is None else tmp_path / "w.pth"
         if kernel is not None:
             torch.save({"kernel": kernel}, weights)
-        metric = named(["fid:small"])[0].build(Against(reference, "a", tmp_path / "cache", weights=weights))
+        metric = named(["fid:small"])[0].build(
+            Against(reference, "a", tmp_path / "cache", weights=weights)
+        )
         found.append(metric.value(reference).value)
     monkeypatch.setattr(Small, "seed", 1)  # another download under the same name
-    found.append(named(["fid:small"])[0].build(Against(reference, "a", tmp_path / "cache")).value(reference).value)
+    found.append(
+        named(["fid:small"])[0]
+        .build(Against(reference, "a", tmp_path / "cache"))
+        .value(reference)
+        .value
+    )
     assert found == pytest.approx([0, 0, 0, 0], abs=1e-9)
     assert len(list((tmp_path / "cache").iterdir())) == 4
     before = Small.seen
@@ -166,7 +189,9 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_too_few_reference_pictures_and_four_channels_are_refused() -> None:
-    with pytest.raises(DataError, match="`kd_small` needs at least 1,000 reference pictures") as caught:
+    with pytest.raises(
+        DataError, match="`kd_small` needs at least 1,000 reference pictures"
+    ) as caught:
         named(["kid:small"])[0].build(Against(pictures(0, 9), "a"))
     assert str(caught.value).splitlines()[1:] == ["where: --data", "fix: give more pictures"]
     with pytest.raises(DataError, match="1 or 3 channels"):
@@ -175,8 +200,12 @@ def test_too_few_reference_pictures_and_four_channels_are_refused() -> None:
         named(["fid:smal"])[0].build(Against(pictures(0, 9), "a"))
 
 
-@pytest.mark.parametrize(("name", "words"), [("fid:small", "--weights PATH"), ("fd_dinov2", "copy torch.hub's folder")])
-def test_without_a_network_the_way_around_is_told(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"), [("fid:small", "--weights PATH"), ("fd_dinov2", "copy torch.hub's folder")]
+)
+def test_without_a_network_the_way_around_is_told(
+    name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         try:
             raise URLError("no such host")
@@ -185,12 +214,16 @@ def test_without_a_network_the_way_around_is_told(name: str, words: str, monkeyp
 
     monkeypatch.setattr(Small, "__init__", unreachable)
     monkeypatch.setattr("torch.hub.load", unreachable)
-    with pytest.raises(MachineError, match="could not be downloaded: there is no connection") as caught:
+    with pytest.raises(
+        MachineError, match="could not be downloaded: there is no connection"
+    ) as caught:
         named([name])[0].build(Against(pictures(0, 9), "a"))
     assert words in caught.value.fix
 
 
-def test_a_damaged_download_is_not_called_a_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_download_is_not_called_a_missing_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def damaged(*_: Any, **__: Any) -> None:
         raise RuntimeError("not a zip archive")
 
@@ -200,11 +233,16 @@ def test_a_damaged_download_is_not_called_a_missing_network(monkeypatch: pytest.
     assert torch.hub.get_dir() in caught.value.fix
 
 
-def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(MachineError) as caught:
         named(["fid:small"])[0].build(Against(pictures(0, 9), "a"))
-    assert str(caught.value).splitlines()[1:] == ["where: --metrics", "fix: pip install torch-fidelity"]
+    assert str(caught.value).splitlines()[1:] == [
+        "where: --metrics",
+        "fix: pip install torch-fidelity",
+    ]
 
 
 def test_who_waits_is_told_how_many_pictures_of_each_set_are_looked_at() -> None:

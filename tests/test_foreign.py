@@ -23,11 +23,15 @@ from vdiff.formats.foreign import ForeignFile, describe
 from vdiff.formats.opcodes import follow
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "seed_samples" / "tiny_base_5"
-needs_sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason="shared/data/seed_samples is not beside the repository")
+needs_sample = pytest.mark.skipif(
+    not SAMPLE.is_dir(), reason="shared/data/seed_samples is not beside the repository"
+)
 
 
 def outline(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
-    return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
+    return {
+        name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()
+    }
 
 
 def described(file: ForeignFile) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -64,7 +68,11 @@ def test_a_checkpoint_of_diffusion_distiller_is_described_from_its_weights() -> 
     file = describe(SAMPLE / "checkpoint.pt")
     network = json.loads((SAMPLE / "network.json").read_text())["network"]
     assert file.kind == "diffusion_distiller checkpoint"
-    assert (file.facts["num_steps"], file.facts["time_scale"], file.facts["base_steps"]) == (16, 64, 1024)
+    assert (file.facts["num_steps"], file.facts["time_scale"], file.facts["base_steps"]) == (
+        16,
+        64,
+        1024,
+    )
     assert file.facts["width"] == network["channel"]
     assert file.facts["multipliers"] == network["channel_multiplier"]
     assert file.facts["blocks"] == network["n_res_blocks"]
@@ -79,25 +87,57 @@ def test_the_tensors_of_a_checkpoint_are_those_that_torch_loads() -> None:
     file = describe(SAMPLE / "checkpoint.pt")
     weights = torch.load(SAMPLE / "checkpoint.pt", weights_only=True)["G"]
     assert described(file) == outline({f"G.{name}": tensor for name, tensor in weights.items()})
-    assert file.num_parameters == sum(t.numel() for name, t in weights.items() if name != "time.0.inv_freq")
+    assert file.num_parameters == sum(
+        t.numel() for name, t in weights.items() if name != "time.0.inv_freq"
+    )
 
 
 def test_every_kind_of_content_that_torch_saves_is_understood(tmp_path: Path) -> None:
-    dtypes = [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.complex64]
-    tensors = {str(dtype): torch.zeros(3, 2, dtype=dtype) for dtype in [*dtypes, torch.uint16, torch.float8_e4m3fn]}
-    tensors |= {"view": torch.zeros(4, 6)[1:, ::2], "empty": torch.zeros(0, 5), "scalar": torch.tensor(1.0)}
+    dtypes = [
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+        torch.complex64,
+    ]
+    tensors = {
+        str(dtype): torch.zeros(3, 2, dtype=dtype)
+        for dtype in [*dtypes, torch.uint16, torch.float8_e4m3fn]
+    }
+    tensors |= {
+        "view": torch.zeros(4, 6)[1:, ::2],
+        "empty": torch.zeros(0, 5),
+        "scalar": torch.tensor(1.0),
+    }
     network = torch.nn.Linear(2, 3)
     optimizer = torch.optim.Adam(network.parameters())
     network(torch.ones(2)).sum().backward()
     optimizer.step()
-    others = {"parameter": network.weight, "size": torch.Size([1]), "device": torch.device("cpu"), "type": torch.int8}
-    saved = {**tensors, **others, "network": network.state_dict(), "optimizer": optimizer.state_dict(), "n": 2**70}
+    others = {
+        "parameter": network.weight,
+        "size": torch.Size([1]),
+        "device": torch.device("cpu"),
+        "type": torch.int8,
+    }
+    saved = {
+        **tensors,
+        **others,
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "n": 2**70,
+    }
     torch.save(saved, tmp_path / "all.pt")
     file = describe(tmp_path / "all.pt")
     expected = outline({**tensors, "parameter": network.weight})
-    expected |= outline({f"network.{name}": tensor for name, tensor in network.state_dict().items()})
+    expected |= outline(
+        {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    )
     states = optimizer.state_dict()["state"].items()
-    expected |= outline({f"optimizer.state.{i}.{name}": t for i, state in states for name, t in state.items()})
+    expected |= outline(
+        {f"optimizer.state.{i}.{name}": t for i, state in states for name, t in state.items()}
+    )
     assert described(file) == expected
     assert file.kind == "pytorch checkpoint"
     assert "names_that_would_be_executed" not in file.facts
@@ -113,7 +153,10 @@ def test_every_version_of_pickle_gives_the_same_description(tmp_path: Path, prot
 
 def test_folded_and_plain_networks_of_diffusion_distiller_are_told_apart(tmp_path: Path) -> None:
     shapes = {"down.0.weight": (8, 12, 3, 3), "down.1.resblocks.conv1.weight": (8, 8, 3, 3)}
-    shapes |= {"down.1.resblocks.time.1.weight": (8, 32), "down.2.resblocks.conv1.weight": (8, 8, 3, 3)}
+    shapes |= {
+        "down.1.resblocks.time.1.weight": (8, 32),
+        "down.2.resblocks.conv1.weight": (8, 8, 3, 3),
+    }
     shapes |= {"down.3.0.weight": (8, 8, 3, 3), "down.4.resblocks.conv1.weight": (24, 8, 3, 3)}
     shapes |= {"down.4.attention.qkv.weight": (72, 24, 1, 1)}
     weights = OrderedDict((name, torch.zeros(shape)) for name, shape in shapes.items())
@@ -132,8 +175,15 @@ def test_a_checkpoint_with_another_network_is_not_mistaken_for_the_unet(tmp_path
 
 
 def test_safetensors_are_described_from_their_header(tmp_path: Path) -> None:
-    tensors = {"a.weight": torch.zeros(2, 3), "b": torch.zeros(5, dtype=torch.bfloat16), "empty": torch.zeros(0, 4)}
-    tensors |= {"flag": torch.zeros(3, dtype=torch.bool), "scalar": torch.tensor(1, dtype=torch.int64)}
+    tensors = {
+        "a.weight": torch.zeros(2, 3),
+        "b": torch.zeros(5, dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 4),
+    }
+    tensors |= {
+        "flag": torch.zeros(3, dtype=torch.bool),
+        "scalar": torch.tensor(1, dtype=torch.int64),
+    }
     save_file(tensors, tmp_path / "weights.safetensors", metadata={"format": "pt"})
     file = describe(tmp_path / "weights.safetensors")
     assert described(file) == outline(tensors)
@@ -152,7 +202,10 @@ def test_a_diffusers_pipeline_is_described_from_its_configuration(tmp_path: Path
     file = describe(tmp_path / "model")
     assert (file.kind, file.facts["pipeline"]) == ("diffusers pipeline", "DDIMPipeline")
     assert (file.facts["network"], file.facts["block_out_channels"]) == ("UNet2DModel", [32, 64])
-    assert (file.facts["scheduler"], file.facts["prediction_type"]) == ("DDIMScheduler", "v_prediction")
+    assert (file.facts["scheduler"], file.facts["prediction_type"]) == (
+        "DDIMScheduler",
+        "v_prediction",
+    )
     assert described(file) == outline(network.state_dict())
     assert file.num_parameters == sum(parameter.numel() for parameter in network.parameters())
     unet = tmp_path / "model" / "unet"
@@ -204,7 +257,9 @@ def test_files_of_old_pytorch_are_named_legacy_with_a_way_out(tmp_path: Path) ->
 
 @pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_renamed_to_safetensors_is_refused_by_name(tmp_path: Path, is_zip: bool, protocol: int) -> None:
+def test_a_pickle_renamed_to_safetensors_is_refused_by_name(
+    tmp_path: Path, is_zip: bool, protocol: int
+) -> None:
     path = tmp_path / "weights.safetensors"
     if is_zip:
         torch.save(Bait(tmp_path / "trace"), path, pickle_protocol=max(protocol, 2))
@@ -251,7 +306,10 @@ def rewritten(path: Path, **changes: bytes | None) -> Path:
     with zipfile.ZipFile(io.BytesIO(torch_bytes({"a": torch.zeros(4), "b": torch.ones(2)}))) as old:
         records = {name: old.read(name) for name in old.namelist()}
     with zipfile.ZipFile(path, "w") as new:
-        for name, content in {**records, **{f"archive/data/{key[1:]}": data for key, data in changes.items()}}.items():
+        for name, content in {
+            **records,
+            **{f"archive/data/{key[1:]}": data for key, data in changes.items()},
+        }.items():
             if content is not None:
                 new.writestr(name, content)
     return path
@@ -278,7 +336,9 @@ def test_a_missing_or_short_storage_is_found(tmp_path: Path) -> None:
         ("N", "K\x01\x85", "not a shape"),
     ],
 )
-def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, shape: str, strides: str, problem: str) -> None:
+def test_a_tensor_outside_its_storage_is_refused(
+    tmp_path: Path, shape: str, strides: str, problem: str
+) -> None:
     storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
     tail = f"K\x00{shape}{strides}".encode("latin-1") + b"\x89NtR."
     program = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + tail
@@ -291,13 +351,26 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, shape: str, str
 
 HOSTILE = {
     "doubles a tuple 200 times": (b"\x80\x02)" + b"2\x86" * 200 + b".", "more than 32 deep"),
-    "nests 100,000 deep": (b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".", "more than 32 deep"),
+    "nests 100,000 deep": (
+        b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".",
+        "more than 32 deep",
+    ),
     "copies 2,000 pairs 3,000 times": (
-        b"](" + b"K\x01K\x02\x86" * 2000 + b"eq\x000" + b"ccollections\nOrderedDict\nh\x00\x85R0" * 3000 + b"N.",
+        b"]("
+        + b"K\x01K\x02\x86" * 2000
+        + b"eq\x000"
+        + b"ccollections\nOrderedDict\nh\x00\x85R0" * 3000
+        + b"N.",
         "copies one list over and over",
     ),
-    "has memo keys of one hash": (b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(1, 9)) + b".", "damaged"),
-    "has an endless name": (b"\x80\x04\x8c\x02osX" + (5000).to_bytes(4, "little") + b"x" * 5000 + b"\x93.", "damaged"),
+    "has memo keys of one hash": (
+        b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(1, 9)) + b".",
+        "damaged",
+    ),
+    "has an endless name": (
+        b"\x80\x04\x8c\x02osX" + (5000).to_bytes(4, "little") + b"x" * 5000 + b"\x93.",
+        "damaged",
+    ),
     "never ends": (b"N0" * 1_000_001 + b"N.", "more than 2000000 instructions"),
     "takes from an empty stack": (b"0.", "damaged"),
     "has no end": (b"\x80\x02}", "damaged"),
@@ -351,15 +424,19 @@ def test_zip_files_that_lie_or_are_not_of_pytorch_are_refused(tmp_path: Path) ->
 
 
 def test_a_record_larger_than_the_file_is_refused(tmp_path: Path) -> None:
-    storage = (
-        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\x00\x00\x00\x10tQ"
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\x00\x00\x00\x10tQ"
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\x00J\x00\x00\x00\x10\x85K\x01\x85\x89NtR"
     )
-    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00J\x00\x00\x00\x10\x85K\x01\x85\x89NtR"
     path = with_pickle(tmp_path / "claims.pt", b"\x80\x02}X\x01\x00\x00\x00w" + tensor + b"s.")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("a/data/0", b"")
     content = path.read_bytes()
-    at = content.rindex(b"PK\x01\x02") + 20  # the two sizes of the last record in the list of records
+    at = (
+        content.rindex(b"PK\x01\x02") + 20
+    )  # the two sizes of the last record in the list of records
     path.write_bytes(content[:at] + (2**30).to_bytes(4, "little") * 2 + content[at + 8 :])
     with pytest.raises(ModelFileError, match="claim more bytes than it has"):
         describe(path)
@@ -372,8 +449,13 @@ def test_absurd_sizes_are_refused_before_anything_is_read(tmp_path: Path) -> Non
         archive.writestr("a/data.pkl", b"N.")
     content = small.getvalue()
     ends = {
-        "holds a pickle of": content.replace((2).to_bytes(4, "little") * 2, absurd.to_bytes(4, "little") * 2),
-        "bytes at once": content[:-10] + absurd.to_bytes(4, "little") + (0).to_bytes(4, "little") + content[-2:],
+        "holds a pickle of": content.replace(
+            (2).to_bytes(4, "little") * 2, absurd.to_bytes(4, "little") * 2
+        ),
+        "bytes at once": content[:-10]
+        + absurd.to_bytes(4, "little")
+        + (0).to_bytes(4, "little")
+        + content[-2:],
     }
     for problem, end in ends.items():
         with (tmp_path / "absurd.pt").open("wb") as file:
@@ -438,7 +520,9 @@ def test_every_lie_in_a_safetensors_header_is_refused(
 
 
 @pytest.mark.parametrize("length", [5, 100, 100 * 2**20 + 1, 2**40, 2**63, 2**64 - 1])
-def test_a_header_longer_than_the_file_is_refused_before_reading(tmp_path: Path, length: int) -> None:
+def test_a_header_longer_than_the_file_is_refused_before_reading(
+    tmp_path: Path, length: int
+) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + b"{}  ")
     with pytest.raises(ModelFileError, match=f"12 bytes, a header of {length}"):
@@ -464,7 +548,8 @@ def test_a_header_over_the_limit_of_the_format_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["notes.txt", "weights.safetensors", "weights.pt"])
 @pytest.mark.parametrize(
-    "content", [b"", b"hello\n", b"\x89PNG\r\n\x1a\n", bytes(100), b"\x80\x02garbage", b"PK\x03\x04"]
+    "content",
+    [b"", b"hello\n", b"\x89PNG\r\n\x1a\n", bytes(100), b"\x80\x02garbage", b"PK\x03\x04"],
 )
 def test_files_that_are_no_models_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
@@ -490,8 +575,12 @@ def test_bad_diffusers_folders_are_refused(tmp_path: Path) -> None:
     (network / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises(ModelFileError, match="has no weights in `unet`"):
         describe(tmp_path)
-    (network / "diffusion_pytorch_model.safetensors").write_bytes(pickle.dumps(Bait(tmp_path / "trace")))
-    with pytest.raises(ModelFileError, match=r"`diffusion_pytorch_model.safetensors`, that is a pickle"):
+    (network / "diffusion_pytorch_model.safetensors").write_bytes(
+        pickle.dumps(Bait(tmp_path / "trace"))
+    )
+    with pytest.raises(
+        ModelFileError, match=r"`diffusion_pytorch_model.safetensors`, that is a pickle"
+    ):
         describe(tmp_path)
     (network / "config.json").write_text("[" * 2**21)
     with pytest.raises(ModelFileError, match="more than 1048576 bytes"):
@@ -502,7 +591,9 @@ def test_bad_diffusers_folders_are_refused(tmp_path: Path) -> None:
 
 QUICK = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 GOOD = {
-    ".safetensors": save({"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int8)}, {"made": "here"}),
+    ".safetensors": save(
+        {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int8)}, {"made": "here"}
+    ),
     ".pt": torch_bytes({"G": OrderedDict(a=torch.zeros(2)), "n_timesteps": 4, "time_scale": 2}),
     ".ckpt": pickle.dumps({"a": (1, 2.0, None), "b": [b"x", {1}]}, protocol=4),
 }
@@ -526,8 +617,14 @@ def description(path: Path, content: bytes) -> dict[str, Any] | None:
 
 
 @QUICK
-@given(suffix=st.sampled_from(sorted(GOOD)), start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02"]), rest=st.binary())
-def test_random_bytes_are_only_ever_refused(scratch: Path, suffix: str, start: bytes, rest: bytes) -> None:
+@given(
+    suffix=st.sampled_from(sorted(GOOD)),
+    start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02"]),
+    rest=st.binary(),
+)
+def test_random_bytes_are_only_ever_refused(
+    scratch: Path, suffix: str, start: bytes, rest: bytes
+) -> None:
     found = description(scratch / f"random{suffix}", start + rest)
     assert found is None or found["note"] == "a bare pickle: not read"
 
@@ -552,9 +649,16 @@ def test_changed_files_are_described_or_refused(
 
 
 @QUICK
-@given(st.lists(st.sampled_from([opcode.code.encode("latin-1") for opcode in pickletools.opcodes]), max_size=30))
+@given(
+    st.lists(
+        st.sampled_from([opcode.code.encode("latin-1") for opcode in pickletools.opcodes]),
+        max_size=30,
+    )
+)
 def test_any_row_of_instructions_is_followed_or_refused(opcodes: list[bytes]) -> None:
-    program = b"cos\nsystem\n(NK\x01" + b"".join(code + b"\x01\n\n"[: 3 * (code in b"cipgPqh")] for code in opcodes)
+    program = b"cos\nsystem\n(NK\x01" + b"".join(
+        code + b"\x01\n\n"[: 3 * (code in b"cipgPqh")] for code in opcodes
+    )
     try:
         names = follow(io.BytesIO(program + b".")).names
     except FormatError as err:

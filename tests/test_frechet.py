@@ -35,7 +35,9 @@ def test_diagonal_gaussians_have_the_closed_form() -> None:
     a, b = np.array([4.0, 9.0, 0.0, 1e-8]), np.array([1.0, 16.0, 2.0, 1e-8])
     closed_form = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
     zero = np.zeros(4)
-    assert frechet_distance(zero, np.diag(a), zero, np.diag(b)) == pytest.approx(closed_form, rel=1e-13)
+    assert frechet_distance(zero, np.diag(a), zero, np.diag(b)) == pytest.approx(
+        closed_form, rel=1e-13
+    )
 
 
 def test_a_shift_of_the_mean_adds_its_squared_length() -> None:
@@ -57,7 +59,9 @@ def test_it_is_symmetric_and_blind_to_rotations(rank: int) -> None:
     rotation, _ = np.linalg.qr(rng.standard_normal((6, 6)))
     mean, a, b = rng.standard_normal(6), random_covariance(4, rank), random_covariance(5)
     there, back = frechet_distance(mean, a, ORIGIN, b), frechet_distance(ORIGIN, b, mean, a)
-    turned = frechet_distance(rotation @ mean, rotation @ a @ rotation.T, ORIGIN, rotation @ b @ rotation.T)
+    turned = frechet_distance(
+        rotation @ mean, rotation @ a @ rotation.T, ORIGIN, rotation @ b @ rotation.T
+    )
     assert back == pytest.approx(there, rel=1e-12)
     assert turned == pytest.approx(there, rel=1e-12)
 
@@ -72,13 +76,17 @@ def test_it_agrees_with_the_matrix_square_root_of_scipy() -> None:
 @pytest.mark.parametrize("num_components", [None, 5, 18])
 def test_pictures_have_no_distance_to_themselves(num_components: int | None) -> None:
     pictures = random_pictures(0)
-    assert PixelFrechet(pictures, num_components).distance(pictures.flip(0)) == pytest.approx(0, abs=1e-12)
+    assert PixelFrechet(pictures, num_components).distance(pictures.flip(0)) == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_all_components_compare_what_the_pixels_compare() -> None:
     reference, samples = random_pictures(0), random_pictures(1) * 0.5
     by_pixels = PixelFrechet(reference).distance(samples)
-    assert PixelFrechet(reference, num_components=18).distance(samples) == pytest.approx(by_pixels, rel=1e-10)
+    assert PixelFrechet(reference, num_components=18).distance(samples) == pytest.approx(
+        by_pixels, rel=1e-10
+    )
 
 
 def test_the_covariance_is_unbiased() -> None:
@@ -93,7 +101,9 @@ def test_the_first_components_are_those_of_greatest_variance() -> None:
     reference[:, 0, 0, 0] *= 100
     samples = reference.clone()
     samples[:, 0, 0, 0] += 0.5
-    assert PixelFrechet(reference, num_components=1).distance(samples) == pytest.approx(0.25, rel=1e-3)
+    assert PixelFrechet(reference, num_components=1).distance(samples) == pytest.approx(
+        0.25, rel=1e-3
+    )
 
 
 def test_half_of_the_digits_is_nearer_to_them_than_noisy_or_blurred_digits() -> None:
@@ -119,7 +129,10 @@ def test_half_of_the_digits_is_nearer_to_them_than_noisy_or_blurred_digits() -> 
         (torch.zeros(4, 18), "should be float pictures"),
         (torch.zeros(4, 2, 3, 3, dtype=torch.uint8), "should be float pictures"),
         (torch.full((4, 2, 3, 3), torch.nan), "4 of 4 pictures"),
-        (torch.cat([torch.zeros(3, 2, 3, 3), torch.full((1, 2, 3, 3), torch.inf)]), "1 of 4 pictures"),
+        (
+            torch.cat([torch.zeros(3, 2, 3, 3), torch.full((1, 2, 3, 3), torch.inf)]),
+            "1 of 4 pictures",
+        ),
     ],
 )
 def test_samples_that_cannot_be_compared_are_refused(samples: torch.Tensor, problem: str) -> None:
@@ -149,7 +162,10 @@ def bytes_of(seed: int, count: int = 200) -> torch.Tensor:
 
 def test_fewer_pixels_than_components_are_compared_as_they_are() -> None:
     assert section(64, bytes_of(0)).features == "pixels"
-    assert section(5, bytes_of(0)).features == "pixels on the 5 first principal components of the reference"
+    assert (
+        section(5, bytes_of(0)).features
+        == "pixels on the 5 first principal components of the reference"
+    )
 
 
 def test_the_interval_is_that_of_single_resamples() -> None:
@@ -162,21 +178,33 @@ def test_the_interval_is_that_of_single_resamples() -> None:
     assert (found.high or 0) - found.value == pytest.approx(1.959964 * spread, rel=1e-6)
 
 
-def test_large_pictures_are_projected_on_the_same_components(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_are_projected_on_the_same_components(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     weights = torch.linspace(1, 0.1, 18).reshape(1, 2, 3, 3)
     reference = random_pictures(0).repeat(4, 1, 1, 1) * weights
     whole = PixelFrechet(reference, 3).distance(random_pictures(1) * weights)
     monkeypatch.setattr("vdiff.metrics.frechet._WHOLE_COVARIANCE", 4)
-    assert PixelFrechet(reference, 3).distance(random_pictures(1) * weights) == pytest.approx(whole, rel=1e-6)
+    assert PixelFrechet(reference, 3).distance(random_pictures(1) * weights) == pytest.approx(
+        whole, rel=1e-6
+    )
 
 
-def test_what_is_known_of_the_reference_is_kept_and_a_damaged_file_made_anew(tmp_path: Path) -> None:
+def test_what_is_known_of_the_reference_is_kept_and_a_damaged_file_made_anew(
+    tmp_path: Path,
+) -> None:
     reference, samples = bytes_of(0), bytes_of(1)
     expected = section(5, reference, tmp_path).value(samples)
     (file,) = tmp_path.iterdir()
-    assert section(5, reference[:7].repeat(3, 1, 1, 1), tmp_path).value(samples) == expected  # the fingerprint counts
+    assert (
+        section(5, reference[:7].repeat(3, 1, 1, 1), tmp_path).value(samples) == expected
+    )  # the fingerprint counts
     whole = file.read_bytes()
-    for damaged in (whole[:100], b"", whole[: len(whole) // 2] + b"x" + whole[len(whole) // 2 + 1 :]):
+    for damaged in (
+        whole[:100],
+        b"",
+        whole[: len(whole) // 2] + b"x" + whole[len(whole) // 2 + 1 :],
+    ):
         file.write_bytes(damaged)
         assert section(5, reference, tmp_path).value(samples) == expected
         assert file.read_bytes() == whole

@@ -89,7 +89,9 @@ class Broken:
 class Asking(nn.Module):
     """Decides in Python about what it has computed."""
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         return z * 0.5 if float(z.sum()) > 0 else z
 
 
@@ -103,7 +105,9 @@ class Cramped(Curved):
     def __deepcopy__(self, memo: Any) -> nn.Module:
         return Curved()
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         if len(z) > 2 and any(held() is not None for held in self.recorder[0].held):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().forward(z, time, condition, keys)
@@ -121,11 +125,23 @@ def of(network: nn.Module) -> Denoiser:
     return Denoiser(network.eval(), SCHEDULES["cosine"], "v")
 
 
-def pictures(denoiser: Denoiser, graphs: Graphs | None, count: int = 6, batch_size: int = 2, **more: Any) -> Tensor:
+def pictures(
+    denoiser: Denoiser, graphs: Graphs | None, count: int = 6, batch_size: int = 2, **more: Any
+) -> Tensor:
     seeds = range(count)
-    condition = of_seeds(seeds, 2) if isinstance(denoiser.network, type(unet().network)) else NOTHING
+    condition = (
+        of_seeds(seeds, 2) if isinstance(denoiser.network, type(unet().network)) else NOTHING
+    )
     return draw(
-        denoiser, Ddim(), seeds, SHAPE, STEPS, condition=condition, batch_size=batch_size, graphs=graphs, **more
+        denoiser,
+        Ddim(),
+        seeds,
+        SHAPE,
+        STEPS,
+        condition=condition,
+        batch_size=batch_size,
+        graphs=graphs,
+        **more,
     )
 
 
@@ -156,7 +172,9 @@ def test_replayed_calls_draw_the_same_pictures(batch_size: int) -> None:
         (Broken(), "operation not permitted when stream is capturing"),
     ],
 )
-def test_a_recording_that_fails_or_is_wrong_is_never_used_and_that_is_said_once(recorder: Any, why: str) -> None:
+def test_a_recording_that_fails_or_is_wrong_is_never_used_and_that_is_said_once(
+    recorder: Any, why: str
+) -> None:
     said: list[str] = []
     graphs, model = Graphs(recorder, said.append), unet()
     assert torch.equal(pictures(model, graphs), pictures(model, None))
@@ -174,7 +192,9 @@ def test_a_network_that_asks_the_cpu_is_not_even_recorded() -> None:
     assert "`aten._local_scalar_dense.default` needs the CPU" in said[0]
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones")
+@pytest.mark.skipif(
+    torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones"
+)
 def test_only_what_is_used_or_fetched_counts_as_asking_the_cpu() -> None:
     with FakeTensorMode():
         z = torch.ones(2, device="cuda")
@@ -249,7 +269,9 @@ def test_threads_do_not_disturb_one_another() -> None:
     model, graphs = unet(), Graphs(Snapshot(pause=1e-3), silent)
     wanted = [pictures(model, None, count) for count in (2, 4, 6)]
     with ThreadPoolExecutor(3) as pool:
-        for found in pool.map(lambda _: [pictures(model, graphs, count) for count in (2, 4, 6)], range(6)):
+        for found in pool.map(
+            lambda _: [pictures(model, graphs, count) for count in (2, 4, 6)], range(6)
+        ):
             assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
@@ -283,17 +305,23 @@ def test_recordings_make_room_where_memory_runs_out() -> None:
         pictures(model, Graphs(Snapshot(), silent), count=3, batch_size=3)
 
 
-def test_previews_evaluations_and_commands_draw_through_the_graphs_of_the_machine(tiny_run: TinyRun) -> None:
+def test_previews_evaluations_and_commands_draw_through_the_graphs_of_the_machine(
+    tiny_run: TinyRun,
+) -> None:
     chain, machine, counts = tiny_run.chain(), Machine("fp32", "cpu"), []
     recorder = Snapshot()
     machine.graphs = chain._surroundings.machine.graphs = Graphs(recorder, silent)
     chain.train()
     counts.append(recorder.replayed)
     run = tiny_run.folder()
-    Samples(run.evaluation, of_run(run)[0], Wanted(Ddim(), 4, 0, 2)).draw(machine, lambda count: None)
+    Samples(run.evaluation, of_run(run)[0], Wanted(Ddim(), 4, 0, 2)).draw(
+        machine, lambda count: None
+    )
     counts.append(recorder.replayed)
     model = checkpoint.load(run.model("original"))
-    Drawing(model, Ddim(), range(4), 2, of_seeds(range(4), 2), 2, machine).pictures(lambda pictures, seeds: None)
+    Drawing(model, Ddim(), range(4), 2, of_seeds(range(4), 2), 2, machine).pictures(
+        lambda pictures, seeds: None
+    )
     counts.append(recorder.replayed)
     assert 0 < counts[0] < counts[1] < counts[2]
 
@@ -307,7 +335,9 @@ def test_on_a_cpu_nothing_is_wrapped_and_on_is_refused() -> None:
     assert len(str(found.value).splitlines()) == 3
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones")
+@pytest.mark.skipif(
+    torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones"
+)
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_the_shipped_networks_ask_the_cpu_for_nothing(name: str) -> None:
     """On an imagined GPU, which computes shapes only."""

@@ -30,11 +30,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recipe(*changes: str) -> Recipe:
-    return recipe_text.validate(Recipe, recipe_text.set_values(recipe_text.read(TEXT, "recipe.yaml"), changes))
+    return recipe_text.validate(
+        Recipe, recipe_text.set_values(recipe_text.read(TEXT, "recipe.yaml"), changes)
+    )
 
 
 def test_paths_of_a_recipe_begin_at_home(home: Path) -> None:
-    assert (recipe().data.source, recipe().data.path) == (home / "pictures", home / "vdiff_data" / "faces")
+    assert (recipe().data.source, recipe().data.path) == (
+        home / "pictures",
+        home / "vdiff_data" / "faces",
+    )
     assert recipe("data.path=~/other").data.path == home / "other"
     assert recipe("data.path=a/~/b").data.path == Path("a/~/b")
 
@@ -48,7 +53,10 @@ def test_a_home_that_is_not_known_is_a_mistake_with_its_place(home: Path) -> Non
 
 
 def test_no_command_makes_a_folder_called_tilde(
-    home: Path, make_pictures: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Path,
+    make_pictures: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_pictures(count=6, size=(16, 16)).rename(home / "pictures")  # type: ignore[operator]
     assert main(["init", "digits", "--out=~/recipe.yaml", "-q"]) == 0
@@ -58,9 +66,30 @@ def test_no_command_makes_a_folder_called_tilde(
     assert main(["prepare", "-q"]) == 0
     assert main(["prepare", "~/pictures", "--size", "8", "--out=~/second", "-q"]) == 0
     assert main(["train", "--run=~/run", "--device", "cpu", "-q", "--set", "trackers=[]"]) == 0
-    assert main(["sample", "--checkpoint=~/run/original", "-n", "1", "--steps", "2", "--out=~/one.png", "-q"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                "--checkpoint=~/run/original",
+                "-n",
+                "1",
+                "--steps",
+                "2",
+                "--out=~/one.png",
+                "-q",
+            ]
+        )
+        == 0
+    )
     assert main(["inspect", "~/run", "-q"]) == 0
-    for made in ("recipe.yaml", "digits", "vdiff_data/faces/data.mdb", "second/data.mdb", "run/original", "one.png"):
+    for made in (
+        "recipe.yaml",
+        "digits",
+        "vdiff_data/faces/data.mdb",
+        "second/data.mdb",
+        "run/original",
+        "one.png",
+    ):
         assert (home / made).exists(), made
     assert list(Path().iterdir()) == []
     assert main(["train", "--run=~nobody-of-that-name/run"]) == 2

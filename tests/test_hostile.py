@@ -31,7 +31,12 @@ from vdiff.recipe.recipe import Recipe
 from vdiff.runs import savepoint
 
 # No shrinking and no data base of examples: a failure is printed as it was found, the same one every time.
-CHEAP = {"derandomize": True, "deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+CHEAP = {
+    "derandomize": True,
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
 SHIPPED = [path.read_text(encoding="utf-8") for path in recipe_text.shipped().values()]
 
 ODD_VALUES = st.one_of(
@@ -68,8 +73,40 @@ def is_recipe_or_mistake(text: str) -> bool:
     return Recipe.model_validate(found.model_dump(mode="json")) == found
 
 
-WORDS = ["data", "path", "train", "updates", "network", "width", "[", "]", "{", "}", ":", ",", "\n", "  ", "- ", "#"]
-WORDS += ["&a", "*a", "!!python/object:os.system", "'", '"', "|", ">", "---", "%", "1e999", "0x", "9" * 40, "null", "~"]
+WORDS = [
+    "data",
+    "path",
+    "train",
+    "updates",
+    "network",
+    "width",
+    "[",
+    "]",
+    "{",
+    "}",
+    ":",
+    ",",
+    "\n",
+    "  ",
+    "- ",
+    "#",
+]
+WORDS += [
+    "&a",
+    "*a",
+    "!!python/object:os.system",
+    "'",
+    '"',
+    "|",
+    ">",
+    "---",
+    "%",
+    "1e999",
+    "0x",
+    "9" * 40,
+    "null",
+    "~",
+]
 WORDS += ["\t", "\0"]
 
 
@@ -81,7 +118,9 @@ def test_any_text_as_a_recipe_is_a_recipe_or_a_mistake(text: str) -> None:
 
 @settings(max_examples=60, **CHEAP)
 @given(st.data())
-def test_a_shipped_recipe_with_something_changed_is_a_recipe_or_a_mistake(data: st.DataObject) -> None:
+def test_a_shipped_recipe_with_something_changed_is_a_recipe_or_a_mistake(
+    data: st.DataObject,
+) -> None:
     text = data.draw(st.sampled_from(SHIPPED))
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(text)))
@@ -103,7 +142,13 @@ def test_a_shipped_recipe_with_an_odd_value_is_a_recipe_or_a_mistake(data: st.Da
 
 
 @pytest.mark.parametrize(
-    "change", ["network.width=1", "network.width=true", "train.updates=true", "network.multipliers=[true, 2]"]
+    "change",
+    [
+        "network.width=1",
+        "network.width=true",
+        "train.updates=true",
+        "network.multipliers=[true, 2]",
+    ],
 )
 def test_a_value_that_no_network_can_have_is_a_mistake_of_the_recipe(change: str) -> None:
     text = recipe_text.set_values(recipe_text.read_file(recipe_text.shipped()["digits"]), [change])
@@ -113,7 +158,11 @@ def test_a_value_that_no_network_can_have_is_a_mistake_of_the_recipe(change: str
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "a:\n"])
 def test_a_recipe_is_not_followed_into_any_depth(opening: str) -> None:
-    deep = "".join(" " * depth + opening for depth in range(300)) if opening.endswith("\n") else opening * 20_000
+    deep = (
+        "".join(" " * depth + opening for depth in range(300))
+        if opening.endswith("\n")
+        else opening * 20_000
+    )
     assert isinstance(outcome(lambda: read_recipe(deep), UsageError), UsageError)
 
 
@@ -135,7 +184,13 @@ def put(folder: Path, name: str, data: bytes) -> None:
 
 def places(value: Any, keys: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The ways to all values inside."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [found for key, each in inner for found in [(*keys, key), *places(each, (*keys, key))]]
 
 
@@ -164,18 +219,24 @@ def test_a_card_with_odd_values_is_a_card_or_refused(model: Path, data: st.DataO
         content = changed(data, json.loads(before))
         text = mark.sealed(content) if data.draw(st.booleans()) else json.dumps(content)
         (model / MARK).write_text(text, encoding="utf-8", errors="surrogatepass")
-        assert isinstance(outcome(lambda: checkpoint.load(model), ModelFileError), Checkpoint | ModelFileError)
+        assert isinstance(
+            outcome(lambda: checkpoint.load(model), ModelFileError), Checkpoint | ModelFileError
+        )
     finally:
         (model / MARK).write_text(before, encoding="utf-8")
 
 
 @settings(max_examples=60, **CHEAP)
 @given(st.data())
-def test_a_network_with_odd_settings_is_refused_before_it_is_made(model: Path, data: st.DataObject) -> None:
+def test_a_network_with_odd_settings_is_refused_before_it_is_made(
+    model: Path, data: st.DataObject
+) -> None:
     before = (model / CONFIG).read_bytes()
     try:
         put(model, CONFIG, json.dumps(changed(data, json.loads(before))).encode())
-        assert isinstance(outcome(lambda: checkpoint.load(model), ModelFileError), Checkpoint | ModelFileError)
+        assert isinstance(
+            outcome(lambda: checkpoint.load(model), ModelFileError), Checkpoint | ModelFileError
+        )
     finally:
         put(model, CONFIG, before)
 
@@ -200,11 +261,16 @@ def test_weights_with_an_odd_header_are_refused(model: Path, data: st.DataObject
         put(
             model,
             WEIGHTS,
-            with_header(text, body, data.draw(st.sampled_from([None, None, None, 0, 7, 2**63, 2**64 - 1]))),
+            with_header(
+                text, body, data.draw(st.sampled_from([None, None, None, 0, 7, 2**63, 2**64 - 1]))
+            ),
         )
-        assert isinstance(outcome(lambda: checkpoint.load(model), ModelFileError), Checkpoint | ModelFileError)
         assert isinstance(
-            outcome(lambda: checkpoint.load_tensors(model / WEIGHTS), ModelFileError), dict | ModelFileError
+            outcome(lambda: checkpoint.load(model), ModelFileError), Checkpoint | ModelFileError
+        )
+        assert isinstance(
+            outcome(lambda: checkpoint.load_tensors(model / WEIGHTS), ModelFileError),
+            dict | ModelFileError,
         )
     finally:
         put(model, WEIGHTS, before)
@@ -245,7 +311,9 @@ HOSTILE = {
     "deep": with_header(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b""),
     "millions of values": with_header(b'{"a":[' + b"{}," * 2_000_001 + b"{}]}", b""),
     "a number of a million digits": with_header(b'{"a":' + b"9" * 1_000_000 + b"}", b""),
-    "a name twice": with_header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2 + b'"b":{}}', bytes(4)),
+    "a name twice": with_header(
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2 + b'"b":{}}', bytes(4)
+    ),
     "more than there is": crafted({"a": tensor("F32", [2**30], 0, 2**32)}, 4),
     "a shape beyond its bytes": crafted({"a": tensor("F32", [2**30], 0, 4)}, 4),
     "a shape that overflows": crafted({"a": tensor("F32", [2**32, 2**32, 2**32], 0, 0)}, 0),
@@ -298,8 +366,14 @@ def test_weights_for_another_network_are_refused_before_anything_is_allocated(
     elif change == "one more":
         header["more"] = tensor("F32", [0], len(body), len(body))
     elif change == "one less":
-        end = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
-        last = next(key for key, entry in header.items() if key != "__metadata__" and entry["data_offsets"][1] == end)
+        end = max(
+            entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"
+        )
+        last = next(
+            key
+            for key, entry in header.items()
+            if key != "__metadata__" and entry["data_offsets"][1] == end
+        )
         body = body[: header.pop(last)["data_offsets"][0]]
     else:
         header["conv_im.weight"] = header.pop(name)
@@ -313,7 +387,9 @@ def test_weights_for_another_network_are_refused_before_anything_is_allocated(
 
 
 @pytest.mark.parametrize("kind", ["bare", "torch"])
-def test_a_pickle_under_another_name_is_never_unpickled(model: Path, tmp_path: Path, kind: str) -> None:
+def test_a_pickle_under_another_name_is_never_unpickled(
+    model: Path, tmp_path: Path, kind: str
+) -> None:
     before, trap = (model / WEIGHTS).read_bytes(), tmp_path / "trap"
     try:
         put(model, WEIGHTS, pickled(trap)[kind])
@@ -333,10 +409,19 @@ def test_a_save_with_odd_values_is_a_save_or_refused(
     folder = tmp_path_factory.mktemp("saves")
     save(folder, 2)
     path = folder / "000000002" / "state.json"
-    path.write_text(mark.sealed(changed(data, json.loads(path.read_text()))), errors="surrogatepass")
+    path.write_text(
+        mark.sealed(changed(data, json.loads(path.read_text()))), errors="surrogatepass"
+    )
     said: list[str] = []
-    found = outcome(lambda: savepoint.newest(folder, TRAJECTORY, said.append), ModelFileError, UsageError, DataError)
-    assert isinstance(found, savepoint.SavePoint | VdiffError) or said  # one that is passed over is told of
+    found = outcome(
+        lambda: savepoint.newest(folder, TRAJECTORY, said.append),
+        ModelFileError,
+        UsageError,
+        DataError,
+    )
+    assert (
+        isinstance(found, savepoint.SavePoint | VdiffError) or said
+    )  # one that is passed over is told of
     shutil.rmtree(folder)
 
 

@@ -29,10 +29,17 @@ def png_with_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds nothing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -65,7 +72,9 @@ def test_a_rotated_photograph_is_turned_upright() -> None:
 def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
     levels = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
     assert images.decode(as_bytes(Image.fromarray(levels)), 1).tolist() == [[[0, 1, 128, 255]]]
-    assert images.decode(as_bytes(Image.fromarray(levels), "TIFF"), 3)[2].tolist() == [[0, 1, 128, 255]]
+    assert images.decode(as_bytes(Image.fromarray(levels), "TIFF"), 3)[2].tolist() == [
+        [0, 1, 128, 255]
+    ]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -110,7 +119,9 @@ def test_a_picture_bomb_is_refused_from_its_header(side: int) -> None:
         images.decode(png_with_header(side, side), 3)
 
 
-def test_the_limit_of_pixels_holds_without_any_warning_filter(recwarn: pytest.WarningsRecorder) -> None:
+def test_the_limit_of_pixels_holds_without_any_warning_filter(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     import warnings
 
     with warnings.catch_warnings():
@@ -141,7 +152,11 @@ def test_a_truncated_file_is_never_a_picture(kind: str, share: float) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]), place=st.integers(0), bit=st.integers(0, 7))
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]),
+    place=st.integers(0),
+    bit=st.integers(0, 7),
+)
 def test_a_flipped_bit_gives_a_picture_or_a_value_error(kind: str, place: int, bit: int) -> None:
     data = bytearray(as_bytes(noise_picture(8, 8, seed=2), kind))
     data[place % len(data)] ^= 1 << bit
@@ -175,7 +190,9 @@ def test_squares_are_those_of_torchvision(width: int, height: int) -> None:
 
     picture = noise_picture(width, height, seed=3)
     expected = tv.center_crop(tv.resize(picture, 16, InterpolationMode.LANCZOS), [16, 16])
-    assert np.array_equal(np.asarray(images.fit_square(picture, 16, "lanczos")), np.asarray(expected))
+    assert np.array_equal(
+        np.asarray(images.fit_square(picture, 16, "lanczos")), np.asarray(expected)
+    )
 
 
 def test_a_picture_of_the_right_size_is_not_resampled() -> None:
@@ -210,7 +227,11 @@ def test_a_written_png_carries_its_text(tmp_path: Path) -> None:
     image = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
     images.write_png(tmp_path / "a.png", image, {"seed": "7", "sampler": "ddim, größer"})
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.text == {"Software": f"vdiff {__version__}", "seed": "7", "sampler": "ddim, größer"}
+        assert picture.text == {
+            "Software": f"vdiff {__version__}",
+            "seed": "7",
+            "sampler": "ddim, größer",
+        }
     assert np.array_equal(images.decode((tmp_path / "a.png").read_bytes(), 3), image.numpy())
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
@@ -222,7 +243,9 @@ def test_a_picture_that_cannot_be_written_says_where(tmp_path: Path) -> None:
 
 
 def test_a_gif_shows_every_frame_for_ever(tmp_path: Path) -> None:
-    frames = torch.stack([torch.full((1, 4, 4), level, dtype=torch.uint8) for level in (0, 100, 255)])
+    frames = torch.stack(
+        [torch.full((1, 4, 4), level, dtype=torch.uint8) for level in (0, 100, 255)]
+    )
     images.write_gif(tmp_path / "a.gif", frames, milliseconds=50)
     with Image.open(tmp_path / "a.gif") as picture:
         assert (picture.n_frames, picture.info["duration"], picture.info["loop"]) == (3, 50, 0)

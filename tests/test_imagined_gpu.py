@@ -22,7 +22,12 @@ from vdiff.recipe.recipe import Recipe
 from vdiff.training.learner import RngOf
 
 BATCH = 4
-MULTIPLY_OR_NORM = ("convolution", "addmm", "native_group_norm", "upsample_nearest2d")  # a real GPU chooses attention's
+MULTIPLY_OR_NORM = (
+    "convolution",
+    "addmm",
+    "native_group_norm",
+    "upsample_nearest2d",
+)  # a real GPU chooses attention's
 
 pytestmark = pytest.mark.skipif(
     torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones"
@@ -38,7 +43,10 @@ class Watch(TorchDispatchMode):
         self.cast: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, given = func.overloadpacket.__name__, [each for each in tree_leaves(args) if isinstance(each, Tensor)]
+        name, given = (
+            func.overloadpacket.__name__,
+            [each for each in tree_leaves(args) if isinstance(each, Tensor)],
+        )
         if name in MULTIPLY_OR_NORM:
             self.computed += [(name, each.dtype) for each in given]
         if name == "_to_copy":
@@ -72,12 +80,16 @@ def network(recipe: Recipe, dtype: torch.dtype) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", recipe_text.shipped())
-def test_a_stage_waits_for_no_host_multiplies_in_bfloat16_and_casts_each_weight_of_the_student_once(name: str) -> None:
+def test_a_stage_waits_for_no_host_multiplies_in_bfloat16_and_casts_each_weight_of_the_student_once(
+    name: str,
+) -> None:
     recipe = recipe_text.validate(Recipe, recipe_text.find(name))
     schedule, size = recipe.diffusion.schedule.build(), recipe.data.size
     with gpu():
         student = Denoiser(network(recipe, torch.float32).train(), schedule, "v")
-        teacher = Denoiser(network(recipe, torch.bfloat16).eval().requires_grad_(False), schedule, "v")
+        teacher = Denoiser(
+            network(recipe, torch.bfloat16).eval().requires_grad_(False), schedule, "v"
+        )
         objective = ProgressiveObjective("truncated_snr", teacher, num_steps=4)
         x = to_float(torch.zeros(BATCH, 3, size, size, dtype=torch.uint8))
         condition = of_seeds([0] * BATCH, recipe.network.told_classes)
@@ -87,6 +99,8 @@ def test_a_stage_waits_for_no_host_multiplies_in_bfloat16_and_casts_each_weight_
     assert losses.dtype == torch.float32
     assert not traffic.found
     assert set(seen.computed) == {(kind, torch.bfloat16) for kind in MULTIPLY_OR_NORM}
-    cast, learned = ([id(each) for each in weights] for weights in (seen.cast, student.network.parameters()))
+    cast, learned = (
+        [id(each) for each in weights] for weights in (seen.cast, student.network.parameters())
+    )
     assert len(set(cast)) == len(cast)
     assert set(cast) <= set(learned)

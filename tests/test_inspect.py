@@ -61,7 +61,9 @@ def save(run: Path, stage: int, teacher: ModelCard | None, seed: int) -> ModelCa
         network="unet",
         diffusion=DiffusionSection().model_dump(mode="json"),
         recipe=RECIPE,
-        parent={"name": teacher.name, "num_steps": teacher.num_steps, "hash": teacher.hash} if teacher else None,
+        parent={"name": teacher.name, "num_steps": teacher.num_steps, "hash": teacher.hash}
+        if teacher
+        else None,
         data={"fingerprint": "ab" * 32, "num_images": 12},
         is_denoiser=teacher is None,
     )
@@ -114,7 +116,11 @@ def facts(capsys: pytest.CaptureFixture[str]) -> Inspect:
 def edit(folder: Path, **changes: Any) -> None:
     """Change what a model folder says about itself."""
     path = folder / MARK
-    content = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("sealed", "sha256")}
+    content = {
+        name: value
+        for name, value in json.loads(path.read_text()).items()
+        if name not in ("sealed", "sha256")
+    }
     path.write_text(json.dumps({**content, **changes}))  # without a seal, as in the first release
 
 
@@ -129,7 +135,17 @@ def test_every_model_folder_of_the_run_is_listed_with_its_steps(
 ) -> None:
     assert main(["inspect"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == ["name", "stage", "steps", "parent", "parameters", "updates", "MB", "hash", "state"]
+    assert rows[0] == [
+        "name",
+        "stage",
+        "steps",
+        "parent",
+        "parameters",
+        "updates",
+        "MB",
+        "hash",
+        "state",
+    ]
     assert [(row[0], row[2], row[-1]) for row in rows[1:]] == [
         ("original", "4", "whole"),
         ("base_0", "2", "whole"),
@@ -141,30 +157,42 @@ def test_every_model_folder_of_the_run_is_listed_with_its_steps(
     parents = [row["parent"]["hash"] for row in found["models"][1:]]
     assert parents == [row["hash"] for row in found["models"][:-1]]
     sizes = [
-        sum(path.stat().st_size for path in (run / name).rglob("*.*") if path.name not in (MARK, "README.md"))
+        sum(
+            path.stat().st_size
+            for path in (run / name).rglob("*.*")
+            if path.name not in (MARK, "README.md")
+        )
         for name in NAMES
     ]
     assert [row["bytes"] for row in found["models"]] == sizes
 
 
-def test_a_mistake_in_the_recipe_does_not_hide_its_run(run: Path, here: Path, facts: Inspect) -> None:
+def test_a_mistake_in_the_recipe_does_not_hide_its_run(
+    run: Path, here: Path, facts: Inspect
+) -> None:
     (here / "recipe.yaml").write_text(RECIPE.replace("updates", "updaets"))
     assert len(facts()["models"]) == 3
 
 
-def test_a_recipe_without_a_usable_name_tells_its_mistake(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_without_a_usable_name_tells_its_mistake(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (here / "recipe.yaml").write_text(RECIPE.replace("name: toy", "name: ../toy"))
     assert main(["inspect"]) == UsageError.exit_code
     assert "`name`" in capsys.readouterr().err
 
 
-def test_a_run_that_has_not_begun_is_no_error(capsys: pytest.CaptureFixture[str], facts: Inspect) -> None:
+def test_a_run_that_has_not_begun_is_no_error(
+    capsys: pytest.CaptureFixture[str], facts: Inspect
+) -> None:
     assert main(["inspect"]) == 0
     assert "`vdiff train` makes the first" in capsys.readouterr().err
     assert facts()["models"] == []
 
 
-def test_run_names_another_run(run: Path, here: Path, facts: Inspect, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_names_another_run(
+    run: Path, here: Path, facts: Inspect, capsys: pytest.CaptureFixture[str]
+) -> None:
     run.rename(here / "elsewhere")
     assert len(facts("--run", "elsewhere")["models"]) == 3
     assert len(facts("elsewhere")["models"]) == 3
@@ -172,13 +200,17 @@ def test_run_names_another_run(run: Path, here: Path, facts: Inspect, capsys: py
     assert "there is no run folder `nowhere`" in capsys.readouterr().err
 
 
-def test_a_model_in_the_run_can_be_named(run: Path, facts: Inspect, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_in_the_run_can_be_named(
+    run: Path, facts: Inspect, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert facts("base_1")["path"] == "runs/toy/base_1"
     assert main(["inspect", "base_7"]) == ModelFileError.exit_code
     assert "take one of: original, base_0, base_1" in capsys.readouterr().err
 
 
-def test_a_path_that_does_not_exist_is_one_error(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_does_not_exist_is_one_error(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (here / "recipe.yaml").unlink()
     assert main(["inspect", "typo.pt"]) == UsageError.exit_code
     out, err = capsys.readouterr()
@@ -187,10 +219,18 @@ def test_a_path_that_does_not_exist_is_one_error(here: Path, capsys: pytest.Capt
 
 def stop_stage(run: Path, stage: str, teacher: str, *updates: int) -> Path:
     """Leave the saves of a stage that was stopped."""
-    trajectory = {"stage": 3, "num_steps": 1, "start_steps": 2, "distill.updates": 500, "teacher": teacher}
+    trajectory = {
+        "stage": 3,
+        "num_steps": 1,
+        "start_steps": 2,
+        "distill.updates": 500,
+        "teacher": teacher,
+    }
     state = {"weights": {"w": torch.ones(3)}}
     for update in updates:
-        savepoint.write(run / "saves" / stage, update, state, {"rows": torch.zeros(0, 2)}, trajectory)
+        savepoint.write(
+            run / "saves" / stage, update, state, {"rows": torch.zeros(0, 2)}, trajectory
+        )
     return run / "saves" / stage / f"{updates[-1]:09d}"
 
 
@@ -200,8 +240,17 @@ def test_a_stage_that_was_stopped_is_listed_with_its_last_save(
     teacher = checkpoint.read_card(run / "base_1")
     newest = stop_stage(run, "base_2", teacher.hash, 100, 200)
     last = facts()["models"][-1]
-    assert (last["name"], last["state"], last["num_steps"], last["stage"]) == ("base_2", "unfinished", 1, 3)
-    assert (last["updates"], last["planned_updates"], last["parent"]["name"]) == (200, 500, "base_1")
+    assert (last["name"], last["state"], last["num_steps"], last["stage"]) == (
+        "base_2",
+        "unfinished",
+        1,
+        3,
+    )
+    assert (last["updates"], last["planned_updates"], last["parent"]["name"]) == (
+        200,
+        500,
+        "base_1",
+    )
     assert main(["inspect"]) == 0
     assert "200 of 500" in capsys.readouterr().out
     (newest / "weights.safetensors").write_bytes(b"")
@@ -210,13 +259,22 @@ def test_a_stage_that_was_stopped_is_listed_with_its_last_save(
     assert damaged["problems"][0].startswith("000000200/weights.safetensors: 0 bytes instead of ")
 
 
-@pytest.mark.parametrize("trajectory", [[], "x", {"stage": "1", "num_steps": -1, "teacher": [], "train.updates": {}}])
+@pytest.mark.parametrize(
+    "trajectory", [[], "x", {"stage": "1", "num_steps": -1, "teacher": [], "train.updates": {}}]
+)
 def test_odd_facts_in_a_save_are_left_out(run: Path, trajectory: Any, facts: Inspect) -> None:
     point = stop_stage(run, "base_2", "", 100)
     state = json.loads((point / run_folder.STATE).read_text())
-    (point / run_folder.STATE).write_text(mark.sealed({**state, "trajectory": trajectory, "update": "many"}))
+    (point / run_folder.STATE).write_text(
+        mark.sealed({**state, "trajectory": trajectory, "update": "many"})
+    )
     last = facts()["models"][-1]
-    assert (last["state"], last["stage"], last["parent"], last["updates"]) == ("unfinished", None, None, None)
+    assert (last["state"], last["stage"], last["parent"], last["updates"]) == (
+        "unfinished",
+        None,
+        None,
+        None,
+    )
 
 
 def test_only_saves_is_a_run_without_models(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,7 +285,9 @@ def test_only_saves_is_a_run_without_models(here: Path, capsys: pytest.CaptureFi
     assert "no model folder yet in `runs/toy`; `vdiff train` goes on" in err
 
 
-def test_a_student_of_another_teacher_is_pointed_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_student_of_another_teacher_is_pointed_out(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(run, 0, None, seed=7)
     assert main(["inspect"]) == 0
     assert "warning: `base_0` was distilled from another `original`" in capsys.readouterr().err
@@ -264,7 +324,12 @@ def test_a_model_folder_tells_all_that_is_on_its_card(
     run: Path, capsys: pytest.CaptureFixture[str], facts: Inspect
 ) -> None:
     card, found = checkpoint.read_card(run / "base_1"), facts("base_1")
-    assert (found["kind"], found["name"], found["stage"], found["num_steps"]) == ("model", "base_1", 2, 1)
+    assert (found["kind"], found["name"], found["stage"], found["num_steps"]) == (
+        "model",
+        "base_1",
+        2,
+        1,
+    )
     assert (found["shape"], found["hash"], found["recipe"]) == ([1, 8, 8], card.hash, RECIPE)
     assert (found["files"], found["versions"]) == (card.files, card.versions)
     assert [(each["name"], each["path"] is not None) for each in found["lineage"]] == [
@@ -273,14 +338,24 @@ def test_a_model_folder_tells_all_that_is_on_its_card(
     ]
     assert main(["inspect", "base_1"]) == 0
     out = capsys.readouterr().out
-    for text in ("1, distilled", "1 x 8 x 8", "cosine, grid 1024", "base_0 (2 steps", card.hash, "torch", "ab" * 32):
+    for text in (
+        "1, distilled",
+        "1 x 8 x 8",
+        "cosine, grid 1024",
+        "base_0 (2 steps",
+        card.hash,
+        "torch",
+        "ab" * 32,
+    ):
         assert text in out
     assert all(name in out for name in card.files)
 
 
 def test_a_teacher_that_lies_elsewhere_ends_the_lineage(run: Path, facts: Inspect) -> None:
     shutil.rmtree(run / "original")
-    assert [(each["name"], each["path"]) for each in facts("base_0")["lineage"]] == [("original", None)]
+    assert [(each["name"], each["path"]) for each in facts("base_0")["lineage"]] == [
+        ("original", None)
+    ]
 
 
 def test_a_model_that_is_its_own_teacher_does_not_go_on_forever(run: Path, facts: Inspect) -> None:
@@ -293,15 +368,26 @@ def test_a_store_tells_what_it_says_about_itself(
     store: Path, capsys: pytest.CaptureFixture[str], facts: Inspect
 ) -> None:
     found = facts(str(store), "--verify")
-    assert (found["kind"], found["num_images"], found["sizes"], found["verified"]) == ("store", 12, [8, 16], True)
-    assert (found["channels"], found["encoding"], found["class_names"]) == (3, "png", ["cat", "dog"])
+    assert (found["kind"], found["num_images"], found["sizes"], found["verified"]) == (
+        "store",
+        12,
+        [8, 16],
+        True,
+    )
+    assert (found["channels"], found["encoding"], found["class_names"]) == (
+        3,
+        "png",
+        ["cat", "dog"],
+    )
     assert main(["inspect", str(store / "data.mdb")]) == 0
     assert "2: cat, dog" in capsys.readouterr().out
     record = ImageStore(store).read(3, 16)
     with (store / "data.mdb").open("r+b") as file:
         file.seek(file.read().index(record) + 40)
         file.write(bytes([record[40] ^ 1]))
-    assert main(["inspect", str(store)]) == 3  # so small a picture lies in a page that leads to others
+    assert (
+        main(["inspect", str(store)]) == 3
+    )  # so small a picture lies in a page that leads to others
     (store / "store.json").unlink()
     assert main(["inspect", str(store)]) == 0
     assert main(["inspect", str(store), "--verify"]) == DataError.exit_code
@@ -312,8 +398,13 @@ def test_a_recipe_tells_its_stages_and_the_number_of_weights(
     capsys: pytest.CaptureFixture[str], facts: Inspect
 ) -> None:
     found = facts("recipe.yaml")
-    assert found["num_parameters"] == sum(weight.numel() for weight in NETWORK.build(8, 1).parameters())
-    stages = [(stage["name"], stage["start_steps"], stage["num_steps"], stage["updates"]) for stage in found["stages"]]
+    assert found["num_parameters"] == sum(
+        weight.numel() for weight in NETWORK.build(8, 1).parameters()
+    )
+    stages = [
+        (stage["name"], stage["start_steps"], stage["num_steps"], stage["updates"])
+        for stage in found["stages"]
+    ]
     assert stages == [("original", 4, 4, 100), ("base_0", 4, 2, 10), ("base_1", 2, 1, 10)]
     assert facts(".")["kind"] == "recipe"
     assert main(["inspect", "recipe.yaml"]) == 0
@@ -349,7 +440,12 @@ def test_several_paths_are_one_object_and_one_text_each(
 ) -> None:
     save_file({"w": torch.ones(2)}, here / "w.safetensors")
     paths = ["base_0", "w.safetensors", "recipe.yaml", "runs/toy"]
-    assert [each["kind"] for each in facts(*paths)["inspected"]] == ["model", "foreign", "recipe", "run"]
+    assert [each["kind"] for each in facts(*paths)["inspected"]] == [
+        "model",
+        "foreign",
+        "recipe",
+        "run",
+    ]
     assert main(["inspect", *paths]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(":")] == [
         "runs/toy/base_0:",
@@ -361,7 +457,9 @@ def test_nothing_is_changed(run: Path, here: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in here.rglob("*")}
     assert main(["inspect", "--verify"]) == 0
     assert main(["inspect", "--verify", "base_1", "recipe.yaml"]) == 0
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in here.rglob("*")} == before
+    assert {
+        path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in here.rglob("*")
+    } == before
 
 
 def test_runs_and_models_are_described_without_torch(run: Path) -> None:
@@ -376,7 +474,9 @@ def in_terminal(columns: int, *arguments: str) -> list[str]:
     ours, theirs = pty.openpty()
     code = f"from vdiff.cli import main; main({list(arguments)})"
     env = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "xterm"}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=subprocess.DEVNULL, env=env):
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=theirs, stderr=subprocess.DEVNULL, env=env
+    ):
         os.close(theirs)
         shown = b""
         try:
@@ -442,7 +542,9 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "a file with an endless name": {"files": {**FILES, "a" * 5000: ENTRY}},
     "a file without a hash": {"files": {**FILES, "a": {"size": 1}}},
     "a file with an infinite size": {"files": {**FILES, "a": {"size": 1e999, "sha256": SHA}}},
-    "a file with a size that is text": {"files": {**FILES, "a": {"size": "9" * 5000, "sha256": SHA}}},
+    "a file with a size that is text": {
+        "files": {**FILES, "a": {"size": "9" * 5000, "sha256": SHA}}
+    },
     "a file that is a number": {"files": {**FILES, "a": 7}},
     "no weights among the files": {"files": {CONFIG: ENTRY}},
 }
@@ -471,7 +573,15 @@ def test_a_hostile_card_is_refused_with_one_message(
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"[]", b"3", b"{", b"\xff\xfe", b'{"files": ' + b"[" * 100_000, b'{"a": ' * 50 + b"1" + b"}" * 50),
+        *(
+            b"",
+            b"[]",
+            b"3",
+            b"{",
+            b"\xff\xfe",
+            b'{"files": ' + b"[" * 100_000,
+            b'{"a": ' * 50 + b"1" + b"}" * 50,
+        ),
         *(b'{"files": {}, "a": "' + b"x" * 2**23 + b'"}', b'{"num_steps": ' + b"9" * 10_000 + b"}"),
     ],
 )
@@ -482,7 +592,9 @@ def test_a_file_that_is_no_card_is_refused_with_one_message(
     assert_refused(run / "base_0", capsys)
 
 
-def test_a_hostile_card_does_not_hide_the_others(run: Path, capsys: pytest.CaptureFixture[str], facts: Inspect) -> None:
+def test_a_hostile_card_does_not_hide_the_others(
+    run: Path, capsys: pytest.CaptureFixture[str], facts: Inspect
+) -> None:
     evil = (run / "original").rename(run / f"{RED}original")
     edit(evil, name=RED)
     assert [row["state"] for row in facts(code=4)["models"]] == ["whole", "whole", "damaged"]
@@ -492,8 +604,15 @@ def test_a_hostile_card_does_not_hide_the_others(run: Path, capsys: pytest.Captu
     assert "\x1b" not in out + err
 
 
-def test_texts_that_a_card_may_hold_do_no_harm(run: Path, capsys: pytest.CaptureFixture[str], facts: Inspect) -> None:
-    texts = {"kind": ["a\u202eb", {"b\nc": "d\te"}], "n": 10**18, "list": list(range(10_000)), "long": "x" * 9999}
+def test_texts_that_a_card_may_hold_do_no_harm(
+    run: Path, capsys: pytest.CaptureFixture[str], facts: Inspect
+) -> None:
+    texts = {
+        "kind": ["a\u202eb", {"b\nc": "d\te"}],
+        "n": 10**18,
+        "list": list(range(10_000)),
+        "long": "x" * 9999,
+    }
     edit(run / "base_0", diffusion=texts, data=texts, trajectory=texts, recipe="# \u200d\n\u202e")
     assert facts("base_0")["recipe"] == "# \\u200d\n\\u202e"
     assert main(["inspect", "base_0"]) == 0
@@ -502,7 +621,9 @@ def test_texts_that_a_card_may_hold_do_no_harm(run: Path, capsys: pytest.Capture
     assert max(map(len, out.splitlines())) < 300
 
 
-def test_a_link_out_of_a_model_folder_is_damage(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_out_of_a_model_folder_is_damage(
+    run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = run / "base_0" / CONFIG
     outside = path.rename(here / "outside.json")
     path.symlink_to(outside)
@@ -521,7 +642,12 @@ def rewrite(folder: Path, name: str, content: bytes | None = None) -> None:
 
 def test_a_configuration_that_does_not_fit_the_weights_takes_no_memory(run: Path) -> None:
     config = json.loads((run / "base_0" / CONFIG).read_text())
-    config |= {"block_out_channels": [65536], "norm_num_groups": 1, "attn_norm_num_groups": 1, "layers_per_block": 16}
+    config |= {
+        "block_out_channels": [65536],
+        "norm_num_groups": 1,
+        "attn_norm_num_groups": 1,
+        "layers_per_block": 16,
+    }
     rewrite(run / "base_0", CONFIG, json.dumps(config).encode())
     with pytest.raises(ModelFileError, match="do not fit"):
         checkpoint.load(run / "base_0")
@@ -535,13 +661,17 @@ def test_a_configuration_that_is_not_json_is_refused(run: Path) -> None:
 
 def test_weights_that_are_whole_numbers_are_refused(run: Path) -> None:
     weights = checkpoint.load_tensors(run / "base_0" / WEIGHTS)
-    save_file({name: tensor.to(torch.int32) for name, tensor in weights.items()}, run / "base_0" / WEIGHTS)
+    save_file(
+        {name: tensor.to(torch.int32) for name, tensor in weights.items()}, run / "base_0" / WEIGHTS
+    )
     rewrite(run / "base_0", WEIGHTS)
     with pytest.raises(ModelFileError, match="do not fit"):
         checkpoint.load(run / "base_0")
 
 
-@pytest.mark.parametrize("diffusion", [{}, {"schedule": {"kind": "os"}}, {"predicts": "z"}, {"schedule": 3}])
+@pytest.mark.parametrize(
+    "diffusion", [{}, {"schedule": {"kind": "os"}}, {"predicts": "z"}, {"schedule": 3}]
+)
 def test_a_noise_process_that_nobody_knows_is_refused(diffusion: dict[str, Any], run: Path) -> None:
     edit(run / "base_0", diffusion={**diffusion, "unknown": 1})
     with pytest.raises(ModelFileError, match="noise process"):

@@ -51,7 +51,9 @@ def in_folders(*folders: str, count: int = 2) -> list[str]:
          "2 classes (a, b)"),
     ],
 )  # fmt: skip
-def test_folders_are_classes_where_they_can_be_nothing_else(names: list[str], classes: list[str], told: str) -> None:
+def test_folders_are_classes_where_they_can_be_nothing_else(
+    names: list[str], classes: list[str], told: str
+) -> None:
     assert (found(names).names, found(names).told) == (classes, told)
 
 
@@ -62,14 +64,18 @@ def ffhq(count: int, missing: int = 3) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("names", [ffhq(350), [f"{index // 10:05d}/img{index:08d}.png" for index in range(40)]])
+@pytest.mark.parametrize(
+    "names", [ffhq(350), [f"{index // 10:05d}/img{index:08d}.png" for index in range(40)]]
+)
 def test_folders_that_count_pictures_are_no_classes(names: list[str]) -> None:
     assert found(names).names == []
     assert "only count the pictures; `--labels folders` takes them" in found(names).told
     assert len(found(names, "folders").names) == 4
 
 
-def test_numbered_classes_of_unequal_size_do_not_count_even_if_their_pictures_are_numbered_through() -> None:
+def test_numbered_classes_of_unequal_size_do_not_count_even_if_their_pictures_are_numbered_through() -> (
+    None
+):
     names = [f"{index % 7 % 3:02d}/x.png" for index in range(0)]
     for label, count in enumerate((40, 25, 33)):
         names += [f"{label:02d}/{len(names) + index:05d}.png" for index in range(count)]
@@ -131,7 +137,11 @@ def test_a_dataset_json_that_speaks_of_other_things_does_not_hide_class_folders(
 
 def test_a_hostile_dataset_json_is_read_in_its_own_size() -> None:
     names = ["a.png", "b.png"]
-    for data in (b'{"labels": ' + b"[" * 10**6, b'{"labels": [' + b"[]," * 10**6, b'{"labels": [["' + b"\\\\" * 10**6):
+    for data in (
+        b'{"labels": ' + b"[" * 10**6,
+        b'{"labels": [' + b"[]," * 10**6,
+        b'{"labels": [["' + b"\\\\" * 10**6,
+    ):
         classes = classes_of(names, Lists(dataset_json.Found("", data)), "auto")
         assert "cannot be used" in classes.told
     assert "larger than" in classes_of(names, Lists(dataset_json.Found("", None)), "auto").told
@@ -141,7 +151,11 @@ def test_a_hostile_dataset_json_is_read_in_its_own_size() -> None:
 def test_the_numbers_in_the_cls_files_of_a_webdataset_are_used(pack: Pack, tmp_path: Path) -> None:
     files: dict[str, bytes] = {}
     for index in range(6):
-        files |= {f"x/{index}.jpg": png(index), f"x/{index}.cls": b"%d\n" % (index % 3 + 7), f"x/{index}.json": b"{}"}
+        files |= {
+            f"x/{index}.jpg": png(index),
+            f"x/{index}.cls": b"%d\n" % (index % 3 + 7),
+            f"x/{index}.json": b"{}",
+        }
     source = open_source(pack(files, tmp_path / "a"))
     assert (source.classes.names, source.classes.labels) == (["7", "8", "9"], [0, 1, 2, 0, 1, 2])
     assert source.classes.told == "by the .cls files of the WebDataset"
@@ -149,23 +163,32 @@ def test_the_numbers_in_the_cls_files_of_a_webdataset_are_used(pack: Pack, tmp_p
     for odd in (b"", b"-1", b"cat", b"9" * 99):
         source = open_source(pack(files | {"x/3.cls": odd}, tmp_path / f"{len(odd)}{odd[:1]!r}"))
         assert source.classes.names == []
-        assert "WebDataset have no label for 1 of 6 pictures, `x/3.jpg` for one" in source.classes.told
+        assert (
+            "WebDataset have no label for 1 of 6 pictures, `x/3.jpg` for one" in source.classes.told
+        )
 
 
-def test_strays_are_left_out_when_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strays_are_left_out_when_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = {"cover.png": png(9)}
     files |= {f"{kind}/{index}.png": png(index) for kind in ("cats", "dogs") for index in range(3)}
     archive = as_zip(files, tmp_path / "a.zip")
     arguments = ["prepare", str(archive), "--size", "8", "--out", str(tmp_path / "store")]
     assert main(arguments) == 0
-    assert "no classes: `cover.png` lies outside of the class folders; `--labels folders`" in capsys.readouterr().err
+    assert (
+        "no classes: `cover.png` lies outside of the class folders; `--labels folders`"
+        in capsys.readouterr().err
+    )
     assert main([*arguments, "--labels", "folders"]) == 2  # it is another store
     assert main([*arguments, "--labels", "folders", "--force"]) == 0
     err = capsys.readouterr().err
     assert "2 classes: cats, dogs (by the topmost folders)" in err
     assert "1 .png: outside of the class folders" in err
     assert ImageStore(tmp_path / "store").num_images == 6
-    assert (tmp_path / "store" / "left_out.tsv").read_text() == "cover.png\toutside of the class folders\n"
+    assert (
+        tmp_path / "store" / "left_out.tsv"
+    ).read_text() == "cover.png\toutside of the class folders\n"
     assert main([*arguments, "--labels", "some"]) == 2
 
 
@@ -179,5 +202,7 @@ def test_the_data_section_of_a_recipe_may_say_where_labels_come_from() -> None:
 @pytest.mark.parametrize("labels_from", ["auto", "folders", "none"])
 def test_one_picture_and_odd_names_are_no_trouble(labels_from: Labels, tmp_path: Path) -> None:
     for names in (["a.png"], ["/a.png"], ["../../a.png", "b.png"], ["a//b/./c.png", "a/b/d.png"]):
-        source = open_source(as_tar({name: png() for name in names}, tmp_path / "a.tar"), labels_from)
+        source = open_source(
+            as_tar({name: png() for name in names}, tmp_path / "a.tar"), labels_from
+        )
         assert len(source.files) == len(names)

@@ -21,7 +21,9 @@ def weights(made: Learner) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_weights_decay_by_the_share_that_is_asked_for_and_by_none_otherwise(machine: Machine, decay: float) -> None:
+def test_weights_decay_by_the_share_that_is_asked_for_and_by_none_otherwise(
+    machine: Machine, decay: float
+) -> None:
     """The first step of Adam is rate * g / (|g| + 1e-8), whatever the decay is; that takes rate * decay of a weight."""
     rate = 1e-2
     made = learner(machine, weight_decay=decay, clip_norm=None, learning_rate=rate)
@@ -30,7 +32,9 @@ def test_weights_decay_by_the_share_that_is_asked_for_and_by_none_otherwise(mach
     for name, after in weights(made).items():
         gradient = made.state()["optimizer"][f"exp_avg.{name}"] / (1 - 0.9)
         step = rate * gradient / (gradient.abs() + 1e-8)
-        torch.testing.assert_close(after, (1 - rate * decay) * before[name] - step, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            after, (1 - rate * decay) * before[name] - step, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_adam_keeps_its_averages_as_long_as_it_is_told_to(machine: Machine) -> None:
@@ -41,11 +45,17 @@ def test_adam_keeps_its_averages_as_long_as_it_is_told_to(machine: Machine) -> N
     for name, average in made.state()["optimizer"].items():
         kind, _, weight = name.partition(".")
         gradient = first.state()["optimizer"][f"exp_avg.{weight}"]
-        wanted = {"exp_avg": 0.5 * gradient, "exp_avg_sq": 0.25 * gradient**2, "step": torch.tensor(1.0)}[kind]
+        wanted = {
+            "exp_avg": 0.5 * gradient,
+            "exp_avg_sq": 0.25 * gradient**2,
+            "step": torch.tensor(1.0),
+        }[kind]
         torch.testing.assert_close(average, wanted, rtol=1e-5, atol=1e-12)
 
 
-def test_the_learning_rate_of_an_update_is_that_of_its_number_and_halves_with_every_rollback(machine: Machine) -> None:
+def test_the_learning_rate_of_an_update_is_that_of_its_number_and_halves_with_every_rollback(
+    machine: Machine,
+) -> None:
     made = learner(machine, learning_rate=0.8, warmup_updates=4)
     assert [made.rate(update) for update in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
     made.rollbacks = 2
@@ -60,9 +70,14 @@ def test_the_learning_rate_of_an_update_is_that_of_its_number_and_halves_with_ev
     assert float(steps[0] / steps[1]) == pytest.approx(2, rel=1e-3)
 
 
-def test_a_state_before_the_first_update_has_no_memory_of_adam_and_can_be_gone_on_from(machine: Machine) -> None:
+def test_a_state_before_the_first_update_has_no_memory_of_adam_and_can_be_gone_on_from(
+    machine: Machine,
+) -> None:
     made = learner(machine, ema=0.9)
-    state = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in made.state().items()}
+    state = {
+        part: {name: tensor.clone() for name, tensor in named.items()}
+        for part, named in made.state().items()
+    }
     assert state["optimizer"] == {}
     assert state["course"]["rollbacks"] == 0
     resumed = learner(machine, ema=0.9)
@@ -92,12 +107,17 @@ def test_who_has_not_chosen_a_micro_batch_says_so_in_the_save(machine: Machine) 
 def test_going_on_changes_nothing_in_what_it_went_on_from(machine: Machine) -> None:
     made = learner(machine, ema=0.9)
     taught(made, 2)
-    saved = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in made.state().items()}
+    saved = {
+        part: {name: tensor.clone() for name, tensor in named.items()}
+        for part, named in made.state().items()
+    }
     before = flat(saved)
     resumed = learner(machine, ema=0.9)
     resumed.load(saved, 2)
     taught(resumed, 2)
-    assert [name for name, tensor in flat(saved).items() if not torch.equal(tensor, before[name])] == []
+    assert [
+        name for name, tensor in flat(saved).items() if not torch.equal(tensor, before[name])
+    ] == []
 
 
 class Roomy(Machine):
@@ -132,7 +152,12 @@ def test_memory_for_adam_and_for_a_copy_of_everything_is_left_free_until_they_ha
 
 def test_a_share_of_another_size_may_be_asked_about() -> None:
     machine = Roomy(10**12)
-    made = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr"), settings(batch_size=40), machine)
+    made = Learner(
+        Denoiser(network(), COSINE, "v"),
+        DenoisingObjective("snr"),
+        settings(batch_size=40),
+        machine,
+    )
     made.settle(pictures(), NOTHING, rng_of(), share=17)
     assert made.micro_batch == 17
     made.micro_batch = None

@@ -49,7 +49,9 @@ SCHEDULE = st.one_of(
             "last": st.floats(1e-8, 1, exclude_max=True),
         }
     ),
-    st.fixed_dictionaries({"kind": st.just("betas"), "table": st.lists(BETA, min_size=1, max_size=40)}),
+    st.fixed_dictionaries(
+        {"kind": st.just("betas"), "table": st.lists(BETA, min_size=1, max_size=40)}
+    ),
 )
 
 
@@ -63,10 +65,14 @@ def opened(schedule: Any, predicts: str) -> Schedule | None:
     return built
 
 
-def every_number(schedule: Schedule, predicts: str, num_steps: int, teacher_steps: int, dtype: torch.dtype) -> None:
+def every_number(
+    schedule: Schedule, predicts: str, num_steps: int, teacher_steps: int, dtype: torch.dtype
+) -> None:
     """Weights, targets, losses and samples are finite at each of a student's steps."""
     model, step = curved(schedule, predicts), torch.arange(1, num_steps + 1).double()
-    times = [(step * teacher_steps - k) / (num_steps * teacher_steps) for k in range(teacher_steps + 1)]
+    times = [
+        (step * teacher_steps - k) / (num_steps * teacher_steps) for k in range(teacher_steps + 1)
+    ]
     weights = torch.stack(rho_weights(schedule, times))
     assert ((weights >= 0) & (weights <= 1)).all()
     torch.testing.assert_close(weights.sum(0), torch.ones(num_steps).double(), rtol=1e-9, atol=0)
@@ -108,14 +114,20 @@ def test_whatever_is_accepted_is_finite_at_every_step_and_the_rest_is_refused(
         check_chain(schedule, (num_steps * teacher_steps, num_steps))
     except ValueError:
         step = torch.arange(1, num_steps + 1).double()
-        assert not torch.stack(rho_weights(schedule, [step / num_steps, (step - 1) / num_steps])).isfinite().all()
+        assert (
+            not torch.stack(rho_weights(schedule, [step / num_steps, (step - 1) / num_steps]))
+            .isfinite()
+            .all()
+        )
         return
     every_number(schedule, predicts, num_steps, teacher_steps, dtype)
 
 
 @given(SCHEDULE)
 @settings(deadline=None, max_examples=200)
-def test_only_what_leaves_no_signal_is_refused_within_the_limits_of_the_fields(section: Any) -> None:
+def test_only_what_leaves_no_signal_is_refused_within_the_limits_of_the_fields(
+    section: Any,
+) -> None:
     """Of eps more is refused than of v, and of betas those whose product vanishes before the last."""
     if opened(section, "v") is not None:
         alpha = opened(section, "x").alpha_sigma(torch.ones(()))[0]  # type: ignore[union-attr]
@@ -145,7 +157,9 @@ def test_only_what_leaves_no_signal_is_refused_within_the_limits_of_the_fields(s
         ("linear, first: 1.0e-9", "diffusion.schedule.first", "at least 1e-08"),
     ],
 )
-def test_betas_that_are_none_are_refused_by_their_place(tiny_run: TinyRun, table: str, place: str, reason: str) -> None:
+def test_betas_that_are_none_are_refused_by_their_place(
+    tiny_run: TinyRun, table: str, place: str, reason: str
+) -> None:
     with pytest.raises(UsageError) as found:
         tiny_run.recipe(f"diffusion.schedule={{kind: betas, table: {table}}}")
     assert found.value.exit_code == 2
@@ -169,7 +183,9 @@ def test_a_model_folder_whose_betas_are_none_is_refused(tmp_path: Any) -> None:
 def test_zero_terminal_snr_is_right_with_v_and_x_and_refused_with_eps(tiny_run: TinyRun) -> None:
     told = f"diffusion={{schedule: {{kind: betas, table: {ZERO_SNR['table']}}}, predicts: %s}}"
     for predicts in ("v", "x"):
-        built: Section = tiny_run.recipe(told % predicts, "distill.start_steps=4").diffusion.schedule
+        built: Section = tiny_run.recipe(
+            told % predicts, "distill.start_steps=4"
+        ).diffusion.schedule
         assert float(built.build().alpha_sigma(torch.ones(()))[0]) == 0  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="where no signal is left") as found:
         tiny_run.recipe(told % "eps", "distill.start_steps=4")
@@ -177,7 +193,10 @@ def test_zero_terminal_snr_is_right_with_v_and_x_and_refused_with_eps(tiny_run: 
 
 
 def test_hardly_any_signal_is_too_little_for_eps() -> None:
-    enough, faint = (BetaSchedule(torch.tensor([1 - 1e-15, 1 - left], dtype=torch.float64)) for left in (1e-14, 1e-16))
+    enough, faint = (
+        BetaSchedule(torch.tensor([1 - 1e-15, 1 - left], dtype=torch.float64))
+        for left in (1e-14, 1e-16)
+    )
     check_prediction(enough, "eps")
     with pytest.raises(ValueError, match=r"hardly any signal is left \(alpha is 3e-16\)"):
         check_prediction(faint, "eps")
@@ -213,11 +232,15 @@ def test_the_base_may_have_more_steps_than_its_students() -> None:
     check_chain(schedule, (100_000,))
 
 
-def test_too_many_steps_are_a_mistake_of_the_recipe_with_the_largest_number(tiny_run: TinyRun) -> None:
+def test_too_many_steps_are_a_mistake_of_the_recipe_with_the_largest_number(
+    tiny_run: TinyRun,
+) -> None:
     tiny_run.recipe("distill.start_steps=2048")
     with pytest.raises(UsageError) as found:
         tiny_run.recipe("distill.start_steps=8192")
-    assert found.value.problem.startswith("`distill`: a student of 4,096 steps would have no target")
+    assert found.value.problem.startswith(
+        "`distill`: a student of 4,096 steps would have no target"
+    )
     assert "at most 2,024 steps" in found.value.problem
 
 
@@ -230,7 +253,12 @@ def test_a_schedule_that_hardly_changes_has_no_targets() -> None:
 
 def test_a_teacher_from_elsewhere_is_asked_for_its_own_schedule(tiny_run: TinyRun) -> None:
     """The recipe's schedule has targets for these steps, and the teacher's has not."""
-    tiny_run.base("diffusion.schedule.grid=4", "distill.start_steps=512", "distill.end_steps=512", run="elsewhere")
+    tiny_run.base(
+        "diffusion.schedule.grid=4",
+        "distill.start_steps=512",
+        "distill.end_steps=512",
+        run="elsewhere",
+    )
     teacher = str(tiny_run.folder("elsewhere").model("original"))
     with pytest.raises(UsageError, match="a student of 256 steps would have no target") as found:
         tiny_run.chain("distill.start_steps=512", "distill.end_steps=256").distill(source=teacher)

@@ -118,7 +118,9 @@ def test_any_start_and_any_number_of_ranks_give_the_same_batches(
     options = {"seed": seed, "batch_size": batch_size, "flip": flip}
     whole = first(start + 2, Numbers(num_images), **options)[start:]
     shares = [
-        first(2, Numbers(num_images), **options, start_update=start, rank=rank, world_size=world_size)
+        first(
+            2, Numbers(num_images), **options, start_update=start, rank=rank, world_size=world_size
+        )
         for rank in range(world_size)
     ]
     for update, batch in enumerate(whole):
@@ -126,7 +128,9 @@ def test_any_start_and_any_number_of_ranks_give_the_same_batches(
         assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
         assert torch.cat([part.places for part in parts]).tolist() == list(range(batch_size))
         assert [part.update for part in parts] == [start + update] * world_size
-        assert max(len(part.places) for part in parts) - min(len(part.places) for part in parts) <= 1
+        assert (
+            max(len(part.places) for part in parts) - min(len(part.places) for part in parts) <= 1
+        )
 
 
 def test_about_half_of_the_pictures_are_mirrored_and_only_if_asked() -> None:
@@ -197,7 +201,9 @@ def test_a_size_that_the_store_lacks_names_those_it_has(store: Path) -> None:
 
 def test_a_record_of_other_dimensions_is_refused(tmp_path: Path) -> None:
     with StoreWriter(tmp_path) as writer:
-        writer.commit({"16-00000": images.encode(np.zeros((3, 8, 8), np.uint8), "png"), "length": b"1"})
+        writer.commit(
+            {"16-00000": images.encode(np.zeros((3, 8, 8), np.uint8), "png"), "length": b"1"}
+        )
     with pytest.raises(DataError, match="8 x 8, not 16 x 16"):
         LmdbImagesSection(path=tmp_path, size=16).open()[0]
 
@@ -209,7 +215,9 @@ def test_a_record_that_is_no_picture_is_refused(tmp_path: Path) -> None:
         LmdbImagesSection(path=tmp_path, size=16).open()[0]
 
 
-def test_pictures_are_decoded_once_and_only_if_they_fit_in_memory(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_decoded_once_and_only_if_they_fit_in_memory(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached = LmdbImages(ImageStore(store), 8, 3)
     monkeypatch.setattr(lmdb_images, "_CACHE_BYTES", 12 * 3 * 8 * 8 - 1)
     uncached = LmdbImages(ImageStore(store), 8, 3)
@@ -243,7 +251,9 @@ class Signalling(Numbers):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGALRM])
-def test_a_worker_outlives_the_first_signals_so_that_the_update_can_be_finished(number: int) -> None:
+def test_a_worker_outlives_the_first_signals_so_that_the_update_can_be_finished(
+    number: int,
+) -> None:
     batch = first(4, Signalling(4, number), batch_size=1, workers=1)
     assert sorted(n for one in batch for n in numbers(one)) == [0, 1, 2, 3]
 
@@ -252,7 +262,11 @@ def test_a_signal_that_reaches_workers_while_they_start_does_not_end_them() -> N
     """As that of a terminal which is closed then; the trainer, which hears it too, needs them for its last update."""
     resource_tracker.ensure_running()  # it would be taken for a worker
     me, told = os.getpid(), []
-    others = [pid for path in Path(f"/proc/{me}/task").glob("*/children") for pid in path.read_text().split()]
+    others = [
+        pid
+        for path in Path(f"/proc/{me}/task").glob("*/children")
+        for pid in path.read_text().split()
+    ]
 
     def tell() -> None:
         ends = time.monotonic() + 30

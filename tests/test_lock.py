@@ -51,7 +51,9 @@ def process(folder: Path, kind: str, work: str, patience: float) -> Iterator[sub
     """One that locks `folder`, and lets go when it gets a line."""
     program = PROGRAM.format(holder=HOLDERS[kind], work=work)
     command = [sys.executable, "-c", program, str(folder), str(patience)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as started:
         try:
             yield started
         finally:
@@ -70,7 +72,9 @@ def let_go(started: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", HOLDERS)
-def test_who_waited_for_a_folder_that_went_holds_the_next_one_alone(kind: str, tmp_path: Path) -> None:
+def test_who_waited_for_a_folder_that_went_holds_the_next_one_alone(
+    kind: str, tmp_path: Path
+) -> None:
     """A fails and takes its fresh folder away, B waited for it, and C comes while B works."""
     folder = tmp_path / "deep" / "folder"
     with ExitStack() as stack:
@@ -145,7 +149,10 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_the_holder_is_named_and_looking_disturbs_nobody(tmp_path: Path) -> None:
-    with lock.held(tmp_path), pytest.raises(InUseError, match=rf"process {os.getpid()} on \S+ works in"):
+    with (
+        lock.held(tmp_path),
+        pytest.raises(InUseError, match=rf"process {os.getpid()} on \S+ works in"),
+    ):
         lock.refuse_if_held(tmp_path)
     lock.refuse_if_held(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -158,7 +165,9 @@ def test_a_lock_file_that_stays_is_used_again(tmp_path: Path) -> None:
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "log.jsonl"]
 
 
-def test_no_lock_is_left_in_a_folder_of_somebody_else_in_which_nothing_came_of_it(tmp_path: Path) -> None:
+def test_no_lock_is_left_in_a_folder_of_somebody_else_in_which_nothing_came_of_it(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(MachineError), lock.held(tmp_path):
         raise MachineError("refused", "")
@@ -176,7 +185,9 @@ def test_a_lock_of_somebody_else_keeps_its_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
-def test_what_is_no_file_in_the_place_of_a_lock_is_refused_and_unchanged(kind: str, tmp_path: Path) -> None:
+def test_what_is_no_file_in_the_place_of_a_lock_is_refused_and_unchanged(
+    kind: str, tmp_path: Path
+) -> None:
     place, outside = tmp_path / "run" / ".lock", tmp_path / "outside"
     place.parent.mkdir()
     if kind == "link":
@@ -184,7 +195,10 @@ def test_what_is_no_file_in_the_place_of_a_lock_is_refused_and_unchanged(kind: s
     makes = {"folder": place.mkdir, "pipe": lambda: os.mkfifo(place)}
     makes.get(kind, lambda: place.symlink_to(outside))()
     before = place.lstat()
-    with pytest.raises(UsageError, match=r"run/\.lock` is not a file that vdiff made"), RunFolder(place.parent).lock():
+    with (
+        pytest.raises(UsageError, match=r"run/\.lock` is not a file that vdiff made"),
+        RunFolder(place.parent).lock(),
+    ):
         pass
     assert os.path.samestat(before, place.lstat())
     assert not outside.exists() or outside.read_text() == "process 1 on mine"
@@ -192,7 +206,10 @@ def test_what_is_no_file_in_the_place_of_a_lock_is_refused_and_unchanged(kind: s
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UsageError, match="run` is not a folder"), RunFolder(tmp_path / "run").lock():
+    with (
+        pytest.raises(UsageError, match="run` is not a folder"),
+        RunFolder(tmp_path / "run").lock(),
+    ):
         pass
     assert (tmp_path / "run").read_text() == "mine"
 

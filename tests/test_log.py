@@ -30,7 +30,12 @@ class Heard(Progress):
         self.notes.append(text)
 
     def update(
-        self, update: int, loss: float, grad_norm: float, learning_rate: float, images_per_second: float
+        self,
+        update: int,
+        loss: float,
+        grad_norm: float,
+        learning_rate: float,
+        images_per_second: float,
     ) -> None:
         self.updates.append((update, loss, grad_norm, learning_rate))
 
@@ -42,9 +47,17 @@ class Log:
         self.path = path / "log.jsonl"
         self.heard = Heard()
         self.tracked: list[tuple[int, dict[str, float]]] = []
-        settings = FitSection(**{"updates": 12, "log_every": 4, "batch_size": 8, **more.pop("settings", {})})
+        settings = FitSection(
+            **{"updates": 12, "log_every": 4, "batch_size": 8, **more.pop("settings", {})}
+        )
         self.report = Report(
-            "base_0", settings, machine or Machine("fp32", "cpu"), self.heard, self.path, self._track, **more
+            "base_0",
+            settings,
+            machine or Machine("fp32", "cpu"),
+            self.heard,
+            self.path,
+            self._track,
+            **more,
         )
 
     def _track(self, values: Mapping[str, float], step: int) -> None:
@@ -58,12 +71,28 @@ class Log:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
 
-def test_a_line_comes_every_so_often_and_at_the_end_with_the_means_since_the_last(tmp_path: Path) -> None:
+def test_a_line_comes_every_so_often_and_at_the_end_with_the_means_since_the_last(
+    tmp_path: Path,
+) -> None:
     log = Log(tmp_path, offset=100, settings={"updates": 6})
     log.add(1, 2, 3, 6, 5, 7)
     assert log.lines() == [
-        {"stage": "base_0", "update": 4, "loss": 3.0, "grad_norm": 30.0, "learning_rate": 0.5**4, "skipped": 0},
-        {"stage": "base_0", "update": 6, "loss": 6.0, "grad_norm": 60.0, "learning_rate": 0.5**6, "skipped": 0},
+        {
+            "stage": "base_0",
+            "update": 4,
+            "loss": 3.0,
+            "grad_norm": 30.0,
+            "learning_rate": 0.5**4,
+            "skipped": 0,
+        },
+        {
+            "stage": "base_0",
+            "update": 6,
+            "loss": 6.0,
+            "grad_norm": 60.0,
+            "learning_rate": 0.5**6,
+            "skipped": 0,
+        },
     ]
     assert log.report.loss == 6.0
     assert [step for step, _ in log.tracked] == [104, 106]
@@ -75,14 +104,20 @@ def test_a_line_comes_every_so_often_and_at_the_end_with_the_means_since_the_las
 def test_what_is_not_finite_is_left_out_of_the_means_counted_and_told_once(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.add(1, BAD, 3, math.inf, 1, 1, 1, 1, 1, 1, 1, BAD)
-    assert [(line["loss"], line["skipped"]) for line in log.lines()] == [(2.0, 2), (1.0, 2), (1.0, 3)]
+    assert [(line["loss"], line["skipped"]) for line in log.lines()] == [
+        (2.0, 2),
+        (1.0, 2),
+        (1.0, 3),
+    ]
     assert log.heard.notes == [
         "2 of the last 4 updates of `base_0` were skipped: their loss or gradient was not finite",
         "1 of the last 4 updates of `base_0` were skipped: their loss or gradient was not finite",
     ]
 
 
-def test_a_line_of_nothing_but_skipped_updates_has_no_loss_and_the_last_one_stays(tmp_path: Path) -> None:
+def test_a_line_of_nothing_but_skipped_updates_has_no_loss_and_the_last_one_stays(
+    tmp_path: Path,
+) -> None:
     log = Log(tmp_path)
     log.add(2, 2, 2, 2, BAD, BAD, BAD, BAD)
     assert (log.lines()[1]["loss"], log.lines()[1]["grad_norm"]) == (None, None)
@@ -129,7 +164,10 @@ def test_the_screen_hears_of_every_update_and_of_the_last_line(tmp_path: Path) -
     log = Log(tmp_path)
     log.add(1, 2, 3, 4)
     assert [update[0] for update in log.heard.updates] == [1, 2, 3, 4]
-    assert log.heard.updates[0][1:3] == (1.0, 10.0)  # the first is read at once, so that there is something to see
+    assert log.heard.updates[0][1:3] == (
+        1.0,
+        10.0,
+    )  # the first is read at once, so that there is something to see
     assert log.heard.updates[-1] == (4, 2.5, 25.0, 0.5**4)
     log.add(9, first=5)
     assert log.heard.updates[-1][:3] == (5, 2.5, 25.0)
@@ -142,7 +180,10 @@ def test_the_part_of_each_process_is_summed_and_its_norm_is_not(tmp_path: Path) 
     log = Log(tmp_path, machine)
     log.add(1, 1, 1, 1)
     assert (log.lines()[0]["loss"], log.lines()[0]["grad_norm"]) == (1.0, 10.0)
-    assert log.heard.updates[0][1:3] == (3.0, 10.0)  # a guess from this process alone, until the line comes
+    assert log.heard.updates[0][1:3] == (
+        3.0,
+        10.0,
+    )  # a guess from this process alone, until the line comes
     other = Among(meeting, 1)
     other.world_size = 1
     silent = Log(tmp_path / "other", other)
@@ -154,12 +195,20 @@ def test_the_part_of_each_process_is_summed_and_its_norm_is_not(tmp_path: Path) 
 def test_a_trend_has_a_line_and_a_curve_of_its_own(tmp_path: Path) -> None:
     log = Log(tmp_path, offset=50)
     log.report.trend(3, {"swd": 0.25, "psnr": None}, 64)
-    assert log.lines() == [{"stage": "base_0", "update": 3, "num_images": 64, "trend": {"swd": 0.25, "psnr": None}}]
+    assert log.lines() == [
+        {"stage": "base_0", "update": 3, "num_images": 64, "trend": {"swd": 0.25, "psnr": None}}
+    ]
     assert log.tracked == [(53, {"base_0/trend-64/swd": 0.25})]
 
 
-def test_lines_that_are_damaged_or_of_updates_to_come_are_forgotten_by_the_first_process_alone(tmp_path: Path) -> None:
-    lines = [{"stage": "base_0", "update": 3}, {"stage": "base_0", "update": 4}, {"stage": "other", "update": 9}]
+def test_lines_that_are_damaged_or_of_updates_to_come_are_forgotten_by_the_first_process_alone(
+    tmp_path: Path,
+) -> None:
+    lines = [
+        {"stage": "base_0", "update": 3},
+        {"stage": "base_0", "update": 4},
+        {"stage": "other", "update": 9},
+    ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "log.jsonl").write_text(text + '{"stage": \n[1]\n')
     second = Among(Meeting(1), 1)

@@ -31,7 +31,9 @@ def test_another_length_with_a_constant_rate_gives_the_weights_of_an_unbroken_ru
     tiny_run.base(*CONSTANT)
     tiny_run.base(*CONSTANT, run="unbroken")
     assert tiny_run.hashes()["original"] == tiny_run.hashes("unbroken")["original"]
-    assert any("it goes on as if that had been asked for from the start" in line for line in tiny_run.said)
+    assert any(
+        "it goes on as if that had been asked for from the start" in line for line in tiny_run.said
+    )
     assert any("going on at update 4" in line for line in tiny_run.said)
 
 
@@ -43,7 +45,9 @@ def test_a_finished_training_goes_on_and_its_folder_is_replaced_when_the_longer_
     assert tiny_run.folder().unfinished() == ["original"]
     states = {row["state"] for row in inspection.run(tiny_run.folder().path)["models"]}
     assert states == {"whole", "unfinished"}
-    assert tiny_run.base("train.updates=4", *CONSTANT[::2]) == short, "the short recipe finds its model as it was"
+    assert tiny_run.base("train.updates=4", *CONSTANT[::2]) == short, (
+        "the short recipe finds its model as it was"
+    )
     longer = tiny_run.base(*CONSTANT)
     tiny_run.base(*CONSTANT, run="unbroken")
     assert (longer.updates, tiny_run.folder().unfinished()) == (12, [])
@@ -104,18 +108,24 @@ def test_students_of_a_shorter_base_are_not_mixed_with_a_longer_one(tiny_run: Ti
     assert not any("that was there before" in line for line in tiny_run.said)
     tiny_run.base(*CONSTANT, "train.updates=14")
     [told] = [line for line in tiny_run.said if "that was there before" in line]
-    assert told.startswith("`base_0`, `base_1`: distilled from the `original` that was there before")
+    assert told.startswith(
+        "`base_0`, `base_1`: distilled from the `original` that was there before"
+    )
     assert "`vdiff distill --from original --force`" in told
     before = len(tiny_run.said)
     with pytest.raises(UsageError, match="distilled from another `original`") as caught:
         tiny_run.chain(*CONSTANT, "train.updates=14").distill()
-    assert "`vdiff distill --from original --force` makes it and what follows anew" in caught.value.fix
+    assert (
+        "`vdiff distill --from original --force` makes it and what follows anew" in caught.value.fix
+    )
     assert tiny_run.said[before:] == [], "that something is skipped would only confuse"
     with pytest.raises(UsageError, match="distilled from another `original`"):
         tiny_run.chain(*CONSTANT, "train.updates=14").distill(source="original", count=1)
 
 
-def test_a_student_with_a_damaged_card_does_not_end_the_training_of_its_base(tiny_run: TinyRun) -> None:
+def test_a_student_with_a_damaged_card_does_not_end_the_training_of_its_base(
+    tiny_run: TinyRun,
+) -> None:
     tiny_run.base(*CONSTANT)
     tiny_run.chain(*CONSTANT).distill(count=1)
     (tiny_run.folder().model("base_0") / "vdiff.json").write_text("{")
@@ -123,7 +133,9 @@ def test_a_student_with_a_damaged_card_does_not_end_the_training_of_its_base(tin
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
-def test_a_falling_rate_goes_on_as_the_recipe_says_now_which_is_told(tiny_run: TinyRun, decay: str) -> None:
+def test_a_falling_rate_goes_on_as_the_recipe_says_now_which_is_told(
+    tiny_run: TinyRun, decay: str
+) -> None:
     changes = (f"train.decay={decay}", "train.warmup_updates=0")
     tiny_run.base("train.updates=4", *changes)
     card = tiny_run.base("train.updates=8", *changes)
@@ -146,20 +158,27 @@ def test_a_stage_that_was_stopped_can_be_made_longer(tiny_run: TinyRun) -> None:
 
 def test_fewer_updates_than_are_done_are_refused(tiny_run: TinyRun) -> None:
     stop(tiny_run, 4)
-    with pytest.raises(UsageError, match="4 updates of this stage are done, and the recipe asks for 3 now"):
+    with pytest.raises(
+        UsageError, match="4 updates of this stage are done, and the recipe asks for 3 now"
+    ):
         tiny_run.base("train.updates=3")
 
 
 def test_a_finished_training_without_its_state_says_what_it_can(tiny_run: TinyRun) -> None:
     tiny_run.base("train.keep_state=false", "train.updates=4")
     assert tiny_run.base("train.updates=6").updates == 4
-    assert any("kept as it was made" in line and "train.updates: 4 -> 6" in line for line in tiny_run.said)
+    assert any(
+        "kept as it was made" in line and "train.updates: 4 -> 6" in line for line in tiny_run.said
+    )
 
 
 def test_a_longer_training_with_another_rate_keeps_the_finished_one(tiny_run: TinyRun) -> None:
     tiny_run.base("train.updates=4")
     assert tiny_run.base("train.updates=6", "train.learning_rate=0.1").updates == 4
-    assert any("kept as it was made" in line and "`--force` makes it anew" in line for line in tiny_run.said)
+    assert any(
+        "kept as it was made" in line and "`--force` makes it anew" in line
+        for line in tiny_run.said
+    )
 
 
 def test_saves_of_earlier_versions_that_recorded_what_is_harmless_go_on(tiny_run: TinyRun) -> None:
@@ -213,7 +232,11 @@ NOT_MET = {"train.micro_batch", "data.path"}
 
 
 def test_every_harmless_field_is_tried(tiny_run: TinyRun) -> None:
-    known = {name for name in harmless_fields(tiny_run.recipe()) if not name.startswith(("distill.", "sample.sampler"))}
+    known = {
+        name
+        for name in harmless_fields(tiny_run.recipe())
+        if not name.startswith(("distill.", "sample.sampler"))
+    }
     assert known == set(OTHER) | NOT_MET
 
 
@@ -224,5 +247,7 @@ def test_a_harmless_field_never_keeps_a_run_from_going_on(tiny_run: TinyRun) -> 
     for name, value in OTHER.items():
         shutil.copytree(tiny_run.folder().path, tiny_run.folder(name).path)
         # the reference has too few pictures for the default metrics
-        tiny_run.chain(f"{name}={value}", *["evaluate.metrics=[swd]"] * (name == "evaluate.every"), run=name).train()
+        tiny_run.chain(
+            f"{name}={value}", *["evaluate.metrics=[swd]"] * (name == "evaluate.every"), run=name
+        ).train()
         assert tiny_run.hashes(name)["original"] == wanted, name

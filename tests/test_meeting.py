@@ -25,7 +25,9 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "_BEAT_SECONDS", 0.05)
     monkeypatch.setattr(line, "_FAREWELL_SECONDS", 1.0)
     monkeypatch.setattr(meeting, "_FAREWELL_SECONDS", 0.5)
-    monkeypatch.setattr(meeting.socket, "gethostname", lambda: f"h{threading.current_thread().name}")
+    monkeypatch.setattr(
+        meeting.socket, "gethostname", lambda: f"h{threading.current_thread().name}"
+    )
 
 
 def meet(*roles: Role) -> list[Any]:
@@ -42,7 +44,9 @@ def meet(*roles: Role) -> list[Any]:
             ends[rank] = err
             found.leave(err)
 
-    threads = [threading.Thread(target=work, args=(rank,), name=f"{rank}") for rank in range(len(roles))]
+    threads = [
+        threading.Thread(target=work, args=(rank,), name=f"{rank}") for rank in range(len(roles))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -57,7 +61,10 @@ def fail(err: Exception) -> Any:
 
 def test_all_hear_what_the_first_finds_as_json_holds_it() -> None:
     def role(found: Meeting) -> Any:
-        return [found.told(lambda: {"rank": found.rank, "pair": (1, None)}), found.together(lambda: found.rank)]
+        return [
+            found.told(lambda: {"rank": found.rank, "pair": (1, None)}),
+            found.together(lambda: found.rank),
+        ]
 
     wanted = {"rank": 0, "pair": [1, None]}
     assert meet(role, role, role) == [[wanted, 0], [wanted, 1], [wanted, 2]]
@@ -92,14 +99,23 @@ def test_what_takes_the_first_long_is_waited_for() -> None:
 
 
 def test_an_error_of_the_first_is_everybodys() -> None:
-    first, second = meet(*[lambda found: found.told(lambda: fail(DataError("no pictures", "make some", "store")))] * 2)
+    first, second = meet(
+        *[lambda found: found.told(lambda: fail(DataError("no pictures", "make some", "store")))]
+        * 2
+    )
     assert (type(first), first.problem, first.where) == (DataError, "no pictures", "store")
-    assert (type(second), second.problem, second.fix) == (DataError, "no pictures (process 0 on `h0`)", "make some")
+    assert (type(second), second.problem, second.fix) == (
+        DataError,
+        "no pictures (process 0 on `h0`)",
+        "make some",
+    )
 
 
 def test_an_error_of_one_is_everybodys() -> None:
     def role(found: Meeting) -> Any:
-        return found.together(lambda: fail(DataError("no store", "", "")) if found.rank == 1 else found.rank)
+        return found.together(
+            lambda: fail(DataError("no store", "", "")) if found.rank == 1 else found.rank
+        )
 
     found = meet(role, role, role)
     assert [str(each.problem) for each in found] == [
@@ -112,12 +128,18 @@ def test_an_error_of_one_is_everybodys() -> None:
 @pytest.mark.parametrize(
     ("own", "kind", "told"),
     [
-        (DivergedError("no longer finite", "lower it", "here"), DivergedError, "no longer finite (process 1 on `h1`)"),
+        (
+            DivergedError("no longer finite", "lower it", "here"),
+            DivergedError,
+            "no longer finite (process 1 on `h1`)",
+        ),
         (ValueError("a bug"), MachineError, "process 1 on `h1` has ended with an error"),
         (Stopped(signal.SIGUSR1, "all is saved"), Stopped, "all is saved"),
     ],
 )
-def test_who_waits_for_one_that_fails_elsewhere_hears_why(own: Exception, kind: type[Exception], told: str) -> None:
+def test_who_waits_for_one_that_fails_elsewhere_hears_why(
+    own: Exception, kind: type[Exception], told: str
+) -> None:
     first, second = meet(lambda found: found.wait(), lambda found: fail(own))
     assert second is own
     assert type(first) is kind
@@ -159,7 +181,9 @@ def test_one_that_gives_no_sign_of_life_is_named() -> None:
 
     def hears(found: Meeting) -> None:
         with found.hearing():
-            raise RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 300000ms")
+            raise RuntimeError(
+                "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 300000ms"
+            )
 
     first, _ = meet(hears, dies)
     assert "process 1 on `h1` has ended, or cannot be reached" in first.problem
@@ -188,7 +212,9 @@ def test_a_store_that_does_not_answer_is_not_waited_for() -> None:
     assert time.monotonic() - begun < 15
 
 
-def test_a_line_that_was_lost_is_not_waited_for_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_was_lost_is_not_waited_for_a_second_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cut = Line(torch.distributed.HashStore(), 0, 1)
     with pytest.raises(MachineError, match="meet is gone"):
         cut.ask(lambda store: fail(RuntimeError("Connection reset by peer")))
@@ -260,7 +286,9 @@ def test_processes_that_lost_one_another_or_were_too_slow_say_so() -> None:
     def hears(found: Meeting) -> None:
         both_are_here.wait()
         with found.hearing():
-            raise RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 300000ms\nmore")
+            raise RuntimeError(
+                "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 300000ms\nmore"
+            )
 
     def works(found: Meeting) -> None:
         both_are_here.wait()
@@ -273,7 +301,9 @@ def test_processes_that_lost_one_another_or_were_too_slow_say_so() -> None:
     )
 
 
-def test_one_that_was_asked_to_stop_does_not_wait_for_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_was_asked_to_stop_does_not_wait_for_the_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(line, "SILENCE_SECONDS", 1000.0)
     monkeypatch.setattr(meeting, "_HURRIED_SECONDS", 0.2)
 
@@ -293,14 +323,21 @@ def test_nobody_is_waited_for_longer_than_hours(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_differs_is_named_everywhere_with_host_process_and_values() -> None:
     def role(found: Meeting) -> None:
-        facts = {"seed": 3, "rate": 0.1 * (1 + found.rank // 2), "own": found.rank} if found.rank else {"rate": 0.1}
+        facts = (
+            {"seed": 3, "rate": 0.1 * (1 + found.rank // 2), "own": found.rank}
+            if found.rank
+            else {"rate": 0.1}
+        )
         facts.pop("own" if found.rank != 2 else "seed", None)
         found.agree(facts, UsageError, "they differ", "give all the same")
 
     found = meet(role, role, role)
     for each in found:
         assert (type(each), each.problem) == (UsageError, "they differ")
-        assert each.where == "rate: 0.1 on `h0` (process 0) and on `h1` (process 1), 0.2 on `h2` (process 2)"
+        assert (
+            each.where
+            == "rate: 0.1 on `h0` (process 0) and on `h1` (process 1), 0.2 on `h2` (process 2)"
+        )
     assert meet(*[lambda found: found.agree({"x": 1}, UsageError, "", "")] * 2) == [None, None]
 
 

@@ -25,7 +25,9 @@ class Cramped(DenoisingObjective):
         super().__init__("snr_plus_one")
         self.most, self.error = most, error
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         if len(x) > self.most:
             raise self.error
         return super().__call__(student, x, rng, condition)
@@ -33,7 +35,13 @@ class Cramped(DenoisingObjective):
 
 def cramped(most: int, said: list[str], error: RuntimeError) -> Learner:
     made = settings(learning_rate=1e-3)
-    return Learner(Denoiser(network(), COSINE, "v"), Cramped(most, error), made, Machine("fp32", "cpu"), said.append)
+    return Learner(
+        Denoiser(network(), COSINE, "v"),
+        Cramped(most, error),
+        made,
+        Machine("fp32", "cpu"),
+        said.append,
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +52,9 @@ def cramped(most: int, said: list[str], error: RuntimeError) -> Learner:
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
-def test_out_of_memory_halves_the_micro_batch_once_and_the_update_is_the_same(error: RuntimeError) -> None:
+def test_out_of_memory_halves_the_micro_batch_once_and_the_update_is_the_same(
+    error: RuntimeError,
+) -> None:
     said: list[str] = []
     made, wanted = cramped(3, said, error), learner(Machine("fp32", "cpu"), learning_rate=1e-3)
     torch.testing.assert_close(taught(made, 2), taught(wanted, 2), rtol=1e-5, atol=1e-6)
@@ -76,7 +86,11 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
 class MallocInfo(ctypes.Structure):
     """What the GNU C library tells of its memory: bytes it has in all, and bytes of pieces with memory of their own."""
 
-    _fields_ = (("common", ctypes.c_size_t), ("other", ctypes.c_size_t * 3), ("own", ctypes.c_size_t * 6))
+    _fields_ = (
+        ("common", ctypes.c_size_t),
+        ("other", ctypes.c_size_t * 3),
+        ("own", ctypes.c_size_t * 6),
+    )
 
 
 def has_memory_of_its_own() -> bool:
@@ -94,7 +108,9 @@ def has_memory_of_its_own() -> bool:
             return bool(now.own[0] > before.own[0])
 
 
-on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told")
+on_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only the GNU C library can be told"
+)
 
 
 @on_glibc
@@ -113,7 +129,9 @@ def test_memory_is_spared_from_when_it_lacks() -> None:
     assert not has_memory_of_its_own()
     made.step(pictures(), NOTHING, rng_of())
     assert has_memory_of_its_own()
-    found = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr_plus_one"), settings(), Full())
+    found = Learner(
+        Denoiser(network(), COSINE, "v"), DenoisingObjective("snr_plus_one"), settings(), Full()
+    )
     assert not has_memory_of_its_own()
     found.settle(pictures(), NOTHING, rng_of())
     assert has_memory_of_its_own()

@@ -34,7 +34,9 @@ class Small(Machine):
     def available_bytes(self) -> int | None:
         return self.left
 
-    def unsynchronised(self, network: nn.Module, when: bool) -> contextlib.AbstractContextManager[Any]:
+    def unsynchronised(
+        self, network: nn.Module, when: bool
+    ) -> contextlib.AbstractContextManager[Any]:
         self.waiting.append(when)
         return super().unsynchronised(network, when)
 
@@ -54,13 +56,16 @@ def settled(left: int | None, said: list[str], micro: int | None = None) -> Lear
 def test_processes_talk_of_their_gradients_once_per_update() -> None:
     machine = Small(None)
     given = settings(micro_batch=2)
-    learner = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr_plus_one"), given, machine)
+    learner = Learner(
+        Denoiser(network(), COSINE, "v"), DenoisingObjective("snr_plus_one"), given, machine
+    )
     learner.step(pictures(), NOTHING, rng_of())
     assert machine.waiting == [True, True, False]
 
 
 @pytest.mark.parametrize(
-    ("available", "size"), [(10**9, 64), (640, 32), (450, 32), (300, 22), (113, 10), (50, 4), (0, 1), (-(10**9), 1)]
+    ("available", "size"),
+    [(10**9, 64), (640, 32), (450, 32), (300, 22), (113, 10), (50, 4), (0, 1), (-(10**9), 1)],
 )
 def test_the_parts_are_as_few_as_fit_and_about_equal(available: int, size: int) -> None:
     one, two = 20, 30  # 10 bytes for the network, 10 for every picture
@@ -142,7 +147,11 @@ def settled_with_a_teacher(left: int, packs: bool) -> int | None:
 
 def test_what_a_teacher_keeps_once_and_for_all_is_not_counted_for_every_picture() -> None:
     assert settled_with_a_teacher(10**12, packs=True) == 6
-    assert settled_with_a_teacher(300_000, packs=True) == settled_with_a_teacher(300_000, packs=False) == 2
+    assert (
+        settled_with_a_teacher(300_000, packs=True)
+        == settled_with_a_teacher(300_000, packs=False)
+        == 2
+    )
 
 
 def test_looking_for_it_changes_nothing() -> None:
@@ -160,7 +169,8 @@ def test_a_micro_batch_of_the_recipe_or_of_a_save_stays() -> None:
     tight = settled(250_000, [])
     taught(tight, 1)
     saved: dict[str, dict[str, Tensor]] = {
-        part: {name: tensor.clone() for name, tensor in named.items()} for part, named in tight.state().items()
+        part: {name: tensor.clone() for name, tensor in named.items()}
+        for part, named in tight.state().items()
     }
     resumed = made(10**12, said)
     resumed.load(saved, 1)

@@ -16,7 +16,12 @@ from vdiff import randomness
 from vdiff.cli.app import run as vdiff
 from vdiff.diffusion.condition import NOTHING, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSection, CosineSection, ScheduleSection
+from vdiff.diffusion.schedule import (
+    BetasSection,
+    CosineLogsnrSection,
+    CosineSection,
+    ScheduleSection,
+)
 from vdiff.errors import MachineError, UsageError
 from vdiff.images.images import to_float
 from vdiff.machine.machine import Machine, pick_device
@@ -33,7 +38,11 @@ from vdiff.samplers.sampler import Sampler
 from vdiff.training.learner import Learner, RngOf
 
 BATCH = 4
-SCHEDULES = {"cosine": CosineSection(), "cosine_logsnr": CosineLogsnrSection(), "betas": BetasSection()}
+SCHEDULES = {
+    "cosine": CosineSection(),
+    "cosine_logsnr": CosineLogsnrSection(),
+    "betas": BetasSection(),
+}
 SAMPLERS = {
     "ddim": Ddim(eta=0.5, clip=1.2, clip_noise=1.2),
     "ancestral": Ancestral(mix=0.5, clip=1.2),
@@ -50,7 +59,11 @@ class Seen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        there = [each for each in tree_leaves([args, kwargs, out]) if isinstance(each, Tensor) and each.is_meta]
+        there = [
+            each
+            for each in tree_leaves([args, kwargs, out])
+            if isinstance(each, Tensor) and each.is_meta
+        ]
         self.count += bool(there)
         if any(each.dtype in (torch.float64, torch.complex128) for each in there):
             self.wide.append(str(func))
@@ -64,7 +77,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
 
 def denoiser(section: ScheduleSection, device: torch.device) -> Denoiser:
-    network = UNetSection(width=4, multipliers=(1, 2), blocks=1, dropout=0.1, num_classes=2).build(8, 3)
+    network = UNetSection(width=4, multipliers=(1, 2), blocks=1, dropout=0.1, num_classes=2).build(
+        8, 3
+    )
     return Denoiser(network.to(device), section.build(), "v")
 
 
@@ -77,7 +92,9 @@ def objectives(section: ScheduleSection, device: torch.device) -> Iterator[Objec
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_no_objective_makes_float64_on_a_device_that_has_none(schedule: str, device: torch.device) -> None:
+def test_no_objective_makes_float64_on_a_device_that_has_none(
+    schedule: str, device: torch.device
+) -> None:
     student = denoiser(SCHEDULES[schedule], device)
     for objective in objectives(SCHEDULES[schedule], device):
         rng = RngOf(0, 1, 7, torch.arange(BATCH), BATCH)(slice(0, BATCH))
@@ -93,12 +110,25 @@ def test_no_objective_makes_float64_on_a_device_that_has_none(schedule: str, dev
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_no_sampler_makes_float64_on_a_device_that_has_none(sampler: str, schedule: str, device: torch.device) -> None:
+def test_no_sampler_makes_float64_on_a_device_that_has_none(
+    sampler: str, schedule: str, device: torch.device
+) -> None:
     found: Sampler = SAMPLERS[sampler]
     model = denoiser(SCHEDULES[schedule], device)
     model.network.eval()
-    with Seen() as seen, pytest.raises(NotImplementedError, match="meta tensor"):  # there is no picture to be had
-        draw(model, found, range(BATCH), (3, 8, 8), 3, condition=of_seeds(range(BATCH), 2), device=device)
+    with (
+        Seen() as seen,
+        pytest.raises(NotImplementedError, match="meta tensor"),
+    ):  # there is no picture to be had
+        draw(
+            model,
+            found,
+            range(BATCH),
+            (3, 8, 8),
+            3,
+            condition=of_seeds(range(BATCH), 2),
+            device=device,
+        )
     assert seen.count > 100
     assert seen.wide == []
 
@@ -122,7 +152,13 @@ def test_mps_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
 def test_several_processes_do_not_share_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    told = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    told = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     assert pick_device(None).type == "cpu"
@@ -130,7 +166,9 @@ def test_several_processes_do_not_share_mps(monkeypatch: pytest.MonkeyPatch) -> 
         pick_device("mps")
 
 
-def test_a_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_device_that_is_not_there_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(MachineError, match="there is no MPS device"):
         pick_device("mps")
@@ -192,7 +230,10 @@ def test_a_step_that_is_not_fused_is_left_out_where_the_gradient_is_not_finite()
 def test_a_step_that_is_not_fused_resumes_bit_for_bit() -> None:
     unbroken, resumed = (learner(_PlainStep("fp32", "cpu"), ema=0.9) for _ in range(2))
     taught(unbroken, 2)
-    state = {part: {name: each.clone() for name, each in named.items()} for part, named in unbroken.state().items()}
+    state = {
+        part: {name: each.clone() for name, each in named.items()}
+        for part, named in unbroken.state().items()
+    }
     resumed.load(state, 2)
     for made in (unbroken, resumed):
         taught(made, 2)

@@ -47,13 +47,17 @@ def changed(source: str) -> set[str]:
         ("import torch\nx = torch.cat(a)", set()),
     ],
 )
-def test_a_slip_of_each_kind_is_made_and_words_are_left_alone(source: str, expected: set[str]) -> None:
+def test_a_slip_of_each_kind_is_made_and_words_are_left_alone(
+    source: str, expected: set[str]
+) -> None:
     assert changed(source) - {source.splitlines()[-1].strip()} == expected
 
 
 def test_a_gradient_that_is_not_stopped_is_a_mistake_too() -> None:
     (mutant,) = mutants("a.py", "@torch.no_grad()\ndef f(): h")
-    assert mutant.applied("@torch.no_grad()\ndef f(): h").startswith("@(lambda function: function)\n")
+    assert mutant.applied("@torch.no_grad()\ndef f(): h").startswith(
+        "@(lambda function: function)\n"
+    )
 
 
 def test_every_mutant_of_a_file_is_another_program() -> None:
@@ -74,12 +78,18 @@ def test_the_choice_is_that_of_the_seed_and_outlives_other_lines() -> None:
 
 def test_tests_that_import_a_module_concern_it_also_by_a_helper() -> None:
     found = concerned(ROOT, "vdiff/diffusion/schedule.py")
-    assert {"tests/test_schedule.py", "tests/test_weighting.py"} <= set(found)  # the second by toys.py
+    assert {"tests/test_schedule.py", "tests/test_weighting.py"} <= set(
+        found
+    )  # the second by toys.py
     assert "tests/test_digits.py" not in found
-    assert "tests/test_depth.py" in concerned(ROOT, "vdiff/images/decoding/depth.py")  # by the package's door
+    assert "tests/test_depth.py" in concerned(
+        ROOT, "vdiff/images/decoding/depth.py"
+    )  # by the package's door
 
 
-def test_what_is_seen_and_what_is_not_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_seen_and_what_is_not_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, text in {
         "vdiff/__init__.py": "",
         "vdiff/sums.py": "def double(x):\n    return x + x\n\n\ndef unseen(x):\n    return x + 1\n",

@@ -13,7 +13,12 @@ from vdiff.networks.fast import fast_on
 
 CPU_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # beside the largest value; torch's own norm in float32 and below misses by up to 3e-6, 0.007 and 0.001 here
-MOST_WRONG = {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 0.01, torch.float16: 0.0015}
+MOST_WRONG = {
+    torch.float64: 1e-14,
+    torch.float32: 3e-6,
+    torch.bfloat16: 0.01,
+    torch.float16: 0.0015,
+}
 
 
 def built(channels: int, groups: int, dtype: torch.dtype) -> GroupNorm:
@@ -45,7 +50,12 @@ def test_it_and_its_gradients_are_those_of_torch(
 ) -> None:
     torch.manual_seed(0)
     norm = built(12, 4, dtype)
-    h = (torch.randn(batch, 12, 33, 35) * 2 + 1).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+    h = (
+        (torch.randn(batch, 12, 33, 35) * 2 + 1)
+        .to(dtype)
+        .contiguous(memory_format=memory_format)
+        .requires_grad_()
+    )
     time = torch.randn(batch, 24).to(dtype).requires_grad_() if is_timed else None
     inputs = [h, norm.weight, norm.bias, *([time] if time is not None else [])]
     weight = torch.randn(batch, 12, 33, 35).to(dtype)
@@ -60,7 +70,9 @@ def test_it_and_its_gradients_are_those_of_torch(
     assert_near(out, correct, dtype)
     grads = torch.autograd.grad((out * weight).sum(), inputs)
     correct_inputs = [wide[0], reference.weight, reference.bias, *wide[3:]]
-    for found, right in zip(grads, torch.autograd.grad((correct * weight.double()).sum(), correct_inputs), strict=True):
+    for found, right in zip(
+        grads, torch.autograd.grad((correct * weight.double()).sum(), correct_inputs), strict=True
+    ):
         assert_near(found, right, dtype)
 
 
@@ -88,15 +100,21 @@ def test_a_gradient_can_be_differentiated_as_that_of_torch(is_timed: bool, learn
     found = []
     for way in (computed, expected):
         h = weight.flip(0).contiguous(memory_format=torch.channels_last).requires_grad_()
-        (once,) = torch.autograd.grad((way(norm, h, time).sin() * weight).sum(), h, create_graph=True)
+        (once,) = torch.autograd.grad(
+            (way(norm, h, time).sin() * weight).sum(), h, create_graph=True
+        )
         inputs = [h, norm.weight, norm.bias] if learns else [h]
         found.append([once, *torch.autograd.grad(once.square().sum(), inputs)])
     for mine, torchs in zip(*found, strict=True):
         assert_near(mine, torchs, torch.float32)
 
 
-@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones")
-def test_autocast_of_a_gpu_leaves_norms_and_doubling_in_its_dtype(request: pytest.FixtureRequest) -> None:
+@pytest.mark.skipif(
+    torch.version.cuda is None, reason="this torch knows no CUDA devices, not even imagined ones"
+)
+def test_autocast_of_a_gpu_leaves_norms_and_doubling_in_its_dtype(
+    request: pytest.FixtureRequest,
+) -> None:
     torch.set_autocast_enabled("cuda", True)  # for float16; torch.autocast wants to see the GPU
     request.addfinalizer(lambda: torch.set_autocast_enabled("cuda", False))
     with FakeTensorMode(), torch.device("cuda"):
@@ -105,6 +123,8 @@ def test_autocast_of_a_gpu_leaves_norms_and_doubling_in_its_dtype(request: pytes
         h = torch.empty(2, 4, 8, 8, dtype=torch.float16)
         assert F.group_norm(h, 2).dtype == F.interpolate(h, scale_factor=2.0).dtype == torch.float32
         doubled = []
-        network[1].conv.register_forward_pre_hook(lambda conv, given: doubled.append(given[0].dtype))
+        network[1].conv.register_forward_pre_hook(
+            lambda conv, given: doubled.append(given[0].dtype)
+        )
         assert network[0](h).dtype == network[1](h).dtype == torch.float16
         assert doubled == [torch.float16]

@@ -32,11 +32,15 @@ BAD = [math.nan, math.inf, -math.inf]
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_predictions_become_pictures_only_if_they_are_numbers(bad: float, dtype: torch.dtype) -> None:
+def test_predictions_become_pictures_only_if_they_are_numbers(
+    bad: float, dtype: torch.dtype
+) -> None:
     x = torch.linspace(-3, 3, 3 * 1 * 2 * 2, dtype=dtype).reshape(3, 1, 2, 2)
     assert (int(to_uint8(x).min()), int(to_uint8(x).max())) == (0, 255)
     x[1, 0, 1, 0] = bad
-    with pytest.raises(DivergedError, match=r"^error: 1 of 3 pictures of `base_2` hold NaN or Inf\n") as found:
+    with pytest.raises(
+        DivergedError, match=r"^error: 1 of 3 pictures of `base_2` hold NaN or Inf\n"
+    ) as found:
         to_uint8(x, "base_2")
     assert found.value.exit_code == 5
     assert "precision=fp32" in found.value.fix
@@ -52,7 +56,10 @@ def test_no_process_waits_for_one_whose_pictures_are_no_numbers() -> None:
         decoded_share(torch.zeros(2, 1, 4, 4), PixelCodec(), "base_2", OfTwo())  # type: ignore[arg-type]
     with pytest.raises(DivergedError, match="error: 1 of 1 pictures"):
         decoded_share(torch.full((1, 1, 4, 4), math.nan), PixelCodec(), "base_2", OfTwo())  # type: ignore[arg-type]
-    assert decoded_share(torch.zeros(2, 1, 4, 4), PixelCodec(), "base_2", Machine("fp32", "cpu")).dtype == torch.uint8
+    assert (
+        decoded_share(torch.zeros(2, 1, 4, 4), PixelCodec(), "base_2", Machine("fp32", "cpu")).dtype
+        == torch.uint8
+    )
 
 
 def spoil(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
@@ -78,7 +85,10 @@ def second_class(tensors: dict[str, Tensor]) -> None:
     tensors["class_embedding.weight"][1] = math.nan
 
 
-FORMS = [["--out", name] for name in ("x.png", "x.npz", "x.zip", "new/folder/")] + [["--strip"], ["--gif"]]
+FORMS = [["--out", name] for name in ("x.png", "x.npz", "x.zip", "new/folder/")] + [
+    ["--strip"],
+    ["--gif"],
+]
 
 
 @pytest.mark.parametrize(
@@ -134,11 +144,15 @@ def test_nothing_is_measured_or_compared(tiny_run: TinyRun, monkeypatch: Any, ca
     assert "data:image" not in page
 
 
-def test_a_teacher_whose_weights_are_no_numbers_is_blamed_before_the_first_update(tiny_run: TinyRun) -> None:
+def test_a_teacher_whose_weights_are_no_numbers_is_blamed_before_the_first_update(
+    tiny_run: TinyRun,
+) -> None:
     tiny_run.base()
     folder = tiny_run.folder().model("original")
     spoil(folder, not_a_number)
-    with pytest.raises(ModelFileError, match="the weights of the teacher `original` are not finite") as caught:
+    with pytest.raises(
+        ModelFileError, match="the weights of the teacher `original` are not finite"
+    ) as caught:
         tiny_run.chain().distill(count=1)
     assert caught.value.where.startswith(f"{folder}: `")
     assert not tiny_run.folder().saves("base_0").exists()
@@ -152,7 +166,9 @@ def test_a_student_whose_error_is_no_number_is_told(tiny_run: TinyRun) -> None:
     spoil(tiny_run.folder().model("base_0"), too_large)
     folders = {name: tiny_run.folder().model(name) for name in ("original", "base_0")}
     studio = Studio(folders, tiny_run.path / "kept", range(2))
-    with pytest.raises(DivergedError, match="`base_0` or its teacher `original` predicts holds NaN or Inf"):
+    with pytest.raises(
+        DivergedError, match="`base_0` or its teacher `original` predicts holds NaN or Inf"
+    ):
         studio.errors("base_0", torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
 
@@ -174,8 +190,12 @@ def unsound(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Learner], bo
     return mix
 
 
-@pytest.mark.parametrize("more", [(), ("train.rollbacks=3",), ("evaluate.every=2", "evaluate.num_images=6")])
-def test_a_model_that_draws_no_numbers_is_not_published(tiny_run: TinyRun, unsound: Any, more: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "more", [(), ("train.rollbacks=3",), ("evaluate.every=2", "evaluate.num_images=6")]
+)
+def test_a_model_that_draws_no_numbers_is_not_published(
+    tiny_run: TinyRun, unsound: Any, more: tuple[str, ...]
+) -> None:
     unsound(lambda learner: learner.update == 5)
     for _ in range(2):  # the same command comes to the same end
         with pytest.raises(DivergedError, match=r"\d of \d pictures of `original` hold NaN or Inf"):
@@ -184,9 +204,16 @@ def test_a_model_that_draws_no_numbers_is_not_published(tiny_run: TinyRun, unsou
     unsound(lambda learner: False)
 
 
-def test_a_preview_or_trend_that_is_none_is_told_and_the_training_goes_on(tiny_run: TinyRun, unsound: Any) -> None:
+def test_a_preview_or_trend_that_is_none_is_told_and_the_training_goes_on(
+    tiny_run: TinyRun, unsound: Any
+) -> None:
     unsound(lambda learner: learner.update in (2, 3))
-    more = ("train.preview_every=1", "evaluate.every=1", "evaluate.num_images=6", "evaluate.metrics=[swd]")
+    more = (
+        "train.preview_every=1",
+        "evaluate.every=1",
+        "evaluate.num_images=6",
+        "evaluate.metrics=[swd]",
+    )
     assert tiny_run.base(*more).updates == 5
     told = [line for line in tiny_run.said if "hold NaN or Inf" in line]
     assert [sum(f"no {what} at update {update}" in line for line in told) for what, update in
@@ -206,7 +233,9 @@ def test_a_short_training_without_a_single_sound_update_is_not_published(
 ) -> None:
     poison(lambda learner: True)
     for _ in range(2):
-        with pytest.raises(DivergedError, match="`original` learned nothing: all its updates") as found:
+        with pytest.raises(
+            DivergedError, match="`original` learned nothing: all its updates"
+        ) as found:
             tiny_run.chain(*more).train()
         assert found.value.exit_code == 5
         assert "learning_rate" in found.value.fix
@@ -214,14 +243,18 @@ def test_a_short_training_without_a_single_sound_update_is_not_published(
         assert tiny_run.folder().models() == []
 
 
-def test_one_sound_update_is_enough_to_be_published_and_told(tiny_run: TinyRun, poison: Poison) -> None:  # noqa: F811
+def test_one_sound_update_is_enough_to_be_published_and_told(
+    tiny_run: TinyRun, poison: Poison
+) -> None:
     poison(lambda learner: learner.update != 3)
     assert tiny_run.base().updates == 5
     assert any("were skipped" in line for line in tiny_run.said)
 
 
 @pytest.mark.parametrize("student", [False, True])
-def test_every_other_update_skipped_ends_a_training(tiny_run: TinyRun, poison: Poison, student: bool) -> None:  # noqa: F811
+def test_every_other_update_skipped_ends_a_training(
+    tiny_run: TinyRun, poison: Poison, student: bool
+) -> None:
     section = "distill" if student else "train"
     more = (f"{section}.updates=200", f"{section}.log_every=5")
     if student:
@@ -229,7 +262,8 @@ def test_every_other_update_skipped_ends_a_training(tiny_run: TinyRun, poison: P
     poison(lambda learner: learner.update % 2 == 0)
     chain = tiny_run.chain(*more)
     with pytest.raises(
-        DivergedError, match=r"more than one in three had a loss or gradient that is not finite \(\d+ in"
+        DivergedError,
+        match=r"more than one in three had a loss or gradient that is not finite \(\d+ in",
     ):
         chain.distill() if student else chain.train()
     assert tiny_run.folder().models() == ["original"] * student
@@ -240,7 +274,9 @@ def test_one_in_three_skipped_is_endured(tiny_run: TinyRun, poison: Poison) -> N
     assert tiny_run.base("train.updates=150", "train.log_every=5").updates == 150
 
 
-def test_the_share_of_skipped_updates_is_counted_over_saves(tiny_run: TinyRun, poison: Poison) -> None:  # noqa: F811
+def test_the_share_of_skipped_updates_is_counted_over_saves(
+    tiny_run: TinyRun, poison: Poison
+) -> None:
     poison(lambda learner: learner.update % 2 == 0)
     more = ("train.updates=200", "train.log_every=7")
     ends: list[int] = []
@@ -253,7 +289,9 @@ def test_the_share_of_skipped_updates_is_counted_over_saves(tiny_run: TinyRun, p
             ends.append(int(tiny_run.folder().points("original")[0].name))
         except DivergedError:
             break
-    last = [json.loads(line)["update"] for line in tiny_run.folder().log.read_text().splitlines()][-1]
+    last = [json.loads(line)["update"] for line in tiny_run.folder().log.read_text().splitlines()][
+        -1
+    ]
     assert ends[-1] >= 50
     unbroken = tiny_run.folder("unbroken").log.read_text().splitlines()
     assert last == json.loads(unbroken[-1])["update"]
@@ -265,7 +303,9 @@ def test_a_save_of_before_that_share_was_counted_is_gone_on_from(tiny_run: TinyR
     for point in tiny_run.folder().points("original"):
         tensors = load_tensors(point / "pending.safetensors")
         assert tensors["skips"].tolist() == [0, 0, 0]
-        save_tensors(point / "pending.safetensors", {**tensors, "skips": tensors["skips"][:2].clone()})
+        save_tensors(
+            point / "pending.safetensors", {**tensors, "skips": tensors["skips"][:2].clone()}
+        )
         reseal(point)
     assert tiny_run.base().updates == 5
     assert _Skips(*[4, 7]).debt == 0

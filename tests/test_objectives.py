@@ -50,7 +50,9 @@ class Expected(NamedTuple):
 
 
 EXPECTED: dict[str, Callable[[Any], Expected]] = {
-    "denoising": lambda section: Expected(GRID if section.times == "grid" else None, section.stratified, PICTURE),
+    "denoising": lambda section: Expected(
+        GRID if section.times == "grid" else None, section.stratified, PICTURE
+    ),
     "progressive": lambda section: Expected(NUM_STEPS, section.stratified, TEACHER),
 }
 """For every kind, from its section. An objective without an entry here fails every test below."""
@@ -73,7 +75,9 @@ class Constant(nn.Module):
         self.value = nn.Parameter(torch.tensor(value, dtype=torch.float64))
         self.heard: list[tuple[Tensor, Condition, Tensor | None]] = []
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         self.heard.append((z.detach(), condition, keys))
         return self.value.expand_as(z)
 
@@ -118,7 +122,9 @@ def constant(value: float, predicts: Predicts = "x") -> Denoiser:
     return Denoiser(Constant(value), Listening(), predicts)
 
 
-def build(section: Any, weighting: Weighting, num_steps: int = NUM_STEPS) -> tuple[Objective, Denoiser | None]:
+def build(
+    section: Any, weighting: Weighting, num_steps: int = NUM_STEPS
+) -> tuple[Objective, Denoiser | None]:
     """The objective, and its teacher if it has one."""
     if not section.needs_teacher:
         return section.build(Task(weighting, UPDATES, num_steps)), None
@@ -152,7 +158,9 @@ def pictures(count: int, *shape: int, seed: int | None = None) -> Tensor:
 
 
 def rng(count: int, update: int = 0, places: Tensor | None = None) -> Randomness:
-    return Randomness.for_update(3, 1, update, torch.arange(count) if places is None else places, count)
+    return Randomness.for_update(
+        3, 1, update, torch.arange(count) if places is None else places, count
+    )
 
 
 def kinds() -> list[str]:
@@ -163,7 +171,11 @@ def ways() -> Iterator[Any]:
     """Every kind of objective with every combination of its choices, as a section."""
     for kind in OBJECTIVES:
         section = OBJECTIVES.section(kind)
-        fields = {name: choices(field.annotation) for name, field in section.model_fields.items() if name != "kind"}
+        fields = {
+            name: choices(field.annotation)
+            for name, field in section.model_fields.items()
+            if name != "kind"
+        }
         chosen = {name: values for name, values in fields.items() if values}
         for values in itertools.product(*chosen.values()):
             yield section(**dict(zip(chosen, values, strict=True)))
@@ -179,7 +191,9 @@ def named(section: Section) -> str:
     return "-".join(str(value) for value in section.model_dump().values())
 
 
-every_kind = pytest.mark.parametrize("section", [OBJECTIVES.section(kind)() for kind in OBJECTIVES], ids=kinds())
+every_kind = pytest.mark.parametrize(
+    "section", [OBJECTIVES.section(kind)() for kind in OBJECTIVES], ids=kinds()
+)
 every_way = pytest.mark.parametrize("section", list(ways()), ids=named)
 every_weighting = pytest.mark.parametrize("weighting", get_args(Weighting))
 
@@ -198,7 +212,12 @@ def test_every_objective_has_its_expectations() -> None:
 
 def times_of(section: Any, updates: int, count: int, num_steps: int = NUM_STEPS) -> Tensor:
     """[updates, count]"""
-    return torch.stack([ask(section, pictures(count), rng(count, u), num_steps=num_steps).t for u in range(updates)])
+    return torch.stack(
+        [
+            ask(section, pictures(count), rng(count, u), num_steps=num_steps).t
+            for u in range(updates)
+        ]
+    )
 
 
 def distance_from_uniform(t: Tensor, num_times: int | None) -> float:
@@ -244,7 +263,9 @@ def test_stratified_times_lie_one_in_each_part_and_others_do_not(section: Any, c
         if wanted.num_times is None:
             counts = torch.bincount((t * count).ceil().long(), minlength=count + 1)[1:]
         else:
-            counts = torch.bincount((t * wanted.num_times).round().long(), minlength=wanted.num_times + 1)[1:]
+            counts = torch.bincount(
+                (t * wanted.num_times).round().long(), minlength=wanted.num_times + 1
+            )[1:]
         share = count / len(counts)
         is_even = bool((counts >= math.floor(share)).all() and (counts <= math.ceil(share)).all())
         if wanted.is_stratified:
@@ -252,7 +273,9 @@ def test_stratified_times_lie_one_in_each_part_and_others_do_not(section: Any, c
         elif not is_even:
             break
     else:
-        assert wanted.is_stratified, "all of 20 batches were spread evenly, though nobody asked for it"
+        assert wanted.is_stratified, (
+            "all of 20 batches were spread evenly, though nobody asked for it"
+        )
 
 
 def test_an_objective_that_is_made_by_hand_is_that_of_a_recipe_that_says_nothing() -> None:
@@ -266,14 +289,20 @@ def test_an_objective_that_is_made_by_hand_is_that_of_a_recipe_that_says_nothing
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 8, 512, 4096])
-@pytest.mark.parametrize("section", [section for section in ways() if section.needs_teacher], ids=named)
-def test_a_student_learns_at_the_times_of_its_own_grid_whatever_that_is(section: Any, num_steps: int) -> None:
+@pytest.mark.parametrize(
+    "section", [section for section in ways() if section.needs_teacher], ids=named
+)
+def test_a_student_learns_at_the_times_of_its_own_grid_whatever_that_is(
+    section: Any, num_steps: int
+) -> None:
     t = times_of(section, updates=4, count=4096, num_steps=num_steps)
     assert torch.equal(t * num_steps, (t * num_steps).round())
     assert (t.min(), t.max()) == (1 / num_steps, 1)
     if section.stratified:
         assert (t.min(dim=1).values == 1 / num_steps).all()
-        counts = torch.bincount((t * num_steps).round().long().flatten(), minlength=num_steps + 1)[1:]
+        counts = torch.bincount((t * num_steps).round().long().flatten(), minlength=num_steps + 1)[
+            1:
+        ]
         assert 4 * (4096 // num_steps) <= counts.min()
         assert counts.max() <= 4 * -(-4096 // num_steps)
 
@@ -310,10 +339,16 @@ def test_numbers_are_drawn_in_the_order_that_saved_runs_rely_on(section: Any) ->
     wanted, x = expected(section), pictures(6, 1, 2, 2, seed=0)
     asked, again = ask(section, x, rng(6), training=True), rng(6)
     u = again.stratified() if wanted.is_stratified else again.uniform()
-    t = 1 - u if wanted.num_times is None else ((u * wanted.num_times).floor() + 1) / wanted.num_times
+    t = (
+        1 - u
+        if wanted.num_times is None
+        else ((u * wanted.num_times).floor() + 1) / wanted.num_times
+    )
     assert torch.equal(asked.t, t)
     alpha, sigma = scales(asked.student.schedule, t, x)
-    torch.testing.assert_close(asked.z, alpha * x + sigma * again.normal(1, 2, 2), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        asked.z, alpha * x + sigma * again.normal(1, 2, 2), rtol=1e-12, atol=1e-12
+    )
     assert torch.equal(asked.student.network.heard[0][2], again.keys())
 
 
@@ -322,17 +357,23 @@ def test_numbers_are_drawn_in_the_order_that_saved_runs_rely_on(section: Any) ->
 
 @every_way
 @every_weighting
-def test_the_loss_at_each_noise_level_is_the_weight_times_the_error_of_x(section: Any, weighting: Weighting) -> None:
+def test_the_loss_at_each_noise_level_is_the_weight_times_the_error_of_x(
+    section: Any, weighting: Weighting
+) -> None:
     asked = ask(section, pictures(64), rng(64), weighting=weighting)
     error = (STUDENT - expected(section).learns_from) ** 2
-    torch.testing.assert_close(asked.loss, error * WEIGHTS[weighting](asked.snr()), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        asked.loss, error * WEIGHTS[weighting](asked.snr()), rtol=1e-12, atol=0
+    )
     assert asked.snr().min() < 0.1
     assert asked.snr().max() > 10
 
 
 @every_kind
 @pytest.mark.parametrize(
-    ("weighting", "predicts"), [("constant", "x"), ("snr", "eps"), ("snr_plus_one", "v")], ids=["x", "eps", "v"]
+    ("weighting", "predicts"),
+    [("constant", "x"), ("snr", "eps"), ("snr_plus_one", "v")],
+    ids=["x", "eps", "v"],
 )
 def test_what_a_network_predicts_is_compared_with_the_truth_about_it(
     section: Any, weighting: Weighting, predicts: Predicts
@@ -348,12 +389,16 @@ def test_what_a_network_predicts_is_compared_with_the_truth_about_it(
 
 @every_kind
 def test_an_error_counts_as_the_mean_over_all_pixels_and_channels(section: Any) -> None:
-    small, large = (ask(section, pictures(8, *shape), rng(8)).loss for shape in ((1, 1, 1), (3, 4, 5)))
+    small, large = (
+        ask(section, pictures(8, *shape), rng(8)).loss for shape in ((1, 1, 1), (3, 4, 5))
+    )
     torch.testing.assert_close(small, large, rtol=1e-12, atol=0)
 
 
 @every_way
-def test_only_the_student_learns_and_its_gradient_is_that_of_the_weighted_error(section: Any) -> None:
+def test_only_the_student_learns_and_its_gradient_is_that_of_the_weighted_error(
+    section: Any,
+) -> None:
     asked = ask(section, pictures(16), rng(16), weighting="snr_plus_one")
     asked.loss.sum().backward()
     wanted = 2 * (STUDENT - expected(section).learns_from) * (asked.snr() + 1).sum()
@@ -389,13 +434,19 @@ def checkpoint_of(denoiser: Denoiser) -> Checkpoint:
 def test_a_stage_learns_with_the_objective_and_the_weighting_of_its_settings(
     section: Any, weighting: Weighting
 ) -> None:
-    teacher = freeze(checkpoint_of(constant(TEACHER)), Machine("fp32", "cpu")) if section.needs_teacher else None
+    teacher = (
+        freeze(checkpoint_of(constant(TEACHER)), Machine("fp32", "cpu"))
+        if section.needs_teacher
+        else None
+    )
     objective = objective_of(stage_of(section, weighting), teacher.denoiser if teacher else None)
     student, x, random = constant(STUDENT), pictures(64).float(), rng(64)
     loss = objective(student, x, random)
     alpha, sigma = student.schedule.alpha_sigma(heard_times(student)[0])
     error = (STUDENT - expected(section).learns_from) ** 2
-    torch.testing.assert_close(loss.double(), error * WEIGHTS[weighting]((alpha / sigma) ** 2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        loss.double(), error * WEIGHTS[weighting]((alpha / sigma) ** 2), rtol=1e-4, atol=0
+    )
     assert torch.equal(heard_times(student)[0], ask(section, x, rng(64)).t)
     if teacher is not None:
         assert len(teacher.denoiser.network.heard) == TEACHER_STEPS
@@ -440,7 +491,9 @@ def test_every_picture_and_every_update_has_noise_of_its_own(section: Any) -> No
 # The teacher
 
 
-@pytest.mark.parametrize("section", [section for section in ways() if section.needs_teacher], ids=named)
+@pytest.mark.parametrize(
+    "section", [section for section in ways() if section.needs_teacher], ids=named
+)
 def test_the_teacher_begins_where_the_student_stands_and_takes_its_own_steps(section: Any) -> None:
     asked = ask(section, pictures(64, 1, 2, 2, seed=3), rng(64))
     assert asked.teacher is not None
@@ -485,11 +538,18 @@ def test_every_picture_update_stage_and_seed_has_a_dropout_key_of_its_own(sectio
     keys = torch.cat(seen)
     assert keys.unique().numel() == 24
     assert (keys >= 0).all()
-    again = ask(section, pictures(3), RngOf(3, 1, 0, torch.arange(6), 6)(slice(2, 5)), training=True)
+    again = ask(
+        section, pictures(3), RngOf(3, 1, 0, torch.arange(6), 6)(slice(2, 5)), training=True
+    )
     assert torch.equal(again.student.network.heard[0][2], seen[0][2:5])
 
 
-def test_a_base_is_trained_with_dropout_and_a_student_taught_without_unless_a_recipe_says_otherwise() -> None:
+def test_a_base_is_trained_with_dropout_and_a_student_taught_without_unless_a_recipe_says_otherwise() -> (
+    None
+):
     assert TrainSection(updates=1).dropout
     assert not DistillSection(updates=1).dropout
-    assert (TrainSection(updates=1).weighting, DistillSection(updates=1).weighting) == ("snr_plus_one", "truncated_snr")
+    assert (TrainSection(updates=1).weighting, DistillSection(updates=1).weighting) == (
+        "snr_plus_one",
+        "truncated_snr",
+    )

@@ -40,7 +40,10 @@ def pictures(*colours: tuple[int, int, int]) -> dict[str, bytes]:
 
 def colours(store: Path) -> list[tuple[int, ...]]:
     opened = ImageStore(store)
-    return [tuple(images.decode(opened.read(index, 8), 3)[:, 0, 0].tolist()) for index in range(opened.num_images)]
+    return [
+        tuple(images.decode(opened.read(index, 8), 3)[:, 0, 0].tolist())
+        for index in range(opened.num_images)
+    ]
 
 
 class Heard(list[str]):
@@ -64,7 +67,9 @@ def replace(pack: Pack, files: dict[str, bytes], source: Path) -> None:
 
 
 @KINDS
-def test_pictures_of_the_same_size_that_have_changed_are_made_again(pack: Pack, tmp_path: Path) -> None:
+def test_pictures_of_the_same_size_that_have_changed_are_made_again(
+    pack: Pack, tmp_path: Path
+) -> None:
     source = pack(pictures(RED, RED, RED), tmp_path / "source")
     prepared(source)
     replace(pack, pictures(RED, BLUE, RED), source)
@@ -77,7 +82,9 @@ def test_pictures_of_the_same_size_that_have_changed_are_made_again(pack: Pack, 
 
 
 @KINDS
-def test_nothing_is_done_again_and_it_is_told_by_what_that_was_seen(pack: Pack, tmp_path: Path) -> None:
+def test_nothing_is_done_again_and_it_is_told_by_what_that_was_seen(
+    pack: Pack, tmp_path: Path
+) -> None:
     source = pack(pictures(RED, BLUE), tmp_path / "source")
     prepared(source)
     report, heard = prepared(source)
@@ -87,7 +94,9 @@ def test_nothing_is_done_again_and_it_is_told_by_what_that_was_seen(pack: Pack, 
 
 
 @pytest.mark.parametrize("pack", [as_folder, as_tar])
-def test_pictures_that_were_only_touched_are_read_once_more_and_not_made_again(pack: Pack, tmp_path: Path) -> None:
+def test_pictures_that_were_only_touched_are_read_once_more_and_not_made_again(
+    pack: Pack, tmp_path: Path
+) -> None:
     source = pack(pictures(RED, BLUE), tmp_path / "source")
     before = (prepared(source)[0].store / "data.mdb").stat()
     for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
@@ -102,13 +111,19 @@ def test_pictures_that_were_only_touched_are_read_once_more_and_not_made_again(p
     assert (report.store / "data.mdb").stat() == before
 
 
-def test_a_zip_that_was_packed_again_need_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_that_was_packed_again_need_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = as_zip(pictures(RED, BLUE), tmp_path / "source")
     prepared(source)
     as_zip(pictures(RED, BLUE), source)
     monkeypatch.setattr(conversion, "have_marks", None)
     report, heard = prepared(source)
-    assert (report.already_done, report.decided_by, heard) == (True, "the checksums in the archive", [])
+    assert (report.already_done, report.decided_by, heard) == (
+        True,
+        "the checksums in the archive",
+        [],
+    )
 
 
 def test_a_copy_of_the_pictures_is_as_good_as_they_are(tmp_path: Path) -> None:
@@ -119,7 +134,9 @@ def test_a_copy_of_the_pictures_is_as_good_as_they_are(tmp_path: Path) -> None:
     assert prepare(as_folder({}, tmp_path) / "source", store, sizes=[8]).already_done
 
 
-def test_the_command_names_force_and_how_it_was_decided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_force_and_how_it_was_decided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = as_folder(pictures(RED, BLUE), tmp_path / "source")
     arguments = ["prepare", str(source), "--size", "8", "--out", str(tmp_path / "store")]
     assert main(arguments) == 0
@@ -137,13 +154,21 @@ def test_the_command_names_force_and_how_it_was_decided(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("damaged", [None, b"{}", b"[]"])
-def test_a_store_of_an_older_vdiff_is_kept_by_names_and_sizes(damaged: bytes | None, tmp_path: Path) -> None:
+def test_a_store_of_an_older_vdiff_is_kept_by_names_and_sizes(
+    damaged: bytes | None, tmp_path: Path
+) -> None:
     source = as_folder(pictures(RED, RED), tmp_path / "source")
     report, _ = prepared(source)
-    (report.store / ORIGIN).unlink() if damaged is None else (report.store / ORIGIN).write_bytes(damaged)
+    (report.store / ORIGIN).unlink() if damaged is None else (report.store / ORIGIN).write_bytes(
+        damaged
+    )
     as_folder(pictures(BLUE, BLUE), source)
     report, _ = prepared(source)
-    assert (report.already_done, report.decided_by, colours(report.store)) == (True, "names and sizes", [RED, RED])
+    assert (report.already_done, report.decided_by, colours(report.store)) == (
+        True,
+        "names and sizes",
+        [RED, RED],
+    )
     assert report.hints == [
         "an older vdiff made the store, which kept no times: if pictures changed since, type `--force`"
     ]
@@ -177,7 +202,9 @@ def test_a_store_of_other_names_or_settings_is_not_replaced(tmp_path: Path) -> N
         prepared(source)
 
 
-def test_times_that_cannot_be_kept_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_that_cannot_be_kept_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = as_folder(pictures(RED), tmp_path / "source")
     prepared(source)
     os.utime(source / "0.bmp", ns=(1, 1))
@@ -229,12 +256,16 @@ def test_a_stopped_start_is_gone_on_with_by_a_copy_of_the_pictures(
     source = pack(pictures(*[RED, BLUE] * 3), tmp_path / "source")
     stopped(source, 3, monkeypatch)
     source.rename(tmp_path / "moved")
-    (shutil.copytree if (tmp_path / "moved").is_dir() else shutil.copyfile)(tmp_path / "moved", source)
+    (shutil.copytree if (tmp_path / "moved").is_dir() else shutil.copyfile)(
+        tmp_path / "moved", source
+    )
     report, _ = prepared(source)
     assert (report.resumed_at, colours(report.store)) == (3, [RED, BLUE] * 3)
 
 
-def test_a_start_of_an_older_vdiff_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_of_an_older_vdiff_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It kept nothing by which its pictures could be compared."""
     source = as_folder(pictures(*[RED] * 6), tmp_path / "source")
     stopped(source, 3, monkeypatch)
@@ -259,5 +290,7 @@ def test_prepare_needs_neither_torch_nor_half_a_gigabyte(tmp_path: Path) -> None
         "prepare(Path(sys.argv[1]), Path(sys.argv[2]), sizes=[8])\n"
         "sys.exit('torch' in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", program, str(source), str(tmp_path / "store")], check=True)
+    subprocess.run(
+        [sys.executable, "-c", program, str(source), str(tmp_path / "store")], check=True
+    )
     assert (tmp_path / "store" / "preview.png").exists()

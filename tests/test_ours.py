@@ -49,7 +49,9 @@ def names(folder: Path) -> list[str]:
 # ---- what vdiff writes is what it knows
 
 
-def test_all_that_a_run_leaves_is_known_as_ours_also_when_it_is_half_there(tiny_run: TinyRun) -> None:
+def test_all_that_a_run_leaves_is_known_as_ours_also_when_it_is_half_there(
+    tiny_run: TinyRun,
+) -> None:
     with pytest.raises(Stopped):
         tiny_run.chain("train.save_every=1", stop_after=3).train()
     [*points] = tiny_run.folder().points("original")
@@ -61,7 +63,9 @@ def test_all_that_a_run_leaves_is_known_as_ours_also_when_it_is_half_there(tiny_
     assert MODEL.stranger(run.model("original")) is None
     for path in run.model("original").rglob("*"):
         name = path.relative_to(run.model("original")).as_posix() + "/" * path.is_dir()
-        assert MODEL.parts.fullmatch(name), f"a folder that was half made with `{name}` would never be removed"
+        assert MODEL.parts.fullmatch(name), (
+            f"a folder that was half made with `{name}` would never be removed"
+        )
     assert log_file.is_log(run.log)
     assert list(run.previews.iterdir())
     for path in (*run.previews.iterdir(), run.model("original") / "samples.png"):
@@ -78,7 +82,9 @@ def test_every_file_of_a_save_is_known(tiny_run: TinyRun) -> None:
     assert SAVE.stranger(point) is None
 
 
-def test_a_pipeline_of_diffusers_is_not_taken_for_a_model_that_lost_its_mark(tiny_run: TinyRun) -> None:
+def test_a_pipeline_of_diffusers_is_not_taken_for_a_model_that_lost_its_mark(
+    tiny_run: TinyRun,
+) -> None:
     """It has the very files that ours has."""
     diffusers = pytest.importorskip("diffusers")
     network = diffusers.UNet2DModel(
@@ -95,7 +101,9 @@ def test_a_pipeline_of_diffusers_is_not_taken_for_a_model_that_lost_its_mark(tin
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert {"model_index.json", "config.json"} <= {path.name for path in before}
     for force in (False, True):
-        with pytest.raises(UsageError, match="original` is a folder already, and vdiff did not make it"):
+        with pytest.raises(
+            UsageError, match="original` is a folder already, and vdiff did not make it"
+        ):
             tiny_run.chain().train(force=force)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -112,7 +120,9 @@ def test_what_lies_in_a_model_folder_keeps_it_from_being_replaced(tiny_run: Tiny
     ):
         mine = notes(tiny_run.folder().model(name))
         hashes = tiny_run.hashes()
-        with pytest.raises(UsageError, match=rf"{name}/notes\.txt` is there, and vdiff did not make it") as found:
+        with pytest.raises(
+            UsageError, match=rf"{name}/notes\.txt` is there, and vdiff did not make it"
+        ) as found:
             make()
         assert "--run" in found.value.fix
         assert mine.read_text() == MINE
@@ -136,7 +146,9 @@ def test_what_lies_in_a_save_survives_the_end_of_its_stage(tiny_run: TinyRun) ->
     shutil.move(inside, saves / "kept.txt")
     tiny_run.base()
     assert names(saves) == ["000000005", "2024-backup", "kept.txt", "nine"]
-    assert {beside.read_text(), (saves / "kept.txt").read_text(), (saves / "nine").read_text()} == {MINE}
+    assert {beside.read_text(), (saves / "kept.txt").read_text(), (saves / "nine").read_text()} == {
+        MINE
+    }
     assert not newest.exists()
 
 
@@ -153,7 +165,10 @@ def test_what_is_put_into_a_save_while_training_goes_on_does_not_end_it(tiny_run
 
     chain._progress.saved = saved  # type: ignore[method-assign]
     chain.train()
-    left = [path.relative_to(tiny_run.folder().saves("original")).parts[1:] for path in _files(tiny_run, "saves")]
+    left = [
+        path.relative_to(tiny_run.folder().saves("original")).parts[1:]
+        for path in _files(tiny_run, "saves")
+    ]
     assert ("notes.txt",) in left
 
 
@@ -161,7 +176,9 @@ def _files(run: TinyRun, name: str) -> Iterator[Path]:
     return (path for path in (run.folder().path / name).rglob("*") if path.is_file())
 
 
-def test_a_model_that_somebody_puts_into_the_place_while_it_is_trained_stays(tiny_run: TinyRun) -> None:
+def test_a_model_that_somebody_puts_into_the_place_while_it_is_trained_stays(
+    tiny_run: TinyRun,
+) -> None:
     chain = tiny_run.chain()
     folder = tiny_run.folder().model("original")
     sound = chain._progress.saved
@@ -196,7 +213,9 @@ def test_a_damaged_file_of_a_run_is_kept_under_another_name(tiny_run: TinyRun, n
     assert name == "status.json" or MINE not in (run.path / name).read_text()
 
 
-def test_the_recipe_of_a_run_follows_the_recipe_and_what_was_changed_by_hand_is_kept(tiny_run: TinyRun) -> None:
+def test_the_recipe_of_a_run_follows_the_recipe_and_what_was_changed_by_hand_is_kept(
+    tiny_run: TinyRun,
+) -> None:
     tiny_run.base()
     run, text = tiny_run.folder(), tiny_run.text
     for number in (1, 2):
@@ -225,9 +244,14 @@ def test_a_recipe_in_the_place_of_its_own_copy_is_not_replaced_by_a_changed_one(
     assert Path("recipe.yaml").read_text() == tiny_run.text
 
 
-def test_leftovers_of_others_and_those_with_something_of_others_in_them_stay(tmp_path: Path) -> None:
+def test_leftovers_of_others_and_those_with_something_of_others_in_them_stay(
+    tmp_path: Path,
+) -> None:
     run = RunFolder(tmp_path / "run")
-    stay = [notes(run.path / name) for name in (".original.partial-1-2", ".original.partial-old", ".x.partial-mine")]
+    stay = [
+        notes(run.path / name)
+        for name in (".original.partial-1-2", ".original.partial-old", ".x.partial-mine")
+    ]
     (run.path / ".original.partial-1-2/unet").mkdir()
     (run.path / ".original.partial-1-2/unet/config.json").write_text("{}")
     (run.path / ".movie.partial-download").write_text(MINE)
@@ -267,7 +291,9 @@ def test_a_store_of_others_is_not_replaced_though_its_files_have_the_same_names(
     """As diffusion_distiller leaves it."""
     folder, store = make_pictures(), tmp_path / "store"
     prepare(folder, tmp_path / "other", sizes=[8])
-    records = {f"8-{index:05d}": ImageStore(tmp_path / "other").read(index, 8) for index in range(12)}
+    records = {
+        f"8-{index:05d}": ImageStore(tmp_path / "other").read(index, 8) for index in range(12)
+    }
     store.mkdir()
     with StoreWriter(store) as writer:
         writer.commit({**records, "length": b"12"})
@@ -276,13 +302,17 @@ def test_a_store_of_others_is_not_replaced_though_its_files_have_the_same_names(
         if not place.exists():
             store.rename(place)
         for force in (False, True):
-            with pytest.raises(UsageError, match=f"{place.name}` is a folder already, and vdiff did not make it"):
+            with pytest.raises(
+                UsageError, match=f"{place.name}` is a folder already, and vdiff did not make it"
+            ):
                 prepare(folder, out, sizes=[8], force=force)
             assert (place / "data.mdb").read_bytes() == before
 
 
 @pytest.mark.parametrize("harm", ["garbage", "no metadata", "no preview, a flipped key"])
-def test_a_damaged_store_is_known_as_ours(harm: str, make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_a_damaged_store_is_known_as_ours(
+    harm: str, make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder, store = make_pictures(), tmp_path / "store"
     prepare(folder, store, sizes=[8])
     if harm == "garbage":
@@ -339,9 +369,21 @@ def clean(target: Path) -> None:
 Work = Callable[[Path], None]
 WORKS: dict[str, tuple[Work, Work, Work]] = {
     "a new folder": (lambda target: None, lambda target: write(target, "new"), clean),
-    "a folder replaced": (lambda target: write(target, "old"), lambda target: write(target, "new"), clean),
-    "a folder removed": (lambda target: write(target, "old"), lambda target: whole_folder.remove(target, MODEL), clean),
-    "a file": (lambda target: None, lambda target: whole_folder.write_text(target, "new", ours.nothing), clean),
+    "a folder replaced": (
+        lambda target: write(target, "old"),
+        lambda target: write(target, "new"),
+        clean,
+    ),
+    "a folder removed": (
+        lambda target: write(target, "old"),
+        lambda target: whole_folder.remove(target, MODEL),
+        clean,
+    ),
+    "a file": (
+        lambda target: None,
+        lambda target: whole_folder.write_text(target, "new", ours.nothing),
+        clean,
+    ),
     "a store": (begin_store, publish, publishing.tidy),
     "a store replaced": (begin_with_an_old_store, publish, publishing.tidy),
 }
@@ -367,7 +409,9 @@ def play(work: str, disk: Path, moment: int, kill_at: int | None = None) -> tupl
         if next(count) == moment and not target.is_file():
             if target.exists():  # the user moves it away
                 subprocess.run(["mv", target, disk.with_name("moved")], check=True)
-            subprocess.run(["mv", mine, target], check=True)  # not this process, whose calls are counted
+            subprocess.run(
+                ["mv", mine, target], check=True
+            )  # not this process, whose calls are counted
             is_put = True
 
     with Disk(disk, kill_at, "killed", watch).in_use() as used:
@@ -380,7 +424,9 @@ def play(work: str, disk: Path, moment: int, kill_at: int | None = None) -> tupl
             ended = "killed"
     if ended == "killed":
         recover(target)
-    assert not is_put or (target / "notes.txt").read_text() == MINE, f"{ended}, at call {moment} of {used.calls}"
+    assert not is_put or (target / "notes.txt").read_text() == MINE, (
+        f"{ended}, at call {moment} of {used.calls}"
+    )
     return ended, is_put, len(used.calls)
 
 
@@ -429,14 +475,18 @@ def test_what_is_changed_between_the_look_and_setting_it_aside_is_put_back(
 
         with monkeypatch.context() as patch:
             patch.setattr(Kind, "refuse_stranger", look)
-            with pytest.raises(UsageError, match=r"target/notes\.txt` is there, and vdiff did not make it"):
+            with pytest.raises(
+                UsageError, match=r"target/notes\.txt` is there, and vdiff did not make it"
+            ):
                 act()
         assert (target / "notes.txt").read_text() == MINE
         assert (target / "unet/config.json").read_text() == "old"
         assert names(tmp_path) == ["target"]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\xff" * 99])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\xff" * 99]
+)
 def test_half_of_a_file_is_nothing_that_is_ours(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content)
     assert not ours.is_picture(tmp_path / "a")

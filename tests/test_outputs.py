@@ -89,14 +89,23 @@ OUTPUTS = [
     Output("init celeba_u -o sub/mine.yaml", "sub", codes=INTO),
     Output("init celeba_u -o mine.yaml", ".vdiff/recipe.schema.json"),
     Output("init celeba_u -o mine.yaml", ".vdiff", codes=INTO),
-    Output("init digits -o mine.yaml", "digits", codes={"folder": 0}, kinds=("file", "folder", "dangling")),
+    Output(
+        "init digits -o mine.yaml",
+        "digits",
+        codes={"folder": 0},
+        kinds=("file", "folder", "dangling"),
+    ),
     Output("init digits -o mine.yaml", "digits/7", kinds=("file", "dangling")),
     Output("init digits -o mine.yaml", "digits/7/0007.png"),
     Output("prepare pictures --size 8 --out data/new", "data/new"),
     Output("prepare pictures --size 8 --out data/new", "data/new.partial"),
     Output("prepare pictures --size 8 --out data/new", "data/.new.replaced", codes=NOT_TOUCHED),
     Output("prepare pictures --size 8 --out data/new", "data/.new.partial-1-2", codes=NOT_TOUCHED),
-    Output("prepare pictures --size 8 --out data/new", "data", codes=INTO | {"file": 6, "link": 6, "dangling": 6}),
+    Output(
+        "prepare pictures --size 8 --out data/new",
+        "data",
+        codes=INTO | {"file": 6, "link": 6, "dangling": 6},
+    ),
     Output(TRAIN, "proj", codes=INTO, kinds=("file", "folder", "link", "dangling")),
     Output(TRAIN, "proj/original"),
     Output(TRAIN, "proj/.original.partial-1-2", codes=NOT_TOUCHED, kinds=("folder", "link")),
@@ -124,7 +133,13 @@ OUTPUTS = [
     Output(f"{SAMPLE} --gif", "samples/original-1.gif", "base"),
     Output(EVALUATE, "runs/tiny/evaluation", "base", codes=LINKS | {"folder": 0}),
     Output(EVALUATE, "runs/tiny/evaluation/table.json", "base", codes=LINKS, is_first=False),
-    Output(EVALUATE, "runs/tiny/evaluation/samples", "base", codes=LINKS | {"folder": 0}, is_first=False),
+    Output(
+        EVALUATE,
+        "runs/tiny/evaluation/samples",
+        "base",
+        codes=LINKS | {"folder": 0},
+        is_first=False,
+    ),
     Output("report -q --no-pictures", "runs/tiny/report.html", "base"),
     Output("report -q --no-pictures --out x.html", "x.html", "base"),
     Output("compare original base_0 --seeds 0 -q --out x.png", "x.png", "student"),
@@ -164,7 +179,9 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(worlds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+def here(
+    worlds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Path]]:
     """Makes a fresh copy of a world the current folder."""
     monkeypatch.setenv("VDIFF_RECIPE", "recipe")
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -203,7 +220,11 @@ def test_what_is_in_the_way_of_an_output_is_unchanged_and_named(
             place.parent.mkdir(parents=True, exist_ok=True)
             OBSTACLES[kind](place)
             before = tree(folder)
-            mine = {name: content for name, content in before.items() if content == MINE or name == output.place}
+            mine = {
+                name: content
+                for name, content in before.items()
+                if content == MINE or name == output.place
+            }
             code = main([*output.command.split(), *["--force"] * force])
             said = capsys.readouterr().err
             told = f"{output}, a {kind} in the way, force {force}: exit {code}, {said}"

@@ -18,9 +18,14 @@ from vdiff.networks.cpu.prepacked import Conv2d, Linear
 from vdiff.networks.unet import UNetSection
 
 BOTH = (torch.float32, torch.bfloat16)
-MOST_WRONG = {torch.float32: 1e-5, torch.bfloat16: 0.01}  # beside the largest value; one rounding of bfloat16 is 0.004
+MOST_WRONG = {
+    torch.float32: 1e-5,
+    torch.bfloat16: 0.01,
+}  # beside the largest value; one rounding of bfloat16 is 0.004
 
-pytestmark = pytest.mark.skipif(not prepacked._has_kernels(torch.bfloat16), reason="this machine has no kernels for it")
+pytestmark = pytest.mark.skipif(
+    not prepacked._has_kernels(torch.bfloat16), reason="this machine has no kernels for it"
+)
 
 
 def frozen(layer: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -37,7 +42,8 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 @pytest.mark.parametrize("is_mixed", [False, True])
 @pytest.mark.parametrize("size", [(5, 3), (8, 8), (32, 48)])
 @pytest.mark.parametrize(
-    "how", [{"padding": 1}, {"padding": 0}, {"padding": 1, "stride": 2}, {"padding": 1, "bias": False}]
+    "how",
+    [{"padding": 1}, {"padding": 0}, {"padding": 1, "stride": 2}, {"padding": 1, "bias": False}],
 )
 def test_a_convolution_gives_what_torch_gives(
     how: dict[str, Any], size: tuple[int, int], is_mixed: bool, dtype: torch.dtype
@@ -51,7 +57,9 @@ def test_a_convolution_gives_what_torch_gives(
     assert found.shape == wanted.shape
     assert close(found, wanted)
     is_large = found.shape[2] * found.shape[3] >= 1024
-    assert found.is_contiguous(memory_format=torch.channels_last if is_large else torch.contiguous_format)
+    assert found.is_contiguous(
+        memory_format=torch.channels_last if is_large else torch.contiguous_format
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -94,7 +102,10 @@ def biased(layer: Any) -> None:
 
 @pytest.mark.parametrize("change", [scaled, loaded, replaced, biased])
 def test_changed_weights_count(change: Callable[[Any], None]) -> None:
-    for layer, torchs, shape in ((Conv2d(6, 10, 3), nn.Conv2d, (4, 6, 8, 8)), (Linear(6, 10), nn.Linear, (4, 6))):
+    for layer, torchs, shape in (
+        (Conv2d(6, 10, 3), nn.Conv2d, (4, 6, 8, 8)),
+        (Linear(6, 10), nn.Linear, (4, 6)),
+    ):
         layer, given = frozen(layer), torch.randn(*shape).bfloat16()
         before = layer(given)
         change(layer)
@@ -143,7 +154,12 @@ def test_another_dtype_is_refused_as_torch_refuses_it() -> None:
 
 
 def test_no_pictures_at_all_are_none() -> None:
-    assert frozen(Conv2d(6, 10, 3, padding=1))(torch.zeros(0, 6, 8, 8).bfloat16()).shape == (0, 10, 8, 8)
+    assert frozen(Conv2d(6, 10, 3, padding=1))(torch.zeros(0, 6, 8, 8).bfloat16()).shape == (
+        0,
+        10,
+        8,
+        8,
+    )
 
 
 def test_copies_and_files_have_weights_alone() -> None:
@@ -177,8 +193,12 @@ def test_a_cast_network_lets_go_of_what_it_kept() -> None:
 
 @pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_a_whole_network_gives_the_same_with_and_without(batch_size: int, dtype: torch.dtype) -> None:
-    network = UNetSection(width=32, multipliers=(1, 2), blocks=1, attention_at=(16,), num_classes=3).build(32, 3)
+def test_a_whole_network_gives_the_same_with_and_without(
+    batch_size: int, dtype: torch.dtype
+) -> None:
+    network = UNetSection(
+        width=32, multipliers=(1, 2), blocks=1, attention_at=(16,), num_classes=3
+    ).build(32, 3)
     for weight in network.parameters():
         nn.init.normal_(weight, std=0.05)
     network = fast_on_cpu(network.to(dtype).eval().requires_grad_(False))

@@ -15,7 +15,14 @@ from vdiff.errors import DataError, MachineError, UsageError
 from vdiff.metrics import METRICS, table
 from vdiff.metrics.agreement import AgreementSection, agreement_of
 from vdiff.metrics.metric import Means, Pictures, named
-from vdiff.metrics.pair_metric import Measure, PairMetric, PairMetricSection, Pairs, mean_over_pairs, measures_of
+from vdiff.metrics.pair_metric import (
+    Measure,
+    PairMetric,
+    PairMetricSection,
+    Pairs,
+    mean_over_pairs,
+    measures_of,
+)
 from vdiff.metrics.table import PairNumbers
 
 GIVEN: dict[str, float] = {}
@@ -55,7 +62,9 @@ def far(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pictures(count: int = 3, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (count, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def numbers(**found: float | None) -> PairNumbers:
@@ -91,7 +100,9 @@ def test_two_metrics_that_call_a_number_the_same_are_not_asked_at_once(
     class Swd(FarSection):
         """Calls its number as another metric does."""
 
-        measures: ClassVar[tuple[Measure, ...]] = (Measure("swd", "Distance", "Far", "less is better"),)
+        measures: ClassVar[tuple[Measure, ...]] = (
+            Measure("swd", "Distance", "Far", "less is better"),
+        )
 
     monkeypatch.setattr("tests.test_pair_metric.FarSection", Swd)
     with pytest.raises(UsageError, match="`swd` and `far` both call a number `swd`"):
@@ -104,10 +115,16 @@ def test_two_metrics_that_call_a_number_the_same_are_not_asked_at_once(
 def test_all_that_is_asked_for_is_compared_and_what_is_known_is_not(far: None) -> None:
     a, b = pictures(), pictures(seed=1)
     both = Pairs(named(["far:vgg", "swd", "agreement"]))
-    assert both.features == {"far_vgg": "nothing", "agreement": "pixels, pair by pair from the same noise"}
+    assert both.features == {
+        "far_vgg": "nothing",
+        "agreement": "pixels, pair by pair from the same noise",
+    }
     agreed = agreement_of(a, b)._asdict()
     assert both.compare(a, b) == {"far_vgg": 1.0, "far_most_vgg": None, **agreed}
-    assert both.compare(a, b, known=["psnr", "mse", "ssim", "far_vgg"]) == {"far_vgg": 1.0, "far_most_vgg": None}
+    assert both.compare(a, b, known=["psnr", "mse", "ssim", "far_vgg"]) == {
+        "far_vgg": 1.0,
+        "far_most_vgg": None,
+    }
     assert both.compare(a, b, known=["far_vgg", "far_most_vgg", "mse"]) == agreed
 
 
@@ -127,7 +144,9 @@ def test_a_metric_that_gives_other_numbers_than_it_states_is_told_of(
 
 
 @pytest.mark.parametrize("wrong", [math.nan, -math.inf])
-def test_a_number_that_is_none_is_told_of(far: None, wrong: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_is_none_is_told_of(
+    far: None, wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(GIVEN, "far", wrong)
     with pytest.raises(DataError, match="`far` of these pictures is not a number"):
         Pairs(named(["far"])).compare(pictures(), pictures())
@@ -149,8 +168,21 @@ def test_a_mean_over_pairs_is_that_of_all_pairs_at_once(monkeypatch: pytest.Monk
 
 
 def test_measures_come_in_the_order_of_their_metrics_with_what_an_option_adds(far: None) -> None:
-    found = measures_of([numbers(far_most_vgg=1.0, mse=0.1, psnr=None, ssim=0.5), None, numbers(far=1.0, strange=2.0)])
-    assert [each.name for each in found] == ["psnr", "ssim", "mse", "far", "far_most_vgg", "strange"]
+    found = measures_of(
+        [
+            numbers(far_most_vgg=1.0, mse=0.1, psnr=None, ssim=0.5),
+            None,
+            numbers(far=1.0, strange=2.0),
+        ]
+    )
+    assert [each.name for each in found] == [
+        "psnr",
+        "ssim",
+        "mse",
+        "far",
+        "far_most_vgg",
+        "strange",
+    ]
     assert [each.metric for each in found] == ["agreement"] * 3 + ["far", "far_vgg", ""]
     assert found[4].title == "Largest distance (vgg)"
     assert found[4].column is None
@@ -158,7 +190,9 @@ def test_measures_come_in_the_order_of_their_metrics_with_what_an_option_adds(fa
     assert measures_of([None]) == []
 
 
-def test_in_a_file_numbers_of_pairs_stand_as_they_did_when_there_was_agreement_alone(tmp_path: Path) -> None:
+def test_in_a_file_numbers_of_pairs_stand_as_they_did_when_there_was_agreement_alone(
+    tmp_path: Path,
+) -> None:
     one = numbers(mse=0.0, psnr=None, ssim=1.0)
     text = '{"name":"original","hash":"ab","num_steps":64,"mse":0.0,"psnr":null,"ssim":1.0}'
     assert one.model_dump_json() == text

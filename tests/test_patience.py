@@ -31,7 +31,15 @@ from vdiff.images import images
 
 SECONDS = 180.0
 
-PASSING = [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM]
+PASSING = [
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.ENOMEM,
+]
 LASTING = [errno.EACCES, errno.EPERM]
 
 
@@ -46,7 +54,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 class Refusal:
     """Opening a file of this name fails the first `times` times."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception, times: int = 1000) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception, times: int = 1000
+    ) -> None:
         self.tries = 0
         self.times = times
         opened = io.FileIO
@@ -76,7 +86,10 @@ def test_what_the_machine_refuses_stops_with_all_that_was_done_and_the_same_comm
         with pytest.raises(PausedError, match=r"`007\.png` cannot be read: ") as caught:
             prepare(folder, tmp_path / "store", sizes=[8], max_bad=1.0, workers=2)
         assert refusal.tries == (1 if number in LASTING else 4)
-    assert (caught.value.exit_code, os.strerror(number).lower() in caught.value.problem) == (6, True)
+    assert (caught.value.exit_code, os.strerror(number).lower() in caught.value.problem) == (
+        6,
+        True,
+    )
     assert "the same command then goes on" in caught.value.fix
     assert not (tmp_path / "store").exists()
     report = prepare(folder, tmp_path / "store", sizes=[8], max_bad=1.0)
@@ -109,11 +122,16 @@ def test_what_passes_soon_costs_nothing_but_a_note(
 
 
 def test_the_command_says_which_picture_and_ends_with_6(
-    make_pictures: MakePictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_pictures: MakePictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = make_pictures(4)
     Refusal(monkeypatch, "002.png", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
-    assert main(["prepare", str(folder), "--size", "8", "--out", str(tmp_path / "store"), "-q"]) == 6
+    assert (
+        main(["prepare", str(folder), "--size", "8", "--out", str(tmp_path / "store"), "-q"]) == 6
+    )
     said = capsys.readouterr().err
     assert "`002.png` cannot be read: too many open files" in said
     assert "ulimit -n" in said
@@ -124,7 +142,9 @@ def test_tries_are_some_seconds_apart() -> None:
     assert patience.WAITS == (0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number", [errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP], ids=errno.errorcode.get
+)
 def test_a_file_that_is_gone_or_none_is_skipped_with_the_reason(
     number: int, make_pictures: MakePictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +278,10 @@ def test_a_picture_that_asks_for_absurd_memory_is_its_own_fault(
     report = prepare(folder, tmp_path / "store", sizes=[8], max_bad=0.5)
     assert (report.num_images, report.num_skipped) == (3, 1)
     assert report.skipped_file is not None
-    assert report.skipped_file.read_text() == "001.webp\tit takes more memory than a picture of its size should\n"
+    assert (
+        report.skipped_file.read_text()
+        == "001.webp\tit takes more memory than a picture of its size should\n"
+    )
 
 
 def test_a_preview_that_cannot_be_drawn_for_lack_of_memory_is_no_bug(
@@ -278,7 +301,9 @@ def test_a_preview_that_cannot_be_drawn_for_lack_of_memory_is_no_bug(
     assert prepare(folder, tmp_path / "store", sizes=[8]).resumed_at == 3
 
 
-def test_a_reason_is_never_empty(make_pictures: MakePictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reason_is_never_empty(
+    make_pictures: MakePictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An empty one once made a stored picture of nothing."""
     folder = make_pictures(3)
     (folder / "001.webp").write_bytes(b"RIFF0000WEBPVP8 ")
@@ -312,7 +337,10 @@ def test_a_store_that_cannot_be_opened_for_now_is_not_thrown_away(
 ) -> None:
     folder = make_pictures(6)
     stop_at(4, folder, tmp_path / "store")
-    for error in (lmdb.Error("data.mdb: Too many open files"), lmdb.MemoryError("data.mdb: Cannot allocate memory")):
+    for error in (
+        lmdb.Error("data.mdb: Too many open files"),
+        lmdb.MemoryError("data.mdb: Cannot allocate memory"),
+    ):
 
         def refuse(*unused: object, error: lmdb.Error = error, **unused_too: object) -> Any:
             raise error
@@ -397,12 +425,16 @@ def limited(kind: str, folder: Path, store: Path, limit: int) -> str:
 
 
 @pytest.mark.parametrize("megabytes", [90, 180, 300])
-def test_with_little_memory_good_pictures_are_stored_or_it_stops(megabytes: int, tmp_path: Path) -> None:
+def test_with_little_memory_good_pictures_are_stored_or_it_stops(
+    megabytes: int, tmp_path: Path
+) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index in range(16):
         kind = ("png", "jpg", "webp", "tif")[index % 4]
-        Image.radial_gradient("L").convert("RGB").resize((1500, 1500)).save(folder / f"{index:02}.{kind}")
+        Image.radial_gradient("L").convert("RGB").resize((1500, 1500)).save(
+            folder / f"{index:02}.{kind}"
+        )
     said = limited("memory", folder, tmp_path / "store", megabytes * 10**6)
     assert re.fullmatch(r"done 16 0\n|paused .*\n", said), said
     report = prepare(folder, tmp_path / "store", sizes=[32])
@@ -425,4 +457,6 @@ def test_a_damaged_picture_is_still_a_bad_one(make_pictures: MakePictures, tmp_p
     (folder / "003.png").write_bytes((folder / "003.png").read_bytes()[:100])
     with pytest.raises(DataError, match="003"):
         prepare(folder, tmp_path / "store", sizes=[8])
-    assert np.asarray(ImageStore(prepare(folder, tmp_path / "store", sizes=[8], max_bad=0.2).store).sizes) == [8]
+    assert np.asarray(
+        ImageStore(prepare(folder, tmp_path / "store", sizes=[8], max_bad=0.2).store).sizes
+    ) == [8]

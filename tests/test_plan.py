@@ -23,7 +23,12 @@ def steps(stages: list[Stage]) -> list[tuple[str, int, int]]:
 
 def test_halving_makes_a_stage_per_power_of_two(tiny_run: TinyRun) -> None:
     stages = plan(tiny_run.recipe())
-    assert steps(stages) == [("original", 8, 8), ("base_0", 8, 4), ("base_1", 4, 2), ("base_2", 2, 1)]
+    assert steps(stages) == [
+        ("original", 8, 8),
+        ("base_0", 8, 4),
+        ("base_1", 4, 2),
+        ("base_2", 2, 1),
+    ]
     assert [stage.index for stage in stages] == [0, 1, 2, 3]
     assert [stage.teacher_steps for stage in stages] == [1, 2, 2, 2]
 
@@ -55,9 +60,18 @@ def test_every_stage_can_have_a_factor_of_its_own(tiny_run: TinyRun) -> None:
             "with `factor` as it is, `end_steps` may be 3",
         ),
         (["distill.factor=3"], "`factor` 3 does not divide 8 steps: `factor: 2` leads to 1"),
-        (["distill.factor=[3, 2]"], "begins with 3, which does not divide 8 steps: `factor: 2` leads to 1"),
-        (["distill.factor=1"], "`factor` 1 makes nothing shorter (1 is less than 2): `factor: 2` leads to 1"),
-        (["distill.factor=[-2, -4]"], "makes nothing shorter (-2 is less than 2): `factor: 2` leads to 1"),
+        (
+            ["distill.factor=[3, 2]"],
+            "begins with 3, which does not divide 8 steps: `factor: 2` leads to 1",
+        ),
+        (
+            ["distill.factor=1"],
+            "`factor` 1 makes nothing shorter (1 is less than 2): `factor: 2` leads to 1",
+        ),
+        (
+            ["distill.factor=[-2, -4]"],
+            "makes nothing shorter (-2 is less than 2): `factor: 2` leads to 1",
+        ),
         (
             ["distill.factor=[2, 2]"],
             "`factor` [2, 2] leads from 8 steps to 2, and `end_steps` is 1: `factor: 2` leads to 1; "
@@ -77,12 +91,20 @@ def test_every_stage_can_have_a_factor_of_its_own(tiny_run: TinyRun) -> None:
             "`factor` 2 leads from 4 steps to 2, past `end_steps` 3: no factors lead from 1024 steps to 3, which does "
             "not divide it; with `factor` as it is, `end_steps` may be 4 or 2",
         ),
-        (["distill.end_steps=16"], "`end_steps` 16 is more than `start_steps` 8: students have fewer steps, not more"),
-        (["distill.end_steps=8", "distill.factor=[2]"], "leave it out, there is no stage between them"),
+        (
+            ["distill.end_steps=16"],
+            "`end_steps` 16 is more than `start_steps` 8: students have fewer steps, not more",
+        ),
+        (
+            ["distill.end_steps=8", "distill.factor=[2]"],
+            "leave it out, there is no stage between them",
+        ),
         (["distill.overrides={3: {updates: 1}}"], "`overrides` names 3 steps"),
     ],
 )
-def test_factors_that_do_not_lead_to_the_end_are_refused(tiny_run: TinyRun, changes: list[str], problem: str) -> None:
+def test_factors_that_do_not_lead_to_the_end_are_refused(
+    tiny_run: TinyRun, changes: list[str], problem: str
+) -> None:
     with pytest.raises(UsageError) as found:
         tiny_run.recipe(*changes)
     assert problem in str(found.value)
@@ -94,7 +116,9 @@ FACTORS = st.integers(-1, 12) | st.lists(st.integers(-1, 12), max_size=4).map(tu
 @given(st.integers(2, 3000), st.integers(1, 3000), FACTORS)
 @example(8, 2, (4, 2, 2))
 @settings(deadline=None, max_examples=400)
-def test_factors_lead_to_the_end_or_the_advice_does(start: int, end: int, factor: int | tuple[int, ...]) -> None:
+def test_factors_lead_to_the_end_or_the_advice_does(
+    start: int, end: int, factor: int | tuple[int, ...]
+) -> None:
     try:
         found = step_counts(start, end, factor)
     except ValueError as err:
@@ -113,7 +137,10 @@ def assert_advice_holds(advice: str, start: int, end: int, factor: int | tuple[i
         assert better is not None
         wanted = json.loads(better[1])
         assert int(better[2]) == end
-        assert step_counts(start, end, tuple(wanted) if isinstance(wanted, list) else wanted)[-1] == end
+        assert (
+            step_counts(start, end, tuple(wanted) if isinstance(wanted, list) else wanted)[-1]
+            == end
+        )
     else:
         assert better is None
     for other in ends.groups() if ends else ():
@@ -121,14 +148,24 @@ def assert_advice_holds(advice: str, start: int, end: int, factor: int | tuple[i
 
 
 def test_an_override_changes_one_stage_alone(tiny_run: TinyRun) -> None:
-    recipe = tiny_run.recipe("distill.overrides={1: {updates: 7, weighting: snr}, 4: {batch_size: 3}}")
-    found = [(stage.settings.updates, stage.settings.batch_size, stage.settings.weighting) for stage in plan(recipe)]
+    recipe = tiny_run.recipe(
+        "distill.overrides={1: {updates: 7, weighting: snr}, 4: {batch_size: 3}}"
+    )
+    found = [
+        (stage.settings.updates, stage.settings.batch_size, stage.settings.weighting)
+        for stage in plan(recipe)
+    ]
     assert found[1:] == [(2, 3, "truncated_snr"), (2, 6, "truncated_snr"), (7, 6, "snr")]
 
 
 def test_what_shapes_the_weights_of_a_stage_is_its_own_settings(tiny_run: TinyRun) -> None:
-    plain, changed = tiny_run.recipe(), tiny_run.recipe("distill.overrides={1: {updates: 7}}", "train.updates=6")
-    before, after = ([trajectory(recipe, stage, "fp32") for stage in plan(recipe)] for recipe in (plain, changed))
+    plain, changed = (
+        tiny_run.recipe(),
+        tiny_run.recipe("distill.overrides={1: {updates: 7}}", "train.updates=6"),
+    )
+    before, after = (
+        [trajectory(recipe, stage, "fp32") for stage in plan(recipe)] for recipe in (plain, changed)
+    )
     different = [
         {name for name in {*old, *new} if old.get(name) != new.get(name)}
         for old, new in zip(before, after, strict=True)
@@ -149,7 +186,9 @@ def test_every_value_that_shapes_weights_is_in_the_trajectory_of_a_stage(tiny_ru
         assert trajectory_values(getattr(recipe, part), f"{part}.").items() <= base.items()
     assert base["seed"] == 3
     student = trajectory(recipe, plan(recipe)[1], "fp32")
-    left_out = {f"distill.{name}" for name in ("start_steps", "end_steps", "factor", "overrides", "stages")}
+    left_out = {
+        f"distill.{name}" for name in ("start_steps", "end_steps", "factor", "overrides", "stages")
+    }
     assert trajectory_values(recipe.distill, "distill.").keys() - left_out <= student.keys()
 
 
@@ -198,7 +237,10 @@ def test_a_training_that_ends_in_its_warm_up_is_doubted() -> None:
     at_its_end = recipe("train.updates=20", "train.warmup_updates=20")
     assert doubts(plan(at_its_end)) == [], "its last update has the whole rate"
     students = doubts(plan(recipe("distill.warmup_updates=200")))
-    assert [doubt.split("`")[1] for doubt in students] == ["base_0", "base_1"]  # the others have 400 updates and more
+    assert [doubt.split("`")[1] for doubt in students] == [
+        "base_0",
+        "base_1",
+    ]  # the others have 400 updates and more
 
 
 def recipe(*changes: str) -> Recipe:

@@ -21,7 +21,9 @@ from vdiff.machine.precision import SMALLEST_BF16_PICTURE, resolve
 from vdiff.networks.cpu.attention import attend
 from vdiff.training.learner import Learner
 
-needs_bf16 = pytest.mark.skipif(not machines.cpu_multiplies_bf16(), reason="this CPU does not multiply bf16")
+needs_bf16 = pytest.mark.skipif(
+    not machines.cpu_multiplies_bf16(), reason="this CPU does not multiply bf16"
+)
 
 
 def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +56,9 @@ def test_in_bf16_the_weights_stay_float32_and_the_loss_is_close() -> None:
     losses = [float(each.step(pictures(), NOTHING, rng_of())[0]) for each in (made, exact)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
-    assert {tensor.dtype for part in ("weights", "optimizer") for tensor in made.state()[part].values()} == {
-        torch.float32
-    }
+    assert {
+        tensor.dtype for part in ("weights", "optimizer") for tensor in made.state()[part].values()
+    } == {torch.float32}
 
 
 @needs_bf16
@@ -67,7 +69,9 @@ def test_a_frozen_network_is_cast_once_and_predicts_in_float32() -> None:
     assert made(pictures(), torch.full((6,), 0.5)).x.dtype == torch.float32
 
 
-def test_fp16_is_refused_where_the_cpu_does_not_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_is_refused_where_the_cpu_does_not_multiply_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: False, raising=False)
     with pytest.raises(MachineError, match="does not multiply fp16") as found:
         Machine("fp16", "cpu")
@@ -90,7 +94,9 @@ def scale_of(made: Learner) -> float:
     return float(made.state()["course"]["loss_scale"])
 
 
-def test_in_fp16_the_loss_is_scaled_and_the_update_is_close_to_that_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_fp16_the_loss_is_scaled_and_the_update_is_close_to_that_of_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made, exact = learner(half(monkeypatch)), learner(Machine("fp32", "cpu"))
     found, wanted = (each.step(pictures(), NOTHING, rng_of()).tolist() for each in (made, exact))
     assert found != wanted
@@ -98,10 +104,14 @@ def test_in_fp16_the_loss_is_scaled_and_the_update_is_close_to_that_of_float32(m
     assert scale_of(made) == 2**16
     assert "loss_scale" not in exact.state()["course"]
     assert {tensor.dtype for tensor in made.state()["weights"].values()} == {torch.float32}
-    assert {weight.dtype for weight in half(monkeypatch).freeze(made.result().network).parameters()} == {torch.float16}
+    assert {
+        weight.dtype for weight in half(monkeypatch).freeze(made.result().network).parameters()
+    } == {torch.float16}
 
 
-def test_in_fp16_an_update_that_overflows_is_skipped_and_the_scale_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_fp16_an_update_that_overflows_is_skipped_and_the_scale_halved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = learner(half(monkeypatch), ema=0.9)
     taught(made, 2)
     before = flat(made.state())
@@ -120,7 +130,10 @@ def test_in_fp16_a_save_is_gone_on_from_bit_for_bit(monkeypatch: pytest.MonkeyPa
     unbroken, resumed = learner(machine), learner(machine)
     unbroken.step(pictures() * 1e30, NOTHING, rng_of())
     taught(unbroken, 2)
-    saved = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in unbroken.state().items()}
+    saved = {
+        part: {name: tensor.clone() for name, tensor in named.items()}
+        for part, named in unbroken.state().items()
+    }
     resumed.load(saved, 3)
     for each in (unbroken, resumed):
         taught(each, 2)
@@ -134,7 +147,9 @@ def chain(run: TinyRun, precision: Any, stop_after: int) -> Any:
 
     progress = FitLines(run.said.append)
     machine = Machine(precision, "cpu")
-    return Chain(Surroundings(run.recipe(), run.text, run.folder(), machine, progress, StopAfter(stop_after)))
+    return Chain(
+        Surroundings(run.recipe(), run.text, run.folder(), machine, progress, StopAfter(stop_after))
+    )
 
 
 @needs_bf16
@@ -163,7 +178,9 @@ def test_plain_attention_in_bf16_is_the_fused_one(pixels: int) -> None:
     found = attend(*(part.bfloat16() for part in (q, k, v)))
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.03)
-    gradients: list[tuple[Tensor, ...]] = [torch.autograd.grad(out.sum(), (q, k, v)) for out in (wanted, found)]
+    gradients: list[tuple[Tensor, ...]] = [
+        torch.autograd.grad(out.sum(), (q, k, v)) for out in (wanted, found)
+    ]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)
 

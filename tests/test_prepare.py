@@ -56,10 +56,17 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion, "_COMMIT_SECONDS", -1.0)
 
 
-def test_pictures_are_stored_in_the_order_of_their_paths_and_sizes(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_pictures_are_stored_in_the_order_of_their_paths_and_sizes(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures(40, size=(16, 16))
     report = prepare(folder, tmp_path / "store", sizes=[16, 8, 16], workers=3)
-    assert (report.num_images, report.num_skipped, report.sizes, report.resumed_at) == (40, 0, (8, 16), 0)
+    assert (report.num_images, report.num_skipped, report.sizes, report.resumed_at) == (
+        40,
+        0,
+        (8, 16),
+        0,
+    )
     assert report.bytes == (tmp_path / "store" / "data.mdb").stat().st_size
     for index in range(40):
         original = np.asarray(noise_picture(16, 16, seed=index)).transpose(2, 0, 1)
@@ -78,13 +85,17 @@ def test_only_the_finished_store_is_left(make_pictures: MakePictures, tmp_path: 
     ]
 
 
-def test_the_preview_shows_the_largest_pictures(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_the_preview_shows_the_largest_pictures(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     prepare(make_pictures(2), tmp_path / "store", sizes=[8, 32])
     with Image.open(tmp_path / "store" / "preview.png") as preview:
         assert preview.size == (2 * 66 + 2, 66 + 2)
 
 
-def test_class_folders_give_labels_in_the_order_of_their_names(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_class_folders_give_labels_in_the_order_of_their_names(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     report = prepare(make_pictures(6, classes=("zebra", "ant")), tmp_path / "store", sizes=[8])
     labels = ImageStore(report.store).labels
     assert labels is not None
@@ -92,7 +103,9 @@ def test_class_folders_give_labels_in_the_order_of_their_names(make_pictures: Ma
 
 
 @pytest.mark.parametrize("classes", [("",), ("only",), ("", "one"), ("one", "two/deep")])
-def test_other_folders_give_no_labels(classes: tuple[str, ...], make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_other_folders_give_no_labels(
+    classes: tuple[str, ...], make_pictures: MakePictures, tmp_path: Path
+) -> None:
     report = prepare(make_pictures(4, classes=classes), tmp_path / "store", sizes=[8])
     assert (report.num_images, report.class_names, ImageStore(report.store).labels) == (4, [], None)
 
@@ -125,7 +138,9 @@ def test_nothing_is_ever_extracted_from_an_archive(tmp_path: Path) -> None:
     assert sorted(tmp_path.parent.iterdir()) == before
 
 
-def test_what_is_hidden_or_no_picture_or_a_store_is_left_out(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_what_is_hidden_or_no_picture_or_a_store_is_left_out(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures(3)
     for name in ("notes.txt", ".hidden.png", "__MACOSX/000.png", ".cache/000.png"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -149,7 +164,9 @@ def test_grey_colour_and_transparent_pictures_mix(tmp_path: Path) -> None:
         noise_picture(9, 8, seed=0, mode=mode).save(folder / f"{mode}.png")
     for channels in (1, 3, 4):
         report = prepare(folder, tmp_path / f"store{channels}", sizes=[8], channels=channels)
-        assert [pixels(report.store, index, 8, channels).shape for index in range(3)] == [(channels, 8, 8)] * 3
+        assert [pixels(report.store, index, 8, channels).shape for index in range(3)] == [
+            (channels, 8, 8)
+        ] * 3
         assert ImageStore(report.store).summary()["channels"] == channels
 
 
@@ -164,7 +181,9 @@ def test_pictures_are_stored_in_the_encoding_that_was_asked_for(
     assert store.summary()["quality"] == (90 if encoding == "jpeg" else None)
 
 
-def test_unreadable_pictures_are_skipped_and_listed(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_unreadable_pictures_are_skipped_and_listed(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures(9)
     (folder / "003.png").write_bytes((folder / "003.png").read_bytes()[:100])
     (folder / "005.png").write_bytes(b"")
@@ -177,7 +196,9 @@ def test_unreadable_pictures_are_skipped_and_listed(make_pictures: MakePictures,
     assert np.array_equal(pixels(report.store, 3, 8), pixels(tmp_path / "store", 3, 8))
 
 
-def test_labels_and_pictures_stay_together_when_some_are_skipped(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_labels_and_pictures_stay_together_when_some_are_skipped(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures(6, size=(8, 8), classes=("a", "b"))
     (folder / "a" / "002.png").write_bytes(b"junk")
     report = prepare(folder, tmp_path / "store", sizes=[8], max_bad=0.5)
@@ -185,10 +206,14 @@ def test_labels_and_pictures_stay_together_when_some_are_skipped(make_pictures: 
     assert labels is not None
     assert labels.tolist() == [0, 0, 1, 1, 1]
     for place, seed in enumerate([0, 4, 1, 3, 5]):
-        assert np.array_equal(pixels(report.store, place, 8), np.asarray(noise_picture(8, 8, seed)).transpose(2, 0, 1))
+        assert np.array_equal(
+            pixels(report.store, place, 8), np.asarray(noise_picture(8, 8, seed)).transpose(2, 0, 1)
+        )
 
 
-def test_too_many_unreadable_pictures_leave_nothing(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_too_many_unreadable_pictures_leave_nothing(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures(20)
     (folder / "007.png").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"1 of 20 .*`007\.png`: not a picture") as caught:
@@ -204,7 +229,9 @@ def test_only_unreadable_pictures_are_an_error_whatever_is_allowed(tmp_path: Pat
         prepare(tmp_path / "pictures", tmp_path / "store", sizes=[8], max_bad=1.0)
 
 
-def test_a_name_cannot_break_the_list_of_skipped_files(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_a_name_cannot_break_the_list_of_skipped_files(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures(3)
     (folder / "new\nline\tand tab.png").write_bytes(b"")
     (Path(os.fsdecode(os.fsencode(folder) + b"/not-utf8-\xff.png"))).write_bytes(b"")
@@ -246,14 +273,18 @@ def test_a_truncated_archive_is_one_clear_error(
         {"encoding": "jpeg", "channels": 4}, {"encoding": "jpeg", "quality": 0},
     ],
 )  # fmt: skip
-def test_settings_that_do_not_exist_are_refused(wrong: dict[str, object], make_pictures: MakePictures) -> None:
+def test_settings_that_do_not_exist_are_refused(
+    wrong: dict[str, object], make_pictures: MakePictures
+) -> None:
     folder = make_pictures(1)
     with pytest.raises(UsageError):
         prepare(folder, folder.with_name("store"), **{"sizes": [8], **wrong})  # type: ignore[arg-type]
     assert not folder.with_name("store.partial").exists()
 
 
-def test_the_same_command_again_does_nothing_and_says_so(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_the_same_command_again_does_nothing_and_says_so(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures()
     prepare(folder, tmp_path / "store", sizes=[8])
     before = (tmp_path / "store" / "data.mdb").stat()
@@ -263,7 +294,9 @@ def test_the_same_command_again_does_nothing_and_says_so(make_pictures: MakePict
     assert plan(folder, tmp_path / "store", sizes=[8]).already_done
 
 
-def test_another_command_replaces_a_store_only_with_force(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_another_command_replaces_a_store_only_with_force(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures()
     prepare(folder, tmp_path / "store", sizes=[8])
     with pytest.raises(UsageError) as caught:
@@ -274,7 +307,9 @@ def test_another_command_replaces_a_store_only_with_force(make_pictures: MakePic
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "store"]
 
 
-def test_a_damaged_store_is_made_again_only_with_force(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_a_damaged_store_is_made_again_only_with_force(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures()
     prepare(folder, tmp_path / "store", sizes=[8])
     (tmp_path / "store" / "data.mdb").write_bytes(b"damaged")
@@ -284,7 +319,9 @@ def test_a_damaged_store_is_made_again_only_with_force(make_pictures: MakePictur
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_folder_that_holds_other_things_is_never_replaced(force: bool, make_pictures: MakePictures) -> None:
+def test_a_folder_that_holds_other_things_is_never_replaced(
+    force: bool, make_pictures: MakePictures
+) -> None:
     folder = make_pictures()
     with pytest.raises(UsageError, match="vdiff did not make it"):
         prepare(folder, folder, sizes=[8], force=force)
@@ -293,12 +330,16 @@ def test_a_folder_that_holds_other_things_is_never_replaced(force: bool, make_pi
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped(15, "stopped")])
 @pytest.mark.usefixtures("small_steps")
-def test_a_stopped_start_is_gone_on_with(error: BaseException, make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_a_stopped_start_is_gone_on_with(
+    error: BaseException, make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures(classes=("a", "b"))
     (folder / "a" / "002.png").write_bytes(b"junk")
     whole = prepare(folder, tmp_path / "whole", sizes=[8, 16], max_bad=0.1)
     with pytest.raises(type(error)):
-        prepare(folder, tmp_path / "store", sizes=[8, 16], max_bad=0.1, on_progress=stop_after(4, error))
+        prepare(
+            folder, tmp_path / "store", sizes=[8, 16], max_bad=0.1, on_progress=stop_after(4, error)
+        )
     assert not (tmp_path / "store").exists()
     report = prepare(folder, tmp_path / "store", sizes=[8, 16], max_bad=0.1)
     assert report.resumed_at == 5
@@ -308,10 +349,17 @@ def test_a_stopped_start_is_gone_on_with(error: BaseException, make_pictures: Ma
 
 
 @pytest.mark.usefixtures("small_steps")
-def test_changed_pictures_or_settings_begin_anew(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_changed_pictures_or_settings_begin_anew(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     def interrupted(sizes: list[int]) -> None:
         with pytest.raises(KeyboardInterrupt):
-            prepare(folder, tmp_path / "store", sizes=sizes, on_progress=stop_after(4, KeyboardInterrupt()))
+            prepare(
+                folder,
+                tmp_path / "store",
+                sizes=sizes,
+                on_progress=stop_after(4, KeyboardInterrupt()),
+            )
 
     folder = make_pictures()
     interrupted([8])
@@ -329,7 +377,9 @@ def test_an_archive_is_gone_on_with_too(
     folder = make_pictures()
     archive = pack(folder, tmp_path / "archive")
     with pytest.raises(KeyboardInterrupt):
-        prepare(archive, tmp_path / "store", sizes=[8], on_progress=stop_after(7, KeyboardInterrupt()))
+        prepare(
+            archive, tmp_path / "store", sizes=[8], on_progress=stop_after(7, KeyboardInterrupt())
+        )
     report = prepare(archive, tmp_path / "store", sizes=[8])
     assert report.resumed_at == 7
     whole = prepare(folder, tmp_path / "whole", sizes=[8])
@@ -340,7 +390,9 @@ def test_an_archive_is_gone_on_with_too(
 def test_a_damaged_beginning_is_no_beginning(make_pictures: MakePictures, tmp_path: Path) -> None:
     folder = make_pictures()
     with pytest.raises(KeyboardInterrupt):
-        prepare(folder, tmp_path / "store", sizes=[8], on_progress=stop_after(4, KeyboardInterrupt()))
+        prepare(
+            folder, tmp_path / "store", sizes=[8], on_progress=stop_after(4, KeyboardInterrupt())
+        )
     os.truncate(tmp_path / "store.partial" / "data.mdb", 5000)
     assert prepare(folder, tmp_path / "store", sizes=[8]).resumed_at == 0
 
@@ -348,14 +400,20 @@ def test_a_damaged_beginning_is_no_beginning(make_pictures: MakePictures, tmp_pa
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize(
     ("prefix", "found", "changed"),
-    [("vdiff-part-", b"{", b"["), ("vdiff-part-", b'"labels": [0]', b'"labels": [1]'), ("8-", b"IDAT", b"IDAU")],
+    [
+        ("vdiff-part-", b"{", b"["),
+        ("vdiff-part-", b'"labels": [0]', b'"labels": [1]'),
+        ("8-", b"IDAT", b"IDAU"),
+    ],
 )
 def test_a_beginning_with_a_changed_record_is_no_beginning(
     prefix: str, found: bytes, changed: bytes, make_pictures: MakePictures, tmp_path: Path
 ) -> None:
     folder = make_pictures(classes=("a", "b"))
     with pytest.raises(KeyboardInterrupt):
-        prepare(folder, tmp_path / "store", sizes=[8], on_progress=stop_after(4, KeyboardInterrupt()))
+        prepare(
+            folder, tmp_path / "store", sizes=[8], on_progress=stop_after(4, KeyboardInterrupt())
+        )
     with StoreWriter(tmp_path / "store.partial") as writer:
         key, data = next(iter(writer.records(prefix).items()))
         assert found in data
@@ -367,7 +425,9 @@ def test_a_beginning_with_a_changed_record_is_no_beginning(
     assert all(store.read(index, 8) for index in range(12))
 
 
-def test_a_store_that_was_finished_but_not_renamed_is_only_renamed(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_a_store_that_was_finished_but_not_renamed_is_only_renamed(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures()
     prepare(folder, tmp_path / "store", sizes=[8])
     (tmp_path / "store").rename(tmp_path / "store.partial")
@@ -375,7 +435,9 @@ def test_a_store_that_was_finished_but_not_renamed_is_only_renamed(make_pictures
     assert (report.resumed_at, report.already_done, report.num_images) == (12, False, 12)
 
 
-def test_a_killed_process_leaves_a_beginning_and_no_lock(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_a_beginning_and_no_lock(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures()
     program = (
         "import os, sys; from pathlib import Path\n"
@@ -384,14 +446,18 @@ def test_a_killed_process_leaves_a_beginning_and_no_lock(make_pictures: MakePict
         "kill = lambda progress: progress.done == 5 and os.kill(os.getpid(), 9)\n"
         "prepare(Path(sys.argv[1]), Path(sys.argv[2]), sizes=[8], on_progress=kill)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", program, str(folder), str(tmp_path / "store")], check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(tmp_path / "store")], check=False
+    )
     assert killed.returncode == -9
     report = prepare(folder, tmp_path / "store", sizes=[8])
     assert (report.resumed_at, report.num_images) == (5, 12)
     assert not (tmp_path / "store" / ".lock").exists()
 
 
-def test_two_cannot_prepare_one_store_at_a_time(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_two_cannot_prepare_one_store_at_a_time(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     (tmp_path / "store.partial").mkdir()
     with (tmp_path / "store.partial" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -401,20 +467,29 @@ def test_two_cannot_prepare_one_store_at_a_time(make_pictures: MakePictures, tmp
             prepare(make_pictures(), tmp_path / "store", sizes=[8])
 
 
-def test_a_full_disk_is_a_machine_error_and_leaves_nothing(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_machine_error_and_leaves_nothing(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures(40, size=(64, 64))
-    with full_disk(300_000), pytest.raises(MachineError, match=r"cannot write .*bytes, [\d,]+ are free"):
+    with (
+        full_disk(300_000),
+        pytest.raises(MachineError, match=r"cannot write .*bytes, [\d,]+ are free"),
+    ):
         prepare(folder, tmp_path / "store", sizes=[64])
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
-def test_a_place_that_cannot_be_written_to_is_a_machine_error(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_to_is_a_machine_error(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match="file"):
         prepare(make_pictures(), tmp_path / "file" / "store", sizes=[8])
 
 
-def test_the_plan_tells_what_would_be_made_and_makes_nothing(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_the_plan_tells_what_would_be_made_and_makes_nothing(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     folder = make_pictures(classes=("a", "b"))
     planned = plan(folder, tmp_path / "deep" / "store", sizes=[16, 8])
     assert (planned.num_images, planned.class_names, planned.sizes) == (12, ["a", "b"], (8, 16))

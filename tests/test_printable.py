@@ -53,7 +53,9 @@ def said_in_terminal(arguments: list[str], folder: Path) -> str:
     command = [sys.executable, "-m", "vdiff", *arguments]
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
     ours, theirs = pty.openpty()
-    running = subprocess.Popen(command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    running = subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     pieces: list[bytes] = []
     try:
@@ -88,10 +90,16 @@ def hostile(tmp_path: Path) -> Path:
     (tmp_path / "name.yaml").write_text(f"name: {quoted}\n{quoted}: 1\n")
     (tmp_path / "bad.yaml").write_text(f"name: x\ndata: {{path: a, size: {quoted}}}\n")
     lmdb_folder = tmp_path / "store"
-    with lmdb.open(str(lmdb_folder), lock=False, map_size=2**20) as opened, opened.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(lmdb_folder), lock=False, map_size=2**20) as opened,
+        opened.begin(write=True) as transaction,
+    ):
         transaction.put(b"vdiff", json.dumps({"format": OWNED}).encode())
     with zipfile.ZipFile(tmp_path / "owned.pt", "w") as archive:
-        archive.writestr(f"{OWNED}/data.pkl", b"\x80\x02c" + f"owned{OWNED.replace(chr(10), '')}".encode() + b"\nx\n.")
+        archive.writestr(
+            f"{OWNED}/data.pkl",
+            b"\x80\x02c" + f"owned{OWNED.replace(chr(10), '')}".encode() + b"\nx\n.",
+        )
     return tmp_path
 
 
@@ -105,7 +113,16 @@ COMMANDS = [
     ["train", f"--{OWNED}"],
     [f"{OWNED}"],
     ["prepare", f"{OWNED}", "--size", "8"],
-    ["prepare", "pictures", "--size", "8", "--out", f"made{OWNED.replace('/', '')}", "--max-bad", "50%"],
+    [
+        "prepare",
+        "pictures",
+        "--size",
+        "8",
+        "--out",
+        f"made{OWNED.replace('/', '')}",
+        "--max-bad",
+        "50%",
+    ],
     ["prepare", "pictures", "--size", "8", "--out", "made"],
     ["inspect", "store"],
     ["inspect", "owned.pt"],
@@ -121,7 +138,10 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: printable(" ".join(command))[:40])
 def test_no_command_passes_it_on(
-    command: list[str], hostile: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    command: list[str],
+    hostile: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(hostile)
     for more in ([], ["--json"]):
@@ -131,7 +151,9 @@ def test_no_command_passes_it_on(
         assert_harmless(said.out + said.err, is_shown=f"data.path={OWNED}" not in command)
 
 
-@pytest.mark.parametrize("command", [COMMANDS[index] for index in (0, 2, 9)], ids=["recipe", "error", "display"])
+@pytest.mark.parametrize(
+    "command", [COMMANDS[index] for index in (0, 2, 9)], ids=["recipe", "error", "display"]
+)
 def test_nor_to_a_terminal(command: list[str], hostile: Path) -> None:
     assert_harmless(said_in_terminal(command, hostile), in_terminal=True)
 
@@ -140,7 +162,9 @@ def test_a_training_in_a_folder_with_such_a_name_is_shown_harmlessly(
     hostile: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(hostile)
-    assert main(["prepare", "pictures", "--size", "8", "--out", "good", "--max-bad", "50%", "-q"]) == 0
+    assert (
+        main(["prepare", "pictures", "--size", "8", "--out", "good", "--max-bad", "50%", "-q"]) == 0
+    )
     (hostile / "good.yaml").write_text(RECIPE.format(path="good"))
     run = f"run{OWNED.replace('/', '')}"
     train = ["train", "-r", "good.yaml", "--run", run, "--device", "cpu", "--set", "trackers=[]"]

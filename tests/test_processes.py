@@ -33,7 +33,16 @@ CHANGES = [
 """As in test_training: no weight whose gradient is 0 but for rounding. A batch of 5 makes the shares uneven."""
 
 VDIFF = [sys.executable, "-m", "vdiff"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vdiff"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+    "-m",
+    "vdiff",
+]
 
 
 @pytest.fixture
@@ -52,7 +61,10 @@ def unbroken(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
 def start(
     *arguments: str, program: list[str] = VDIFF, run: str = "run", command: str = "train"
 ) -> "subprocess.Popen[str]":
-    threads = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}  # as in this process, see conftest
+    threads = {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }  # as in this process, see conftest
     return subprocess.Popen(
         [*program, command, "--set", f"name={run}", *arguments],
         env={**os.environ, **threads},
@@ -85,7 +97,10 @@ def children(parent: int) -> list[int]:
 
 
 def losses(run: str) -> list[float]:
-    return [json.loads(line)["loss"] for line in (Path("runs") / run / "log.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"]
+        for line in (Path("runs") / run / "log.jsonl").read_text().splitlines()
+    ]
 
 
 def test_a_signal_ends_a_training_that_goes_on_where_it_was(unbroken: TinyRun) -> None:
@@ -122,7 +137,14 @@ def test_a_closed_terminal_saves_and_an_emergency_exit_leaves_a_run_that_goes_on
 
     process = start()
     wait_for_update(place.log, 90)
-    for number in (signal.SIGPIPE, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGXFSZ, signal.SIGTSTP):
+    for number in (
+        signal.SIGPIPE,
+        signal.SIGCHLD,
+        signal.SIGURG,
+        signal.SIGWINCH,
+        signal.SIGXFSZ,
+        signal.SIGTSTP,
+    ):
         process.send_signal(number)
     process.send_signal(signal.SIGCONT)
     wait_for_update(place.log, 110)
@@ -172,7 +194,10 @@ def test_what_slurm_and_torchrun_send_within_a_moment_counts_once(unbroken: Tiny
 def test_two_processes_are_one(unbroken: TinyRun) -> None:
     assert ended(start(program=TORCHRUN, run="two")) == 0
     assert losses("two") == pytest.approx(losses("unbroken"), rel=1e-5)
-    one, two = (checkpoint.load(Path("runs") / run / "original").denoiser.network for run in ("unbroken", "two"))
+    one, two = (
+        checkpoint.load(Path("runs") / run / "original").denoiser.network
+        for run in ("unbroken", "two")
+    )
     for weight, other in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(other, weight, rtol=0, atol=1e-5)
 
@@ -189,7 +214,18 @@ def test_two_processes_are_one(unbroken: TinyRun) -> None:
 
     two = ("--gpus", "2", "--device", "cpu")
     for out, more in (("one.npz", ()), ("two.npz", two)):
-        drawn = ("--checkpoint", "original", "--seeds", "0-6", "--batch-size", "2", "--steps", "4", "--out", out)
+        drawn = (
+            "--checkpoint",
+            "original",
+            "--seeds",
+            "0-6",
+            "--batch-size",
+            "2",
+            "--steps",
+            "4",
+            "--out",
+            out,
+        )
         assert ended(start(*drawn, *more, run="two", command="sample")) == 0
     with np.load("one.npz") as alone, np.load("two.npz") as together:
         assert together["seeds"].tolist() == list(range(7))
@@ -213,9 +249,15 @@ raise SystemExit(cli.main())
 def test_two_processes_go_back_together(unbroken: TinyRun) -> None:
     (unbroken.path / "broken.py").write_text(BROKEN)
     changes = ("train.save_every=20", "train.updates=60", "train.rollbacks=1")
-    process = start(*(word for change in changes for word in ("--set", change)), program=[*TORCHRUN[:-2], "broken.py"])
+    process = start(
+        *(word for change in changes for word in ("--set", change)),
+        program=[*TORCHRUN[:-2], "broken.py"],
+    )
     assert ended(process) == 0
-    rates = [json.loads(line)["learning_rate"] for line in Path("runs/run/log.jsonl").read_text().splitlines()]
+    rates = [
+        json.loads(line)["learning_rate"]
+        for line in Path("runs/run/log.jsonl").read_text().splitlines()
+    ]
     assert len(rates) == 12
     card = checkpoint.read_card(Path("runs/run/original"))
     assert card.updates == 60
@@ -224,7 +266,13 @@ def test_two_processes_go_back_together(unbroken: TinyRun) -> None:
 def test_a_killed_process_ends_both_and_the_same_command_goes_on(unbroken: TinyRun) -> None:
     distill = "distill={start_steps: 2, end_steps: 1, updates: 40, batch_size: 5, save_every: 10, log_every: 5}"
     changes = ("train.save_every=10", "train.updates=40", distill)
-    more = ("--gpus", "2", "--device", "cpu", *(word for change in changes for word in ("--set", change)))
+    more = (
+        "--gpus",
+        "2",
+        "--device",
+        "cpu",
+        *(word for change in changes for word in ("--set", change)),
+    )
     for command in ("train", "distill"):
         assert ended(start(*more, run="whole", command=command)) == 0
     for command, stage, victim in (("train", "original", 1), ("distill", "base_0", 0)):
@@ -253,13 +301,25 @@ def wait_for_save(folder: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_run_does_not_outlive_accelerate_and_goes_on_from_what_it_saved(unbroken: TinyRun) -> None:
+def test_a_run_does_not_outlive_accelerate_and_goes_on_from_what_it_saved(
+    unbroken: TinyRun,
+) -> None:
     """With one process, `accelerate launch` passes no signal on and dies of it."""
-    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", "--cpu"]
+    accelerate = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--num_processes",
+        "1",
+        "--cpu",
+    ]
     process = start("--device", "cpu", program=[*accelerate, "-m", "vdiff"])
     wait_for_update(Path("runs/run/log.jsonl"), 10)
     process.terminate()
-    process.communicate(timeout=SECONDS)  # until its worker has left too, which writes to the same pipe
+    process.communicate(
+        timeout=SECONDS
+    )  # until its worker has left too, which writes to the same pipe
     told = status.read(Path("runs/run/status.json"), is_at_work=False)
     assert told is not None
     assert (told.state, told.exit_code) == ("stopped", 143)

@@ -43,7 +43,12 @@ class Hosts:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
-        common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        common = {
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         self.processes = [
             Forked(work, [*command, *more[rank]], folder, {**common, "RANK": str(rank)})
             for rank, folder in enumerate(folders)
@@ -83,10 +88,22 @@ def other_pictures(folder: Path) -> None:
 TRAIN = ["train", "--device", "cpu", "--run", "run"]
 
 
-def test_without_a_common_disk_only_the_first_process_needs_the_run(hosts: list[Path], tiny_run: TinyRun) -> None:
+def test_without_a_common_disk_only_the_first_process_needs_the_run(
+    hosts: list[Path], tiny_run: TinyRun
+) -> None:
     (hosts[1] / "recipe.yaml").unlink()  # not even that
     distill = ["distill", "--device", "cpu", "--run", "run"]
-    sample = ["sample", "--device", "cpu", "--run", "run", "--checkpoint", "base_0", "--seeds", "0-4"]
+    sample = [
+        "sample",
+        "--device",
+        "cpu",
+        "--run",
+        "run",
+        "--checkpoint",
+        "base_0",
+        "--seeds",
+        "0-4",
+    ]
     evaluate = ["evaluate", "run", "--device", "cpu", "--n", "16", "--metrics", "agreement"]
     for command in (TRAIN, distill, [*sample, "--batch-size", "2", "--out", "drawn.npz"], evaluate):
         codes, said = Hosts(hosts, command).ended()
@@ -98,7 +115,10 @@ def test_without_a_common_disk_only_the_first_process_needs_the_run(hosts: list[
     first = TinyRun(hosts[0], "")
     assert first.hashes("run") == first.hashes("same")
     assert (hosts[0] / "drawn.npz").is_file()
-    assert [row["model"] for row in json.loads((hosts[0] / "run/evaluation/table.json").read_text())["rows"]]
+    assert [
+        row["model"]
+        for row in json.loads((hosts[0] / "run/evaluation/table.json").read_text())["rows"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -133,16 +153,33 @@ def test_processes_that_would_not_train_the_same_do_not_begin(
     assert not (hosts[0] / "run").exists()
 
 
-def test_the_second_host_may_keep_its_pictures_elsewhere_and_differ_in_what_is_harmless(hosts: list[Path]) -> None:
+def test_the_second_host_may_keep_its_pictures_elsewhere_and_differ_in_what_is_harmless(
+    hosts: list[Path],
+) -> None:
     (hosts[1] / "store").rename(hosts[1] / "faces")
-    more = [[], ["--set", "data.path=faces", "--set", "train.save_every=1", "--set", "sample.num_images=9"]]
+    more = [
+        [],
+        ["--set", "data.path=faces", "--set", "train.save_every=1", "--set", "sample.num_images=9"],
+    ]
     codes, said = Hosts(hosts, TRAIN, more).ended()
     assert codes == [0, 0], "".join(said)
 
 
 def test_pictures_of_other_seeds_are_not_drawn_together(hosts: list[Path]) -> None:
-    TinyRun(hosts[0], (hosts[0] / "recipe.yaml").read_text().replace("store", f"{hosts[0]}/store")).base()
-    command = ["sample", "--device", "cpu", "--run", "run", "--checkpoint", "original", "--steps", "2"]
+    TinyRun(
+        hosts[0], (hosts[0] / "recipe.yaml").read_text().replace("store", f"{hosts[0]}/store")
+    ).base()
+    command = [
+        "sample",
+        "--device",
+        "cpu",
+        "--run",
+        "run",
+        "--checkpoint",
+        "original",
+        "--steps",
+        "2",
+    ]
     codes, said = Hosts(hosts, command, [["--seeds", "0-3"], ["--seeds", "4-7"]]).ended()
     assert codes == [2, 2], "".join(said)
     assert all("--seeds: 0-3 on" in each for each in said)
@@ -184,11 +221,19 @@ def in_each_process(arguments: Sequence[str]) -> int:
     return 0
 
 
-LONGER = ("train.updates=8", "distill.updates=4", "distill.end_steps=2", "train.preview_every=3", "train.save_every=3")
+LONGER = (
+    "train.updates=8",
+    "distill.updates=4",
+    "distill.end_steps=2",
+    "train.preview_every=3",
+    "train.save_every=3",
+)
 
 
 @pytest.mark.parametrize("form", ["whole", "shares"])
-def test_a_run_goes_on_from_the_saves_of_the_first_process_alone(hosts: list[Path], form: str) -> None:
+def test_a_run_goes_on_from_the_saves_of_the_first_process_alone(
+    hosts: list[Path], form: str
+) -> None:
     codes, said = Hosts(hosts, [form], work=in_each_process).ended()
     assert codes == [0, 0], "".join(said)
 
@@ -229,7 +274,9 @@ def test_who_is_asked_to_stop_while_all_join_is_stopped_though_another_left_firs
 
 
 def test_a_network_that_is_not_the_right_one_is_told_with_what_gloo_says() -> None:
-    found = explain(RuntimeError("[gloo/transport/tcp/device.cc:84] Unable to find address for: eth7\nmore"))
+    found = explain(
+        RuntimeError("[gloo/transport/tcp/device.cc:84] Unable to find address for: eth7\nmore")
+    )
     assert isinstance(found, MachineError)
     assert found.where == "[gloo/transport/tcp/device.cc:84] Unable to find address for: eth7"
     assert "GLOO_SOCKET_IFNAME" in found.fix

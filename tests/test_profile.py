@@ -18,7 +18,14 @@ def test_a_profile_tells_the_parts_of_an_update_and_changes_nothing(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tiny_run.path)
-    more = ["--set", "train.updates=9", "--set", "distill.updates=9", "--set", "distill.start_steps=2"]
+    more = [
+        "--set",
+        "train.updates=9",
+        "--set",
+        "distill.updates=9",
+        "--set",
+        "distill.start_steps=2",
+    ]
     hashes = []
     for run, option in (("plain", []), ("profiled", ["--profile"])):
         assert app.run(["train", "--device", "cpu", "--run", run, *more, *option]) == 0
@@ -28,9 +35,18 @@ def test_a_profile_tells_the_parts_of_an_update_and_changes_nothing(
     said = capsys.readouterr().err
     for name in PHASES:
         assert f"  {name} " in said
-    for stage, parts in (("original", set(PHASES) - {"teacher"}), ("base_0", set(PHASES) - {"average"})):
-        trace = json.loads(gzip.decompress(Path("profiled/profile", f"{stage}.json.gz").read_bytes()))
-        names = [event.get("name", "") for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+    for stage, parts in (
+        ("original", set(PHASES) - {"teacher"}),
+        ("base_0", set(PHASES) - {"average"}),
+    ):
+        trace = json.loads(
+            gzip.decompress(Path("profiled/profile", f"{stage}.json.gz").read_bytes())
+        )
+        names = [
+            event.get("name", "")
+            for event in trace["traceEvents"]
+            if event.get("cat") == "user_annotation"
+        ]
         assert {name.removeprefix("vdiff ") for name in names if name.startswith("vdiff ")} == parts
         assert names.count("vdiff backward") == MEASURED
     assert not Path("plain/profile").exists()
@@ -55,7 +71,11 @@ def test_on_a_gpu_every_phase_is_over_when_the_gpu_has_done_it(
     monkeypatch.setattr(phases, "gpu_is_measured", True)
     marked: list[str] = []
     plain = torch.profiler.record_function
-    monkeypatch.setattr(torch.profiler, "record_function", lambda name: (marked.append(name), plain(name))[1])
-    tiny_run.chain("train.updates=1", "distill.updates=1", "distill.end_steps=4", "distill.ema=0.9").distill()
+    monkeypatch.setattr(
+        torch.profiler, "record_function", lambda name: (marked.append(name), plain(name))[1]
+    )
+    tiny_run.chain(
+        "train.updates=1", "distill.updates=1", "distill.end_steps=4", "distill.ema=0.9"
+    ).distill()
     assert set(marked) == {f"vdiff {name}" for name in PHASES}
     assert len(waits) == len(marked)

@@ -21,7 +21,9 @@ def land(denoiser, z, num_steps, teacher_steps):
     step = torch.arange(1, num_steps + 1).double()
     t, s = step / num_steps, (step - 1) / num_steps
     target = progressive_target(denoiser, z, step, num_steps, teacher_steps)
-    student = ddim_step(predict("x", target, z, *scales(denoiser.schedule, t, z)), s, denoiser.schedule)
+    student = ddim_step(
+        predict("x", target, z, *scales(denoiser.schedule, t, z)), s, denoiser.schedule
+    )
     fine = num_steps * teacher_steps
     teacher = z
     for k in range(teacher_steps):
@@ -40,20 +42,29 @@ def test_one_student_step_lands_where_the_teacher_steps_land(schedule, teacher_s
 
 def test_for_two_steps_the_target_is_the_published_quotient():
     denoiser, num_steps = curved(SCHEDULES["cosine"]), 8
-    z, step = noise(7), torch.arange(2, 9).double()  # not the last step, where the quotient is 0 / 0
+    z, step = (
+        noise(7),
+        torch.arange(2, 9).double(),
+    )  # not the last step, where the quotient is 0 / 0
     t, s = step / num_steps, (step - 1) / num_steps
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = scales(denoiser.schedule, t, z), scales(denoiser.schedule, s, z)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+        scales(denoiser.schedule, t, z),
+        scales(denoiser.schedule, s, z),
+    )
     middle = ddim_step(denoiser(z, t), t - 0.5 / num_steps, denoiser.schedule)
     z_s = ddim_step(denoiser(middle, t - 0.5 / num_steps), s, denoiser.schedule)
     quotient = (z_s - sigma_s / sigma_t * z) / (alpha_s - sigma_s / sigma_t * alpha_t)
-    torch.testing.assert_close(progressive_target(denoiser, z, step, num_steps, 2), quotient, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        progressive_target(denoiser, z, step, num_steps, 2), quotient, rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("teacher_steps", [1, 2, 4])
 def test_the_weights_are_an_average(schedule, teacher_steps):
     times = [
-        (torch.arange(1, 513).double() * teacher_steps - k) / (512 * teacher_steps) for k in range(teacher_steps + 1)
+        (torch.arange(1, 513).double() * teacher_steps - k) / (512 * teacher_steps)
+        for k in range(teacher_steps + 1)
     ]
     weights = torch.stack(rho_weights(schedule, times))
     assert (weights >= 0).all()
@@ -61,7 +72,9 @@ def test_the_weights_are_an_average(schedule, teacher_steps):
 
 
 def test_at_the_last_step_only_the_last_prediction_counts():
-    weights = rho_weights(SCHEDULES["cosine"], [torch.tensor([i / 16]).double() for i in (4, 3, 2, 1, 0)])
+    weights = rho_weights(
+        SCHEDULES["cosine"], [torch.tensor([i / 16]).double() for i in (4, 3, 2, 1, 0)]
+    )
     assert torch.stack(weights).flatten().tolist() == [0, 0, 0, 1]
 
 
@@ -145,5 +158,7 @@ def test_the_student_is_asked_at_its_own_grid_only():
 def test_a_student_that_is_its_teacher_has_no_loss_when_nothing_is_skipped():
     denoiser = curved(SCHEDULES["cosine"])
     objective = ProgressiveObjective("truncated_snr", denoiser, num_steps=16, teacher_steps=1)
-    losses = objective(denoiser, noise(8).float(), Randomness.for_update(0, 1, 0, torch.arange(8), 8))
+    losses = objective(
+        denoiser, noise(8).float(), Randomness.for_update(0, 1, 0, torch.arange(8), 8)
+    )
     assert losses.abs().max() == 0

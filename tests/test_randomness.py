@@ -11,7 +11,11 @@ from vdiff.randomness import Randomness, philox
 KNOWN = [  # Random123 1.14, tests/kat_vectors, philox4x32 10
     ((0, 0, 0, 0), 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ((0xFFFFFFFF,) * 4, 0xFFFFFFFFFFFFFFFF, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0A4093822, "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        0x299F31D0A4093822,
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -65,13 +69,17 @@ def test_uniform_numbers_fill_the_unit_interval():
     assert u.min() >= 0
     assert u.max() < 1
     counts = torch.histc(u.float(), 20, 0, 1)
-    assert float(((counts - 1000) ** 2 / 1000).sum()) < 43.8  # chi-square, 19 degrees of freedom, 0.1 %
+    assert (
+        float(((counts - 1000) ** 2 / 1000).sum()) < 43.8
+    )  # chi-square, 19 degrees of freedom, 0.1 %
 
 
 def test_stratified_numbers_are_evenly_spread():
     u = update(range(64)).stratified()
     gaps = u.sort().values.diff()
-    torch.testing.assert_close(gaps, torch.full((63,), 1 / 64, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        gaps, torch.full((63,), 1 / 64, dtype=torch.float64), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_an_odd_number_of_values_is_the_beginning_of_an_even_one():
@@ -82,7 +90,9 @@ def test_stratified_numbers_rise_by_one_part_from_place_to_place():
     """(u + place / num_places) mod 1, with the same u for all of them."""
     u = update(range(64)).stratified()
     steps = (u[1:] - u[:-1]) % 1
-    torch.testing.assert_close(steps, torch.full((63,), 1 / 64, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        steps, torch.full((63,), 1 / 64, dtype=torch.float64), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_a_picture_of_a_large_seed_has_other_numbers_than_that_of_its_lower_half():

@@ -51,12 +51,16 @@ def test_the_readme_promises_the_four_lines_of_the_interface() -> None:
     assert promised <= set(commands())
 
 
-def test_the_readme_s_commands_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_s_commands_work_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     faces = tmp_path / "pictures" / "celeba_hq"
     faces.mkdir(parents=True)
     for number in range(2):
-        (faces / f"{number}.png").write_bytes(encode(np.full((3, 300, 256), 100 * number, np.uint8), "png"))
+        (faces / f"{number}.png").write_bytes(
+            encode(np.full((3, 300, 256), 100 * number, np.uint8), "png")
+        )
     for command in commands():
         program, *arguments = shlex.split(command)
         assert program == "vdiff"
@@ -74,7 +78,9 @@ def test_the_readme_s_commands_work_as_they_stand(tmp_path: Path, monkeypatch: p
     ]
 
 
-def test_the_readme_s_python_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_s_python_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The model has the steps of that name in the recipe of the digits."""
     monkeypatch.chdir(tmp_path)
     recipe = text.validate(Recipe, text.read_file(text.shipped()["digits"]))

@@ -149,7 +149,9 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(written: str) 
         ("a: " + "x" * 70_000, "r.yaml", "64 KiB"),
     ],
 )
-def test_odd_and_hostile_texts_are_refused_with_their_place(text: str, place: str, word: str) -> None:
+def test_odd_and_hostile_texts_are_refused_with_their_place(
+    text: str, place: str, word: str
+) -> None:
     err = refusal(text)
     assert err.where == place
     assert word in err.problem
@@ -175,7 +177,9 @@ def test_any_text_is_a_recipe_or_a_usage_error(text: str) -> None:
 
 
 def test_whole_numbers_are_keys() -> None:
-    assert data_of("overrides: {2: {updates: 5}, '2': 1}\n") == {"overrides": {2: {"updates": 5}, "2": 1}}
+    assert data_of("overrides: {2: {updates: 5}, '2': 1}\n") == {
+        "overrides": {2: {"updates": 5}, "2": 1}
+    }
 
 
 def test_every_value_knows_its_place() -> None:
@@ -196,7 +200,13 @@ def test_a_byte_order_mark_is_ignored() -> None:
 
 def test_set_changes_adds_and_replaces_values() -> None:
     before = recipe_text.read("name: x\nnet: small\ntrain: {updates: 3, list: [1, 2]}\n", "r.yaml")
-    assignments = ["train.updates=5e3", "net.width=9", "new.deep.2.key={a: [1, no]}", "train.list=", "name=a=b"]
+    assignments = [
+        "train.updates=5e3",
+        "net.width=9",
+        "new.deep.2.key={a: [1, no]}",
+        "train.list=",
+        "name=a=b",
+    ]
     after = recipe_text.set_values(before, assignments)
     assert after.data == {
         "name": "a=b",
@@ -235,7 +245,9 @@ def test_a_set_that_cannot_be_carried_out_is_refused(assignment: str, where: str
 
 
 def test_a_right_recipe_becomes_frozen_sections() -> None:
-    recipe = recipe_text.read("name: x\nnet: {kind: large, width: 32}\ntrain: {updates: 3}\n", "r.yaml")
+    recipe = recipe_text.read(
+        "name: x\nnet: {kind: large, width: 32}\ntrain: {updates: 3}\n", "r.yaml"
+    )
     whole = recipe_text.validate(Whole, recipe)
     assert whole.net == LargeNet(width=32)
     assert whole.train.updates == 3
@@ -257,15 +269,23 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
 
 
 def test_a_mistake_of_a_section_points_at_what_an_assignment_changed_in_it_too() -> None:
-    recipe = recipe_text.set_values(recipe_text.find("digits"), ["distill.factor=3", "train.updates=7", "seed=1"])
+    recipe = recipe_text.set_values(
+        recipe_text.find("digits"), ["distill.factor=3", "train.updates=7", "seed=1"]
+    )
     with pytest.raises(UsageError) as caught:
         recipe_text.validate(Recipe, recipe)
     assert caught.value.where.endswith(", --set distill.factor")
-    changes = ["diffusion.schedule={kind: cosine, grid: 2}", "distill.start_steps=256", "distill.factor=2"]
+    changes = [
+        "diffusion.schedule={kind: cosine, grid: 2}",
+        "distill.start_steps=256",
+        "distill.factor=2",
+    ]
     with pytest.raises(UsageError, match="may have at most") as caught:
         recipe_text.validate(Recipe, recipe_text.set_values(recipe_text.find("digits"), changes))
     changed = ("diffusion.schedule", "distill.start_steps", "distill.factor")
-    assert caught.value.where.partition(", ")[2].split(", ") == [f"--set {name}" for name in changed]
+    assert caught.value.where.partition(", ")[2].split(", ") == [
+        f"--set {name}" for name in changed
+    ]
 
 
 def test_a_section_that_only_an_assignment_made_is_looked_for_there() -> None:
@@ -276,7 +296,11 @@ def test_a_section_that_only_an_assignment_made_is_looked_for_there() -> None:
 @pytest.mark.parametrize(
     ("line", "place", "words"),
     [
-        ("train: {updates: many}", "2:9", "`train.updates`: should be a whole number, is the text `many`"),
+        (
+            "train: {updates: many}",
+            "2:9",
+            "`train.updates`: should be a whole number, is the text `many`",
+        ),
         ("train: {updates: 1.5}", "2:9", "`train.updates`: should be a whole number, is 1.5"),
         ("train: {updates: }", "2:9", "`train.updates`: should be a whole number, is empty"),
         ("train: [1]", "2:1", "`train`: should be a mapping, is a list of 1"),
@@ -287,7 +311,11 @@ def test_a_section_that_only_an_assignment_made_is_looked_for_there() -> None:
             "2:21",
             "`train.factor`: should be a whole number or a list, is the text `x`",
         ),
-        ("train: {updates: 1, factor: [2, x]}", "2:33", "`train.factor.1`: should be a whole number, is the text `x`"),
+        (
+            "train: {updates: 1, factor: [2, x]}",
+            "2:33",
+            "`train.factor.1`: should be a whole number, is the text `x`",
+        ),
         (
             "train: {updates: 1, overrides: {2: {update: 3}}}",
             "2:37",
@@ -317,7 +345,9 @@ def test_keys_of_another_kind_are_unknown() -> None:
 
 
 def test_mistakes_hold_no_words_of_pydantic() -> None:
-    err = mistakes("name: [1]\nflip: {}\nnet: 5\ntrain: {updates: [], overrides: {x: 1, 2: 3}}\nzzz: 1\n")
+    err = mistakes(
+        "name: [1]\nflip: {}\nnet: 5\ntrain: {updates: [], overrides: {x: 1, 2: 3}}\nzzz: 1\n"
+    )
     for word in ("pydantic", "http", "Input", "input_", "valid ", "Extra", "Field required"):
         assert word not in str(err)
 
@@ -329,7 +359,9 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_recipe_is_looked_for_in_the_promised_order(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_is_looked_for_in_the_promised_order(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = empty_folder / "base_0"
     model.mkdir()
     (model / "vdiff.json").write_text(mark.sealed({"recipe": "name: inside\n", "files": {}}))
@@ -405,4 +437,6 @@ def test_none_is_nothing_where_a_value_must_be(key: str) -> None:
 
 
 def validate(name: str, assignment: str) -> Recipe:
-    return recipe_text.validate(Recipe, recipe_text.set_values(recipe_text.find(name), [assignment]))
+    return recipe_text.validate(
+        Recipe, recipe_text.set_values(recipe_text.find(name), [assignment])
+    )

@@ -61,6 +61,8 @@ def test_celeba_is_the_network_and_the_chain_of_diffusion_distiller() -> None:
     recipe = load("celeba_u")
     config = recipe.network.configure(256, 3)
     assert config.block_out_channels == (112, 224, 224, 448, 448)
-    assert [index for index, kind in enumerate(config.down_block_types) if kind.startswith("Attn")] == [3, 4]
+    assert [
+        index for index, kind in enumerate(config.down_block_types) if kind.startswith("Attn")
+    ] == [3, 4]
     assert config.attention_head_dim == 448 // 4
     assert recipe.distill.steps() == (1024, 512, 256, 128, 64, 32, 16, 8)

@@ -26,7 +26,9 @@ class Numbers:
         return np.array([[[index, 255]]], np.uint8), -1
 
 
-@pytest.mark.parametrize("part", [slice(0, 10), slice(2, 5), slice(7, 99), slice(None), slice(-3, None), slice(4, 4)])
+@pytest.mark.parametrize(
+    "part", [slice(0, 10), slice(2, 5), slice(7, 99), slice(None), slice(-3, None), slice(4, 4)]
+)
 def test_the_pictures_of_a_data_set_are_read_as_they_are_needed(part: slice) -> None:
     pictures = StorePictures(Numbers())
     assert (len(pictures), pictures.shape) == (10, (10, 1, 1, 2))
@@ -48,9 +50,15 @@ class Work:
         return {"rows": np.full((4, 3), self.value), "mean": np.zeros(3)}
 
 
-def test_it_is_computed_once_for_everything_that_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_computed_once_for_everything_that_it_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = Work()
-    for about in ({"metric": "a"}, {"metric": "a", "weights": "1"}, {"metric": "a", "weights": "2"}):
+    for about in (
+        {"metric": "a"},
+        {"metric": "a", "weights": "1"},
+        {"metric": "a", "weights": "2"},
+    ):
         for _ in range(2):
             found = remembered(tmp_path, about, work, SHAPES)
             assert found.keys() == {"rows", "mean"}
@@ -85,7 +93,9 @@ def test_without_a_folder_it_is_computed_every_time() -> None:
     ],
     ids=["narrow", "deep", "long", "missing", "one more", "NaN", "infinite", "truth", "text"],
 )
-def test_arrays_that_cannot_be_what_was_computed_are_computed_again(tmp_path: Path, arrays: Arrays) -> None:
+def test_arrays_that_cannot_be_what_was_computed_are_computed_again(
+    tmp_path: Path, arrays: Arrays
+) -> None:
     remembered(tmp_path, {"metric": "a"}, Work(), SHAPES)
     (path,) = tmp_path.iterdir()
     about = (array_file.read(path) or {})["about"]
@@ -125,7 +135,9 @@ def test_pictures_are_taken_in_parts_that_fit_into_memory_in_order() -> None:
     images, _ = digits.load()
     pictures = torch.from_numpy(images)
     assert torch.equal(torch.cat(list(chunks(pictures))), pictures)
-    large = torch.zeros(1, dtype=torch.uint8).expand(5, 3, 1024, 1024)  # as float64 32 MiB hold 1.33 of them
+    large = torch.zeros(1, dtype=torch.uint8).expand(
+        5, 3, 1024, 1024
+    )  # as float64 32 MiB hold 1.33 of them
     assert [len(part) for part in chunks(large)] == [1] * 5
     half = torch.zeros(1, dtype=torch.uint8).expand(5, 2, 1024, 1024)
     assert [len(part) for part in chunks(half)] == [2, 2, 1]

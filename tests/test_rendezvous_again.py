@@ -30,11 +30,15 @@ def test_one_that_comes_while_it_is_looked_for_has_not_answered_yet() -> None:
 
 
 @pytest.mark.parametrize("early", [0, 1])
-def test_who_is_started_again_waits_for_the_new_others(early: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_started_again_waits_for_the_new_others(
+    early: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two hosts count their restarts by themselves, and torchrun keeps the store."""
     monkeypatch.setattr(rendezvous, "_POLL_SECONDS", 0.01)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "faces")
-    kept = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False)
+    kept = TCPStore(
+        "127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False
+    )
     pair = lives(kept.port)
     assert not any(each.listens for each in pair)
     for life in range(3):
@@ -45,8 +49,12 @@ def test_who_is_started_again_waits_for_the_new_others(early: int, monkeypatch: 
             if rendezvous.meet(pair[rank], lambda text: None, waits.set) is not None:
                 has_met.set()
 
-        threads = [threading.Thread(target=meets, args=(rank, has_met[rank], waits)) for rank in (0, 1)]
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # of the host of the first one: it lost nobody
+        threads = [
+            threading.Thread(target=meets, args=(rank, has_met[rank], waits)) for rank in (0, 1)
+        ]
+        monkeypatch.setenv(
+            "TORCHELASTIC_RESTART_COUNT", "0"
+        )  # of the host of the first one: it lost nobody
         threads[early].start()
         assert waits.wait(30)
         assert not has_met[early].wait(0.5)
@@ -64,15 +72,21 @@ class Opening:
         time.sleep(0.3)
 
 
-def test_what_is_opened_is_waited_for_without_hurry_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_opened_is_waited_for_without_hurry_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     begun: list[threading.Thread] = []
     monkeypatch.setattr(rendezvous, "TCPStore", Opening)
     monkeypatch.setattr(rendezvous, "_MOST_SECONDS", 1e6)
-    monkeypatch.setattr(rendezvous.threads, "start", lambda thread: (begun.append(thread), thread.start()))
+    monkeypatch.setattr(
+        rendezvous.threads, "start", lambda thread: (begun.append(thread), thread.start())
+    )
     looked = itertools.count()
     found = rendezvous._opened(lives(29_400)[0], lambda: stop_after(20, next(looked)))
     assert isinstance(found, Opening)
-    assert [thread.daemon for thread in begun] == [True]  # else a stranger that says nothing would keep the process
+    assert [thread.daemon for thread in begun] == [
+        True
+    ]  # else a stranger that says nothing would keep the process
 
 
 def stop_after(most: int, count: int) -> None:

@@ -62,12 +62,27 @@ def evaluated(run: Path, num_images: int = 100) -> None:
     """An evaluation as another command would leave it; its numbers mean nothing."""
     cards = {name: read_card(run / name) for name in ("original", "base_2")}
     numbers = {"mse": 0.1, "psnr": 16.0, "ssim": 0.5}
-    agreed = table.PairNumbers(name="original", hash=cards["original"].hash, num_steps=8, numbers=numbers)
-    low, high = table.Value(value=1.0, low=0.9, high=1.1), table.Value(value=30.0, low=25.0, high=35.0)
+    agreed = table.PairNumbers(
+        name="original", hash=cards["original"].hash, num_steps=8, numbers=numbers
+    )
+    low, high = (
+        table.Value(value=1.0, low=0.9, high=1.1),
+        table.Value(value=30.0, low=25.0, high=35.0),
+    )
     rows = (
-        table.Row(model="original", hash=cards["original"].hash, num_steps=8, role="original", metrics={"fid": low}),
         table.Row(
-            model="original", hash=cards["original"].hash, num_steps=1, role="undistilled", metrics={"fid": high}
+            model="original",
+            hash=cards["original"].hash,
+            num_steps=8,
+            role="original",
+            metrics={"fid": low},
+        ),
+        table.Row(
+            model="original",
+            hash=cards["original"].hash,
+            num_steps=1,
+            role="undistilled",
+            metrics={"fid": high},
         ),
         table.Row(
             model="base_2",
@@ -89,7 +104,9 @@ def evaluated(run: Path, num_images: int = 100) -> None:
         reference=None,
         features={"fid": "pool3"},
     )
-    content = table.EvaluationTable(protocol=protocol, made="2026", made_by="vdiff", machine="x", rows=rows)
+    content = table.EvaluationTable(
+        protocol=protocol, made="2026", made_by="vdiff", machine="x", rows=rows
+    )
     table.write(run / "evaluation" / "table.json", content)
 
 
@@ -111,7 +128,14 @@ def check(text: str) -> Page:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             value = found.get(name) or ""
             assert value == "" or value.startswith(("data:image/png;base64,", "#")), (tag, value)
-    assert {tag for tag, _ in page.elements} & {"link", "iframe", "object", "embed", "base", "form"} == set()
+    assert {tag for tag, _ in page.elements} & {
+        "link",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+    } == set()
     links = {(found["href"] or "")[1:] for found in page.all("a")}
     assert links <= set(ids)
     policy = next(found["content"] or "" for found in page.all("meta") if "http-equiv" in found)
@@ -124,7 +148,9 @@ def check(text: str) -> Page:
     return page
 
 
-def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(done_run: Path) -> None:
+def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(
+    done_run: Path,
+) -> None:
     evaluated(done_run)
     text = made(str(done_run), "--price-per-hour", "3600")
     page = check(text)
@@ -132,10 +158,16 @@ def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(d
     assert card.hash in page.text
     assert card.data["fingerprint"] in page.text
     assert "n = 100; seeds 0-99; ddim eta=0.0" in page.text  # the protocol stands with the numbers
-    assert "Down to 1 step the students' FID stays within the 95 % interval of the original's in 8" in page.text
+    assert (
+        "Down to 1 step the students' FID stays within the 95 % interval of the original's in 8"
+        in page.text
+    )
     assert "without distillation 30.0 (25.0 to 35.0)" in page.text
     rows = 1 + 2 * 3  # the original; not distilled and student at 4, 2 and 1
-    assert len([found for found in page.all("img") if str(found["alt"]).startswith("seed")]) == 2 * rows + 2 * 2
+    assert (
+        len([found for found in page.all("img") if str(found["alt"]).startswith("seed")])
+        == 2 * rows + 2 * 2
+    )
     assert "name: tiny" in page.text
     seconds = json.loads((done_run / "status.json").read_text())["seconds"]
     assert f"{seconds['base_2']:,.2f}" in page.text  # a price of one per second
@@ -149,7 +181,10 @@ def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(done_run: 
             ("base_0", 1, 256, {"swd": 0.25, "psnr": 20.0, "mse": 0.04}),
             ("base_0", 2, 256, {"swd": 0.125, "psnr": None}),
         ]:
-            log.write(json.dumps({"stage": stage, "update": update, "num_images": count, "trend": trend}) + "\n")
+            log.write(
+                json.dumps({"stage": stage, "update": update, "num_images": count, "trend": trend})
+                + "\n"
+            )
     page = check(made(str(done_run)))
     assert "A trend, no measurement" in page.text
     assert charts_of_trends(page) == [
@@ -163,8 +198,16 @@ def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(done_run: 
 
 def test_trends_of_different_numbers_of_pictures_are_never_one_curve(done_run: Path) -> None:
     with (done_run / "log.jsonl").open("a") as log:
-        for update, more in [(1, {"num_images": 64}), (2, {"num_images": 32}), (3, {}), (4, {"num_images": -1})]:
-            log.write(json.dumps({"stage": "original", "update": update, "trend": {"swd": 0.5}, **more}) + "\n")
+        for update, more in [
+            (1, {"num_images": 64}),
+            (2, {"num_images": 32}),
+            (3, {}),
+            (4, {"num_images": -1}),
+        ]:
+            log.write(
+                json.dumps({"stage": "original", "update": update, "trend": {"swd": 0.5}, **more})
+                + "\n"
+            )
     before = "Trend of Sliced Wasserstein distance, of"
     after = "Against updates of all stages in turn. original: 0.500 at"
     assert charts_of_trends(check(made(str(done_run)))) == [
@@ -176,7 +219,10 @@ def test_trends_of_different_numbers_of_pictures_are_never_one_curve(done_run: P
 
 def test_a_trend_of_the_last_stage_alone_stands_after_all_updates_before_it(done_run: Path) -> None:
     with (done_run / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"stage": "base_2", "update": 2, "num_images": 64, "trend": {"swd": 0.5}}) + "\n")
+        log.write(
+            json.dumps({"stage": "base_2", "update": 2, "num_images": 64, "trend": {"swd": 0.5}})
+            + "\n"
+        )
     (words,) = charts_of_trends(check(made(str(done_run))))
     assert words.endswith("base_2: 0.500 at 11")  # 5 of the base, 2 of each student
 
@@ -196,12 +242,22 @@ def test_charts_of_similarities_and_shares_end_at_one(done_run: Path) -> None:
     evaluated(done_run)
     found = table.read(done_run / "evaluation/table.json")
     assert found is not None
-    rows = [row.model_copy(update={"metrics": {"precision": table.Value(value=1.0)}}) for row in found.rows[-1:]]
+    rows = [
+        row.model_copy(update={"metrics": {"precision": table.Value(value=1.0)}})
+        for row in found.rows[-1:]
+    ]
     table.write(done_run / "evaluation/table.json", found.model_copy(update={"rows": tuple(rows)}))
     with (done_run / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"stage": "base_0", "update": 1, "num_images": 256, "trend": {"ssim": 0.9}}) + "\n")
+        log.write(
+            json.dumps({"stage": "base_0", "update": 1, "num_images": 256, "trend": {"ssim": 0.9}})
+            + "\n"
+        )
     text = made(str(done_run))
-    parts = [part for part in text.split("<svg") if "similarity" in part[:300] or "Precision" in part[:300]]
+    parts = [
+        part
+        for part in text.split("<svg")
+        if "similarity" in part[:300] or "Precision" in part[:300]
+    ]
     assert len(parts) == 3  # of the table, of the trend, precision
     for part in parts:
         assert not re.search(r">1\.[0-9]+</text>", part.split("</svg>")[0])
@@ -222,10 +278,16 @@ def test_on_a_phone_a_wide_table_moves_under_its_row_names(done_run: Path) -> No
 
 
 def charts_of_trends(page: Page) -> list[str]:
-    return [words for mark in page.all("svg") if (words := str(mark["aria-label"])).startswith("Trend of ")]
+    return [
+        words
+        for mark in page.all("svg")
+        if (words := str(mark["aria-label"])).startswith("Trend of ")
+    ]
 
 
-def test_a_report_replaces_a_report_and_no_other_file(done_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_replaces_a_report_and_no_other_file(
+    done_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["report", str(done_run), "--no-pictures", "-q"]
     assert app.run(arguments) == 0
     assert app.run(arguments) == 0
@@ -240,12 +302,19 @@ def test_texts_of_a_run_stay_texts(done_run: Path) -> None:
     evaluated(done_run)
     (done_run / "recipe.yaml").write_text(f"# {HOSTILE}\nname: tiny\n", encoding="utf-8")
     status = json.loads((done_run / "status.json").read_text())
-    hostile = {"state": "failed", "reason": HOSTILE, "resume_command": HOSTILE, "stage": HOSTILE, "host": HOSTILE}
+    hostile = {
+        "state": "failed",
+        "reason": HOSTILE,
+        "resume_command": HOSTILE,
+        "stage": HOSTILE,
+        "host": HOSTILE,
+    }
     (done_run / "status.json").write_text(json.dumps({**status, **hostile, "machine": HOSTILE}))
     line = {"stage": HOSTILE, "update": 1, "loss": 0.5}
     trend = {"stage": HOSTILE, "update": 1, "trend": {HOSTILE[:60]: 1.0, "swd": "1", "psnr": None}}
     (done_run / "log.jsonl").write_text(
-        f"{json.dumps(line)}\n{json.dumps(trend)}\nhalf a li\n[]\n" + '{"stage": "a", "update": 1, "loss": NaN}'
+        f"{json.dumps(line)}\n{json.dumps(trend)}\nhalf a li\n[]\n"
+        + '{"stage": "a", "update": 1, "loss": NaN}'
     )
     found = json.loads((done_run / "evaluation" / "table.json").read_text())
     found["rows"][2]["model"] = found["machine"] = found["protocol"]["sampler"] = HOSTILE
@@ -261,7 +330,9 @@ def test_texts_of_a_run_stay_texts(done_run: Path) -> None:
     assert "<b>&'\"" in page.text
 
 
-def test_a_run_without_any_model_says_what_to_type(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_any_model_says_what_to_type(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tiny_run.path)
     run = tiny_run.folder("runs/tiny")
     run.path.mkdir(parents=True)
@@ -274,11 +345,19 @@ def test_a_run_without_any_model_says_what_to_type(tiny_run: TinyRun, monkeypatc
     assert page.all("img") == []
 
 
-def test_a_run_at_work_is_shown_as_far_as_it_is(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_at_work_is_shown_as_far_as_it_is(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tiny_run.path)
     assert app.run(["train", "-q", "--device", "cpu"]) == 0
     run = tiny_run.folder("runs/tiny")
-    working = {"state": "running", "stage": "base_0", "update": 1, "updates": 2, "resume_command": "vdiff distill"}
+    working = {
+        "state": "running",
+        "stage": "base_0",
+        "update": 1,
+        "updates": 2,
+        "resume_command": "vdiff distill",
+    }
     run.status.write_text(json.dumps(working))
     with run.lock():
         page = check(made())
@@ -301,7 +380,9 @@ def test_a_damaged_model_or_table_is_named_and_the_rest_is_shown(done_run: Path)
     assert any("base_1" in str(found["alt"]) for found in page.all("img"))
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert app.run(["report", str(tmp_path)]) == 2
     assert "there is no run" in capsys.readouterr().err
 
@@ -338,7 +419,9 @@ def test_a_long_log_is_thinned_to_means() -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 360])
-def test_in_a_browser_nothing_complains_nothing_is_asked_for_and_the_divider_moves(done_run: Path, width: int) -> None:
+def test_in_a_browser_nothing_complains_nothing_is_asked_for_and_the_divider_moves(
+    done_run: Path, width: int
+) -> None:
     evaluated(done_run)
     made(str(done_run))
     with opened(Path("page.html"), width) as driver:
@@ -367,9 +450,14 @@ def test_on_paper_charts_stand_in_rows_and_the_pairs_beside_one_another(done_run
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         hint = driver.find_element("css selector", "#teacher-and-student .on-screen")
         assert not hint.is_displayed()  # there is no divider to pull
-        columns = "return getComputedStyle(document.querySelector(arguments[0])).gridTemplateColumns"
+        columns = (
+            "return getComputedStyle(document.querySelector(arguments[0])).gridTemplateColumns"
+        )
         for charts, number in (("#quality .charts", 2), ("#losses .charts", 3)):
             assert len(driver.execute_script(columns, charts).split()) == number
         assert (
-            driver.execute_script("return getComputedStyle(document.querySelector('.pair .above')).clipPath") == "none"
+            driver.execute_script(
+                "return getComputedStyle(document.querySelector('.pair .above')).clipPath"
+            )
+            == "none"
         )

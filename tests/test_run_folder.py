@@ -44,7 +44,9 @@ def test_a_command_that_cannot_begin_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["saves", "saves/base_0", "previews", "tracker", "evaluation", "log.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["saves", "saves/base_0", "previews", "tracker", "evaluation", "log.jsonl"]
+)
 def test_a_link_in_the_place_of_what_is_written_to_is_refused(tmp_path: Path, name: str) -> None:
     outside, run = tmp_path / "outside", RunFolder(tmp_path / "run")
     (outside / ".base_0.partial-1").mkdir(parents=True)

@@ -125,7 +125,10 @@ def test_all_forms_hold_the_same_pictures(here: Path) -> None:
     with zipfile.ZipFile("some/where/x.zip") as archive:
         assert archive.namelist() == ["000003.png", "000001.png"]
         for place, name in enumerate(archive.namelist()):
-            with Image.open(archive.open(name)) as zipped, Image.open(Path("folder") / name) as single:
+            with (
+                Image.open(archive.open(name)) as zipped,
+                Image.open(Path("folder") / name) as single,
+            ):
                 assert np.array_equal(np.asarray(zipped), expected[place])
                 assert np.array_equal(np.asarray(single), expected[place])
                 assert single.text["vdiff.seeds"] == str(int(name[:6]))  # type: ignore[attr-defined]
@@ -133,7 +136,11 @@ def test_all_forms_hold_the_same_pictures(here: Path) -> None:
 
 def test_a_seed_that_is_asked_for_twice_gives_two_files(here: Path) -> None:
     sample("--seeds", "5,5,5", "--out", "folder/")
-    assert sorted(path.name for path in Path("folder").iterdir()) == ["000005-2.png", "000005-3.png", "000005.png"]
+    assert sorted(path.name for path in Path("folder").iterdir()) == [
+        "000005-2.png",
+        "000005-3.png",
+        "000005.png",
+    ]
     sample("--seeds", "5,5", "--out", "x.zip")
 
 
@@ -164,8 +171,12 @@ def test_a_gif_is_a_film_of_the_way(here: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--sampler", "ancestral"], ["--eta", "0.5", "--clipped"]])
-def test_the_batch_size_changes_no_picture_by_more_than_a_shade(here: Path, options: list[str]) -> None:
-    first, second = (images("-n", "5", "--batch-size", size, *options, model="original") for size in ("1", "64"))
+def test_the_batch_size_changes_no_picture_by_more_than_a_shade(
+    here: Path, options: list[str]
+) -> None:
+    first, second = (
+        images("-n", "5", "--batch-size", size, *options, model="original") for size in ("1", "64")
+    )
     different = np.abs(first.astype(int) - second.astype(int))
     assert different.max() <= 1
     assert (different > 0).mean() <= 0.005  # a value must lie on the edge between two shades
@@ -177,7 +188,8 @@ def test_the_batch_size_changes_numbers_by_rounding_at_most(models: Path, sample
     model = checkpoint.load(models / "original").denoiser
     condition = of_seeds(range(5), 2)
     alone, together = (
-        draw(model, sampler, range(5), (3, 8, 8), 4, condition=condition, batch_size=size) for size in (1, 64)
+        draw(model, sampler, range(5), (3, 8, 8), 4, condition=condition, batch_size=size)
+        for size in (1, 64)
     )
     assert (alone - together).abs().max() < 1e-6
     assert alone.std() > 0.1
@@ -201,17 +213,26 @@ def taught() -> Denoiser:
 
 
 @pytest.mark.parametrize("sampler", [Ddim(), Ddim(eta=0.5, clip=1.2)], ids=str)
-def test_a_real_network_draws_the_same_pictures_in_any_batch_to_rounding(taught: Denoiser, sampler: Any) -> None:
+def test_a_real_network_draws_the_same_pictures_in_any_batch_to_rounding(
+    taught: Denoiser, sampler: Any
+) -> None:
     """float32 rounds by 6e-8; sums of some 600 products and 8 steps make of that less than 1e-4, 1/78 of a shade.
 
     In float64, which rounds by 1e-16, the same must be below 1e-12: so it is rounding, and nothing of the other
     pictures gets in.
     """
     sizes = (1, 7, 64)
-    alone, few, all_at_once = (draw(taught, sampler, range(64), (1, 8, 8), 8, batch_size=size) for size in sizes)
+    alone, few, all_at_once = (
+        draw(taught, sampler, range(64), (1, 8, 8), 8, batch_size=size) for size in sizes
+    )
     exact = Denoiser(InDouble(taught.network), taught.schedule, taught.predicts)
     exactly = [
-        torch.cat([in_double(exact, sampler, range(start, min(start + size, 64))) for start in range(0, 64, size)])
+        torch.cat(
+            [
+                in_double(exact, sampler, range(start, min(start + size, 64)))
+                for start in range(0, 64, size)
+            ]
+        )
         for size in sizes
     ]
     assert all_at_once.std() > 0.1
@@ -232,7 +253,9 @@ class InDouble(torch.nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).double()
 
-    def forward(self, z: torch.Tensor, time: torch.Tensor, condition: Condition = NOTHING, keys: Any = None) -> Any:
+    def forward(
+        self, z: torch.Tensor, time: torch.Tensor, condition: Condition = NOTHING, keys: Any = None
+    ) -> Any:
         return self.network(z, time.double(), condition, keys)
 
 
@@ -248,13 +271,22 @@ def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_drawn(
     sample("--set", "sample.cuda_graphs=on", code=6)
     assert "set `sample.cuda_graphs: auto`" in error(capsys)
     assert not Path("samples").exists()
-    assert main(["train", "--set", "sample.cuda_graphs=on", "--device", "cpu", "--run", "runs/other"]) == 6
+    assert (
+        main(["train", "--set", "sample.cuda_graphs=on", "--device", "cpu", "--run", "runs/other"])
+        == 6
+    )
 
 
 def test_a_command_draws_what_the_sampler_draws(here: Path) -> None:
     model = checkpoint.load(Path("runs/tiny/base_0")).denoiser
     by_hand = draw(
-        model, Ddim(clip=1.2), [7, 8], (3, 8, 8), 4, condition=Condition(torch.tensor([1, 0])), model_steps=4
+        model,
+        Ddim(clip=1.2),
+        [7, 8],
+        (3, 8, 8),
+        4,
+        condition=Condition(torch.tensor([1, 0])),
+        model_steps=4,
     )
     found = images("--seeds", "7-8", "--clipped")
     assert np.array_equal(found, to_uint8(by_hand).permute(0, 2, 3, 1).numpy())
@@ -266,12 +298,26 @@ def test_the_limit_of_the_noise_brings_that_of_the_picture_with_it(here: Path) -
         ("--clip-noise", "0.8"): Ddim(clip=1.2, clip_noise=0.8),
         ("--clip-noise", "0.8", "--clipped"): Ddim(clip=1.2, clip_noise=0.8),
         ("--clip-noise", "0.3", "--clipping-value", "0.3"): Ddim(clip=0.3, clip_noise=0.3),
-        ("--set", "sample.sampler={kind: ddim, clip: 0.3, clip_noise: 0.3}"): Ddim(clip=0.3, clip_noise=0.3),
-        ("--set", "sample.sampler={kind: ddim, clip_noise: 0.5}", "--clipped"): Ddim(clip=1.2, clip_noise=0.5),
+        ("--set", "sample.sampler={kind: ddim, clip: 0.3, clip_noise: 0.3}"): Ddim(
+            clip=0.3, clip_noise=0.3
+        ),
+        ("--set", "sample.sampler={kind: ddim, clip_noise: 0.5}", "--clipped"): Ddim(
+            clip=1.2, clip_noise=0.5
+        ),
     }
     for options, sampler in asked.items():
-        by_hand = draw(model, sampler, [7, 8], (3, 8, 8), 4, condition=Condition(torch.tensor([1, 0])), model_steps=4)
-        assert np.array_equal(images("--seeds", "7-8", *options), to_uint8(by_hand).permute(0, 2, 3, 1).numpy())
+        by_hand = draw(
+            model,
+            sampler,
+            [7, 8],
+            (3, 8, 8),
+            4,
+            condition=Condition(torch.tensor([1, 0])),
+            model_steps=4,
+        )
+        assert np.array_equal(
+            images("--seeds", "7-8", *options), to_uint8(by_hand).permute(0, 2, 3, 1).numpy()
+        )
         assert json.loads(str(arrays("x.npz")["about"]))["vdiff.sampler"] == str(sampler)
     sample("--clip-noise", "1.2")
     assert Path("samples/base_0-4-clip-noise.png").is_file()
@@ -280,11 +326,20 @@ def test_the_limit_of_the_noise_brings_that_of_the_picture_with_it(here: Path) -
 def test_seeds_are_numbers_and_ranges(here: Path) -> None:
     images("--seeds", "2, 5-7,1")
     assert arrays("x.npz")["seeds"].tolist() == [2, 5, 6, 7, 1]
-    assert [ranges(seeds) for seeds in ([3], [0, 1, 2], [2, 5], range(4))] == ["3", "0-2", "2,5", "0-3"]
+    assert [ranges(seeds) for seeds in ([3], [0, 1, 2], [2, 5], range(4))] == [
+        "3",
+        "0-2",
+        "2,5",
+        "0-3",
+    ]
 
 
-@pytest.mark.parametrize("seeds", ["", "x", "1,,2", "5-3", "-1", "1-", "9223372036854775808", "0-99999999", "1.5"])
-def test_seeds_that_are_none_are_refused(here: Path, capsys: pytest.CaptureFixture[str], seeds: str) -> None:
+@pytest.mark.parametrize(
+    "seeds", ["", "x", "1,,2", "5-3", "-1", "1-", "9223372036854775808", "0-99999999", "1.5"]
+)
+def test_seeds_that_are_none_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], seeds: str
+) -> None:
     sample(f"--seeds={seeds}", code=2)
     assert re.search("numbers", error(capsys))
 
@@ -316,7 +371,13 @@ def test_clipping_and_fresh_noise_change_the_pictures(here: Path) -> None:
             ["--sampler", "ancestral", "--variance", "small"],
         )
     )
-    for one, other in ((plain, clipped), (clipped, glossy), (clipped, tighter), (plain, noisy), (plain, ancestral)):
+    for one, other in (
+        (plain, clipped),
+        (clipped, glossy),
+        (clipped, tighter),
+        (plain, noisy),
+        (plain, ancestral),
+    ):
         assert not np.array_equal(one, other)
     assert tighter.min() >= round((1 - 0.3) * 127.5)
 
@@ -329,7 +390,15 @@ def test_fewer_steps_are_taken_at_the_times_that_a_student_knows(
     found = images("-n", "2", "--steps", "3")
     assert "3 does not divide 4" in error(capsys)
     model = checkpoint.load(Path("runs/tiny/base_0")).denoiser
-    by_hand = draw(model, Ddim(), [0, 1], (3, 8, 8), 3, condition=Condition(torch.tensor([0, 1])), model_steps=4)
+    by_hand = draw(
+        model,
+        Ddim(),
+        [0, 1],
+        (3, 8, 8),
+        3,
+        condition=Condition(torch.tensor([0, 1])),
+        model_steps=4,
+    )
     assert np.array_equal(found, to_uint8(by_hand).permute(0, 2, 3, 1).numpy())
 
 
@@ -392,7 +461,9 @@ def test_a_model_without_classes_takes_none(here: Path, capsys: pytest.CaptureFi
     assert "`base_1` knows no classes" in error(capsys)
 
 
-def test_what_is_there_is_not_overwritten_without_force(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_there_is_not_overwritten_without_force(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for out in ("x.png", "x.npz", "x.zip", "folder/"):
         sample("-n", "1", "--out", out)
         before = Path(out).stat().st_mtime_ns
@@ -417,7 +488,9 @@ def test_a_full_disk_leaves_nothing_half_written(here: Path) -> None:
     assert [path.name for path in here.iterdir() if "y." in path.name] == []
 
 
-def test_an_unknown_model_names_the_known_ones(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_model_names_the_known_ones(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted(here.rglob("*"))
     sample(model="base_9", code=4)
     said = error(capsys)

@@ -48,7 +48,9 @@ def test_every_sampler_repeats_itself(kind):
 @pytest.mark.parametrize("kind", list(SAMPLERS))
 def test_every_sampler_ends_on_the_predicted_picture(kind):
     seen = []
-    images = SAMPLERS.section(kind)().build()(curved(COSINE), noise(2), 4, rng(2), watch=lambda z, x: seen.append(x))
+    images = SAMPLERS.section(kind)().build()(
+        curved(COSINE), noise(2), 4, rng(2), watch=lambda z, x: seen.append(x)
+    )
     assert len(seen) == 4
     assert torch.equal(images, seen[-1])
 
@@ -90,7 +92,9 @@ def test_with_the_noise_clipped_too_all_of_z_is_drawn_in(schedule):
     z = 2 * noise(4)
     alpha, sigma = scalars(schedule, 1.0)
     eps = ((z - alpha * 1.2) / sigma).clamp(-0.7, 0.7)
-    for t, found in states(Ddim(clip=1.2, clip_noise=0.7), Denoiser(Far(), schedule, "x"), z, 16)[1:]:
+    for t, found in states(Ddim(clip=1.2, clip_noise=0.7), Denoiser(Far(), schedule, "x"), z, 16)[
+        1:
+    ]:
         alpha, sigma = scalars(schedule, t)
         torch.testing.assert_close(found, alpha * 1.2 + sigma * eps, rtol=1e-12, atol=1e-12)
 
@@ -106,7 +110,9 @@ GLOSSY = {
 def test_pictures_of_before_the_noise_had_a_limit_of_its_own_can_be_had_again(eta, limit):
     """No value is nearer than 7e-4 to where rounding to 8 bits changes."""
     drawn = [
-        to_uint8(Ddim(eta, limit, clip_noise)(curved(COSINE), 2 * noise(8, 1, 8, 8, seed=5), 8, rng(8)))
+        to_uint8(
+            Ddim(eta, limit, clip_noise)(curved(COSINE), 2 * noise(8, 1, 8, 8, seed=5), 8, rng(8))
+        )
         for clip_noise in (limit, None)
     ]
     hashes = [hashlib.sha256(pictures.numpy().tobytes()).hexdigest() for pictures in drawn]
@@ -117,24 +123,35 @@ def test_pictures_of_before_the_noise_had_a_limit_of_its_own_can_be_had_again(et
 REFERENCE = Path(__file__).parents[2] / "shared" / "data" / "reference"
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="shared/data/reference is not beside the repository")
+@pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="shared/data/reference is not beside the repository"
+)
 @pytest.mark.parametrize("chain", [(1024, 32, 1), (1024, 8, 1), (64, 8, 2, 1)])
 def test_clipped_steps_are_those_that_the_authors_of_tract_recorded(chain, monkeypatch):
     """x is clipped to [-1, 1] there. Not at s = 0, where their schedule keeps some noise."""
     monkeypatch.syspath_prepend(REFERENCE)
     toys = importlib.import_module("toys")
     recorded, seen = np.load(REFERENCE / "tract.npz"), 0
-    denoiser = Denoiser(toys.ByLogsnr(toys.TEACHER, chain[0]), CosineLogsnrSchedule(chain[0], -20, 20), "x")
+    denoiser = Denoiser(
+        toys.ByLogsnr(toys.TEACHER, chain[0]), CosineLogsnrSchedule(chain[0], -20, 20), "x"
+    )
     for phase, (fine, coarse) in enumerate(itertools.pairwise(chain)):
-        parts = (f"tract/precise/{'-'.join(map(str, chain))}/{phase}/{name}" for name in ("i", "semi", "xt0", "xt1"))
+        parts = (
+            f"tract/precise/{'-'.join(map(str, chain))}/{phase}/{name}"
+            for name in ("i", "semi", "xt0", "xt1")
+        )
         group, back, before, after = (torch.from_numpy(recorded[part]) for part in parts)
-        for number, z, expected in zip(group * (fine // coarse) - back, before[:, None], after[:, None], strict=True):
+        for number, z, expected in zip(
+            group * (fine // coarse) - back, before[:, None], after[:, None], strict=True
+        ):
             t = torch.tensor([int(number) / fine], dtype=torch.float64)
             if number == 1:
                 continue
             free = denoiser(z, t)
             pred = free.clipped(1.0, z, *scales(denoiser.schedule, t, z))
-            found = moved(Ddim(), pred, z, float(t), (int(number) - 1) / fine, denoiser.schedule, rng(1))
+            found = moved(
+                Ddim(), pred, z, float(t), (int(number) - 1) / fine, denoiser.schedule, rng(1)
+            )
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
             seen += bool(free.x.abs().max() > 1)
     assert seen >= 15
@@ -197,7 +214,13 @@ def spread(sampler, num_steps, count=20_000):
 
 @pytest.mark.parametrize(
     ("sampler", "expected"),
-    [(Ddim(eta=1.0), 0.5), (Ddim(eta=0.5), 0.5), (Ancestral(0.0), 0.5), (Ancestral(1.0), 0.5), (Ancestral(0.5), 0.5)],
+    [
+        (Ddim(eta=1.0), 0.5),
+        (Ddim(eta=0.5), 0.5),
+        (Ancestral(0.0), 0.5),
+        (Ancestral(1.0), 0.5),
+        (Ancestral(0.5), 0.5),
+    ],
 )
 def test_noisy_samplers_of_many_steps_draw_the_data(sampler, expected):
     assert spread(sampler, 256) == pytest.approx(expected, rel=0.04)
@@ -219,7 +242,11 @@ def test_the_variance_of_one_step_is_the_published_one():
     r = (alpha_t / sigma_t) ** 2 / (alpha_s / sigma_s) ** 2
     z = torch.zeros(200_000, 1, 1, 1)
     pred = curved(COSINE)(z[:1] * 0, torch.tensor([t]))
-    for mix, variance in [(0.0, (1 - r) * sigma_s**2), (1.0, (1 - r) * sigma_t**2), (0.5, (1 - r) * sigma_s * sigma_t)]:
+    for mix, variance in [
+        (0.0, (1 - r) * sigma_s**2),
+        (1.0, (1 - r) * sigma_t**2),
+        (0.5, (1 - r) * sigma_s * sigma_t),
+    ]:
         found = moved(Ancestral(mix), pred, z, t, s, COSINE, rng(len(z)))
         assert float(found.var()) == pytest.approx(variance, rel=0.02)
 
@@ -237,7 +264,9 @@ def test_the_ancestral_mean_is_the_quotient_it_was_before(schedule):
     for num_steps in (2, 7, 64):
         for t, s in itertools.pairwise(sampling_times(num_steps)[:-1]):
             found = float(moved(Ancestral(1.0), pred, one, t, s, schedule, Nothing()))
-            quotient = snr_ratio(schedule, t, s) * (scalars(schedule, s)[0] / scalars(schedule, t)[0])
+            quotient = snr_ratio(schedule, t, s) * (
+                scalars(schedule, s)[0] / scalars(schedule, t)[0]
+            )
             assert found == pytest.approx(quotient, rel=1e-15, abs=0)
             assert torch.tensor(found).float() == torch.tensor(quotient).float()
 
@@ -252,7 +281,10 @@ def test_every_sampler_begins_where_no_signal_is_left(kind, predicts):
     assert images.isfinite().all()
     if kind == "ancestral":
         pred = curved(schedule, predicts)(noise(3), torch.ones(3))
-        first, other = (moved(sampler, pred, z, 1.0, 0.75, schedule, rng(3)) for z in (noise(3), noise(3, seed=1)))
+        first, other = (
+            moved(sampler, pred, z, 1.0, 0.75, schedule, rng(3))
+            for z in (noise(3), noise(3, seed=1))
+        )
         alpha, _ = scalars(schedule, 0.75)
         expected = alpha * pred.x + rng(3).normal(1, 2, 3)  # large variance: (1 - r) sigma_t^2 = 1
         torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
@@ -263,11 +295,18 @@ def test_a_sampler_says_its_limits_otherwise_than_when_one_word_meant_both():
     """`clip=1.2` in older pictures and tables was x and noise; numbers must not be taken for those."""
     assert str(Ddim(0.5)) == "ddim eta=0.5"
     assert str(DdimSection(clip=1.2).build()) == "ddim eta=0.0 clip_x=1.2"
-    assert str(DdimSection(clip=1.2, clip_noise=1.1).build()) == "ddim eta=0.0 clip_x=1.2 clip_noise=1.1"
+    assert (
+        str(DdimSection(clip=1.2, clip_noise=1.1).build())
+        == "ddim eta=0.0 clip_x=1.2 clip_noise=1.1"
+    )
 
 
 def test_only_samplers_with_fresh_noise_say_so():
-    assert [DdimSection().build().is_noisy, DdimSection(eta=0.1).build().is_noisy, Ancestral(0.0).is_noisy] == [
+    assert [
+        DdimSection().build().is_noisy,
+        DdimSection(eta=0.1).build().is_noisy,
+        Ancestral(0.0).is_noisy,
+    ] == [
         False,
         True,
         True,

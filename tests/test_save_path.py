@@ -51,12 +51,18 @@ def temporaries(folder: Path) -> list[str]:
 def look_for_rests(outcome: Outcome, folder: Path) -> None:
     """A killed process may leave something beside, until the next one cleans; a failed one what cannot be removed."""
     if outcome.failure == "killed" or outcome.call.kind in ("unlink", "rmdir"):
-        whole_folder.clean(folder, SAVE if folder.name == "saves" else MODEL, files=run_contents.FILES)
+        whole_folder.clean(
+            folder, SAVE if folder.name == "saves" else MODEL, files=run_contents.FILES
+        )
     assert temporaries(folder) == [], outcome
 
 
-@pytest.mark.parametrize("saved", [pytest.param([2], id="second"), pytest.param([2, 4], id="third, which prunes")])
-def test_a_save_that_fails_at_any_call_leaves_the_one_before(tmp_path: Path, saved: list[int]) -> None:
+@pytest.mark.parametrize(
+    "saved", [pytest.param([2], id="second"), pytest.param([2, 4], id="third, which prunes")]
+)
+def test_a_save_that_fails_at_any_call_leaves_the_one_before(
+    tmp_path: Path, saved: list[int]
+) -> None:
     folder = tmp_path / "saves"
     before, new = saved[-1], saved[-1] + 2
 
@@ -80,7 +86,9 @@ def test_a_save_that_fails_at_any_call_leaves_the_one_before(tmp_path: Path, sav
 
 def models() -> tuple[Denoiser, Denoiser]:
     """Two models of the same small network."""
-    section = test_checkpoint.UNetSection(width=4, multipliers=(1,), blocks=1, norm_groups=1, mid_attention=False)
+    section = test_checkpoint.UNetSection(
+        width=4, multipliers=(1,), blocks=1, norm_groups=1, mid_attention=False
+    )
     schedule = test_checkpoint.schedule("cosine", 64).build()  # type: ignore[attr-defined]
     made = []
     for value in (0.25, 0.5):
@@ -114,7 +122,10 @@ def content(folder: Path) -> str:
     """A digest of all names and bytes below: the same work on the same content need not be done again."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        digest.update(f"{path.relative_to(folder)}\n".encode() + (path.read_bytes() if path.is_file() else b""))
+        digest.update(
+            f"{path.relative_to(folder)}\n".encode()
+            + (path.read_bytes() if path.is_file() else b"")
+        )
     return digest.hexdigest()
 
 

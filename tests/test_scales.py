@@ -15,7 +15,13 @@ from vdiff.diffusion.limits import HasScales, check_chain, check_prediction
 from vdiff.diffusion.schedule import CosineSchedule, Schedule
 from vdiff.diffusion.section import CosineSection, ScheduleSection
 
-TIMES = [*(i / 4096 for i in range(4097)), *(i / 1000 for i in range(1001)), 1e-9, 1 / 3, 1 - 2**-40]
+TIMES = [
+    *(i / 4096 for i in range(4097)),
+    *(i / 1000 for i in range(1001)),
+    1e-9,
+    1 / 3,
+    1 - 2**-40,
+]
 KNOWN = [(kind, options) for kind, choices in EXPECTED.items() for options, _ in choices]
 
 
@@ -35,13 +41,19 @@ def verdict(schedule: HasScales, steps: Sequence[int]) -> str:
 
 
 @pytest.mark.parametrize(("kind", "options"), KNOWN, ids=str)
-def test_every_schedule_has_the_same_scales_with_and_without_torch(kind: str, options: dict[str, Any]) -> None:
+def test_every_schedule_has_the_same_scales_with_and_without_torch(
+    kind: str, options: dict[str, Any]
+) -> None:
     section = opened({"kind": kind, **options})
     alone, with_torch = section.scales_at(TIMES), section.build().scales_at(TIMES)
     # the betas of a cosine are differences of about 1 / grid: they keep four digits fewer
     close = 1e-11 if options.get("table") == "squaredcos_cap_v2" else 1e-14
-    assert [alpha for alpha, _ in alone] == pytest.approx([alpha for alpha, _ in with_torch], rel=close, abs=0)
-    assert [sigma for _, sigma in alone] == pytest.approx([sigma for _, sigma in with_torch], rel=close, abs=0)
+    assert [alpha for alpha, _ in alone] == pytest.approx(
+        [alpha for alpha, _ in with_torch], rel=close, abs=0
+    )
+    assert [sigma for _, sigma in alone] == pytest.approx(
+        [sigma for _, sigma in with_torch], rel=close, abs=0
+    )
     assert alone[0] == with_torch[0] == (1, 0)
 
 
@@ -58,7 +70,9 @@ def test_all_kinds_of_vdiff_tell_their_scales_themselves() -> None:
 @example(ZERO_SNR, 7, 3)
 @example({"kind": "betas", "table": [1 - 1e-16, 0.5]}, 2, 1)
 @settings(deadline=None, max_examples=60)
-def test_the_same_chains_are_refused_with_the_same_words(section: Any, num_steps: int, teacher_steps: int) -> None:
+def test_the_same_chains_are_refused_with_the_same_words(
+    section: Any, num_steps: int, teacher_steps: int
+) -> None:
     try:
         found = opened(section)
     except ValueError:

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.toys import GRID, SCHEDULES
-from vdiff.diffusion.schedule import BetasSection, CosineLogsnrSchedule, CosineSchedule, sampling_times, tabled_betas
+from vdiff.diffusion.schedule import (
+    BetasSection,
+    CosineLogsnrSchedule,
+    CosineSchedule,
+    sampling_times,
+    tabled_betas,
+)
 
 T = torch.arange(0, GRID + 1, dtype=torch.float64) / GRID
 
@@ -34,14 +40,20 @@ def test_time_zero_is_clean_whatever_the_schedule(schedule):
 def test_logsnr_and_rho_say_the_same(schedule):
     t = T[1:]
     alpha, sigma = schedule.alpha_sigma(t)
-    torch.testing.assert_close(schedule.logsnr(t), (alpha**2 / sigma**2).log(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        schedule.logsnr(t), (alpha**2 / sigma**2).log(), rtol=1e-12, atol=1e-12
+    )
     torch.testing.assert_close(schedule.rho(t), (schedule.logsnr(t) / 2).exp(), rtol=1e-12, atol=0)
 
 
 def test_cosine_is_the_clamped_table_of_ddpm_code_at_every_grid_point():
     bar = [cos((i / GRID + 0.008) / 1.008 * pi / 2) ** 2 for i in range(GRID + 1)]
-    betas = torch.tensor([min(1 - after / before, 0.999) for before, after in itertools.pairwise(bar)]).double()
-    table = torch.tensor([min(1 - b / a, 0.999) for a, b in itertools.pairwise(bar)], dtype=torch.float64)
+    betas = torch.tensor(
+        [min(1 - after / before, 0.999) for before, after in itertools.pairwise(bar)]
+    ).double()
+    table = torch.tensor(
+        [min(1 - b / a, 0.999) for a, b in itertools.pairwise(bar)], dtype=torch.float64
+    )
     signal = CosineSchedule(GRID).alpha_sigma(T[1:])[0] ** 2
     torch.testing.assert_close(signal, (1 - table).cumprod(0), rtol=1e-9, atol=0)
     torch.testing.assert_close(tabled_betas(CosineSchedule(GRID)), betas, rtol=1e-6, atol=1e-9)
@@ -56,7 +68,9 @@ def test_cosine_ends_where_the_design_says():
 
 def test_a_table_rebuilt_for_every_stage_would_move_the_end():
     ends = [float(CosineSchedule(steps).alpha_sigma(torch.ones(1))[0]) for steps in (1024, 8, 1)]
-    assert ends == pytest.approx([4.8e-5, 6.1e-3, 0.032], rel=0.02)  # the reason why one grid serves all stages
+    assert ends == pytest.approx(
+        [4.8e-5, 6.1e-3, 0.032], rel=0.02
+    )  # the reason why one grid serves all stages
 
 
 def test_cosine_noise_has_no_cancellation_near_zero():
@@ -64,7 +78,10 @@ def test_cosine_noise_has_no_cancellation_near_zero():
     start = 0.008 / 1.008 * pi / 2
     slope = 2 * tan(start) * pi / 2 / 1.008  # -d alpha^2 / dt at 0
     torch.testing.assert_close(
-        CosineSchedule(GRID).alpha_sigma(t)[1] ** 2 / (slope * t), torch.ones(2).double(), rtol=1e-4, atol=0
+        CosineSchedule(GRID).alpha_sigma(t)[1] ** 2 / (slope * t),
+        torch.ones(2).double(),
+        rtol=1e-4,
+        atol=0,
     )
 
 
@@ -72,7 +89,9 @@ def test_cosine_logsnr_goes_from_its_largest_to_its_smallest():
     schedule = CosineLogsnrSchedule(GRID, -20, 20)
     assert float(schedule.logsnr(torch.tensor(1e-12))) == pytest.approx(20, abs=1e-6)
     assert float(schedule.logsnr(torch.ones(()))) == pytest.approx(-20, abs=1e-9)
-    assert float(schedule.logsnr(torch.tensor(0.5))) == pytest.approx(-2 * log(tan(pi / 4)), abs=1e-9)
+    assert float(schedule.logsnr(torch.tensor(0.5))) == pytest.approx(
+        -2 * log(tan(pi / 4)), abs=1e-9
+    )
 
 
 def test_tables_of_betas_are_met_at_the_grid_and_monotone_between():

@@ -102,8 +102,12 @@ def test_what_is_not_named_means_what_it_always_meant(section: type[Section]) ->
     assert {name: getattr(found, name) for name in MEANT[section]} == MEANT[section]
 
 
-@pytest.mark.parametrize(("section", "name"), LIMITS, ids=[f"{section.__name__}.{name}" for section, name in LIMITS])
-def test_values_are_taken_up_to_their_limits_and_no_further(section: type[Section], name: str) -> None:
+@pytest.mark.parametrize(
+    ("section", "name"), LIMITS, ids=[f"{section.__name__}.{name}" for section, name in LIMITS]
+)
+def test_values_are_taken_up_to_their_limits_and_no_further(
+    section: type[Section], name: str
+) -> None:
     right, wrong = LIMITS[section, name]
     for value in right:
         assert getattr(made(section, **{name: value}), name) == value

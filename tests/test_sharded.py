@@ -43,9 +43,13 @@ MORE = [
 """What must not change the weights. Shares of 3 and 2 pictures, two at once: one process has a part less to do."""
 
 
-def make(run: TinyRun, name: str, machine: Machine | None = None, stop_after: int | None = None) -> None:
+def make(
+    run: TinyRun, name: str, machine: Machine | None = None, stop_after: int | None = None
+) -> None:
     """Train and distill, or the rest of it; or until somebody stops it, `stop_after` updates from where it stands."""
-    chain = run.chain(*COMMON, *(MORE if machine else []), stop_after=stop_after, run=name, machine=machine)
+    chain = run.chain(
+        *COMMON, *(MORE if machine else []), stop_after=stop_after, run=name, machine=machine
+    )
     with contextlib.suppress(Stopped) if stop_after else contextlib.nullcontext():
         chain.train()
         chain.distill()
@@ -71,17 +75,27 @@ def in_each_process(folder: Path) -> None:
     machine.close()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # not through Python's end, where torch now and then aborts, as its threads outlive their group
+    os._exit(
+        0
+    )  # not through Python's end, where torch now and then aborts, as its threads outlive their group
 
 
 def shares_are_halves_and_one_bad_share_skips_all(run: TinyRun, machine: Machine) -> None:
     recipe = run.recipe(*COMMON)
     student = Denoiser(recipe.network.build(8, 3), recipe.diffusion.schedule.build(), "v")
     learner = Learner(student, DenoisingObjective("snr_plus_one"), recipe.train, machine)
-    x, condition, places = torch.zeros(2, 3, 8, 8), of_seeds([0, 0], 2), torch.arange(2) + 2 * machine.rank
+    x, condition, places = (
+        torch.zeros(2, 3, 8, 8),
+        of_seeds([0, 0], 2),
+        torch.arange(2) + 2 * machine.rank,
+    )
     rng_of = RngOf(0, 0, 0, places, 4)
     assert learner.step(x, condition, rng_of).isfinite().all()
-    tensors = [each for name in ("weights", "average", "optimizer") for each in learner.state()[name].values()]
+    tensors = [
+        each
+        for name in ("weights", "average", "optimizer")
+        for each in learner.state()[name].values()
+    ]
     tensors = [each for each in tensors if each.ndim]
     shares = [local_shard(each) for each in tensors]
     held, total = sum(each.numel() for each in shares), sum(each.numel() for each in tensors)
@@ -96,7 +110,9 @@ def shares_are_halves_and_one_bad_share_skips_all(run: TinyRun, machine: Machine
     assert not all(map(torch.equal, before, shares))
 
 
-def what_an_objective_remembers_lies_in_shares_and_is_gone_on_from(run: TinyRun, machine: Machine) -> None:
+def what_an_objective_remembers_lies_in_shares_and_is_gone_on_from(
+    run: TinyRun, machine: Machine
+) -> None:
     recipe, places = run.recipe(*COMMON), torch.arange(2) + 2 * machine.rank
     x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))[places] * 2 - 1
 
@@ -117,7 +133,9 @@ def what_an_objective_remembers_lies_in_shares_and_is_gone_on_from(run: TinyRun,
     unbroken = made()
     taught(unbroken, 2)
     remembered = [each for each in state(unbroken, "objective") if each.ndim]
-    assert sum(local_shard(each).numel() for each in remembered) < 0.55 * sum(each.numel() for each in remembered)
+    assert sum(local_shard(each).numel() for each in remembered) < 0.55 * sum(
+        each.numel() for each in remembered
+    )
     saved = {part: on_host(named) for part, named in unbroken.state().items()}
     wanted, resumed = taught(unbroken, 2), made()
     taught(resumed, 1)
@@ -138,10 +156,24 @@ def lines(run: TinyRun, name: str) -> list[dict[str, float]]:
 def test_shares_learn_what_a_whole_network_learns_and_their_saves_fit_it(tiny_run: TinyRun) -> None:
     make(tiny_run, "whole")
     make(tiny_run, "changing", stop_after=2)
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONWARNINGS": "error"}
+    program = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONWARNINGS": "error",
+    }
     given = ["-m", "tests.test_sharded", str(tiny_run.path)]
-    done = subprocess.run([*program, *given], env=environment, cwd=ROOT, timeout=180, capture_output=True, text=True)
+    done = subprocess.run(
+        [*program, *given], env=environment, cwd=ROOT, timeout=180, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert tiny_run.folder("changing").points("original")[0].name == "000000005"
     make(tiny_run, "changing")
@@ -153,19 +185,25 @@ def test_shares_learn_what_a_whole_network_learns_and_their_saves_fit_it(tiny_ru
             made, whole = (weights(tiny_run, each, stage) for each in (name, "whole"))
             torch.testing.assert_close(made, whole, rtol=0, atol=1e-5)
         for key in ("loss", "grad_norm"):
-            assert [line[key] for line in lines(tiny_run, name)] == pytest.approx([line[key] for line in wanted], 1e-5)
+            assert [line[key] for line in lines(tiny_run, name)] == pytest.approx(
+                [line[key] for line in wanted], 1e-5
+            )
     pictures = [path.name for path in tiny_run.folder("unbroken").previews.iterdir()]
     assert pictures == ["original-0000004.png"]
 
 
-def test_one_process_has_nobody_to_share_with(tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_process_has_nobody_to_share_with(
+    tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert not Machine("fp32", "cpu", shard="auto").shards
     with pytest.raises(MachineError, match="nobody to share"):
         Machine("fp32", "cpu", shard="on")
     recipe = str(tiny_run.path / "recipe.yaml")
     assert cli.main(["train", "-r", recipe, "--device", "cpu", "--set", "shard=on"]) == 6
     assert "start several with `--gpus N`" in capsys.readouterr().err
-    assert cli.main(["train", "-r", recipe, "--device", "cpu", "--set", "shard=on", "--dry-run"]) == 0
+    assert (
+        cli.main(["train", "-r", recipe, "--device", "cpu", "--set", "shard=on", "--dry-run"]) == 0
+    )
     assert "in one process, which holds its networks whole" in capsys.readouterr().err
 
 

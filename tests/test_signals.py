@@ -77,7 +77,9 @@ sys.exit(128 + stop())
 def started(note: Path, seconds: float = 0.0, **environment: str) -> "subprocess.Popen[str]":
     """SAVES at work, which takes so long to save."""
     command = [sys.executable, "-c", SAVES, str(note), str(seconds)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**alone(), **environment})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**alone(), **environment}
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -129,15 +131,21 @@ def test_the_table_knows_every_signal_once() -> None:
 
 
 @pytest.mark.parametrize("scheduler", [{}, {"SLURM_JOB_ID": "7"}, {"TORCHELASTIC_RUN_ID": "x"}])
-def test_signals_that_follow_one_another_quickly_count_once(scheduler: Mapping[str, str], tmp_path: Path) -> None:
+def test_signals_that_follow_one_another_quickly_count_once(
+    scheduler: Mapping[str, str], tmp_path: Path
+) -> None:
     bursts = [(count, milliseconds) for count in (2, 3) for milliseconds in (1, 2, 20, 200)]
-    processes = [started(tmp_path / f"{count}-{pause}", 1.0, **scheduler) for count, pause in bursts]
+    processes = [
+        started(tmp_path / f"{count}-{pause}", 1.0, **scheduler) for count, pause in bursts
+    ]
     for process, (count, milliseconds) in zip(processes, bursts, strict=True):
         for place in range(count):
             time.sleep(milliseconds / 1000 if place else 0)
             process.terminate()
     assert [ended(process) for process in processes] == [143] * len(bursts)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{count}-{pause}" for count, pause in bursts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{count}-{pause}" for count, pause in bursts
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +166,9 @@ def test_a_second_ctrl_c_is_an_order_to_leave_at_once(
 
 def test_what_was_ignored_at_the_start_stays_ignored(tmp_path: Path) -> None:
     """As `nohup` does with HUP; INT is ignored by all that a shell starts with `&`, and heard all the same."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)
+    }
     try:
         process = started(tmp_path / "note")
     finally:
@@ -187,10 +197,14 @@ for _ in range(2):  # the second time it waits for itself, in C; Python runs no 
 
 
 @pytest.mark.parametrize(("doing", "launcher"), [("joining", ""), ("computing", LAUNCHER)])
-def test_a_process_that_waits_in_a_library_for_ever_hears_nevertheless(doing: str, launcher: str) -> None:
+def test_a_process_that_waits_in_a_library_for_ever_hears_nevertheless(
+    doing: str, launcher: str
+) -> None:
     """Started by a launcher, it waits for others that may be gone; while it joins them, nothing is lost."""
     environment = alone() | ({launcher: str(os.getpid())} if launcher else {})
-    process = subprocess.Popen([sys.executable, "-c", STUCK, doing], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, doing], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
@@ -216,7 +230,9 @@ print(json.dumps(codes), file=sys.stderr)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_that_comes_when_the_work_is_done_changes_nothing(number: int, tiny_run: TinyRun) -> None:
+def test_a_signal_that_comes_when_the_work_is_done_changes_nothing(
+    number: int, tiny_run: TinyRun
+) -> None:
     small = ["--device", "cpu", "--json", "-q"]
     commands = [
         ["prepare", "pictures", "--size", "8", "--out", "again", "--json", "-q"],
@@ -227,7 +243,11 @@ def test_a_signal_that_comes_when_the_work_is_done_changes_nothing(number: int, 
     ]
     given = json.dumps([number, commands])
     done = subprocess.run(
-        [sys.executable, "-c", FINISHED, given], cwd=tiny_run.path, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", FINISHED, given],
+        cwd=tiny_run.path,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stderr.splitlines()[-1]) == [0] * len(commands), done.stderr
@@ -237,5 +257,10 @@ def test_a_signal_that_comes_when_the_work_is_done_changes_nothing(number: int, 
 def test_a_signal_that_comes_while_python_takes_itself_down_changes_nothing(number: int) -> None:
     late = f"atexit.register(os.kill, os.getpid(), {number:d})"
     code = f"import atexit, os, signal, sys; {late}; from vdiff.cli import main; sys.argv[1:] = ['--version']; "
-    done = subprocess.run([sys.executable, "-c", code + "sys.exit(main())"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code + "sys.exit(main())"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -39,7 +39,9 @@ def contents(source: Source) -> dict[str, bytes]:
 def test_content_decides_where_the_suffix_does_not(pack: Pack, tmp_path: Path) -> None:
     files = {
         name: png(seed)
-        for seed, name in enumerate(("scan", "a.jpg?width=1080", "b.jpg.1", "c.jpg~", "D.PNG", "e.heic"))
+        for seed, name in enumerate(
+            ("scan", "a.jpg?width=1080", "b.jpg.1", "c.jpg~", "D.PNG", "e.heic")
+        )
     }
     source = open_source(pack(files, tmp_path / "source"))
     assert contents(source) == files
@@ -47,7 +49,9 @@ def test_content_decides_where_the_suffix_does_not(pack: Pack, tmp_path: Path) -
 
 
 @KINDS
-def test_everything_that_is_not_taken_is_counted_with_its_reason(pack: Pack, tmp_path: Path) -> None:
+def test_everything_that_is_not_taken_is_counted_with_its_reason(
+    pack: Pack, tmp_path: Path
+) -> None:
     heic, jxl = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\xff\x0a junk"
     files = {
         "a.png": png(), "1.heic": heic, "2.HEIC": heic, "noname": heic, "3.jxl": jxl, "4.dng": b"II*\0 junk",
@@ -69,7 +73,9 @@ def test_everything_that_is_not_taken_is_counted_with_its_reason(pack: Pack, tmp
     }
     group = source.left_out.groups()[0]
     assert group.suffixes == {".heic": 2, "other": 1, ".jxl": 1, ".dng": 1}
-    assert str(group).startswith("2 .heic, 1 .jxl, 1 .dng, 1 others: formats that vdiff does not read; convert")
+    assert str(group).startswith(
+        "2 .heic, 1 .jxl, 1 .dng, 1 others: formats that vdiff does not read; convert"
+    )
 
 
 def test_the_beginning_of_every_format_is_known() -> None:
@@ -78,21 +84,35 @@ def test_the_beginning_of_every_format_is_known() -> None:
         file = io.BytesIO()
         picture.save(file, kind)
         assert no_picture("name", file.getvalue()[:BEGINNING]) is None, kind
-    for text in (b"BMW is a car", b"P1 of 7", b"GIF is a format", b"\xff\xd8", b"MM", b"RIFF and so on, and so on"):
+    for text in (
+        b"BMW is a car",
+        b"P1 of 7",
+        b"GIF is a format",
+        b"\xff\xd8",
+        b"MM",
+        b"RIFF and so on, and so on",
+    ):
         assert no_picture("name", text) is UNKNOWN, text
 
 
-def test_files_with_a_known_suffix_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_with_a_known_suffix_are_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_folder(
-        {f"{place}{suffix}": b"junk" for place, suffix in enumerate([*SUFFIXES, ".txt", ".json"])}, tmp_path / "p"
+        {f"{place}{suffix}": b"junk" for place, suffix in enumerate([*SUFFIXES, ".txt", ".json"])},
+        tmp_path / "p",
     )
     monkeypatch.setattr(io, "FileIO", None)
     assert len(open_source(tmp_path / "p").files) == len(SUFFIXES)
 
 
 def test_where_there_are_no_pictures_the_error_says_what_there_is(tmp_path: Path) -> None:
-    folder = as_folder({f"{index}.heic": b"\0\0\0\x18ftypheic" for index in range(3)}, tmp_path / "p")
-    with pytest.raises(DataError, match=r"no pictures in `.*`, only\n  3 \.heic: formats that vdiff does not read"):
+    folder = as_folder(
+        {f"{index}.heic": b"\0\0\0\x18ftypheic" for index in range(3)}, tmp_path / "p"
+    )
+    with pytest.raises(
+        DataError, match=r"no pictures in `.*`, only\n  3 \.heic: formats that vdiff does not read"
+    ):
         open_source(folder)
 
 
@@ -153,12 +173,22 @@ def test_pictures_that_are_taken_twice_by_links_are_told(tmp_path: Path) -> None
     as_folder({"p/all/1.png": png(1), "p/all/2.png": png(2), "p/3.png": png(3)}, tmp_path)
     assert open_source(tmp_path / "p").notes == []
     (tmp_path / "p" / "some").symlink_to("all")
-    assert open_source(tmp_path / "p").notes == ["2 pictures are taken more than once, as links lead to them"]
+    assert open_source(tmp_path / "p").notes == [
+        "2 pictures are taken more than once, as links lead to them"
+    ]
     assert len(open_source(tmp_path / "p").files) == 5
 
 
 def linked_tar(path: Path) -> Path:
-    as_tar({"all/cats/1.png": png(1), "all/dogs/2.png": png(2), ".store/blob": png(3), "z/1.png": png(4)}, path)
+    as_tar(
+        {
+            "all/cats/1.png": png(1),
+            "all/dogs/2.png": png(2),
+            ".store/blob": png(3),
+            "z/1.png": png(4),
+        },
+        path,
+    )
     add_link(path, "subset/cats", "../all/cats")
     add_link(path, "subset/again", "cats")
     add_link(path, "subset/dogs/x.png", "../../.store/blob")
@@ -167,7 +197,15 @@ def linked_tar(path: Path) -> Path:
 
 
 def linked_zip(path: Path) -> Path:
-    as_zip({"all/cats/1.png": png(1), "all/dogs/2.png": png(2), ".store/blob": png(3), "z/1.png": png(4)}, path)
+    as_zip(
+        {
+            "all/cats/1.png": png(1),
+            "all/dogs/2.png": png(2),
+            ".store/blob": png(3),
+            "z/1.png": png(4),
+        },
+        path,
+    )
     links = {
         "cats": "../all/cats",
         "again": "cats",
@@ -183,7 +221,9 @@ def linked_zip(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("pack", [linked_tar, linked_zip])
-def test_links_in_an_archive_lead_to_its_own_files(pack: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_links_in_an_archive_lead_to_its_own_files(
+    pack: Callable[[Path], Path], tmp_path: Path
+) -> None:
     source = open_source(pack(tmp_path / "archive"))
     assert contents(source) == {
         "all/cats/1.png": png(1),
@@ -236,13 +276,17 @@ def test_what_systems_keep_on_a_disk_is_none_of_the_pictures(pack: Pack, tmp_pat
 def test_the_last_part_of_a_zip_is_known_for_one(tmp_path: Path) -> None:
     whole = as_zip({"a.png": png(), "b.png": png(2)}, tmp_path / "whole.zip").read_bytes()
     end = whole.rfind(b"PK\5\6")
-    (tmp_path / "part.zip").write_bytes(whole[len(whole) // 2 : end + 4] + b"\1\0\1\0" + whole[end + 8 :])
+    (tmp_path / "part.zip").write_bytes(
+        whole[len(whole) // 2 : end + 4] + b"\1\0\1\0" + whole[end + 8 :]
+    )
     with pytest.raises(DataError, match="one part of an archive in several files"):
         open_source(tmp_path / "part.zip")
 
 
 def test_backslashes_separate_folders_where_no_slash_does(tmp_path: Path) -> None:
-    files = {f"data\\{kind}\\{index}.png": png(index) for kind in ("cats", "dogs") for index in range(2)}
+    files = {
+        f"data\\{kind}\\{index}.png": png(index) for kind in ("cats", "dogs") for index in range(2)
+    }
     files |= {"__MACOSX\\data\\x.png": b"junk", "data\\.cache\\x.png": b"junk"}
     source = open_source(as_zip(files, tmp_path / "w.zip"))
     assert source.classes.names == ["cats", "dogs"]
@@ -261,15 +305,21 @@ def test_a_name_that_is_not_the_utf_8_it_says_is_read_all_the_same(tmp_path: Pat
 
 
 def test_of_files_with_one_name_the_last_is_taken_and_it_is_told(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(zip_bytes([(b"a.png", png(1)), (b"a.png", png(2)), (b"b.png", png(3))]))
+    (tmp_path / "a.zip").write_bytes(
+        zip_bytes([(b"a.png", png(1)), (b"a.png", png(2)), (b"b.png", png(3))])
+    )
     source = open_source(tmp_path / "a.zip")
     assert contents(source) == {"a.png": png(2), "b.png": png(3)}
     assert left_out(source) == {"names that come again in the archive": 1}
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
 def test_every_way_of_packing_that_zipfile_writes_is_read(method: int, tmp_path: Path) -> None:
-    files = {f"{index}.png": png(index, size=64) for index in range(3)} | {"big.bmp": bytes(300_000)}
+    files = {f"{index}.png": png(index, size=64) for index in range(3)} | {
+        "big.bmp": bytes(300_000)
+    }
     assert {**contents_or_reasons(open_source(as_zip(files, tmp_path / "a.zip", method)))} == {
         **files,
         "big.bmp": "not a picture of a known format",
@@ -292,7 +342,9 @@ def change(path: Path, place: int, data: bytes) -> None:
         file.write(data)
 
 
-def test_what_is_wrong_with_one_file_of_a_zip_is_the_reason_why_it_is_skipped(tmp_path: Path) -> None:
+def test_what_is_wrong_with_one_file_of_a_zip_is_the_reason_why_it_is_skipped(
+    tmp_path: Path,
+) -> None:
     path = as_zip({f"{index}.png": png(index, size=32) for index in range(6)}, tmp_path / "a.zip")
     with zipfile.ZipFile(path) as archive:
         first, start = [member.header_offset for member in archive.infolist()], archive.start_dir
@@ -330,7 +382,9 @@ def test_a_zip_behind_a_program_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("field", "place"), [("files", 10), ("bytes", 12), ("offset", 16)])
-def test_an_end_that_does_not_fit_the_list_is_damage(field: str, place: int, tmp_path: Path) -> None:
+def test_an_end_that_does_not_fit_the_list_is_damage(
+    field: str, place: int, tmp_path: Path
+) -> None:
     path = as_zip({f"{index}.png": png(index) for index in range(4)}, tmp_path / "a.zip")
     end = path.stat().st_size - 22
     before = path.read_bytes()[end + place]
@@ -357,7 +411,9 @@ def test_every_form_of_tar_gives_the_same(mode: str, format_: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-def test_a_tar_that_is_cut_off_anywhere_is_an_error_or_says_that_its_end_is_missing(mode: str, tmp_path: Path) -> None:
+def test_a_tar_that_is_cut_off_anywhere_is_an_error_or_says_that_its_end_is_missing(
+    mode: str, tmp_path: Path
+) -> None:
     path = as_tar({f"{index}.png": png(index) for index in range(3)}, tmp_path / "a.tar", mode)
     data = path.read_bytes()
     whole = len(open_source(path).files)
@@ -371,11 +427,18 @@ def test_a_tar_that_is_cut_off_anywhere_is_an_error_or_says_that_its_end_is_miss
 
 
 def test_a_damaged_header_is_not_the_end_of_a_tar(tmp_path: Path) -> None:
-    data = as_tar({f"{index}.png": png(index) for index in range(3)}, tmp_path / "a.tar").read_bytes()
+    data = as_tar(
+        {f"{index}.png": png(index) for index in range(3)}, tmp_path / "a.tar"
+    ).read_bytes()
     place = data.index(b"1.png")
-    for broken in (data[:place] + b"?" + data[place + 1 :], data[:place] + bytes(512) + data[place + 512 :]):
+    for broken in (
+        data[:place] + b"?" + data[place + 1 :],
+        data[:place] + bytes(512) + data[place + 512 :],
+    ):
         (tmp_path / "a.tar").write_bytes(broken)
-        with pytest.raises(DataError, match=rf"damaged at byte {place + 512 * (broken[place] == 0):,}"):
+        with pytest.raises(
+            DataError, match=rf"damaged at byte {place + 512 * (broken[place] == 0):,}"
+        ):
             open_source(tmp_path / "a.tar")
 
 
@@ -398,7 +461,11 @@ def test_a_flipped_bit_in_a_packed_tar_is_found_by_its_checksum(tmp_path: Path) 
 
 def test_sparse_and_special_members_are_told(tmp_path: Path) -> None:
     blocks = [tar_block(b"a.png", 4), b"junk".ljust(512, b"\0"), tar_block(b"s.png", 0, b"S")]
-    blocks += [tar_block(b"pax", 22, b"x"), b"22 GNU.sparse.major=1\n".ljust(512, b"\0"), tar_block(b"t.png", 0)]
+    blocks += [
+        tar_block(b"pax", 22, b"x"),
+        b"22 GNU.sparse.major=1\n".ljust(512, b"\0"),
+        tar_block(b"t.png", 0),
+    ]
     blocks += [tar_block(b"fifo.png", 0, b"6"), bytes(1024)]
     (tmp_path / "a.tar").write_bytes(b"".join(blocks))
     source = open_source(tmp_path / "a.tar")

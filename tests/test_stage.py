@@ -28,7 +28,9 @@ def test_whoever_asks_the_teacher_finds_it_frozen_and_the_student_starts_from_it
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The objective and the trend get the teacher in the run's precision, and neither of them puts it there."""
-    monkeypatch.setattr(machines, "cpu_multiplies_bf16", lambda: True)  # emulated where the CPU does not
+    monkeypatch.setattr(
+        machines, "cpu_multiplies_bf16", lambda: True
+    )  # emulated where the CPU does not
     found: list[tuple[str, bool, set[torch.dtype]]] = []
 
     def see(who: str, teacher: Denoiser) -> None:
@@ -44,7 +46,10 @@ def test_whoever_asks_the_teacher_finds_it_frozen_and_the_student_starts_from_it
     def seen(stage: Stage, teacher: Denoiser) -> Objective:
         before = {name: weight.clone() for name, weight in teacher.network.state_dict().items()}
         made = objective_of(stage, teacher)
-        assert all(torch.equal(weight, before[name]) for name, weight in teacher.network.state_dict().items())
+        assert all(
+            torch.equal(weight, before[name])
+            for name, weight in teacher.network.state_dict().items()
+        )
         see("objective", teacher)
         return made
 
@@ -54,8 +59,12 @@ def test_whoever_asks_the_teacher_finds_it_frozen_and_the_student_starts_from_it
     changes = ("precision=bf16", "distill.end_steps=4", "distill.learning_rate=1e-30")
     tiny_run.chain(*changes, machine=Machine("bf16", "cpu")).distill()
     assert found == [(who, False, {torch.bfloat16}) for who in ("objective", "trend")]
-    teacher, student = (checkpoint.load(tiny_run.folder().model(name)) for name in ("original", "base_0"))
-    pairs = zip(teacher.denoiser.network.parameters(), student.denoiser.network.parameters(), strict=True)
+    teacher, student = (
+        checkpoint.load(tiny_run.folder().model(name)) for name in ("original", "base_0")
+    )
+    pairs = zip(
+        teacher.denoiser.network.parameters(), student.denoiser.network.parameters(), strict=True
+    )
     for weight, other in pairs:
         torch.testing.assert_close(weight, other, rtol=0, atol=1e-20)  # not rounded to bf16
 
@@ -86,7 +95,9 @@ CHORES = ("train.updates=7", "train.save_every=3", "train.preview_every=2", "tra
 TREND = ("evaluate.every=4", "evaluate.num_images=4", "evaluate.metrics=[swd]")
 
 
-def test_every_chore_is_done_when_it_is_due_and_the_trend_before_the_save(tiny_run: TinyRun, done: Seen) -> None:
+def test_every_chore_is_done_when_it_is_due_and_the_trend_before_the_save(
+    tiny_run: TinyRun, done: Seen
+) -> None:
     tiny_run.base(*CHORES, *TREND)
     assert [each for each in done if each[1] not in ("tell", "tell_saved")] == [
         (2, "preview"),
@@ -101,7 +112,9 @@ def test_every_chore_is_done_when_it_is_due_and_the_trend_before_the_save(tiny_r
     assert [update for update, name in done if name == "tell"] == [*range(1, 8)]
     assert [update for update, name in done if name == "tell_saved"] == [*range(1, 8)]
     folder = tiny_run.folder()
-    assert sorted(path.name for path in folder.previews.iterdir()) == [f"original-000000{n}.png" for n in (2, 4, 6)]
+    assert sorted(path.name for path in folder.previews.iterdir()) == [
+        f"original-000000{n}.png" for n in (2, 4, 6)
+    ]
     lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
     assert [line["update"] for line in lines if "loss" in line] == [3, 6, 7]
     assert [line["update"] for line in lines if "trend" in line] == [4, 7]
@@ -110,10 +123,17 @@ def test_every_chore_is_done_when_it_is_due_and_the_trend_before_the_save(tiny_r
 def test_a_stage_that_is_stopped_saves_and_draws_no_more(tiny_run: TinyRun, done: Seen) -> None:
     with pytest.raises(Stopped, match="`original` is saved at update 4"):
         tiny_run.chain(*CHORES, *TREND, stop_after=4).train()
-    assert [name for update, name in done if update == 4] == ["tell", "measure_trend", "tell_saved", "save"]
+    assert [name for update, name in done if update == 4] == [
+        "tell",
+        "measure_trend",
+        "tell_saved",
+        "save",
+    ]
 
 
-def test_without_trend_and_previews_there_is_nothing_but_the_log_and_the_saves(tiny_run: TinyRun, done: Seen) -> None:
+def test_without_trend_and_previews_there_is_nothing_but_the_log_and_the_saves(
+    tiny_run: TinyRun, done: Seen
+) -> None:
     tiny_run.base()
     assert {name for _, name in done} == {"tell", "tell_saved", "save"}
     assert [update for update, name in done if name == "save"] == [2, 4, 5]
@@ -132,18 +152,25 @@ def test_the_next_teacher_is_what_was_just_written_and_has_its_bits(
     read: list[str] = []
     load_tensors = checkpoint.load_tensors
     monkeypatch.setattr(
-        checkpoint, "load_tensors", lambda path, *more: (read.append(path.parts[-3]), load_tensors(path, *more))[1]
+        checkpoint,
+        "load_tensors",
+        lambda path, *more: (read.append(path.parts[-3]), load_tensors(path, *more))[1],
     )
     tiny_run.chain(*HALVED, run="at once").distill()
     assert read == ["original"]
     assert tiny_run.hashes("at once") == tiny_run.hashes("apart")
 
 
-def test_a_kept_student_is_the_next_teacher_and_not_what_was_written_before_it(tiny_run: TinyRun) -> None:
+def test_a_kept_student_is_the_next_teacher_and_not_what_was_written_before_it(
+    tiny_run: TinyRun,
+) -> None:
     tiny_run.base()
     tiny_run.chain().distill()
     whole = {**tiny_run.hashes(), "log.jsonl": ""}
-    for name in ("base_0", "base_2"):  # made again, base_0 has the bits that base_1 was distilled from
+    for name in (
+        "base_0",
+        "base_2",
+    ):  # made again, base_0 has the bits that base_1 was distilled from
         shutil.rmtree(tiny_run.folder().model(name))
     tiny_run.chain().distill()
     assert {**tiny_run.hashes(), "log.jsonl": ""} == whole

@@ -40,7 +40,8 @@ def with_stages(tiny_run: TinyRun, stages: str) -> TinyRun:
 @pytest.fixture
 def listed(tiny_run: TinyRun) -> TinyRun:
     return with_stages(
-        tiny_run, "[{factor: 1}, {steps: 4, updates: 3}, {steps: 4, objective: {kind: progressive, stratified: false}}]"
+        tiny_run,
+        "[{factor: 1}, {steps: 4, updates: 3}, {steps: 4, objective: {kind: progressive, stratified: false}}]",
     )
 
 
@@ -50,7 +51,12 @@ def steps(stages: list[Stage]) -> list[tuple[str, int, int]]:
 
 def test_a_list_may_keep_the_number_of_steps_and_name_another_objective(listed: TinyRun) -> None:
     stages = plan(listed.recipe())
-    assert steps(stages) == [("original", 8, 8), ("base_0", 8, 8), ("base_1", 8, 4), ("base_2", 4, 4)]
+    assert steps(stages) == [
+        ("original", 8, 8),
+        ("base_0", 8, 8),
+        ("base_1", 8, 4),
+        ("base_2", 4, 4),
+    ]
     assert [stage.teacher_steps for stage in stages] == [1, 1, 2, 1]
     assert [stage.settings.updates for stage in stages[1:]] == [2, 3, 2]
     objectives = [stage.settings.objective.model_dump() for stage in stages[1:]]
@@ -71,7 +77,9 @@ def test_a_list_may_keep_the_number_of_steps_and_name_another_objective(listed: 
 )
 def test_the_short_words_mean_such_a_list(tiny_run: TinyRun, short: str, stages: str) -> None:
     first, second = (
-        recipe_text.validate(Recipe, recipe_text.read(tiny_run.text.replace(SHORT, f"start_steps: 8, {each},"), "r"))
+        recipe_text.validate(
+            Recipe, recipe_text.read(tiny_run.text.replace(SHORT, f"start_steps: 8, {each},"), "r")
+        )
         for each in (short, f"stages: {stages}")
     )
     assert steps(plan(first)) == steps(plan(second))
@@ -79,13 +87,21 @@ def test_the_short_words_mean_such_a_list(tiny_run: TinyRun, short: str, stages:
         assert trajectory(first, one, "fp32") == trajectory(second, other, "fp32")
 
 
-@pytest.mark.parametrize(("version", "others"), [("format_1", {"precision", "distill.log_every"}), ("format_2", set())])
-def test_a_stage_of_an_old_recipe_is_shaped_by_what_its_saves_name(version: str, others: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("version", "others"), [("format_1", {"precision", "distill.log_every"}), ("format_2", set())]
+)
+def test_a_stage_of_an_old_recipe_is_shaped_by_what_its_saves_name(
+    version: str, others: set[str]
+) -> None:
     """Else a run that an older version has begun could not be gone on with."""
     golden = Path(__file__).parent / "golden" / version
     recipe = recipe_text.validate(Recipe, recipe_text.read_file(golden / "recipe.yaml"))
-    state = json.loads((golden / "runs/golden/saves/base_0/000000004/state.json").read_text())["trajectory"]
-    known = {name: value for name, value in state.items() if name not in {"data", "teacher"} | others}
+    state = json.loads((golden / "runs/golden/saves/base_0/000000004/state.json").read_text())[
+        "trajectory"
+    ]
+    known = {
+        name: value for name, value in state.items() if name not in {"data", "teacher"} | others
+    }
     now = json.loads(json.dumps(trajectory(recipe, plan(recipe)[1], "fp32")))
     assert {name: value for name, value in now.items() if name not in others} == known
 
@@ -93,22 +109,52 @@ def test_a_stage_of_an_old_recipe_is_shaped_by_what_its_saves_name(version: str,
 @pytest.mark.parametrize(
     ("distill", "line", "problem"),
     [
-        ("stages: [{factor: 1}]\n  end_steps: 2", 5, "`distill.end_steps`: `stages` says every stage by itself"),
-        ("stages: [{factor: 1}]\n  factor: 4", 5, "`distill.factor`: `stages` says every stage by itself"),
-        ("stages: [{factor: 1}]\n  overrides: {8: {updates: 2}}", 5, "`distill.overrides`: `stages` says every stage"),
-        ("stages:\n  - {factor: 1}\n  - {factor: 3}", 6, "`factor` 3 does not divide the 8 steps of its teacher"),
-        ("stages:\n  - {factor: 1}\n  - {steps: 3}", 6, "3 steps do not divide the 8 of its teacher"),
-        ("stages:\n  - {steps: 4}\n  - {steps: 8}", 6, "its teacher has 4 steps and it would have 8"),
+        (
+            "stages: [{factor: 1}]\n  end_steps: 2",
+            5,
+            "`distill.end_steps`: `stages` says every stage by itself",
+        ),
+        (
+            "stages: [{factor: 1}]\n  factor: 4",
+            5,
+            "`distill.factor`: `stages` says every stage by itself",
+        ),
+        (
+            "stages: [{factor: 1}]\n  overrides: {8: {updates: 2}}",
+            5,
+            "`distill.overrides`: `stages` says every stage",
+        ),
+        (
+            "stages:\n  - {factor: 1}\n  - {factor: 3}",
+            6,
+            "`factor` 3 does not divide the 8 steps of its teacher",
+        ),
+        (
+            "stages:\n  - {factor: 1}\n  - {steps: 3}",
+            6,
+            "3 steps do not divide the 8 of its teacher",
+        ),
+        (
+            "stages:\n  - {steps: 4}\n  - {steps: 8}",
+            6,
+            "its teacher has 4 steps and it would have 8",
+        ),
         ("stages:\n  - {steps: 4}\n  - {updates: 8}", 6, "this one says neither"),
         ("stages:\n  - {steps: 4, factor: 2}", 5, "this one says both"),
         ("stages:\n  - {factor: 0}", 5, "`distill.stages.0.factor`: should be at least 1, is 0"),
-        ("stages:\n  - {factor: 1}\n  - {step: 4}", 6, "`distill.stages.1.step`: is unknown; did you mean `steps`?"),
+        (
+            "stages:\n  - {factor: 1}\n  - {step: 4}",
+            6,
+            "`distill.stages.1.step`: is unknown; did you mean `steps`?",
+        ),
         ("stages:\n  - {factor: 1, objective: denoising}", 5, "it belongs into `train`"),
         ("stages: []", 4, "should be a list of at least 1"),
         ("stages: 4", 4, "`distill.stages`: should be a list, is 4"),
     ],
 )
-def test_a_mistake_in_a_list_is_told_where_it_is(tiny_run: TinyRun, distill: str, line: int, problem: str) -> None:
+def test_a_mistake_in_a_list_is_told_where_it_is(
+    tiny_run: TinyRun, distill: str, line: int, problem: str
+) -> None:
     [settings] = [row for row in tiny_run.text.splitlines() if row.startswith("distill")]
     others = tiny_run.text.replace(settings + "\n", "")
     text = f"distill:\n  updates: 2\n  start_steps: 8\n  {distill}\n{others}"
@@ -123,7 +169,15 @@ def test_the_schema_describes_a_list_of_stages(capsys: pytest.CaptureFixture[str
     assert main(["recipes", "schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     stage = schema["$defs"]["StageSection"]["properties"]
-    assert {"objective", "steps", "factor", "updates", "batch_size", "learning_rate", "weighting"} == stage.keys()
+    assert {
+        "objective",
+        "steps",
+        "factor",
+        "updates",
+        "batch_size",
+        "learning_rate",
+        "weighting",
+    } == stage.keys()
     assert all(field["description"] for field in stage.values())
 
 
@@ -137,7 +191,9 @@ def test_a_listed_chain_can_be_stopped_anywhere(listed: TinyRun) -> None:
         ("base_2", 3, 4, 4),
     ]
     base = checkpoint.read_card(listed.path / "a/original")
-    assert cards[0].hash == base.hash != cards[1].hash == cards[2].hash, "with as many steps there is nothing to learn"
+    assert cards[0].hash == base.hash != cards[1].hash == cards[2].hash, (
+        "with as many steps there is nothing to learn"
+    )
     assert finish(listed, distill=True, run="b") > 3
     assert listed.hashes("a") == listed.hashes("b")
     assert not [line for line in listed.said if "has changed" in line]
@@ -165,7 +221,9 @@ class Halving(Objective):
     def __init__(self, teacher: Denoiser) -> None:
         self.teacher = teacher
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         t = ((rng.uniform() * 64).floor() + 1) / 64
         z = add_noise(x, *student.schedule.alpha_sigma(t), rng)
         with torch.no_grad():
@@ -177,7 +235,9 @@ def test_progressive_distillation_can_be_followed_by_another_objective(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(OBJECTIVES._builtin, "halving", f"{__name__}:HalvingSection")
-    mixed = with_stages(tiny_run, "[{steps: 4}, {steps: 4, objective: halving}, {steps: 1, objective: halving}]")
+    mixed = with_stages(
+        tiny_run, "[{steps: 4}, {steps: 4, objective: halving}, {steps: 1, objective: halving}]"
+    )
     mixed.base(run="a")
     shutil.copytree(mixed.path / "a", mixed.path / "b")
     cards = mixed.chain(run="a").distill()
@@ -196,27 +256,44 @@ def test_the_report_measures_no_student_by_a_target_that_it_did_not_learn(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(OBJECTIVES._builtin, "halving", f"{__name__}:HalvingSection")
-    mixed = with_stages(tiny_run, "[{steps: 4}, {steps: 4, objective: halving}, {steps: 2, objective: halving}]")
+    mixed = with_stages(
+        tiny_run, "[{steps: 4}, {steps: 4, objective: halving}, {steps: 2, objective: halving}]"
+    )
     mixed.base()
-    assert [card.learned_by for card in mixed.chain().distill()] == ["progressive", "halving", "halving"]
+    assert [card.learned_by for card in mixed.chain().distill()] == [
+        "progressive",
+        "halving",
+        "halving",
+    ]
     names = ["original", "base_0", "base_1", "base_2"]
-    studio = Studio({name: mixed.folder().model(name) for name in names}, mixed.path / "kept", range(2))
+    studio = Studio(
+        {name: mixed.folder().model(name) for name in names}, mixed.path / "kept", range(2)
+    )
     found = studio.gallery("original", names[1:])
     assert list(found.errors) == ["base_0"]
-    strips = [(strip.role, strip.num_steps) for strip in found.strips if strip.role == "undistilled"]
+    strips = [
+        (strip.role, strip.num_steps) for strip in found.strips if strip.role == "undistilled"
+    ]
     assert strips == [("undistilled", 4), ("undistilled", 2)]
 
 
-def test_a_student_that_knows_too_few_times_is_no_teacher(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_student_that_knows_too_few_times_is_no_teacher(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(OBJECTIVES._builtin, "halving", f"{__name__}:HalvingSection")
-    text = tiny_run.text.replace(SHORT, "start_steps: 96, stages: [{factor: 1, objective: halving}],")
+    text = tiny_run.text.replace(
+        SHORT, "start_steps: 96, stages: [{factor: 1, objective: halving}],"
+    )
     with pytest.raises(
-        UsageError, match="`halving` the student `base_0` knows 64 times, and is to be drawn with in 96"
+        UsageError,
+        match="`halving` the student `base_0` knows 64 times, and is to be drawn with in 96",
     ):
         recipe_text.validate(Recipe, recipe_text.read(text, "recipe.yaml"))
 
 
-def test_a_stage_that_would_learn_nothing_is_doubted(listed: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_would_learn_nothing_is_doubted(
+    listed: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = doubts(plan(listed.recipe()))
     assert [line.partition(":")[0] for line in told] == [
         "`base_0` has as many steps as its teacher",
@@ -225,22 +302,39 @@ def test_a_stage_that_would_learn_nothing_is_doubted(listed: TinyRun, monkeypatc
     assert doubts(plan(listed.recipe("distill.stages=[{factor: 2}]"))) == []
 
 
-def test_what_follows_a_teacher_of_the_run_follows_its_place_and_not_its_steps(listed: TinyRun) -> None:
+def test_what_follows_a_teacher_of_the_run_follows_its_place_and_not_its_steps(
+    listed: TinyRun,
+) -> None:
     listed.base()
     stages, run = plan(listed.recipe()), listed.folder()
-    assert [stage.name for stage in choose(run, stages, "original", None, None)[1]] == ["base_0", "base_1", "base_2"]
+    assert [stage.name for stage in choose(run, stages, "original", None, None)[1]] == [
+        "base_0",
+        "base_1",
+        "base_2",
+    ]
     listed.chain().distill()
-    assert [stage.name for stage in choose(run, stages, "base_0", None, None)[1]] == ["base_1", "base_2"]
-    assert [stage.name for stage in choose(run, stages, str(run.model("base_1")), None, None)[1]] == ["base_2"]
+    assert [stage.name for stage in choose(run, stages, "base_0", None, None)[1]] == [
+        "base_1",
+        "base_2",
+    ]
+    assert [
+        stage.name for stage in choose(run, stages, str(run.model("base_1")), None, None)[1]
+    ] == ["base_2"]
     with pytest.raises(UsageError, match="`base_2` is the last stage") as found:
         choose(run, stages, "base_2", None, None)
     assert found.value.fix == "add another stage to `distill.stages`"
     listed.said.clear()
     listed.chain().distill("base_0", count=1)
-    assert [line for line in listed.said if "`base_0`, `base_1` all start at 8 steps: `base_1` is what comes" in line]
+    assert [
+        line
+        for line in listed.said
+        if "`base_0`, `base_1` all start at 8 steps: `base_1` is what comes" in line
+    ]
 
 
-def test_a_teacher_from_elsewhere_is_followed_by_the_first_stage_that_starts_at_its_steps(listed: TinyRun) -> None:
+def test_a_teacher_from_elsewhere_is_followed_by_the_first_stage_that_starts_at_its_steps(
+    listed: TinyRun,
+) -> None:
     listed.base(run="other")
     listed.chain(run="other").distill(count=1)
     stages = plan(listed.recipe())
@@ -273,5 +367,7 @@ def test_a_plan_and_a_recipe_show_stages_that_keep_their_steps(
     assert "8 -> 8" in capsys.readouterr().out
     assert main(["--json", "distill", "--dry-run", "--device", "cpu"]) == 0
     rows = json.loads(capsys.readouterr().out)["stages"]
-    assert [(row["name"], row["start_steps"], row["num_steps"]) for row in rows] == steps(plan(listed.recipe())[1:])
+    assert [(row["name"], row["start_steps"], row["num_steps"]) for row in rows] == steps(
+        plan(listed.recipe())[1:]
+    )
     assert {row["objective"] for row in rows} == {"progressive"}

@@ -32,12 +32,17 @@ def start(*arguments: str, code: int = 0) -> tuple[str, set[str]]:
         (["recipes", "show", "digits"], "distill:"),
         (["recipes", "schema"], "minimum"),
         (["recipes", "check", "digits", "cifar10", "celeba_u"], "celeba_u.yaml` is a valid recipe"),
-        *((["recipes", "check", DIGITS, "--set", f"diffusion.schedule={each}"], "is a valid") for each in SCHEDULES),
+        *(
+            (["recipes", "check", DIGITS, "--set", f"diffusion.schedule={each}"], "is a valid")
+            for each in SCHEDULES
+        ),
         (["recipes", "check", DIGITS, "--set", "sample.sampler=ancestral"], "is a valid recipe"),
     ],
     ids=" ".join,
 )
-def test_a_command_about_recipes_imports_nothing_that_computes(arguments: list[str], word: str) -> None:
+def test_a_command_about_recipes_imports_nothing_that_computes(
+    arguments: list[str], word: str
+) -> None:
     said, heavy = start(*arguments)
     assert word in said
     assert heavy == set()

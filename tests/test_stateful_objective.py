@@ -49,7 +49,9 @@ class Consistency(Objective):
         self.step = 0.5 * (1 - update / self.updates)
         self.heard.append(("begin", update, True))
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         t = 1 - rng.stratified()
         alpha, sigma = student.schedule.alpha_sigma(t)
         z = add_noise(x, alpha, sigma, rng)
@@ -64,11 +66,20 @@ class Consistency(Objective):
         self.heard.append(("follow", update, bool(is_done)))
 
     def state(self) -> dict[str, Tensor]:
-        return {"done": self.done, **{f"target.{name}": tensor for name, tensor in self.target.state().items()}}
+        return {
+            "done": self.done,
+            **{f"target.{name}": tensor for name, tensor in self.target.state().items()},
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         sharded.scatter_into(self.done, state["done"])
-        self.target.load({name.removeprefix("target."): tensor for name, tensor in state.items() if name != "done"})
+        self.target.load(
+            {
+                name.removeprefix("target."): tensor
+                for name, tensor in state.items()
+                if name != "done"
+            }
+        )
 
 
 class Forgetful(Consistency):
@@ -94,12 +105,17 @@ def machine() -> Machine:
 
 
 def learner(machine: Machine, objective: Objective, **more: Any) -> Learner:
-    return Learner(Denoiser(network(0.3), COSINE, "v"), objective, settings(ema=0.9, **more), machine)
+    return Learner(
+        Denoiser(network(0.3), COSINE, "v"), objective, settings(ema=0.9, **more), machine
+    )
 
 
 def kept(made: Learner) -> State:
     """A copy of its state, as a save has it."""
-    return {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in made.state().items()}
+    return {
+        part: {name: tensor.clone() for name, tensor in named.items()}
+        for part, named in made.state().items()
+    }
 
 
 def learned(made: Learner, objective: Consistency) -> dict[str, Tensor]:
@@ -115,12 +131,21 @@ def different(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[st
 # What is saved, and what is gone on from
 
 
-def test_what_an_objective_remembers_is_a_part_of_the_save_and_nothing_is_none(machine: Machine) -> None:
+def test_what_an_objective_remembers_is_a_part_of_the_save_and_nothing_is_none(
+    machine: Machine,
+) -> None:
     names = {name for name, _ in network().named_parameters()}
     state = learner(machine, Consistency()).state()
     assert state["objective"].keys() == {"done", *(f"target.{name}" for name in names)}
-    for made in (learner(machine, Forgetful()), learner(machine, DenoisingObjective("snr_plus_one"))):
-        assert made.state().keys() == state.keys() - {"objective"} == {"weights", "average", "optimizer", "course"}
+    for made in (
+        learner(machine, Forgetful()),
+        learner(machine, DenoisingObjective("snr_plus_one")),
+    ):
+        assert (
+            made.state().keys()
+            == state.keys() - {"objective"}
+            == {"weights", "average", "optimizer", "course"}
+        )
 
 
 @pytest.mark.parametrize("kind", [Consistency, Forgetful])
@@ -178,9 +203,20 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         lambda state: state | {"target.conv_in.bias": torch.zeros(5)},
         lambda state: {name.removeprefix("target."): tensor for name, tensor in state.items()},
     ],
-    ids=["no part", "empty", "no number", "no weight", "one more", "shape of a number", "shape of a weight", "names"],
+    ids=[
+        "no part",
+        "empty",
+        "no number",
+        "no weight",
+        "one more",
+        "shape of a number",
+        "shape of a weight",
+        "names",
+    ],
 )
-def test_a_save_whose_objective_does_not_fit_is_refused_and_nothing_is_changed(machine: Machine, change: Any) -> None:
+def test_a_save_whose_objective_does_not_fit_is_refused_and_nothing_is_changed(
+    machine: Machine, change: Any
+) -> None:
     made = learner(machine, Consistency())
     taught(made, 2)
     saved = kept(made)
@@ -196,7 +232,9 @@ def test_a_save_whose_objective_does_not_fit_is_refused_and_nothing_is_changed(m
     assert different(learned(other, objective), before) == []
 
 
-def test_a_save_of_an_objective_that_remembers_does_not_fit_one_that_does_not(machine: Machine) -> None:
+def test_a_save_of_an_objective_that_remembers_does_not_fit_one_that_does_not(
+    machine: Machine,
+) -> None:
     saved = kept(learner(machine, Consistency()))
     with pytest.raises(ModelFileError, match="the save does not fit"):
         learner(machine, DenoisingObjective("snr_plus_one")).load(saved, 0)
@@ -220,7 +258,9 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_unbroken_one(
 # What it is told
 
 
-def test_every_update_is_begun_with_the_number_before_and_followed_with_the_number_after(machine: Machine) -> None:
+def test_every_update_is_begun_with_the_number_before_and_followed_with_the_number_after(
+    machine: Machine,
+) -> None:
     objective = Consistency()
     made = learner(machine, objective, micro_batch=2)
     made.rehearse(pictures(), NOTHING, rng_of())
@@ -240,18 +280,24 @@ def test_every_update_is_begun_with_the_number_before_and_followed_with_the_numb
 class Cramped(Consistency):
     """Takes four pictures at once, and has no memory for more."""
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         if len(x) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().__call__(student, x, rng, condition)
 
 
-def test_what_an_objective_remembers_is_counted_among_what_a_save_will_need(machine: Machine) -> None:
+def test_what_an_objective_remembers_is_counted_among_what_a_save_will_need(
+    machine: Machine,
+) -> None:
     class Remembering(DenoisingObjective):
         def state(self) -> dict[str, Tensor]:
             return {"kept": torch.zeros(250_000)}
 
-    plain, remembering = (learner(machine, objective=each("snr")) for each in (DenoisingObjective, Remembering))
+    plain, remembering = (
+        learner(machine, objective=each("snr")) for each in (DenoisingObjective, Remembering)
+    )
     assert remembering._later_bytes() - plain._later_bytes() == 1_000_000
 
 
@@ -265,7 +311,9 @@ def test_an_update_that_is_tried_again_with_less_memory_is_told_once(machine: Ma
     assert different(learned(made, objective), learned(wanted, plain)) == []
 
 
-def test_it_is_prepared_with_the_students_own_network_and_copies_it_as_it_is(machine: Machine) -> None:
+def test_it_is_prepared_with_the_students_own_network_and_copies_it_as_it_is(
+    machine: Machine,
+) -> None:
     seen: list[tuple[Denoiser, nn.Module]] = []
 
     class Curious(DenoisingObjective):
@@ -328,7 +376,9 @@ def test_buffers_of_the_target_are_the_students_and_are_gone_on_from() -> None:
         return made
 
     layer = network(3)
-    target, again = (Target(Denoiser(layer, COSINE, "v"), lambda: network(0), 0.5) for _ in range(2))
+    target, again = (
+        Target(Denoiser(layer, COSINE, "v"), lambda: network(0), 0.5) for _ in range(2)
+    )
     target.follow(torch.tensor(True))
     assert target.state()["seen"].tolist() == [3]
     again.load({name: tensor.clone() for name, tensor in target.state().items()})
@@ -345,7 +395,9 @@ def test_with_a_decay_of_0_the_target_is_the_student_bit_for_bit(before: float) 
     assert torch.equal(target.state()["weight"], layer.weight)
 
 
-def test_the_target_predicts_with_the_students_schedule_and_words_and_stays_what_it_was_made_of() -> None:
+def test_the_target_predicts_with_the_students_schedule_and_words_and_stays_what_it_was_made_of() -> (
+    None
+):
     student = Denoiser(Curved(), COSINE, "eps")
     target = Target(student, Curved, DECAY).denoiser
     assert (target.schedule, target.predicts) == (student.schedule, student.predicts)

@@ -35,11 +35,18 @@ def told(place: RunFolder) -> dict[str, Any]:
 def test_a_run_that_ends_well_says_so(place: RunFolder) -> None:
     assert app.run(COMMAND) == 0
     found = told(place)
-    assert (found["state"], found["exit_code"], found["stage"], found["update"]) == ("done", 0, "original", 5)
+    assert (found["state"], found["exit_code"], found["stage"], found["update"]) == (
+        "done",
+        0,
+        "original",
+        5,
+    )
     assert found["pid"] == os.getpid()
 
 
-def test_a_run_that_is_stopped_says_how_to_go_on(place: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    place: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vdiff.cli.signals import StopRequest
 
     monkeypatch.setattr(StopRequest, "__call__", lambda self: signal.SIGTERM)
@@ -50,7 +57,9 @@ def test_a_run_that_is_stopped_says_how_to_go_on(place: RunFolder, monkeypatch: 
     assert found["resume_command"] == "vdiff train --device cpu -q"
 
 
-def test_a_run_that_fails_says_why(place: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_run_that_fails_says_why(
+    place: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     from vdiff.runs import savepoint
 
     def full(path: Path, *rest: Any) -> None:
@@ -100,7 +109,9 @@ def test_a_run_that_was_killed_is_known_by_its_free_lock(tmp_path: Path) -> None
         running = run_status.read(place.status, place.is_at_work())
     killed = run_status.read(place.status, place.is_at_work())
     with place.lock():
-        assert run_status.read(place.status) == running  # who does not say whether it works has the lock looked at
+        assert (
+            run_status.read(place.status) == running
+        )  # who does not say whether it works has the lock looked at
     assert run_status.read(place.status) == killed
     assert running is not None
     assert killed is not None
@@ -118,14 +129,18 @@ def test_a_look_at_the_lock_does_not_keep_a_run_from_beginning(tmp_path: Path) -
         pass
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "odd"}', '{"state": 3}', "\x00", '{"state": "done"'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"state": "odd"}', '{"state": 3}', "\x00", '{"state": "done"']
+)
 def test_a_status_that_cannot_be_believed_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "status.json").write_text(text)
     assert run_status.read(tmp_path / "status.json", False) is None
 
 
 def test_values_of_the_wrong_kind_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "status.json").write_text('{"state": "stopped", "update": "x", "stage": 3, "exit_code": 143}')
+    (tmp_path / "status.json").write_text(
+        '{"state": "stopped", "update": "x", "stage": 3, "exit_code": 143}'
+    )
     found = run_status.read(tmp_path / "status.json", False)
     assert found is not None
     assert (found.state, found.update, found.stage, found.exit_code) == ("stopped", 0, "", 143)
@@ -133,7 +148,9 @@ def test_values_of_the_wrong_kind_are_left_out(tmp_path: Path) -> None:
 
 def test_the_time_of_a_stage_is_that_of_all_its_sittings(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    path.write_text('{"state": "stopped", "seconds": {"original": 40.0, "base_0": 7, "odd": "x", "bad": true}}')
+    path.write_text(
+        '{"state": "stopped", "seconds": {"original": 40.0, "base_0": 7, "odd": "x", "bad": true}}'
+    )
     recorder = Recorder(FitLines(lambda text: None), path, "vdiff distill", "2 cores of a machine")
     recorder.begin("original", 10, 4)
     recorder.end("original", 0.1, 1.0)
@@ -166,4 +183,7 @@ def test_a_disk_that_refuses_the_status_does_not_end_the_run(tmp_path: Path) -> 
 
 
 def test_the_command_to_go_on_does_not_begin_anew() -> None:
-    assert resume_command(["distill", "--force", "--set", "name=a b"]) == "vdiff distill --set 'name=a b'"
+    assert (
+        resume_command(["distill", "--force", "--set", "name=a b"])
+        == "vdiff distill --set 'name=a b'"
+    )

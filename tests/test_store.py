@@ -44,7 +44,9 @@ def foreign_store(path: Path, count: int = 3, sizes: tuple[int, ...] = (16, 128)
 
 def read_all(path: Path) -> int:
     store = ImageStore(path)
-    return sum(len(store.read(index, size)) for size in store.sizes for index in range(store.num_images))
+    return sum(
+        len(store.read(index, size)) for size in store.sizes for index in range(store.num_images)
+    )
 
 
 def test_a_store_says_what_it_holds(store: Path) -> None:
@@ -65,7 +67,12 @@ def test_the_keys_are_those_of_diffusion_distiller(store: Path) -> None:
 
 def test_the_summary_can_be_printed_as_json(store: Path) -> None:
     summary = json.loads(json.dumps(ImageStore(store).summary()))
-    assert (summary["kind"], summary["encoding"], summary["channels"], summary["num_classes"]) == ("vdiff", "png", 3, 2)
+    assert (summary["kind"], summary["encoding"], summary["channels"], summary["num_classes"]) == (
+        "vdiff",
+        "png",
+        3,
+        2,
+    )
 
 
 def test_the_fingerprint_follows_the_content_and_not_the_place(store: Path, tmp_path: Path) -> None:
@@ -118,7 +125,12 @@ def test_the_sample_of_diffusion_distiller_is_read_as_it_is() -> None:
     if not SAMPLE.exists():
         pytest.skip("the sample store of diffusion_distiller is not beside this repository")
     opened = ImageStore(SAMPLE)
-    assert (opened.num_images, opened.sizes, opened.labels, opened.metadata) == (60, (16, 32), None, None)
+    assert (opened.num_images, opened.sizes, opened.labels, opened.metadata) == (
+        60,
+        (16, 32),
+        None,
+        None,
+    )
     for size in opened.sizes:
         for index in range(60):
             assert images.decode(opened.read(index, size), 3).shape == (3, size, size)
@@ -134,7 +146,9 @@ def test_a_foreign_store_has_a_fingerprint_of_its_content(tmp_path: Path) -> Non
     assert ImageStore(one).summary()["kind"] == "diffusion_distiller"
 
 
-@pytest.mark.parametrize("length", [None, b"", b"0", b"-3", b"4", b"999999999", b"9" * 5000, b"\xff", b"3.0"])
+@pytest.mark.parametrize(
+    "length", [None, b"", b"0", b"-3", b"4", b"999999999", b"9" * 5000, b"\xff", b"3.0"]
+)
 def test_an_absurd_length_is_refused(length: bytes | None, tmp_path: Path) -> None:
     path = foreign_store(tmp_path / "foreign")
     change(path, {"length": length})
@@ -176,7 +190,9 @@ def test_a_store_of_a_newer_vdiff_says_so(store: Path) -> None:
     assert "newer vdiff" in caught.value.fix
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"nonsense", b"\xff", b"[" * 100_000, b'{"format": 1}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{}", b"nonsense", b"\xff", b"[" * 100_000, b'{"format": 1}']
+)
 def test_metadata_that_is_not_metadata_is_refused(text: bytes, store: Path) -> None:
     change(store, {"vdiff": text})
     with pytest.raises(DataError, match="`vdiff`"):
@@ -188,7 +204,13 @@ Changed = dict[str, object]
 
 @pytest.mark.parametrize(
     "changed",
-    [{"count": 13}, {"labels": [0] * 11}, {"labels": [9] * 12}, {"sizes": [8, 16, 32]}, {"crcs": {8: "", 16: ""}}],
+    [
+        {"count": 13},
+        {"labels": [0] * 11},
+        {"labels": [9] * 12},
+        {"sizes": [8, 16, 32]},
+        {"crcs": {8: "", 16: ""}},
+    ],
 )
 def test_metadata_that_contradicts_itself_is_refused(changed: Changed, store: Path) -> None:
     metadata = ImageStore(store).metadata
@@ -252,7 +274,9 @@ def test_a_flipped_bit_in_a_picture_is_found_before_use(store: Path) -> None:
 
 def test_a_flipped_bit_in_the_metadata_is_found(store: Path) -> None:
     def damage(data: bytearray) -> None:
-        for found in re.finditer(b'"cat"', bytes(data)):  # also in pages that are not in use any more
+        for found in re.finditer(
+            b'"cat"', bytes(data)
+        ):  # also in pages that are not in use any more
             data[found.start() + 1] ^= 1
 
     with pytest.raises(DataError, match="`vdiff`: it is not what was written"):
@@ -262,16 +286,25 @@ def test_a_flipped_bit_in_the_metadata_is_found(store: Path) -> None:
 def test_no_flipped_bit_anywhere_gives_other_pictures_or_kills_the_process(store: Path) -> None:
     def content(path: Path) -> list[object]:
         opened = ImageStore(path)
-        pictures = [opened.read(index, size) for size in opened.sizes for index in range(opened.num_images)]
+        pictures = [
+            opened.read(index, size) for size in opened.sizes for index in range(opened.num_images)
+        ]
         return [pictures, opened.summary()["class_names"], opened.metadata]
 
     expected, rng = content(store), random.Random(0)
     size = (store / "data.mdb").stat().st_size
     refused = 0
     for _ in range(400):
-        place, bit = rng.choice([rng.randrange(size), rng.randrange(152), 4096 * rng.randrange(size // 4096) + 10]), 1
+        place, bit = (
+            rng.choice(
+                [rng.randrange(size), rng.randrange(152), 4096 * rng.randrange(size // 4096) + 10]
+            ),
+            1,
+        )
         bit = 1 << rng.randrange(8)
-        path = damaged_copy(store, lambda data, place=place, bit=bit: data.__setitem__(place, data[place] ^ bit))
+        path = damaged_copy(
+            store, lambda data, place=place, bit=bit: data.__setitem__(place, data[place] ^ bit)
+        )
         try:
             assert content(path) == expected
         except DataError:
@@ -315,7 +348,11 @@ def test_a_file_whose_last_pages_were_never_written_is_filled_up(tmp_path: Path)
     size = (tmp_path / "data.mdb").stat().st_size
     with StoreWriter(tmp_path):
         os.truncate(tmp_path / "data.mdb", size - 1)
-    assert (tmp_path / "data.mdb").stat().st_size == size == lmdb_pages.whole_size(tmp_path / "data.mdb")
+    assert (
+        (tmp_path / "data.mdb").stat().st_size
+        == size
+        == lmdb_pages.whole_size(tmp_path / "data.mdb")
+    )
 
 
 def test_a_commit_is_whole_or_not_at_all_on_a_full_disk(tmp_path: Path) -> None:
@@ -326,7 +363,9 @@ def test_a_commit_is_whole_or_not_at_all_on_a_full_disk(tmp_path: Path) -> None:
         assert writer.records("8-") == {"8-00000": b"small"}
 
 
-@pytest.mark.parametrize("trouble", [lmdb.MemoryError("mdb_env_open: Cannot allocate memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "trouble", [lmdb.MemoryError("mdb_env_open: Cannot allocate memory"), MemoryError()]
+)
 def test_a_machine_without_memory_is_not_taken_for_a_damaged_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception
 ) -> None:

@@ -63,7 +63,9 @@ def bits_of(key: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("is_sealed", [True, False])
-def test_a_store_whose_key_has_a_flipped_bit_is_not_taken_for_a_foreign_one(is_sealed: bool, store: Path) -> None:
+def test_a_store_whose_key_has_a_flipped_bit_is_not_taken_for_a_foreign_one(
+    is_sealed: bool, store: Path
+) -> None:
     if not is_sealed:
         as_older_versions_left_it(store)
     whole = (store / FILE).read_bytes()
@@ -111,7 +113,8 @@ def test_a_seal_beside_a_store_without_its_record_is_believed(store: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "key", [b"v", b"vd", b"vdif", b"vdiff\x07\0\0\0\0\0\0\0", b"vdiff-job", b"vdiff-part-0000000000"]
+    "key",
+    [b"v", b"vd", b"vdif", b"vdiff\x07\0\0\0\0\0\0\0", b"vdiff-job", b"vdiff-part-0000000000"],
 )
 def test_a_key_of_ours_with_another_length_is_recognised_whatever_its_value(key: bytes) -> None:
     """The value of a long record is found by a number behind the key: it is another one then."""
@@ -121,7 +124,14 @@ def test_a_key_of_ours_with_another_length_is_recognised_whatever_its_value(key:
 @pytest.mark.parametrize("other", ["words", "label-00001", "dataset", "16-mean"])
 def test_a_foreign_store_may_hold_other_records(other: str, tmp_path: Path) -> None:
     with StoreWriter(tmp_path) as writer:
-        writer.commit({"16-00000": b"picture", "16-00001": b"picture", "length": b"2", other: b'{"made_by": "me"}'})
+        writer.commit(
+            {
+                "16-00000": b"picture",
+                "16-00001": b"picture",
+                "length": b"2",
+                other: b'{"made_by": "me"}',
+            }
+        )
     opened = ImageStore(tmp_path)
     assert (opened.metadata, opened.sizes, opened.num_images) == (None, (16,), 2)
 
@@ -136,7 +146,9 @@ def test_a_size_whose_first_key_has_changed_is_missed(tmp_path: Path) -> None:
         ImageStore(tmp_path)
 
 
-def test_a_store_that_was_never_finished_is_not_a_foreign_one(make_pictures: MakePictures, tmp_path: Path) -> None:
+def test_a_store_that_was_never_finished_is_not_a_foreign_one(
+    make_pictures: MakePictures, tmp_path: Path
+) -> None:
     unfinished = stopped(make_pictures(), tmp_path / "store", after=6)
     with StoreWriter(unfinished) as writer:
         writer.commit({"length": b"6"})
@@ -164,12 +176,16 @@ def test_a_seal_that_is_none_is_refused(text: bytes, store: Path) -> None:
         ImageStore(store)
 
 
-def test_a_seal_of_a_newer_vdiff_says_so_and_nothing_else(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_seal_of_a_newer_vdiff_says_so_and_nothing_else(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (store / SEAL).write_text(json.dumps({"format": "\x1b]0;owned\x07\x1b[2J" + "x" * 5000}))
     assert main(["inspect", str(store)]) == 3
     said = capsys.readouterr().err
     assert "install a newer vdiff" in said
-    assert said.isprintable() or set(filter(lambda letter: not letter.isprintable(), said)) == {"\n"}
+    assert said.isprintable() or set(filter(lambda letter: not letter.isprintable(), said)) == {
+        "\n"
+    }
     assert len(said) < 500
 
 
@@ -177,7 +193,9 @@ def test_the_record_of_a_stranger_sends_no_escape_sequence_to_the_terminal(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with StoreWriter(store) as writer:
-        writer.commit({"vdiff": json.dumps({"format": "\x1b]0;owned\x07\x1b[2J\x1b[31mred"}).encode()})
+        writer.commit(
+            {"vdiff": json.dumps({"format": "\x1b]0;owned\x07\x1b[2J\x1b[31mred"}).encode()}
+        )
     for arguments in (
         ["inspect", str(store)],
         ["prepare", str(store.parent / "pictures"), "--size", "8", "--out", str(store)],
@@ -193,7 +211,9 @@ def test_a_sealed_store_is_refused_when_its_file_is_missing_longer_or_another_on
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, seal = (store / FILE).read_bytes(), (store / SEAL).read_bytes()
-    (store / SEAL).write_bytes(Seal.from_json(seal).model_copy(update={"pages": "0123abcd"}).to_json())
+    (store / SEAL).write_bytes(
+        Seal.from_json(seal).model_copy(update={"pages": "0123abcd"}).to_json()
+    )
     with pytest.raises(DataError, match="a page of"):
         ImageStore(store)
     (store / SEAL).write_bytes(seal)
@@ -266,14 +286,18 @@ def test_seeded_damage_harms_nobody(kind: str, specimens: list[Specimen], tmp_pa
     drawn = cases([each for each in specimens if each.kind == kind], range(150), seed=7)
     outcomes = list(trials.run(list(drawn), tmp_path / "scratch"))
     assert len(outcomes) == 150
-    assert [(each.case.number, each.case.how, each.reading) for each in outcomes if not each.is_good] == []
+    assert [
+        (each.case.number, each.case.how, each.reading) for each in outcomes if not each.is_good
+    ] == []
     assert len({each.reading for each in outcomes}) > 1
 
 
 # ---- pages that are not in order
 
 
-def test_a_store_whose_pages_are_not_in_order_is_refused_where_reading_had_no_end(tmp_path: Path) -> None:
+def test_a_store_whose_pages_are_not_in_order_is_refused_where_reading_had_no_end(
+    tmp_path: Path,
+) -> None:
     with StoreWriter(tmp_path) as writer:
         writer.commit({f"{size}-00000": bytes(1500) for size in (5, 6, 7, 8)} | {"length": b"1"})
     assert ImageStore(tmp_path).sizes == (5, 6, 7, 8)
@@ -309,7 +333,11 @@ def test_keys_of_branches_are_looked_at_too(tmp_path: Path) -> None:
         writer.commit({f"8-{index:05d}": bytes(180) for index in range(6000)} | {"length": b"6000"})
     whole = (tmp_path / FILE).read_bytes()
     assert struct.unpack_from("<H", whole, 4096 * newest(whole) + 16 + 24 + 48 + 6)[0] == 3
-    branches = [page for page in range(2, len(whole) // 4096) if whole[4096 * page + 10 : 4096 * page + 12] == b"\1\0"]
+    branches = [
+        page
+        for page in range(2, len(whole) // 4096)
+        if whole[4096 * page + 10 : 4096 * page + 12] == b"\1\0"
+    ]
     rng = random.Random(0)
     found = 0
     for _ in range(60):
@@ -341,11 +369,18 @@ def test_what_lmdb_writes_is_never_refused(seed: int, tmp_path: Path) -> None:
             for _ in range(rng.randrange(1, 20)):
                 records: dict[str, bytes | None] = {}
                 for _ in range(rng.choice([1, 5, 50, 300])):
-                    key = f"{rng.choice([8, 16, 128])}-{rng.randrange(3000):05d}" + "x" * rng.choice([0, 0, 40])
+                    key = (
+                        f"{rng.choice([8, 16, 128])}-{rng.randrange(3000):05d}"
+                        + "x" * rng.choice([0, 0, 40])
+                    )
                     is_there = key in keys and key not in records
-                    if is_there or key not in keys:  # a long value that a shorter one replaces is lmdb.verify's mistake
+                    if (
+                        is_there or key not in keys
+                    ):  # a long value that a shorter one replaces is lmdb.verify's mistake
                         records[key] = (
-                            None if is_there else bytes(rng.choice([0, 1, 300, 2100, 9000]) + rng.randrange(50))
+                            None
+                            if is_there
+                            else bytes(rng.choice([0, 1, 300, 2100, 9000]) + rng.randrange(50))
                         )
                         keys ^= {key}
                 writer.commit(records)
@@ -391,7 +426,9 @@ def upper_bound(data: bytearray) -> None:
     for page in range(8192, len(data), 4096):
         if data[page + 10] == 2:
             upper = struct.unpack_from("<H", data, page + 14)[0]
-            struct.pack_into("<H", data, page + 14, upper - 2)  # nor here: the page has more space than it says
+            struct.pack_into(
+                "<H", data, page + 14, upper - 2
+            )  # nor here: the page has more space than it says
 
 
 def count_of_a_free_record(data: bytearray) -> None:
@@ -408,7 +445,9 @@ def a_used_page_is_free(data: bytearray) -> None:
 
 
 def pictures(data: bytearray) -> None:
-    for match in re.finditer(b"IDAT", bytes(data)):  # those on pages that are not used any more, too
+    for match in re.finditer(
+        b"IDAT", bytes(data)
+    ):  # those on pages that are not used any more, too
         data[match.end() + 5] ^= 1
 
 
@@ -431,7 +470,17 @@ def test_a_damaged_beginning_is_begun_anew_with_a_word(
     unfinished = stopped(folder, tmp_path / "store", after=12)
     damage(unfinished, change)
     ended = subprocess.run(
-        [sys.executable, "-m", "vdiff", "prepare", str(folder), "--size", "8", "--out", str(tmp_path / "store")],
+        [
+            sys.executable,
+            "-m",
+            "vdiff",
+            "prepare",
+            str(folder),
+            "--size",
+            "8",
+            "--out",
+            str(tmp_path / "store"),
+        ],
         capture_output=True,
         text=True,
         timeout=180,
@@ -508,7 +557,10 @@ def test_a_list_of_free_pages_that_asks_for_gigabytes_gets_none(tmp_path: Path) 
         timeout=180,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (500 * 10**6, 500 * 10**6)),
     )
-    assert "ValueError: its list of free pages is damaged: it is longer than the file has pages" in ended.stderr
+    assert (
+        "ValueError: its list of free pages is damaged: it is longer than the file has pages"
+        in ended.stderr
+    )
 
 
 def test_a_store_is_of_the_engine_that_all_versions_read_whatever_the_environment_says(
@@ -522,7 +574,9 @@ def test_a_store_is_of_the_engine_that_all_versions_read_whatever_the_environmen
     assert ImageStore(tmp_path / "store").num_images == 12
 
 
-@pytest.mark.parametrize("trouble", [lmdb.CorruptedError("mdb_put"), lmdb.PageNotFoundError("mdb_put")])
+@pytest.mark.parametrize(
+    "trouble", [lmdb.CorruptedError("mdb_put"), lmdb.PageNotFoundError("mdb_put")]
+)
 def test_a_damaged_file_that_is_written_to_is_not_taken_for_a_full_disk(
     trouble: lmdb.Error, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

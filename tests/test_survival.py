@@ -23,7 +23,12 @@ from vdiff.training.learner import Learner
 
 Poison = Callable[[Callable[[Learner], bool]], None]
 
-STATE = {"weights": {"w": torch.ones(3)}, "average": {}, "optimizer": {}, "course": {"rollbacks": torch.tensor(0)}}
+STATE = {
+    "weights": {"w": torch.ones(3)},
+    "average": {},
+    "optimizer": {},
+    "course": {"rollbacks": torch.tensor(0)},
+}
 PENDING = {"rows": torch.zeros(0, 2), "skips": torch.zeros(2, dtype=torch.int64)}
 
 
@@ -45,7 +50,9 @@ def log(tiny_run: TinyRun) -> list[dict[str, Any]]:
     return [json.loads(line) for line in tiny_run.folder().log.read_text().splitlines()]
 
 
-def test_updates_whose_loss_is_not_finite_are_skipped_counted_and_told(tiny_run: TinyRun, poison: Poison) -> None:
+def test_updates_whose_loss_is_not_finite_are_skipped_counted_and_told(
+    tiny_run: TinyRun, poison: Poison
+) -> None:
     poison(lambda learner: learner.update in (1, 2, 3))
     tiny_run.base("train.updates=8", "train.log_every=2")
     assert [line["skipped"] for line in log(tiny_run)] == [1, 3, 3, 3]
@@ -53,7 +60,9 @@ def test_updates_whose_loss_is_not_finite_are_skipped_counted_and_told(tiny_run:
     assert sum("were skipped" in line for line in tiny_run.said) == 2
 
 
-def test_a_run_stopped_among_skipped_updates_is_the_unbroken_one(tiny_run: TinyRun, poison: Poison) -> None:
+def test_a_run_stopped_among_skipped_updates_is_the_unbroken_one(
+    tiny_run: TinyRun, poison: Poison
+) -> None:
     more = ("train.updates=14", "train.log_every=3")
     poison(lambda learner: learner.update in (2, 4, 5, 6, 7, 8, 9, 10))
     tiny_run.base(*more, run="unbroken")
@@ -64,7 +73,9 @@ def test_a_run_stopped_among_skipped_updates_is_the_unbroken_one(tiny_run: TinyR
     assert tiny_run.hashes() == tiny_run.hashes("unbroken")
 
 
-def test_ten_in_a_row_end_the_training_and_the_last_finite_save_is_named(tiny_run: TinyRun, poison: Poison) -> None:
+def test_ten_in_a_row_end_the_training_and_the_last_finite_save_is_named(
+    tiny_run: TinyRun, poison: Poison
+) -> None:
     more = ("train.updates=40", "train.save_every=4", "train.log_every=5")
     poison(lambda learner: learner.update >= 6)
     for _ in range(2):  # the same command comes to the same end: the count is saved with the rest
@@ -88,7 +99,9 @@ def test_the_count_goes_on_over_saves_and_lines(tiny_run: TinyRun, poison: Poiso
         tiny_run.chain(*more, stop_after=1).train()
 
 
-def test_a_diverged_training_goes_back_and_on_at_half_the_rate_if_it_may(tiny_run: TinyRun, poison: Poison) -> None:
+def test_a_diverged_training_goes_back_and_on_at_half_the_rate_if_it_may(
+    tiny_run: TinyRun, poison: Poison
+) -> None:
     more = ("train.updates=30", "train.save_every=4", "train.log_every=5", "train.decay=constant")
     poison(lambda learner: learner.update >= 6 and learner.rollbacks < 2)
     with pytest.raises(DivergedError) as found:
@@ -137,7 +150,10 @@ def test_one_save_at_a_time_is_under_way(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_weights_that_are_not_finite_in_one_process_are_saved_by_none(tmp_path: Path) -> None:
     for writes in (True, False):
-        with Saver(tmp_path, {}, 2, writes, lambda here: True) as saver, pytest.raises(DivergedError, match="update 7"):
+        with (
+            Saver(tmp_path, {}, 2, writes, lambda here: True) as saver,
+            pytest.raises(DivergedError, match="update 7"),
+        ):
             saver.save(7, STATE, PENDING)
     asked: list[bool] = []
     broken = {**STATE, "weights": {"w": torch.ones(3), "v": torch.tensor([0.0, float("inf")])}}
@@ -149,7 +165,9 @@ def test_weights_that_are_not_finite_in_one_process_are_saved_by_none(tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_save_that_goes_wrong_in_the_background_ends_the_run(tiny_run: TinyRun, monkeypatch: Any) -> None:
+def test_a_save_that_goes_wrong_in_the_background_ends_the_run(
+    tiny_run: TinyRun, monkeypatch: Any
+) -> None:
     def full(path: Path, *rest: Any) -> None:
         raise OSError(28, "No space left on device", str(path))
 
@@ -158,13 +176,17 @@ def test_a_save_that_goes_wrong_in_the_background_ends_the_run(tiny_run: TinyRun
     before = sorted(tiny_run.folder().saves("original").rglob("*"))
     with monkeypatch.context() as patch:
         patch.setattr(savepoint, "save_tensors", full)
-        with pytest.raises(MachineError, match=r"the disk is full: [1-9][\d,]+ bytes are needed, [\d,]+ are free"):
+        with pytest.raises(
+            MachineError, match=r"the disk is full: [1-9][\d,]+ bytes are needed, [\d,]+ are free"
+        ):
             tiny_run.chain().train()
     assert sorted(tiny_run.folder().saves("original").rglob("*")) == before
     tiny_run.base()
 
 
-def test_older_saves_stay_when_the_new_one_cannot_be_read_back(tmp_path: Path, monkeypatch: Any) -> None:
+def test_older_saves_stay_when_the_new_one_cannot_be_read_back(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     for update in (1, 2):
         savepoint.write(tmp_path, update, STATE, PENDING, {})
     sound = whole_folder._flush
@@ -182,7 +204,9 @@ def test_older_saves_stay_when_the_new_one_cannot_be_read_back(tmp_path: Path, m
     assert newest.update == 2
 
 
-def test_a_stage_whose_saves_are_all_damaged_is_not_begun_again_in_silence(tiny_run: TinyRun) -> None:
+def test_a_stage_whose_saves_are_all_damaged_is_not_begun_again_in_silence(
+    tiny_run: TinyRun,
+) -> None:
     with pytest.raises(Stopped):
         tiny_run.chain("train.save_every=1", stop_after=3).train()
     for point in tiny_run.folder().points("original"):
@@ -194,7 +218,9 @@ def test_a_stage_whose_saves_are_all_damaged_is_not_begun_again_in_silence(tiny_
 
 
 @pytest.mark.parametrize("name", ["original", "base_0"])
-def test_a_model_whose_mark_is_lost_is_not_made_again_in_silence(tiny_run: TinyRun, name: str) -> None:
+def test_a_model_whose_mark_is_lost_is_not_made_again_in_silence(
+    tiny_run: TinyRun, name: str
+) -> None:
     tiny_run.base()
     tiny_run.chain().distill(count=1)
     folder = tiny_run.folder().model(name)
@@ -204,7 +230,9 @@ def test_a_model_whose_mark_is_lost_is_not_made_again_in_silence(tiny_run: TinyR
         tiny_run.chain().train() if name == "original" else tiny_run.chain().distill()
     assert "--force" in found.value.fix
     assert (folder / "unet/diffusion_pytorch_model.safetensors").read_bytes() == before
-    row = next(row for row in inspection.run(tiny_run.folder().path)["models"] if row["name"] == name)
+    row = next(
+        row for row in inspection.run(tiny_run.folder().path)["models"] if row["name"] == name
+    )
     assert row["state"] == "damaged"
     assert "vdiff.json" in row["problems"][0]
     if name == "base_0":
@@ -215,7 +243,9 @@ def test_a_model_whose_mark_is_lost_is_not_made_again_in_silence(tiny_run: TinyR
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "recipe.yaml"])
-def test_bytes_that_are_no_text_in_what_only_tells_are_in_nobodys_way(tiny_run: TinyRun, name: str) -> None:
+def test_bytes_that_are_no_text_in_what_only_tells_are_in_nobodys_way(
+    tiny_run: TinyRun, name: str
+) -> None:
     tiny_run.base()
     path = tiny_run.folder().path / name
     before = path.read_bytes()

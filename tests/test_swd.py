@@ -11,13 +11,19 @@ from vdiff.metrics.metric import Against, MetricSection
 from vdiff.metrics.sliced import LEVELS, SlicedSection, _quantiles
 
 
-def pictures(count: int, *shape: int, seed: int = 0, low: int = 50, high: int = 150) -> torch.Tensor:
-    return torch.randint(low, high, (count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+def pictures(
+    count: int, *shape: int, seed: int = 0, low: int = 50, high: int = 150
+) -> torch.Tensor:
+    return torch.randint(
+        low, high, (count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def test_pictures_have_no_distance_to_themselves() -> None:
     reference = pictures(600, 1, 4, 4)
-    assert SlicedSection().build(Against(reference, "a")).value(reference.flip(0)).value == pytest.approx(0, abs=1e-12)
+    assert SlicedSection().build(Against(reference, "a")).value(
+        reference.flip(0)
+    ).value == pytest.approx(0, abs=1e-12)
 
 
 def test_in_one_dimension_a_shift_is_the_distance() -> None:
@@ -60,7 +66,9 @@ def test_the_interval_holds_the_value_and_narrows_with_more_samples() -> None:
 
 def test_the_interval_of_a_mean_is_the_one_of_the_textbook() -> None:
     rows = np.random.default_rng(0).normal(size=400)
-    found = with_interval(0.0, 400, lambda counts: float(counts @ rows / counts.sum()), 400, floor=-1.0)
+    found = with_interval(
+        0.0, 400, lambda counts: float(counts @ rows / counts.sum()), 400, floor=-1.0
+    )
     assert found.high == pytest.approx(1.96 * rows.std() / 20, rel=0.1)
     assert found.low == pytest.approx(-(found.high or 0))
 
@@ -98,4 +106,6 @@ def test_no_interval_goes_below_what_is_possible() -> None:
     assert found.high is not None
     assert found.high > 90
     numbers = iter([0.0, 100.0] * 50)
-    assert with_interval(1.0, 2, lambda counts: next(numbers), floor=-1e3).low == pytest.approx(2 - found.high)
+    assert with_interval(1.0, 2, lambda counts: next(numbers), floor=-1e3).low == pytest.approx(
+        2 - found.high
+    )

@@ -35,9 +35,13 @@ EXPECTED = {
 
 def tables() -> dict[str, Table]:
     modules = [
-        importlib.import_module(each.name) for each in pkgutil.iter_modules(vdiff.__path__, "vdiff.") if each.ispkg
+        importlib.import_module(each.name)
+        for each in pkgutil.iter_modules(vdiff.__path__, "vdiff.")
+        if each.ispkg
     ]
-    found = [value for module in modules for value in vars(module).values() if isinstance(value, Table)]
+    found = [
+        value for module in modules for value in vars(module).values() if isinstance(value, Table)
+    ]
     return {table.part: table for table in found}
 
 
@@ -47,4 +51,6 @@ def test_every_table_has_a_test_that_runs_over_it() -> None:
 
 @pytest.mark.parametrize("part", sorted(tables()))
 def test_every_kind_of_a_table_is_known_to_that_test(part: str) -> None:
-    assert EXPECTED[part].keys() == set(tables()[part]), f"add what is expected of the new kind of {part}"
+    assert EXPECTED[part].keys() == set(tables()[part]), (
+        f"add what is expected of the new kind of {part}"
+    )

@@ -12,13 +12,21 @@ from vdiff.cli.options import mode
 
 TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
 
-CHECKERS = {"_assert_uncorrelated", "assert_harmless", "assert_near", "assert_refused", "assert_same_function"}
+CHECKERS = {
+    "_assert_uncorrelated",
+    "assert_harmless",
+    "assert_near",
+    "assert_refused",
+    "assert_same_function",
+}
 """Our own functions that assert something in every call."""
 
 STATEMENTS = (ast.FunctionDef, ast.AsyncFunctionDef)
 EXPECTS = {"raises", "warns", "fail", "assert_close"}
 """Functions of pytest and torch that can fail a test."""
-CONFORMANCE = {f"conformance.check{kind}" for kind in ("", "_dataset", "_metric", "_network", "_objective")}
+CONFORMANCE = {
+    f"conformance.check{kind}" for kind in ("", "_dataset", "_metric", "_network", "_objective")
+}
 """Theorems of `vdiff.conformance` that a kind must keep; `test_conformance.py` sees each of them fail."""
 
 
@@ -36,20 +44,33 @@ def can_fail(node: ast.AST) -> bool:
     """Whether something in it asserts: not in a handler of errors, nor in a function of its own, which may not run."""
     if isinstance(node, ast.Assert):
         return True
-    if isinstance(node, ast.Call) and (name_of(node) in EXPECTS | CHECKERS or ast.unparse(node.func) in CONFORMANCE):
+    if isinstance(node, ast.Call) and (
+        name_of(node) in EXPECTS | CHECKERS or ast.unparse(node.func) in CONFORMANCE
+    ):
         return True
     skipped = (*STATEMENTS, ast.Lambda, ast.ExceptHandler)
-    return any(can_fail(each) for each in ast.iter_child_nodes(node) if not isinstance(each, skipped))
+    return any(
+        can_fail(each) for each in ast.iter_child_nodes(node) if not isinstance(each, skipped)
+    )
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_every_test_asserts_something(path: Path) -> None:
-    found = [node.name for node in functions(path) if node.name.startswith("test_") and not can_fail(node)]
+    found = [
+        node.name
+        for node in functions(path)
+        if node.name.startswith("test_") and not can_fail(node)
+    ]
     assert not found, "these pass whatever the code does"
 
 
 def test_every_checker_is_there_and_asserts_itself() -> None:
-    found = {node.name: can_fail(node) for path in TESTS for node in functions(path) if node.name in CHECKERS}
+    found = {
+        node.name: can_fail(node)
+        for path in TESTS
+        for node in functions(path)
+        if node.name in CHECKERS
+    }
     assert found == dict.fromkeys(CHECKERS, True)
 
 

@@ -72,7 +72,9 @@ def together(count: int, work: Callable[[Machine], object]) -> list[Any]:
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("num_items", [1, 2, 3, 4, 7, 10, 15])
-def test_work_is_shared_out_in_equal_parts_and_everybody_has_all_of_it_in_order(count: int, num_items: int) -> None:
+def test_work_is_shared_out_in_equal_parts_and_everybody_has_all_of_it_in_order(
+    count: int, num_items: int
+) -> None:
     asked: dict[int, list[int]] = {}
 
     def square(machine: Machine) -> Tensor:
@@ -91,13 +93,18 @@ def test_work_is_shared_out_in_equal_parts_and_everybody_has_all_of_it_in_order(
 
 
 def test_alone_all_of_the_work_is_ones_own() -> None:
-    assert Machine("fp32", "cpu").share_out(lambda part: torch.arange(7)[part], 7).tolist() == list(range(7))
+    assert Machine("fp32", "cpu").share_out(lambda part: torch.arange(7)[part], 7).tolist() == list(
+        range(7)
+    )
 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_flag_in_one_process_is_heard_in_all_and_none_in_none(count: int) -> None:
     for rank in range(count):
-        assert together(count, lambda machine, rank=rank: machine.any(machine.rank == rank)) == [True] * count
+        assert (
+            together(count, lambda machine, rank=rank: machine.any(machine.rank == rank))
+            == [True] * count
+        )
     assert together(count, lambda machine: machine.any(False)) == [False] * count
     alone = Machine("fp32", "cpu")
     assert [alone.any(flag) for flag in (True, False)] == [True, False]

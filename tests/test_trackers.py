@@ -17,13 +17,20 @@ from vdiff.errors import MachineError, Stopped, UsageError
 from vdiff.machine import trackers
 from vdiff.machine.machine import Machine
 
-MEASURED = ("evaluate.every=2", "evaluate.num_images=6", "evaluate.metrics=[agreement,swd]", "distill.end_steps=2")
+MEASURED = (
+    "evaluate.every=2",
+    "evaluate.num_images=6",
+    "evaluate.metrics=[agreement,swd]",
+    "distill.end_steps=2",
+)
 PICTURES = ("train.preview_every=2", "train.save_every=2")
 
 
 def events(folder: Path) -> Any:
     """What TensorBoard would show of all files together."""
-    found = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    found = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard"
+    )
     everything = {found.SCALARS: 0, found.IMAGES: 0}
     return found.EventAccumulator(str(folder), size_guidance=everything).Reload()
 
@@ -38,14 +45,24 @@ def shown(folder: Path) -> dict[str, list[int]]:
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     found = events(folder)
-    return {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {
+        tag: [(each.step, each.value) for each in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
 
 
 def test_a_chain_has_one_axis_for_curves_trends_and_pictures(tiny_run: TinyRun) -> None:
     tiny_run.base(*MEASURED, *PICTURES)
     tiny_run.chain(*MEASURED, *PICTURES).distill()
-    assert {name: steps for name, steps in shown(tiny_run.folder().tracker).items() if "rate" not in name} == {
-        **{f"original/{name}": [2, 4, 5] for name in ("loss", "grad_norm", "skipped", "trend-6/swd")},
+    assert {
+        name: steps
+        for name, steps in shown(tiny_run.folder().tracker).items()
+        if "rate" not in name
+    } == {
+        **{
+            f"original/{name}": [2, 4, 5]
+            for name in ("loss", "grad_norm", "skipped", "trend-6/swd")
+        },
         "original/samples": [2, 4, 5],
         **{f"base_0/{name}": [6, 7] for name in ("loss", "grad_norm", "skipped")},
         **{f"base_0/trend-6/{name}": [7] for name in ("mse", "psnr", "ssim", "swd")},
@@ -115,7 +132,9 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(
     assert not tiny_run.folder().log.exists()
 
 
-@pytest.mark.parametrize(("text", "has_key"), [("machine api.wandb.ai login user password abc", True), ("", False)])
+@pytest.mark.parametrize(
+    ("text", "has_key"), [("machine api.wandb.ai login user password abc", True), ("", False)]
+)
 def test_a_key_is_looked_for_without_asking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, has_key: bool
 ) -> None:
@@ -129,7 +148,9 @@ def test_a_key_is_looked_for_without_asking(
     assert trackers._has_key("https://elsewhere.org")
 
 
-def test_a_stage_that_is_made_again_begins_a_further_run_of_weights_and_biases(tiny_run: TinyRun) -> None:
+def test_a_stage_that_is_made_again_begins_a_further_run_of_weights_and_biases(
+    tiny_run: TinyRun,
+) -> None:
     tiny_run.base("trackers=[]")
     memory = tiny_run.folder().tracker / "wandb.json"
     memory.parent.mkdir()

@@ -49,7 +49,9 @@ def machine() -> Machine:
 
 
 def settings(**more: Any) -> FitSection:
-    return FitSection(**{"updates": 10, "batch_size": 6, "learning_rate": 1e-2, "log_every": 1, **more})
+    return FitSection(
+        **{"updates": 10, "batch_size": 6, "learning_rate": 1e-2, "log_every": 1, **more}
+    )
 
 
 def network(dropout: float = 0.0, num_classes: int | None = None) -> nn.Module:
@@ -70,7 +72,9 @@ def network(dropout: float = 0.0, num_classes: int | None = None) -> nn.Module:
     return made
 
 
-def learner(machine: Machine, drop: float = 0.0, num_classes: int | None = None, **more: Any) -> Learner:
+def learner(
+    machine: Machine, drop: float = 0.0, num_classes: int | None = None, **more: Any
+) -> Learner:
     student = Denoiser(network(drop, num_classes), COSINE, "v")
     return Learner(student, DenoisingObjective("snr_plus_one"), settings(**more), machine)
 
@@ -89,7 +93,11 @@ def taught(learner: Learner, updates: int, condition: Condition = NOTHING) -> li
 
 def flat(state: State) -> dict[str, Tensor]:
     """All that is learned; how an update is computed is not."""
-    found = {f"{part}/{name}": tensor.clone() for part, named in state.items() for name, tensor in named.items()}
+    found = {
+        f"{part}/{name}": tensor.clone()
+        for part, named in state.items()
+        for name, tensor in named.items()
+    }
     return {name: tensor for name, tensor in found.items() if name != "course/micro_batch"}
 
 
@@ -132,14 +140,19 @@ def test_the_average_of_gpus_is_that_of_cpus(share: float) -> None:
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_an_update_is_the_same_in_parts(machine: Machine, size: int) -> None:
     whole, parts = (
-        learner(machine, drop=0.3, num_classes=2, micro_batch=micro, learning_rate=1e-3) for micro in (None, size)
+        learner(machine, drop=0.3, num_classes=2, micro_batch=micro, learning_rate=1e-3)
+        for micro in (None, size)
     )
     condition = Condition(torch.tensor([0, 1, 1, 0, 1, 0]))
-    torch.testing.assert_close(taught(whole, 1, condition), taught(parts, 1, condition), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        taught(whole, 1, condition), taught(parts, 1, condition), rtol=1e-6, atol=1e-6
+    )
     expected, found = flat(whole.state()), flat(parts.state())
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            found[name], tensor, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: name + text
+        )
 
 
 def test_one_update_is_one_step_of_adam_on_the_mean_loss(machine: Machine) -> None:
@@ -148,12 +161,16 @@ def test_one_update_is_one_step_of_adam_on_the_mean_loss(machine: Machine) -> No
     adam = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0)
     for update in range(2):
         student = Denoiser(by_hand, COSINE, "v")
-        loss = DenoisingObjective("snr_plus_one")(student, pictures(), rng_of(update)(slice(6))).mean()
+        loss = DenoisingObjective("snr_plus_one")(
+            student, pictures(), rng_of(update)(slice(6))
+        ).mean()
         adam.zero_grad()
         loss.backward()
         measured = made.step(pictures(), NOTHING, rng_of(update))
         assert float(measured[0]) == pytest.approx(float(loss.detach()), rel=1e-5)
-        norm = torch.stack([w.grad.norm() for w in by_hand.parameters() if w.grad is not None]).norm()
+        norm = torch.stack(
+            [w.grad.norm() for w in by_hand.parameters() if w.grad is not None]
+        ).norm()
         assert float(measured[1]) == pytest.approx(float(norm), rel=1e-5)
         adam.step()
     for name, weight in by_hand.state_dict().items():
@@ -161,11 +178,19 @@ def test_one_update_is_one_step_of_adam_on_the_mean_loss(machine: Machine) -> No
 
 
 def test_the_gradient_is_clipped(machine: Machine) -> None:
-    free, clipped = (learner(machine, clip_norm=norm, adam_betas=(0.0, 0.999)) for norm in (None, 1e-3))
+    free, clipped = (
+        learner(machine, clip_norm=norm, adam_betas=(0.0, 0.999)) for norm in (None, 1e-3)
+    )
     assert float(taught(clipped, 1)[0][1]) > 1e-3
     taught(free, 1)
     norms = [
-        torch.stack([t.norm() for name, t in made.state()["optimizer"].items() if name.startswith("exp_avg.")]).norm()
+        torch.stack(
+            [
+                t.norm()
+                for name, t in made.state()["optimizer"].items()
+                if name.startswith("exp_avg.")
+            ]
+        ).norm()
         for made in (clipped, free)
     ]
     assert float(norms[0]) == pytest.approx(1e-3, rel=1e-3)
@@ -175,7 +200,10 @@ def test_the_gradient_is_clipped(machine: Machine) -> None:
 def test_a_state_that_was_saved_is_gone_on_from_bit_for_bit(machine: Machine) -> None:
     unbroken = learner(machine, drop=0.3, ema=0.9)
     taught(unbroken, 2)
-    saved = {part: {name: tensor.clone() for name, tensor in named.items()} for part, named in unbroken.state().items()}
+    saved = {
+        part: {name: tensor.clone() for name, tensor in named.items()}
+        for part, named in unbroken.state().items()
+    }
     taught(unbroken, 2)
     resumed = learner(machine, drop=0.3, ema=0.9)
     taught(resumed, 1)  # whatever was there before counts no more
@@ -201,7 +229,9 @@ def test_the_average_is_what_is_meant_for_sampling(machine: Machine) -> None:
     before = {name: weight.clone() for name, weight in plain.result().network.state_dict().items()}
     result = plain.result().network
     taught(plain, 1)
-    assert all(torch.equal(weight, before[name]) for name, weight in result.state_dict().items())  # it is a copy
+    assert all(
+        torch.equal(weight, before[name]) for name, weight in result.state_dict().items()
+    )  # it is a copy
 
 
 def test_the_loss_of_a_toy_falls(machine: Machine) -> None:
@@ -220,7 +250,9 @@ def test_dropout_acts_only_where_the_settings_say_so(machine: Machine) -> None:
     assert with_it != without
 
 
-def test_only_a_network_with_dropout_asks_for_its_keys(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_network_with_dropout_asks_for_its_keys(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Randomness] = []
     draw = Randomness.keys
     monkeypatch.setattr(Randomness, "keys", lambda rng: asked.append(rng) or draw(rng))
@@ -237,15 +269,29 @@ def stream(start: int = 0) -> Iterator[Batch]:
         update += 1
 
 
-def run(machine: Machine, made: Learner, should_stop: Callable[[], bool] = never) -> tuple[bool, list[str]]:
+def run(
+    machine: Machine, made: Learner, should_stop: Callable[[], bool] = never
+) -> tuple[bool, list[str]]:
     """A fit with two chores: what each of them saw."""
     seen: list[str] = []
-    third = Chore(lambda now: now.is_last or now.is_each(3), lambda now: seen.append(f"third {now.update}"))
-    second = Chore(lambda now: not now.is_last and now.is_each(2), lambda now: seen.append(f"second {now.update}"))
+    third = Chore(
+        lambda now: now.is_last or now.is_each(3), lambda now: seen.append(f"third {now.update}")
+    )
+    second = Chore(
+        lambda now: not now.is_last and now.is_each(2),
+        lambda now: seen.append(f"second {now.update}"),
+    )
     unasked = Chore(lambda now: now.is_each(None), lambda now: seen.append("never"))
     chores = [third, second, unasked]
     return fit(
-        made, stream(), machine, codec=PixelCodec(), seed=0, stage=0, should_stop=should_stop, chores=chores
+        made,
+        stream(),
+        machine,
+        codec=PixelCodec(),
+        seed=0,
+        stage=0,
+        should_stop=should_stop,
+        chores=chores,
     ), seen
 
 
@@ -305,12 +351,17 @@ def test_a_training_that_is_complete_learns_no_more(machine: Machine) -> None:
     assert made.update == 1
 
 
-def test_a_machine_that_need_not_be_deterministic_does_not_wait_for_the_compiler_to_be_imported() -> None:
+def test_a_machine_that_need_not_be_deterministic_does_not_wait_for_the_compiler_to_be_imported() -> (
+    None
+):
     code = (
         "import sys; from vdiff.machine.machine import Machine; Machine('fp32', 'cpu');"
         "print([name for name in ('torch', 'torch._inductor', 'torch._dynamo') if name in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "['torch']\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "['torch']\n"
+    )
 
 
 def test_a_machine_is_deterministic_when_it_is_asked_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +377,9 @@ def test_a_machine_is_deterministic_when_it_is_asked_to_be(monkeypatch: pytest.M
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_disk_that_is_full_under_the_curves_is_told_once(machine: Machine, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_under_the_curves_is_told_once(
+    machine: Machine, tmp_path: Path
+) -> None:
     """Here pytest makes an error of an exception that a thread prints."""
     pytest.importorskip("tensorboard")
 
@@ -345,13 +398,26 @@ def test_a_disk_that_is_full_under_the_curves_is_told_once(machine: Machine, tmp
     assert "File too large" in told
 
 
-def test_updates_without_end_that_are_not_finite_end_the_training(machine: Machine, tmp_path: Path) -> None:
+def test_updates_without_end_that_are_not_finite_end_the_training(
+    machine: Machine, tmp_path: Path
+) -> None:
     made = learner(machine, learning_rate=1e30, clip_norm=None, log_every=5, updates=40)
     progress, log = FitLines(lambda text: None), tmp_path / "log.jsonl"
     report = Report("stage", made.settings, machine, progress, log, lambda values, step: None)
-    tell = Chore(always, lambda now: report.add(now.update, now.measured, made.rate(now.update - 1)))
+    tell = Chore(
+        always, lambda now: report.add(now.update, now.measured, made.rate(now.update - 1))
+    )
     with pytest.raises(DivergedError, match="10 updates in a row"):
-        fit(made, stream(), machine, codec=PixelCodec(), seed=0, stage=0, should_stop=never, chores=[tell])
+        fit(
+            made,
+            stream(),
+            machine,
+            codec=PixelCodec(),
+            seed=0,
+            stage=0,
+            should_stop=never,
+            chores=[tell],
+        )
 
 
 def test_an_update_that_is_not_finite_leaves_all_but_the_count_as_it_was(machine: Machine) -> None:
@@ -370,7 +436,9 @@ def test_an_update_that_is_not_finite_leaves_all_but_the_count_as_it_was(machine
 class Infinite(DenoisingObjective):
     """Its loss is infinite, and the gradient is not."""
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         return super().__call__(student, x, rng, condition) + float("inf")
 
 
@@ -385,12 +453,29 @@ def test_an_infinite_loss_with_a_finite_gradient_is_skipped_too(machine: Machine
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
-def test_lines_of_updates_that_are_done_again_are_forgotten(machine: Machine, tmp_path: Path) -> None:
+def test_lines_of_updates_that_are_done_again_are_forgotten(
+    machine: Machine, tmp_path: Path
+) -> None:
     path = tmp_path / "log.jsonl"
-    lines = [{"stage": stage, "update": update} for stage, update in (("a", 1), ("stage", 2), ("stage", 3), ("b", 9))]
+    lines = [
+        {"stage": stage, "update": update}
+        for stage, update in (("a", 1), ("stage", 2), ("stage", 3), ("b", 9))
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "st')
-    Report("stage", settings(), machine, FitLines(lambda text: None), path, lambda values, step: None, first_update=2)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [lines[0], lines[1], lines[3]]
+    Report(
+        "stage",
+        settings(),
+        machine,
+        FitLines(lambda text: None),
+        path,
+        lambda values, step: None,
+        first_update=2,
+    )
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        lines[0],
+        lines[1],
+        lines[3],
+    ]
 
 
 def built(kind: str) -> Objective:
@@ -403,7 +488,9 @@ def built(kind: str) -> Objective:
 
 
 @pytest.mark.parametrize("kind", list(OBJECTIVES))
-def test_every_objective_gives_a_finite_loss_per_picture_that_reaches_the_network(kind: str) -> None:
+def test_every_objective_gives_a_finite_loss_per_picture_that_reaches_the_network(
+    kind: str,
+) -> None:
     student = Denoiser(network(), COSINE, "v")
     loss = built(kind)(student, pictures(), rng_of()(slice(6)))
     assert loss.shape == (6,)
@@ -419,7 +506,9 @@ def test_every_objective_gives_a_finite_loss_per_picture_that_reaches_the_networ
 @pytest.mark.parametrize("kind", list(OBJECTIVES))
 def test_every_objective_is_a_function_of_its_randomness(kind: str) -> None:
     student, objective = Denoiser(network(), COSINE, "v"), built(kind)
-    first, again, other = (objective(student, pictures(), rng_of(update)(slice(6))) for update in (0, 0, 1))
+    first, again, other = (
+        objective(student, pictures(), rng_of(update)(slice(6))) for update in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -428,7 +517,9 @@ def test_every_objective_is_a_function_of_its_randomness(kind: str) -> None:
 def test_every_objective_gives_a_picture_the_same_loss_in_any_part_of_the_batch(kind: str) -> None:
     student, objective, x = Denoiser(network(0.3).train(), COSINE, "v"), built(kind), pictures()
     whole = objective(student, x, rng_of()(slice(6)))
-    parts = torch.cat([objective(student, x[part], rng_of()(part)) for part in (slice(0, 1), slice(1, 6))])
+    parts = torch.cat(
+        [objective(student, x[part], rng_of()(part)) for part in (slice(0, 1), slice(1, 6))]
+    )
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
 
 
@@ -445,7 +536,9 @@ def test_the_model_folder_of_a_training_holds_the_average(tiny_run: TinyRun) -> 
     assert averaged.hash != plain.hash
     loaded = checkpoint.load(tiny_run.folder().model("original"))
     assert loaded.card.updates == 5
-    assert loaded.card.num_parameters == sum(w.numel() for w in loaded.denoiser.network.parameters())
+    assert loaded.card.num_parameters == sum(
+        w.numel() for w in loaded.denoiser.network.parameters()
+    )
 
 
 def test_randomness_of_a_part_is_the_batchs_own() -> None:

@@ -15,7 +15,11 @@ from vdiff.metrics.agreement import AgreementSection
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import MARK
 
-MEASURED = ("evaluate.every=2", "evaluate.num_images=6", "evaluate.metrics=[agreement, 'fd_pixel:3', swd]")
+MEASURED = (
+    "evaluate.every=2",
+    "evaluate.num_images=6",
+    "evaluate.metrics=[agreement, 'fd_pixel:3', swd]",
+)
 SHORT = ("distill.start_steps=4", "distill.end_steps=2")
 
 
@@ -35,7 +39,9 @@ def test_a_trend_changes_neither_weights_nor_the_other_lines(tiny_run: TinyRun) 
     assert {**without, "log.jsonl": ""} == {**measured, "log.jsonl": ""}
     found = lines(tiny_run.folder("with").log)
     assert [line for line in found if "trend" not in line] == lines(tiny_run.folder("without").log)
-    trend = [(line["stage"], line["update"], line["num_images"]) for line in found if "trend" in line]
+    trend = [
+        (line["stage"], line["update"], line["num_images"]) for line in found if "trend" in line
+    ]
     assert trend == [("original", 2, 6), ("original", 4, 6), ("original", 5, 6), ("base_0", 2, 6)]
     assert set(found[-1]["trend"]) == {"mse", "psnr", "ssim", "fd_pixel", "swd"}
     assert set(next(line for line in found if "trend" in line)["trend"]) == {"fd_pixel", "swd"}
@@ -52,7 +58,12 @@ def test_the_trend_is_the_same_after_a_stop(tiny_run: TinyRun, stop: int) -> Non
 
 
 def test_a_chain_stops_under_its_floor_and_does_so_again(tiny_run: TinyRun) -> None:
-    floor = ("distill.stop_if.psnr_below=90", "evaluate.num_images=6", *SHORT[:1], "distill.end_steps=1")
+    floor = (
+        "distill.stop_if.psnr_below=90",
+        "evaluate.num_images=6",
+        *SHORT[:1],
+        "distill.end_steps=1",
+    )
     tiny_run.base(*floor)
     for _ in range(2):
         with pytest.raises(DivergedError) as caught:
@@ -70,7 +81,9 @@ def test_the_command_tells_it_in_three_lines(
 ) -> None:
     monkeypatch.chdir(tiny_run.path)
     tiny_run.base(*SHORT, run="runs/tiny")
-    sets = [word for change in (*SHORT, "distill.stop_if.psnr_below=90") for word in ("--set", change)]
+    sets = [
+        word for change in (*SHORT, "distill.stop_if.psnr_below=90") for word in ("--set", change)
+    ]
     assert main(["distill", "--device", "cpu", *sets]) == 5
     error = capsys.readouterr().err.splitlines()[-3:]
     assert [line.partition(":")[0] for line in error] == ["error", "where", "fix"]
@@ -88,7 +101,9 @@ def test_only_cheap_metrics_are_a_trend(tiny_run: TinyRun, metrics: str) -> None
         tiny_run.recipe(f"evaluate.metrics={metrics}")
 
 
-def test_too_few_reference_pictures_are_refused_by_the_key_that_asks_for_them(tiny_run: TinyRun) -> None:
+def test_too_few_reference_pictures_are_refused_by_the_key_that_asks_for_them(
+    tiny_run: TinyRun,
+) -> None:
     with pytest.raises(DataError, match="needs at least 65 reference pictures") as caught:
         tiny_run.base(*MEASURED, "evaluate.metrics=[fd_pixel]")
     assert caught.value.where == "evaluate.metrics"
@@ -112,12 +127,20 @@ def test_too_few_pairs_are_refused_before_anything_is_trained(
 
 def test_the_log_tells_the_agreement_of_a_training_of_this_length_only(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text(json.dumps({"stage": "base_0", "update": 4, "trend": {"psnr": 20.0}, "num_images": 6}) + "\n")
+    log.write_text(
+        json.dumps({"stage": "base_0", "update": 4, "trend": {"psnr": 20.0}, "num_images": 6})
+        + "\n"
+    )
     assert trend._of_log(log, "base_0", 4) == {"psnr": 20.0, "num_images": 6}
     assert trend._of_log(log, "base_0", 8) is None
 
 
-FLOOR = ("distill.stop_if.psnr_below=90", "evaluate.num_images=6", *SHORT[:1], "distill.end_steps=2")
+FLOOR = (
+    "distill.stop_if.psnr_below=90",
+    "evaluate.num_images=6",
+    *SHORT[:1],
+    "distill.end_steps=2",
+)
 
 
 def test_the_floor_needs_no_log(tiny_run: TinyRun) -> None:
@@ -130,7 +153,9 @@ def test_the_floor_needs_no_log(tiny_run: TinyRun) -> None:
     assert again.value.problem == first.value.problem
 
 
-def test_the_floor_of_a_student_whose_card_does_not_tell_is_read_in_the_log(tiny_run: TinyRun) -> None:
+def test_the_floor_of_a_student_whose_card_does_not_tell_is_read_in_the_log(
+    tiny_run: TinyRun,
+) -> None:
     """vdiff 0.1 wrote such cards."""
     tiny_run.base(*FLOOR)
     with pytest.raises(DivergedError) as first:
@@ -164,7 +189,9 @@ def test_a_student_that_was_killed_before_it_was_complete_is_measured_again(
     assert card.agreement == {"psnr": told["trend"]["psnr"], "num_images": 6}
 
 
-@pytest.mark.parametrize("agreement", [{"psnr": "high", "num_images": 6}, {"psnr": 9.0, "num_images": 0}, 7])
+@pytest.mark.parametrize(
+    "agreement", [{"psnr": "high", "num_images": 6}, {"psnr": 9.0, "num_images": 0}, 7]
+)
 def test_a_card_with_no_sound_agreement_is_damaged(tiny_run: TinyRun, agreement: object) -> None:
     tiny_run.base()
     path = tiny_run.folder().model("original") / MARK

@@ -25,7 +25,11 @@ SECTIONS: dict[str, tuple[dict[str, Any], int, int]] = {
     "time is added": (DIGITS | {"time_scale_shift": False}, 8, 1),
     "labels": (DIGITS | {"num_classes": 10}, 8, 3),
     "heads": (DIGITS | {"attention_at": (8, 4), "head_dim": 8}, 8, 3),
-    "no middle attention": (DIGITS | {"mid_attention": False, "blocks": 1, "attention_at": ()}, 8, 4),
+    "no middle attention": (
+        DIGITS | {"mid_attention": False, "blocks": 1, "attention_at": ()},
+        8,
+        4,
+    ),
     "groups": (DIGITS | {"norm_groups": 2, "blocks": 3, "attention_at": (12,)}, 12, 2),
     "celeba_u, narrow": (
         {"width": 8, "multipliers": (1, 2, 2, 4, 4), "attention_at": (4, 2), "head_dim": 8},
@@ -35,14 +39,20 @@ SECTIONS: dict[str, tuple[dict[str, Any], int, int]] = {
     "one level, odd width": ({"width": 9, "multipliers": (1,), "attention_at": (8,)}, 8, 1),
 }
 LEVELS = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8}
-LEVELS |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("UpBlock2D", "AttnUpBlock2D")}
+LEVELS |= {
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+}
 FOREIGN: dict[str, dict[str, Any]] = {
-    "one-sided padding": LEVELS | {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1},
+    "one-sided padding": LEVELS
+    | {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1},
     "cosine first": LEVELS | {"flip_sin_to_cos": True, "norm_eps": 1e-3},
     "middle attention without a norm": LEVELS | {"resnet_time_scale_shift": "scale_shift"},
     "middle attention with its own groups": LEVELS | {"attn_norm_num_groups": 2},
-    "no middle attention": LEVELS | {"add_attention": False, "time_embedding_dim": 24, "act_fn": "swish"},
-    "labels": LEVELS | {"num_class_embeds": 3, "in_channels": 2, "out_channels": 4, "attention_head_dim": None},
+    "no middle attention": LEVELS
+    | {"add_attention": False, "time_embedding_dim": 24, "act_fn": "swish"},
+    "labels": LEVELS
+    | {"num_class_embeds": 3, "in_channels": 2, "out_channels": 4, "attention_head_dim": None},
 }
 
 
@@ -99,7 +109,9 @@ def assert_same_function(ours: UNet, theirs: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_diffusers_computes_the_same_function_from_our_config_and_weights(name: str, peer: Any, peer_log: Any) -> None:
+def test_diffusers_computes_the_same_function_from_our_config_and_weights(
+    name: str, peer: Any, peer_log: Any
+) -> None:
     ours = built(name)
     theirs = peer.from_config(json.loads(json.dumps(ours.config)))
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -108,7 +120,9 @@ def test_diffusers_computes_the_same_function_from_our_config_and_weights(name: 
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_we_compute_the_same_function_from_the_config_and_weights_of_diffusers(name: str, peer: Any) -> None:
+def test_we_compute_the_same_function_from_the_config_and_weights_of_diffusers(
+    name: str, peer: Any
+) -> None:
     theirs = randomized(peer(**FOREIGN[name]))
     ours = UNet.from_config(json.loads(theirs.to_json_string()))
     ours.load_state_dict(theirs.state_dict(), strict=True)
@@ -125,7 +139,11 @@ def test_a_config_read_back_from_json_is_the_same_config(name: str) -> None:
     ("changes", "image_size", "words"),
     [
         ({"multipliers": (1, 2, 2, 4)}, 100, ["3 times", "96 or 104", "at most 3"]),
-        ({"multipliers": (1, 2, 2, 4, 4), "attention_at": ()}, 8, ["4 times", "16 pixels", "at most 4"]),
+        (
+            {"multipliers": (1, 2, 2, 4, 4), "attention_at": ()},
+            8,
+            ["4 times", "16 pixels", "at most 4"],
+        ),
         ({"attention_at": (4, 5)}, 8, ["5", "8, 4"]),
         ({"head_dim": 24}, 8, ["24", "32"]),
         ({"attention_at": (8,), "head_dim": 32}, 8, ["32", "16"]),
@@ -147,11 +165,15 @@ def test_norm_groups_default_to_the_most_that_divide_every_level() -> None:
     assert UNetSection(width=64, multipliers=(1, 2)).configure(8, 3).norm_num_groups == 32
 
 
-@pytest.mark.parametrize(("image_size", "channels", "levels"), [(8, 1, 4), (10, 2, 2), (31, 5, 1), (1024, 3, 8)])
+@pytest.mark.parametrize(
+    ("image_size", "channels", "levels"), [(8, 1, 4), (10, 2, 2), (31, 5, 1), (1024, 3, 8)]
+)
 def test_any_size_and_any_number_of_channels_come_back_as_they_went_in(
     image_size: int, channels: int, levels: int
 ) -> None:
-    network = UNetSection(width=4, multipliers=(1,) * levels, blocks=1, norm_groups=1).build(image_size, channels)
+    network = UNetSection(width=4, multipliers=(1,) * levels, blocks=1, norm_groups=1).build(
+        image_size, channels
+    )
     z = torch.randn(1, channels, image_size, image_size)
     with torch.no_grad():
         assert network(z, torch.tensor([3.5])).shape == z.shape
@@ -209,7 +231,9 @@ def test_permuting_the_batch_permutes_the_output() -> None:
     assert condition.label is not None
     order = torch.tensor([2, 0, 3, 1])
     permuted = network(z[order], time[order], Condition(condition.label[order]), keys[order])
-    torch.testing.assert_close(permuted, network(z, time, condition, keys)[order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        permuted, network(z, time, condition, keys)[order], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_time_and_the_label_change_the_output() -> None:
@@ -231,9 +255,13 @@ def test_channels_last_gives_the_same_output_and_stays_channels_last() -> None:
     for module in network.modules():
         if isinstance(module, ResidualBlock | Attention):
             module.register_forward_hook(
-                lambda _m, _i, out: formats.append(out.is_contiguous(memory_format=torch.channels_last))
+                lambda _m, _i, out: formats.append(
+                    out.is_contiguous(memory_format=torch.channels_last)
+                )
             )
-    torch.testing.assert_close(network(z.to(memory_format=torch.channels_last), time), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        network(z.to(memory_format=torch.channels_last), time), expected, atol=1e-5, rtol=1e-5
+    )
     assert formats
     assert all(formats)
 
@@ -260,12 +288,16 @@ def test_the_channels_of_large_levels_lie_side_by_side_and_the_function_and_its_
     with monkeypatch.context() as patch:
         patch.setattr(layout, "LEAST_LARGE_PIXELS", 10**9)
         expected = network(z, time)
-        expected_gradients = torch.autograd.grad(expected.square().sum(), list(network.parameters()))
+        expected_gradients = torch.autograd.grad(
+            expected.square().sum(), list(network.parameters())
+        )
     formats: dict[int, set[bool]] = {}
     for module in network.modules():
         if isinstance(module, ResidualBlock | Attention):
             module.register_forward_hook(
-                lambda _m, _i, out: formats.setdefault(out.shape[-1], set()).add(out.is_contiguous())
+                lambda _m, _i, out: formats.setdefault(out.shape[-1], set()).add(
+                    out.is_contiguous()
+                )
             )
     out = network(z, time)
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=1e-10)

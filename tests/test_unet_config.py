@@ -11,7 +11,10 @@ from vdiff.errors import ModelFileError, UsageError
 from vdiff.networks.unet import UNet
 
 LEVELS = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8}
-LEVELS |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("UpBlock2D", "AttnUpBlock2D")}
+LEVELS |= {
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+}
 
 
 def test_settings_left_out_mean_what_they_mean_in_diffusers() -> None:
@@ -21,9 +24,13 @@ def test_settings_left_out_mean_what_they_mean_in_diffusers() -> None:
         from diffusers import UNet2DModel
     with torch.device("meta"):
         ours, theirs = UNet.from_config({"num_class_embeds": 2}), UNet2DModel(num_class_embeds=2)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
     known = {key: value for key, value in theirs.config.items() if not key.startswith("_")}
-    assert json.loads(json.dumps(known)) == {k: v for k, v in ours.config.items() if not k.startswith("_")}
+    assert json.loads(json.dumps(known)) == {
+        k: v for k, v in ours.config.items() if not k.startswith("_")
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,12 @@ every_metric = pytest.mark.parametrize("metric", OF_SETS)
 
 
 def row(
-    model: str, role: Any, num_steps: int, metric: str | None = None, value: Value | None = None, **more: Any
+    model: str,
+    role: Any,
+    num_steps: int,
+    metric: str | None = None,
+    value: Value | None = None,
+    **more: Any,
 ) -> Row:
     metrics = {metric: value} if metric is not None and value is not None else {}
     return Row(model=model, hash="a" * 64, num_steps=num_steps, role=role, metrics=metrics, **more)
@@ -44,7 +49,10 @@ def table(*rows: Row) -> EvaluationTable:
 
 def students(metric: str, values: dict[int, float], best: Value = ORIGINAL) -> EvaluationTable:
     """An original of 1,024 steps, and students of so many steps with these numbers."""
-    found = [row(f"student_{steps}", "student", steps, metric, Value(value=value)) for steps, value in values.items()]
+    found = [
+        row(f"student_{steps}", "student", steps, metric, Value(value=value))
+        for steps, value in values.items()
+    ]
     return table(row("original", "original", 1024, metric, best), *found)
 
 
@@ -55,7 +63,11 @@ def direction(metric: str) -> str:
 def equal_down_to(found: EvaluationTable) -> str | None:
     """Down to how many steps the sentence calls students as good."""
     said = measured(found)
-    return said.split(" the students'")[0].removeprefix("Down to ") if said.startswith("Down to") else None
+    return (
+        said.split(" the students'")[0].removeprefix("Down to ")
+        if said.startswith("Down to")
+        else None
+    )
 
 
 @every_metric
@@ -87,7 +99,9 @@ def test_without_an_interval_nothing_is_called_as_good(metric: str) -> None:
         assert equal_down_to(students(metric, {4: BETTER[direction(metric)]}, best)) is None
 
 
-def test_the_sentence_tells_the_fewest_steps_the_original_and_the_same_steps_without_distillation() -> None:
+def test_the_sentence_tells_the_fewest_steps_the_original_and_the_same_steps_without_distillation() -> (
+    None
+):
     found = table(
         row("original", "original", 1024, "fid", Value(value=2.5, low=2.4, high=2.6)),
         row("original", "undistilled", 8, "fid", Value(value=30.0)),
@@ -103,8 +117,12 @@ def test_the_sentence_tells_the_fewest_steps_the_original_and_the_same_steps_wit
 
 
 def test_the_most_telling_metric_that_both_have_is_the_one_that_is_told() -> None:
-    original = row("original", "original", 8).model_copy(update={"metrics": {"swd": ORIGINAL, "precision": ORIGINAL}})
-    student = row("base_0", "student", 4).model_copy(update={"metrics": {"fid": ORIGINAL, "swd": ORIGINAL}})
+    original = row("original", "original", 8).model_copy(
+        update={"metrics": {"swd": ORIGINAL, "precision": ORIGINAL}}
+    )
+    student = row("base_0", "student", 4).model_copy(
+        update={"metrics": {"fid": ORIGINAL, "swd": ORIGINAL}}
+    )
     assert "a Sliced Wasserstein distance of 0.500" in measured(table(original, student))
 
 
@@ -113,19 +131,28 @@ def agreed(psnr: float | None) -> PairNumbers:
 
 
 def test_without_a_distance_the_agreement_is_told() -> None:
-    original, student = row("original", "original", 1024), row("base_7", "student", 4, original=agreed(25.25))
+    original, student = (
+        row("original", "original", 1024),
+        row("base_7", "student", 4, original=agreed(25.25)),
+    )
     more = row("base_6", "student", 8, original=agreed(28.0))
     plain = row("original", "undistilled", 4, original=agreed(12.34))
     other = row("original", "undistilled", 8, original=agreed(15.0))
     said = "In 4 steps, `base_7` draws what the original draws in 1,024 to a PSNR of 25.2 dB"
-    assert measured(table(original, more, student, other, plain)) == f"{said}; without distillation, to 12.3 dB."
+    assert (
+        measured(table(original, more, student, other, plain))
+        == f"{said}; without distillation, to 12.3 dB."
+    )
     assert measured(table(original, more, student)) == f"{said}."
     assert measured(table(original, row("base_7", "student", 4, original=agreed(None)))) == ""
     assert measured(table(original, row("base_7", "student", 4))) == ""
 
 
 def test_a_table_without_an_original_or_without_students_tells_nothing() -> None:
-    original, student = row("original", "original", 8, "fid", ORIGINAL), row("base_0", "student", 4, "fid", ORIGINAL)
+    original, student = (
+        row("original", "original", 8, "fid", ORIGINAL),
+        row("base_0", "student", 4, "fid", ORIGINAL),
+    )
     assert measured(table(original)) == ""
     assert measured(table(student)) == ""
     assert measured(table(original, row("original", "undistilled", 4, "fid", ORIGINAL))) == ""
@@ -134,7 +161,12 @@ def test_a_table_without_an_original_or_without_students_tells_nothing() -> None
 def record(found: EvaluationTable | None = None, **steps: int) -> Record:
     """A run whose models have so many steps; `original` is not distilled."""
     cards = {
-        name: {"name": name, "num_steps": number, "is_distilled": name != "original", "stage": -number}
+        name: {
+            "name": name,
+            "num_steps": number,
+            "is_distilled": name != "original",
+            "stage": -number,
+        }
         for name, number in steps.items()
     }
     return Record(RunFolder(Path("run")), "run", [], cards, None, [], found, {}, {}, "")
@@ -145,7 +177,9 @@ def strip(model: str, role: str, num_steps: int, grey: int) -> Strip:
 
 
 def test_what_was_measured_is_said_before_what_was_only_seen_or_counted() -> None:
-    gallery = Gallery([0, 1], [strip("original", "original", 8, 100), strip("base_0", "student", 4, 151)])
+    gallery = Gallery(
+        [0, 1], [strip("original", "original", 8, 100), strip("base_0", "student", 4, 151)]
+    )
     numbers = students("fid", {4: 0.5})
     assert verdict(record(numbers, original=8, base_0=4), gallery) == measured(numbers)
     seen = verdict(record(table(row("original", "original", 8)), original=8, base_0=4), gallery)
@@ -155,7 +189,9 @@ def test_what_was_measured_is_said_before_what_was_only_seen_or_counted() -> Non
     )
 
 
-def test_pictures_are_compared_with_the_original_and_with_as_few_steps_without_distillation() -> None:
+def test_pictures_are_compared_with_the_original_and_with_as_few_steps_without_distillation() -> (
+    None
+):
     strips = [
         strip("original", "original", 8, 100),
         strip("original", "undistilled", 4, 0),
@@ -169,12 +205,17 @@ def test_pictures_are_compared_with_the_original_and_with_as_few_steps_without_d
 
 
 def test_where_no_student_is_drawn_steps_are_counted() -> None:
-    wanted = (
-        "The last student, `base_0`, draws in 4 steps instead of 1,024: 256 times fewer. How well is not measured yet."
-    )
+    wanted = "The last student, `base_0`, draws in 4 steps instead of 1,024: 256 times fewer. How well is not measured yet."
     assert verdict(record(original=1024, base_0=4), None) == wanted
-    assert verdict(record(original=1024, base_0=4), Gallery([0], [strip("original", "original", 8, 0)])) == wanted
-    assert verdict(record(base_0=4, base_1=2), None) == "The last student, `base_1`, draws in 2 steps."
+    assert (
+        verdict(
+            record(original=1024, base_0=4), Gallery([0], [strip("original", "original", 8, 0)])
+        )
+        == wanted
+    )
+    assert (
+        verdict(record(base_0=4, base_1=2), None) == "The last student, `base_1`, draws in 2 steps."
+    )
 
 
 def test_what_cannot_be_said_yet_is_not_said() -> None:

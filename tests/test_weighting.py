@@ -18,7 +18,9 @@ def errors(request):
     alpha, sigma = scales(schedule, t, x)
     z = alpha * x + sigma * eps
     truth, pred = predict("x", x, z, alpha, sigma), predict("v", wrong, z, alpha, sigma)
-    means = [(found - true).square().mean((1, 2, 3)) for found, true in zip(pred, truth, strict=True)]
+    means = [
+        (found - true).square().mean((1, 2, 3)) for found, true in zip(pred, truth, strict=True)
+    ]
     return *means, (pred.x, x, *schedule.alpha_sigma(t))
 
 

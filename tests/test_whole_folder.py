@@ -62,7 +62,9 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(
     path = tmp_path / "recipe.yaml"
     path.write_text("old")
     monkeypatch.setattr(os, step, refuse)
-    with pytest.raises(MachineError, match=r"the disk is full: 3 bytes are needed, [\d,]+ are free") as found:
+    with pytest.raises(
+        MachineError, match=r"the disk is full: 3 bytes are needed, [\d,]+ are free"
+    ) as found:
         whole_folder.write_text(path, "new", anything)
     assert str(path) in str(found.value)
     assert path.read_text() == "old"
@@ -75,7 +77,9 @@ def test_a_folder_that_cannot_be_made_is_a_failure_of_the_machine(tmp_path: Path
         whole_folder.write_text(tmp_path / "file" / "status.json", "new", anything)
 
 
-def test_a_full_disk_is_told_also_where_not_even_the_first_folder_could_be_made(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_also_where_not_even_the_first_folder_could_be_made(
+    tmp_path: Path,
+) -> None:
     with Disk(tmp_path, 0).in_use(), pytest.raises(MachineError, match="the disk is full"):
         whole_folder.write_text(tmp_path / "a" / "b" / "status.json", "new", anything)
 
@@ -87,7 +91,9 @@ def test_what_a_killed_writer_of_a_text_left_is_removed(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"status.json": "old"}
 
 
-def followed(root: Path, work: Callable[[], object], look: Callable[[list[Path]], None], place: Path) -> PowerCut:
+def followed(
+    root: Path, work: Callable[[], object], look: Callable[[list[Path]], None], place: Path
+) -> PowerCut:
     """Do `work`, and after every call that it makes below `root` let `look` see all that a power cut may leave then."""
     cut, count = PowerCut(root), 0
 
@@ -106,7 +112,9 @@ def followed(root: Path, work: Callable[[], object], look: Callable[[list[Path]]
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["new", "replaced"])
-def test_a_power_cut_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path: Path, is_there: bool) -> None:
+def test_a_power_cut_at_any_moment_leaves_the_old_folder_or_the_new_one(
+    tmp_path: Path, is_there: bool
+) -> None:
     target = tmp_path / "disk" / "model"
     target.parent.mkdir()
     if is_there:
@@ -141,13 +149,17 @@ def test_a_power_cut_at_any_moment_leaves_the_old_text_or_the_new_one(tmp_path: 
 
     cut = followed(path.parent, work, look, tmp_path / "states")
     assert seen == {"old", "middle", "new"}
-    assert {(state / "status.json").read_text() for state in cut.leftovers(tmp_path / "after")} == {"new"}
+    assert {(state / "status.json").read_text() for state in cut.leftovers(tmp_path / "after")} == {
+        "new"
+    }
 
 
 def test_the_folders_that_are_made_for_a_folder_are_there_after_a_power_cut(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     target = tmp_path / "disk" / "saves" / "original" / "000000002"
-    cut = followed(tmp_path / "disk", lambda: write(target, "new"), lambda _: None, tmp_path / "states")
+    cut = followed(
+        tmp_path / "disk", lambda: write(target, "new"), lambda _: None, tmp_path / "states"
+    )
     place = target.relative_to(tmp_path / "disk")
     assert {content(state / place) for state in cut.leftovers(tmp_path / "after")} == {"new"}
 
@@ -166,7 +178,10 @@ def test_a_writer_and_then_the_cleaning_up_may_be_killed_at_any_call(tmp_path: P
                 pass
         for second in range(1000):
             shutil.copytree(disk, tmp_path / "copy")
-            with Disk(tmp_path / "copy", second, "killed").in_use() as cleaned, contextlib.suppress(Killed):
+            with (
+                Disk(tmp_path / "copy", second, "killed").in_use() as cleaned,
+                contextlib.suppress(Killed),
+            ):
                 whole_folder.clean(tmp_path / "copy", KIND)
             whole_folder.clean(tmp_path / "copy", KIND)
             seen.add(content(tmp_path / "copy" / "model"))
@@ -206,7 +221,10 @@ def test_what_cannot_be_read_back_does_not_replace_anything(tmp_path: Path, name
             data = call.path.read_bytes()
             call.path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
 
-    with Disk(tmp_path, watch=spoil).in_use(), pytest.raises(MachineError, match="cannot be read back") as found:
+    with (
+        Disk(tmp_path, watch=spoil).in_use(),
+        pytest.raises(MachineError, match="cannot be read back") as found,
+    ):
         write(tmp_path / "model", "new")
     assert Path(name).name in found.value.problem
     assert str(tmp_path / "model`") in found.value.problem
@@ -261,7 +279,11 @@ def test_removing_is_one_step(tmp_path: Path) -> None:
         if (disk / "000000002").exists():
             assert content(disk / "000000002") == "old"
         whole_folder.clean(disk, KIND)
-        assert [content(path) for path in disk.iterdir()] in (["new"], ["old", "new"], ["new", "old"])
+        assert [content(path) for path in disk.iterdir()] in (
+            ["new"],
+            ["old", "new"],
+            ["new", "old"],
+        )
     assert number > 5
     assert names(disk) == ["000000004"]
     whole_folder.remove(disk / "000000002", KIND)
@@ -272,7 +294,10 @@ def test_a_power_cut_never_leaves_half_of_what_is_removed_under_its_name(tmp_pat
     seen = []
 
     def look(states: list[Path]) -> None:
-        seen.extend([content(path) for path in state.iterdir() if path.name == "000000002"] for state in states)
+        seen.extend(
+            [content(path) for path in state.iterdir() if path.name == "000000002"]
+            for state in states
+        )
 
     followed(
         tmp_path / "disk",
@@ -285,7 +310,9 @@ def test_a_power_cut_never_leaves_half_of_what_is_removed_under_its_name(tmp_pat
     assert [] in seen
 
 
-def test_nothing_behind_a_link_is_read_replaced_or_removed_and_no_link_either(tmp_path: Path) -> None:
+def test_nothing_behind_a_link_is_read_replaced_or_removed_and_no_link_either(
+    tmp_path: Path,
+) -> None:
     write(tmp_path / "outside", "old")
     (tmp_path / "runs").mkdir()
     for name in ("model", ".a.partial-1", ".b.partial-1-2"):
@@ -308,12 +335,16 @@ def test_a_link_inside_a_folder_is_damage(tmp_path: Path) -> None:
     shutil.rmtree(inner)
     for aim in (tmp_path / "outside" / "inner", inner):
         inner.symlink_to(aim)
-        with pytest.raises(ModelFileError, match=r"inner/a\.txt: (leads out of the folder|missing)"):
+        with pytest.raises(
+            ModelFileError, match=r"inner/a\.txt: (leads out of the folder|missing)"
+        ):
             content(tmp_path / "model")
         inner.unlink()
 
 
-def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error", str(path))
 

@@ -35,5 +35,7 @@ def test_a_number_has_three_digits_that_count(value: float, text: str) -> None:
         (1.0, None, ""),
     ],
 )
-def test_the_ends_of_a_narrow_interval_can_be_told_apart(low: float | None, high: float | None, text: str) -> None:
+def test_the_ends_of_a_narrow_interval_can_be_told_apart(
+    low: float | None, high: float | None, text: str
+) -> None:
     assert signed_range(low, high) == text

@@ -43,7 +43,14 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def told(**more: object) -> dict[str, str]:
     """The variables of a launcher, with some changed, or left out where they are None."""
-    given = {"RANK": 1, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "MASTER_ADDR": "h1", "MASTER_PORT": 29501, **more}
+    given = {
+        "RANK": 1,
+        "WORLD_SIZE": 4,
+        "LOCAL_RANK": 1,
+        "MASTER_ADDR": "h1",
+        "MASTER_PORT": 29501,
+        **more,
+    }
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
@@ -82,7 +89,9 @@ def test_one_process_per_host_need_not_be_numbered_on_its_host() -> None:
         {"OMPI_COMM_WORLD_SIZE": "4"},
     ],
 )
-def test_a_process_of_which_nothing_says_that_it_has_others_is_alone(given: Mapping[str, str]) -> None:
+def test_a_process_of_which_nothing_says_that_it_has_others_is_alone(
+    given: Mapping[str, str],
+) -> None:
     assert world.read(given) == World()
 
 
@@ -103,14 +112,20 @@ def test_a_process_of_which_nothing_says_that_it_has_others_is_alone(given: Mapp
         ({"MASTER_PORT": "x"}, "`MASTER_PORT=x` is not a whole number"),
     ],
 )
-def test_variables_that_do_not_fit_are_named_with_what_to_unset(changes: Mapping[str, object], problem: str) -> None:
+def test_variables_that_do_not_fit_are_named_with_what_to_unset(
+    changes: Mapping[str, object], problem: str
+) -> None:
     given = told(**changes)
     with pytest.raises(MachineError) as found:
         world.read(given)
     assert problem in found.value.problem
-    there = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in given]
+    there = [
+        name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in given
+    ]
     assert f"`unset {' '.join(there)}`" in found.value.fix
-    assert world.read({name: value for name, value in given.items() if name not in there}) == World()
+    assert (
+        world.read({name: value for name, value in given.items() if name not in there}) == World()
+    )
 
 
 STEP = {
@@ -150,7 +165,9 @@ def test_a_task_of_a_step_of_slurm_knows_its_place() -> None:
 )
 def test_what_is_no_step_of_several_tasks_is_alone(changes: Mapping[str, str | None]) -> None:
     given = {**STEP, **changes}
-    assert world.read({name: value for name, value in given.items() if value is not None}) == World()
+    assert (
+        world.read({name: value for name, value in given.items() if value is not None}) == World()
+    )
 
 
 def test_what_a_launcher_says_counts_more_than_slurm() -> None:
@@ -190,7 +207,11 @@ def test_accelerate_is_told_this_and_nothing_else(monkeypatch: pytest.MonkeyPatc
         assert not {"PMI_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} & set(os.environ)
     assert dict(os.environ) == before
     with world.told(World(1, 2, 1, 2, "h1", 1234)):
-        assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")] == ["1", "2", "h1"]
+        assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")] == [
+            "1",
+            "2",
+            "h1",
+        ]
     assert dict(os.environ) == before
 
 
@@ -199,7 +220,21 @@ COMMANDS: dict[str, tuple[list[str], bool]] = {
     "train --dry-run": (["train", "--device", "cpu", "--dry-run"], True),
     "train --gpus": (["train", "--device", "cpu", "--gpus", "2"], True),
     "distill": (["distill", "--device", "cpu"], True),
-    "sample": (["sample", "--checkpoint", "original", "-n", "1", "--steps", "1", "--device", "cpu", "--force"], True),
+    "sample": (
+        [
+            "sample",
+            "--checkpoint",
+            "original",
+            "-n",
+            "1",
+            "--steps",
+            "1",
+            "--device",
+            "cpu",
+            "--force",
+        ],
+        True,
+    ),
     "evaluate": (["evaluate", "--n", "2", "--metrics", "swd", "--device", "cpu"], True),
     "prepare": (["prepare", "pictures", "--size", "8", "--out", "store"], False),
     "inspect": (["inspect"], False),
@@ -230,7 +265,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 @pytest.mark.parametrize("names", ALONE_AND_IN_PAIRS, ids="+".join)
 def test_stale_variables_never_end_in_a_wait_or_in_a_bug(
-    names: tuple[str, ...], finished: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    names: tuple[str, ...],
+    finished: TinyRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(finished.path)
     for name in names:
@@ -309,7 +347,9 @@ def test_another_program_at_that_place_is_not_taken_for_process_0(
     monkeypatch.setattr(rendezvous, "_MOST_SECONDS", 3.0)
     server = "import http.server, sys; http.server.test(port=int(sys.argv[1]), bind='127.0.0.1')"
     port = free_port()
-    with subprocess.Popen([sys.executable, "-c", server, str(port)], stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", server, str(port)], stderr=subprocess.DEVNULL
+    ) as process:
         try:
             with pytest.raises(MachineError, match=r"has to listen at 127.0.0.1.*not come"):
                 rendezvous.meet(pair(port)[1], lambda text: None, lambda: None)
@@ -328,7 +368,8 @@ def test_whoever_waits_can_be_stopped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "number"), [("train", signal.SIGHUP), ("sample", signal.SIGINT), ("evaluate", signal.SIGTERM)]
+    ("command", "number"),
+    [("train", signal.SIGHUP), ("sample", signal.SIGINT), ("evaluate", signal.SIGTERM)],
 )
 def test_a_command_that_waits_says_so_within_seconds_and_hears(
     command: str, number: int, finished: TinyRun, tmp_path: Path
@@ -343,7 +384,10 @@ def test_a_command_that_waits_says_so_within_seconds_and_hears(
             env={**os.environ, **given},
         )
     try:
-        while "waiting for 1 more process (RANK=0, WORLD_SIZE=2 in the environment)" not in said.read_text():
+        while (
+            "waiting for 1 more process (RANK=0, WORLD_SIZE=2 in the environment)"
+            not in said.read_text()
+        ):
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.1)
         process.send_signal(number)

@@ -57,12 +57,20 @@ class TinyRun:
         return RunFolder(self.path / run)
 
     def chain(
-        self, *changes: str, stop_after: int | None = None, run: str = "run", machine: Machine | None = None
+        self,
+        *changes: str,
+        stop_after: int | None = None,
+        run: str = "run",
+        machine: Machine | None = None,
     ) -> Chain:
         stop = StopAfter(stop_after) if stop_after else never
         machine = machine or Machine("fp32", "cpu")
         progress = FitLines(self.said.append)
-        return Chain(Surroundings(self.recipe(*changes), self.text, self.folder(run), machine, progress, stop))
+        return Chain(
+            Surroundings(
+                self.recipe(*changes), self.text, self.folder(run), machine, progress, stop
+            )
+        )
 
     def base(self, *changes: str, run: str = "run") -> ModelCard:
         return self.chain(*changes, run=run).train()
@@ -70,7 +78,10 @@ class TinyRun:
     def hashes(self, run: str = "run") -> dict[str, str]:
         """SHA-256 of every model's weights and of the log: what must not depend on how a run was interrupted."""
         place = self.folder(run)
-        files = {name: place.model(name) / "unet/diffusion_pytorch_model.safetensors" for name in place.models()}
+        files = {
+            name: place.model(name) / "unet/diffusion_pytorch_model.safetensors"
+            for name in place.models()
+        }
         return {name: sha256(path) for name, path in {**files, "log.jsonl": place.log}.items()}
 
 

@@ -23,7 +23,9 @@ SCHEDULES = {
 class Curved(nn.Module):
     """A smooth function of z and time without any structure: no identity can hold by luck."""
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         phase = time.to(z.dtype)[:, None, None, None] / 300
         return torch.tanh(1.3 * z + torch.sin(phase)) + 0.2 * z.flip(-1) * torch.cos(3 * phase)
 
@@ -35,7 +37,9 @@ class Table(nn.Module):
         super().__init__()
         self.table, self.grid = table, grid
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         step = ((time.double() + 1) / self.grid * len(self.table)).round().long()
         return self.table[step - 1][:, None, None, None] * z
 
@@ -52,11 +56,22 @@ def gaussian(schedule: Schedule, num_steps: int, std: float) -> Denoiser:
 
 
 def noise(count: int, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, *(shape or (1, 2, 3)), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        count,
+        *(shape or (1, 2, 3)),
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def moved(
-    sampler: Sampler, pred: Prediction, z: Tensor, t: float, s: float, schedule: Schedule, rng: Randomness
+    sampler: Sampler,
+    pred: Prediction,
+    z: Tensor,
+    t: float,
+    s: float,
+    schedule: Schedule,
+    rng: Randomness,
 ) -> Tensor:
     """Where one step from t to s leads that knows nothing of earlier ones."""
     return sampler.step(Point(t, z, pred), s, (), Predict(curved(schedule), NOTHING, sampler), rng)

@@ -39,7 +39,14 @@ if TYPE_CHECKING:
     from vdiff.api.store import Store, open_store
     from vdiff.diffusion.condition import Condition
     from vdiff.diffusion.denoiser import Denoiser
-    from vdiff.errors import DataError, DivergedError, MachineError, ModelFileError, UsageError, VdiffError
+    from vdiff.errors import (
+        DataError,
+        DivergedError,
+        MachineError,
+        ModelFileError,
+        UsageError,
+        VdiffError,
+    )
     from vdiff.model_folder.card import ModelCard
     from vdiff.recipe.recipe import Recipe
 else:

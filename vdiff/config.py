@@ -43,8 +43,12 @@ class Section(BaseModel):
     def _refuse_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """To pydantic, `true` is a way to write 1."""
         takes_truth = cls.model_fields[info.field_name or ""].annotation in (bool, Any)
-        if not takes_truth and any(isinstance(each, bool) for each in (value if isinstance(value, list) else [value])):
-            raise PydanticCustomError("truth", "should be a number, text or list, not true or false")
+        if not takes_truth and any(
+            isinstance(each, bool) for each in (value if isinstance(value, list) else [value])
+        ):
+            raise PydanticCustomError(
+                "truth", "should be a number, text or list, not true or false"
+            )
         return value
 
     @field_validator("*", mode="before")
@@ -124,7 +128,9 @@ class Table(Generic[Part]):
     the thing comes in several sorts, each with a contract of its own.
     """
 
-    def __init__(self, part: str, kinds: Mapping[str, str], group: str, contract: str | tuple[str, ...]) -> None:
+    def __init__(
+        self, part: str, kinds: Mapping[str, str], group: str, contract: str | tuple[str, ...]
+    ) -> None:
         self.part, self.group = part, group
         self._builtin = dict(kinds)
         self._contracts = (contract,) if isinstance(contract, str) else contract
@@ -141,7 +147,11 @@ class Table(Generic[Part]):
 
     def outside(self) -> list[str]:
         """The kinds that only other packages bring."""
-        return list(dict.fromkeys(entry.name for entry in self._entries() if entry.name not in self._builtin))
+        return list(
+            dict.fromkeys(
+                entry.name for entry in self._entries() if entry.name not in self._builtin
+            )
+        )
 
     def find(self, kind: str) -> type[Part]:
         """The class of `kind`; KeyError for a kind that does not exist.
@@ -156,11 +166,16 @@ class Table(Generic[Part]):
         if len(entries) > 1:
             makers = " and ".join(f"`{_maker(entry)}`" for entry in entries)
             fix = f"uninstall one of them: pip uninstall {_package(entries[-1])}"
-            raise MachineError(f"the packages {makers} both bring a {self.part} called `{kind}`", fix)
+            raise MachineError(
+                f"the packages {makers} both bring a {self.part} called `{kind}`", fix
+            )
         [entry] = entries
         try:
             return self._complete(self._checked(_loaded(entry.value)))
-        except (Exception, SystemExit) as err:  # whatever a stranger's module does while it is imported
+        except (
+            Exception,
+            SystemExit,
+        ) as err:  # whatever a stranger's module does while it is imported
             problem = f"the {self.part} `{kind}` of the package `{_maker(entry)}` cannot be used"
             fix = f"get a version of it that fits this vdiff, or remove it: pip uninstall {_package(entry)}"
             raise MachineError(problem, fix, f"`{entry.value}`: {_reason(err)}") from err
@@ -204,7 +219,9 @@ class Table(Generic[Part]):
 
     def _checked(self, found: Any) -> type[Part]:
         """What was found, if it keeps the contract.   Errors: _UnfitError."""
-        is_kind = isinstance(found, type) and issubclass(found, tuple(map(_loaded, self._contracts)))
+        is_kind = isinstance(found, type) and issubclass(
+            found, tuple(map(_loaded, self._contracts))
+        )
         if not is_kind:
             wanted = " or ".join(f"`{contract.replace(':', '.')}`" for contract in self._contracts)
             raise _UnfitError(f"it is no subclass of {wanted}")
@@ -225,7 +242,12 @@ class Registry(Table[Kind]):
     """
 
     def __init__(
-        self, part: str, kinds: Mapping[str, str], default: str, group: str, contract: str | tuple[str, ...]
+        self,
+        part: str,
+        kinds: Mapping[str, str],
+        default: str,
+        group: str,
+        contract: str | tuple[str, ...],
     ) -> None:
         super().__init__(part, kinds, group, contract)
         self.default = default
@@ -245,19 +267,30 @@ class Registry(Table[Kind]):
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, Mapping):
-            raise PydanticCustomError("kind", "should be a mapping or one of: {kinds}", {"kinds": ", ".join(self)})
+            raise PydanticCustomError(
+                "kind", "should be a mapping or one of: {kinds}", {"kinds": ", ".join(self)}
+            )
         kind = value.get("kind", self.default)
         if kind not in self:
             raise PydanticCustomError("kind", "{problem}", {"problem": self.unknown(str(kind))})
         return self.section(kind).model_validate({**value, "kind": kind}, context=info.context)
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
         dump = core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True)
         return core_schema.with_info_plain_validator_function(self.validate, serialization=dump)
 
-    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         found = self.sections()
-        return {"anyOf": [*(section.model_json_schema() for section in found.values()), {"enum": list(found)}]}
+        return {
+            "anyOf": [
+                *(section.model_json_schema() for section in found.values()),
+                {"enum": list(found)},
+            ]
+        }
 
     def _complete(self, part: type[Kind]) -> type[Kind]:
         part.model_rebuild(raise_errors=True)  # which sections put off until they are used
@@ -293,7 +326,10 @@ def raised_in(err: BaseException) -> str | None:
         for entry in package.entry_points
         if entry.group.startswith(_OUR_GROUPS)
     }
-    frames = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(err.__traceback__)]
+    frames = [
+        frame.f_globals.get("__name__", "").partition(".")[0]
+        for frame, _ in walk_tb(err.__traceback__)
+    ]
     known = [name for name in frames if name == "vdiff" or name in makers]
     return makers.get(known[-1]) if known else None
 
@@ -305,7 +341,11 @@ _OUR_GROUPS = "vdiff."
 def _entry_points(places: tuple[tuple[str, int], ...]) -> dict[str, list[EntryPoint]]:
     """What other packages bring, by group. Remembered, as reading what is installed takes long.   places: where."""
     found = entry_points()
-    return {group: list(found.select(group=group)) for group in found.groups if group.startswith(_OUR_GROUPS)}
+    return {
+        group: list(found.select(group=group))
+        for group in found.groups
+        if group.startswith(_OUR_GROUPS)
+    }
 
 
 def _places() -> tuple[tuple[str, int], ...]:

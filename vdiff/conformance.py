@@ -53,7 +53,10 @@ def check_network(section: NetworkSection, image_size: int = 8, channels: int = 
     condition = of_seeds(range(_BATCH), section.told_classes) if section.told_classes else NOTHING
     with torch.no_grad():
         out = network(z, time, condition)
-        _holds(out.shape == z.shape, f"the output has the shape {list(out.shape)}, not that of z, {list(z.shape)}")
+        _holds(
+            out.shape == z.shape,
+            f"the output has the shape {list(out.shape)}, not that of z, {list(z.shape)}",
+        )
         _holds(out.dtype == z.dtype, f"the output is {out.dtype} for z of {z.dtype}")
         _holds(bool(out.isfinite().all()), "the output holds NaN or Inf")
         _holds(torch.equal(network(z, time, condition), out), "the same input gives other bits")
@@ -64,8 +67,13 @@ def check_network(section: NetworkSection, image_size: int = 8, channels: int = 
         again = type(section).restore(config).eval()
         _same_names(again.state_dict(), network.state_dict())
         again.load_state_dict(network.state_dict())
-        _holds(again.config == network.config, "`restore(config)` makes a network of another config")
-        _holds(torch.equal(again(z, time, condition), out), "restored from config and weights it gives other bits")
+        _holds(
+            again.config == network.config, "`restore(config)` makes a network of another config"
+        )
+        _holds(
+            torch.equal(again(z, time, condition), out),
+            "restored from config and weights it gives other bits",
+        )
 
 
 def check_schedule(section: ScheduleSection) -> None:
@@ -87,29 +95,50 @@ def check_sampler(section: SamplerSection) -> None:
     sampler, schedule = section.build(), CosineSchedule(1024)
     for model_steps in (None, _STEPS):
         times = sampler.times(_STEPS, schedule, model_steps)
-        _holds(len(times) == _STEPS + 1, f"`times` gives {len(times)} times for {_STEPS} steps, not {_STEPS + 1}")
-        _holds((times[0], times[-1]) == (1, 0), f"the times go from {times[0]} to {times[-1]}, not from 1 to 0")
+        _holds(
+            len(times) == _STEPS + 1,
+            f"`times` gives {len(times)} times for {_STEPS} steps, not {_STEPS + 1}",
+        )
+        _holds(
+            (times[0], times[-1]) == (1, 0),
+            f"the times go from {times[0]} to {times[-1]}, not from 1 to 0",
+        )
         _holds(all(s < t for t, s in pairwise(times)), "the times do not fall")
     x = 0.5 * _noise(1, 4).clamp(-1, 1).double()
     perfect, z = Denoiser(_Knows(x), schedule, "x"), _noise(1, 4, seed=1).double()
     for num_steps in (1, _STEPS):
         drawn = _drawn(sampler, perfect, z, num_steps)
-        _holds(drawn.shape == z.shape, f"the pictures have the shape {list(drawn.shape)}, not {list(z.shape)}")
+        _holds(
+            drawn.shape == z.shape,
+            f"the pictures have the shape {list(drawn.shape)}, not {list(z.shape)}",
+        )
         _holds(drawn.dtype == z.dtype, f"the pictures are {drawn.dtype}, the noise is {z.dtype}")
-        _holds(_near(drawn, x), f"with a perfect denoiser, {num_steps} steps do not end at the picture")
+        _holds(
+            _near(drawn, x), f"with a perfect denoiser, {num_steps} steps do not end at the picture"
+        )
     curved = Denoiser(_Curved(), schedule, "v")
     before = z.clone()
     one = _drawn(sampler, curved, z, _STEPS)
     _holds(torch.equal(z, before), "the noise that it is given is changed in place")
     _drawn(sampler, curved, -z, _STEPS + 1)
-    _holds(torch.equal(_drawn(sampler, curved, z, _STEPS), one), "the same noise gives other bits after another batch")
-    alone = torch.cat([_drawn(sampler, curved, z[i : i + 1], _STEPS, first=i) for i in range(_BATCH)])
+    _holds(
+        torch.equal(_drawn(sampler, curved, z, _STEPS), one),
+        "the same noise gives other bits after another batch",
+    )
+    alone = torch.cat(
+        [_drawn(sampler, curved, z[i : i + 1], _STEPS, first=i) for i in range(_BATCH)]
+    )
     _holds(_near(alone, one), "a picture depends on the other pictures of its batch")
     calls = _Counted(_Curved())
     _drawn(sampler, Denoiser(calls, schedule, "v"), z, _STEPS)
     told = _STEPS * sampler.calls_per_step
-    _holds(calls.count <= told, f"{_STEPS} steps make {calls.count} network calls, and it says {told}")
-    _holds(str(sampler).split()[:1] == [section.kind], f"its name `{sampler}` does not begin with `{section.kind}`")
+    _holds(
+        calls.count <= told, f"{_STEPS} steps make {calls.count} network calls, and it says {told}"
+    )
+    _holds(
+        str(sampler).split()[:1] == [section.kind],
+        f"its name `{sampler}` does not begin with `{section.kind}`",
+    )
 
 
 def check_objective(section: ObjectiveSection) -> None:
@@ -118,7 +147,9 @@ def check_objective(section: ObjectiveSection) -> None:
     objective, student = _prepared(section)
     objective.begin(0)
     losses = _losses(objective, student, x)
-    _holds(losses.shape == (_BATCH,), f"the losses have the shape {list(losses.shape)}, not [{_BATCH}]")
+    _holds(
+        losses.shape == (_BATCH,), f"the losses have the shape {list(losses.shape)}, not [{_BATCH}]"
+    )
     _holds(losses.dtype == torch.float32, f"the losses are {losses.dtype}, not float32")
     _holds(bool(losses.isfinite().all()), "a loss is NaN or Inf")
     _holds(torch.equal(_losses(objective, student, x), losses), "the same batch gives another loss")
@@ -136,14 +167,22 @@ def check_objective(section: ObjectiveSection) -> None:
     _same_names(again.state(), kept)
     bad = [name for name, tensor in again.state().items() if not torch.equal(tensor, kept[name])]
     _holds(not bad, f"`load` does not take back {bad[:1]} of the state")
-    _holds(torch.equal(_losses(again, student, x), after), "gone on from its state, it gives another loss")
+    _holds(
+        torch.equal(_losses(again, student, x), after),
+        "gone on from its state, it gives another loss",
+    )
 
 
-def check_metric(section: MetricSection | PairMetricSection, means: Means | None = None, channels: int = 1) -> None:
+def check_metric(
+    section: MetricSection | PairMetricSection, means: Means | None = None, channels: int = 1
+) -> None:
     """Numbers that are the same for the same pictures, however they are cut, and words for what is compared."""
     least = max(section.least, 128)
     own, other = _pictures(least, channels, 0), _pictures(least, channels, 1)
-    _holds(bool(section.numbers) and len(set(section.numbers)) == len(section.numbers), "its numbers have no names")
+    _holds(
+        bool(section.numbers) and len(set(section.numbers)) == len(section.numbers),
+        "its numbers have no names",
+    )
     if isinstance(section, PairMetricSection):
         _check_pairs(section, own, other, means or Means())
         return
@@ -164,11 +203,16 @@ def _check_pairs(section: PairMetricSection, own: Tensor, other: Tensor, means: 
     metric = section.build(means)
     _holds(bool(metric.features), "it does not say what it compares")
     found, stated = dict(metric.compare(own, other)), {measure.name for measure in section.measures}
-    _holds(found.keys() == stated, f"it gives the numbers {sorted(found)} and states {sorted(stated)}")
+    _holds(
+        found.keys() == stated, f"it gives the numbers {sorted(found)} and states {sorted(stated)}"
+    )
     for measure in section.measures:
         value = found[measure.name]
         _holds(math.isfinite(value), f"`{measure.name}` of pictures that differ is {value}")
-        _holds(measure.most is None or value <= measure.most, f"`{measure.name}` is more than the most, {measure.most}")
+        _holds(
+            measure.most is None or value <= measure.most,
+            f"`{measure.name}` is more than the most, {measure.most}",
+        )
     _holds(dict(metric.compare(own, other)) == found, "the same pictures give other numbers")
     order = torch.arange(len(own)).flip(0)
     turned = metric.compare(own[order], other[order])
@@ -176,14 +220,20 @@ def _check_pairs(section: PairMetricSection, own: Tensor, other: Tensor, means: 
     _holds(is_alike, "the numbers depend on the order of the pairs")
     mixed = metric.compare(own, other[order])
     _holds(dict(mixed) != found, "it does not look at which picture is whose partner")
-    _holds(not any(map(math.isnan, metric.compare(own, own).values())), "equal pictures give a number that is none")
+    _holds(
+        not any(map(math.isnan, metric.compare(own, own).values())),
+        "equal pictures give a number that is none",
+    )
 
 
 def check_dataset(section: DatasetSection) -> None:
     """Pictures and classes as they are told, the same when opened again and in a copy."""
     images, again = section.open(), section.open()
     wanted = (section.channels, section.size, section.size)
-    _holds(images.shape == wanted, f"the pictures have the shape {images.shape}, the section says {wanted}")
+    _holds(
+        images.shape == wanted,
+        f"the pictures have the shape {images.shape}, the section says {wanted}",
+    )
     _holds(images.num_images > 0, "there are no pictures")
     is_print = len(images.fingerprint) == 64 and set(images.fingerprint) <= set("0123456789abcdef")
     _holds(is_print, f"`{images.fingerprint}` is no SHA-256 in hexadecimal")
@@ -193,7 +243,10 @@ def check_dataset(section: DatasetSection) -> None:
         for index in chosen:
             (pixels, label), (same, told) = images[index], there[index]
             _holds(pixels.dtype == np.uint8, f"picture {index} is {pixels.dtype}, not uint8")
-            _holds(pixels.shape == wanted, f"picture {index} has the shape {pixels.shape}, not {wanted}")
+            _holds(
+                pixels.shape == wanted,
+                f"picture {index} has the shape {pixels.shape}, not {wanted}",
+            )
             is_class = 0 <= label < images.num_classes if images.num_classes else label == -1
             _holds(is_class, f"picture {index} has the class {label} of {images.num_classes}")
             is_same = np.array_equal(pixels, same) and label == told
@@ -201,7 +254,9 @@ def check_dataset(section: DatasetSection) -> None:
     if isinstance(images, TakesMany):
         many, labels = images.take(np.array(chosen[::-1]))
         for place, index in enumerate(chosen[::-1]):
-            is_same = np.array_equal(many[place], images[index][0]) and labels[place] == images[index][1]
+            is_same = (
+                np.array_equal(many[place], images[index][0]) and labels[place] == images[index][1]
+            )
             _holds(is_same, f"`take` gives another picture {index} than taking it alone")
 
 
@@ -230,7 +285,9 @@ class _Knows(nn.Module):
         super().__init__()
         self.x = x
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         return self.x
 
 
@@ -241,7 +298,9 @@ class _Curved(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.7))
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         phase = time.to(z.dtype)[:, None, None, None] / 300
         return torch.tanh(1.3 * self.weight.to(z.dtype) * z + torch.sin(phase)) + 0.2 * z.flip(-1)
 
@@ -251,17 +310,25 @@ class _Counted(nn.Module):
         super().__init__()
         self.inner, self.count = inner, 0
 
-    def forward(self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
+    ) -> Tensor:
         self.count += 1
         out: Tensor = self.inner(z, time, condition, keys)
         return out
 
 
-def _prepared(section: ObjectiveSection, like: Denoiser | None = None) -> tuple[Objective, Denoiser]:
+def _prepared(
+    section: ObjectiveSection, like: Denoiser | None = None
+) -> tuple[Objective, Denoiser]:
     """An objective that has seen its student, which begins as `like` is."""
     schedule: Schedule = CosineSchedule(1024)
     student = like or Denoiser(_Curved(), schedule, "v")
-    teacher = Denoiser(_Curved().requires_grad_(False).eval(), schedule, "v") if section.needs_teacher else None
+    teacher = (
+        Denoiser(_Curved().requires_grad_(False).eval(), schedule, "v")
+        if section.needs_teacher
+        else None
+    )
     objective = section.build(Task("snr_plus_one", 10, _STEPS, teacher, 2))
 
     def copied() -> nn.Module:
@@ -283,8 +350,12 @@ def _losses(objective: Objective, student: Denoiser, x: Tensor) -> Tensor:
     return objective(student, x, Randomness.for_update(0, 0, 0, torch.arange(len(x)), len(x)))
 
 
-def _drawn(sampler: Sampler, denoiser: Denoiser, z: Tensor, num_steps: int, first: int = 0) -> Tensor:
-    return sampler(denoiser, z, num_steps, Randomness.for_images(torch.arange(first, first + len(z))))
+def _drawn(
+    sampler: Sampler, denoiser: Denoiser, z: Tensor, num_steps: int, first: int = 0
+) -> Tensor:
+    return sampler(
+        denoiser, z, num_steps, Randomness.for_images(torch.arange(first, first + len(z)))
+    )
 
 
 def _noise(channels: int, size: int, seed: int = 0) -> Tensor:
@@ -303,7 +374,10 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 def _same_names(found: "dict[str, Tensor]", wanted: "dict[str, Tensor]") -> None:
     different: Sequence[str] = sorted(found.keys() ^ wanted.keys())
-    _holds(not different, f"made again, its state has other names: `{different[0] if different else ''}`")
+    _holds(
+        not different,
+        f"made again, its state has other names: `{different[0] if different else ''}`",
+    )
 
 
 def _holds(is_true: bool, otherwise: str) -> None:

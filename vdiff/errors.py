@@ -80,8 +80,23 @@ class Stopped(Exception):  # noqa: N818 - it is news, not an error
 
 
 def _asking() -> tuple[int, ...]:
-    names = ("HUP", "INT", "TERM", "USR1", "USR2", "ALRM", "VTALRM", "PROF", "XCPU", "IO", "PWR", "BREAK")
-    named = [getattr(signal, f"SIG{name}", None) for name in names]  # a system need not have all of them
+    names = (
+        "HUP",
+        "INT",
+        "TERM",
+        "USR1",
+        "USR2",
+        "ALRM",
+        "VTALRM",
+        "PROF",
+        "XCPU",
+        "IO",
+        "PWR",
+        "BREAK",
+    )
+    named = [
+        getattr(signal, f"SIG{name}", None) for name in names
+    ]  # a system need not have all of them
     first, last = getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1)
     return (*(int(number) for number in named if number is not None), *range(first, last + 1))
 

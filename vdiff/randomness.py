@@ -26,7 +26,9 @@ def exact(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if found.type in LACK_64_BITS else found
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four 32-bit random words per counter; a counter-based generator needs no state and no order.
 
     counter: four int64 tensors that broadcast, each in [0, 2^32).   key: 64 bits.   Returns the same, scrambled.
@@ -35,7 +37,10 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Te
     a, b, c, d = counter
     key_a, key_b = key & _WORD, key >> 32
     for _ in range(10):
-        low, high = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]  # wraps at 64 bits: both halves stay right
+        low, high = (
+            a * _MULTIPLIERS[0],
+            c * _MULTIPLIERS[1],
+        )  # wraps at 64 bits: both halves stay right
         a, b = (high >> 32 & _WORD) ^ b ^ key_a, high & _WORD
         c, d = (low >> 32 & _WORD) ^ d ^ key_b, low & _WORD
         key_a, key_b = (key_a + _KEY_STEPS[0]) & _WORD, (key_b + _KEY_STEPS[1]) & _WORD
@@ -55,7 +60,9 @@ class Randomness:
         self._draw = 0
 
     @classmethod
-    def for_update(cls, seed: int, stage: int, update: int, places: Tensor, num_places: int) -> "Randomness":
+    def for_update(
+        cls, seed: int, stage: int, update: int, places: Tensor, num_places: int
+    ) -> "Randomness":
         """Numbers of one update of training. places: int64 [B], positions in the global batch of `num_places`."""
         return cls(_key("update", seed, stage), places, torch.full_like(places, update), num_places)
 
@@ -70,7 +77,11 @@ class Randomness:
         words = self._words(-(-count // 4))
         radius = [torch.sqrt(-2 * torch.log((word.float() + 0.5) / 2**32)) for word in words[::2]]
         angle = [word.float() * (2 * pi / 2**32) for word in words[1::2]]
-        pairs = [part for r, a in zip(radius, angle, strict=True) for part in (r * torch.cos(a), r * torch.sin(a))]
+        pairs = [
+            part
+            for r, a in zip(radius, angle, strict=True)
+            for part in (r * torch.cos(a), r * torch.sin(a))
+        ]
         return torch.stack(pairs, -1).flatten(1)[:, :count].reshape(-1, *shape)
 
     def uniform(self) -> Tensor:
@@ -83,7 +94,9 @@ class Randomness:
         One u serves the batch: each number is uniform by itself, and together they vary less.
         Source: Kingma et al. 2021, "Variational diffusion models", the low-variance sampler of t.
         """
-        words = philox(self._counter(1, torch.full_like(self._low[:1], _NO_PLACE), self._high[:1]), self._key)
+        words = philox(
+            self._counter(1, torch.full_like(self._low[:1], _NO_PLACE), self._high[:1]), self._key
+        )
         self._draw += 1
         return (_unit(*words[:2])[0, 0] + self._low[:, 0].double() / self._num_places) % 1
 
@@ -97,7 +110,9 @@ class Randomness:
         self._draw += 1
         return words
 
-    def _counter(self, blocks: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _counter(
+        self, blocks: int, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         block = torch.arange(blocks, device=low.device)[None]
         return block, torch.full_like(block, self._draw), low, high
 

@@ -54,24 +54,43 @@ class Campaign:
         """Prepare what faults begin from, inject all, and tell what became of them."""
         try:
             self._world = World(self._root, self._service())
-            self._world.build({strike.program_of(fault).name for fault in self._faults if fault.kind not in _CASES})
+            self._world.build(
+                {
+                    strike.program_of(fault).name
+                    for fault in self._faults
+                    if fault.kind not in _CASES
+                }
+            )
             with ThreadPoolExecutor(self._jobs) as pool:
                 found = list(pool.map(self._do, self._tasks()))
         finally:
             for service in self._services:
                 service.close()
-        return sorted((outcome for each in found for outcome in each), key=lambda outcome: outcome.fault.number)
+        return sorted(
+            (outcome for each in found for outcome in each),
+            key=lambda outcome: outcome.fault.number,
+        )
 
     def _tasks(self) -> list[Task]:
         """Several strikes at one run are a task, and so is every other fault; in the order of their numbers."""
         groups = _together(self._strikes())
-        episodes = [(strikes[0].fault.number, partial(self._episode, strikes)) for strikes in groups]
-        cases = [(fault.number, partial(self._case, fault)) for fault in self._faults if fault.kind in _CASES]
+        episodes = [
+            (strikes[0].fault.number, partial(self._episode, strikes)) for strikes in groups
+        ]
+        cases = [
+            (fault.number, partial(self._case, fault))
+            for fault in self._faults
+            if fault.kind in _CASES
+        ]
         return [task for _, task in sorted([*episodes, *cases], key=lambda pair: pair[0])]
 
     def _strikes(self) -> list[Strike]:
         durations, startup = self._world.durations, self._service().import_seconds
-        return [strike.draw(fault, durations, startup) for fault in self._faults if fault.kind not in _CASES]
+        return [
+            strike.draw(fault, durations, startup)
+            for fault in self._faults
+            if fault.kind not in _CASES
+        ]
 
     def _do(self, task: Task) -> list[Outcome]:
         if time.monotonic() > self._deadline:
@@ -81,7 +100,9 @@ class Campaign:
             for line in outcome.lines() if outcome.missed else []:
                 self._say(line)
         self._num_done += len(outcomes)
-        self._say(f"{self._num_done} of {len(self._faults)}: {'; '.join(outcome.what for outcome in outcomes)}")
+        self._say(
+            f"{self._num_done} of {len(self._faults)}: {'; '.join(outcome.what for outcome in outcomes)}"
+        )
         return outcomes
 
     def _episode(self, strikes: Sequence[Strike]) -> list[Outcome]:
@@ -134,10 +155,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     # whoever ignores Ctrl-C, as a background job does, hands that down
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    faults = draw.pick(given.seed, given.only) if given.only else draw.draw(given.seed, given.count, given.kinds)
+    faults = (
+        draw.pick(given.seed, given.only)
+        if given.only
+        else draw.draw(given.seed, given.count, given.kinds)
+    )
     began = time.monotonic()
     with _root(given.keep) as root:
-        campaign = Campaign(root, faults, jobs=given.jobs, seconds=given.seconds, keep=given.keep is not None, say=_say)
+        campaign = Campaign(
+            root,
+            faults,
+            jobs=given.jobs,
+            seconds=given.seconds,
+            keep=given.keep is not None,
+            say=_say,
+        )
         outcomes = campaign.run()
     print(
         f"\nseed {given.seed}, vdiff {_commit()}, {given.jobs} at a time, {(time.monotonic() - began) / 60:.1f} minutes"
@@ -161,13 +193,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--count", type=int, default=500, help="how many faults [500]")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn [0]")
-    parser.add_argument("--kinds", type=_kinds, default=tuple(SHARES), help=f"some of {','.join(SHARES)} [all]")
     parser.add_argument(
-        "--only", type=_numbers, help="the faults with these numbers, as 17 or 17,23; in one run where they can be"
+        "--kinds", type=_kinds, default=tuple(SHARES), help=f"some of {','.join(SHARES)} [all]"
     )
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no more faults after this time")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="faults at once [one per core]")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there, and keep what failed")
+    parser.add_argument(
+        "--only",
+        type=_numbers,
+        help="the faults with these numbers, as 17 or 17,23; in one run where they can be",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no more faults after this time"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="faults at once [one per core]",
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="work there, and keep what failed"
+    )
     return parser
 
 
@@ -201,6 +246,9 @@ def _commit() -> str:
     package = Path(vdiff.__file__).parent
     git = ["git", "-C", str(package)]
     found = subprocess.run(
-        [*git, "describe", "--always", "--dirty=+changes"], capture_output=True, text=True, check=False
+        [*git, "describe", "--always", "--dirty=+changes"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return f"{vdiff.__version__} {found.stdout.strip()}".strip()

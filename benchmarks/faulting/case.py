@@ -24,7 +24,9 @@ PRECIOUS = "precious"
 class Case:
     """Commands in a folder that begins in a state of the undisturbed chain."""
 
-    def __init__(self, world: World, service: Service, outcome: Outcome, begins: str, keep: bool = False) -> None:
+    def __init__(
+        self, world: World, service: Service, outcome: Outcome, begins: str, keep: bool = False
+    ) -> None:
         self._world, self._service, self._keep, self._outcome = world, service, keep, outcome
         self.folder = world.begin(begins, f"{outcome.fault.kind}-{outcome.fault.number}")
         self.rng = outcome.fault.rng()
@@ -65,7 +67,10 @@ class Case:
         return ended
 
     def completes(
-        self, *commands: tuple[str, ...], like: str = "complete", parts: tuple[str, ...] = ("models", "log", "store")
+        self,
+        *commands: tuple[str, ...],
+        like: str = "complete",
+        parts: tuple[str, ...] = ("models", "log", "store"),
     ) -> None:
         """These commands must go through, and leave what an undisturbed chain does."""
         for command in commands:
@@ -96,7 +101,9 @@ class Case:
         elif ended.code < 0:
             self.miss("wrong end", f"it died of signal {-ended.code}")
         elif ended.code and not ("error: " in ended.output and "fix: " in ended.output):
-            self.miss("wrong end", f"exit code {ended.code} without a message: {last_lines(ended.output)}")
+            self.miss(
+                "wrong end", f"exit code {ended.code} without a message: {last_lines(ended.output)}"
+            )
         if ended.grown_bytes > MOST_BYTES:
             self.miss("wrong end", f"it took {ended.grown_bytes / 2**20:.0f} MB")
         if ended.held:
@@ -105,9 +112,14 @@ class Case:
             self.miss("executed", "the canary is there")
             for path in canaries:
                 path.unlink(missing_ok=True)
-        letter, there = self.folder / PRECIOUS / "letter.txt", sorted(self.folder.glob(f"{PRECIOUS}/*"))
+        letter, there = (
+            self.folder / PRECIOUS / "letter.txt",
+            sorted(self.folder.glob(f"{PRECIOUS}/*")),
+        )
         if there != [letter] or letter.read_text() != "do not touch":
-            self.miss("executed", f"a folder outside the run was touched: {[path.name for path in there]}")
+            self.miss(
+                "executed", f"a folder outside the run was touched: {[path.name for path in there]}"
+            )
 
     def _note(self, arguments: tuple[str, ...], ended: Ended) -> None:
         with (self.folder / "faults.txt").open("a") as file:
@@ -116,7 +128,9 @@ class Case:
 
 def named(root: Path, name: str) -> list[Path]:
     """The paths of this name below a folder where other cases work: what vanishes meanwhile is passed by."""
-    return [Path(place, name) for place, folders, files in os.walk(root) if name in (*folders, *files)]
+    return [
+        Path(place, name) for place, folders, files in os.walk(root) if name in (*folders, *files)
+    ]
 
 
 def look_without_stores(folder: Path) -> Seen:
@@ -124,7 +138,9 @@ def look_without_stores(folder: Path) -> Seen:
     marks = (folder / state.RUN).glob("[!.]*/vdiff.json")
     return Seen(
         {
-            mark.parent.name: "damaged" if state.damage(mark) else state.sha256(mark.parent / state.WEIGHTS)
+            mark.parent.name: "damaged"
+            if state.damage(mark)
+            else state.sha256(mark.parent / state.WEIGHTS)
             for mark in marks
         }
     )

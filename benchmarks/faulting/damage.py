@@ -35,7 +35,9 @@ def spoil(path: Path, rng: random.Random) -> str:
         return "deleted"
     if form == "flip":
         place, bit = rng.randrange(len(content)), rng.randrange(8)
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        path.write_bytes(
+            content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+        )
         return f"bit {bit} of byte {place:,} flipped"
     length = rng.randrange(len(content)) if form == "cut" else 0
     path.write_bytes(content[:length])
@@ -56,7 +58,9 @@ def _teacher(case: Case) -> None:
     name = "base_0" if (case.folder / RUN / "base_0").exists() else "original"
     path, how, content = _spoil_one(case, case.folder / RUN / name)
     is_unmarked = how == "deleted" and path.name == "vdiff.json"  # then it is no model at all
-    ended = case.vdiff(*DISTILL, codes={0, 4} if is_unmarked and name == "base_0" else _codes_of_part(path))
+    ended = case.vdiff(
+        *DISTILL, codes={0, 4} if is_unmarked and name == "base_0" else _codes_of_part(path)
+    )
     if ended.code:
         _mend(case, name, path, content)
     case.completes(DISTILL, parts=("models", "store"))
@@ -69,8 +73,15 @@ def _model(case: Case) -> None:
     if case.rng.random() < 0.7:
         case.vdiff("sample", "--checkpoint", name, "-n", "4", *CPU, codes=_codes_of_part(path))
     else:
-        is_unmarked = how == "deleted" and path.name == "vdiff.json"  # a diffusers folder like any other
-        case.vdiff("inspect", f"{RUN}/{name}", "--verify", codes={0, 4} if is_unmarked else _codes_of_part(path))
+        is_unmarked = (
+            how == "deleted" and path.name == "vdiff.json"
+        )  # a diffusers folder like any other
+        case.vdiff(
+            "inspect",
+            f"{RUN}/{name}",
+            "--verify",
+            codes={0, 4} if is_unmarked else _codes_of_part(path),
+        )
     _mend(case, name, path, content)
     case.completes(DISTILL, parts=("models", "store"))
 
@@ -117,7 +128,9 @@ def _store(case: Case) -> None:
     path = case.folder / STORE / "data.mdb"
     how = spoil(path, case.rng)
     case.say(f"{path.relative_to(case.folder)}: {how}")
-    is_harmless = path.exists() and state.store_digest_apart(path) == case.reference("prepared").store
+    is_harmless = (
+        path.exists() and state.store_digest_apart(path) == case.reference("prepared").store
+    )
     command = case.rng.choice([TRAIN, ("prepare",), ("inspect", str(STORE), "--verify")])
     # a page whose unused bytes have changed is not what was written either
     ended = case.vdiff(*command, codes={0, 3} if is_harmless else _codes(command[0], how))
@@ -157,7 +170,9 @@ def _log(case: Case) -> None:
     case.completes(TRAIN, DISTILL, parts=("models", "store"))
     lines, whole = path.read_text(errors="replace").splitlines(), list(case.reference().log)
     first = next(
-        place for place, line in enumerate(whole) if (update_of(line) or ("", 0)) > (stage, done) and stage in line
+        place
+        for place, line in enumerate(whole)
+        if (update_of(line) or ("", 0)) > (stage, done) and stage in line
     )
     if broken := [line for line in lines if update_of(line) is None]:
         case.miss("invalid", f"the log keeps a broken line: {broken[0][:60]!r}")
@@ -168,7 +183,9 @@ def _log(case: Case) -> None:
 def _facts(case: Case) -> None:
     """Small files that only tell: of the run's state, previews, the tracker, locks."""
     names = ("status.json", ".lock", "previews/*", "tracker/*")
-    files = sorted(path for name in names for path in (case.folder / RUN).glob(name) if path.is_file())
+    files = sorted(
+        path for name in names for path in (case.folder / RUN).glob(name) if path.is_file()
+    )
     path = case.rng.choice(files)
     case.say(f"{path.relative_to(case.folder)}: {spoil(path, case.rng)}")
     case.vdiff("inspect", codes={0})

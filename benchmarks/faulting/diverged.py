@@ -45,7 +45,13 @@ def _draw(case: Case, rng: random.Random) -> None:
     _make_large(folder / WEIGHTS, rng.choice([1e18, 1e30, 3e38]))
     believe(folder / "vdiff.json")
     out = rng.choice(["a.png", "a.npz", "a.zip", "a", "a.gif"])
-    form = ("--gif",) if out == "a.gif" else ("--strip",) if rng.random() < 0.3 and out == "a.png" else ()
+    form = (
+        ("--gif",)
+        if out == "a.gif"
+        else ("--strip",)
+        if rng.random() < 0.3 and out == "a.png"
+        else ()
+    )
     command = rng.choice(
         [
             ("sample", "--checkpoint", "base_1", "-n", "4", "--out", out, *form, *CPU),
@@ -66,4 +72,6 @@ def _make_large(path: Path, scale: float) -> None:
     (length,) = struct.unpack_from("<Q", content)
     assert json.loads(content[8 : 8 + length])
     values = np.frombuffer(content, np.float32, offset=8 + length)
-    path.write_bytes(content[: 8 + length] + np.where(values < 0, -scale, scale).astype(np.float32).tobytes())
+    path.write_bytes(
+        content[: 8 + length] + np.where(values < 0, -scale, scale).astype(np.float32).tobytes()
+    )

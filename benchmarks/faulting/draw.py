@@ -45,4 +45,6 @@ def _all(seed: int) -> Iterator[Fault]:
     for block in count():
         kinds = [kind for kind, share in SHARES.items() for _ in range(share)]
         random.Random(f"block {seed} {block}").shuffle(kinds)
-        yield from (Fault(seed, block * len(kinds) + place, kind) for place, kind in enumerate(kinds))
+        yield from (
+            Fault(seed, block * len(kinds) + place, kind) for place, kind in enumerate(kinds)
+        )

@@ -66,7 +66,9 @@ class Episode:
             if left:
                 outcome.miss("hang", f"{HANG_SECONDS:.0f} s later there is still {', '.join(left)}")
             # a full disk that nothing was written to, like a blow that came too late, was none
-            outcome.is_injected = is_struck and not (strike.fault.kind == "disk" and process.code == 0)
+            outcome.is_injected = is_struck and not (
+                strike.fault.kind == "disk" and process.code == 0
+            )
             self._judge(outcome, strike, process, is_struck)
             if outcome.is_injected or outcome.missed:
                 break
@@ -81,7 +83,9 @@ class Episode:
         if code not in ({*strike.codes, 0} if is_struck else {0}):
             outcome.miss("wrong end", f"exit code {code}: {last_lines(process.output)}")
         if code == 6 and "fix:" not in process.output:
-            outcome.miss("wrong end", f"no message with its exit code 6: {last_lines(process.output)}")
+            outcome.miss(
+                "wrong end", f"no message with its exit code 6: {last_lines(process.output)}"
+            )
         seen = look(self._folder)
         check_seen(outcome, self._before, seen)
         self._check_pictures(outcome, seen)
@@ -114,7 +118,10 @@ class Episode:
         if left:
             last.miss("hang", f"the undisturbed command: {', '.join(left)}")
         if process.code != 0:
-            last.miss("wrong end", f"the same command again gives {process.code}: {last_lines(process.output)}")
+            last.miss(
+                "wrong end",
+                f"the same command again gives {process.code}: {last_lines(process.output)}",
+            )
         seen = look(self._folder)
         check_seen(last, self._before, seen)
         self._compare()
@@ -122,7 +129,9 @@ class Episode:
     def _compare(self) -> None:
         """The completed run must be as if nothing had happened."""
         last = self._since[-1]
-        found = state.differences(look(self._folder), self._world.seen(self._program.ends), self._program.parts)
+        found = state.differences(
+            look(self._folder), self._world.seen(self._program.ends), self._program.parts
+        )
         others = [str(outcome.fault.number) for outcome in self._since[:-1]]
         after = f" (struck before by {', '.join(others)})" if others else ""
         if found:
@@ -171,4 +180,7 @@ def _check_saved(outcome: Outcome, seen: Seen) -> None:
     told = re.findall(r'"stage": "(\w+)", "update": (\d+)', seen.log[-1]) if seen.log else []
     for stage, update in told:
         if stage not in seen.models and seen.points.get(stage, 0) < int(update):
-            outcome.miss("lost", f"{stage} was at update {update} and is saved at {seen.points.get(stage, 0)}")
+            outcome.miss(
+                "lost",
+                f"{stage} was at update {update} and is saved at {seen.points.get(stage, 0)}",
+            )

@@ -33,7 +33,11 @@ _PLACES: list[tuple[str, str, tuple[str, ...]]] = [
     ("empty", f"{STORE}.partial", ("prepare",)),
     ("complete", "samples", ("sample", "--checkpoint", "base_1", "-n", "4", *CPU)),
     ("complete", "samples/base_1-1.png", ("sample", "--checkpoint", "base_1", "-n", "4", *CPU)),
-    ("complete", "pictures.npz", ("sample", "--checkpoint", "base_1", "-n", "4", "--out", "pictures.npz", *CPU)),
+    (
+        "complete",
+        "pictures.npz",
+        ("sample", "--checkpoint", "base_1", "-n", "4", "--out", "pictures.npz", *CPU),
+    ),
     ("complete", f"{RUN}/report.html", ("report", "--no-pictures", *CPU)),
     ("complete", "compare.png", ("compare", "base_0", "base_1", "--seeds", "0-1", *CPU)),
     ("complete", f"{RUN}/evaluation", ("evaluate", "--n", "64", "--metrics", "swd", *CPU)),
@@ -104,7 +108,10 @@ def _everything(*places: Path) -> dict[str, str]:
     """What lies at these places and below: contents by SHA-256, links by where they lead."""
     found: dict[str, str] = {}
     for place in places:
-        for path in (place, *(place.rglob("*") if place.is_dir() and not place.is_symlink() else ())):
+        for path in (
+            place,
+            *(place.rglob("*") if place.is_dir() and not place.is_symlink() else ()),
+        ):
             if path.is_symlink():
                 found[str(path)] = f"-> {os.readlink(path)}"
             elif path.is_file():

@@ -36,10 +36,16 @@ def strike(world: World, service: Service, outcome: Outcome, keep: bool = False)
 def _pickle(case: Case) -> None:
     """A pickle that runs code, under some name."""
     what, make = case.rng.choice(list(poison.PICKLES.items()))
-    name = case.rng.choice(["model.pt", "model.ckpt", "model.bin", "model.safetensors", "model.npz", "vdiff.json"])
+    name = case.rng.choice(
+        ["model.pt", "model.ckpt", "model.bin", "model.safetensors", "model.npz", "vdiff.json"]
+    )
     (case.folder / name).write_bytes(make(case.folder / CANARY))
     command = case.rng.choice(
-        [("inspect", name), ("sample", "--checkpoint", name, *CPU), ("distill", "--from", name, *CPU)]
+        [
+            ("inspect", name),
+            ("sample", "--checkpoint", name, *CPU),
+            ("distill", "--from", name, *CPU),
+        ]
     )
     case.say(f"{what} as {name}: {command[0]}")
     case.vdiff(*command, codes={0, 4} if command[0] == "inspect" else {4})
@@ -63,7 +69,13 @@ def _safetensors(case: Case) -> None:
     what, content = poison.lying_safetensors((case.folder / MODEL / WEIGHTS).read_bytes(), case.rng)
     (case.folder / "model.safetensors").write_bytes(content)
     case.say(f"{what}: inspect")
-    harmless = ("whole numbers", "a tensor missing", "another name", "a flat shape", "an empty header")
+    harmless = (
+        "whole numbers",
+        "a tensor missing",
+        "another name",
+        "a flat shape",
+        "an empty header",
+    )
     case.vdiff("inspect", "model.safetensors", codes={0, 4} if what in harmless else {4})
 
 
@@ -83,13 +95,19 @@ def _weights(case: Case) -> tuple[Path, Path]:
     saves = sorted((case.folder / RUN / "saves" / "original").glob("*"))
     folder = saves[-1] if saves else case.folder / MODEL
     return (
-        (folder / "weights.safetensors", folder / "state.json") if saves else (folder / WEIGHTS, folder / "vdiff.json")
+        (folder / "weights.safetensors", folder / "state.json")
+        if saves
+        else (folder / WEIGHTS, folder / "vdiff.json")
     )
 
 
 def believe(mark: Path, **changes: Any) -> None:
     """Make a manifest vouch for what lies there now, as its maker could; a seal is an offer, not a duty."""
-    content = {key: value for key, value in json.loads(mark.read_bytes()).items() if key not in ("sealed", "sha256")}
+    content = {
+        key: value
+        for key, value in json.loads(mark.read_bytes()).items()
+        if key not in ("sealed", "sha256")
+    }
     for name, entry in content["files"].items():
         data = (mark.parent / name).read_bytes()
         entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -101,9 +119,13 @@ def _recipe(case: Case) -> None:
     text = (case.folder / "recipe.yaml").read_text()
     what, content, has_place = poison.hostile_recipe(text, case.folder / CANARY, case.rng)
     (case.folder / "evil.yaml").write_bytes(content)
-    command = case.rng.choice([("train", *CPU), ("prepare",), ("recipes", "check"), ("distill", *CPU)])
+    command = case.rng.choice(
+        [("train", *CPU), ("prepare",), ("recipes", "check"), ("distill", *CPU)]
+    )
     case.say(f"a recipe with {what}: {' '.join(command)}")
-    arguments = (*command, "evil.yaml") if command[0] == "recipes" else (*command, "-r", "evil.yaml")
+    arguments = (
+        (*command, "evil.yaml") if command[0] == "recipes" else (*command, "-r", "evil.yaml")
+    )
     ended = case.vdiff(*arguments, codes={2})
     if has_place and not names_a_line(ended.output):
         case.miss("wrong end", f"the message names no line: {ended.output[:200]}")
@@ -113,11 +135,19 @@ def _store(case: Case) -> None:
     """A store that says what is not true."""
     what, change = case.rng.choice(list(_LIES.items()))
     place = case.folder / STORE
-    with lmdb.open(str(place), lock=False, map_size=2**26) as environment, environment.begin(write=True) as writer:
+    with (
+        lmdb.open(str(place), lock=False, map_size=2**26) as environment,
+        environment.begin(write=True) as writer,
+    ):
         change(writer)
     command = case.rng.choice([TRAIN, ("inspect", str(STORE), "--verify"), ("prepare",)])
     case.say(f"a store with {what}: {command[0]}")
-    case.vdiff(*command, codes={0, 3} if command[0] == "prepare" and what == "a picture that is not its own" else {3})
+    case.vdiff(
+        *command,
+        codes={0, 3}
+        if command[0] == "prepare" and what == "a picture that is not its own"
+        else {3},
+    )
     if case.rng.random() < 0.2:
         case.completes(("prepare", "--force"), like="prepared", parts=("store",))
 
@@ -173,12 +203,16 @@ def _card(case: Case) -> None:
         "no format": lambda: believe(mark, format=None),
         "a name that climbs": lambda: believe(mark, name="../../escape"),
         "control characters": lambda: believe(mark, made_by="vdiff\x1b]0;evil\x07"),
-        "a file outside": lambda: believe(mark, files={**content["files"], f"../../../{PRECIOUS}/letter.txt": entry}),
+        "a file outside": lambda: believe(
+            mark, files={**content["files"], f"../../../{PRECIOUS}/letter.txt": entry}
+        ),
         "an absolute file": lambda: believe(mark, files={**content["files"], "/etc/passwd": entry}),
         "an absurd number of steps": lambda: believe(mark, num_steps=2**70),
         "steps below zero": lambda: believe(mark, num_steps=-4),
         "an absurd shape": lambda: believe(mark, shape=[10**6, 10**6, 10**6]),
-        "infinity": lambda: mark.write_text(mark.read_text().replace('"updates": ', '"updates": 1e999, "old": ')),
+        "infinity": lambda: mark.write_text(
+            mark.read_text().replace('"updates": ', '"updates": 1e999, "old": ')
+        ),
         "deep nesting": lambda: mark.write_text("[" * 100_000),
         "a number of 10,000 digits": lambda: mark.write_text(
             mark.read_text().replace('"updates": ', f'"updates": {"9" * 10_000}')
@@ -190,10 +224,15 @@ def _card(case: Case) -> None:
     what, lie = case.rng.choice(list(lies.items()))
     lie()
     command = case.rng.choice(
-        [("sample", "--checkpoint", "base_1", "-n", "4", *CPU), ("distill", "--from", str(MODEL), *CPU)]
+        [
+            ("sample", "--checkpoint", "base_1", "-n", "4", *CPU),
+            ("distill", "--from", str(MODEL), *CPU),
+        ]
     )
     case.say(f"a card with {what}: {command[0]}")
-    case.vdiff(*command, codes={4} if command[0] == "sample" else {2, 4})  # 2: no student follows this one
+    case.vdiff(
+        *command, codes={4} if command[0] == "sample" else {2, 4}
+    )  # 2: no student follows this one
 
 
 def _widen(folder: Path, width: int) -> None:
@@ -214,7 +253,11 @@ def _link(case: Case) -> None:
         place.symlink_to(elsewhere)
         case.vdiff("sample", "--checkpoint", "base_1", "-n", "4", *CPU, codes={4})
         return
-    names = {"leftover": ".base_1.partial-123", "aside": ".base_9.partial-old-123", "saves": "saves/base_1"}
+    names = {
+        "leftover": ".base_1.partial-123",
+        "aside": ".base_9.partial-old-123",
+        "saves": "saves/base_1",
+    }
     place = case.folder / RUN / names[choice]
     place.parent.mkdir(exist_ok=True)
     shutil.rmtree(model)
@@ -256,7 +299,11 @@ _LETTER = "my only copy"
 
 def _archive(case: Case) -> None:
     """An archive with members that lie outside, or one that explodes."""
-    makers = {"climb.zip": poison.zip_that_climbs, "climb.tar": poison.tar_that_climbs, "bomb.zip": poison.zip_bomb}
+    makers = {
+        "climb.zip": poison.zip_that_climbs,
+        "climb.tar": poison.tar_that_climbs,
+        "bomb.zip": poison.zip_bomb,
+    }
     name, make = case.rng.choice(list(makers.items()))
     make(case.folder / name)
     case.say(f"{name}: prepare")
@@ -280,7 +327,11 @@ def _pictures(case: Case) -> None:
     case.vdiff(*arguments, codes={3})
     case.vdiff(*arguments, "--max-bad", "60%", codes={0})
     skipped = case.folder / "data/evil/skipped.tsv"
-    listed = {line.partition("\t")[0] for line in skipped.read_text().splitlines()} if skipped.exists() else set()
+    listed = (
+        {line.partition("\t")[0] for line in skipped.read_text().splitlines()}
+        if skipped.exists()
+        else set()
+    )
     if listed != set(chosen):
         case.miss("used", f"skipped {sorted(listed)} instead of {sorted(chosen)}")
 

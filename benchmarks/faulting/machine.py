@@ -33,13 +33,21 @@ def strike(world: World, service: Service, outcome: Outcome, keep: bool = False)
     case = Case(world, service, outcome, begins, keep)
     try:
         if rng.random() < 0.7:
-            number, at, times = rng.choice(_ERRORS), int(rng.random() ** 3 * 3000), rng.choice([1, 1, 3, 1000])
+            number, at, times = (
+                rng.choice(_ERRORS),
+                int(rng.random() ** 3 * 3000),
+                rng.choice([1, 1, 3, 1000]),
+            )
             case.say(f"{errno.errorcode[number]} at opening {at}, {times} times: {command[0]}")
-            ended = case.vdiff(*command, codes={0, 6}, fails={"errno": number, "at": at, "times": times})
+            ended = case.vdiff(
+                *command, codes={0, 6}, fails={"errno": number, "at": at, "times": times}
+            )
         else:
             megabytes = rng.choice([1, 4, 16, 64])
             case.say(f"{megabytes} MB of memory left: {command[0]}")
-            ended = case.vdiff(*command, codes={0, 6}, meanwhile=_short_of_memory(megabytes * 2**20, rng.random()))
+            ended = case.vdiff(
+                *command, codes={0, 6}, meanwhile=_short_of_memory(megabytes * 2**20, rng.random())
+            )
             service.renew()  # modules whose import failed would stay half there, which no command finds
         if command[0] == "prepare" and ended.code == 0 and "skipped.tsv" in ended.output:
             case.miss("lost", "good pictures were taken for bad ones")
@@ -61,9 +69,13 @@ def _short_of_memory(num_bytes: int, delay: float) -> Meanwhile:
             with contextlib.suppress(OSError):
                 with open(f"/proc/{pid}/statm") as file:
                     used = int(file.read().split()[0]) * resource.getpagesize()
-                resource.prlimit(pid, resource.RLIMIT_AS, (used + num_bytes, resource.RLIM_INFINITY))
+                resource.prlimit(
+                    pid, resource.RLIMIT_AS, (used + num_bytes, resource.RLIM_INFINITY)
+                )
                 has_ended.wait(2)
-                resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                resource.prlimit(
+                    pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                )
 
         worker = threading.Thread(target=work)
         worker.start()

@@ -41,7 +41,9 @@ class Outcome:
         """The failure, for a person: what it was and how to repeat it."""
         found = "; ".join(f"{goal}: {text}" for goal, text in self.missed)
         again = f"--seed {self.fault.seed} --only {self.fault.number}"
-        return [f"FAILED {self.fault.kind} {self.fault.number} ({self.what}): {found}{self.where}   [{again}]"]
+        return [
+            f"FAILED {self.fault.kind} {self.fault.number} ({self.what}): {found}{self.where}   [{again}]"
+        ]
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -51,7 +53,10 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = [["fault", "injected", "survived", *GOALS], *rows, _row("total", outcomes)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     texts = [
-        "| " + " | ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+        "| "
+        + " | ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
     ]
     rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
     return "\n".join([texts[0], rule, *texts[1:]])

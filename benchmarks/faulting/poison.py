@@ -64,18 +64,32 @@ def lying_safetensors(content: bytes, rng: random.Random) -> tuple[str, bytes]:
         "no JSON": struct.pack("<Q", 8) + b"nonsense" + data,
         "deep nesting": _packed(b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}", data),
         "a tensor twice": _packed(
-            json.dumps(header)[:-1].encode() + b', "' + name.encode() + b'": ' + json.dumps(entry).encode() + b"}", data
+            json.dumps(header)[:-1].encode()
+            + b', "'
+            + name.encode()
+            + b'": '
+            + json.dumps(entry).encode()
+            + b"}",
+            data,
         ),
         "a shape of 2^40": {**header, name: {**entry, "shape": [2**40]}},
         "a shape that overflows": {**header, name: {**entry, "shape": [2**32, 2**32, 4]}},
         "a negative shape": {**header, name: {**entry, "shape": [-1]}},
-        "offsets beyond the file": {**header, name: {**entry, "data_offsets": [begin + 2**40, end + 2**40]}},
+        "offsets beyond the file": {
+            **header,
+            name: {**entry, "data_offsets": [begin + 2**40, end + 2**40]},
+        },
         "offsets that go backwards": {**header, name: {**entry, "data_offsets": [end, begin]}},
-        "offsets that overlap": {**header, name: {**entry, "data_offsets": [max(begin - 4, 0), end - 4]}},
+        "offsets that overlap": {
+            **header,
+            name: {**entry, "data_offsets": [max(begin - 4, 0), end - 4]},
+        },
         "an unknown type": {**header, name: {**entry, "dtype": "X99"}},
         "whole numbers": {**header, name: {**entry, "dtype": "I32"}},
         "a tensor missing": {key: value for key, value in header.items() if key != name},
-        "another name": {(key if key != name else "unknown"): value for key, value in header.items()},
+        "another name": {
+            (key if key != name else "unknown"): value for key, value in header.items()
+        },
         "a flat shape": {**header, name: {**entry, "shape": [1, *entry["shape"]]}},
     }
     what = rng.choice(sorted(lies))
@@ -125,7 +139,9 @@ def bomb_png(width: int = 60_000, height: int = 60_000) -> bytes:
     """A PNG of a few bytes that says it is enormous."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(b"\0" * 100_000)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(map(_chunk, (b"IHDR", b"IDAT", b"IEND"), (header, data, b"")))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        map(_chunk, (b"IHDR", b"IDAT", b"IEND"), (header, data, b""))
+    )
 
 
 def text_bomb_png() -> bytes:
@@ -133,7 +149,12 @@ def text_bomb_png() -> bytes:
     packer = zlib.compressobj(9)
     text = b"".join(packer.compress(b"\0" * 2**20) for _ in range(1024)) + packer.flush()
     header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
-    chunks = {b"IHDR": header, b"zTXt": b"bomb\0\0" + text, b"IDAT": zlib.compress(b"\0" * 72), b"IEND": b""}
+    chunks = {
+        b"IHDR": header,
+        b"zTXt": b"bomb\0\0" + text,
+        b"IDAT": zlib.compress(b"\0" * 72),
+        b"IEND": b"",
+    }
     return b"\x89PNG\r\n\x1a\n" + b"".join(map(_chunk, chunks, chunks.values()))
 
 
@@ -141,7 +162,9 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def picture(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (12, 12), **more: Any) -> bytes:
+def picture(
+    kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (12, 12), **more: Any
+) -> bytes:
     """A small good picture."""
     file = io.BytesIO()
     Image.new(mode, size).save(file, kind, **more)

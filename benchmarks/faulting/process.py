@@ -16,7 +16,16 @@ from pathlib import Path
 
 HANG_SECONDS = 60.0
 VDIFF = (sys.executable, "-m", "vdiff")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vdiff")
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+    "-m",
+    "vdiff",
+)
 
 _TAG = "VDIFF_FAULT"
 _tags = itertools.count()
@@ -44,9 +53,16 @@ class Moment:
 class Process:
     """A command at work in `folder`; everything it starts carries its tag."""
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._tag = f"{_TAG}={os.getpid()}-{next(_tags)}"
-        own = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+        own = {
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "NO_COLOR": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
         name, _, value = self._tag.partition("=")
         self._started = time.monotonic()
         self._process = subprocess.Popen(
@@ -177,6 +193,11 @@ def _environment(pid: int) -> list[str]:
 
 def _command(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")[:80]
+        return (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .decode(errors="replace")
+            .replace("\0", " ")[:80]
+        )
     except OSError:
         return "gone"

@@ -50,7 +50,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             with _refusing(request["fails"]):
                 code = app.run(request["arguments"])
         finally:
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)  # see `machine.py`
+            resource.setrlimit(
+                resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2
+            )  # see `machine.py`
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             for number, old in zip((1, 2), kept, strict=True):
@@ -59,7 +61,13 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         seconds, grown = time.monotonic() - began, _peak() - rested
         output.seek(0)
         text = output.read().decode(errors="replace")
-    return {"code": code, "output": text, "seconds": seconds, "grown_bytes": grown, "held": _held(request["cwd"])}
+    return {
+        "code": code,
+        "output": text,
+        "seconds": seconds,
+        "grown_bytes": grown,
+        "held": _held(request["cwd"]),
+    }
 
 
 @contextlib.contextmanager
@@ -71,7 +79,9 @@ def _refusing(fails: dict[str, int] | None) -> Iterator[None]:
     last, seen, lock = fails["at"] + fails["times"], [0], threading.Lock()
 
     def refuse(path: object) -> None:
-        if isinstance(path, int) or str(path).startswith((sys.prefix, sys.base_prefix, "/proc", "/sys", "/dev")):
+        if isinstance(path, int) or str(path).startswith(
+            (sys.prefix, sys.base_prefix, "/proc", "/sys", "/dev")
+        ):
             return
         with lock:
             seen[0] += 1
@@ -115,7 +125,11 @@ def _peak() -> int:
 
 
 def _status(name: str) -> int:
-    found = [line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    found = [
+        line.split()
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(name)
+    ]
     return int(found[0][1]) * 1024 if found else 0
 
 
@@ -124,9 +138,15 @@ def _held(folder: str) -> list[str]:
     gc.collect()
     links = [_target(number) for number in os.listdir("/proc/self/fd")]
     files = [
-        link for link in links if link.startswith(folder) and not link.removesuffix(" (deleted)").endswith("data.mdb")
+        link
+        for link in links
+        if link.startswith(folder) and not link.removesuffix(" (deleted)").endswith("data.mdb")
     ]
-    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    others = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread() and not thread.daemon
+    ]
     return [*files, *(f"thread {thread.name}" for thread in others)]
 
 

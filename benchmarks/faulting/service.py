@@ -95,7 +95,12 @@ class Service:
             self._talk.truncate()
             self._server = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("server.py"))],
-                env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "NO_COLOR": "1"},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "ACCELERATE_USE_CPU": "true",
+                    "NO_COLOR": "1",
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._talk,
@@ -119,7 +124,9 @@ class Service:
         deadline = time.monotonic() + timeout
         line = b""
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self._server.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select(
+                [self._server.stdout], [], [], max(0.0, deadline - time.monotonic())
+            )
             piece = os.read(self._server.stdout.fileno(), 65536) if ready else b""
             if not piece:
                 return ""

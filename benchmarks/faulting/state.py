@@ -57,9 +57,17 @@ def look(folder: Path) -> Seen:
 
 def lost(before: Seen, after: Seen) -> list[str]:
     """What was published before and is not there any longer, or not the same."""
-    found = [f"model {name}" for name, digest in before.models.items() if after.models.get(name) != digest]
+    found = [
+        f"model {name}"
+        for name, digest in before.models.items()
+        if after.models.get(name) != digest
+    ]
     found += ["the store"] if before.store and before.store != after.store else []
-    found += [f"the picture {name}" for name in before.pictures if after.pictures.get(name) != before.pictures[name]]
+    found += [
+        f"the picture {name}"
+        for name in before.pictures
+        if after.pictures.get(name) != before.pictures[name]
+    ]
     for stage, update in before.points.items():
         if stage not in after.models and after.points.get(stage, 0) < update:
             found.append(f"the save of {stage} at {update} (now {after.points.get(stage, 0)})")
@@ -90,10 +98,18 @@ def damage(mark: Path) -> list[str]:
             for name, entry in files.items()
             if not _is_as(mark.parent / name, entry)
         ]
-        there = {path.relative_to(mark.parent).as_posix() for path in mark.parent.rglob("*") if path.is_file()}
-        found += [f"{name} is not in its manifest" for name in there - {*files, mark.name, "README.md"}]
+        there = {
+            path.relative_to(mark.parent).as_posix()
+            for path in mark.parent.rglob("*")
+            if path.is_file()
+        }
+        found += [
+            f"{name} is not in its manifest" for name in there - {*files, mark.name, "README.md"}
+        ]
         weights = [name for name in files if name in (WEIGHTS, "weights.safetensors")]
-        return found or [f"{name} is not finite" for name in weights if not is_finite(mark.parent / name)]
+        return found or [
+            f"{name} is not finite" for name in weights if not is_finite(mark.parent / name)
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as err:
         return [f"{mark.name} cannot be read: {err!r}"]
 
@@ -125,7 +141,9 @@ def is_finite(path: Path) -> bool:
     """Whether a safetensors file of float32 holds no NaN and no infinity."""
     content = path.read_bytes()
     (length,) = struct.unpack_from("<Q", content)
-    return bool(np.isfinite(np.frombuffer(content, np.uint8)[8 + length :].copy().view(np.float32)).all())
+    return bool(
+        np.isfinite(np.frombuffer(content, np.uint8)[8 + length :].copy().view(np.float32)).all()
+    )
 
 
 def sha256(path: Path) -> str:
@@ -143,13 +161,17 @@ def _points(folder: Path) -> dict[str, int]:
 
 def _pictures(folder: Path) -> dict[str, str]:
     files = (
-        (path.relative_to(folder).as_posix(), path) for path in sorted((folder / SAMPLES).rglob("*")) if path.is_file()
+        (path.relative_to(folder).as_posix(), path)
+        for path in sorted((folder / SAMPLES).rglob("*"))
+        if path.is_file()
     )
     return {name: sha256(path) for name, path in files if not path.name.startswith(".")}
 
 
 def _is_as(path: Path, entry: Mapping[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == entry["size"] and sha256(path) == entry["sha256"]
+    return (
+        path.is_file() and path.stat().st_size == entry["size"] and sha256(path) == entry["sha256"]
+    )
 
 
 def _is_temporary(name: str) -> bool:
@@ -161,7 +183,11 @@ def _difference(part: str, found: Any, wanted: Any) -> str:
         return f"{part}: {', '.join(_unlike(found, wanted))}"
     if isinstance(wanted, tuple):
         place = next(
-            (place for place, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]),
+            (
+                place
+                for place, pair in enumerate(zip(found, wanted, strict=False))
+                if pair[0] != pair[1]
+            ),
             min(len(found), len(wanted)),
         )
         return f"{part}: {len(found)} lines instead of {len(wanted)}, unlike from line {place + 1}"

@@ -12,8 +12,20 @@ from .world import BY_TWO, FORMS, PROGRAMS, Program
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Those that save everything."""
-_STOPPING = {"SIGKILL", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH"}
-_OTHERS = tuple(number for number in signal.Signals if number not in _SIGNALS and number.name not in _STOPPING)
+_STOPPING = {
+    "SIGKILL",
+    "SIGSTOP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGCHLD",
+    "SIGCONT",
+    "SIGURG",
+    "SIGWINCH",
+}
+_OTHERS = tuple(
+    number for number in signal.Signals if number not in _SIGNALS and number.name not in _STOPPING
+)
 """Those that may end a command at once; what is on the disk is whole then."""
 _ANY = frozenset(range(-64, 256))
 
@@ -45,7 +57,9 @@ def draw(fault: Fault, durations: dict[str, float], startup: float) -> Strike:
     rng = fault.rng()
     program = _program(fault.kind, rng)
     moment = _moment(rng, program, durations.get(program.name, 2 * startup), startup)
-    what, hit, codes, asks = {"kill": _kill, "signal": _signals, "disk": _disk}[fault.kind](rng, program)
+    what, hit, codes, asks = {"kill": _kill, "signal": _signals, "disk": _disk}[fault.kind](
+        rng, program
+    )
     return Strike(fault, program, moment, what, hit, codes, asks)
 
 

@@ -93,8 +93,24 @@ _PROGRAMS = [
         f"{STORE}.partial",
         (f"{STORE}.partial/*", f"{STORE}.partial/preview.png", f"{STORE}/data.mdb"),
     ),
-    Program("train", (*VDIFF, "train", "--device", "cpu"), "prepared", "trained", _TRAINED, f"{RUN}/.lock", _FIT),
-    Program("distill", (*VDIFF, "distill", "--device", "cpu"), "trained", "complete", _TRAINED, f"{RUN}/.lock", _FIT),
+    Program(
+        "train",
+        (*VDIFF, "train", "--device", "cpu"),
+        "prepared",
+        "trained",
+        _TRAINED,
+        f"{RUN}/.lock",
+        _FIT,
+    ),
+    Program(
+        "distill",
+        (*VDIFF, "distill", "--device", "cpu"),
+        "trained",
+        "complete",
+        _TRAINED,
+        f"{RUN}/.lock",
+        _FIT,
+    ),
     Program(
         "train --gpus 2",
         (*VDIFF, "train", "--gpus", "2", "--device", "cpu"),
@@ -182,8 +198,12 @@ class World:
         process = Process(PROGRAMS["train --gpus 2"].command, folder)
         if not process.wait(4 * HANG_SECONDS) or process.code != 0:
             process.kill()
-            raise RuntimeError(f"the undisturbed training by two processes failed: {process.output}")
-        self.durations["train --gpus 2"] = self.durations["torchrun train"] = time.monotonic() - began
+            raise RuntimeError(
+                f"the undisturbed training by two processes failed: {process.output}"
+            )
+        self.durations["train --gpus 2"] = self.durations["torchrun train"] = (
+            time.monotonic() - began
+        )
 
     def _copy(self, state: str, before: str) -> Path:
         folder = self.root / "states" / state

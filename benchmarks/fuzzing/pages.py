@@ -13,7 +13,26 @@ NOWHERE = 2**64 - 1
 Span = tuple[int, int]
 """First byte and the one behind the last."""
 
-ODD_NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 17, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1)
+ODD_NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    15,
+    16,
+    17,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    2**31 - 1,
+    2**32 - 1,
+    2**63 - 1,
+)
 
 
 @dataclass(frozen=True)
@@ -56,11 +75,16 @@ def chart(data: bytes) -> Map:
         "heads of long values": [],
         "free list": [],
     }
-    free_root, main_root = (struct.unpack_from("<Q", data, newest * PAGE + at)[0] for at in (HEAD + 64, HEAD + 112))
+    free_root, main_root = (
+        struct.unpack_from("<Q", data, newest * PAGE + at)[0] for at in (HEAD + 64, HEAD + 112)
+    )
     for page in _pages(data, main_root):
         start = page * PAGE
         if not _is_tree(data, page):
-            if struct.unpack_from("<Q2xH", data, start) == (page, LONG):  # else it goes on with a value
+            if struct.unpack_from("<Q2xH", data, start) == (
+                page,
+                LONG,
+            ):  # else it goes on with a value
                 spans["heads of long values"].append((start, start + HEAD))
             continue
         spans["page heads"].append((start, start + HEAD))
@@ -75,7 +99,9 @@ def chart(data: bytes) -> Map:
     spans["free list"] = [(page * PAGE, (page + 1) * PAGE) for page in free_pages]
     for page in free_pages:
         if _is_tree(data, page):
-            spans["free list"] += [(node, min(node + 40, (page + 1) * PAGE)) for node in _nodes(data, page)] * 3
+            spans["free list"] += [
+                (node, min(node + 40, (page + 1) * PAGE)) for node in _nodes(data, page)
+            ] * 3
             spans["free list"] += [(page * PAGE, page * PAGE + HEAD)] * 3
     return Map(spans, free_pages)
 
@@ -158,7 +184,9 @@ def free_node(rng: random.Random, data: bytearray, found: Map) -> str:
     width = rng.choice([2, 8])
     place = min(rng.choice(places), (page + 1) * PAGE - width)
     last = len(data) // PAGE
-    value = rng.choice([rng.randrange(last), rng.choice(ODD_NUMBERS), last, last + 1, 2**20, 2**40]) % 2 ** (8 * width)
+    value = rng.choice(
+        [rng.randrange(last), rng.choice(ODD_NUMBERS), last, last + 1, 2**20, 2**40]
+    ) % 2 ** (8 * width)
     data[place : place + width] = value.to_bytes(width, "little")
     return f"the {width} bytes from {place:,} are now {value:,} (free list)"
 
@@ -190,7 +218,10 @@ def zero_page(rng: random.Random, data: bytearray, found: Map) -> str:
 def swap_pages(rng: random.Random, data: bytearray, found: Map) -> str:
     """Two pages have changed places."""
     one, other = _two_pages(rng, data)
-    data[one : one + PAGE], data[other : other + PAGE] = data[other : other + PAGE], data[one : one + PAGE]
+    data[one : one + PAGE], data[other : other + PAGE] = (
+        data[other : other + PAGE],
+        data[one : one + PAGE],
+    )
     return f"pages {one // PAGE} and {other // PAGE} swapped"
 
 

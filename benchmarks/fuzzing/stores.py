@@ -43,7 +43,9 @@ def read(path: Path) -> Content:
     """All that a training can know of a store."""
     opened = ImageStore(path)
     labels, metadata = opened.labels, opened.metadata
-    pictures = [opened.read(index, size) for size in opened.sizes for index in range(opened.num_images)]
+    pictures = [
+        opened.read(index, size) for size in opened.sizes for index in range(opened.num_images)
+    ]
     return {
         "pictures": [hashlib.sha256(picture).hexdigest() for picture in pictures],
         "sizes": list(opened.sizes),
@@ -64,7 +66,13 @@ def build(folder: Path) -> list[Specimen]:
         _finished("two sizes, labels", folder, many, sizes=[8, 40]),
     ]
     made += [
-        Specimen(f"old: {each.name}", "old", {n: d for n, d in each.files.items() if n != SEAL}, each.content, {})
+        Specimen(
+            f"old: {each.name}",
+            "old",
+            {n: d for n, d in each.files.items() if n != SEAL},
+            each.content,
+            {},
+        )
         for each in made
     ]
     made.append(_foreign("foreign", folder / "foreign", 24, (16, 128)))
@@ -103,7 +111,9 @@ def _foreign(name: str, path: Path, count: int, sizes: tuple[int, ...]) -> Speci
                 for index in range(first, min(first + 8, count)):
                     for size in sizes:
                         file = io.BytesIO()
-                        Image.fromarray(rng.integers(0, 256, (size // 2, size // 2, 3), np.uint8)).save(file, "JPEG")
+                        Image.fromarray(
+                            rng.integers(0, 256, (size // 2, size // 2, 3), np.uint8)
+                        ).save(file, "JPEG")
                         transaction.put(f"{size}-{index:05d}".encode(), file.getvalue())
         with environment.begin(write=True) as transaction:
             transaction.put(b"length", str(count).encode())
@@ -121,7 +131,9 @@ def small_steps() -> Iterator[None]:
         conversion._CHUNK_PICTURES, conversion._COMMIT_SECONDS = before
 
 
-def _partial(name: str, folder: Path, pictures: Path, stop: int, sizes: list[int], junk: int = 0) -> Specimen:
+def _partial(
+    name: str, folder: Path, pictures: Path, stop: int, sizes: list[int], junk: int = 0
+) -> Specimen:
     """What is left when `prepare` is stopped after `stop` pictures; junk: so many pages are free in one go."""
 
     def stopping(progress: Progress) -> None:

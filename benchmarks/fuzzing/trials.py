@@ -153,7 +153,9 @@ def _compared(found: Content, wanted: Content) -> str:
     names = [name for name in wanted if found[name] != wanted[name]]
     pairs = list(zip(found["pictures"], wanted["pictures"], strict=False))
     num_others = sum(one != other for one, other in pairs)
-    is_right = names == ["pictures", "fingerprint"] and len(found["pictures"]) == len(wanted["pictures"])
+    is_right = names == ["pictures", "fingerprint"] and len(found["pictures"]) == len(
+        wanted["pictures"]
+    )
     return "other pictures" if is_right and num_others <= MOST_PICTURES else "differs"
 
 

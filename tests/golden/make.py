@@ -40,7 +40,9 @@ sample: {num_images: 2, batch_size: 2}
 def pictures(folder: Path) -> list[float]:
     """Some values of two pictures of a golden model, from noise that is the same everywhere."""
     model, card = load(folder).denoiser, read_card(folder)
-    noise = torch.linspace(-2, 2, 2 * 3 * 8 * 8, dtype=torch.float64).sin().float().reshape(2, 3, 8, 8)
+    noise = (
+        torch.linspace(-2, 2, 2 * 3 * 8 * 8, dtype=torch.float64).sin().float().reshape(2, 3, 8, 8)
+    )
     keys, condition = Randomness.for_images(torch.arange(2)), Condition(torch.tensor([0, 1]))
     found = Ddim()(model, noise, 4, keys, condition, card.times)
     return [round(value, 5) for value in found.flatten()[::16].tolist()]

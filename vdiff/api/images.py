@@ -91,6 +91,8 @@ class ImageBatch:
         return images.encode(self.grid().numpy(), "png")
 
 
-def batch_from_uint8(uint8: Tensor, seeds: Sequence[int], labels: Tensor | None = None) -> ImageBatch:
+def batch_from_uint8(
+    uint8: Tensor, seeds: Sequence[int], labels: Tensor | None = None
+) -> ImageBatch:
     """Images that were read: uint8 [N, C, H, W]."""
     return ImageBatch(uint8, images.to_float(uint8), tuple(seeds), labels)

@@ -116,7 +116,9 @@ class Model:
         for doubt in asked.doubts(self.card, num_steps, built):
             warnings.warn(doubt, stacklevel=2)
         condition = self._condition(label, numbers)
-        x = self._draw(numbers, num_steps, built, condition, batch_size or self._drawn.batch_size, watch)
+        x = self._draw(
+            numbers, num_steps, built, condition, batch_size or self._drawn.batch_size, watch
+        )
         about = facts_of(self.card, num_steps, built, numbers)
         codec = codec_of(self.card.codec)
         pictures = codec.decode(x, self.card.name)
@@ -174,7 +176,9 @@ class Model:
         wrong = [each for each in labels if not 0 <= each < count]
         if wrong or not labels:
             found = f"`{wrong[0]}` is no class" if wrong else "there are no classes in `label`"
-            raise UsageError(f"{found} of `{self.card.name}`", f"take numbers from 0 to {count - 1}", "label")
+            raise UsageError(
+                f"{found} of `{self.card.name}`", f"take numbers from 0 to {count - 1}", "label"
+            )
         in_turn = [labels[place % len(labels)] for place in range(len(seeds))]
         return Condition(torch.tensor(in_turn)) if seeds else NOTHING
 
@@ -191,13 +195,18 @@ class Model:
             "classes": f"{card.num_classes:,}" if card.num_classes else "none",
             "weights": f"{card.num_parameters:,}",
             "updates": f"{card.updates:,}",
-            "teacher": f"{card.parent['name']}, {card.parent['num_steps']:,} steps" if card.parent else "none",
+            "teacher": f"{card.parent['name']}, {card.parent['num_steps']:,} steps"
+            if card.parent
+            else "none",
             "computes": f"in {self.precision} on {self.device}",
             "SHA-256": card.hash[:16],
             "folder": str(self.path),
         }
         left = {"style": "text-align: left"}
-        rows = [tag("tr", tag("th", name, **left), tag("td", value, **left)) for name, value in facts.items()]
+        rows = [
+            tag("tr", tag("th", name, **left), tag("td", value, **left))
+            for name, value in facts.items()
+        ]
         return tag("div", tag("b", card.name), tag("table", rows), self._picture())
 
     def _picture(self) -> str | None:
@@ -210,11 +219,15 @@ class Model:
         except OSError:  # the folder was moved since
             return None
         return tag(
-            "img", src=f"data:image/png;base64,{base64.b64encode(data).decode()}", alt=f"drawn by {self.card.name}"
+            "img",
+            src=f"data:image/png;base64,{base64.b64encode(data).decode()}",
+            alt=f"drawn by {self.card.name}",
         )
 
 
-def load(path: str | os.PathLike[str], *, device: str | None = None, precision: Precision | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str], *, device: str | None = None, precision: Precision | None = None
+) -> Model:
     """A model folder, verified by its SHA-256 sums, ready to draw.
 
     path: of the model folder, as in `runs/x/base_4`.   device: "cpu" or "cuda"; None for the GPU where there is one.
@@ -233,20 +246,31 @@ def load(path: str | os.PathLike[str], *, device: str | None = None, precision: 
         found = checkpoint.load(place)
     said = _drawing_part(found.card, place)
     if precision is not None and precision not in get_args(Precision):
-        raise UsageError(f"there is no precision `{precision}`", f"choose one of: {', '.join(get_args(Precision))}")
+        raise UsageError(
+            f"there is no precision `{precision}`",
+            f"choose one of: {', '.join(get_args(Precision))}",
+        )
     where = pick_device(device)
     arithmetic, _ = resolve_on(where, precision or said.precision, found.card.shape[-1])
     network = frozen(found.denoiser.network, where, arithmetic)
-    return Model(place, found.card, replace(found.denoiser, network=network), where, arithmetic, said.sample)
+    return Model(
+        place, found.card, replace(found.denoiser, network=network), where, arithmetic, said.sample
+    )
 
 
 def _no_model(place: Path) -> ModelFileError:
     """What to raise for a path that is no model folder: what is there instead, and what to load."""
     names = RunFolder(place).models()
     if names:
-        return ModelFileError(f"`{place}` is a run", f"load one of its models: {', '.join(names)}", place)
+        return ModelFileError(
+            f"`{place}` is a run", f"load one of its models: {', '.join(names)}", place
+        )
     beside = RunFolder(place.parent).models()
-    fix = f"take one of: {', '.join(beside)}" if beside else "name a folder that `vdiff train` or `vdiff distill` made"
+    fix = (
+        f"take one of: {', '.join(beside)}"
+        if beside
+        else "name a folder that `vdiff train` or `vdiff distill` made"
+    )
     if place.is_dir():
         problem = f"`{place}` has no {MARK}, which vdiff writes last: it is no model folder of vdiff, or not whole"
     else:
@@ -259,7 +283,9 @@ def _drawing_part(card: ModelCard, folder: Path) -> _DrawingPart:
     if not card.recipe:
         return _DrawingPart()
     text = recipe_text.read(card.recipe, str(folder / MARK))
-    own: dict[str | int, object] = {name: text.data[name] for name in _DrawingPart.model_fields if name in text.data}
+    own: dict[str | int, object] = {
+        name: text.data[name] for name in _DrawingPart.model_fields if name in text.data
+    }
     return recipe_text.validate(_DrawingPart, replace(text, data=own))
 
 
@@ -267,7 +293,9 @@ def _seeds(given: Iterable[int]) -> list[int]:
     try:
         numbers = [operator.index(seed) for seed in given]
     except TypeError as err:
-        raise UsageError("`seeds` should be whole numbers", "write it as seeds=range(16) or seeds=[1, 5]") from err
+        raise UsageError(
+            "`seeds` should be whole numbers", "write it as seeds=range(16) or seeds=[1, 5]"
+        ) from err
     if not numbers:
         raise UsageError("`seeds` is empty", "name one seed per image, as in seeds=range(16)")
     wrong = [seed for seed in numbers if not 0 <= seed < 2**63]
@@ -280,7 +308,11 @@ def _check_positive(number: int | None, name: str) -> None:
     if number is None:
         return
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise UsageError(f"`{name}` should be a whole number from 1 on, not `{number}`", f"write it as {name}=4", name)
+        raise UsageError(
+            f"`{name}` should be a whole number from 1 on, not `{number}`",
+            f"write it as {name}=4",
+            name,
+        )
 
 
 @contextlib.contextmanager
@@ -291,7 +323,9 @@ def _memory_told() -> Iterator[None]:
         if not is_lacking(err):
             raise
         reason = str(err).strip().partition("\n")[0]
-        raise MachineError(f"out of memory: {reason}", "draw fewer images at once: batch_size=8") from err
+        raise MachineError(
+            f"out of memory: {reason}", "draw fewer images at once: batch_size=8"
+        ) from err
 
 
 @contextlib.contextmanager

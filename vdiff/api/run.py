@@ -101,7 +101,9 @@ class Run:
     def recipe(self) -> Recipe:
         """The recipe that the run was begun with.   Errors: UsageError for none, or for one with mistakes."""
         if not self._folder.recipe.is_file():
-            raise UsageError(f"there is no recipe in `{self.path}`", "`vdiff train` leaves one there", self.path)
+            raise UsageError(
+                f"there is no recipe in `{self.path}`", "`vdiff train` leaves one there", self.path
+            )
         return read_recipe(self._folder.recipe)
 
     @property
@@ -149,14 +151,18 @@ class Run:
         found = status.read(self._folder.status)
         return found.state if found else None
 
-    def load(self, name: str, *, device: str | None = None, precision: Precision | None = None) -> Model:
+    def load(
+        self, name: str, *, device: str | None = None, precision: Precision | None = None
+    ) -> Model:
         """The model with this name, as in `models`; see `vdiff.load`.   Errors: ModelFileError naming the others."""
         return load(self._folder.model(name), device=device, precision=precision)
 
     def report(self) -> Report:
         """The page of `vdiff report`: quality, losses, lineage, time. `vdiff report` also draws pictures for it."""
         with reading(self.path):
-            undrawn = f"`vdiff report {self.path}` draws pictures of all stages from the same noise."
+            undrawn = (
+                f"`vdiff report {self.path}` draws pictures of all stages from the same noise."
+            )
             return Report(report(record.read(self.path), None, undrawn=undrawn))
 
     def __repr__(self) -> str:
@@ -164,7 +170,13 @@ class Run:
 
     def _repr_html_(self) -> str:
         left = {"style": "text-align: left"}
-        head = tag("tr", [tag("th", name, **left) for name in ("model", "steps", "updates", "weights", "SHA-256")])
+        head = tag(
+            "tr",
+            [
+                tag("th", name, **left)
+                for name in ("model", "steps", "updates", "weights", "SHA-256")
+            ],
+        )
         rows = [
             tag(
                 "tr",
@@ -182,7 +194,14 @@ class Run:
             for name, card in self.models.items()
         ]
         title = f"{self.path} ({self.state})" if self.state else str(self.path)
-        return tag("div", _STYLE, tag("b", title), tag("table", head, rows), self._losses(), class_="vdiff-run")
+        return tag(
+            "div",
+            _STYLE,
+            tag("b", title),
+            tag("table", head, rows),
+            self._losses(),
+            class_="vdiff-run",
+        )
 
     def _losses(self) -> Markup:
         """The losses of all stages, a chart each: those of different stages cannot be compared."""
@@ -191,7 +210,13 @@ class Run:
             values = [value for _, value in points]
             y = Axis("loss", log=10 if suits_log(values) else None)
             line = Line(stage, "plain", [Point(*point) for point in points], marked=False)
-            drawn.append(tag("div", tag("p", f"{stage}: loss"), chart(f"Loss of {stage}", [line], Axis("update"), y)))
+            drawn.append(
+                tag(
+                    "div",
+                    tag("p", f"{stage}: loss"),
+                    chart(f"Loss of {stage}", [line], Axis("update"), y),
+                )
+            )
         return tag("div", drawn, class_="losses")
 
 
@@ -214,7 +239,10 @@ def run(path: str | os.PathLike[str]) -> Run:
     if is_model_folder(place):
         fix = f"load it with vdiff.load({str(place)!r}), or name the folder it lies in"
         raise DataError(f"`{place}` is a model folder, not a run", fix)
-    raise DataError(f"there is no run in `{place}`", "name a folder that `vdiff train` works in, as in runs/celeba_u")
+    raise DataError(
+        f"there is no run in `{place}`",
+        "name a folder that `vdiff train` works in, as in runs/celeba_u",
+    )
 
 
 def _number(value: object) -> float | None:

@@ -11,7 +11,17 @@ from pathlib import Path
 from torch import Tensor
 
 from vdiff.chain.behind import refuse_if_behind
-from vdiff.chain.plan import BASE, Stage, chosen, doubts, keeps_state, plan, same_start, stages_after, trajectory
+from vdiff.chain.plan import (
+    BASE,
+    Stage,
+    chosen,
+    doubts,
+    keeps_state,
+    plan,
+    same_start,
+    stages_after,
+    trajectory,
+)
 from vdiff.chain.stage_parts import agree_on_pictures
 from vdiff.chain.stage_run import Surroundings, make
 from vdiff.chain.trend import check_floor
@@ -42,7 +52,11 @@ class Chain:
         return self._go([self.stages[0]], None, force)[0]
 
     def distill(
-        self, source: str | None = None, count: int | None = None, to: int | None = None, force: bool = False
+        self,
+        source: str | None = None,
+        count: int | None = None,
+        to: int | None = None,
+        force: bool = False,
     ) -> list[ModelCard]:
         """Make the students that follow the teacher `source`; finished ones are kept unless `force`.
 
@@ -58,15 +72,21 @@ class Chain:
             return str(teacher), [stage.name for stage in stages]
 
         teacher, names = self._processes.told(chosen_here)
-        return self._go([stage for stage in self.stages if stage.name in names], Path(teacher), force)
+        return self._go(
+            [stage for stage in self.stages if stage.name in names], Path(teacher), force
+        )
 
     def _go(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> list[ModelCard]:
         done = self._processes.told(lambda: [] if force else self._finished(stages))
         self._processes.told(
-            lambda: self._refuse_to_replace([stage for stage in stages if stage.name not in done], force)
+            lambda: self._refuse_to_replace(
+                [stage for stage in stages if stage.name not in done], force
+            )
         )
         self._processes.told(lambda: self._check_kept(stages, done, teacher))
-        self._progress.plan([_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages])
+        self._progress.plan(
+            [_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages]
+        )
         if not force:
             refuse_if_behind(self._processes, self.run, [stage.name for stage in stages])
         if len(done) < len(stages):
@@ -77,13 +97,17 @@ class Chain:
             self._progress.note(doubt)
         self._processes.told(lambda: self._prepare(stages if force else []))
         cards = []
-        written: Mapping[str, Tensor] | None = None  # of the stage before, if it was made a moment ago
+        written: Mapping[str, Tensor] | None = (
+            None  # of the stage before, if it was made a moment ago
+        )
         for stage in stages:
             if stage.name in done:
                 cards.append(telling.card(self._processes, partial(self._kept, stage, teacher)))
                 written = None
             else:
-                loaded = telling.model(self._processes, teacher, written=written) if teacher else None
+                loaded = (
+                    telling.model(self._processes, teacher, written=written) if teacher else None
+                )
                 written = None  # its memory is free while the stage trains
                 card, written = make(self._surroundings, stage, loaded)
                 cards.append(card)
@@ -108,7 +132,9 @@ class Chain:
 
     def leave_if_asked(self, stage: Stage) -> None:
         """Between two stages nothing is lost.   Errors: Stopped."""
-        self._surroundings.leave_if_asked(f"`{stage.name}` is complete, the next stage is not begun")
+        self._surroundings.leave_if_asked(
+            f"`{stage.name}` is complete, the next stage is not begun"
+        )
 
     def _refuse_to_replace(self, stages: Sequence[Stage], force: bool) -> None:
         """Errors, before any work: UsageError for what vdiff did not make, in a place where something is to be left.
@@ -120,13 +146,19 @@ class Chain:
         if lost and not force:
             folder = self.run.model(min(lost))
             fix = "put its vdiff.json back, move the folder away, or add --force to make it again"
-            raise ModelFileError(f"`{folder}` has no vdiff.json: it cannot be told whether it is whole", fix, folder)
+            raise ModelFileError(
+                f"`{folder}` has no vdiff.json: it cannot be told whether it is whole", fix, folder
+            )
 
     def _prepare(self, unwanted: Sequence[Stage]) -> None:
         """Copy the recipe into the run, and forget the stages that are to be made again; in the first process."""
         self.run.path.mkdir(parents=True, exist_ok=True)
         run_contents.write_recipe(self.run.path, self._surroundings.text, self._progress.note)
-        places = [place for stage in unwanted for place in (self.run.model(stage.name), self.run.saves(stage.name))]
+        places = [
+            place
+            for stage in unwanted
+            for place in (self.run.model(stage.name), self.run.saves(stage.name))
+        ]
         if any(place.exists() for place in places):
             trackers.begin_anew(self.run.tracker)
         for stage in unwanted:
@@ -154,7 +186,10 @@ class Chain:
         if not different:
             return
         why = ""
-        if savepoint.changed(known, wanted) == [_length(stage)] and stage.settings.updates > card.updates:
+        if (
+            savepoint.changed(known, wanted) == [_length(stage)]
+            and stage.settings.updates > card.updates
+        ):
             keeping = f"`{_section(stage)}.keep_state: true` keeps it"
             why = f"; its last save is gone, from which it could go on ({keeping})"
         self._progress.note(
@@ -169,20 +204,28 @@ class Chain:
         else:
             savepoint.clear(self.run.saves(stage.name))
 
-    def _check_kept(self, stages: Sequence[Stage], done: Sequence[str], teacher: Path | None) -> None:
+    def _check_kept(
+        self, stages: Sequence[Stage], done: Sequence[str], teacher: Path | None
+    ) -> None:
         """UsageError for a finished student that is none of its teacher, before anything is told or done.
 
         Of one whose teacher is still to be made, nothing is known yet.
         """
         for stage in stages:
             if stage.name in done and teacher is not None:
-                self._check_student(checkpoint.read_card(self.run.model(stage.name)), stage, teacher)
+                self._check_student(
+                    checkpoint.read_card(self.run.model(stage.name)), stage, teacher
+                )
             teacher = self.run.model(stage.name) if stage.name in done else None
 
     def _tell_outdated(self, last: Stage) -> None:
         """Say which finished students that follow have become those of a model that is there no more."""
         following = self.stages[last.index + 1 :]
-        finished = [*itertools.takewhile(lambda stage: is_model_folder(self.run.model(stage.name)), following)]
+        finished = [
+            *itertools.takewhile(
+                lambda stage: is_model_folder(self.run.model(stage.name)), following
+            )
+        ]
         if not finished:
             return
         try:
@@ -190,7 +233,11 @@ class Chain:
         except ModelFileError:  # it is damaged, which whoever uses it is told
             return
         now = checkpoint.read_card(self.run.model(last.name))
-        if first.parent is None or first.parent["name"] != last.name or first.parent["hash"] == now.hash:
+        if (
+            first.parent is None
+            or first.parent["name"] != last.name
+            or first.parent["hash"] == now.hash
+        ):
             return
         names = ", ".join(f"`{stage.name}`" for stage in finished)
         self._progress.note(
@@ -206,12 +253,12 @@ class Chain:
         fix = f"{again}, or give the run another `name`"
         if card.num_steps != stage.num_steps:
             raise UsageError(
-                f"`{stage.name}` has {card.num_steps} steps, the recipe's has {stage.num_steps}", fix, where
+                f"`{stage.name}` has {card.num_steps} steps, the recipe's has {stage.num_steps}",
+                fix,
+                where,
             )
         if card.parent is not None and card.parent["hash"] != checkpoint.read_card(teacher).hash:
-            problem = (
-                f"`{stage.name}` was distilled from another `{card.parent['name']}` than the one that is there now"
-            )
+            problem = f"`{stage.name}` was distilled from another `{card.parent['name']}` than the one that is there now"
             raise UsageError(problem, fix, where)
 
 
@@ -227,14 +274,20 @@ def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool
     card = checkpoint.read_card(folder)
     lost = lacking(folder, card)
     if lost:
-        again = f"vdiff distill --from {_before(stage)} --stages 1 --force" if stage.index else "vdiff train --force"
+        again = (
+            f"vdiff distill --from {_before(stage)} --stages 1 --force"
+            if stage.index
+            else "vdiff train --force"
+        )
         fix = f"copy it again from where it came from, or make it again: {again}"
         raise ModelFileError(f"`{folder}` is damaged", fix, "; ".join(lost))
     points = run.points(stage.name)
     if not points:
         return True
     is_longer = savepoint.changed(_known(card, wanted), wanted) == [_length(stage)]
-    return not (is_longer and stage.settings.updates > card.updates and int(points[0].name) >= card.updates)
+    return not (
+        is_longer and stage.settings.updates > card.updates and int(points[0].name) >= card.updates
+    )
 
 
 def choose(
@@ -247,7 +300,9 @@ def choose(
     """
     name = source if source is not None else BASE
     if source is None and count is not None:
-        finished = itertools.takewhile(lambda stage: is_model_folder(run.model(stage.name)), stages[:-1])
+        finished = itertools.takewhile(
+            lambda stage: is_model_folder(run.model(stage.name)), stages[:-1]
+        )
         name = max(finished, key=lambda stage: stage.index, default=stages[0]).name
     teacher = run.find(name)
     card = checkpoint.read_card(teacher)

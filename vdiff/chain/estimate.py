@@ -92,7 +92,11 @@ class Cost:
 
 
 def estimate(
-    recipe: Recipe, stages: Sequence[Stage], machine: Machine, start: float = 0.0, reference: Path | None = None
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    machine: Machine,
+    start: float = 0.0,
+    reference: Path | None = None,
 ) -> Estimate:
     """Measure every sort of stage on random pictures; writes nothing but into temporary folders.
 
@@ -102,7 +106,9 @@ def estimate(
     num_weights = sum(weight.numel() for weight in _denoiser(recipe).network.parameters())
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
     before, found = memory.peak_bytes(machine.device), []
-    measured = [stage for stage in stages if _measurements(recipe, stage)] if machine.is_first else []
+    measured = (
+        [stage for stage in stages if _measurements(recipe, stage)] if machine.is_first else []
+    )
     first, each = _metric_seconds(recipe, reference) if measured else (0.0, 0.0)
     # what was freed after an update is there for the metrics, as it is in the run
     metric_bytes = memory.peak_bytes(machine.device) - before
@@ -115,9 +121,15 @@ def estimate(
     return Estimate(found, num_weights, disk, most, start)
 
 
-def stage_estimate(recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]) -> StageEstimate:
+def stage_estimate(
+    recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]
+) -> StageEstimate:
     """What a stage costs when its parts cost so much; metrics: seconds before the first measurement, and of each."""
-    settings, steps, count = stage.settings, min(stage.num_steps, PREVIEW_STEPS), recipe.evaluate.num_images
+    settings, steps, count = (
+        stage.settings,
+        min(stage.num_steps, PREVIEW_STEPS),
+        recipe.evaluate.num_images,
+    )
     previews = (settings.updates - 1) // settings.preview_every if settings.preview_every else 0
     measured = _measurements(recipe, stage)
     drawn = measured * (stage.num_steps if stage.index else steps)
@@ -166,7 +178,9 @@ def _denoiser(recipe: Recipe) -> Denoiser:
 def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     memory.forget_peak(machine.device)
     begun = time.monotonic()
-    learner = Learner(_denoiser(recipe), _objective(recipe, stage, machine), stage.settings, machine)
+    learner = Learner(
+        _denoiser(recipe), _objective(recipe, stage, machine), stage.settings, machine
+    )
     making = time.monotonic() - begun
     share = -(-stage.settings.batch_size // machine.world_size)
     probe = min(_PROBE, share)
@@ -178,21 +192,31 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     count = machine.least(min(share, most))
     seconds = _median_seconds(partial(_update, recipe, learner, machine, count), machine)
     at_once = learner.micro_batch or share
-    more = max(min(share, at_once) - min(count, at_once), 0)  # pictures that the real update has at once, not this one
+    more = max(
+        min(share, at_once) - min(count, at_once), 0
+    )  # pictures that the real update has at once, not this one
     needed = memory.peak_bytes(machine.device)
     needed += more * max(needed - peak, 0) // max(count - probe, 1)
-    state_bytes = sum(tensor.nbytes for named in learner.state().values() for tensor in named.values())
+    state_bytes = sum(
+        tensor.nbytes for named in learner.state().values() for tensor in named.values()
+    )
     save = _save_seconds(learner, state_bytes, machine)
     call = _call_seconds(recipe, learner.result(), machine, min(count, share))
     machine.release()
-    copied = state_bytes if machine.device.type == "cpu" and machine.is_first else 0  # a save is copied to the host
-    return Cost(making + max(first - second, 0.0), seconds * share / count, call, save, needed + copied)
+    copied = (
+        state_bytes if machine.device.type == "cpu" and machine.is_first else 0
+    )  # a save is copied to the host
+    return Cost(
+        making + max(first - second, 0.0), seconds * share / count, call, save, needed + copied
+    )
 
 
 def _update(recipe: Recipe, learner: Learner, machine: Machine, count: int) -> None:
     """An update of `count` random pictures in each process, waited for."""
     # those who share a network have as many micro-batches as this asks for, whatever pictures they have
-    learner.settings = learner.settings.model_copy(update={"batch_size": count * machine.world_size})
+    learner.settings = learner.settings.model_copy(
+        update={"batch_size": count * machine.world_size}
+    )
     float(learner.step(*_batch(recipe, learner, count)).sum())
 
 
@@ -200,7 +224,11 @@ def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Condit
     device = next(iter(learner.state()["weights"].values())).device
     x = torch.randn(count, *_shape(recipe), device=device)
     condition = of_seeds(range(count), recipe.network.told_classes).to(device)
-    return x, condition, RngOf(0, 0, learner.update, torch.arange(count, device=exact(device)), count)
+    return (
+        x,
+        condition,
+        RngOf(0, 0, learner.update, torch.arange(count, device=exact(device)), count),
+    )
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -213,7 +241,9 @@ def _median_seconds(work: Callable[[], object], machine: Machine) -> float:
     """Of one run, after one that sets up memory; other work on the machine disturbs a median less than a mean."""
     found = [_timed(work)]
     # all processes work as often, as they wait for one another
-    while machine.any(len(found) < _UPDATES[0] or (len(found) < _UPDATES[1] and sum(found) < _SECONDS)):
+    while machine.any(
+        len(found) < _UPDATES[0] or (len(found) < _UPDATES[1] and sum(found) < _SECONDS)
+    ):
         found.append(_timed(work))
     return sorted(found[1:])[(len(found) - 1) // 2]
 
@@ -231,7 +261,9 @@ def _save_seconds(learner: Learner, state_bytes: int, machine: Machine) -> float
     taken = max(_SAVED_BYTES - left, 1)
     with tempfile.TemporaryDirectory() as folder:
         pending = {"rows": torch.zeros(0, 2)}
-        work = partial(savepoint.write, Path(folder), learner.update, state, pending, {}, machine.is_first)
+        work = partial(
+            savepoint.write, Path(folder), learner.update, state, pending, {}, machine.is_first
+        )
         return _timed(work) * max(state_bytes / taken, 1.0)
 
 
@@ -241,7 +273,9 @@ def _call_seconds(recipe: Recipe, denoiser: Denoiser, machine: Machine, most: in
     condition = of_seeds(range(count), recipe.network.told_classes)
     shape = _shape(recipe)
     sampler = recipe.sample.sampler.build()
-    work = partial(draw, denoiser, sampler, range(count), shape, condition=condition, device=machine.device)
+    work = partial(
+        draw, denoiser, sampler, range(count), shape, condition=condition, device=machine.device
+    )
     with machine.autocast():
         work(num_steps=1)
         seconds: float = min(_timed(partial(work, num_steps=2)) for _ in range(2))
@@ -259,19 +293,28 @@ def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, floa
     samples = torch.randint(0, 256, (recipe.evaluate.num_images, *shape), dtype=torch.uint8)
     against = Against(samples, "", where="evaluate.metrics")
     sections = named(recipe.evaluate.metrics) if recipe.evaluate.every is not None else []
-    with tempfile.TemporaryDirectory() as place, contextlib.suppress(VdiffError):  # the run itself tells what lacks
+    with (
+        tempfile.TemporaryDirectory() as place,
+        contextlib.suppress(VdiffError),
+    ):  # the run itself tells what lacks
         cache = Path(place, "reference")
         with contextlib.suppress(OSError, shutil.Error):
             shutil.copytree(reference or cache, cache, symlinks=True)
         with contextlib.suppress(VdiffError):
             images = recipe.data.open()
-            against = replace(against, pictures=StorePictures(images), fingerprint=images.fingerprint, cache=cache)
+            against = replace(
+                against, pictures=StorePictures(images), fingerprint=images.fingerprint, cache=cache
+            )
         begun = time.monotonic()
-        metrics = [section.build(against) for section in sections if isinstance(section, MetricSection)]
+        metrics = [
+            section.build(against) for section in sections if isinstance(section, MetricSection)
+        ]
         has_agreement = any(section.kind == "agreement" for section in sections)
         pairs = Pairs(sections if has_agreement else [AgreementSection(), *sections])
         first = time.monotonic() - begun
-        return first, _timed(lambda: ([metric.value(samples) for metric in metrics], pairs.compare(samples, samples)))
+        return first, _timed(
+            lambda: ([metric.value(samples) for metric in metrics], pairs.compare(samples, samples))
+        )
     return 0.0, 0.0
 
 

@@ -37,8 +37,12 @@ def plan(recipe: Recipe) -> list[Stage]:
     section, steps = recipe.distill, recipe.distill.steps()
     is_listed = section.stages is not None
     stages = [Stage(0, BASE, steps[0], steps[0], recipe.train)]
-    for index, (stage, (before, after)) in enumerate(zip(section.listed(), pairwise(steps), strict=True), start=1):
-        stages.append(Stage(index, f"base_{index - 1}", before, after, section.settings(stage), is_listed))
+    for index, (stage, (before, after)) in enumerate(
+        zip(section.listed(), pairwise(steps), strict=True), start=1
+    ):
+        stages.append(
+            Stage(index, f"base_{index - 1}", before, after, section.settings(stage), is_listed)
+        )
     return stages
 
 
@@ -75,7 +79,12 @@ def trajectory(recipe: Recipe, stage: Stage, precision: str) -> dict[str, object
     network = trajectory_values(recipe.network, "network.") if stage.index == 0 else {}
     data = trajectory_values(recipe.data, "data.")
     diffusion = trajectory_values(recipe.diffusion, "diffusion.")
-    own = {"seed": recipe.seed, "precision": precision, "stage": stage.index, "num_steps": stage.num_steps}
+    own = {
+        "seed": recipe.seed,
+        "precision": precision,
+        "stage": stage.index,
+        "num_steps": stage.num_steps,
+    }
     return {**own, "start_steps": stage.start_steps, **data, **network, **diffusion, **settings}
 
 
@@ -84,7 +93,9 @@ def keeps_state(recipe: Recipe, stage: Stage) -> bool:
     return (recipe.train if stage.index == 0 else recipe.distill).keep_state
 
 
-def stages_after(stages: Sequence[Stage], start_steps: int, name: str, index: int | None = None) -> list[Stage]:
+def stages_after(
+    stages: Sequence[Stage], start_steps: int, name: str, index: int | None = None
+) -> list[Stage]:
     """The stages that follow a teacher of `start_steps` steps.   Errors: UsageError when there is none.
 
     name: what messages call the teacher.   index: of the stage that it is in this run; None for a teacher from
@@ -131,7 +142,11 @@ def counted(num_steps: int) -> str:
 def check_count(count: int | None) -> None:
     """UsageError when a number of stages asks for nothing."""
     if count is not None and count < 1:
-        raise UsageError(f"--stages {count} asks for nothing", "ask for 1 or more, or leave it out for all", "--stages")
+        raise UsageError(
+            f"--stages {count} asks for nothing",
+            "ask for 1 or more, or leave it out for all",
+            "--stages",
+        )
 
 
 def chosen(stages: Sequence[Stage], count: int | None, to: int | None) -> list[Stage]:

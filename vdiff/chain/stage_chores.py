@@ -56,11 +56,15 @@ class StageChores:
             chores.append(Chore(always, self.measure_time))
         if self.trend.is_on:
             # before the save: its line is then written once, wherever the run is stopped
-            chores.append(Chore(lambda now: now.is_complete or now.is_each(trend_every), self.measure_trend))
+            chores.append(
+                Chore(lambda now: now.is_complete or now.is_each(trend_every), self.measure_trend)
+            )
         chores.append(Chore(always, self.tell_saved))
         chores.append(Chore(lambda now: now.is_last or now.is_each(settings.save_every), self.save))
         # a stage that is complete is drawn in any case, and one that is stopped leaves as soon as it is saved
-        chores.append(Chore(lambda now: not now.is_last and now.is_each(settings.preview_every), self.preview))
+        chores.append(
+            Chore(lambda now: not now.is_last and now.is_each(settings.preview_every), self.preview)
+        )
         return chores
 
     def tell(self, now: Moment) -> None:
@@ -118,4 +122,6 @@ class StageChores:
 
     def show(self, picture: Tensor) -> None:
         """Give a picture of what was learned so far to the trackers."""
-        self.trackers.picture(f"{self.stage.name}/samples", picture, self.offset + self.learner.update)
+        self.trackers.picture(
+            f"{self.stage.name}/samples", picture, self.offset + self.learner.update
+        )

@@ -30,11 +30,15 @@ def open_images(recipe: Recipe, classes: int) -> Images:
         raise DataError(problem, f"{fix}; or leave out `network.num_classes`")
     if classes and images.num_classes > classes:
         fix = f"set `network.num_classes` to {images.num_classes}"
-        raise DataError(f"the pictures have {images.num_classes} classes, the network has {classes}", fix)
+        raise DataError(
+            f"the pictures have {images.num_classes} classes, the network has {classes}", fix
+        )
     return images
 
 
-def shaping(recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, precision: str) -> dict[str, Any]:
+def shaping(
+    recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, precision: str
+) -> dict[str, Any]:
     """Every value that shapes the weights of a stage, by name: of the recipe, the pictures and the teacher."""
     return trajectory(recipe, stage, precision) | {
         "data": images.fingerprint,
@@ -57,7 +61,10 @@ def agree_on_pictures(processes: Processes, images: Images) -> None:
     """See that all processes have the same pictures.   Errors: DataError, in all of them."""
     if processes.world_size == 1:
         return  # the fingerprint of a foreign store costs reading all of it
-    pictures = {"fingerprint": processes.together(lambda: images.fingerprint), "pictures": images.num_images}
+    pictures = {
+        "fingerprint": processes.together(lambda: images.fingerprint),
+        "pictures": images.num_images,
+    }
     fix = "copy the store of the first host to the others; `vdiff inspect STORE` shows its fingerprint"
     processes.agree(pictures, DataError, "the processes of this run have different pictures", fix)
 
@@ -83,7 +90,11 @@ def copied(teacher: Checkpoint, images: Images) -> Denoiser:
             f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
             f"prepare pictures of {teacher.card.shape[-1]} pixels, or take another teacher",
         )
-    bad = [name for name, weight in teacher.denoiser.network.state_dict().items() if not torch.isfinite(weight).all()]
+    bad = [
+        name
+        for name, weight in teacher.denoiser.network.state_dict().items()
+        if not torch.isfinite(weight).all()
+    ]
     if bad:
         problem = f"the weights of the teacher `{teacher.card.name}` are not finite"
         raise ModelFileError(problem, "take another teacher", f"{teacher.folder}: `{bad[0]}`")
@@ -115,7 +126,9 @@ def check_targets(stage: Stage, teacher: Checkpoint) -> None:
     times = teacher.card.times
     if times is not None and times % stage.start_steps:
         problem = f"`{teacher.folder}` knows the times i / {times} only, not all of its {stage.start_steps} steps"
-        raise UsageError(problem, "take a number of steps that divides them, or another teacher", "--from")
+        raise UsageError(
+            problem, "take a number of steps that divides them, or another teacher", "--from"
+        )
     try:
         check_chain(teacher.denoiser.schedule, (stage.start_steps, stage.num_steps))
     except ValueError as err:

@@ -36,9 +36,13 @@ class StagePictures:
         steps = min(self.stage.num_steps, PREVIEW_STEPS)
         times = self.stage.settings.objective.known_times(self.stage.num_steps)
         pictures = self.draw(denoiser, steps, times, self.section.num_images)
-        return grid(self.codec.decode(pictures, self.stage.name), scale=max(1, 32 // self.shape[-1]))
+        return grid(
+            self.codec.decode(pictures, self.stage.name), scale=max(1, 32 // self.shape[-1])
+        )
 
-    def draw(self, denoiser: Denoiser, num_steps: int, model_steps: int | None, count: int) -> Tensor:
+    def draw(
+        self, denoiser: Denoiser, num_steps: int, model_steps: int | None, count: int
+    ) -> Tensor:
         """So many pictures, float [count, C, H, W].   model_steps: the grid of times that the model knows, if any."""
         seeds = range(count)
         condition = of_seeds(seeds, self.num_classes)

@@ -92,7 +92,9 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     if teacher is not None:
         student = copied(teacher, images)
         check_targets(stage, teacher)
-        teacher = freeze(teacher, machine)  # after the student was copied, and before anybody asks the teacher
+        teacher = freeze(
+            teacher, machine
+        )  # after the student was copied, and before anybody asks the teacher
     else:
         student = fresh(recipe, images)
     for tensor in student.network.state_dict().values():
@@ -135,7 +137,12 @@ class StageRun:
     """
 
     def __init__(
-        self, surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None, images: Images, learner: Learner
+        self,
+        surroundings: Surroundings,
+        stage: Stage,
+        teacher: Checkpoint | None,
+        images: Images,
+        learner: Learner,
     ) -> None:
         recipe, machine, run = surroundings.recipe, surroundings.machine, surroundings.run
         self._surroundings = surroundings
@@ -146,11 +153,15 @@ class StageRun:
         self._codec = codec_for(teacher)
         self._num_classes = num_classes(recipe, teacher)
         self._shaping = shaping(recipe, stage, teacher, images, machine.precision)
-        self._pictures = StagePictures(recipe.sample, stage, self._codec, images.shape, self._num_classes, machine)
+        self._pictures = StagePictures(
+            recipe.sample, stage, self._codec, images.shape, self._num_classes, machine
+        )
         self._trend = Trend(recipe, stage, teacher, images, machine, run.evaluation / "reference")
         self._profile: Profile | None = None
         if surroundings.profile and machine.is_first:
-            self._profile = Profile(run.path / "profile" / f"{stage.name}.json.gz", surroundings.progress.note)
+            self._profile = Profile(
+                run.path / "profile" / f"{stage.name}.json.gz", surroundings.progress.note
+            )
 
     def train(self) -> Trained:
         """Train to the last update.   Errors: Stopped, DivergedError."""
@@ -173,7 +184,9 @@ class StageRun:
 
         def published() -> ModelCard:
             text, about = self._surroundings.text, self._shaping
-            card = card_of(recipe, text, self._stage, self._teacher, self._images, about, result.network)
+            card = card_of(
+                recipe, text, self._stage, self._teacher, self._images, about, result.network
+            )
             card = replace(card, agreement=trained.agreement)
             checkpoint.save(folder, card, result, add_picture, weights)
             if keeps_state(recipe, self._stage):
@@ -220,7 +233,9 @@ class StageRun:
         """Go back to the last save and on at half the learning rate, if the recipe says so and there is a save."""
         machine, run = self._surroundings.machine, self._surroundings.run
         machine.wait()  # all come here together; none may look while the first one still saves
-        newest = machine.processes.told(lambda: [point.name for point in run.points(self._stage.name)])
+        newest = machine.processes.told(
+            lambda: [point.name for point in run.points(self._stage.name)]
+        )
         if newest and int(newest[0]) >= self._stage.settings.updates:
             raise err  # trained to the end: going back there would change nothing
         done = self._learner.rollbacks
@@ -228,7 +243,9 @@ class StageRun:
             section = "distill" if self._teacher else "train"
             fix = f"`--set {section}.rollbacks={done + 3}` goes on from there at half the learning rate"
             last = f"the last save, at update {int(newest[0])}, is finite" if newest else ""
-            raise DivergedError(err.problem, f"{fix}; or {err.fix}" if newest else err.fix, last) from err
+            raise DivergedError(
+                err.problem, f"{fix}; or {err.fix}" if newest else err.fix, last
+            ) from err
         saved = self._restore()
         self._learner.rollbacks = done + 1
         told = f"{err.problem}: back to update {self._learner.update}, at half the learning rate"
@@ -271,18 +288,29 @@ class StageRun:
         picture = self._pictures.preview(result)
         if has_learned:
             work.show(picture)
-        elif self._trend.has_pairs:  # it was measured, but nothing that lies on the disk is read back for it
+        elif (
+            self._trend.has_pairs
+        ):  # it was measured, but nothing that lies on the disk is read back for it
             work.keep_agreement(self._trend.measure(result, self._pictures.draw, PREVIEW_STEPS))
             self._surroundings.machine.wait()  # the first process measures alone
         return Trained(result, picture, work.report.loss, work.agreement)
 
     def _trackers(self) -> AbstractContextManager[Trackers]:
         recipe, note = self._surroundings.recipe, self._surroundings.progress.note
-        folder, first = self._surroundings.run.tracker, self._updates_before() + self._learner.update + 1
-        return self._surroundings.machine.trackers(folder, recipe.trackers, recipe.name, first, note)
+        folder, first = (
+            self._surroundings.run.tracker,
+            self._updates_before() + self._learner.update + 1,
+        )
+        return self._surroundings.machine.trackers(
+            folder, recipe.trackers, recipe.name, first, note
+        )
 
     def _chores(self, saved: SavePoint | None, saver: Saver, trackers: Trackers) -> StageChores:
-        machine, run, progress = self._surroundings.machine, self._surroundings.run, self._surroundings.progress
+        machine, run, progress = (
+            self._surroundings.machine,
+            self._surroundings.run,
+            self._surroundings.progress,
+        )
         offset = self._updates_before()
         report = Report(
             self._stage.name,

@@ -36,7 +36,13 @@ class Trend:
     """
 
     def __init__(
-        self, recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, machine: Machine, cache: Path
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        teacher: Checkpoint | None,
+        images: Images,
+        machine: Machine,
+        cache: Path,
     ) -> None:
         section, floor = recipe.evaluate, recipe.distill.stop_if.psnr_below
         self.every, self.num_images = section.every, section.num_images
@@ -45,10 +51,17 @@ class Trend:
         self.is_on = section.every is not None or (teacher is not None and floor is not None)
         sections = named(section.metrics) if section.every is not None else []
         pairs = [each for each in sections if are_pairs(each)] if teacher is not None else []
-        if teacher is not None and floor is not None and not any(each.kind == "agreement" for each in pairs):
+        if (
+            teacher is not None
+            and floor is not None
+            and not any(each.kind == "agreement" for each in pairs)
+        ):
             pairs = [AgreementSection(), *pairs]
         against = Against(
-            StorePictures(images), images.fingerprint if sections else "", cache, where="evaluate.metrics"
+            StorePictures(images),
+            images.fingerprint if sections else "",
+            cache,
+            where="evaluate.metrics",
         )
         is_first = machine.is_first  # the others draw their shares and measure nothing
         sets = [each for each in sections if isinstance(each, MetricSection) and is_first]
@@ -60,7 +73,9 @@ class Trend:
         for name, least in leasts.items():
             if self.num_images < least:
                 fix = f"set `evaluate.num_images` to {least} or more"
-                raise UsageError(f"`{name}` needs at least {least:,} samples", fix, "evaluate.num_images")
+                raise UsageError(
+                    f"`{name}` needs at least {least:,} samples", fix, "evaluate.num_images"
+                )
         self._drawn_by_teacher: Tensor | None = None
 
     def measure(self, student: Denoiser, draw: Draw, most_steps: int) -> dict[str, float | None]:
@@ -70,7 +85,9 @@ class Trend:
         """
         is_student, own = self._teacher is not None, self._stage.num_steps
         steps = own if is_student else min(own, most_steps)
-        drawn = draw(student, steps, self._stage.settings.objective.known_times(own), self.num_images)
+        drawn = draw(
+            student, steps, self._stage.settings.objective.known_times(own), self.num_images
+        )
         pictures = self._codec.decode(drawn, self._stage.name)
         values: dict[str, float | None] = {}
         if self.has_pairs and self._teacher is not None:
@@ -80,15 +97,21 @@ class Trend:
                 self._drawn_by_teacher = self._codec.decode(drawn, card.name)
             if self._machine.is_first:
                 values |= self._pairs.compare(pictures, self._drawn_by_teacher)
-        return values | {name: metric.value(pictures).value for name, metric in self._metrics.items()}
+        return values | {
+            name: metric.value(pictures).value for name, metric in self._metrics.items()
+        }
 
     def told(self, update: int, values: dict[str, float | None]) -> str:
         """The line that a person reads."""
-        found = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
+        found = ", ".join(
+            f"{name} {value:.4g}" for name, value in values.items() if value is not None
+        )
         return f"{self._stage.name}: trend at update {update:,}, of {self.num_images:,} pictures: {found}"
 
 
-def check_floor(recipe: Recipe, stage: Stage, card: ModelCard, run: RunFolder, note: Callable[[str], None]) -> None:
+def check_floor(
+    recipe: Recipe, stage: Stage, card: ModelCard, run: RunFolder, note: Callable[[str], None]
+) -> None:
     """DivergedError for a finished student that agrees with its teacher less than the recipe wants.
 
     Its card tells; the cards of vdiff 0.1 do not, and there the log of the run does.

@@ -9,8 +9,14 @@ COMMANDS = {
     "train": ("vdiff.cli.train:train", "Train the base network on the pictures"),
     "distill": ("vdiff.cli.distill:distill", "Halve the number of sampler steps, stage by stage"),
     "sample": ("vdiff.cli.sample:sample", "Draw pictures with a model"),
-    "evaluate": ("vdiff.cli.evaluate:evaluate", "Measure how good models are at each number of steps"),
-    "inspect": ("vdiff.cli.inspect:inspect", "Describe runs, models, stores, recipes and foreign files"),
+    "evaluate": (
+        "vdiff.cli.evaluate:evaluate",
+        "Measure how good models are at each number of steps",
+    ),
+    "inspect": (
+        "vdiff.cli.inspect:inspect",
+        "Describe runs, models, stores, recipes and foreign files",
+    ),
     "report": ("vdiff.cli.report:report", "Show a run on one page that works offline"),
     "compare": ("vdiff.cli.compare:compare", "Show two models side by side, from the same noise"),
     "demo": ("vdiff.cli.demo:demo", "Go the whole way with handwritten digits"),
@@ -21,7 +27,10 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it ended, see `vdiff.errors`."""
     try:
-        from vdiff.cli import app, signals  # signals notes who started this process, while that one lives
+        from vdiff.cli import (
+            app,
+            signals,
+        )  # signals notes who started this process, while that one lives
 
         try:
             return app.answer(None) if arguments is None else app.run(arguments)

@@ -45,16 +45,18 @@ def _reported(err: BaseException, given: Sequence[str]) -> int:
 
         return failures.report(err, given)
     except MemoryError:  # there is too little even for telling what failed
-        sys.stderr.write("error: out of memory\nfix: close other programs, then run the same command again\n")
+        sys.stderr.write(
+            "error: out of memory\nfix: close other programs, then run the same command again\n"
+        )
         return MachineError.exit_code
 
 
 def root() -> TyperGroup:
     """The group that holds all commands."""
     app = typer.Typer(cls=Group, add_completion=True, **_SETTINGS)
-    app.callback(help="Train a diffusion model on your pictures, then make it draw in 4 steps instead of 1024")(
-        options.with_mode(_root)
-    )
+    app.callback(
+        help="Train a diffusion model on your pictures, then make it draw in 4 steps instead of 1024"
+    )(options.with_mode(_root))
     group: TyperGroup = typer.main.get_command(app)  # type: ignore[assignment]
     for name, (place, text) in COMMANDS.items():
         group.add_command(LazyCommand(name, place, text))
@@ -108,7 +110,9 @@ class LazyCommand(TyperCommand):
 def load(place: str) -> Any:
     """The command at "module:name"; a mapping there is a group of name -> function."""
     module, _, name = place.partition(":")
-    found: Callable[..., Any] | Mapping[str, Callable[..., Any]] = getattr(importlib.import_module(module), name)
+    found: Callable[..., Any] | Mapping[str, Callable[..., Any]] = getattr(
+        importlib.import_module(module), name
+    )
     app = typer.Typer(cls=Group, add_completion=False, **_SETTINGS)
     if callable(found):
         _add(app, None, found)
@@ -169,7 +173,12 @@ def _never_fail_to_print() -> None:
 
 def _painted(text: str) -> str:
     """`text` with bold headings and cyan options, where a person looks at it."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout or not sys.stdout.isatty():
+    if (
+        os.environ.get("NO_COLOR")
+        or os.environ.get("TERM") == "dumb"
+        or not sys.stdout
+        or not sys.stdout.isatty()
+    ):
         return text
     text = re.sub(r"(?m)^(\w+:)", "\x1b[1m\\1\x1b[0m", text)
     return re.sub(r"(?m)^(  (?:-[\w-]+(?:, )?)+)", "\x1b[36m\\1\x1b[0m", text)

@@ -21,14 +21,24 @@ Model = "A run (its last stage), a model folder, or its name in the run"
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help=Model, autocompletion=completion.models_and_runs)],
-    b: Annotated[str, typer.Argument(metavar="B", help="Likewise", autocompletion=completion.models_and_runs)],
-    seeds: Annotated[str, typer.Option("--seeds", metavar="0-15", help="One seed per picture")] = "0-15",
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of both [each model's own number]")] = None,
-    out: Annotated[Path, typer.Option("--out", help="compare.png, or .html for a page with a divider")] = Path(
-        "compare.png"
-    ),
-    metrics: Annotated[str, typer.Option("--metrics", metavar="A,B", help="Which metrics of pairs")] = "agreement",
+    a: Annotated[
+        str, typer.Argument(metavar="A", help=Model, autocompletion=completion.models_and_runs)
+    ],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="Likewise", autocompletion=completion.models_and_runs)
+    ],
+    seeds: Annotated[
+        str, typer.Option("--seeds", metavar="0-15", help="One seed per picture")
+    ] = "0-15",
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps of both [each model's own number]")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="compare.png, or .html for a page with a divider")
+    ] = Path("compare.png"),
+    metrics: Annotated[
+        str, typer.Option("--metrics", metavar="A,B", help="Which metrics of pairs")
+    ] = "agreement",
     recipe: RecipeOption = None,
     run: RunOption = None,
     device: DeviceOption = None,
@@ -48,7 +58,11 @@ def compare(
 
     numbers = numbers_in(seeds, "--seeds", 2**63)
     if len(numbers) > MOST:
-        raise UsageError(f"{len(numbers)} pictures do not fit beside one another", f"ask for at most {MOST}", "--seeds")
+        raise UsageError(
+            f"{len(numbers)} pictures do not fit beside one another",
+            f"ask for at most {MOST}",
+            "--seeds",
+        )
     folders = _folder(a, recipe, run), _folder(b, recipe, run)
     cards = model_card.read_card(folders[0]), model_card.read_card(folders[1])
     names = _names(folders)
@@ -87,7 +101,11 @@ def _folder(given: str, recipe: str | None, run: Path | None) -> Path:
 def _names(folders: tuple[Path, Path]) -> tuple[str, str]:
     """The folders' names, with their runs' before them where they are equal."""
     a, b = (folder.resolve() for folder in folders)
-    return (a.name, b.name) if a.name != b.name else (f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}")
+    return (
+        (a.name, b.name)
+        if a.name != b.name
+        else (f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}")
+    )
 
 
 def _check(cards: "tuple[ModelCard, ModelCard]", names: tuple[str, str], steps: int | None) -> None:
@@ -109,7 +127,9 @@ def _metrics(given: str) -> "list[PairMetricSection]":
     for section in named(given.split(",")):
         if not isinstance(section, PairMetricSection):
             problem = f"the metric `{section.name}` compares sets of pictures, not the pictures of two models"
-            raise UsageError(problem, "name metrics of pairs, as in --metrics agreement", "--metrics")
+            raise UsageError(
+                problem, "name metrics of pairs, as in --metrics agreement", "--metrics"
+            )
         found.append(section)
     return found
 
@@ -118,7 +138,9 @@ def _check_target(out: Path, force: bool) -> None:
     from vdiff.reporting.page import is_ours
 
     if out.suffix not in (".png", ".html"):
-        raise UsageError(f"`{out.name}` names no form that a comparison has", "end it in .png or .html", "--out")
+        raise UsageError(
+            f"`{out.name}` names no form that a comparison has", "end it in .png or .html", "--out"
+        )
     if out.suffix == ".html":
         outputs.check_file(out, is_ours, force=True)
     else:
@@ -139,9 +161,13 @@ def _write(found: "Pair", out: Path) -> None:
 def _tell_plan(names: tuple[str, str], out: Path, count: int) -> None:
     from vdiff.cli import console
 
-    console.say(f"would draw {count} pictures each with `{names[0]}` and `{names[1]}`: `{out}`", "green")
+    console.say(
+        f"would draw {count} pictures each with `{names[0]}` and `{names[1]}`: `{out}`", "green"
+    )
     if mode.json:
-        console.emit_json({"dry_run": True, "a": names[0], "b": names[1], "num_images": count, "out": str(out)})
+        console.emit_json(
+            {"dry_run": True, "a": names[0], "b": names[1], "num_images": count, "out": str(out)}
+        )
 
 
 def _tell(found: "Pair", out: Path) -> None:
@@ -151,7 +177,9 @@ def _tell(found: "Pair", out: Path) -> None:
     if mode.json:
         console.emit_json({"out": str(out), **pair.facts(found)})
     else:
-        console.table(("", found.a.name, found.b.name), pair.words(found), right=(found.a.name, found.b.name))
+        console.table(
+            ("", found.a.name, found.b.name), pair.words(found), right=(found.a.name, found.b.name)
+        )
         if found.protocol is not None:
             console.write("")
             console.prose(found.protocol.line())

@@ -44,7 +44,9 @@ def models_and_runs(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def anything(ctx: typer.Context, incomplete: str) -> list[str]:
     """What `vdiff inspect` can describe: models, runs, recipes, model files, stores."""
-    files = _paths(incomplete, suffixes=(".yaml", ".yml", ".pt", ".pth", ".ckpt", ".bin", ".safetensors"))
+    files = _paths(
+        incomplete, suffixes=(".yaml", ".yml", ".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+    )
     return _once([*models(ctx, incomplete), *runs(incomplete), *files])
 
 

@@ -71,7 +71,9 @@ class _Stderr:
 class _Console(Console):
     """A console on which only our own styles and displays act: texts that would are made visible."""
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -79,7 +81,14 @@ class _Console(Console):
                 yield Segment(printable(segment.text, _KEPT), segment.style)
 
 
-_THEME = Theme({"vdiff.name": "cyan", "bar.complete": "cyan", "bar.finished": "green", "bar.back": "bright_black"})
+_THEME = Theme(
+    {
+        "vdiff.name": "cyan",
+        "bar.complete": "cyan",
+        "bar.finished": "green",
+        "bar.back": "bright_black",
+    }
+)
 
 stderr = _Console(file=_Stderr(), theme=_THEME, highlighter=_Names(), markup=False, emoji=False)  # type: ignore[arg-type]
 
@@ -113,7 +122,11 @@ def _put(text: str) -> None:
 def prose(text: str) -> None:
     """A sentence for stdout; in a terminal its lines end between words."""
     is_terminal = bool(sys.stdout and sys.stdout.isatty())
-    write(textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False) if is_terminal else text)
+    write(
+        textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False)
+        if is_terminal
+        else text
+    )
 
 
 def emit_json(content: Any) -> None:
@@ -140,7 +153,12 @@ def table(
     rows = [[printable(str(row[place])) for place in kept] for row in rows]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        drawn.add_column(column, no_wrap=True, justify="right" if column in right else "left", overflow="ellipsis")
+        drawn.add_column(
+            column,
+            no_wrap=True,
+            justify="right" if column in right else "left",
+            overflow="ellipsis",
+        )
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
     stdout = _Console(theme=_THEME, highlight=False, width=None if is_terminal else 10_000)
@@ -153,7 +171,10 @@ def table(
 def _left_out(
     columns: Sequence[str], rows: Sequence[Sequence[object]], importance: Sequence[str], room: int
 ) -> list[str]:
-    cells = {name: [*name.splitlines(), *(str(row[place]) for row in rows)] for place, name in enumerate(columns)}
+    cells = {
+        name: [*name.splitlines(), *(str(row[place]) for row in rows)]
+        for place, name in enumerate(columns)
+    }
     widths = {name: max(map(len, texts), default=0) + 2 for name, texts in cells.items()}
     left = room + 2 - sum(width for name, width in widths.items() if name not in importance)
     left_out = []
@@ -168,8 +189,14 @@ def _left_out(
 def show_error(err: VdiffError) -> None:
     """The three lines of an error, and with --json the same as an object on stdout."""
     if mode.json:
-        emit_json({"error": err.problem, "where": err.where, "fix": err.fix, "exit_code": err.exit_code})
-    for label, style, text in (("error", "bold red", err.problem), ("where", "", err.where), ("fix", "cyan", err.fix)):
+        emit_json(
+            {"error": err.problem, "where": err.where, "fix": err.fix, "exit_code": err.exit_code}
+        )
+    for label, style, text in (
+        ("error", "bold red", err.problem),
+        ("where", "", err.where),
+        ("fix", "cyan", err.fix),
+    ):
         if text:
             inside = text.replace("\n", "\n" + " " * len(f"{label}: "))
             stderr.print(Text.assemble((f"{label}:", style), " ", _Names()(inside)), soft_wrap=True)

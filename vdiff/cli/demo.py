@@ -17,12 +17,16 @@ REPORT = "report.html"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder to work in; a demo that was stopped goes on there")] = Path(
-        "vdiff-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to work in; a demo that was stopped goes on there")
+    ] = Path("vdiff-demo"),
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the recipe; may be repeated"),
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Change one key of the recipe; may be repeated",
+        ),
     ] = None,
 ) -> None:
     """Go the whole way with handwritten digits
@@ -53,13 +57,23 @@ def demo(
     with session.chain("recipe.yaml", changes, None, "cpu", displays.chain_progress) as chain:
         cards = chain.distill()
     run = chain.run
-    _picture(run.model("original"), [run.model(card.name) for card in cards if card.num_steps in (4, 2, 1)])
+    _picture(
+        run.model("original"),
+        [run.model(card.name) for card in cards if card.num_steps in (4, 2, 1)],
+    )
     _report(run.path)
-    console.say(f"done in {time.monotonic() - begun:.0f} s; look at `{out}/{PICTURE}` and `{out}/{REPORT}`", "green")
-    console.say(f"next: `cd {out}`, then `vdiff inspect` or `vdiff sample --checkpoint {cards[-1].name}`")
+    console.say(
+        f"done in {time.monotonic() - begun:.0f} s; look at `{out}/{PICTURE}` and `{out}/{REPORT}`",
+        "green",
+    )
+    console.say(
+        f"next: `cd {out}`, then `vdiff inspect` or `vdiff sample --checkpoint {cards[-1].name}`"
+    )
     if mode.json:
         stages = [session.summary(card, run) for card in cards]
-        console.emit_json({"picture": str(out / PICTURE), "report": str(out / REPORT), "stages": stages})
+        console.emit_json(
+            {"picture": str(out / PICTURE), "report": str(out / REPORT), "stages": stages}
+        )
 
 
 def _check(out: Path) -> None:
@@ -99,7 +113,9 @@ def _prepare(changes: list[str] | None) -> None:
             data.path,
             sizes=[data.size],
             channels=data.channels,
-            on_progress=lambda progress: shown.update(progress.done, progress.skipped, progress.total),
+            on_progress=lambda progress: shown.update(
+                progress.done, progress.skipped, progress.total
+            ),
         )
 
 

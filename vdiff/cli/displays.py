@@ -32,12 +32,20 @@ from vdiff.training.report import Progress, StageRow
 
 def fit_progress(is_silent: bool = False) -> Progress:
     """Progress of training one network: live in a terminal, else lines; nothing with --quiet or when `is_silent`."""
-    return FitDisplay() if _is_live(is_silent) else FitLines(_silence if is_silent else say, pause=_pause())
+    return (
+        FitDisplay()
+        if _is_live(is_silent)
+        else FitLines(_silence if is_silent else say, pause=_pause())
+    )
 
 
 def chain_progress(is_silent: bool = False) -> Progress:
     """Progress of a chain of stages, as `fit_progress`."""
-    return ChainDisplay() if _is_live(is_silent) else FitLines(_silence if is_silent else say, pause=_pause())
+    return (
+        ChainDisplay()
+        if _is_live(is_silent)
+        else FitLines(_silence if is_silent else say, pause=_pause())
+    )
 
 
 def prepare_progress(is_silent: bool = False, unit: str | None = None) -> PrepareProgress:
@@ -80,7 +88,9 @@ class _Display:
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
         self._drawn = float("-inf")
-        self._live = Live(console=stderr, auto_refresh=False, redirect_stdout=False, vertical_overflow="crop")
+        self._live = Live(
+            console=stderr, auto_refresh=False, redirect_stdout=False, vertical_overflow="crop"
+        )
 
     def frame(self) -> RenderableType:
         raise NotImplementedError
@@ -129,7 +139,10 @@ class PrepareDisplay(_Display):
         if self._unit is not None:
             return _bar(self._unit, self.pace)
         skipped = Text(f"{self.skipped:,} skipped", "yellow" if self.skipped else "")
-        return Group(_bar("pictures", self.pace), _facts([skipped, Text(f"{self.pace.per_second:,.0f} images/s")]))
+        return Group(
+            _bar("pictures", self.pace),
+            _facts([skipped, Text(f"{self.pace.per_second:,.0f} images/s")]),
+        )
 
 
 class FitDisplay(_Display):
@@ -153,7 +166,12 @@ class FitDisplay(_Display):
         self._change(stage, state="running", updates=updates)
 
     def update(
-        self, update: int, loss: float, grad_norm: float, learning_rate: float, images_per_second: float
+        self,
+        update: int,
+        loss: float,
+        grad_norm: float,
+        learning_rate: float,
+        images_per_second: float,
     ) -> None:
         if self.fit:
             self.fit.update(update, loss, grad_norm, learning_rate, images_per_second)
@@ -200,14 +218,19 @@ class ChainDisplay(FitDisplay):
         rule = "-" if stderr.options.ascii_only else "─"
         lines = [_line(_COLUMNS, widths, shown, "bold")]
         lines.append(Text(rule * _total(widths, shown), "bright_black", no_wrap=True))
-        lines += [_line(texts, widths, shown, "", _STATES[row.state]) for row, texts in zip(rows, cells, strict=True)]
+        lines += [
+            _line(texts, widths, shown, "", _STATES[row.state])
+            for row, texts in zip(rows, cells, strict=True)
+        ]
         return Group(*lines)
 
     def _visible(self) -> list[StageRow]:
         """The rows that fit on the screen, with the running one among them."""
         rows = list(self.rows.values())
         room = max(stderr.height - 6, 1)
-        active = next((i for i, row in enumerate(rows) if row.state in ("running", "waiting")), len(rows))
+        active = next(
+            (i for i, row in enumerate(rows) if row.state in ("running", "waiting")), len(rows)
+        )
         first = min(max(active - room // 2, 0), max(len(rows) - room, 0))
         return rows[first : first + room]
 
@@ -229,7 +252,12 @@ _COLUMNS = ("stage", "steps", "state", "updates", "loss", "time")
 _STATE = 2
 _BY_IMPORTANCE = (0, _STATE, 1, 4, 3, 5)
 _GAP = "  "
-_STATES = {"done": "green", "skipped": "bright_black", "running": "bold cyan", "waiting": "bright_black"}
+_STATES = {
+    "done": "green",
+    "skipped": "bright_black",
+    "running": "bold cyan",
+    "waiting": "bright_black",
+}
 
 
 def _fitting(widths: Sequence[int], room: int) -> list[int]:
@@ -245,7 +273,9 @@ def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
     return sum(widths[column] for column in shown) + len(_GAP) * (len(shown) - 1)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], shown: Sequence[int], style: str, state: str = "") -> Text:
+def _line(
+    cells: Sequence[str], widths: Sequence[int], shown: Sequence[int], style: str, state: str = ""
+) -> Text:
     """One row: names and states begin at the left of their column, numbers end at its right."""
     line = Text(style=style, no_wrap=True, overflow="ellipsis")
     for column in shown:
@@ -268,7 +298,9 @@ def _bar(label: str, pace: Pace) -> RenderableType:
     line = Table.grid(expand=True, padding=(0, 1, 0, 0))
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_column(ratio=1, min_width=1)
-    bar = ProgressBar(total=max(pace.total, 1), completed=pace.done if pace.total else 1, width=None)
+    bar = ProgressBar(
+        total=max(pace.total, 1), completed=pace.done if pace.total else 1, width=None
+    )
     cells = [Text(texts[name]) for name in ("counts", "percent", "left") if name in shown]
     for _ in cells:
         line.add_column(no_wrap=True, justify="right")

@@ -19,9 +19,12 @@ def distill(
             autocompletion=completion.models,
         ),
     ] = None,
-    stages: Annotated[int | None, typer.Option("--stages", help="How many stages to make [all]")] = None,
+    stages: Annotated[
+        int | None, typer.Option("--stages", help="How many stages to make [all]")
+    ] = None,
     to: Annotated[
-        int | None, typer.Option("--to", help="Sampler steps of the last student; all stages that end there")
+        int | None,
+        typer.Option("--to", help="Sampler steps of the last student; all stages that end there"),
     ] = None,
     recipe: RecipeOption = None,
     changes: SetOption = None,
@@ -46,7 +49,9 @@ def distill(
     check_count(stages)
     beside = session.model_folder(source)
     if gpus is not None and launch.may_start():
-        parsed, _ = open_recipe(recipe, changes, beside)  # one process tells its mistakes, not all of them
+        parsed, _ = open_recipe(
+            recipe, changes, beside
+        )  # one process tells its mistakes, not all of them
         if dry_run:
             estimates.stages_of(parsed, (source, stages, to), session.run_folder(parsed, run))
         return launch.start(gpus, device)
@@ -55,12 +60,16 @@ def distill(
         estimates.show(parsed, (source, stages, to), session.run_folder(parsed, run), device, force)
         return None
     asked = {"--stages": stages, "--to": to, "--force": force}
-    with session.chain(recipe, changes, run, device, displays.chain_progress, beside, profile, asked) as chain:
+    with session.chain(
+        recipe, changes, run, device, displays.chain_progress, beside, profile, asked
+    ) as chain:
         cards = chain.distill(source, stages, to, force)
         signals.work_is_done()
         last = cards[-1]
         if chain.is_first:
-            console.say(f"`{chain.run.model(last.name)}` is ready: {counted(last.num_steps)}", "green")
+            console.say(
+                f"`{chain.run.model(last.name)}` is ready: {counted(last.num_steps)}", "green"
+            )
             console.say(f"next: `vdiff sample --checkpoint {last.name}`")
         if mode.json and chain.is_first:
             console.emit_json([session.summary(card, chain.run) for card in cards])

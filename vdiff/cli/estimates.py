@@ -17,11 +17,19 @@ Choice = tuple[str | None, int | None, int | None]
 """--from, --stages and --to of distill."""
 
 
-_PARTS = {"updates": "updates", "saves": "saving", "pictures": "previews", "trend": "evaluation", "start": "starting"}
+_PARTS = {
+    "updates": "updates",
+    "saves": "saving",
+    "pictures": "previews",
+    "trend": "evaluation",
+    "start": "starting",
+}
 """What an estimate consists of, and what people call it."""
 
 
-def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str | None, force: bool) -> None:
+def show(
+    recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str | None, force: bool
+) -> None:
     """Print the plan of train (choice None) or distill; nothing is written.
 
     force: finished stages are made again. With several processes, all of them must come here.
@@ -55,7 +63,9 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
             """Of each stage the updates of the model that stays, None where one is to be made."""
             kept: dict[str, int | None] = {}
             for stage in stages_of(recipe, choice, run):
-                stays = not force and is_finished(run, stage, trajectory(recipe, stage, machine.precision))
+                stays = not force and is_finished(
+                    run, stage, trajectory(recipe, stage, machine.precision)
+                )
                 kept[stage.name] = read_card(run.model(stage.name)).updates if stays else None
             return kept
 
@@ -66,7 +76,9 @@ def show(recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str 
         for doubt in doubts(stages):
             console.warn(doubt)
         begun = time.process_time()  # importing took so long until here
-        found = estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None
+        found = (
+            estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None
+        )
     if machine.is_first:
         _tell(recipe, stages, updates, found, run, machine.world_size)
 
@@ -98,10 +110,14 @@ def _tell(
         for stage in stages
     ]
     if mode.json:
-        console.emit_json(_facts(stages, updates, seconds, found, run) | {"processes": num_processes})
+        console.emit_json(
+            _facts(stages, updates, seconds, found, run) | {"processes": num_processes}
+        )
         return
     console.table(
-        ["stage", *ways, "steps", "updates", "batch", "rate", "time"], rows, right=["updates", "batch", "time"]
+        ["stage", *ways, "steps", "updates", "batch", "rate", "time"],
+        rows,
+        right=["updates", "batch", "time"],
     )
     if found:
         each = f" in each of {num_processes} processes" * (num_processes > 1)
@@ -112,9 +128,13 @@ def _tell(
         parts = {name: sum(getattr(each, name) for each in found.stages) for name in _PARTS}
         parts["start"] += found.start
         told = (f"{_PARTS[name]} {duration(value)}" for name, value in parts.items() if value >= 1)
-        console.say(f"of which {', '.join(told)}" if found.seconds >= 1 else "which is next to nothing")
+        console.say(
+            f"of which {', '.join(told)}" if found.seconds >= 1 else "which is next to nothing"
+        )
     if found and recipe.shard == "on" and num_processes == 1:
-        console.say("measured in one process, which holds its networks whole: `--gpus N` divides them")
+        console.say(
+            "measured in one process, which holds its networks whole: `--gpus N` divides them"
+        )
     console.say(f"nothing was written to `{run.path}`")
 
 
@@ -152,7 +172,10 @@ def _facts(
         }
         for stage in stages
     ]
-    costs = {name: getattr(found, name, 0) for name in ("num_parameters", "disk_bytes", "memory_bytes", "seconds")}
+    costs = {
+        name: getattr(found, name, 0)
+        for name in ("num_parameters", "disk_bytes", "memory_bytes", "seconds")
+    }
     stages_found = getattr(found, "stages", [])
     costs["parts"] = {name: sum(getattr(each, name) for each in stages_found) for name in _PARTS}
     return {"run": str(run.path), "stages": rows, **costs, "dry_run": True}

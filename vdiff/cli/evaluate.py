@@ -26,21 +26,39 @@ if TYPE_CHECKING:
     from vdiff.recipe.recipe import Recipe
     from vdiff.runs.folder import RunFolder
 
-Data = Annotated[Path | None, typer.Option("--data", metavar="STORE", help="Reference pictures [the recipe's]")]
-Count = Annotated[int, typer.Option("--n", min=2, help="Pictures drawn with each model; more narrow the intervals")]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="STORE", help="Reference pictures [the recipe's]")
+]
+Count = Annotated[
+    int,
+    typer.Option("--n", min=2, help="Pictures drawn with each model; more narrow the intervals"),
+]
 Metrics = Annotated[
     str | None,
-    typer.Option("--metrics", metavar="A,B", help="Which metrics, as in fd_pixel:48,fid [agreement,fd_pixel,swd]"),
+    typer.Option(
+        "--metrics",
+        metavar="A,B",
+        help="Which metrics, as in fd_pixel:48,fid [agreement,fd_pixel,swd]",
+    ),
 ]
-FirstSeed = Annotated[int, typer.Option("--first-seed", min=0, help="Seed of the first picture; the others follow")]
+FirstSeed = Annotated[
+    int, typer.Option("--first-seed", min=0, help="Seed of the first picture; the others follow")
+]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", help="Feature extractor's weights, where there is no network")
+    Path | None,
+    typer.Option("--weights", help="Feature extractor's weights, where there is no network"),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Pictures at once; changes memory, and pictures by rounding only [64]"),
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Pictures at once; changes memory, and pictures by rounding only [64]",
+    ),
 ]
-KeepSamples = Annotated[bool, typer.Option("--keep-samples", help="Leave the drawn pictures in the run's evaluation/")]
+KeepSamples = Annotated[
+    bool, typer.Option("--keep-samples", help="Leave the drawn pictures in the run's evaluation/")
+]
 
 Lock = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -86,12 +104,21 @@ def evaluate(
     from vdiff.metrics.metric import named
 
     wanted = named(metrics.split(",") if metrics is not None else room.DEFAULT)
-    options = {"--n": num_images, "--metrics": metrics, "--first-seed": first_seed, "--batch-size": batch_size}
+    options = {
+        "--n": num_images,
+        "--metrics": metrics,
+        "--first-seed": first_seed,
+        "--batch-size": batch_size,
+    }
     with contextlib.ExitStack() as stack:
         here: session.Company | None = None
-        if launch.is_worker() and not dry_run:  # a process that is alone hears of mistakes before it opens a device
+        if (
+            launch.is_worker() and not dry_run
+        ):  # a process that is alone hears of mistakes before it opens a device
             here = stack.enter_context(session.company(device, options, _UNDONE))
-        parsed, folder, subjects = _found(here.processes if here else None, places or [], recipe, changes, run)
+        parsed, folder, subjects = _found(
+            here.processes if here else None, places or [], recipe, changes, run
+        )
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
         asked = (num_images, first_seed, batch_size or parsed.sample.batch_size)
@@ -108,7 +135,9 @@ def evaluate(
         here = here or stack.enter_context(session.company(device, {}, _UNDONE))
         size = subjects[0].card.shape[-1]
         # fp32 wherever it runs: the numbers of two machines can be compared
-        machine = session.machine_of(here.processes, "fp32", device, size, parsed.sample.cuda_graphs)
+        machine = session.machine_of(
+            here.processes, "fp32", device, size, parsed.sample.cuda_graphs
+        )
         return _work(evaluation, table_path, lock, machine, here.check, force, keep_samples)
 
 
@@ -116,7 +145,11 @@ _UNDONE = "the evaluation goes on with the same command"
 
 
 def _found(
-    others: "Processes | None", places: list[str], recipe: str | None, changes: list[str] | None, run: Path | None
+    others: "Processes | None",
+    places: list[str],
+    recipe: str | None,
+    changes: list[str] | None,
+    run: Path | None,
 ) -> "tuple[Recipe, RunFolder | None, list[Subject]]":
     """The recipe, the run and what is to be evaluated; the first process looks, the others get no run.
 
@@ -150,7 +183,9 @@ def _models(places: Sequence[str]) -> list[str]:
     return [place for place in places if not RunFolder(Path(place)).is_begun()]
 
 
-def _subjects(places: Sequence[str], recipe: "Recipe", run: Path | None) -> "tuple[RunFolder | None, list[Subject]]":
+def _subjects(
+    places: Sequence[str], recipe: "Recipe", run: Path | None
+) -> "tuple[RunFolder | None, list[Subject]]":
     """What is to be evaluated, and the run that it belongs to.   Errors: UsageError, ModelFileError."""
     from vdiff.evaluation import subjects
     from vdiff.runs.folder import RunFolder
@@ -194,10 +229,15 @@ def _opened(data: Path, shape: tuple[int, int, int]) -> "Images":
         source = data if data.exists() else "PICTURES"
         fix = f"make one: {prepares.format(source)}, and name that: --data STORE"
         raise DataError(f"there is no image store in `{data}`", fix, data)
-    store, fix = ImageStore(data), f"make another: {prepares.format('PICTURES')}, and name that: --data STORE"
+    store, fix = (
+        ImageStore(data),
+        f"make another: {prepares.format('PICTURES')}, and name that: --data STORE",
+    )
     stored = store.metadata.channels if store.metadata else channels
     if stored != channels:
-        raise DataError(f"the store's pictures have {stored} channels, the model's {channels}", fix, data)
+        raise DataError(
+            f"the store's pictures have {stored} channels, the model's {channels}", fix, data
+        )
     if size not in store.sizes:
         there = ", ".join(map(str, store.sizes))
         problem = f"the store holds no pictures of size {size}, which the model draws (there are: {there})"
@@ -264,7 +304,9 @@ def _work(
             earlier = _earlier(evaluation.protocol(ready), table_path, force)
         machine.wait()
         total = evaluation.num_passes(Earlier())
-        progress = stack.enter_context(displays.prepare_progress(not machine.is_first, "passes through a network"))
+        progress = stack.enter_context(
+            displays.prepare_progress(not machine.is_first, "passes through a network")
+        )
         done = 0
 
         def passed(count: int) -> None:
@@ -298,7 +340,9 @@ class _Looking:
     def __call__(self, done: int, total: int) -> None:
         from vdiff.cli import displays
 
-        self._open = self._open or displays.prepare_progress(unit="pictures through the network of a metric")
+        self._open = self._open or displays.prepare_progress(
+            unit="pictures through the network of a metric"
+        )
         self._open.update(done, 0, total)
         if done == total:
             self.close()
@@ -334,13 +378,26 @@ def _tell_plan(evaluation: "Evaluation", earlier: "Earlier") -> None:
 
     calls, needed = evaluation.num_passes(earlier), evaluation.needed(earlier)
     rows = [
-        (subject.card.name, subject.num_steps, subject.role, "" if subject.key in needed else "known")
+        (
+            subject.card.name,
+            subject.num_steps,
+            subject.role,
+            "" if subject.key in needed else "known",
+        )
         for subject in evaluation.subjects
     ]
     if mode.json:
-        plan = [dict(zip(("model", "num_steps", "role"), row[:3], strict=True)) for row in rows if not row[3]]
-        console.emit_json({"plan": plan, "num_images": evaluation.wanted.num_images, "network_calls": calls})
+        plan = [
+            dict(zip(("model", "num_steps", "role"), row[:3], strict=True))
+            for row in rows
+            if not row[3]
+        ]
+        console.emit_json(
+            {"plan": plan, "num_images": evaluation.wanted.num_images, "network_calls": calls}
+        )
         return
     console.table(("model", "steps", "role", ""), rows, ("steps",))
     told = f"{calls:,} passes of a picture through a network"
-    console.say(f"would draw {evaluation.wanted.num_images:,} pictures for each that is not known: {told}")
+    console.say(
+        f"would draw {evaluation.wanted.num_images:,} pictures for each that is not known: {told}"
+    )

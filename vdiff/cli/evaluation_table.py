@@ -32,20 +32,29 @@ def show(found: "EvaluationTable", path: Path | None) -> None:
     heads = [f"{measure.column or measure.name} to\n{whom}" for measure, whom in pairs]
     columns = ["model", "steps", *names, *heads, SECONDS]
     importance = [*names, *heads[:2], SECONDS, *heads[2:]]
-    left_out = console.table(columns, [_cells(row, names, pairs) for row in found.rows], columns[1:], importance)
+    left_out = console.table(
+        columns, [_cells(row, names, pairs) for row in found.rows], columns[1:], importance
+    )
     console.write("")
     console.prose(found.protocol.line())
     for name, features in found.protocol.features.items():
         console.prose(f"{name}: {features}")
-    console.prose(f"seconds on {found.machine}; ± is half of a 95 % interval by bootstrap of the samples")
+    console.prose(
+        f"seconds on {found.machine}; ± is half of a 95 % interval by bootstrap of the samples"
+    )
     if left_out:
         shown = ", ".join(name.replace("\n", " ") for name in left_out)
-        console.say(f"left out, for want of room: {shown}; a wider terminal, a file or --json has them", "cyan")
+        console.say(
+            f"left out, for want of room: {shown}; a wider terminal, a file or --json has them",
+            "cyan",
+        )
     if path is not None:
         console.say(f"written to `{path}`", "green")
 
 
-def _cells(row: "Row", names: Sequence[str], pairs: "Sequence[tuple[Measure, Partner]]") -> list[str]:
+def _cells(
+    row: "Row", names: Sequence[str], pairs: "Sequence[tuple[Measure, Partner]]"
+) -> list[str]:
     name = f"{row.model}, undistilled" if row.role == "undistilled" else row.model
     cells = [name, str(row.num_steps), *(_value(row.metrics.get(name)) for name in names)]
     cells += [_compared(row, measure, whom) for measure, whom in pairs]
@@ -61,7 +70,9 @@ def _value(found: "Value | None") -> str:
         return f"{found.value:.3g}"
     places = max(0, 1 - math.floor(math.log10(half)))
     return (
-        f"{found.value:.{places}f} ±{half:.{places}f}" if places <= _MOST_PLACES else f"{found.value:.3g} ±{half:.2g}"
+        f"{found.value:.{places}f} ±{half:.{places}f}"
+        if places <= _MOST_PLACES
+        else f"{found.value:.3g} ±{half:.2g}"
     )
 
 

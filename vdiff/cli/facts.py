@@ -40,11 +40,19 @@ def _run(found: Facts) -> None:
 
 def _status(status: Facts) -> None:
     """How the run stands; if it does not work any longer, why, and the command to go on."""
-    state, where = status["state"], f"`{status['stage']}` at update {status['update']:,} of {status['updates']:,}"
+    state, where = (
+        status["state"],
+        f"`{status['stage']}` at update {status['update']:,} of {status['updates']:,}",
+    )
     if state == "running":
-        console.say(f"running: {where} (process {status['pid']} on {status['host']}, {status['changed']})", "green")
+        console.say(
+            f"running: {where} (process {status['pid']} on {status['host']}, {status['changed']})",
+            "green",
+        )
     elif state == "killed":
-        console.say(f"killed, without a word: {where} was the last heard of it ({status['changed']})", "red")
+        console.say(
+            f"killed, without a word: {where} was the last heard of it ({status['changed']})", "red"
+        )
     elif state != "done":
         style = "red" if state == "failed" else "yellow"
         console.say(f"{state} with exit code {status['exit_code']}: {status['reason']}", style)
@@ -84,9 +92,17 @@ def _model(found: Facts) -> None:
             "name": found["name"],
             "stage": found["stage"],
             "steps": f"{found['num_steps']}{', distilled' if found['is_distilled'] else ''}",
-            "times": "all" if found["times"] is None else f"{found['times']:,}, which are i / {found['times']}",
-            "predictions": "the mean of what fits" if found["is_denoiser"] else "not the mean of what fits",
-            **{name: _brief(found[name]) for name in ("sampler", "guidance") if found[name] is not None},
+            "times": "all"
+            if found["times"] is None
+            else f"{found['times']:,}, which are i / {found['times']}",
+            "predictions": "the mean of what fits"
+            if found["is_denoiser"]
+            else "not the mean of what fits",
+            **{
+                name: _brief(found[name])
+                for name in ("sampler", "guidance")
+                if found[name] is not None
+            },
             **({} if found["codec"] == PIXELS else {"codec": _brief(found["codec"])}),
             "updates": f"{found['updates']:,}",
             "pictures": f"{channels} x {height} x {width}",
@@ -96,12 +112,18 @@ def _model(found: Facts) -> None:
             "schedule": _brief(diffusion.get("schedule")),
             "teachers": _teachers(found["lineage"]),
             "data": _brief(data),
-            "made by": ", ".join([found["made_by"], *(f"{name} {text}" for name, text in found["versions"].items())]),
+            "made by": ", ".join(
+                [found["made_by"], *(f"{name} {text}" for name, text in found["versions"].items())]
+            ),
             "hash": found["hash"],
-            "state": found["state"] if found["verified"] else f"{found['state']} by its sizes; --verify reads all",
+            "state": found["state"]
+            if found["verified"]
+            else f"{found['state']} by its sizes; --verify reads all",
         }
     )
-    rows = [(name, f"{entry['size']:,}", entry["sha256"][:16]) for name, entry in found["files"].items()]
+    rows = [
+        (name, f"{entry['size']:,}", entry["sha256"][:16]) for name, entry in found["files"].items()
+    ]
     console.write("")
     console.table(("file", "bytes", "SHA-256"), rows, ("bytes",), ("bytes", "SHA-256"))
 
@@ -153,7 +175,9 @@ def _recipe(found: Facts) -> None:
         [
             stage["name"],
             *(stage[way] for way in ways),
-            f"{stage['start_steps']} -> {stage['num_steps']}" if number else str(stage["num_steps"]),
+            f"{stage['start_steps']} -> {stage['num_steps']}"
+            if number
+            else str(stage["num_steps"]),
             f"{stage['updates']:,}",
             f"{stage['batch_size']:,}",
             f"{stage['learning_rate']:.1e}",
@@ -165,12 +189,31 @@ def _recipe(found: Facts) -> None:
 
 
 def _foreign(found: Facts) -> None:
-    hidden = ("kind", "tensors", "path", "format", "names_that_would_be_executed", "num_bytes", "warnings")
-    more = {name.replace("_", " "): _brief(value) for name, value in found.items() if name not in hidden}
-    _lines({"file": found["path"], "format": found["format"], "MB": size(found.get("num_bytes")), **more})
+    hidden = (
+        "kind",
+        "tensors",
+        "path",
+        "format",
+        "names_that_would_be_executed",
+        "num_bytes",
+        "warnings",
+    )
+    more = {
+        name.replace("_", " "): _brief(value) for name, value in found.items() if name not in hidden
+    }
+    _lines(
+        {
+            "file": found["path"],
+            "format": found["format"],
+            "MB": size(found.get("num_bytes")),
+            **more,
+        }
+    )
     executed = found.get("names_that_would_be_executed")
     if executed:
-        console.warn(f"loading `{found['path']}` without care would run code: {', '.join(executed)}")
+        console.warn(
+            f"loading `{found['path']}` without care would run code: {', '.join(executed)}"
+        )
 
 
 def _lines(facts: Facts) -> None:
@@ -180,7 +223,11 @@ def _lines(facts: Facts) -> None:
         text = f"{label:<{width}}  {value}"
         room = shutil.get_terminal_size().columns if _is_terminal() else 10_000
         inset = " " * (width + 2)
-        console.write(textwrap.fill(text, max(room, width + 20), subsequent_indent=inset, break_on_hyphens=False))
+        console.write(
+            textwrap.fill(
+                text, max(room, width + 20), subsequent_indent=inset, break_on_hyphens=False
+            )
+        )
 
 
 def _is_terminal() -> bool:
@@ -195,7 +242,9 @@ def _brief(value: Any) -> str:
     """Any value on one line of at most 200 characters."""
     if isinstance(value, dict):
         given = {name: _brief(inner) for name, inner in value.items() if inner is not None}
-        text = ", ".join(inner if name == "kind" else f"{name} {inner}" for name, inner in given.items())
+        text = ", ".join(
+            inner if name == "kind" else f"{name} {inner}" for name, inner in given.items()
+        )
     elif isinstance(value, list):
         text = ", ".join(map(_brief, value[:16])) + (", ..." if len(value) > 16 else "")
     elif isinstance(value, int) and not isinstance(value, bool):

@@ -54,10 +54,14 @@ def explain(err: BaseException) -> VdiffError:
     """Any failure as a VdiffError: what was found, where, what to do."""
     if isinstance(err, VdiffError):
         return err
-    if hasattr(err, "format_message"):  # click's exceptions, which are typer's own copy in some versions
+    if hasattr(
+        err, "format_message"
+    ):  # click's exceptions, which are typer's own copy in some versions
         return _usage(err)
     names = {kind.__name__ for kind in type(err).__mro__}
-    if names & {"OutOfMemoryError", "MemoryError"} or any(words in str(err) for words in _NO_MEMORY):
+    if names & {"OutOfMemoryError", "MemoryError"} or any(
+        words in str(err) for words in _NO_MEMORY
+    ):
         fix = "send fewer pictures at once: `--set train.micro_batch=8` when training, `--batch-size 8` when sampling"
         return MachineError(f"out of memory: {_first_line(err)}", fix)
     if isinstance(err, SystemError):  # of a library in C that failed and did not say why
@@ -66,16 +70,24 @@ def explain(err: BaseException) -> VdiffError:
     if isinstance(err, OSError) and err.errno in _MACHINE:
         return _machine(err)
     if isinstance(err, OSError) and err.errno in _NAMES and err.filename is not None:
-        return UsageError((err.strerror or "the system refuses").lower(), _NAMES[err.errno], str(err.filename))
+        return UsageError(
+            (err.strerror or "the system refuses").lower(), _NAMES[err.errno], str(err.filename)
+        )
     if names & {"DistBackendError", "DistNetworkError"} or "gloo/transport" in str(err):
         fix = "its own message says why; of several networks, name the right one: GLOO_SOCKET_IFNAME=eth0"
-        return MachineError("another process of this run has ended, or cannot be reached", fix, _first_line(err))
-    from vdiff.config import raised_in  # pydantic takes long to import, and not every command needs it
+        return MachineError(
+            "another process of this run has ended, or cannot be reached", fix, _first_line(err)
+        )
+    from vdiff.config import (
+        raised_in,
+    )  # pydantic takes long to import, and not every command needs it
 
     maker = raised_in(err)
     if maker is not None:
         fix = "run it again with `--debug` and report what it prints to those who made it, or do without its kinds"
-        return MachineError(f"the package `{maker}` failed: {type(err).__name__}: {_first_line(err)}", fix)
+        return MachineError(
+            f"the package `{maker}` failed: {type(err).__name__}: {_first_line(err)}", fix
+        )
     fix = "run it again with `--debug` and report what it prints"
     return VdiffError(f"this is a bug in vdiff: {type(err).__name__}: {_first_line(err)}", fix)
 
@@ -97,7 +109,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean `{spelled[near[0]]}`?" if near else ""
 
 
-_AWAY = (errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+_AWAY = (
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+)
 """What disks say that lie on another machine, or were pulled out."""
 
 _MACHINE = {
@@ -112,7 +132,10 @@ _MACHINE = {
     errno.EIO: "the disk does not answer as it should: look at its health, or use another one",
     errno.ENOMEM: "close other programs, or send fewer pictures at once",
     errno.EAGAIN: "no more processes are allowed here: close some programs, or look at `ulimit -u`",
-    **dict.fromkeys(_AWAY, "the disk or the connection to it is gone: mount it again, then run the same command again"),
+    **dict.fromkeys(
+        _AWAY,
+        "the disk or the connection to it is gone: mount it again, then run the same command again",
+    ),
 }
 """What the system refuses, and what to do about it."""
 
@@ -143,9 +166,15 @@ def _usage(err: Any) -> UsageError:
     words = re.sub(r"'([^']*)'", r"`\1`", err.format_message().strip().rstrip("."))
     option = getattr(err, "option_name", None)
     if option and type(err).__name__ == "NoSuchOption":
-        known = [name for parameter in context.command.params for name in parameter.opts] if context else []
+        known = (
+            [name for parameter in context.command.params for name in parameter.opts]
+            if context
+            else []
+        )
         words = f"there is no option `{option}`{nearest(option, known)}"
-    return UsageError(words[:1].lower() + words[1:], f"`{command} --help` shows what it takes", command)
+    return UsageError(
+        words[:1].lower() + words[1:], f"`{command} --help` shows what it takes", command
+    )
 
 
 def _first_line(err: BaseException) -> str:

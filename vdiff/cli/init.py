@@ -17,9 +17,14 @@ SCHEMA = Path(".vdiff") / "recipe.schema.json"
 
 def init(
     name: Annotated[
-        str, typer.Argument(help="Shipped recipe to copy, see `vdiff recipes ls`", autocompletion=completion.shipped)
+        str,
+        typer.Argument(
+            help="Shipped recipe to copy, see `vdiff recipes ls`", autocompletion=completion.shipped
+        ),
     ] = "digits",
-    output: Annotated[Path, typer.Option("-o", "--out", help="File to write")] = Path("recipe.yaml"),
+    output: Annotated[Path, typer.Option("-o", "--out", help="File to write")] = Path(
+        "recipe.yaml"
+    ),
     force: ForceOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -38,7 +43,9 @@ def init(
     shipped = recipe_text.shipped()
     if name not in shipped:
         near = failures.nearest(name, shipped)
-        raise UsageError(f"there is no shipped recipe `{name}`{near}", f"take one of: {', '.join(shipped)}")
+        raise UsageError(
+            f"there is no shipped recipe `{name}`{near}", f"take one of: {', '.join(shipped)}"
+        )
     outputs.check_file(output, _is_our_recipe, force)
     outputs.check_file(output.parent / SCHEMA, _is_schema, force=True)
     if name == "digits":
@@ -48,9 +55,14 @@ def init(
         _write(shipped[name].read_text("utf-8"), output)
         if name == "digits":
             _write_digits(output.parent / "digits")
-    console.say(f"{'would write' if dry_run else 'wrote'} `{output}` and `{output.parent / SCHEMA}`", "green")
+    console.say(
+        f"{'would write' if dry_run else 'wrote'} `{output}` and `{output.parent / SCHEMA}`",
+        "green",
+    )
     if mode.json:
-        console.emit_json({"recipe": str(output), "schema": str(output.parent / SCHEMA), "dry_run": dry_run})
+        console.emit_json(
+            {"recipe": str(output), "schema": str(output.parent / SCHEMA), "dry_run": dry_run}
+        )
 
 
 def _check_digits(folder: Path) -> None:
@@ -75,9 +87,13 @@ def _keep_edited(output: Path) -> None:
     if not output.is_file():
         return
     made = [path.read_text("utf-8") for path in recipe_text.shipped().values()]
-    if output.read_bytes() in [text.encode() for each in made for text in (each, _with_schema(each))]:
+    if output.read_bytes() in [
+        text.encode() for each in made for text in (each, _with_schema(each))
+    ]:
         return
-    free = (output.with_name(f"{output.stem}-{number}{output.suffix}") for number in itertools.count(1))
+    free = (
+        output.with_name(f"{output.stem}-{number}{output.suffix}") for number in itertools.count(1)
+    )
     kept = next(path for path in free if not path.exists() and not path.is_symlink())
     output.rename(kept)
     console.say(f"the recipe that was there, and was changed, is kept as `{kept}`")
@@ -93,7 +109,11 @@ def _write(text: str, output: Path) -> None:
 
 def _with_schema(text: str) -> str:
     """A shipped recipe whose first line points editors at the schema beside it."""
-    lines = [line for line in text.splitlines(keepends=True) if not line.startswith("# yaml-language-server:")]
+    lines = [
+        line
+        for line in text.splitlines(keepends=True)
+        if not line.startswith("# yaml-language-server:")
+    ]
     return "".join([f"{_FIRST_LINE}\n", *lines])
 
 
@@ -116,4 +136,7 @@ def _is_schema(path: Path) -> bool:
     except ValueError:
         return False
     properties = content.get("properties") if isinstance(content, dict) else None
-    return isinstance(properties, dict) and {"data", "network", "diffusion", "train", "distill"} <= properties.keys()
+    return (
+        isinstance(properties, dict)
+        and {"data", "network", "diffusion", "train", "distill"} <= properties.keys()
+    )

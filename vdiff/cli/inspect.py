@@ -23,7 +23,9 @@ def inspect(
     ] = None,
     recipe: RecipeOption = None,
     run: RunOption = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare it with its checksum")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every byte and compare it with its checksum")
+    ] = False,
 ) -> int | None:
     """Describe runs, models, stores, recipes and foreign files
 
@@ -54,7 +56,11 @@ def _run(recipe: str | None, run: Path | None) -> Path:
 
     if run is not None:
         if not run.is_dir():
-            raise UsageError(f"there is no run folder `{run}`", "leave out --run for the run of the recipe", "--run")
+            raise UsageError(
+                f"there is no run folder `{run}`",
+                "leave out --run for the run of the recipe",
+                "--run",
+            )
         return run
     name = recipe_text.find(recipe).data.get("name")
     if isinstance(name, str) and name[:1].isalnum() and Path(name).name == name:
@@ -117,7 +123,9 @@ def _foreign(path: Path) -> dict[str, Any]:
         "num_parameters": file.num_parameters,
         **file.facts,
         "num_tensors": len(file.tensors),
-        "tensors": [{"name": each.name, "shape": each.shape, "dtype": each.dtype} for each in file.tensors],
+        "tensors": [
+            {"name": each.name, "shape": each.shape, "dtype": each.dtype} for each in file.tensors
+        ],
     }
 
 
@@ -141,7 +149,9 @@ def _conclude(found: Sequence[dict[str, Any]], verify: bool) -> int | None:
     if damage:
         problem = f"{len(damage)} files are damaged" if len(damage) > 1 else "a file is damaged"
         err = ModelFileError(
-            problem, "copy them again from where they came from, or make them again", "\n".join(damage)
+            problem,
+            "copy them again from where they came from, or make them again",
+            "\n".join(damage),
         )
         if not mode.json:
             raise err
@@ -157,7 +167,9 @@ def _say_verified(each: dict[str, Any]) -> None:
     from vdiff.cli import console
 
     if each.get("verified"):
-        what = "picture" if each["kind"] == "store" else "file"  # pages that a store does not use have no checksum
+        what = (
+            "picture" if each["kind"] == "store" else "file"
+        )  # pages that a store does not use have no checksum
         console.say(f"every {what} of `{each['path']}` is as it was written", "green")
     else:
         console.warn(f"`{each['path']}` tells no checksums to compare with")

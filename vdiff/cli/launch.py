@@ -26,7 +26,10 @@ def is_worker() -> bool:
 
     Errors: MachineError for variables of the environment that do not fit together.
     """
-    return any(name in os.environ for name in (LAUNCHER, "TORCHELASTIC_RUN_ID")) or world.read().size > 1
+    return (
+        any(name in os.environ for name in (LAUNCHER, "TORCHELASTIC_RUN_ID"))
+        or world.read().size > 1
+    )
 
 
 def may_start() -> bool:
@@ -37,7 +40,9 @@ def may_start() -> bool:
         return True
     if LAUNCHER not in os.environ and not is_echo():
         told_by = world.read().told_by or "torchrun has started this process"
-        console.warn(f"`--gpus` starts nothing here, where all processes are started already ({told_by})")
+        console.warn(
+            f"`--gpus` starts nothing here, where all processes are started already ({told_by})"
+        )
     return False
 
 
@@ -59,7 +64,9 @@ def start(count: int, device: str | None) -> int:
     """
     if sys.platform == "win32":
         problem = "`--gpus` starts no processes on Windows: there they could not be asked to save and leave"
-        raise MachineError(problem, "leave it out, and one process works; WSL 2 has several", "--gpus")
+        raise MachineError(
+            problem, "leave it out, and one process works; WSL 2 has several", "--gpus"
+        )
     if device != "cpu":
         _check_gpus(count)
     workers: list[subprocess.Popen[bytes]] = []
@@ -107,10 +114,14 @@ def _worker(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
         LAUNCHER: os.getpid(),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // count)),
+        "OMP_NUM_THREADS": os.environ.get(
+            "OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // count)
+        ),
     }
     # what another launcher has left there would have the workers look for it
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")
+    }
     environment = inherited | {name: str(value) for name, value in given.items()}
     # a session of its own: Ctrl-C reaches a worker once, through its parent
     command = [sys.executable, "-m", "vdiff", *sys.argv[1:]]
@@ -129,7 +140,9 @@ def _watch(workers: Sequence[subprocess.Popen[bytes]], asked: Sequence[int] = ()
         first = first or next((worker for worker in workers if worker.returncode), None)
         if first is not None and deadline == float("inf"):
             deadline = time.monotonic() + GRACE_SECONDS
-            if first.returncode not in _STOPPED and -first.returncode not in asked:  # those that stop do so together
+            if (
+                first.returncode not in _STOPPED and -first.returncode not in asked
+            ):  # those that stop do so together
                 _signal(workers, signal.SIGTERM)
         if time.monotonic() > deadline:
             _kill(workers)

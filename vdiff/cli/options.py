@@ -42,10 +42,16 @@ RecipeOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the recipe; may be repeated"),
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="Change one key of the recipe; may be repeated"
+    ),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what vdiff made there, and nothing else")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, write nothing")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace what vdiff made there, and nothing else")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, write nothing")
+]
 
 
 def open_recipe(

@@ -22,7 +22,11 @@ def check_file(path: Path, is_ours: IsOurs, force: bool, fix: str = FIX) -> None
         raise UsageError(f"`{path}` is a folder already", "name a file", path)
     refuse_strange_file(path, is_ours, fix)
     if not force:
-        raise UsageError(f"`{path}` is there already", "`--force` replaces it; or name another place: --out PATH", path)
+        raise UsageError(
+            f"`{path}` is there already",
+            "`--force` replaces it; or name another place: --out PATH",
+            path,
+        )
 
 
 def check_folder_of_pictures(path: Path, force: bool) -> None:
@@ -45,7 +49,9 @@ def check_parents(path: Path) -> None:
     """UsageError where the folder that a file or folder is to lie in cannot be one."""
     taken = next((each for each in path.absolute().parents if os.path.lexists(each)), None)
     if taken is not None and is_taken(taken):
-        raise UsageError(f"`{taken}` is not a folder, so nothing can be left in it", "name another place", path)
+        raise UsageError(
+            f"`{taken}` is not a folder, so nothing can be left in it", "name another place", path
+        )
 
 
 def _is_ours(path: Path) -> bool:

@@ -25,38 +25,57 @@ Job = dict[str, Any]
 
 def prepare(
     source: Annotated[
-        Path | None, typer.Argument(metavar="SOURCE", help=f"Pictures, as one of: {', '.join(SOURCES)} [data.source]")
+        Path | None,
+        typer.Argument(
+            metavar="SOURCE", help=f"Pictures, as one of: {', '.join(SOURCES)} [data.source]"
+        ),
     ] = None,
     sizes: Annotated[
         list[int] | None,
-        typer.Option("--size", metavar="PIXELS", help="Height and width in pixels; may be repeated [data.size]"),
+        typer.Option(
+            "--size",
+            metavar="PIXELS",
+            help="Height and width in pixels; may be repeated [data.size]",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="PATH", help="Folder of the image store [data.path]")
+        Path | None,
+        typer.Option("--out", metavar="PATH", help="Folder of the image store [data.path]"),
     ] = None,
     recipe: RecipeOption = None,
     changes: SetOption = None,
     channels: Annotated[
-        int | None, typer.Option(metavar="1|3|4", help="1 grey, 3 colour, 4 with transparency [data.channels]")
+        int | None,
+        typer.Option(metavar="1|3|4", help="1 grey, 3 colour, 4 with transparency [data.channels]"),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(metavar="png|webp|jpeg", help="File format inside; jpeg loses [data.encoding]")
+        str | None,
+        typer.Option(
+            metavar="png|webp|jpeg", help="File format inside; jpeg loses [data.encoding]"
+        ),
     ] = None,
-    quality: Annotated[int | None, typer.Option(metavar="1-100", help="Quality of jpeg [data.quality]")] = None,
+    quality: Annotated[
+        int | None, typer.Option(metavar="1-100", help="Quality of jpeg [data.quality]")
+    ] = None,
     resampling: Annotated[
-        str | None, typer.Option(metavar="lanczos|box|bicubic", help="Filter for resizing [data.resampling]")
+        str | None,
+        typer.Option(metavar="lanczos|box|bicubic", help="Filter for resizing [data.resampling]"),
     ] = None,
     depth: Annotated[
-        int | None, typer.Option(metavar="8-16", help="Bits that 16-bit grey pictures use [data.depth]")
+        int | None,
+        typer.Option(metavar="8-16", help="Bits that 16-bit grey pictures use [data.depth]"),
     ] = None,
     labels: Annotated[
         str | None,
         typer.Option(metavar="auto|folders|none", help="Where classes come from [data.labels]"),
     ] = None,
     max_bad: Annotated[
-        str, typer.Option(metavar="SHARE", help="Share of unreadable pictures to skip, as 1% or 0.01")
+        str,
+        typer.Option(metavar="SHARE", help="Share of unreadable pictures to skip, as 1% or 0.01"),
     ] = "1%",
-    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads [one per core, at most 16]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads [one per core, at most 16]")
+    ] = None,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -70,7 +89,13 @@ def prepare(
       vdiff prepare --size 256
       vdiff prepare pictures.zip --size 64 --size 128 --out data/faces
     """
-    given = {"channels": channels, "encoding": encoding, "quality": quality, "resampling": resampling, "depth": depth}
+    given = {
+        "channels": channels,
+        "encoding": encoding,
+        "quality": quality,
+        "resampling": resampling,
+        "depth": depth,
+    }
     given |= {"labels": labels}
     data = _data_section(recipe, changes, is_needed=not (source and sizes and out))
     job = _job(data, source, out, sizes, given)
@@ -85,16 +110,25 @@ def _data_section(recipe: str | None, changes: list[str] | None, is_needed: bool
     """`data:` of the recipe; None where there is no recipe and none is needed."""
     from vdiff.recipe import text as recipe_text
 
-    is_there = recipe or changes or os.environ.get(recipe_text.VARIABLE) or Path("recipe.yaml").is_file()
+    is_there = (
+        recipe or changes or os.environ.get(recipe_text.VARIABLE) or Path("recipe.yaml").is_file()
+    )
     return open_recipe(recipe, changes)[0].data if is_needed or is_there else None
 
 
-def _job(data: Any, source: Path | None, out: Path | None, sizes: list[int] | None, given: dict[str, Any]) -> Job:
+def _job(
+    data: Any, source: Path | None, out: Path | None, sizes: list[int] | None, given: dict[str, Any]
+) -> Job:
     """What the options say, and `data` where they say nothing."""
-    places = {"source": source or getattr(data, "source", None), "out": out or getattr(data, "path", None)}
+    places = {
+        "source": source or getattr(data, "source", None),
+        "out": out or getattr(data, "path", None),
+    }
     for name, key, option in (("source", "source", "SOURCE"), ("out", "path", "--out")):
         if places[name] is None:
-            raise UsageError(f"the recipe has no `data.{key}`", f"name it: {option}", "vdiff prepare")
+            raise UsageError(
+                f"the recipe has no `data.{key}`", f"name it: {option}", "vdiff prepare"
+            )
     defaults = {name: getattr(data, name) for name in given if hasattr(data, name)}
     chosen = {name: value for name, value in given.items() if value is not None}
     return {**places, "sizes": sizes or [data.size], **defaults, **chosen}
@@ -108,7 +142,9 @@ def _share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UsageError(f"`{text}` is not a share between 0 and 1", "write it as 1% or 0.01", "--max-bad")
+        raise UsageError(
+            f"`{text}` is not a share between 0 and 1", "write it as 1% or 0.01", "--max-bad"
+        )
     return share
 
 
@@ -119,18 +155,30 @@ def _show_plan(job: Job) -> None:
 
     found = plan(**job)
     if mode.json:
-        console.emit_json({"dry_run": True, "source": job["source"], "store": job["out"], **asdict(found)})
+        console.emit_json(
+            {"dry_run": True, "source": job["source"], "store": job["out"], **asdict(found)}
+        )
         return
     names = found.class_names
-    classes = f"{len(names):,}: {some(names)} ({found.classes_told})" if names else f"none: {found.classes_told}"
-    console.write(f"source    {job['source']}\nstore     {job['out']}\npictures  {found.num_images:,}")
+    classes = (
+        f"{len(names):,}: {some(names)} ({found.classes_told})"
+        if names
+        else f"none: {found.classes_told}"
+    )
+    console.write(
+        f"source    {job['source']}\nstore     {job['out']}\npictures  {found.num_images:,}"
+    )
     console.write(f"classes   {classes}\nsizes     {', '.join(map(str, found.sizes))}")
-    console.write(f"MB        about {facts.size(found.estimated_bytes)}, {facts.size(found.free_bytes)} free")
+    console.write(
+        f"MB        about {facts.size(found.estimated_bytes)}, {facts.size(found.free_bytes)} free"
+    )
     _tell_left_out(found.left_out, None)
     for hint in found.hints:
         console.warn(hint)
     if found.already_done:
-        console.say(f"the store is there already, by {found.decided_by}: nothing would be done without `--force`")
+        console.say(
+            f"the store is there already, by {found.decided_by}: nothing would be done without `--force`"
+        )
     else:
         console.say("nothing was written")
     _warn_of_space(found)
@@ -140,7 +188,9 @@ def _warn_of_space(found: "Plan") -> None:
     from vdiff.cli import console
 
     if found.estimated_bytes > found.free_bytes and not found.already_done:
-        console.warn("that does not fit on the disk: choose another one with --out, or --encoding jpeg")
+        console.warn(
+            "that does not fit on the disk: choose another one with --out, or --encoding jpeg"
+        )
 
 
 def _run(job: Job, how: dict[str, Any], data: Any) -> None:
@@ -184,21 +234,27 @@ def _tell(report: "Report", data: Any) -> None:
     from vdiff.system.printable import printable
 
     if report.already_done:
-        done = f"`{report.store}` holds these pictures already, by {report.decided_by}: nothing to do"
+        done = (
+            f"`{report.store}` holds these pictures already, by {report.decided_by}: nothing to do"
+        )
         console.say(f"{done}; `--force` makes it again", "green")
     else:
         sizes = ", ".join(map(str, report.sizes))
         what = f"{report.num_images:,} pictures of {sizes} pixels in `{report.store}`, {facts.size(report.bytes)} MB"
         console.say(what, "green")
     if report.class_names:
-        console.say(f"{len(report.class_names):,} classes: {some(report.class_names)} ({report.classes_told})")
+        console.say(
+            f"{len(report.class_names):,} classes: {some(report.class_names)} ({report.classes_told})"
+        )
     else:
         console.say(f"no classes: {report.classes_told}")
     if report.anew:
         console.warn(f"all pictures were prepared anew: {printable(report.anew)}")
     if report.num_skipped:
         pictures = "picture" if report.num_skipped == 1 else "pictures"
-        console.warn(f"{report.num_skipped:,} {pictures} could not be read: see `{report.skipped_file}`")
+        console.warn(
+            f"{report.num_skipped:,} {pictures} could not be read: see `{report.skipped_file}`"
+        )
     for kind, count in _kinds(report):
         console.warn(f"{count:,} pictures: {kind}; see `{report.notes_file}`")
     _tell_left_out(report.left_out, report.left_out_file)
@@ -215,7 +271,10 @@ def _tell_left_out(groups: "list[Group]", names: Path | None) -> None:
         return
     total = sum(group.count for group in groups)
     head = f"{total:,} files were left out" if total > 1 else "1 file was left out"
-    lines = [f"{head}, named in `{names}`:" if names else f"{head}:", *(f"  {group}" for group in groups)]
+    lines = [
+        f"{head}, named in `{names}`:" if names else f"{head}:",
+        *(f"  {group}" for group in groups),
+    ]
     if any(group.is_loss for group in groups):
         console.warn("\n".join(lines))
     else:
@@ -235,7 +294,9 @@ def _tell_next(report: "Report", data: Any) -> None:
     changes = [] if getattr(data, "path", None) == report.store else [f"data.path={report.store}"]
     changes += [f"data.size={report.sizes[-1]}"] if wanted not in report.sizes else []
     if data is None:
-        console.say(f"next: `vdiff init`, set `path: {report.store}` under `data:` in recipe.yaml, then `vdiff train`")
+        console.say(
+            f"next: `vdiff init`, set `path: {report.store}` under `data:` in recipe.yaml, then `vdiff train`"
+        )
     elif changes:
         console.say("next: `vdiff train" + "".join(f" --set {change}" for change in changes) + "`")
     else:

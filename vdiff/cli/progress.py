@@ -118,11 +118,20 @@ class Fit:
     images_per_second: float = math.nan
 
     def update(
-        self, update: int, loss: float, grad_norm: float, learning_rate: float, images_per_second: float
+        self,
+        update: int,
+        loss: float,
+        grad_norm: float,
+        learning_rate: float,
+        images_per_second: float,
     ) -> None:
         self.pace.at(update)
         self.loss.add(loss)
-        self.grad_norm, self.learning_rate, self.images_per_second = grad_norm, learning_rate, images_per_second
+        self.grad_norm, self.learning_rate, self.images_per_second = (
+            grad_norm,
+            learning_rate,
+            images_per_second,
+        )
 
     def facts(self) -> list[str]:
         """Numbers of the last update, the most telling first."""
@@ -207,7 +216,12 @@ class FitLines(_Lines):
         self.note(f"{stage}: {_steps(row) if row else ''}{updates:,} updates{goes_on}")
 
     def update(
-        self, update: int, loss: float, grad_norm: float, learning_rate: float, images_per_second: float
+        self,
+        update: int,
+        loss: float,
+        grad_norm: float,
+        learning_rate: float,
+        images_per_second: float,
     ) -> None:
         self._fit.update(update, loss, grad_norm, learning_rate, images_per_second)
         if self.is_due():
@@ -242,7 +256,10 @@ class PrepareLines(_Lines):
         done = stored + skipped
         if not self._pace:
             self._pace = Pace(total, done, self.clock)
-            self.note(f"{total:,} {self._unit or 'pictures'}" + (f", {done:,} of them done before" if done > 1 else ""))
+            self.note(
+                f"{total:,} {self._unit or 'pictures'}"
+                + (f", {done:,} of them done before" if done > 1 else "")
+            )
         self._pace.at(done)
         if self.is_due():
             left = f"{duration(self._pace.seconds_left)} left"

@@ -24,7 +24,9 @@ def ls() -> None:
 
     found = [(name, _headline(path), str(path)) for name, path in recipe_text.shipped().items()]
     if mode.json:
-        console.emit_json({"recipes": [dict(zip(("name", "about", "path"), row, strict=True)) for row in found]})
+        console.emit_json(
+            {"recipes": [dict(zip(("name", "about", "path"), row, strict=True)) for row in found]}
+        )
     else:
         console.table(("name", "about", "path"), found)
 
@@ -32,7 +34,11 @@ def ls() -> None:
 def show(
     name: Annotated[
         str,
-        typer.Argument(metavar="PATH|NAME", help="Recipe file, or a shipped recipe", autocompletion=completion.recipes),
+        typer.Argument(
+            metavar="PATH|NAME",
+            help="Recipe file, or a shipped recipe",
+            autocompletion=completion.recipes,
+        ),
     ],
 ) -> None:
     """Print the text of a recipe
@@ -54,7 +60,11 @@ def show(
 def check(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH|NAME", help="Recipes to check [./recipe.yaml]", autocompletion=completion.recipes),
+        typer.Argument(
+            metavar="PATH|NAME",
+            help="Recipes to check [./recipe.yaml]",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
     assignments: SetOption = None,
 ) -> None:
@@ -122,12 +132,20 @@ def schema_text() -> str:
 
 def _headline(path: Path) -> str:
     """The first line of a recipe's header."""
-    comments = (line.removeprefix("#").strip() for line in path.read_text("utf-8").splitlines() if line[:1] == "#")
-    return next((line for line in comments if line and not line.startswith("yaml-language-server")), "")
+    comments = (
+        line.removeprefix("#").strip()
+        for line in path.read_text("utf-8").splitlines()
+        if line[:1] == "#"
+    )
+    return next(
+        (line for line in comments if line and not line.startswith("yaml-language-server")), ""
+    )
 
 
 def _together(errors: Sequence[VdiffError]) -> VdiffError:
     if len(errors) == 1:
         return errors[0]
-    lines = [err.where if "\n" in err.where else f"{err.where}  {err.problem}".strip() for err in errors]
+    lines = [
+        err.where if "\n" in err.where else f"{err.where}  {err.problem}".strip() for err in errors
+    ]
     return UsageError(f"{len(errors)} recipes are wrong", errors[0].fix, "\n".join(lines))

@@ -15,20 +15,34 @@ if TYPE_CHECKING:
     from vdiff.reporting.pictures import Gallery
     from vdiff.reporting.record import Record
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="PATH", help="The HTML file [RUN/report.html]")]
-Count = Annotated[int, typer.Option("-n", min=1, max=16, help="Pictures per model, from seed 0 on")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps of the original's pictures [its own number]")]
-NoPictures = Annotated[bool, typer.Option("--no-pictures", help="Draw nothing: quick, also for large models")]
-Known = Annotated[
-    str | None, typer.Option("--published", metavar="cifar10|imagenet64", help="Show the paper's FID beside one's own")
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="PATH", help="The HTML file [RUN/report.html]")
 ]
-Price = Annotated[float | None, typer.Option("--price-per-hour", min=0, help="Price of the machine, for the cost")]
+Count = Annotated[int, typer.Option("-n", min=1, max=16, help="Pictures per model, from seed 0 on")]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Steps of the original's pictures [its own number]"),
+]
+NoPictures = Annotated[
+    bool, typer.Option("--no-pictures", help="Draw nothing: quick, also for large models")
+]
+Known = Annotated[
+    str | None,
+    typer.Option(
+        "--published", metavar="cifar10|imagenet64", help="Show the paper's FID beside one's own"
+    ),
+]
+Price = Annotated[
+    float | None, typer.Option("--price-per-hour", min=0, help="Price of the machine, for the cost")
+]
 
 
 def report(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="Run folder [that of the recipe]", autocompletion=completion.runs),
+        typer.Argument(
+            metavar="RUN", help="Run folder [that of the recipe]", autocompletion=completion.runs
+        ),
     ] = None,
     out: Out = None,
     num_images: Count = 8,
@@ -56,7 +70,9 @@ def report(
 
     if published is not None and published not in CURVES:
         raise UsageError(
-            f"nothing is published for `{published}`", f"choose one of: {', '.join(CURVES)}", "--published"
+            f"nothing is published for `{published}`",
+            f"choose one of: {', '.join(CURVES)}",
+            "--published",
         )
     folder = _run(run, recipe)
     target = out if out is not None else folder / "report.html"
@@ -94,8 +110,14 @@ def write(
     if count and found.base is not None:
         gallery, undrawn, computer = _gallery(found, count, steps, device, say)
     elif count:
-        undrawn = "There is no base network to draw with yet." if not found.cards else "The base network is not here."
-    whole_folder.write_text(target, made(found, gallery, undrawn=undrawn, device=computer, **more), is_ours)
+        undrawn = (
+            "There is no base network to draw with yet."
+            if not found.cards
+            else "The base network is not here."
+        )
+    whole_folder.write_text(
+        target, made(found, gallery, undrawn=undrawn, device=computer, **more), is_ours
+    )
 
 
 def _gallery(
@@ -126,7 +148,9 @@ def _run(run: Path | None, recipe: str | None) -> Path:
     folder = run if run is not None else run_folder(open_recipe(recipe, None)[0], None).path
     if not RunFolder(folder).is_begun():
         problem = f"there is no run in `{folder}`"
-        raise UsageError(problem, "name a run folder, as in `vdiff report runs/NAME`, or run `vdiff train` first")
+        raise UsageError(
+            problem, "name a run folder, as in `vdiff report runs/NAME`, or run `vdiff train` first"
+        )
     return folder
 
 

@@ -30,8 +30,13 @@ Model = Annotated[
         autocompletion=completion.models,
     ),
 ]
-Count = Annotated[int | None, typer.Option("-n", min=1, help="How many pictures, from seed 0 on [64]")]
-Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0-63", help="One seed per picture, as 0-63 or 1,5,9")]
+Count = Annotated[
+    int | None, typer.Option("-n", min=1, help="How many pictures, from seed 0 on [64]")
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="0-63", help="One seed per picture, as 0-63 or 1,5,9"),
+]
 Kind = Annotated[
     str | None,
     typer.Option(
@@ -41,28 +46,55 @@ Kind = Annotated[
         autocompletion=completion.samplers,
     ),
 ]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Network calls per picture [the model's own number]")]
-Eta = Annotated[float | None, typer.Option("--eta", min=0, max=1, help="Share of fresh noise in DDIM, 0 to 1")]
-Variance = Annotated[
-    str | None, typer.Option("--variance", metavar="small|medium|large", help="Fresh noise of ancestral sampling")
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Network calls per picture [the model's own number]"),
 ]
-Clipped = Annotated[bool, typer.Option("--clipped", help="Keep the predicted picture within the clipping value")]
+Eta = Annotated[
+    float | None, typer.Option("--eta", min=0, max=1, help="Share of fresh noise in DDIM, 0 to 1")
+]
+Variance = Annotated[
+    str | None,
+    typer.Option(
+        "--variance", metavar="small|medium|large", help="Fresh noise of ancestral sampling"
+    ),
+]
+Clipped = Annotated[
+    bool, typer.Option("--clipped", help="Keep the predicted picture within the clipping value")
+]
 ClippingValue = Annotated[
-    float | None, typer.Option("--clipping-value", min=0.01, help="Limit of --clipped; pictures span -1 to 1 [1.2]")
+    float | None,
+    typer.Option(
+        "--clipping-value", min=0.01, help="Limit of --clipped; pictures span -1 to 1 [1.2]"
+    ),
 ]
 ClipNoise = Annotated[
     float | None,
-    typer.Option("--clip-noise", min=0.01, help="--clipped, and the predicted noise within this limit: glossier"),
+    typer.Option(
+        "--clip-noise",
+        min=0.01,
+        help="--clipped, and the predicted noise within this limit: glossier",
+    ),
 ]
 Classes = Annotated[
-    str | None, typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all, by seed]")
+    str | None,
+    typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all, by seed]"),
 ]
-Out = Annotated[str | None, typer.Option("--out", metavar="PATH", help="grid.png, file.npz, file.zip or folder/")]
-Strip = Annotated[bool, typer.Option("--strip", help="Show the way from noise to picture, a row per picture")]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", metavar="PATH", help="grid.png, file.npz, file.zip or folder/"),
+]
+Strip = Annotated[
+    bool, typer.Option("--strip", help="Show the way from noise to picture, a row per picture")
+]
 Gif = Annotated[bool, typer.Option("--gif", help="Show the way from noise to picture as a film")]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Pictures at once; changes memory, and pictures by rounding only [64]"),
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Pictures at once; changes memory, and pictures by rounding only [64]",
+    ),
 ]
 
 
@@ -102,13 +134,30 @@ def sample(
 
     numbers = _seeds(seeds, num_images)
     limits = _limits(clipped, clipping_value, clip_noise)
-    asked = {"-n": num_images, "--seeds": seeds, "--sampler": sampler, "--steps": steps, "--eta": eta, **limits}
-    asked |= {"--variance": variance, "--class": classes, "--strip": strip, "--gif": gif, "--batch-size": batch_size}
+    asked = {
+        "-n": num_images,
+        "--seeds": seeds,
+        "--sampler": sampler,
+        "--steps": steps,
+        "--eta": eta,
+        **limits,
+    }
+    asked |= {
+        "--variance": variance,
+        "--class": classes,
+        "--strip": strip,
+        "--gif": gif,
+        "--batch-size": batch_size,
+    }
     with contextlib.ExitStack() as stack:
         here: session.Company | None = None
-        if launch.is_worker() and not dry_run:  # a process that is alone hears of mistakes before it opens a device
+        if (
+            launch.is_worker() and not dry_run
+        ):  # a process that is alone hears of mistakes before it opens a device
             here = stack.enter_context(session.company(device, asked))
-        parsed, folder, card = session.model_of(here.processes if here else None, checkpoint, recipe, changes, run)
+        parsed, folder, card = session.model_of(
+            here.processes if here else None, checkpoint, recipe, changes, run
+        )
         built = _sampler(parsed, card, sampler, {"eta": eta, "variance": variance, **limits})
         num_steps = _steps(card, steps, built)
         clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
@@ -116,7 +165,12 @@ def sample(
         target = Path(here.processes.told(lambda: str(name_target()))) if here else name_target()
         numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
         condition = _condition(card, classes, numbers)
-        wanted = {"sampler": built, "seeds": numbers, "num_steps": num_steps, "condition": condition}
+        wanted = {
+            "sampler": built,
+            "seeds": numbers,
+            "num_steps": num_steps,
+            "condition": condition,
+        }
         wanted["batch_size"] = batch_size or parsed.sample.batch_size
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
@@ -158,7 +212,9 @@ def _draw(
         signals.work_is_done()
         return drawing.facts()
     if not (strip or gif):
-        drawing.pictures(lambda pictures, seeds: check())  # its share of each batch; the first process writes them
+        drawing.pictures(
+            lambda pictures, seeds: check()
+        )  # its share of each batch; the first process writes them
         signals.work_is_done()
     return None
 
@@ -178,11 +234,16 @@ def numbers_in(text: str, option: str, limit: int) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() if dash else True)):
-            raise UsageError(f"`{text}` is not a list of whole numbers", f"write it as {option} 0-63 or {option} 1,5,9")
+            raise UsageError(
+                f"`{text}` is not a list of whole numbers",
+                f"write it as {option} 0-63 or {option} 1,5,9",
+            )
         end = int(last) if dash else int(first)
         if not int(first) <= end < limit or end - int(first) > 10_000_000:
             fix = f"write numbers from 0 to {limit - 1}, the smaller one first"
-            raise UsageError(f"`{part.strip()}` is not a range of numbers below {limit}", fix, option)
+            raise UsageError(
+                f"`{part.strip()}` is not a range of numbers below {limit}", fix, option
+            )
         found.extend(range(int(first), end + 1))
     return found
 
@@ -190,13 +251,17 @@ def numbers_in(text: str, option: str, limit: int) -> list[int]:
 def _limits(is_clipped: bool, value: float | None, noise: float | None) -> dict[str, float]:
     """The limits of the predictions, as fields of the sampler's section; none for no clipping."""
     if value is not None and not is_clipped and noise is None:
-        raise UsageError("--clipping-value does nothing by itself", "add `--clipped`, or leave it out")
+        raise UsageError(
+            "--clipping-value does nothing by itself", "add `--clipped`, or leave it out"
+        )
     if noise is not None:
         return {"clip": value or 1.2, "clip_noise": noise}
     return {"clip": value or 1.2} if is_clipped else {}
 
 
-def _sampler(recipe: "Recipe", card: "ModelCard", kind: str | None, options: Mapping[str, Any]) -> "Sampler":
+def _sampler(
+    recipe: "Recipe", card: "ModelCard", kind: str | None, options: Mapping[str, Any]
+) -> "Sampler":
     """The recipe's sampler, or where it names none the model's, changed by what the command line says.
 
     Options that are None change nothing.
@@ -205,21 +270,35 @@ def _sampler(recipe: "Recipe", card: "ModelCard", kind: str | None, options: Map
     from vdiff.samplers.advised import advised
 
     section = recipe.sample.sampler
-    if card.sampler is not None and kind is None and "sampler" not in recipe.sample.model_fields_set:
+    if (
+        card.sampler is not None
+        and kind is None
+        and "sampler" not in recipe.sample.model_fields_set
+    ):
         section = advised(card.sampler, card.name)
     if kind is not None and kind not in SAMPLERS:
-        raise UsageError(SAMPLERS.unknown(kind), f"choose one of: {', '.join(SAMPLERS)}", "--sampler")
+        raise UsageError(
+            SAMPLERS.unknown(kind), f"choose one of: {', '.join(SAMPLERS)}", "--sampler"
+        )
     if kind is not None and kind != section.kind:
         section = SAMPLERS.section(kind).model_validate({})
     asked = {name: value for name, value in options.items() if value is not None}
     for name in asked:
         if name not in type(section).model_fields:
-            fix = "--sampler ddim takes --eta and --clip-noise, --sampler ancestral takes --variance"
+            fix = (
+                "--sampler ddim takes --eta and --clip-noise, --sampler ancestral takes --variance"
+            )
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"the sampler `{section.kind}` has no `{name.replace('_', '-')}`", fix, option)
+            raise UsageError(
+                f"the sampler `{section.kind}` has no `{name.replace('_', '-')}`", fix, option
+            )
     variance = asked.get("variance")
     if variance not in (None, "small", "medium", "large"):
-        raise UsageError(f"there is no variance `{variance}`", "choose one of: small, medium, large", "--variance")
+        raise UsageError(
+            f"there is no variance `{variance}`",
+            "choose one of: small, medium, large",
+            "--variance",
+        )
     built: Sampler = type(section).model_validate({**section.model_dump(), **asked}).build()
     return built
 
@@ -245,7 +324,9 @@ def _target(out: str | None, folder: Path, how: str, strip: bool, gif: bool, for
     is_folder = path.suffix == "" or str(out).endswith("/")
     if (strip or gif) and path.suffix != ending:
         raise UsageError(
-            f"`{path.name}` cannot hold what {'--gif' if gif else '--strip'} makes", f"end it in {ending}", "--out"
+            f"`{path.name}` cannot hold what {'--gif' if gif else '--strip'} makes",
+            f"end it in {ending}",
+            "--out",
         )
     if not is_folder and path.suffix not in (ending, ".npz", ".zip"):
         fix = "end it in .png (a grid), .npz or .zip, or in / for a folder"
@@ -253,7 +334,9 @@ def _target(out: str | None, folder: Path, how: str, strip: bool, gif: bool, for
     if is_folder:
         outputs.check_folder_of_pictures(path, force)
     else:
-        outputs.check_file(path, is_archive if path.suffix in (".npz", ".zip") else is_picture, force)
+        outputs.check_file(
+            path, is_archive if path.suffix in (".npz", ".zip") else is_picture, force
+        )
     return path
 
 
@@ -273,7 +356,9 @@ def _condition(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> 
     return Condition(torch.tensor([wanted[index % len(wanted)] for index in range(len(seeds))]))
 
 
-def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Callable[[], None]) -> None:
+def _write(
+    drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Callable[[], None]
+) -> None:
     from vdiff.cli import displays
     from vdiff.drawing import forms
 
@@ -300,7 +385,12 @@ def _write(drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Call
 
 
 def _tell(
-    folder: Path, target: Path, count: int, num_steps: int, sampler: "Sampler", facts: Mapping[str, object]
+    folder: Path,
+    target: Path,
+    count: int,
+    num_steps: int,
+    sampler: "Sampler",
+    facts: Mapping[str, object],
 ) -> None:
     from vdiff.chain.plan import counted
     from vdiff.cli import console

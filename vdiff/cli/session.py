@@ -27,15 +27,27 @@ if TYPE_CHECKING:
     from vdiff.training.report import Progress
 
 RunOption = Annotated[
-    Path | None, typer.Option("--run", help="Run folder [runs/<name of the recipe>]", autocompletion=completion.runs)
+    Path | None,
+    typer.Option(
+        "--run", help="Run folder [runs/<name of the recipe>]", autocompletion=completion.runs
+    ),
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", metavar="cpu|cuda|mps", help="Device [the GPU if any]")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="cpu|cuda|mps", help="Device [the GPU if any]")
+]
 GpusOption = Annotated[
-    int | None, typer.Option("--gpus", min=1, help="Processes to start, one per GPU (with --device cpu: on the CPU)")
+    int | None,
+    typer.Option(
+        "--gpus", min=1, help="Processes to start, one per GPU (with --device cpu: on the CPU)"
+    ),
 ]
 
 ProfileOption = Annotated[
-    bool, typer.Option("--profile", help="Measure where the time of an update goes: a table, and a trace in the run")
+    bool,
+    typer.Option(
+        "--profile",
+        help="Measure where the time of an update goes: a table, and a trace in the run",
+    ),
 ]
 
 NOTHING_BEGUN = "stopped before anything was begun"
@@ -59,7 +71,9 @@ def standing(text: "RecipeText", recipe: "Recipe") -> str:
     """The recipe as it goes into the run: word for word, or written anew where `--set` changed it."""
     from vdiff.recipe.strict_yaml import dump
 
-    return dump(recipe.model_dump(mode="json", exclude_unset=True)) if text.assignments else text.text
+    return (
+        dump(recipe.model_dump(mode="json", exclude_unset=True)) if text.assignments else text.text
+    )
 
 
 def _refuse_own_recipe(text: "RecipeText", folder: "RunFolder", copy: str) -> None:
@@ -67,8 +81,12 @@ def _refuse_own_recipe(text: "RecipeText", folder: "RunFolder", copy: str) -> No
     if text.path is None or not folder.recipe.exists() or not text.path.samefile(folder.recipe):
         return
     if folder.recipe.read_bytes() != copy.encode():
-        problem = f"`{folder.recipe}` is your recipe: the run would leave a changed copy in its place"
-        fix = "write the changes into it and leave out `--set`, or choose another folder: --run PATH"
+        problem = (
+            f"`{folder.recipe}` is your recipe: the run would leave a changed copy in its place"
+        )
+        fix = (
+            "write the changes into it and leave out `--set`, or choose another folder: --run PATH"
+        )
         raise UsageError(problem, fix, "--run")
 
 
@@ -103,14 +121,25 @@ def chain(
         recipe, text = alone or common_recipe(others, named, assignments, beside)
         folder = run_folder(recipe, run)
         others.told(lambda: _refuse_own_recipe(text, folder, standing(text, recipe)))
-        wanted = (recipe.precision, device, recipe.deterministic, recipe.data.size, recipe.compile, recipe.shard)
-        machine = Machine(*wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn, processes=others)
+        wanted = (
+            recipe.precision,
+            device,
+            recipe.deterministic,
+            recipe.data.size,
+            recipe.compile,
+            recipe.shard,
+        )
+        machine = Machine(
+            *wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn, processes=others
+        )
         if machine.is_first:
             stack.enter_context(folder.lock(console.warn))
         else:
             mode.json, mode.quiet = False, True
         progress: Progress = stack.enter_context(make_progress(mode.quiet))
-        progress.note(f"computes in {machine.precision} on {machine.device}: {machine.why_precision}")
+        progress.note(
+            f"computes in {machine.precision} on {machine.device}: {machine.why_precision}"
+        )
         if machine.ignored_settings:
             progress.note(machine.ignored_settings)
         if machine.compiles:
@@ -120,11 +149,18 @@ def chain(
         if machine.is_first:
             progress = stack.enter_context(_recorded(progress, folder, machine.described()))
         with others.hearing():
-            yield Chain(Surroundings(recipe, standing(text, recipe), folder, machine, progress, stop, profile))
+            yield Chain(
+                Surroundings(
+                    recipe, standing(text, recipe), folder, machine, progress, stop, profile
+                )
+            )
 
 
 def joined(
-    device: str | None, is_asked: Callable[[], bool], asked: Mapping[str, object], check: Callable[[], None]
+    device: str | None,
+    is_asked: Callable[[], bool],
+    asked: Mapping[str, object],
+    check: Callable[[], None],
 ) -> "Processes":
     """This process, alone or among those that a launcher started.
 
@@ -148,9 +184,16 @@ def joined(
         stack.push(found.close)
         versions = {"vdiff": __version__, "torch": torch.__version__}
         fix = "install the same ones on every host"
-        found.agree(versions, MachineError, "the processes of this run have different versions", fix)
+        found.agree(
+            versions, MachineError, "the processes of this run have different versions", fix
+        )
         fix = "start the same command on every host"
-        found.agree(asked, UsageError, "the processes of this run were not started with the same options", fix)
+        found.agree(
+            asked,
+            UsageError,
+            "the processes of this run were not started with the same options",
+            fix,
+        )
         stack.pop_all()
     return found
 
@@ -188,7 +231,12 @@ def common_recipe(
 
     recipe, text = processes.together(own)
     fix = "give all hosts the same recipe, or none but the first: the others are told"
-    processes.agree(trajectory_values(recipe), UsageError, "the processes of this run have different recipes", fix)
+    processes.agree(
+        trajectory_values(recipe),
+        UsageError,
+        "the processes of this run have different recipes",
+        fix,
+    )
     if first:
         return first[0]
     common = recipe_text.validate(Recipe, told)
@@ -257,15 +305,31 @@ def company(
 
 
 def machine_of(
-    others: "Processes", precision: "Precision", device: str | None, image_size: int, graphs: "CudaGraphs"
+    others: "Processes",
+    precision: "Precision",
+    device: str | None,
+    image_size: int,
+    graphs: "CudaGraphs",
 ) -> "Machine":
     """The machine that draws pictures of so many pixels.   Errors: MachineError; UsageError for unequal precisions."""
     from vdiff.cli import console
     from vdiff.machine.machine import Machine
 
-    found = Machine(precision, device, image_size=image_size, cuda_graphs=graphs, say=console.warn, processes=others)
+    found = Machine(
+        precision,
+        device,
+        image_size=image_size,
+        cuda_graphs=graphs,
+        say=console.warn,
+        processes=others,
+    )
     fix = "set `precision` in the recipe to one that all of them have"
-    others.agree({"precision": found.precision}, UsageError, "the processes of this run compute differently", fix)
+    others.agree(
+        {"precision": found.precision},
+        UsageError,
+        "the processes of this run compute differently",
+        fix,
+    )
     if found.ignored_settings:
         console.warn(found.ignored_settings)
     return found

@@ -177,7 +177,9 @@ class Ear:
     again: called by the other thread for a signal that comes when the first ones are over; by default, the end at once.
     """
 
-    def __init__(self, first: Callable[[int], None], again: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, first: Callable[[int], None], again: Callable[[int], None] | None = None
+    ) -> None:
         self.number = 0
         self.nothing_is_lost = False
         self._first, self._again = first, again or end_at_once
@@ -237,7 +239,9 @@ class Ear:
             return GRACE_SECONDS if self.nothing_is_lost else float("inf")
         if self.nothing_is_lost:
             return _STUCK_SECONDS
-        return GRACE_SECONDS if is_launched() else float("inf")  # it waits for others, who may be gone
+        return (
+            GRACE_SECONDS if is_launched() else float("inf")
+        )  # it waits for others, who may be gone
 
 
 def end_at_once(number: int) -> None:
@@ -247,7 +251,9 @@ def end_at_once(number: int) -> None:
 
 def _heard() -> list[int]:
     """Those of ASKING that are ours to hear."""
-    return [number for number in ASKING if number in ALWAYS_HEARD or _is_free(signal.getsignal(number))]
+    return [
+        number for number in ASKING if number in ALWAYS_HEARD or _is_free(signal.getsignal(number))
+    ]
 
 
 def _is_free(handler: object) -> bool:
@@ -273,7 +279,9 @@ def _torchrun_is_gone() -> bool:
     if told.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or told.get("GROUP_WORLD_SIZE") != "1":
         return False
     try:
-        with socket.create_connection((told["MASTER_ADDR"], int(told["MASTER_PORT"])), timeout=5.0) as reached:
+        with socket.create_connection(
+            (told["MASTER_ADDR"], int(told["MASTER_PORT"])), timeout=5.0
+        ) as reached:
             # the system answers for one that is about to end; it never speaks first
             reached.settimeout(0.2)
             return reached.recv(1) == b""

@@ -33,12 +33,18 @@ def train(
         parsed, _ = open_recipe(recipe, changes)
         estimates.show(parsed, None, session.run_folder(parsed, run), device, force)
         return None
-    with session.chain(recipe, changes, run, device, displays.fit_progress, None, profile, {"--force": force}) as chain:
+    with session.chain(
+        recipe, changes, run, device, displays.fit_progress, None, profile, {"--force": force}
+    ) as chain:
         card = chain.train(force)
         signals.work_is_done()
         if chain.is_first:
-            console.say(f"`{chain.run.model(card.name)}` is ready: {counted(card.num_steps)}", "green")
-            console.say("next: `vdiff distill`, or look at it with `vdiff sample --checkpoint original --steps 64`")
+            console.say(
+                f"`{chain.run.model(card.name)}` is ready: {counted(card.num_steps)}", "green"
+            )
+            console.say(
+                "next: `vdiff distill`, or look at it with `vdiff sample --checkpoint original --steps 64`"
+            )
         if mode.json and chain.is_first:
             console.emit_json(session.summary(card, chain.run))
     return None

@@ -81,7 +81,9 @@ def codec_of(said: str | Mapping[str, Any]) -> Codec:
     options = {"kind": said} if isinstance(said, str) else dict(said)
     kind = str(options.get("kind", ""))
     if kind not in CODECS:
-        raise UsageError(CODECS.unknown(kind), "install the package that brings it, or take another model")
+        raise UsageError(
+            CODECS.unknown(kind), "install the package that brings it, or take another model"
+        )
     try:
         section = CODECS.section(kind).model_validate(options)
     except ValueError as err:

@@ -125,7 +125,9 @@ class Ledger:
     def add(self, converted: Converted, label: int) -> None:
         """Take one more file; commit if much has come together."""
         if not converted.data:
-            self._part.extend(Part(1, skipped=[(converted.name, converted.reason)], marks=converted.mark))
+            self._part.extend(
+                Part(1, skipped=[(converted.name, converted.reason)], marks=converted.mark)
+            )
         else:
             index = self.num_stored
             self._waiting |= {image_key(size, index): data for size, data in converted.data.items()}
@@ -134,7 +136,9 @@ class Ledger:
             notes = [(converted.name, note) for note in converted.notes]
             is_deep = converted.largest is not None
             largest = converted.largest or 0
-            self._part.extend(Part(1, [label], crcs, [], notes, int(is_deep), largest, converted.mark))
+            self._part.extend(
+                Part(1, [label], crcs, [], notes, int(is_deep), largest, converted.mark)
+            )
         if self._waiting_bytes > _COMMIT_BYTES or time.monotonic() - self._since > _COMMIT_SECONDS:
             self.commit()
 
@@ -165,7 +169,8 @@ def is_sound(writer: StoreWriter, crcs: Mapping[str, str], count: int) -> bool:
     crcs: for each size eight hexadecimal digits per picture.   count: how many pictures there are.
     """
     return all(
-        f"{zlib.crc32(writer.get(image_key(int(size), index)) or b''):08x}" == crcs[size][8 * index : 8 * index + 8]
+        f"{zlib.crc32(writer.get(image_key(int(size), index)) or b''):08x}"
+        == crcs[size][8 * index : 8 * index + 8]
         for size in crcs
         for index in range(count)
     )
@@ -184,7 +189,9 @@ def _unsealed(record: bytes) -> Part:
     return Part(**json.loads(text))
 
 
-def convert(pictures: Iterable[Picture], settings: Settings, workers: int) -> Generator[list[Converted]]:
+def convert(
+    pictures: Iterable[Picture], settings: Settings, workers: int
+) -> Generator[list[Converted]]:
     """Every picture in every size, in order, a few at a time; `workers` threads work ahead, but not far.
 
     Threads do: Pillow lets go of the interpreter while it decodes, resizes and encodes.
@@ -228,7 +235,9 @@ def in_order(
                 future.cancel()
 
 
-def _submitted(pool: ThreadPoolExecutor, work: Callable[[], Result], starts_thread: bool) -> "Future[Result]":
+def _submitted(
+    pool: ThreadPoolExecutor, work: Callable[[], Result], starts_thread: bool
+) -> "Future[Result]":
     try:
         if starts_thread:
             check_room()
@@ -308,6 +317,11 @@ def _encoded(settings: Settings, name: str, data: bytes) -> Converted:
         square = images.fit_square(opened.picture, size, settings.resampling).convert(mode)
         try:
             encoded[size] = images.encode_picture(square, settings.encoding, quality)
-        except (OSError, ValueError) as err:  # any pixels can be encoded: what can be missing is memory
+        except (
+            OSError,
+            ValueError,
+        ) as err:  # any pixels can be encoded: what can be missing is memory
             raise MemoryError(str(err)) from err
-    return Converted(name, encoded, notes=[printable(note) for note in opened.notes], largest=opened.largest)
+    return Converted(
+        name, encoded, notes=[printable(note) for note in opened.notes], largest=opened.largest
+    )

@@ -9,7 +9,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vdiff import __version__
-from vdiff.data.conversion import JOB, MIN_DEPTH, PART, Ledger, Part, Settings, convert, have_marks, is_sound
+from vdiff.data.conversion import (
+    JOB,
+    MIN_DEPTH,
+    PART,
+    Ledger,
+    Part,
+    Settings,
+    convert,
+    have_marks,
+    is_sound,
+)
 from vdiff.data.metadata import Metadata
 from vdiff.data.opened import FILE, check_pages
 from vdiff.data.origin import Origin, compare
@@ -77,7 +87,9 @@ class Job:
                 self._write_preview(writer, ledger.num_stored)
                 Origin.of(self.source, ledger.stored.marks).write(self.folder)
                 metadata = self._metadata(ledger)
-                ledger.close({METADATA: metadata.to_json(), LENGTH: str(ledger.num_stored).encode()})
+                ledger.close(
+                    {METADATA: metadata.to_json(), LENGTH: str(ledger.num_stored).encode()}
+                )
                 done = Done(resumed_at, self._hints(ledger))
         self._seal(metadata)
         return done
@@ -90,7 +102,10 @@ class Job:
     def _writer(self) -> StoreWriter:
         expected = estimated_bytes(self.settings, len(self.source.files))
         with writing(self.folder):
-            for name in (".preview.png.*", ".skipped.tsv.*"):  # half of it, of a process that was killed
+            for name in (
+                ".preview.png.*",
+                ".skipped.tsv.*",
+            ):  # half of it, of a process that was killed
                 for leftover in self.folder.glob(name):
                     if STORE.parts.fullmatch(leftover.name):
                         leftover.unlink()
@@ -105,7 +120,9 @@ class Job:
             except DataError as err:
                 reason, is_lost = err.problem, True
             if is_lost:
-                self.said.append(f"what an earlier start left in `{self.folder}` cannot be gone on with: {reason}")
+                self.said.append(
+                    f"what an earlier start left in `{self.folder}` cannot be gone on with: {reason}"
+                )
             clear(self.folder)
         writer = StoreWriter(self.folder, expected)
         writer.commit({JOB: self._name(self.source.stamp)})
@@ -117,9 +134,14 @@ class Job:
         try:
             if text:  # it was finished, but not published
                 metadata = Metadata.from_json(text)
-                found = compare(self.folder, metadata, self.source, self.settings, self.workers, self.tell)
+                found = compare(
+                    self.folder, metadata, self.source, self.settings, self.workers, self.tell
+                )
                 is_this = found.verdict == "same"
-                crcs, count = {str(size): crcs for size, crcs in metadata.crcs.items()}, metadata.count
+                crcs, count = (
+                    {str(size): crcs for size, crcs in metadata.crcs.items()},
+                    metadata.count,
+                )
             else:
                 stored = Ledger(writer).stored
                 is_this = self._is_of_these_pictures(writer, stored)
@@ -131,7 +153,9 @@ class Job:
         return "" if is_sound(writer, crcs, count) else "a picture in it is not what was written"
 
     def _seal(self, metadata: Metadata) -> None:
-        write_seal(self.folder, metadata, (self.folder / FILE).stat().st_size, check_pages(self.folder))
+        write_seal(
+            self.folder, metadata, (self.folder / FILE).stat().st_size, check_pages(self.folder)
+        )
 
     def _is_of_these_pictures(self, writer: StoreWriter, stored: Part) -> bool:
         """Whether what was stored by an earlier start comes from these pictures, which have not changed since."""
@@ -143,7 +167,9 @@ class Job:
         if self.source.marks is not None:
             is_same = self.source.marks.startswith(stored.marks)
         else:
-            self.tell(f"`{self.source.path}` was touched since the last start: what was done is compared with it")
+            self.tell(
+                f"`{self.source.path}` was touched since the last start: what was done is compared with it"
+            )
             done = itertools.islice(self.source.pictures_from(0), stored.num_files)
             is_same = have_marks(done, stored.marks, self.workers)
         if is_same:
@@ -165,7 +191,9 @@ class Job:
                     for converted in chunk:
                         ledger.add(converted, labels[ledger.num_files])
                     self._refuse_too_many(ledger)
-                    on_progress(Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total))
+                    on_progress(
+                        Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total)
+                    )
             except (Stopped, PausedError, MemoryError):
                 ledger.commit()
                 raise
@@ -182,7 +210,11 @@ class Job:
 
     def _refuse_incomplete(self, ledger: Ledger) -> None:
         if ledger.num_files != len(self.source.files):
-            raise DataError("the pictures changed while they were read", "type the command again", self.source.path)
+            raise DataError(
+                "the pictures changed while they were read",
+                "type the command again",
+                self.source.path,
+            )
 
     def _metadata(self, ledger: Ledger) -> Metadata:
         class_names = self.source.classes.names
@@ -202,7 +234,11 @@ class Job:
         left_out = [(printable(name), reason.text) for name, reason in self.source.left_out.names]
         if len(left_out) < len(self.source.left_out):
             left_out.append((f"and {len(self.source.left_out) - len(left_out):,} more", ""))
-        for name, rows in ((SKIPPED, ledger.skipped), (NOTES, ledger.stored.notes), (LEFT_OUT, left_out)):
+        for name, rows in (
+            (SKIPPED, ledger.skipped),
+            (NOTES, ledger.stored.notes),
+            (LEFT_OUT, left_out),
+        ):
             if rows:
                 with writing(self.folder):
                     text = "".join(f"{name}\t{reason}\n" for name, reason in rows)
@@ -215,7 +251,9 @@ class Job:
             return []
         bits = max(MIN_DEPTH, largest.bit_length())
         what = f"no value of the {num_deep:,} grey pictures of 16 bits is above {largest:,}, so they are nearly black"
-        return [f"{what}: if they use only {bits} of their bits, prepare them with `--depth {bits} --force`"]
+        return [
+            f"{what}: if they use only {bits} of their bits, prepare them with `--depth {bits} --force`"
+        ]
 
     def _write_preview(self, writer: StoreWriter, count: int) -> None:
         size = max(self.settings.sizes)
@@ -226,4 +264,6 @@ class Job:
 def estimated_bytes(settings: Settings, num_images: int) -> int:
     """About how much `num_images` photographs need on disk."""
     values = sum(size * size * settings.channels for size in settings.sizes)
-    return int(num_images * (values * _BYTES_PER_VALUE[settings.encoding] + 2048 * len(settings.sizes)))
+    return int(
+        num_images * (values * _BYTES_PER_VALUE[settings.encoding] + 2048 * len(settings.sizes))
+    )

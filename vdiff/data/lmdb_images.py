@@ -22,11 +22,17 @@ class LmdbImages:
     num_workers: how many processes should decode ahead.
     """
 
-    def __init__(self, store: ImageStore, size: int, channels: int, workers: int | None = None) -> None:
+    def __init__(
+        self, store: ImageStore, size: int, channels: int, workers: int | None = None
+    ) -> None:
         if size not in store.sizes:
             there = ", ".join(map(str, store.sizes))
             fix = f"set data.size to one of these, or type: vdiff prepare --size {size}"
-            raise DataError(f"the image store holds no pictures of size {size} (there are: {there})", fix, store.path)
+            raise DataError(
+                f"the image store holds no pictures of size {size} (there are: {there})",
+                fix,
+                store.path,
+            )
         self.num_images = store.num_images
         self.shape = (channels, size, size)
         self.num_classes = len(store.class_names)
@@ -73,5 +79,7 @@ class LmdbImages:
             raise DataError(f"{name} cannot be decoded: {err}", fix, self._store.path) from err
         if pixels.shape != self.shape:
             found = f"{pixels.shape[1]} x {pixels.shape[2]}"
-            raise DataError(f"{name} is {found}, not {self.shape[1]} x {self.shape[2]}", fix, self._store.path)
+            raise DataError(
+                f"{name} is {found}, not {self.shape[1]} x {self.shape[2]}", fix, self._store.path
+            )
         return pixels

@@ -85,10 +85,14 @@ def check_for_writing(file: Path) -> None:
         if meta.free.flags != _INTEGER_KEYS:
             raise ValueError("the head of the file is damaged")
         _Walk(read, meta, meta.main, writing=True).check(0)
-        walk = _Walk(read, meta, meta.free, order=lambda key: key[::-1], writing=True)  # numbers, lowest byte first
+        walk = _Walk(
+            read, meta, meta.free, order=lambda key: key[::-1], writing=True
+        )  # numbers, lowest byte first
         walk.check(0)
         if walk.value_bytes > _PLACE.size * (meta.last_page + walk.entries):
-            raise ValueError("its list of free pages is damaged: it is longer than the file has pages")
+            raise ValueError(
+                "its list of free pages is damaged: it is longer than the file has pages"
+            )
     try:
         problems = verify(str(file), subdir=False)
     except VerifyError as err:
@@ -122,8 +126,12 @@ def _newest_meta(read: _Read, num_bytes: int) -> Meta:
     metas = [_meta(read(start + _HEADER, _META.size), page_size) for start in (0, page_size)]
     if any((meta.magic, meta.data_format) != (_MAGIC, _FORMAT) for meta in metas):
         raise ValueError("the head of the file is damaged, or it is not LMDB's")
-    if any(meta.main.flags for meta in metas):  # other orders of keys: LMDB would look for one for ever
-        raise ValueError("the head of the file is damaged, or its keys are not in order of their bytes")
+    if any(
+        meta.main.flags for meta in metas
+    ):  # other orders of keys: LMDB would look for one for ever
+        raise ValueError(
+            "the head of the file is damaged, or its keys are not in order of their bytes"
+        )
     return max(metas, key=lambda meta: meta.transaction)
 
 
@@ -149,9 +157,20 @@ class _Walk:
     """
 
     def __init__(
-        self, read: _Read, meta: Meta, tree: Tree, order: Callable[[bytes], bytes] = bytes, writing: bool = False
+        self,
+        read: _Read,
+        meta: Meta,
+        tree: Tree,
+        order: Callable[[bytes], bytes] = bytes,
+        writing: bool = False,
     ) -> None:
-        self._read, self._meta, self._tree, self._order, self._writing = read, meta, tree, order, writing
+        self._read, self._meta, self._tree, self._order, self._writing = (
+            read,
+            meta,
+            tree,
+            order,
+            writing,
+        )
         self._crc = 0
         self._greatest = b""
         self._may_equal = True  # the first key below a node of a branch may be that node's own
@@ -163,10 +182,14 @@ class _Walk:
         self._crc = crc
         if self._tree.root != _NO_PAGE:
             if not 1 <= self._tree.depth <= _MOST_LEVELS:
-                raise ValueError(f"the head of the file is damaged: it says {self._tree.depth:,} levels of pages")
+                raise ValueError(
+                    f"the head of the file is damaged: it says {self._tree.depth:,} levels of pages"
+                )
             self._visit(self._tree.root, self._tree.depth)
         if self.entries != self._tree.entries:
-            raise ValueError(f"it says {self._tree.entries:,} records, but its pages hold {self.entries:,}")
+            raise ValueError(
+                f"it says {self._tree.entries:,} records, but its pages hold {self.entries:,}"
+            )
         return self._crc
 
     def _visit(self, number: int, levels: int) -> None:
@@ -192,7 +215,9 @@ class _Walk:
             size = low | high << 16
             if flags == _BIG and value + _PLACE.size <= length:  # it has pages of its own
                 (first,) = _PLACE.unpack_from(page, value)
-                is_inside = 2 <= first <= self._meta.last_page + 1 - (_HEADER + size + length - 1) // length
+                is_inside = (
+                    2 <= first <= self._meta.last_page + 1 - (_HEADER + size + length - 1) // length
+                )
             else:
                 is_inside = not flags and value + size <= length
             if not is_inside:
@@ -225,7 +250,11 @@ def _nodes(page: bytes, number: int, kind: int) -> tuple[int, ...]:
     """Where in the page its nodes begin, in the order of their keys."""
     own_number, _, flags, lower, upper = _PAGE.unpack_from(page)
     least = _HEADER + (2 if kind == _LEAF else 4)
-    if (own_number, flags) != (number, kind) or lower % 2 or not least <= lower <= upper <= len(page):
+    if (
+        (own_number, flags) != (number, kind)
+        or lower % 2
+        or not least <= lower <= upper <= len(page)
+    ):
         raise ValueError(f"page {number:,} is damaged")
     nodes: tuple[int, ...] = struct.unpack_from(f"<{(lower - _HEADER) // 2}H", page, _HEADER)
     if min(nodes) < upper or max(nodes) > len(page) - _NODE.size or any(map((1).__and__, nodes)):

@@ -56,7 +56,9 @@ def batches(
     """
     if batch_size < world_size:
         problem = f"a batch of {batch_size} cannot be divided among {world_size} processes"
-        raise UsageError(problem, f"raise train.batch_size to {world_size} or more, or start fewer processes")
+        raise UsageError(
+            problem, f"raise train.batch_size to {world_size} or more, or start fewer processes"
+        )
     places = np.array_split(np.arange(batch_size), world_size)[rank]
     share = _Share(images, seed, stage, batch_size, places, flip)
     updates = itertools.count(start_update)
@@ -100,13 +102,17 @@ class _Share:
     flip: bool
 
     def batch(self, update: int) -> Batch:
-        chosen = sample_indices(self.images.num_images, self.seed, self.stage, update, self.batch_size)[self.places]
+        chosen = sample_indices(
+            self.images.num_images, self.seed, self.stage, update, self.batch_size
+        )[self.places]
         pixels, labels = take(self.images, chosen)
         if self.flip:
             mirrored = flips(self.seed, self.stage, update, self.batch_size)[self.places]
             pixels[mirrored] = pixels[mirrored][..., ::-1]
         classes = torch.from_numpy(labels) if self.images.num_classes else None
-        return Batch(update, torch.from_numpy(pixels), classes, torch.from_numpy(self.places.copy()))
+        return Batch(
+            update, torch.from_numpy(pixels), classes, torch.from_numpy(self.places.copy())
+        )
 
 
 def take(images: Images, chosen: Indices) -> tuple[Pixels, Indices]:
@@ -114,7 +120,9 @@ def take(images: Images, chosen: Indices) -> tuple[Pixels, Indices]:
     if isinstance(images, TakesMany):
         return images.take(chosen)
     pairs = [images[index] for index in chosen.tolist()]
-    return np.stack([pixels for pixels, _ in pairs]), np.array([label for _, label in pairs], np.int64)
+    return np.stack([pixels for pixels, _ in pairs]), np.array(
+        [label for _, label in pairs], np.int64
+    )
 
 
 class _Failure(NamedTuple):
@@ -150,9 +158,13 @@ def _in_shared_memory(batch: Batch) -> Batch:
             if tensor is not None:
                 tensor.share_memory_()  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as err:
-        for begun in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):  # torch leaves what it could not fill
+        for begun in Path("/dev/shm").glob(
+            f"torch_{os.getpid()}_*"
+        ):  # torch leaves what it could not fill
             begun.unlink(missing_ok=True)
-        raise MachineError(f"a batch cannot be handed to the trainer: {err}", _FEWER_WORKERS) from err
+        raise MachineError(
+            f"a batch cannot be handed to the trainer: {err}", _FEWER_WORKERS
+        ) from err
     return batch
 
 

@@ -33,7 +33,9 @@ class _Record(BaseModel):
         is_whole = checksum == _checksum(json.dumps(document))
         if found != FORMAT and (is_whole or checksum is None):
             # repr: a stranger may have written it, and no control character of his reaches a terminal
-            raise NewerFormatError(f"the image store has format {repr(found)[:40]}; this vdiff reads format {FORMAT}")
+            raise NewerFormatError(
+                f"the image store has format {repr(found)[:40]}; this vdiff reads format {FORMAT}"
+            )
         if not is_whole:
             raise ValueError("it is not what was written (its checksum differs)")
         try:
@@ -85,7 +87,9 @@ class Metadata(_Record):
         per_picture += [len(self.labels)] if self.labels is not None else []
         if any(number != self.count for number in per_picture) or set(self.crcs) != set(self.sizes):
             raise ValueError("there is not one checksum and one label for each picture")
-        if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.class_names or []):
+        if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(
+            self.class_names or []
+        ):
             raise ValueError("there is a label without a class")
         return self
 

@@ -89,7 +89,9 @@ def unreadable(path: Path, err: OSError | lmdb.Error | ValueError) -> VdiffError
 
 def damaged(path: Path, problem: str) -> DataError:
     """What to raise when the store is not what it should be."""
-    return DataError(f"the image store is damaged: {problem}", "make it again: vdiff prepare --force", path)
+    return DataError(
+        f"the image store is damaged: {problem}", "make it again: vdiff prepare --force", path
+    )
 
 
 def _identity(path: Path) -> _Identity:

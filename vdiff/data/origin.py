@@ -54,7 +54,9 @@ class Origin:
     def write(self, folder: Path) -> None:
         """Put it into the folder of a store, whole or not at all. MachineError if the disk refuses."""
         document = asdict(self)
-        write_text(folder / ORIGIN, json.dumps({"seal": _seal(document), **document}) + "\n", _is_ours)
+        write_text(
+            folder / ORIGIN, json.dumps({"seal": _seal(document), **document}) + "\n", _is_ours
+        )
 
 
 class Comparison(NamedTuple):
@@ -82,7 +84,9 @@ def compare(
     If only the times of the pictures tell otherwise they are read again, by so many threads; `tell` hears of it, and
     the new times are kept beside the store, unless `is_dry`.
     """
-    made = {name: getattr(metadata, name) for name in asdict(settings)} | {"sizes": tuple(metadata.sizes)}
+    made = {name: getattr(metadata, name) for name in asdict(settings)} | {
+        "sizes": tuple(metadata.sizes)
+    }
     if made != asdict(settings):
         return Comparison("other", "settings")
     is_listed_so = metadata.source in (source.fingerprint, source.earlier_fingerprint)
@@ -97,11 +101,15 @@ def compare(
         return Comparison("same", source.decided_by)
     if source.marks is not None:
         return Comparison("changed", source.decided_by)
-    tell(f"`{source.path}` was touched since the store was made: its pictures are read again, to compare them")
+    tell(
+        f"`{source.path}` was touched since the store was made: its pictures are read again, to compare them"
+    )
     if not have_marks(source.pictures_from(0), origin.marks, workers):
         return Comparison("changed", "content")
     if not is_dry:
-        with suppress(VdiffError):  # of a store that cannot be written to, they are read again the next time
+        with suppress(
+            VdiffError
+        ):  # of a store that cannot be written to, they are read again the next time
             Origin.of(source, origin.marks).write(folder)
     return Comparison("same", "content, which was read again")
 

@@ -86,7 +86,10 @@ def paused(name: str, err: BaseException) -> PausedError:
     """The error to stop with.   name: of what could not be read."""
     number = err.errno if isinstance(err, OSError) else errno.ENOMEM
     fix = _FIXES.get(number or 0, _FIX)
-    return PausedError(f"`{name}` cannot be read: {_reason(err)}", f"{fix}; the same command then goes on from here")
+    return PausedError(
+        f"`{name}` cannot be read: {_reason(err)}",
+        f"{fix}; the same command then goes on from here",
+    )
 
 
 def has_memory(num_bytes: int) -> bool:

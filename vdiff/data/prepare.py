@@ -13,7 +13,17 @@ from vdiff.data.job import Done, Job, Progress, estimated_bytes
 from vdiff.data.opened import FILE
 from vdiff.data.origin import BY_NAMES, Comparison, compare
 from vdiff.data.patience import is_of_machine, paused
-from vdiff.data.publishing import LEFT_OUT, NOTES, OTHER_PLACE, SKIPPED, STORE, discard, has_rests, publish, tidy
+from vdiff.data.publishing import (
+    LEFT_OUT,
+    NOTES,
+    OTHER_PLACE,
+    SKIPPED,
+    STORE,
+    discard,
+    has_rests,
+    publish,
+    tidy,
+)
 from vdiff.data.sources import Group, Labels, Source, open_source
 from vdiff.data.store import ImageStore, is_store
 from vdiff.disk import lock
@@ -137,7 +147,11 @@ def prepare(
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
     unfinished = _unfinished(out)
     lock.refuse_if_held(unfinished)
-    opened, threads, tell = _open(source, labels), _threads(workers), _unheard if tell is None else tell
+    opened, threads, tell = (
+        _open(source, labels),
+        _threads(workers),
+        _unheard if tell is None else tell,
+    )
     compared = partial(_compared, out, opened, settings, threads, tell, force)
     made = compared()
     if made.verdict == "same":
@@ -148,7 +162,9 @@ def prepare(
     job = Job(opened, settings, unfinished, max_bad, threads, tell=tell)
     with lock.held(unfinished):
         tidy(out)
-        made = made if _state(out) == before else compared()  # another process made it, while this one waited
+        made = (
+            made if _state(out) == before else compared()
+        )  # another process made it, while this one waited
         if made.verdict == "same":
             return _report(out, opened, started, len(opened.files), made)
         _refuse_to_replace(out, unfinished, force or made.verdict == "changed")
@@ -193,14 +209,28 @@ def _settings(
     if not sizes or not all(1 <= size <= 4096 for size in sizes):
         raise UsageError("an image store needs sizes from 1 to 4096 pixels", "give one: --size 256")
     if channels not in images.MODES:
-        raise UsageError(f"pictures cannot have {channels} channels", "choose 1 (grey), 3 (colour) or 4 (transparent)")
-    for name, value, known in (("encoding", encoding, images.Encoding), ("resampling", resampling, images.Resampling)):
+        raise UsageError(
+            f"pictures cannot have {channels} channels",
+            "choose 1 (grey), 3 (colour) or 4 (transparent)",
+        )
+    for name, value, known in (
+        ("encoding", encoding, images.Encoding),
+        ("resampling", resampling, images.Resampling),
+    ):
         if value not in get_args(known):
-            raise UsageError(f"there is no {name} `{value}`", f"choose one of: {', '.join(get_args(known))}")
+            raise UsageError(
+                f"there is no {name} `{value}`", f"choose one of: {', '.join(get_args(known))}"
+            )
     if encoding == "jpeg" and (channels == 4 or not 1 <= quality <= 100):
-        raise UsageError("JPEG holds 1 or 3 channels, with a quality from 1 to 100", "choose those, or png or webp")
+        raise UsageError(
+            "JPEG holds 1 or 3 channels, with a quality from 1 to 100",
+            "choose those, or png or webp",
+        )
     if not MIN_DEPTH <= depth <= MAX_DEPTH:
-        raise UsageError(f"grey pictures of 16 bits cannot use {depth} bits", f"choose {MIN_DEPTH} to {MAX_DEPTH}")
+        raise UsageError(
+            f"grey pictures of 16 bits cannot use {depth} bits",
+            f"choose {MIN_DEPTH} to {MAX_DEPTH}",
+        )
     return Settings(
         sizes=tuple(sorted(set(sizes))),
         channels=channels,
@@ -214,13 +244,17 @@ def _settings(
 def _unfinished(out: Path) -> Path:
     """Where the store is made that is to lie at `out`. UsageError for a place that has no name of its own."""
     if out.name in ("", ".."):
-        raise UsageError(f"a store cannot take the place of `{out}`", "name a folder in it: --out PATH", out)
+        raise UsageError(
+            f"a store cannot take the place of `{out}`", "name a folder in it: --out PATH", out
+        )
     return out.with_name(f"{out.name}.partial")
 
 
 def _open(source: Path, labels: Labels) -> Source:
     if labels not in get_args(Labels):
-        raise UsageError(f"there are no labels `{labels}`", f"choose one of: {', '.join(get_args(Labels))}")
+        raise UsageError(
+            f"there are no labels `{labels}`", f"choose one of: {', '.join(get_args(Labels))}"
+        )
     return open_source(source, labels)
 
 
@@ -249,7 +283,9 @@ def _compared(
         return Comparison("other", "")
     found = compare(out, metadata, source, settings, workers, tell, is_dry)
     if found.verdict == "changed":
-        tell(f"the pictures have changed since `{out}` was made, by their {found.decided_by}: it is made again")
+        tell(
+            f"the pictures have changed since `{out}` was made, by their {found.decided_by}: it is made again"
+        )
     return found
 
 
@@ -278,7 +314,12 @@ def _refuse_to_replace(out: Path, unfinished: Path, force: bool) -> None:
 
 
 def _report(
-    out: Path, source: Source, started: float, resumed_at: int, made: Comparison | None = None, anew: str = ""
+    out: Path,
+    source: Source,
+    started: float,
+    resumed_at: int,
+    made: Comparison | None = None,
+    anew: str = "",
 ) -> Report:
     store, skipped, notes, left_out = ImageStore(out), out / SKIPPED, out / NOTES, out / LEFT_OUT
     num_skipped = len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.exists() else 0
@@ -310,11 +351,17 @@ def _hints_on_older(store: ImageStore, source: Source, made: Comparison | None) 
         return []
     if store.metadata and store.metadata.source != source.fingerprint:
         num_more = len(source.files) - store.num_images
-        return [f"an older vdiff made the store and left out {num_more:,} pictures; `--force` takes them"]
+        return [
+            f"an older vdiff made the store and left out {num_more:,} pictures; `--force` takes them"
+        ]
     if store.class_names != source.classes.names:
         now = f"{len(source.classes.names):,} classes" if source.classes.names else "no classes"
-        return [f"an older vdiff made the store with {len(store.class_names):,} classes; `--force` finds {now}"]
-    return ["an older vdiff made the store, which kept no times: if pictures changed since, type `--force`"]
+        return [
+            f"an older vdiff made the store with {len(store.class_names):,} classes; `--force` finds {now}"
+        ]
+    return [
+        "an older vdiff made the store, which kept no times: if pictures changed since, type `--force`"
+    ]
 
 
 def _rows(path: Path) -> list[tuple[str, str]]:

@@ -15,7 +15,9 @@ _BYTES = 2**26
 """What decoding a record of the largest size takes."""
 
 
-def write_preview(folder: Path, size: int, channels: int, count: int, read: Callable[[int], bytes]) -> None:
+def write_preview(
+    folder: Path, size: int, channels: int, count: int, read: Callable[[int], bytes]
+) -> None:
     """Up to 64 pictures from all over a store of `count`, on at most 2048 x 2048 pixels.
 
     size: of the pictures.   read: the bytes of one of them.   Errors: MachineError if the disk refuses.
@@ -24,7 +26,9 @@ def write_preview(folder: Path, size: int, channels: int, count: int, read: Call
     chosen = np.linspace(0, count - 1, min(count, most_columns**2)).astype(int).tolist()
     pictures = np.stack([_decoded(read(index), channels) for index in chosen])
     with writing(folder):
-        (folder / PREVIEW).unlink(missing_ok=True)  # of an earlier start; versions before 0.2 did not sign theirs
+        (folder / PREVIEW).unlink(
+            missing_ok=True
+        )  # of an earlier start; versions before 0.2 did not sign theirs
     images.write_pixels(folder / PREVIEW, _side_by_side(pictures, max(1, 64 // size)))
 
 

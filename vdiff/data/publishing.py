@@ -38,7 +38,11 @@ def publish(folder: Path, place: Path) -> None:
 
 def has_rests(place: Path) -> bool:
     """Whether there is anything for `tidy`."""
-    return lock.is_signed(place) or _before(place).exists() or any(place.parent.glob(f".{glob.escape(place.name)}.*"))
+    return (
+        lock.is_signed(place)
+        or _before(place).exists()
+        or any(place.parent.glob(f".{glob.escape(place.name)}.*"))
+    )
 
 
 def tidy(place: Path) -> None:
@@ -119,4 +123,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as err:
         fix = "choose a place that can be written to and has space"
-        raise MachineError(f"cannot write `{err.filename or path}`: {err.strerror}", fix, path) from err
+        raise MachineError(
+            f"cannot write `{err.filename or path}`: {err.strerror}", fix, path
+        ) from err

@@ -87,12 +87,19 @@ class ImageStore:
     def read(self, index: int, size: int) -> bytes:
         """The encoded picture; DataError if it is not there or is not what was written."""
         key = image_key(size, index)
-        with self._reading(buffers=True) as transaction:  # a damaged size is no reason to take gigabytes of memory
+        with self._reading(
+            buffers=True
+        ) as transaction:  # a damaged size is no reason to take gigabytes of memory
             data = transaction.get(key.encode())
             if data is None:
                 raise damaged(self.path, f"record `{key}` is missing")
-            if self.metadata and f"{zlib.crc32(data):08x}" != self.metadata.crcs[size][8 * index : 8 * index + 8]:
-                raise damaged(self.path, f"record `{key}` is not what was written (its checksum differs)")
+            if (
+                self.metadata
+                and f"{zlib.crc32(data):08x}" != self.metadata.crcs[size][8 * index : 8 * index + 8]
+            ):
+                raise damaged(
+                    self.path, f"record `{key}` is not what was written (its checksum differs)"
+                )
             return bytes(data)
 
     def verify(self) -> None:
@@ -107,7 +114,11 @@ class ImageStore:
 
     def summary(self) -> dict[str, Any]:
         """What `vdiff inspect` shows, ready for JSON. Foreign stores have None where they say nothing."""
-        said = self.metadata.model_dump(include=set(_SHOWN)) if self.metadata else dict.fromkeys(_SHOWN)
+        said = (
+            self.metadata.model_dump(include=set(_SHOWN))
+            if self.metadata
+            else dict.fromkeys(_SHOWN)
+        )
         return {
             "path": str(self.path),
             "kind": "vdiff" if self.metadata else "diffusion_distiller",
@@ -167,7 +178,9 @@ class ImageStore:
             if int(key[1]) in sizes:
                 raise damaged(self.path, "its keys are not in order")
             sizes.append(int(key[1]))
-            found = cursor.set_range(key[1] + b".")  # "." follows "-": the first key of the next size
+            found = cursor.set_range(
+                key[1] + b"."
+            )  # "." follows "-": the first key of the next size
         return tuple(sorted(sizes))
 
     def _refuse_ours(self, transaction: Any, seal: Seal | None) -> None:
@@ -180,7 +193,9 @@ class ImageStore:
         for key in cursor.iternext(values=False):
             if key != LENGTH.encode() and not _KEY.fullmatch(key) and is_ours(key, cursor.value()):
                 problem = f"its record `{METADATA}` is missing, and there is one under {key[:40]!r}"
-                raise damaged(self.path, f"{problem}: it was never finished, or that key has changed")
+                raise damaged(
+                    self.path, f"{problem}: it was never finished, or that key has changed"
+                )
 
     def _check_keys(self, transaction: Any) -> None:
         if not self.sizes:
@@ -198,7 +213,9 @@ class ImageStore:
         """The CRC-32 of each picture, eight hexadecimal digits each; a foreign store is read through once for it."""
         if self.metadata:
             return self.metadata.crcs[size]
-        return "".join(f"{zlib.crc32(self.read(index, size)):08x}" for index in range(self.num_images))
+        return "".join(
+            f"{zlib.crc32(self.read(index, size)):08x}" for index in range(self.num_images)
+        )
 
 
 class StoreWriter:
@@ -235,7 +252,11 @@ class StoreWriter:
 
     def records(self, prefix: str) -> dict[str, bytes]:
         """All records whose keys begin with `prefix`, in the order of their keys."""
-        with self._guarded(), self._environment.begin() as transaction, transaction.cursor() as cursor:
+        with (
+            self._guarded(),
+            self._environment.begin() as transaction,
+            transaction.cursor() as cursor,
+        ):
             cursor.set_range(prefix.encode())
             found = itertools.takewhile(lambda item: item[0].startswith(prefix.encode()), cursor)
             return {key.decode(): value for key, value in found}
@@ -284,7 +305,9 @@ class StoreWriter:
             free = shutil.disk_usage(self.path).free
             space = f"it needs about {self._expected_bytes:,} bytes, {free:,} are free"
             problem = f"cannot write the image store: {err}; {space}"
-            raise MachineError(problem, "free some space, or choose another place with --out", self.path) from err
+            raise MachineError(
+                problem, "free some space, or choose another place with --out", self.path
+            ) from err
 
 
 def is_store(path: Path) -> bool:

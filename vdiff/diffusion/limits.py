@@ -27,7 +27,11 @@ def check_prediction(schedule: HasScales, predicts: Predicts) -> None:
         return
     [(alpha, _)] = schedule.scales_at([1.0])
     if not alpha >= LEAST_ALPHA:
-        left = "no signal is left" if alpha == 0 else f"hardly any signal is left (alpha is {alpha:.1g})"
+        left = (
+            "no signal is left"
+            if alpha == 0
+            else f"hardly any signal is left (alpha is {alpha:.1g})"
+        )
         raise ValueError(
             f"`predicts: eps` cannot tell the picture at the end of the schedule, where {left}: "
             "x = (z - sigma eps) / alpha; `predicts: v` and `predicts: x` can"
@@ -42,7 +46,9 @@ def check_chain(schedule: HasScales, steps: Sequence[int]) -> None:
     """
     [(_, sigma)] = schedule.scales_at([1 / steps[0]])
     if not sigma > 0:
-        raise ValueError(f"at the last of {steps[0]:,} steps the schedule has no noise; take fewer steps")
+        raise ValueError(
+            f"at the last of {steps[0]:,} steps the schedule has no noise; take fewer steps"
+        )
     if len(steps) == 1:
         return
     flat = next(_flat_times(schedule, steps[1]), None)

@@ -34,7 +34,9 @@ def _within(limit: float, values: Tensor) -> Tensor:
     return torch.where(values.isfinite(), values.clamp(-limit, limit), torch.nan)
 
 
-def predict(predicts: Predicts, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+def predict(
+    predicts: Predicts, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor
+) -> Prediction:
     """All three predictions from one of them.
 
     output, z: [B, C, H, W].   alpha, sigma: broadcastable to them, sigma > 0; alpha > 0 where `predicts` is eps.

@@ -112,7 +112,9 @@ class BetaSchedule(Schedule):
         self._tables = {signal.device: signal}
 
     def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        if t.device not in self._tables:  # kept there: copying it every time would wait for the device
+        if (
+            t.device not in self._tables
+        ):  # kept there: copying it every time would wait for the device
             self._tables[t.device] = next(iter(self._tables.values())).to(t.device)
         table = self._tables[t.device]
         place = t * self.grid
@@ -126,7 +128,12 @@ class BetaSchedule(Schedule):
 
 def tabled_betas(schedule: Schedule) -> Tensor:
     """The DDPM betas of a schedule on its own grid, float64 [T]."""
-    signal = schedule.alpha_sigma(torch.arange(schedule.grid + 1, dtype=torch.float64) / schedule.grid)[0] ** 2
+    signal = (
+        schedule.alpha_sigma(torch.arange(schedule.grid + 1, dtype=torch.float64) / schedule.grid)[
+            0
+        ]
+        ** 2
+    )
     return 1 - signal[1:] / signal[:-1]
 
 
@@ -140,7 +147,10 @@ def sampling_times(num_steps: int, model_steps: int | None = None) -> list[float
         return [i / num_steps for i in range(num_steps, -1, -1)]
     if not 1 <= num_steps <= model_steps:
         raise ValueError(f"num_steps {num_steps} is not between 1 and {model_steps}")
-    return [(2 * i * model_steps + num_steps) // (2 * num_steps) / model_steps for i in range(num_steps, -1, -1)]
+    return [
+        (2 * i * model_steps + num_steps) // (2 * num_steps) / model_steps
+        for i in range(num_steps, -1, -1)
+    ]
 
 
 def _tabled(schedule: Schedule) -> dict[str, Any]:

@@ -75,7 +75,10 @@ class CosineLogsnrSection(ScheduleSection):
         start = atan(exp(-self.largest / 2))
         slope = atan(exp(-self.smallest / 2)) - start
         angles = [slope * t + start for t in times]
-        return [_scales(t, cos(angle) ** 2, sin(angle) ** 2) for t, angle in zip(times, angles, strict=True)]
+        return [
+            _scales(t, cos(angle) ** 2, sin(angle) ** 2)
+            for t, angle in zip(times, angles, strict=True)
+        ]
 
 
 _SMALLEST_BETA = 1e-8
@@ -84,7 +87,10 @@ _SMALLEST_BETA = 1e-8
 _SMALLEST_SIGNAL = 1e-300
 """Of alpha^2 before the last beta; smaller numbers lose their digits, and at last become 0."""
 
-Table = Annotated[tuple[Annotated[float, Field(ge=_SMALLEST_BETA, le=1)], ...], Field(min_length=1, max_length=1 << 16)]
+Table = Annotated[
+    tuple[Annotated[float, Field(ge=_SMALLEST_BETA, le=1)], ...],
+    Field(min_length=1, max_length=1 << 16),
+]
 
 
 class BetasSection(ScheduleSection):
@@ -104,7 +110,9 @@ class BetasSection(ScheduleSection):
     @model_validator(mode="after")
     def _check_signal(self) -> Self:
         signal = self._signal()[1:-1]
-        number = next((number for number, left in enumerate(signal, start=1) if left < _SMALLEST_SIGNAL), None)
+        number = next(
+            (number for number, left in enumerate(signal, start=1) if left < _SMALLEST_SIGNAL), None
+        )
         if number is not None:
             raise ValueError(
                 f"nothing of the picture is left after {number} of {len(signal) + 1} betas; "
@@ -118,7 +126,9 @@ class BetasSection(ScheduleSection):
         from vdiff.diffusion.schedule import BetaSchedule, CosineSchedule, tabled_betas
 
         if self.table == "linear":
-            return BetaSchedule(torch.linspace(self.first, self.last, self.grid, dtype=torch.float64))
+            return BetaSchedule(
+                torch.linspace(self.first, self.last, self.grid, dtype=torch.float64)
+            )
         if self.table == "scaled_linear":
             roots = torch.linspace(self.first**0.5, self.last**0.5, self.grid, dtype=torch.float64)
             return BetaSchedule(roots**2)

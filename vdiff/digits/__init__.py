@@ -17,7 +17,10 @@ MOST_INK = 16
 
 def load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """All pictures, uint8 [1797, 1, 8, 8] with 0 = paper and 255 = ink, and the digit in each, int64 [1797]."""
-    with resources.files(__name__).joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
+    with (
+        resources.files(__name__).joinpath("digits.npz").open("rb") as file,
+        np.load(file) as arrays,
+    ):
         ink, labels = arrays["ink"], arrays["labels"]
     images = np.rint(ink * (255 / MOST_INK)).astype(np.uint8)
     return images[:, None], labels.astype(np.int64)
@@ -36,7 +39,9 @@ def write_folder(folder: Path) -> int:
         whole_folder.forget_leftovers(folder / str(label))
     for name, content in pictures.items():
         if not _holds(folder / name, content):
-            whole_folder.write_bytes(folder / name, content, partial(_is_part, content), is_flushed=False)
+            whole_folder.write_bytes(
+                folder / name, content, partial(_is_part, content), is_flushed=False
+            )
     return len(pictures)
 
 

@@ -51,7 +51,9 @@ def read(path: Path) -> Arrays | None:
         data = _bytes(path)
         _check_names(data)
         with zipfile.ZipFile(io.BytesIO(data)) as file:
-            return {part.filename.removesuffix(".npy"): _array(file, part) for part in file.infolist()}
+            return {
+                part.filename.removesuffix(".npy"): _array(file, part) for part in file.infolist()
+            }
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, struct.error):
         return None
 
@@ -67,7 +69,9 @@ def _bytes(path: Path) -> bytes:
 def _check_names(data: bytes) -> None:
     """ValueError for a list of names that is long: zipfile makes an object of each one."""
     *_, size, _, remark = _END.unpack(data[-_END.size :])
-    has_second_end = data[-_END.size - 20 : -_END.size].startswith(b"PK\6\7")  # of 64 bits, which would overrule it
+    has_second_end = data[-_END.size - 20 : -_END.size].startswith(
+        b"PK\6\7"
+    )  # of 64 bits, which would overrule it
     if size > _MOST_BYTES_OF_NAMES or remark or has_second_end:
         raise ValueError("a list of names that nobody writes")
 

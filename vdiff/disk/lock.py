@@ -94,7 +94,11 @@ class _Lock:
             self._let_go_beside()
             return
         try:
-            if self._is_new and _is_at(self._path, self._descriptor) and set(os.listdir(self._folder)) == self._before:
+            if (
+                self._is_new
+                and _is_at(self._path, self._descriptor)
+                and set(os.listdir(self._folder)) == self._before
+            ):
                 self._path.unlink()
                 with contextlib.suppress(OSError):  # of a folder in which somebody else has begun
                     for folder in reversed(self._made):
@@ -105,9 +109,13 @@ class _Lock:
     def _let_go_beside(self) -> None:
         """The same where the file lies beside the folder, and cannot be removed before it is closed."""
         os_files.unlock(self._descriptor)
-        with contextlib.suppress(OSError):  # of a file that another process has opened, which waits for it
+        with contextlib.suppress(
+            OSError
+        ):  # of a file that another process has opened, which waits for it
             self._path.unlink()
-        with contextlib.suppress(OSError):  # of a folder in which something came of it, or that has another name
+        with contextlib.suppress(
+            OSError
+        ):  # of a folder in which something came of it, or that has another name
             for folder in reversed(self._made):
                 folder.rmdir()
 
@@ -115,7 +123,9 @@ class _Lock:
         with refusals(self._folder):
             try:
                 descriptor = self._opened()
-            except FileNotFoundError:  # the folder went this moment, with the process that had made it
+            except (
+                FileNotFoundError
+            ):  # the folder went this moment, with the process that had made it
                 return False
         try:
             if os_files.lock(descriptor) and _is_at(self._path, descriptor):
@@ -125,13 +135,17 @@ class _Lock:
             self._descriptor, self._before = descriptor, set(os.listdir(self._folder))
             self.let_go()
             problem = f"`{self._folder}` cannot be locked: {err.strerror}"
-            raise MachineError(problem, "choose a folder on a disk whose file system has locks (`flock`)") from err
+            raise MachineError(
+                problem, "choose a folder on a disk whose file system has locks (`flock`)"
+            ) from err
         os.close(descriptor)
         return False
 
     def _opened(self) -> int:
         if is_taken(self._folder):
-            raise UsageError(f"`{self._folder}` is not a folder", "choose another place", self._folder)
+            raise UsageError(
+                f"`{self._folder}` is not a folder", "choose another place", self._folder
+            )
         make(self._folder, self._made)
         try:
             descriptor = os_files.open_no_link(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -147,7 +161,9 @@ class _Lock:
             descriptor = os_files.open_no_link(self._path, os.O_RDWR)
         except OSError as err:
             if err.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO) or self._path.is_dir():
-                raise UsageError(f"`{self._path}` is not a file that vdiff made", fix, self._path) from err
+                raise UsageError(
+                    f"`{self._path}` is not a file that vdiff made", fix, self._path
+                ) from err
             raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)

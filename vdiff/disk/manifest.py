@@ -15,7 +15,9 @@ from vdiff.errors import ModelFileError
 def sealed(content: Mapping[str, Any]) -> str:
     """The text of a mark: `content` as JSON, and at its end the SHA-256 of every byte before it."""
     facts = {name: value for name, value in content.items() if name not in (_SEALED, _SEAL)}
-    text = json.dumps({_SEALED: True, **facts}, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    text = json.dumps(
+        {_SEALED: True, **facts}, indent=1, ensure_ascii=False, allow_nan=False
+    ).removesuffix("\n}")
     return f'{text},\n "{_SEAL}": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
 
@@ -27,13 +29,19 @@ def read(folder: Path, mark: str) -> dict[str, Any]:
     """
     path = folder / mark
     if not path.is_file():
-        raise ModelFileError(f"`{folder}` has no {mark}: it is not a finished folder of vdiff", _FIX, path)
+        raise ModelFileError(
+            f"`{folder}` has no {mark}: it is not a finished folder of vdiff", _FIX, path
+        )
     data = _bytes(path)
     content = _parsed(data, path)
     if not _is_sealed_right(data, content):
-        raise ModelFileError(f"`{path}` is damaged: its content changed (SHA-256 differs)", _FIX, path)
+        raise ModelFileError(
+            f"`{path}` is damaged: its content changed (SHA-256 differs)", _FIX, path
+        )
     files = content.get("files")
-    if not isinstance(files, dict) or not all(_is_entry(name, entry) for name, entry in files.items()):
+    if not isinstance(files, dict) or not all(
+        _is_entry(name, entry) for name, entry in files.items()
+    ):
         problem = "it does not list its files, with a size and a SHA-256 for each"
         raise ModelFileError(f"`{path}` is damaged: {problem}", _FIX, path)
     return {name: value for name, value in content.items() if name not in (_SEALED, _SEAL)}
@@ -57,7 +65,11 @@ def manifest(folder: Path) -> dict[str, Any]:
     """{relative path: {size, sha256}} of every file in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": sha256_of(path),
+        }
+        for path in files
     }
 
 
@@ -87,13 +99,17 @@ def _bytes(path: Path) -> bytes:
     except OSError as err:
         raise ModelFileError(f"`{path}` cannot be read: {err.strerror or err}", _FIX, path) from err
     if len(data) > _MOST_BYTES:
-        raise ModelFileError(f"`{path}` is damaged: it is longer than {_MOST_BYTES:,} bytes", _FIX, path)
+        raise ModelFileError(
+            f"`{path}` is damaged: it is longer than {_MOST_BYTES:,} bytes", _FIX, path
+        )
     return data
 
 
 def _parsed(data: bytes, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(data.decode(), parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+        content = json.loads(
+            data.decode(), parse_int=_whole, parse_float=_finite, parse_constant=_finite
+        )
         _check(content, _MOST_LEVELS)
     except (ValueError, RecursionError) as err:
         raise ModelFileError(f"`{path}` is damaged: {err}", _FIX, path) from err
@@ -135,14 +151,20 @@ def _check(value: Any, levels: int) -> None:
 
 
 def _is_entry(name: str, entry: Any) -> bool:
-    is_inside = name.isprintable() and len(name) <= 255 and not {"", ".", ".."} & set(name.split("/"))
-    size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    is_inside = (
+        name.isprintable() and len(name) <= 255 and not {"", ".", ".."} & set(name.split("/"))
+    )
+    size, sha256 = (
+        (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    )
     return is_inside and type(size) is int and size >= 0 and bool(_SHA256.fullmatch(str(sha256)))
 
 
 def _damage_of(folder: Path, name: str, entry: Mapping[str, Any], hashed: bool) -> str:
     path = folder / name
-    if path.is_symlink() or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+    if path.is_symlink() or not Path(os.path.realpath(path)).is_relative_to(
+        os.path.realpath(folder)
+    ):
         return f"{name}: leads out of the folder"
     try:
         if not path.is_file():

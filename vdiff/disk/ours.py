@@ -72,7 +72,9 @@ class Kind:
             names = {*mark.read(folder, self.mark)["files"], self.mark}
         except ModelFileError:
             return None
-        return names | {f"{parent}/" for name in names for parent in PurePosixPath(name).parents if parent.name}
+        return names | {
+            f"{parent}/" for name in names for parent in PurePosixPath(name).parents if parent.name
+        }
 
     def _unknown(self, folder: Path, listed: set[str] | None) -> Iterator[Path]:
         for path in sorted(folder.rglob("*")):
@@ -102,7 +104,9 @@ def strange(place: Path, found: Path, fix: str = ELSEWHERE) -> UsageError:
     elif found.is_symlink():
         problem = f"`{place}` is there already, as a link: it will not be replaced"
     elif found.is_dir():
-        problem = f"`{place}` is a folder already, and vdiff did not make it: it will not be replaced"
+        problem = (
+            f"`{place}` is a folder already, and vdiff did not make it: it will not be replaced"
+        )
     else:
         problem = f"`{place}` is there already, and vdiff did not make it: it will not be replaced"
     return UsageError(problem, fix, found)
@@ -132,7 +136,10 @@ def is_picture(path: Path) -> bool:
     data = beginning(path, 2**16)
     if data.startswith(b"GIF8"):
         return re.search(rb"\x21\xfe.vdiff ", data, re.DOTALL) is not None
-    return any(key.startswith("vdiff.") or (key, text[:6]) == ("Software", "vdiff ") for key, text in _texts(data))
+    return any(
+        key.startswith("vdiff.") or (key, text[:6]) == ("Software", "vdiff ")
+        for key, text in _texts(data)
+    )
 
 
 def is_archive(path: Path) -> bool:

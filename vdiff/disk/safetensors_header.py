@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from vdiff.disk.strict_json import parse_object
-from vdiff.disk.tensor_facts import ITEM_BITS, FormatError, TensorFact, is_size, printable, tensor_fact
+from vdiff.disk.tensor_facts import (
+    ITEM_BITS,
+    FormatError,
+    TensorFact,
+    is_size,
+    printable,
+    tensor_fact,
+)
 
 LONGEST_HEADER = 100 * 2**20
 """In bytes; the limit that the format itself sets."""
@@ -34,7 +41,9 @@ def read_header(path: Path) -> tuple[tuple[TensorFact, ...], dict[str, str]]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if num_bytes < 10 or length > num_bytes - 8:
-            raise FormatError(f"is cut short or not a safetensors file: {num_bytes} bytes, a header of {length}")
+            raise FormatError(
+                f"is cut short or not a safetensors file: {num_bytes} bytes, a header of {length}"
+            )
         if length > LONGEST_HEADER:
             raise FormatError(f"has a header of {length} bytes; the format allows {LONGEST_HEADER}")
         header = parse_object(file.read(length), "a header")
@@ -50,14 +59,20 @@ def _metadata(value: Any) -> dict[str, str]:
 
 
 def _tensors(header: dict[str, Any], num_data_bytes: int) -> tuple[TensorFact, ...]:
-    placed = sorted((_entry(name, entry) for name, entry in header.items()), key=lambda entry: entry[:2])
+    placed = sorted(
+        (_entry(name, entry) for name, entry in header.items()), key=lambda entry: entry[:2]
+    )
     end = 0
     for begin, next_end, tensor in placed:
         if begin != end:
-            raise FormatError(f"has a gap or an overlap before the tensor `{tensor.name}`, at byte {end} of its data")
+            raise FormatError(
+                f"has a gap or an overlap before the tensor `{tensor.name}`, at byte {end} of its data"
+            )
         end = next_end
     if end != num_data_bytes:
-        raise FormatError(f"is cut short or too long: its tensors need {end} bytes and it holds {num_data_bytes}")
+        raise FormatError(
+            f"is cut short or too long: its tensors need {end} bytes and it holds {num_data_bytes}"
+        )
     return tuple(tensor for _, _, tensor in placed)
 
 

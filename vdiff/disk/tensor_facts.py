@@ -32,7 +32,9 @@ class FormatError(Exception):
     """A file that does not keep to its format. `reason` goes on after the file's name; `fix` says what to do."""
 
     def __init__(
-        self, reason: str, fix: str = "get the file again from where it came from, or name another one"
+        self,
+        reason: str,
+        fix: str = "get the file again from where it came from, or name another one",
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -60,8 +62,14 @@ class TensorFact:
 def tensor_fact(name: str, shape: object, dtype: str) -> TensorFact:
     """A TensorFact after checking the name and the shape as they stand in the file; FormatError."""
     if len(name) > LONGEST_NAME or not name.isprintable():
-        raise FormatError(f"holds a tensor with a name that no program gives: `{printable(name, 40)}`")
-    if not isinstance(shape, list | tuple) or len(shape) > MOST_DIMENSIONS or not all(map(is_size, shape)):
+        raise FormatError(
+            f"holds a tensor with a name that no program gives: `{printable(name, 40)}`"
+        )
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) > MOST_DIMENSIONS
+        or not all(map(is_size, shape))
+    ):
         raise FormatError(f"says something that is not a shape about the tensor `{name}`")
     return TensorFact(name, tuple(shape), dtype)
 

@@ -65,7 +65,12 @@ def write(
     """
     with _beside(target, kind, num_bytes) as folder:
         fill(folder)
-        content = {**facts, "files": {name: file for name, file in manifest(folder).items() if name not in unlisted}}
+        content = {
+            **facts,
+            "files": {
+                name: file for name, file in manifest(folder).items() if name not in unlisted
+            },
+        }
         (folder / kind.mark).write_text(sealed(content), encoding="utf-8", newline="\n")
         _flush(folder)
         check(folder, kind.mark, target)
@@ -87,7 +92,9 @@ def check(folder: Path, mark: str, target: Path | None = None) -> None:
         found = [err.problem]
     if found:
         problem = f"what was written to `{target or folder}` cannot be read back: {found[0]}"
-        raise MachineError(problem, "look at the disk's health, or write to another disk", "; ".join(found[1:3]))
+        raise MachineError(
+            problem, "look at the disk's health, or write to another disk", "; ".join(found[1:3])
+        )
 
 
 def write_text(path: Path, text: str, is_ours: IsOurs) -> None:
@@ -132,7 +139,12 @@ def forget_leftovers(folder: Path, name: str | None = None) -> None:
     """
     for leftover in folder.glob(f".*{_BESIDE}*"):
         found = _LEFTOVER.fullmatch(leftover.name)
-        if found is not None and name in (None, found["name"]) and is_leftover(leftover) and not _is_alive(leftover):
+        if (
+            found is not None
+            and name in (None, found["name"])
+            and is_leftover(leftover)
+            and not _is_alive(leftover)
+        ):
             leftover.unlink(missing_ok=True)
 
 
@@ -143,7 +155,10 @@ def is_leftover(path: Path) -> bool:
 
 
 def clean(
-    parent: Path, kind: Kind | None = None, name: str | None = None, files: Collection[str] | None = None
+    parent: Path,
+    kind: Kind | None = None,
+    name: str | None = None,
+    files: Collection[str] | None = None,
 ) -> None:
     """Remove what writers that were killed left beside their targets in `parent`, and put back what they set aside.
 
@@ -173,7 +188,9 @@ def remove(folder: Path, kind: Kind) -> None:
         if old is not None:
             beside = _given_up(old, folder)
             try:
-                flush_one(folder.parent)  # else its files may be gone and its name back after a power cut
+                flush_one(
+                    folder.parent
+                )  # else its files may be gone and its name back after a power cut
             finally:
                 kind.delete(beside)
 
@@ -256,7 +273,9 @@ def _set_aside(target: Path, kind: Kind) -> Path | None:
     old = free_beside(target, _OLD)
     os_files.rename(target, old)
     try:
-        kind.refuse_stranger(old, _AGAIN, target)  # somebody may have put another one there meanwhile
+        kind.refuse_stranger(
+            old, _AGAIN, target
+        )  # somebody may have put another one there meanwhile
     except BaseException:
         _put_back(old, target)
         raise

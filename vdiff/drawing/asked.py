@@ -20,5 +20,7 @@ def doubts(card: ModelCard, steps: int, sampler: Sampler) -> list[str]:
     if card.times is not None and card.times % steps:
         found.append(f"{steps} does not divide {card.times}: the steps are not of equal length")
     if card.is_distilled and card.times is not None and card.sampler is None and sampler.is_noisy:
-        found.append(f"`{card.name}` was distilled to be sampled without fresh noise; ddim with eta 0 is what it knows")
+        found.append(
+            f"`{card.name}` was distilled to be sampled without fresh noise; ddim with eta 0 is what it knows"
+        )
     return found

@@ -60,8 +60,16 @@ class Drawing:
         Errors: UsageError for more pictures than fit into one strip or film.
         """
         if len(self.seeds) > _MAX_WAY_IMAGES:
-            raise UsageError(f"a strip or gif of {len(self.seeds)} pictures is too large", "ask for fewer with -n")
-        kept = set(torch.linspace(0, self.num_steps, min(num_frames, self.num_steps + 1)).round().int().tolist())
+            raise UsageError(
+                f"a strip or gif of {len(self.seeds)} pictures is too large",
+                "ask for fewer with -n",
+            )
+        kept = set(
+            torch.linspace(0, self.num_steps, min(num_frames, self.num_steps + 1))
+            .round()
+            .int()
+            .tolist()
+        )
         frames: dict[int, list[Tensor]] = {step: [] for step in sorted(kept)}
         for start in range(0, len(self.seeds), self.batch_size):
             self._follow(slice(start, start + self.batch_size), frames)
@@ -73,7 +81,9 @@ class Drawing:
 
     def _follow(self, part: slice, frames: Mapping[int, list[Tensor]]) -> None:
         codec, card = self.checkpoint.codec, self.checkpoint.card
-        noise = Randomness.for_images(torch.tensor(self.seeds[part])).normal(*codec.shape(card.shape))
+        noise = Randomness.for_images(torch.tensor(self.seeds[part])).normal(
+            *codec.shape(card.shape)
+        )
         states = [codec.decode(noise)]
         self._draw(part, lambda z, x: states.append(codec.decode(z.cpu(), card.name)))
         for step, parts in frames.items():
@@ -100,11 +110,15 @@ def decoded_share(drawn: Tensor, codec: Codec, made_by: str, machine: Machine) -
     """
     if machine.any(not bool(drawn.isfinite().all())):
         check_finite(drawn, made_by)
-        raise DivergedError(f"pictures of `{made_by}`, drawn by another process, hold NaN or Inf", UNSOUND)
+        raise DivergedError(
+            f"pictures of `{made_by}`, drawn by another process, hold NaN or Inf", UNSOUND
+        )
     return codec.decode(drawn, made_by)
 
 
-def facts_of(card: ModelCard, num_steps: int, sampler: Sampler, seeds: Sequence[int]) -> dict[str, str]:
+def facts_of(
+    card: ModelCard, num_steps: int, sampler: Sampler, seeds: Sequence[int]
+) -> dict[str, str]:
     """What pictures say about their origin."""
     return {
         "Software": f"vdiff {__version__}",

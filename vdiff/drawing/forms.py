@@ -57,7 +57,10 @@ def output(path: Path, facts: Mapping[str, str], labels: Tensor | None = None) -
 def _form(path: Path, facts: Mapping[str, str], labels: Tensor | None) -> Output:
     if path.suffix == ".npz":
         return _Arrays(path, facts, labels)
-    forms: dict[str, Callable[[Path, Mapping[str, str]], Output]] = {".png": _Grid, ".zip": _Archive}
+    forms: dict[str, Callable[[Path, Mapping[str, str]], Output]] = {
+        ".png": _Grid,
+        ".zip": _Archive,
+    }
     return forms.get(path.suffix, _Folder)(path, facts)
 
 
@@ -85,7 +88,9 @@ class _Folder:
 
     def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
         for picture, seed in zip(pictures, seeds, strict=True):
-            write_png(self._path / self._name(seed), picture, {**self._facts, "vdiff.seeds": str(seed)})
+            write_png(
+                self._path / self._name(seed), picture, {**self._facts, "vdiff.seeds": str(seed)}
+            )
 
     def close(self) -> None: ...
 
@@ -98,8 +103,12 @@ class _Folder:
 class _Archive:
     def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
         self._path, self._beside, self._name = path, whole_folder.free_beside(path), _Names()
-        self._zip = zipfile.ZipFile(self._beside, "x", zipfile.ZIP_STORED)  # PNGs are compressed already
-        self._zip.comment = "\n".join(f"{name}: {value}" for name, value in facts.items()).encode()[:65535]
+        self._zip = zipfile.ZipFile(
+            self._beside, "x", zipfile.ZIP_STORED
+        )  # PNGs are compressed already
+        self._zip.comment = "\n".join(f"{name}: {value}" for name, value in facts.items()).encode()[
+            :65535
+        ]
 
     def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
         for picture, seed in zip(pictures, seeds, strict=True):
@@ -130,7 +139,11 @@ class _Arrays:
     def close(self) -> None:
         content = io.BytesIO()
         images, seeds = torch.cat(self._parts).numpy(), np.array(self._seeds, np.int64)
-        arrays: dict[str, Any] = {"images": images, "seeds": seeds, "about": np.array(json.dumps(self._facts))}
+        arrays: dict[str, Any] = {
+            "images": images,
+            "seeds": seeds,
+            "about": np.array(json.dumps(self._facts)),
+        }
         if self._labels is not None:
             arrays["labels"] = self._labels.numpy()
         np.savez_compressed(content, **arrays)

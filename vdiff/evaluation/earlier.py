@@ -28,14 +28,22 @@ class Earlier:
         before, made = self.table, datetime.now(UTC).isoformat(timespec="seconds")
         if before is None:
             return EvaluationTable(
-                protocol=protocol, made=made, made_by=f"vdiff {__version__}", machine=machine, rows=tuple(rows)
+                protocol=protocol,
+                made=made,
+                made_by=f"vdiff {__version__}",
+                machine=machine,
+                rows=tuple(rows),
             )
         known = before.protocol.joined_with(protocol)
         if all(row in before.rows for row in rows):
             return before.model_copy(update={"protocol": known, "rows": tuple(rows)})
         machines = "; ".join(dict.fromkeys([*before.machine.split("; "), machine]))
         return EvaluationTable(
-            protocol=known, made=made, made_by=f"vdiff {__version__}", machine=machines, rows=tuple(rows)
+            protocol=known,
+            made=made,
+            made_by=f"vdiff {__version__}",
+            machine=machines,
+            rows=tuple(rows),
         )
 
 

@@ -28,7 +28,10 @@ class Ready:
 
     def features(self) -> dict[str, str]:
         """What each of them compares, in words, by name."""
-        return {**{name: metric.features for name, metric in self.of_sets.items()}, **self.of_pairs.features}
+        return {
+            **{name: metric.features for name, metric in self.of_sets.items()},
+            **self.of_pairs.features,
+        }
 
 
 NOT_READY = Ready({}, Pairs([]))
@@ -61,7 +64,9 @@ class Evaluation:
         for subject in self.subjects:
             known = earlier.row(subject)
             partners = self._partners(subject).items()
-            others = [each for whom, each in partners if not pairs <= _known_of(known, whom, each).keys()]
+            others = [
+                each for whom, each in partners if not pairs <= _known_of(known, whom, each).keys()
+            ]
             if subject.is_shown and (known is None or others or not names <= set(known.metrics)):
                 needed |= {subject.key, *((other.hash, other.num_steps) for other in others)}
         return needed
@@ -110,12 +115,16 @@ class Evaluation:
             sampler=str(self.wanted.sampler),
             shape=card.shape,
             resizing="none",
-            reference=Reference(fingerprint=images.fingerprint, num_images=images.num_images) if images else None,
+            reference=Reference(fingerprint=images.fingerprint, num_images=images.num_images)
+            if images
+            else None,
             features=ready.features(),
             labels=self.wanted.labels(card.num_classes),
         )
 
-    def table(self, ready: Ready, machine: Machine, on_row: Callable[[Row], None], earlier: Earlier) -> EvaluationTable:
+    def table(
+        self, ready: Ready, machine: Machine, on_row: Callable[[Row], None], earlier: Earlier
+    ) -> EvaluationTable:
         """Measure what is drawn and not known yet; in the first process alone.   Errors: DataError."""
         samples, rows = self.samples(), []
         for subject in self.subjects:
@@ -143,12 +152,16 @@ class Evaluation:
 
     def _check_weights(self) -> None:
         """UsageError for a file of weights that no metric reads, or that two networks would have to read."""
-        networks = sorted({section.network for section in self.metrics if section.network is not None})
+        networks = sorted(
+            {section.network for section in self.metrics if section.network is not None}
+        )
         if self.weights is None or len(networks) == 1:
             return
         if networks:
             fix = "evaluate one after another, each with its own --weights: the table is extended"
-            raise UsageError(f"one file cannot hold the weights of {' and '.join(networks)}", fix, "--weights")
+            raise UsageError(
+                f"one file cannot hold the weights of {' and '.join(networks)}", fix, "--weights"
+            )
         fix = "leave it out, or name a metric that looks with a network, as in --metrics fid"
         raise UsageError("no metric that is asked for reads weights", fix, "--weights")
 
@@ -161,7 +174,9 @@ class Evaluation:
     ) -> Row:
         own, card = samples[subject.key], subject.card
         values = dict(known.metrics) if known else {}
-        values |= {name: metric.value(own) for name, metric in ready.of_sets.items() if name not in values}
+        values |= {
+            name: metric.value(own) for name, metric in ready.of_sets.items() if name not in values
+        }
         compared = {whom: known.partner(whom) for whom in PARTNERS} if known else {}
         for whom, other in self._partners(subject).items():
             before = _known_of(known, whom, other)

@@ -52,7 +52,13 @@ class Samples:
 
     def __init__(self, folder: Path, subject: Subject, wanted: Wanted) -> None:
         self._subject, self._wanted = subject, wanted
-        about = [*subject.key, str(wanted.sampler), wanted.num_images, wanted.first_seed, _MOST_IN_CHUNK]
+        about = [
+            *subject.key,
+            str(wanted.sampler),
+            wanted.num_images,
+            wanted.first_seed,
+            _MOST_IN_CHUNK,
+        ]
         labels = wanted.labels(subject.card.num_classes)
         about += [labels] if labels is not None and labels.endswith("by seed") else []
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
@@ -71,7 +77,9 @@ class Samples:
         if first >= last:
             return torch.zeros(0, *self._subject.card.shape, dtype=torch.uint8)
         starts = [start for start in self._starts if start < last and start + self._size > first]
-        found = torch.cat([self._opened(start)[max(first - start, 0) : last - start] for start in starts])
+        found = torch.cat(
+            [self._opened(start)[max(first - start, 0) : last - start] for start in starts]
+        )
         if last == len(self):
             self._open = None
         return found
@@ -94,7 +102,9 @@ class Samples:
         for start in self._starts:
             refuse_strange_file(self._path(start), array_file.is_ours)
 
-    def draw(self, machine: Machine, on_batch: Callable[[int], None], is_needed: bool = True) -> None:
+    def draw(
+        self, machine: Machine, on_batch: Callable[[int], None], is_needed: bool = True
+    ) -> None:
         """Draw what is missing; every process must come here, the first one writes.
 
         on_batch: told how many more.   is_needed: whether to draw at all; what the first process says, counts.
@@ -102,8 +112,18 @@ class Samples:
         self._open, is_needed = None, is_needed and machine.is_first
         flags = [float(is_needed and not self._is_there(start)) for start in self._starts]
         missing = machine.sum(torch.tensor(flags, device=machine.device)).tolist()
-        on_batch(sum(self._count(start) for start, flag in zip(self._starts, missing, strict=True) if not flag))
-        model = telling.model(machine.processes, self._subject.folder, machine.device) if any(missing) else None
+        on_batch(
+            sum(
+                self._count(start)
+                for start, flag in zip(self._starts, missing, strict=True)
+                if not flag
+            )
+        )
+        model = (
+            telling.model(machine.processes, self._subject.folder, machine.device)
+            if any(missing)
+            else None
+        )
         for start, flag in zip(self._starts, missing, strict=True):
             if flag and model is not None:
                 self._make(start, model, machine, on_batch)
@@ -117,7 +137,11 @@ class Samples:
             self.folder.rmdir()
 
     def _make(
-        self, start: int, model: checkpoint.Checkpoint, machine: Machine, on_batch: Callable[[int], None]
+        self,
+        start: int,
+        model: checkpoint.Checkpoint,
+        machine: Machine,
+        on_batch: Callable[[int], None],
     ) -> None:
         count, watch = self._count(start), _Stopwatch(on_batch)
 
@@ -154,7 +178,9 @@ class Samples:
 
     def _is_right(self, start: int, found: Arrays) -> bool:
         images, seconds = (found.get(name, _NOTHING) for name in ("images", "seconds"))
-        is_time = seconds.shape == () and seconds.dtype == np.float64 and 0 <= float(seconds) < math.inf
+        is_time = (
+            seconds.shape == () and seconds.dtype == np.float64 and 0 <= float(seconds) < math.inf
+        )
         shape = (self._count(start), *self._subject.card.shape)
         return is_time and images.shape == shape and images.dtype == np.uint8
 
@@ -164,7 +190,11 @@ class Samples:
     def _read(self, start: int) -> Arrays:
         found = array_file.read(self._path(start))
         if found is None or not self._is_right(start, found):
-            raise DataError("pictures that were drawn are gone or damaged", "type the command again", self._path(start))
+            raise DataError(
+                "pictures that were drawn are gone or damaged",
+                "type the command again",
+                self._path(start),
+            )
         return found
 
 

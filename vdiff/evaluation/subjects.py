@@ -41,22 +41,32 @@ def from_facts(facts: Mapping[str, Any]) -> Subject:
     """What `Subject.facts` told."""
     folder = Path(facts["folder"])
     partners = tuple(facts["partners"])
-    return Subject(**{**facts, "folder": folder, "card": parse(facts["card"], folder), "partners": partners})
+    return Subject(
+        **{**facts, "folder": folder, "card": parse(facts["card"], folder), "partners": partners}
+    )
 
 
 def of_run(run: RunFolder) -> list[Subject]:
     """The finished stages, and each number of steps undistilled.   Errors: UsageError when there is none."""
     cards = {name: read_card(run.model(name)) for name in run.models()}
     if not cards:
-        raise UsageError(f"`{run.path}` holds no finished model", "run `vdiff train` first", run.path)
+        raise UsageError(
+            f"`{run.path}` holds no finished model", "run `vdiff train` first", run.path
+        )
     students = [(name, card) for name, card in cards.items() if card.is_distilled]
     found: list[Subject] = []
     for name, card in cards.items():
         if not card.is_distilled:
             found.append(Subject(run.model(name), card, card.num_steps, "original"))
-            steps = sorted({student.num_steps for _, student in students} - {card.num_steps}, reverse=True)
-            found += [Subject(run.model(name), card, each, "undistilled", (card.hash,)) for each in steps]
-    found += [_own(run.model(name), card, lineage(card, list(cards.values()))) for name, card in students]
+            steps = sorted(
+                {student.num_steps for _, student in students} - {card.num_steps}, reverse=True
+            )
+            found += [
+                Subject(run.model(name), card, each, "undistilled", (card.hash,)) for each in steps
+            ]
+    found += [
+        _own(run.model(name), card, lineage(card, list(cards.values()))) for name, card in students
+    ]
     _check_shapes(found)
     return found
 
@@ -73,7 +83,9 @@ def of_models(folders: Sequence[Path]) -> list[Subject]:
         others = [_own(*beside[other.hash], is_shown=False) for other in partners]
         behind |= {other.key: other for other in others}
     _check_shapes(shown)
-    return shown + [other for key, other in behind.items() if key not in {subject.key for subject in shown}]
+    return shown + [
+        other for key, other in behind.items() if key not in {subject.key for subject in shown}
+    ]
 
 
 def lineage(card: ModelCard, cards: Sequence[ModelCard]) -> list[ModelCard]:
@@ -83,12 +95,20 @@ def lineage(card: ModelCard, cards: Sequence[ModelCard]) -> list[ModelCard]:
     while card.parent is not None and card.parent["hash"] in by_hash and len(way) <= len(cards):
         card = by_hash[card.parent["hash"]]
         way.append(card)
-    return list({each.hash: each for each in (way[:1] + [each for each in way if not each.is_distilled])}.values())
+    return list(
+        {
+            each.hash: each for each in (way[:1] + [each for each in way if not each.is_distilled])
+        }.values()
+    )
 
 
-def _own(folder: Path, card: ModelCard, partners: Sequence[ModelCard] = (), is_shown: bool = True) -> Subject:
+def _own(
+    folder: Path, card: ModelCard, partners: Sequence[ModelCard] = (), is_shown: bool = True
+) -> Subject:
     role: Role = "student" if card.is_distilled else "original"
-    return Subject(folder, card, card.num_steps, role, tuple(partner.hash for partner in partners), is_shown)
+    return Subject(
+        folder, card, card.num_steps, role, tuple(partner.hash for partner in partners), is_shown
+    )
 
 
 def _beside(folder: Path) -> list[tuple[Path, ModelCard]]:
@@ -99,6 +119,9 @@ def _beside(folder: Path) -> list[tuple[Path, ModelCard]]:
 def _check_shapes(subjects: Sequence[Subject]) -> None:
     """UsageError for models whose pictures cannot be compared."""
     for subject in subjects:
-        if subject.card.shape != subjects[0].card.shape or subject.card.num_classes != subjects[0].card.num_classes:
+        if (
+            subject.card.shape != subjects[0].card.shape
+            or subject.card.num_classes != subjects[0].card.num_classes
+        ):
             problem = f"`{subject.folder}` and `{subjects[0].folder}` make pictures of different shapes or classes"
             raise UsageError(problem, "evaluate them one by one")

@@ -73,4 +73,6 @@ class Format(ABC):
 
         Errors: ModelFileError for one that the format cannot hold exactly, with the reason; OSError.
         """
-        raise ModelFileError("vdiff cannot write models of this format", "choose another format", path)
+        raise ModelFileError(
+            "vdiff cannot write models of this format", "choose another format", path
+        )

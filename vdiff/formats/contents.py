@@ -63,13 +63,19 @@ def contents_of(path: Path) -> Contents:
     is_zip = beginning.startswith(b"PK\x03\x04")
     is_named_safetensors = path.suffix == ".safetensors"
     if not is_safetensors(beginning[:16]) and is_named_safetensors and (is_zip or _is_pickle(path)):
-        reason = "is a pickle under the name of a safetensors file: loading it could run any program"
+        reason = (
+            "is a pickle under the name of a safetensors file: loading it could run any program"
+        )
         raise FormatError(reason, "do not load it; ask its maker for real safetensors")
     if is_safetensors(beginning[:16]) or is_named_safetensors:
         tensors, metadata = read_header(path)
         return Contents(path, "safetensors", beginning, num_bytes, tensors, metadata)
     try:
-        return _torch_zip(path, beginning, num_bytes) if is_zip else _pickle(path, beginning, num_bytes)
+        return (
+            _torch_zip(path, beginning, num_bytes)
+            if is_zip
+            else _pickle(path, beginning, num_bytes)
+        )
     except FormatError as err:
         return Contents(path, "unknown", beginning, num_bytes, trouble=err)
 
@@ -86,7 +92,9 @@ def _pickle(path: Path, beginning: bytes, num_bytes: int) -> Contents:
         names = legacy_names(path)
     except FormatError as err:
         reason = "is not a model file that vdiff knows, or a damaged one"
-        raise FormatError(reason, "name a .pt, .pth, .ckpt or .safetensors file, or a diffusers folder") from err
+        raise FormatError(
+            reason, "name a .pt, .pth, .ckpt or .safetensors file, or a diffusers folder"
+        ) from err
     return Contents(path, "pickle", beginning, num_bytes, names=names)
 
 

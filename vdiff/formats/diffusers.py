@@ -17,7 +17,13 @@ NETWORK_FACTS = (
     *("down_block_types", "attention_head_dim", "class_embed_type", "num_class_embeds"),
 )
 SCHEDULER_FACTS = (
-    *("num_train_timesteps", "prediction_type", "timestep_spacing", "beta_schedule", "set_alpha_to_one"),
+    *(
+        "num_train_timesteps",
+        "prediction_type",
+        "timestep_spacing",
+        "beta_schedule",
+        "set_alpha_to_one",
+    ),
     *("clip_sample", "rescale_betas_zero_snr"),
 )
 PLACES = ("unet/", "transformer/", "")
@@ -36,12 +42,18 @@ class DiffusersFormat(Format):
         return any("_class_name" in (found.config(name) or {}) for name in files)
 
     def describe(self, found: Contents) -> ForeignFile:
-        place = next((each for each in PLACES if (found.path / each / "config.json").is_file()), None)
+        place = next(
+            (each for each in PLACES if (found.path / each / "config.json").is_file()), None
+        )
         if place is None:
             problem = "is a folder without `model_index.json` or `config.json`"
             raise FormatError(problem, "name a run, a model or a file")
         config = found.config(f"{place}config.json") or {}
-        facts = {"network": _class_name(config), **_chosen(config, NETWORK_FACTS), **_pipeline_facts(found)}
+        facts = {
+            "network": _class_name(config),
+            **_chosen(config, NETWORK_FACTS),
+            **_pipeline_facts(found),
+        }
         weights = [_part(path) for path in _weights(found.path / place)]
         tensors = tuple(tensor for part in weights for tensor in part.tensors)
         names = tuple(name for part in weights for name in part.names)
@@ -57,7 +69,9 @@ def _part(path: Path) -> Contents:
         if found.trouble is not None:
             raise found.trouble
     except FormatError as err:
-        raise FormatError(f"holds a file of weights, `{path.name}`, that {err.reason}", err.fix) from err
+        raise FormatError(
+            f"holds a file of weights, `{path.name}`, that {err.reason}", err.fix
+        ) from err
     return found
 
 

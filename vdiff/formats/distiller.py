@@ -28,7 +28,11 @@ class DistillerFormat(Format):
         num_steps, time_scale = found.entries["n_timesteps"], found.entries["time_scale"]
         assert is_size(num_steps)
         assert is_size(time_scale)
-        shapes = {fact.name.removeprefix("G."): fact.shape for fact in found.tensors if fact.name.startswith("G.")}
+        shapes = {
+            fact.name.removeprefix("G."): fact.shape
+            for fact in found.tensors
+            if fact.name.startswith("G.")
+        }
         facts = {
             "num_bytes": found.num_bytes,
             "num_steps": num_steps,
@@ -51,9 +55,13 @@ def _network_facts(shapes: Shapes) -> dict[str, Any]:
     fold = math.isqrt(inlet[1] // 3)
     return {
         "width": width,
-        "multipliers": [level[0][0] / width if level[0][0] % width else level[0][0] // width for level in levels],
+        "multipliers": [
+            level[0][0] / width if level[0][0] % width else level[0][0] // width for level in levels
+        ],
         "blocks": max(map(len, levels)),
-        "attention_strides": [2**i for i, level in enumerate(levels) if any(attends for _, attends in level)],
+        "attention_strides": [
+            2**i for i, level in enumerate(levels) if any(attends for _, attends in level)
+        ],
         "affine_time": time[0] == 2 * levels[0][0][0],
         "channels": inlet[1] // fold**2 if fold and inlet[1] % 3 == 0 else inlet[1],
         "fold": max(fold, 1),
@@ -63,7 +71,9 @@ def _network_facts(shapes: Shapes) -> dict[str, Any]:
 def _levels(shapes: Shapes) -> list[list[tuple[int, bool]]]:
     """Per level of the way down, its blocks as (channels, has attention); a bare convolution ends a level."""
     levels: list[list[tuple[int, bool]]] = [[]]
-    indices = {int(match[1]) for match in map(re.compile(r"down\.(\d{1,4})\.").match, shapes) if match}
+    indices = {
+        int(match[1]) for match in map(re.compile(r"down\.(\d{1,4})\.").match, shapes) if match
+    }
     for index in sorted(indices - {0}):
         channels = shapes.get(f"down.{index}.resblocks.conv1.weight", (0,))
         if f"down.{index}.0.weight" in shapes:

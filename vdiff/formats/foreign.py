@@ -16,7 +16,11 @@ from vdiff.formats.facts import ForeignFile, warning
 
 __all__ = ["ForeignFile", "TensorFact", "describe"]
 
-KINDS = {"safetensors": "safetensors weights", "torch": "pytorch checkpoint", "torchscript": "torchscript program"}
+KINDS = {
+    "safetensors": "safetensors weights",
+    "torch": "pytorch checkpoint",
+    "torchscript": "torchscript program",
+}
 """What a file is called of which no format knows more."""
 
 
@@ -31,7 +35,9 @@ def describe(path: Path) -> ForeignFile:
         problem = "".join([f"`{path.name}` {err.reason}", *(f"\n  {text}" for text in unusable)])
         raise ModelFileError(problem, err.fix, path) from err
     except OSError as err:
-        raise ModelFileError(f"`{path.name}` cannot be read: {err.strerror}", "check the path", path) from err
+        raise ModelFileError(
+            f"`{path.name}` cannot be read: {err.strerror}", "check the path", path
+        ) from err
     if unusable:
         return replace(told, facts={**told.facts, "warnings": unusable})
     return told
@@ -57,7 +63,9 @@ def _unknown(found: Contents) -> ForeignFile:
         return DiffusersFormat().describe(found)
     facts = {"num_bytes": found.num_bytes, **warning(found.names)}
     if found.container == "pickle":
-        advice = "where you trust its maker: `torch.save(torch.load(file, weights_only=True), new_file)`"
+        advice = (
+            "where you trust its maker: `torch.save(torch.load(file, weights_only=True), new_file)`"
+        )
         told = {"num_bytes": found.num_bytes, "note": "a bare pickle: not read", "fix": advice}
         return ForeignFile(found.path, "legacy pickle", (), {**told, **warning(found.names)})
     if found.container == "safetensors" and found.entries:

@@ -91,7 +91,9 @@ class _Machine:
         elif opcode in _ACTIONS:
             _ACTIONS[opcode](self, arg)
         elif opcode not in _SILENT:
-            raise FormatError(f"holds a pickle with the instruction {opcode}, which model files do not use")
+            raise FormatError(
+                f"holds a pickle with the instruction {opcode}, which model files do not use"
+            )
 
     def pop(self) -> Any:
         return self._stack.pop()
@@ -234,7 +236,15 @@ _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 _ARGUMENTS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *(
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+    ),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _CONSTANTS: dict[str, Callable[[], Any]] = {

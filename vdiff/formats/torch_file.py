@@ -9,7 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vdiff.disk.tensor_facts import ITEM_BITS, FormatError, TensorFact, is_size, printable, tensor_fact
+from vdiff.disk.tensor_facts import (
+    ITEM_BITS,
+    FormatError,
+    TensorFact,
+    is_size,
+    printable,
+    tensor_fact,
+)
 from vdiff.formats.opcodes import Followed, Kept, Made, Name, Table, follow
 
 LARGEST_READ = 64 * 2**20
@@ -36,7 +43,10 @@ _PARAMETERS = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_paramet
 _HARMLESS = {
     *_TENSORS,
     *_PARAMETERS,
-    *(f"torch.{name}" for name in [*STORAGES, *ITEM_BITS, "Size", "device", "storage.UntypedStorage"]),
+    *(
+        f"torch.{name}"
+        for name in [*STORAGES, *ITEM_BITS, "Size", "device", "storage.UntypedStorage"]
+    ),
     *("collections.OrderedDict", "torch.serialization._get_layout"),
 }
 
@@ -58,7 +68,14 @@ def read_zip(path: Path) -> TorchFile:
             records = _records(archive, path.stat().st_size)
             folder = _folder(records)
             followed = follow(io.BytesIO(_content(archive, records[f"{folder}/data.pkl"])))
-    except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, NotImplementedError, OverflowError) as err:
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+        OverflowError,
+    ) as err:
         raise FormatError(f"is a damaged zip file: {printable(str(err))}") from err
     sizes = {name.removeprefix(f"{folder}/data/"): info.file_size for name, info in records.items()}
     tensors = tuple(islice(_walk(followed.value, "", sizes, set()), MOST_TENSORS + 1))
@@ -104,13 +121,17 @@ def _records(archive: zipfile.ZipFile, num_bytes: int) -> dict[str, zipfile.ZipI
 def _folder(records: Mapping[str, zipfile.ZipInfo]) -> str:
     pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise FormatError("is a zip file, but not one of PyTorch", "name a .pt, .pth, .ckpt or .safetensors file")
+        raise FormatError(
+            "is a zip file, but not one of PyTorch", "name a .pt, .pth, .ckpt or .safetensors file"
+        )
     return pickles[0].partition("/")[0]
 
 
 def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if info.file_size > LARGEST_READ:
-        raise FormatError(f"holds a pickle of {info.file_size} bytes; it should hold tensors as records of their own")
+        raise FormatError(
+            f"holds a pickle of {info.file_size} bytes; it should hold tensors as records of their own"
+        )
     with archive.open(info) as member:
         return b"".join(iter(partial(member.read, 2**20), b""))
 
@@ -119,7 +140,9 @@ def _suspects(followed: Followed) -> tuple[str, ...]:
     return tuple(printable(name) for name in followed.names if name not in _HARMLESS)
 
 
-def _walk(value: Any, name: str, sizes: Mapping[str, int], seen: set[int], depth: int = 0) -> Iterator[TensorFact]:
+def _walk(
+    value: Any, name: str, sizes: Mapping[str, int], seen: set[int], depth: int = 0
+) -> Iterator[TensorFact]:
     """The tensors in tables, lists and tuples, named `a.b.0`; a container that appears twice is entered once."""
     if depth > DEEPEST:
         raise FormatError(f"nests its contents more than {DEEPEST} deep")
@@ -148,7 +171,9 @@ def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorF
     if maker not in _TENSORS:
         return
     if not _is_row(made.args, 4):
-        raise FormatError(f"describes the tensor `{printable(name)}` in a way that PyTorch does not")
+        raise FormatError(
+            f"describes the tensor `{printable(name)}` in a way that PyTorch does not"
+        )
     storage, offset, shape, strides, *rest = made.args
     stored_dtype, num_bytes = _storage(storage, sizes)
     dtype = _dtype(rest[2]) if maker.endswith("_v3") and len(rest) > 2 else stored_dtype
@@ -162,7 +187,12 @@ def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorF
 def _storage(storage: Any, sizes: Mapping[str, int]) -> tuple[str, int]:
     """Type of number and size in bytes of a storage, compared with its record."""
     key: Any = storage.key if isinstance(storage, Kept) else None
-    if not _is_row(key, 5) or not isinstance(key[1], Name) or not isinstance(key[2], str) or not is_size(key[4]):
+    if (
+        not _is_row(key, 5)
+        or not isinstance(key[1], Name)
+        or not isinstance(key[2], str)
+        or not is_size(key[4])
+    ):
         raise FormatError("names a storage in a way that PyTorch does not")
     dtype = STORAGES.get(key[1].full.rpartition(".")[2], "")
     if not dtype or not key[1].full.startswith("torch."):
@@ -170,7 +200,9 @@ def _storage(storage: Any, sizes: Mapping[str, int]) -> tuple[str, int]:
     num_bytes = key[4] * ITEM_BITS[dtype] // 8
     if sizes.get(key[2]) != num_bytes:
         held = f"has {sizes[key[2]]}" if key[2] in sizes else "is missing"
-        raise FormatError(f"is damaged: the record `data/{printable(key[2])}` should have {num_bytes} bytes and {held}")
+        raise FormatError(
+            f"is damaged: the record `data/{printable(key[2])}` should have {num_bytes} bytes and {held}"
+        )
     return dtype, num_bytes
 
 
@@ -183,12 +215,18 @@ def _dtype(name: Any) -> str:
 
 def _reach(fact: TensorFact, offset: Any, strides: Any) -> int:
     """How many numbers of its storage a tensor needs, from the storage's start."""
-    are_strides = isinstance(strides, tuple) and len(strides) == len(fact.shape) and all(map(is_size, strides))
+    are_strides = (
+        isinstance(strides, tuple)
+        and len(strides) == len(fact.shape)
+        and all(map(is_size, strides))
+    )
     if not are_strides or not is_size(offset):
         raise FormatError(f"says something odd about where the tensor `{fact.name}` lies")
     if 0 in fact.shape:
         return 0
-    last: int = offset + sum((size - 1) * stride for size, stride in zip(fact.shape, strides, strict=True))
+    last: int = offset + sum(
+        (size - 1) * stride for size, stride in zip(fact.shape, strides, strict=True)
+    )
     return last + 1
 
 

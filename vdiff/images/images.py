@@ -74,7 +74,9 @@ def from_picture(picture: Picture) -> Pixels:
 
 def to_picture(image: Pixels) -> Picture:
     """uint8 [C, H, W] as a Pillow picture."""
-    return Image.fromarray(np.ascontiguousarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)))
+    return Image.fromarray(
+        np.ascontiguousarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0))
+    )
 
 
 def fit_square(picture: Picture, size: int, resampling: Resampling) -> Picture:
@@ -87,7 +89,9 @@ def fit_square(picture: Picture, size: int, resampling: Resampling) -> Picture:
     short = min(picture.size)
     width, height = (int(size * side / short) for side in picture.size)
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{picture.width} x {picture.height} pixels are too long and narrow for size {size}")
+        raise ValueError(
+            f"{picture.width} x {picture.height} pixels are too long and narrow for size {size}"
+        )
     left, top = round((width - size) / 2), round((height - size) / 2)
     resized = picture.resize((width, height), Image.Resampling[resampling.upper()])
     return resized.crop((left, top, left + size, top + size))
@@ -169,16 +173,25 @@ class Row(NamedTuple):
 def write_rows(path: Path, rows: Sequence[Row], text: Mapping[str, str] | None = None) -> None:
     """Write labelled rows of pictures of one size as a PNG that carries `text`, whole or not at all."""
     size = rows[0].pictures.shape[-1]
-    strips = [grid(on_white(row.pictures), columns=len(row.pictures), scale=max(1, 48 // size)) for row in rows]
+    strips = [
+        grid(on_white(row.pictures), columns=len(row.pictures), scale=max(1, 48 // size))
+        for row in rows
+    ]
     font = ImageFont.load_default(15)
     left = 12 + math.ceil(max(font.getlength(row.label) for row in rows))
-    tops = list(itertools.accumulate(strip.shape[-2] + 8 * row.gap for strip, row in zip(strips, rows, strict=True)))
+    tops = list(
+        itertools.accumulate(
+            strip.shape[-2] + 8 * row.gap for strip, row in zip(strips, rows, strict=True)
+        )
+    )
     page = Image.new("RGB", (left + strips[0].shape[-1] + 4, tops[-1] + 8), "white")
     pen = ImageDraw.Draw(page)
     for row, strip, bottom in zip(rows, strips, tops, strict=True):
         top = bottom - strip.shape[-2] + 4
         page.paste(to_picture(strip.numpy()).convert("RGB"), (left, top))
-        pen.text((left - 8, top + strip.shape[-2] / 2), row.label, fill="black", font=font, anchor="rm")
+        pen.text(
+            (left - 8, top + strip.shape[-2] / 2), row.label, fill="black", font=font, anchor="rm"
+        )
     _write_picture(path, page, text or {})
 
 
@@ -190,7 +203,9 @@ def write_gif(path: Path, frames: Tensor, milliseconds: int = 80) -> None:
     first, *rest = [to_picture(frame) for frame in on_white(frames).cpu().numpy()]
     file = io.BytesIO()
     about = f"vdiff {__version__}"
-    first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0, comment=about)
+    first.save(
+        file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0, comment=about
+    )
     _write_whole(path, file.getvalue())
 
 

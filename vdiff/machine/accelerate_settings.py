@@ -59,7 +59,9 @@ def ignored(precision: str, environment: Mapping[str, str] | None = None) -> str
     asked = {
         name: value
         for name, value in sorted(given.items())
-        if name.startswith(_PREFIXES) and name not in (USE_CPU, *_TALK) and value.strip().lower() not in _ASK_NOTHING
+        if name.startswith(_PREFIXES)
+        and name not in (USE_CPU, *_TALK)
+        and value.strip().lower() not in _ASK_NOTHING
     }
     if asked.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") == "1":
         del asked["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"]
@@ -67,7 +69,9 @@ def ignored(precision: str, environment: Mapping[str, str] | None = None) -> str
         del asked["ACCELERATE_MIXED_PRECISION"]
     if not asked:
         return ""
-    named = sorted(asked, key=lambda name: (name not in _OURS, name))  # those that have a word of ours come first
+    named = sorted(
+        asked, key=lambda name: (name not in _OURS, name)
+    )  # those that have a word of ours come first
     told = [_told(name, asked[name]) for name in named[:_MOST_NAMED]]
     more = len(named) - len(told)
     if more:

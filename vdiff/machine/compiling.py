@@ -20,11 +20,19 @@ def resolve(wanted: Compile, device: torch.device) -> tuple[bool, str]:
     `auto` times nothing: the same training must always compute in the same way.
     """
     if wanted == "auto":
-        does_not = "a CPU gains nothing by it" if device.type == "cpu" else "what a GPU gains by it is not measured yet"
+        does_not = (
+            "a CPU gains nothing by it"
+            if device.type == "cpu"
+            else "what a GPU gains by it is not measured yet"
+        )
         return False, does_not
     lacks = lacking(device)
     if wanted == "on" and lacks:
-        raise MachineError(f"{lacks}: this machine cannot compile", "set `compile: off`, or `compile: auto`", "compile")
+        raise MachineError(
+            f"{lacks}: this machine cannot compile",
+            "set `compile: off`, or `compile: auto`",
+            "compile",
+        )
     return wanted == "on", "the recipe says so"
 
 
@@ -41,7 +49,9 @@ def lacking(device: torch.device) -> str:
 def turn_on(network: nn.Module) -> None:
     """Compile every repeated part when it is first used. Names and weights stay; copies of the network are eager."""
     parts = repeated(network)
-    config: Any = torch._dynamo.config  # else torch gives up after eight kinds; there and back count, and a last part
+    config: Any = (
+        torch._dynamo.config
+    )  # else torch gives up after eight kinds; there and back count, and a last part
     config.recompile_limit = max(config.recompile_limit, 4 * len(parts))
     for part in parts:
         part.compile(dynamic=False)

@@ -22,7 +22,9 @@ def _difference(name: str, said: Sequence[Mapping[str, Any]], hosts: Sequence[st
             holders.setdefault(value, {}).setdefault(hosts[rank], []).append(rank)
     if len(holders) < 2:
         return ""
-    return f"{name}: " + ", ".join(f"{_shown(value)} {_places(there)}" for value, there in holders.items())
+    return f"{name}: " + ", ".join(
+        f"{_shown(value)} {_places(there)}" for value, there in holders.items()
+    )
 
 
 def _shown(value: str) -> str:

@@ -44,7 +44,9 @@ def opened(wanted: CudaGraphs, device: torch.device, say: Callable[[str], None])
     """
     if wanted == "on" and device.type != "cuda":
         problem = "there is no CUDA device to replay network calls on"
-        raise MachineError(problem, "set `sample.cuda_graphs: auto`, or leave it out", "sample.cuda_graphs")
+        raise MachineError(
+            problem, "set `sample.cuda_graphs: auto`, or leave it out", "sample.cuda_graphs"
+        )
     return Graphs(CudaRecorder(device), say) if wanted == "on" else None
 
 
@@ -65,9 +67,15 @@ class Graphs:
     def of(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser, whose network's calls are replayed if it learns nothing."""
         network = denoiser.network
-        if self.is_off or network.training or any(weight.requires_grad for weight in network.parameters()):
+        if (
+            self.is_off
+            or network.training
+            or any(weight.requires_grad for weight in network.parameters())
+        ):
             return denoiser
-        if any(map(is_sharded, network.parameters())):  # bringing them together is no work of the device alone
+        if any(
+            map(is_sharded, network.parameters())
+        ):  # bringing them together is no work of the device alone
             return denoiser
         with self._lock:
             places = _places(network)
@@ -118,7 +126,9 @@ class Graphs:
             with self._lock:
                 if not any(calls.replays for calls in self._calls.values()):
                     raise
-        self._give_up("the memory does not suffice")  # out of the handler, which holds on to the tensors
+        self._give_up(
+            "the memory does not suffice"
+        )  # out of the handler, which holds on to the tensors
         return _called(network, *given)
 
     def _give_up(self, reason: str) -> None:
@@ -147,7 +157,11 @@ class _Graphed(nn.Module):
         self.eval()
 
     def forward(
-        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None
+        self,
+        z: Tensor,
+        time: Tensor,
+        condition: Condition = NOTHING,
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
         """As the network's."""
         return self._graphs.call(self.network, (z, time, dropout_keys, *condition))
@@ -192,7 +206,10 @@ class CudaRecorder:
         dtype, is_mixed = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         self._stream.wait_stream(here)
         # around it all, because torch stays in the recording's stream when a recording fails
-        with torch.cuda.stream(self._stream), torch.autocast(kind, dtype, is_mixed, cache_enabled=False):
+        with (
+            torch.cuda.stream(self._stream),
+            torch.autocast(kind, dtype, is_mixed, cache_enabled=False),
+        ):
             for _ in range(_WARM_UPS):  # libraries choose their kernels and take their memory
                 call(*held)
             # other threads may go on copying meanwhile
@@ -229,4 +246,6 @@ def _key(given: Given) -> Hashable:
     """What a recording holds for: shapes, dtypes, and the precision that is asked for from outside."""
     kind = next(each.device.type for each in given if each is not None)
     mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return mixed, tuple(None if each is None else (each.shape, each.dtype, each.device) for each in given)
+    return mixed, tuple(
+        None if each is None else (each.shape, each.dtype, each.device) for each in given
+    )

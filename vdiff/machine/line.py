@@ -44,7 +44,9 @@ class Line:
     has_store: whether the store lives in this process; torchrun keeps it in one of its own.   place: where it is.
     """
 
-    def __init__(self, store: Any, rank: int, world_size: int, has_store: bool = False, place: str = "") -> None:
+    def __init__(
+        self, store: Any, rank: int, world_size: int, has_store: bool = False, place: str = ""
+    ) -> None:
         self.farewell: bytes | None = None
         """What the first process that failed has told."""
         self._store, self._rank = store, rank
@@ -53,7 +55,9 @@ class Line:
         self._beat = 0
         self._is_dead = False
         self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="line to the other processes", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, name="line to the other processes", daemon=True
+        )
         threads.start(self._thread)
 
     def ask(self, put: Callable[[Any], Any], seconds: float | None = None) -> Any:
@@ -127,7 +131,9 @@ class Line:
 
     def _lost(self, what: str) -> MachineError:
         problem = f"the place where the processes of this run meet {what}: its host or the network is gone"
-        return MachineError(problem, "run the same command again: it goes on from the last save", self._place)
+        return MachineError(
+            problem, "run the same command again: it goes on from the last save", self._place
+        )
 
     def _wait_for(self, key: Callable[[int], str], seconds: float) -> bool:
         deadline = time.monotonic() + seconds

@@ -23,7 +23,11 @@ from vdiff.networks.fast import fast_on
 from vdiff.randomness import exact
 from vdiff.system.cores import num_cores
 
-_DTYPES: dict[Arithmetic, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES: dict[Arithmetic, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class Machine:
@@ -58,8 +62,12 @@ class Machine:
         self.precision, self.why_precision = resolve_on(picked, precision, image_size)
         self.compiles, self.why_compile = compiling.resolve(compile, picked)
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
-        if deterministic != torch.are_deterministic_algorithms_enabled():  # it imports torch's compiler, for a second
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # read when CUDA is first used
+        if (
+            deterministic != torch.are_deterministic_algorithms_enabled()
+        ):  # it imports torch's compiler, for a second
             torch.use_deterministic_algorithms(deterministic)
         memory.arrange(sparing=False)  # who draws asks for the same memory in every step
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -91,7 +99,9 @@ class Machine:
         cores = num_cores()
         return f"{cores} core{'s' * (cores != 1)} of {_processor()}"
 
-    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    def prepare(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module, Any]:
         """The network and its optimizer, made ready for all processes."""
         if self.shards:
             return network, optimizer
@@ -120,17 +130,23 @@ class Machine:
         """Make a network that learns nothing more compute in the run's precision: its weights are cast once, here."""
         if not self.shards:
             return frozen(network, self.device, self.precision)
-        return self.shard(self.place(network).eval().requires_grad_(False).to(_DTYPES[self.precision]))
+        return self.shard(
+            self.place(network).eval().requires_grad_(False).to(_DTYPES[self.precision])
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Within it, networks compute in the run's precision."""
-        return torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32")
+        return torch.autocast(
+            self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"
+        )
 
     def scaler(self) -> torch.amp.GradScaler:
         """Keeps small gradients from vanishing in fp16; does nothing in other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def unsynchronised(self, network: nn.Module, when: bool) -> contextlib.AbstractContextManager[Any]:
+    def unsynchronised(
+        self, network: nn.Module, when: bool
+    ) -> contextlib.AbstractContextManager[Any]:
         """Within it, gradients stay in their process: for all micro-batches of an update but the last."""
         if self.shards:
             network.set_requires_gradient_sync(not when)  # type: ignore[operator] # of the class it was given
@@ -163,11 +179,17 @@ class Machine:
         return put
 
     def _count(self, flag: bool) -> Tensor:
-        return self.sum(torch.full((), float(flag), device=self.device))  # torch.tensor would wait for the device
+        return self.sum(
+            torch.full((), float(flag), device=self.device)
+        )  # torch.tensor would wait for the device
 
     def take(self, tensor: Tensor) -> Tensor:
         """A tensor of the host on the device; the host does not wait until it is there."""
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        return (
+            tensor.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else tensor
+        )
 
     def take_exact(self, tensor: Tensor) -> Tensor:
         """A tensor of the host where random numbers and times are computed for the device: see `exact`."""
@@ -185,9 +207,13 @@ class Machine:
         """
         if self.world_size == 1:
             return work(slice(0, count))
-        size = -(-count // self.world_size)  # of every share, so that all are of equal shape; the last may overlap
+        size = -(
+            -count // self.world_size
+        )  # of every share, so that all are of equal shape; the last may overlap
         start = max(min(self.rank * size, count - size), 0)
-        found: Tensor = self._accelerator.gather(work(slice(start, start + size)).to(self.device)).cpu()
+        found: Tensor = self._accelerator.gather(
+            work(slice(start, start + size)).to(self.device)
+        ).cpu()
         starts = [max(min(rank * size, count - size), 0) for rank in range(self.world_size)]
         shares = torch.split(found, min(size, count))
         result = torch.empty(count, *found.shape[1:], dtype=found.dtype)
@@ -227,11 +253,18 @@ class Machine:
     ) -> Iterator[Trackers]:
         """Those of the first process, as `trackers.opened`; the others' tell nobody.   Errors: MachineError."""
         trackers.check(kinds)  # in all processes, so that none waits for one that has failed
-        with trackers.opened(kinds, folder, name, first_step, say) if self.is_first else _nobody() as found:
+        with (
+            trackers.opened(kinds, folder, name, first_step, say)
+            if self.is_first
+            else _nobody() as found
+        ):
             yield found
 
     def close(
-        self, kind: type[BaseException] | None = None, err: BaseException | None = None, _: TracebackType | None = None
+        self,
+        kind: type[BaseException] | None = None,
+        err: BaseException | None = None,
+        _: TracebackType | None = None,
     ) -> None:
         """Leave the other processes in good order; with an error or a stop, which may be of this one alone, at once.
 
@@ -279,11 +312,21 @@ def pick_device(name: str | None) -> torch.device:
         raise UsageError(f"there is no device `{name}`", "choose cpu, cuda or mps", "--device")
     has_mps, is_alone = torch.backends.mps.is_available(), world.read_or_alone().size == 1
     if name == "mps" and not has_mps:
-        raise MachineError("there is no MPS device", "leave out `--device mps`: only Macs have one", "--device")
+        raise MachineError(
+            "there is no MPS device", "leave out `--device mps`: only Macs have one", "--device"
+        )
     if name == "mps" and not is_alone:
-        raise MachineError("several processes cannot compute on MPS", "start one, or use `--device cpu`", "--device")
+        raise MachineError(
+            "several processes cannot compute on MPS",
+            "start one, or use `--device cpu`",
+            "--device",
+        )
     if name == "cuda" and not torch.cuda.is_available():
-        raise MachineError("there is no CUDA device", "leave out `--device cuda`, or mend the GPU's driver", "--device")
+        raise MachineError(
+            "there is no CUDA device",
+            "leave out `--device cuda`, or mend the GPU's driver",
+            "--device",
+        )
     if name is None and accelerate_settings.wants_cpu():
         return torch.device("cpu")
     if name is None and torch.cuda.is_available():
@@ -296,7 +339,9 @@ def pick_device(name: str | None) -> torch.device:
 def _processor() -> str:
     """The name that the processor gives itself."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             name, _, value = line.partition(":")
             if name.strip() == "model name" and value.strip():
                 return " ".join(value.split())

@@ -88,7 +88,9 @@ class Meeting:
         if self._line is not None:
             self._answers(lambda: None)
 
-    def agree(self, facts: Mapping[str, Any], kind: type[VdiffError], problem: str, fix: str) -> None:
+    def agree(
+        self, facts: Mapping[str, Any], kind: type[VdiffError], problem: str, fix: str
+    ) -> None:
         """See that all processes say the same; each names only what it knows.
 
         Errors: one of this `kind`, in every process, that names what differs, where, and both values.
@@ -115,8 +117,12 @@ class Meeting:
                 raise self._farewell(self._line.farewell) from err
             if silent:
                 gone = " and ".join(self.named(rank) for rank in silent)
-                problem = f"{gone} {'has' if len(silent) == 1 else 'have'} ended, or cannot be reached"
-                raise MachineError(problem, f"look at the host and at what was said there, then {_GO_ON}") from err
+                problem = (
+                    f"{gone} {'has' if len(silent) == 1 else 'have'} ended, or cannot be reached"
+                )
+                raise MachineError(
+                    problem, f"look at the host and at what was said there, then {_GO_ON}"
+                ) from err
             problem = "the processes of this run lost one another, or one kept the others waiting for too long"
             raise MachineError(
                 problem, f"look whether a disk or a network hangs, then {_GO_ON}", _first_line(err)
@@ -193,7 +199,9 @@ class Meeting:
             signs[rank] = _Sign(beat, now, silence)
             if silence > allowed:
                 problem = f"{self.named(rank)} has given no sign of life for {silence:.0f} s"
-                raise MachineError(problem, f"look at its host and at what was said there, then {_GO_ON}")
+                raise MachineError(
+                    problem, f"look at its host and at what was said there, then {_GO_ON}"
+                )
 
     def _words(self, err: BaseException) -> dict[str, Any]:
         place = {"rank": self.rank, "kind": type(err).__name__}

@@ -43,7 +43,9 @@ def _gnu_c_library() -> ctypes.CDLL | None:
 
 def is_lacking(err: RuntimeError) -> bool:
     """Whether an error says that memory ran out; torch has a class for it only where its own allocator asked."""
-    return isinstance(err, torch.OutOfMemoryError) or any(words in str(err) for words in OUT_OF_MEMORY)
+    return isinstance(err, torch.OutOfMemoryError) or any(
+        words in str(err) for words in OUT_OF_MEMORY
+    )
 
 
 def forget_peak(device: torch.device) -> None:
@@ -153,7 +155,9 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for holder, _ in _holders((args, kwargs)):  # what was there before is not counted when an operation returns it
+        for holder, _ in _holders(
+            (args, kwargs)
+        ):  # what was there before is not counted when an operation returns it
             self._meet(holder, 0)
         out = func(*args, **(kwargs or {}))
         for holder, size in _holders(out):

@@ -13,7 +13,9 @@ SMALLEST_BF16_PICTURE = 16
 """Pixels: below it, casting costs a CPU about what bf16 gains (docs/benchmarks.md)."""
 
 
-def resolve_on(device: torch.device, precision: Precision, image_size: int | None = None) -> tuple[Arithmetic, str]:
+def resolve_on(
+    device: torch.device, precision: Precision, image_size: int | None = None
+) -> tuple[Arithmetic, str]:
     """What to compute in on a device, and why.   image_size: of the pictures, in pixels.   Errors: MachineError."""
     if device.type == "mps":
         return resolve_on_mps(precision)
@@ -23,15 +25,31 @@ def resolve_on(device: torch.device, precision: Precision, image_size: int | Non
     return found, f"{why}; what stays float32 is multiplied in TF32"
 
 
-def resolve(precision: Precision, cpu: bool, image_size: int | None = None) -> tuple[Arithmetic, str]:
+def resolve(
+    precision: Precision, cpu: bool, image_size: int | None = None
+) -> tuple[Arithmetic, str]:
     """What to compute in, and why.   Errors: MachineError for what the machine cannot do."""
-    has_bf16 = cpu_multiplies_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 = (
+        cpu_multiplies_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+    )
     unit = "CPU" if cpu else "GPU"
-    if precision == "auto" and has_bf16 and cpu and image_size and image_size < SMALLEST_BF16_PICTURE:
+    if (
+        precision == "auto"
+        and has_bf16
+        and cpu
+        and image_size
+        and image_size < SMALLEST_BF16_PICTURE
+    ):
         return "fp32", f"bf16 does not pay on a CPU for pictures of {image_size} pixels"
     if precision == "auto":
-        return ("bf16", f"this {unit} multiplies it") if has_bf16 else ("fp32", f"this {unit} does not multiply bf16")
-    has_it = {"fp32": True, "bf16": has_bf16, "fp16": cpu_multiplies_fp16() if cpu else True}[precision]
+        return (
+            ("bf16", f"this {unit} multiplies it")
+            if has_bf16
+            else ("fp32", f"this {unit} does not multiply bf16")
+        )
+    has_it = {"fp32": True, "bf16": has_bf16, "fp16": cpu_multiplies_fp16() if cpu else True}[
+        precision
+    ]
     if not has_it:
         fix = f"set `precision: {'bf16' if has_bf16 else 'fp32'}`, which it can do, or `precision: auto`"
         raise MachineError(f"this {unit} does not multiply {precision}", fix, "precision")
@@ -43,7 +61,9 @@ def resolve_on_mps(precision: Precision) -> tuple[Arithmetic, str]:
     if precision == "auto":
         return "fp32", "what bf16 gains on MPS is not measured yet"
     if precision == "fp16":  # it needs a scaled loss, which nobody has seen work there
-        raise MachineError("vdiff does not compute in fp16 on MPS", "set `precision: auto`, or bf16", "precision")
+        raise MachineError(
+            "vdiff does not compute in fp16 on MPS", "set `precision: auto`, or bf16", "precision"
+        )
     if precision == "bf16" and not torch.backends.mps.is_macos_or_newer(14, 0):
         problem = "before macOS 14, MPS does not multiply bf16"
         raise MachineError(problem, "set `precision: fp32`, or `precision: auto`", "precision")
@@ -59,4 +79,6 @@ def cpu_multiplies_bf16() -> bool:
 
 def cpu_multiplies_fp16() -> bool:
     """Whether the CPU has instructions for it (AMX FP16) and torch uses them; emulation is slow."""
-    return bool(getattr(torch.cpu, "_is_amx_fp16_supported", bool)()) and bool(torch.backends.mkldnn.enabled)
+    return bool(getattr(torch.cpu, "_is_amx_fp16_supported", bool)()) and bool(
+        torch.backends.mkldnn.enabled
+    )

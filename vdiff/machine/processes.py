@@ -44,18 +44,30 @@ class Processes(Meeting):
         own = world.read()
         self.local_size = own.local_size
         self._store = rendezvous.meet(own, say, check)
-        with accelerate_settings.hidden(), world.told(own):  # Accelerate reads the environment by rules of its own
-            from accelerate import Accelerator  # here, because it reads some settings when it is imported
+        with (
+            accelerate_settings.hidden(),
+            world.told(own),
+        ):  # Accelerate reads the environment by rules of its own
+            from accelerate import (
+                Accelerator,
+            )  # here, because it reads some settings when it is imported
             from accelerate.utils import InitProcessGroupKwargs
 
             patience = InitProcessGroupKwargs(timeout=PATIENCE)
             # its own mixed precision would cast every input and output again
             self.accelerator = Accelerator(
-                cpu=cpu, mixed_precision="no", step_scheduler_with_optimizer=False, kwargs_handlers=[patience]
+                cpu=cpu,
+                mixed_precision="no",
+                step_scheduler_with_optimizer=False,
+                kwargs_handlers=[patience],
             )
         rank, world_size = int(self.accelerator.process_index), int(self.accelerator.num_processes)
         place = f"{own.host}:{own.port}"
-        line = Line(self._own_store(), rank, world_size, own.listens, place) if world_size > 1 else None
+        line = (
+            Line(self._own_store(), rank, world_size, own.listens, place)
+            if world_size > 1
+            else None
+        )
         super().__init__(line, rank, world_size, is_asked)
 
     def spread(self, tensor: Tensor) -> Tensor:
@@ -79,7 +91,10 @@ class Processes(Meeting):
             tensor.detach().copy_(there)
 
     def close(
-        self, kind: type[BaseException] | None = None, err: BaseException | None = None, _: TracebackType | None = None
+        self,
+        kind: type[BaseException] | None = None,
+        err: BaseException | None = None,
+        _: TracebackType | None = None,
     ) -> None:
         """Leave the others in good order; with an error, tell them."""
         self.leave(err)

@@ -55,10 +55,14 @@ def _gather(world: World, store: Store, waiting: "_Waiting") -> None:
     process leaves a word, the first one lists the words that it finds, each answers a list that holds its own, and the
     first one lets all go.
     """
-    store.set_timeout(timedelta(seconds=_MOST_SECONDS))  # of an answer: it is open, and a busy host is only slow
+    store.set_timeout(
+        timedelta(seconds=_MOST_SECONDS)
+    )  # of an answer: it is open, and a busy host is only slow
     word = secrets.token_hex(8)
     common = f"vdiff/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{world.size}"
-    here, answers = ([f"{common}/{what}/{rank}" for rank in range(world.size)] for what in ("here", "answer"))
+    here, answers = (
+        [f"{common}/{what}/{rank}" for rank in range(world.size)] for what in ("here", "answer")
+    )
     listed, go = f"{common}/list", f"{common}/go"
     store.set(here[world.rank], word)
 
@@ -85,7 +89,9 @@ def _late(store: Store, here: Sequence[str], answers: Sequence[str], listed: str
     """Who has not answered the list of all words yet; for the first process, which writes that list."""
     if not store.check(list(here)):
         # all may have come in this moment: they have not answered yet
-        return [rank for rank, key in enumerate(here) if not store.check([key])] or list(range(1, len(here)))
+        return [rank for rank, key in enumerate(here) if not store.check([key])] or list(
+            range(1, len(here))
+        )
     words = " ".join(each.decode() for each in store.multi_get(list(here)))
     store.set(listed, words)
     return [rank for rank, key in enumerate(answers) if rank and _said(store, key) != words]

@@ -77,7 +77,9 @@ class Trackers:
         except Stopped:
             raise
         except Exception as err:  # there is no end to what they raise
-            self._say(f"the tracker `{kind}` failed and is left out from here on: {_first_line(err)}")
+            self._say(
+                f"the tracker `{kind}` failed and is left out from here on: {_first_line(err)}"
+            )
             broken = self._open.pop(kind, None)
             if broken is not None:
                 with contextlib.suppress(Exception):
@@ -88,12 +90,18 @@ def check(kinds: Sequence[TrackerKind] | None) -> None:
     """MachineError for a tracker that is asked for and not installed."""
     for kind in kinds or ():
         if not _is_installed(kind):
-            raise MachineError(f"the tracker `{kind}` is not installed", f"pip install {kind}", "trackers")
+            raise MachineError(
+                f"the tracker `{kind}` is not installed", f"pip install {kind}", "trackers"
+            )
 
 
 @contextlib.contextmanager
 def opened(
-    kinds: Sequence[TrackerKind] | None, folder: Path, name: str, first_step: int, say: Say = lambda text: None
+    kinds: Sequence[TrackerKind] | None,
+    folder: Path,
+    name: str,
+    first_step: int,
+    say: Say = lambda text: None,
 ) -> Iterator[Trackers]:
     """Trackers that write into `folder`. kinds: None for TensorBoard where that is installed.
 
@@ -168,7 +176,9 @@ class _TensorBoard(_Tracker):
             for name in own:
                 (folder / name).unlink()
             time.sleep(1 - time.time() % 1)
-        super().__init__(TensorBoardTracker(folder.name, folder.parent))  # the clock went backwards: both are shown
+        super().__init__(
+            TensorBoardTracker(folder.name, folder.parent)
+        )  # the clock went backwards: both are shown
 
     def picture(self, name: str, picture: Tensor, step: int) -> None:
         self._tracker.log_images({name: picture[None].numpy()}, step=step)
@@ -194,7 +204,9 @@ class _WandB(_Tracker):
         self._told = self._last = int(known.get("last_step", -1))
         folder.mkdir(parents=True, exist_ok=True)
         settings = _settings()
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key(settings.base_url) else "offline")
+        mode = os.environ.get("WANDB_MODE") or (
+            "online" if _has_key(settings.base_url) else "offline"
+        )
         options = {
             "dir": str(folder),
             "id": self._id,
@@ -224,11 +236,15 @@ class _WandB(_Tracker):
     def _remember(self, step: int) -> None:
         if step > self._last:
             self._last = step
-            whole_folder.write_text(self._memory, json.dumps({"id": self._id, "last_step": step}) + "\n", _is_memory)
+            whole_folder.write_text(
+                self._memory, json.dumps({"id": self._id, "last_step": step}) + "\n", _is_memory
+            )
 
 
 def _is_memory(path: Path) -> bool:
-    return re.fullmatch(rb'\{("id": "\w+", "last_step": \d+)?\}\n?', beginning(path, 300)) is not None
+    return (
+        re.fullmatch(rb'\{("id": "\w+", "last_step": \d+)?\}\n?', beginning(path, 300)) is not None
+    )
 
 
 def _forget_attempt() -> None:
@@ -241,9 +257,17 @@ def _forget_attempt() -> None:
 def _settings() -> Any:
     import wandb
 
-    wanted = {"silent": True, "console": "off", "disable_git": True, "save_code": False, "init_timeout": _SECONDS}
+    wanted = {
+        "silent": True,
+        "console": "off",
+        "disable_git": True,
+        "save_code": False,
+        "init_timeout": _SECONDS,
+    }
     wanted |= {"finish_timeout": _SECONDS, "finish_timeout_raises": False}
-    return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
+    return wandb.Settings(
+        **{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
+    )
 
 
 def _has_key(address: str) -> bool:

@@ -13,8 +13,18 @@ PORT = 29500
 
 _OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _MPI = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    (
+        "MV2_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_SIZE",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+    ),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
 """Of torch's launchers, and of MPI's: number, count, number on this host, count on this host."""
@@ -100,19 +110,28 @@ def _of_launcher(told: Mapping[str, str]) -> World:
     if rank is None:
         raise _misfit(f"{words['WORLD_SIZE']} without `RANK`", alone)
     if rank >= size:
-        raise _misfit(f"{words['RANK']}, where {words['WORLD_SIZE']} counts from 0 to {size - 1}", alone)
+        raise _misfit(
+            f"{words['RANK']}, where {words['WORLD_SIZE']} counts from 0 to {size - 1}", alone
+        )
     if local_size is not None and not 1 <= local_size <= size:
         raise _misfit(f"{words['LOCAL_WORLD_SIZE']} of {words['WORLD_SIZE']}", alone)
     if local_rank is None:  # some start one process per host and leave it out
         local_rank = rank % (local_size or 1)
     if local_rank >= (local_size or size):
-        raise _misfit(f"{words['LOCAL_RANK']} of {words.get('LOCAL_WORLD_SIZE', words['WORLD_SIZE'])}", alone)
+        raise _misfit(
+            f"{words['LOCAL_RANK']} of {words.get('LOCAL_WORLD_SIZE', words['WORLD_SIZE'])}", alone
+        )
     if "MASTER_ADDR" not in told:
-        raise _misfit(f"{words['RANK']} of {words['WORLD_SIZE']} without `MASTER_ADDR`, the host of process 0", alone)
+        raise _misfit(
+            f"{words['RANK']} of {words['WORLD_SIZE']} without `MASTER_ADDR`, the host of process 0",
+            alone,
+        )
     host, port = told["MASTER_ADDR"].strip(), _port(told, alone)
     told_by = f"RANK={rank}, WORLD_SIZE={size} in the environment"
     at_once = any(name in told for name in ("TORCHELASTIC_RUN_ID", "VDIFF_LAUNCHER"))
-    return World(rank, size, local_rank, local_size or size, host, port, told_by, alone, at_once=at_once)
+    return World(
+        rank, size, local_rank, local_size or size, host, port, told_by, alone, at_once=at_once
+    )
 
 
 def _of_slurm(told: Mapping[str, str]) -> World | None:
@@ -126,7 +145,9 @@ def _of_slurm(told: Mapping[str, str]) -> World | None:
     if size < 2 or rank >= size or step >= _FIRST_SPECIAL_STEP:
         return None
     hosts = hosts_in(told.get("SLURM_STEP_NODELIST", told.get("SLURM_JOB_NODELIST", "")))
-    on_hosts = _counts_in(told.get("SLURM_STEP_TASKS_PER_NODE", told.get("SLURM_TASKS_PER_NODE", "")))
+    on_hosts = _counts_in(
+        told.get("SLURM_STEP_TASKS_PER_NODE", told.get("SLURM_TASKS_PER_NODE", ""))
+    )
     local_size = on_hosts[node] if node < len(on_hosts) else size
     host = told.get("MASTER_ADDR", "")
     if not host and local_size == size:
@@ -136,7 +157,11 @@ def _of_slurm(told: Mapping[str, str]) -> World | None:
     # below the ports that systems give to whoever asks for any; steps of one job may share a host
     port = _port(told, alone) if "MASTER_PORT" in told else 15_000 + (7 * job + step) % 15_000
     told_by = f"SLURM_PROCID={rank}, {size} tasks in step {job}.{step} of Slurm"
-    return World(rank, size, local_rank, local_size, host, port, told_by, alone, at_once=True) if host else None
+    return (
+        World(rank, size, local_rank, local_size, host, port, told_by, alone, at_once=True)
+        if host
+        else None
+    )
 
 
 def _of_mpi(told: Mapping[str, str]) -> World | None:
@@ -147,11 +172,16 @@ def _of_mpi(told: Mapping[str, str]) -> World | None:
             if size < 2 or rank >= size:
                 return None
             if "MASTER_ADDR" not in told and local_size < size:
-                raise _misfit(f"`{names[1]}={size}` on several hosts, without `MASTER_ADDR`, that of process 0", alone)
+                raise _misfit(
+                    f"`{names[1]}={size}` on several hosts, without `MASTER_ADDR`, that of process 0",
+                    alone,
+                )
             told_by = f"{names[0]}={rank}, {names[1]}={size} in the environment"
             host = told.get("MASTER_ADDR", "127.0.0.1")
             port = _port(told, alone)
-            return World(rank, size, local_rank, local_size, host, port, told_by, alone, at_once=True)
+            return World(
+                rank, size, local_rank, local_size, host, port, told_by, alone, at_once=True
+            )
     return None
 
 
@@ -161,7 +191,11 @@ def hosts_in(text: str) -> list[str]:
     for word in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         names = [""]
         for plain, ranges in re.findall(r"([^\[]+)|\[([^\]]*)\]", word):
-            endings = [plain] if plain else [number for part in ranges.split(",") for number in _range(part)]
+            endings = (
+                [plain]
+                if plain
+                else [number for part in ranges.split(",") for number in _range(part)]
+            )
             names = [name + ending for name in names for ending in endings]
         hosts += [name.strip() for name in names if name.strip()]
     return hosts
@@ -195,6 +229,8 @@ def _port(told: Mapping[str, str], alone: str) -> int:
 
 
 def _misfit(what: str, alone: str) -> MachineError:
-    problem = f"variables of the environment that tell of several processes do not fit together: {what}"
+    problem = (
+        f"variables of the environment that tell of several processes do not fit together: {what}"
+    )
     fix = f"to work alone, type `{alone}` first; to work together, start all with `--gpus N`, torchrun or srun"
     return MachineError(problem, fix, "the environment")

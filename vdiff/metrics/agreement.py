@@ -27,7 +27,15 @@ class AgreementSection(PairMetricSection):
     title: ClassVar[str] = "Agreement"
     better: ClassVar[str] = "more is better"
     measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("psnr", "Agreement: PSNR in dB", "PSNR", "more is better", column="dB", unit="dB", form=".1f"),
+        Measure(
+            "psnr",
+            "Agreement: PSNR in dB",
+            "PSNR",
+            "more is better",
+            column="dB",
+            unit="dB",
+            form=".1f",
+        ),
         Measure(
             "ssim",
             "Agreement: structural similarity",
@@ -37,7 +45,13 @@ class AgreementSection(PairMetricSection):
             form=".3f",
             beside=("original",),
         ),
-        Measure("mse", "Agreement: mean squared error", "mean squared error", "less is better", beside=()),
+        Measure(
+            "mse",
+            "Agreement: mean squared error",
+            "mean squared error",
+            "less is better",
+            beside=(),
+        ),
     )
     kind: Literal["agreement"] = harmless("agreement")
     """Which metric."""
@@ -110,7 +124,9 @@ def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
     product = _blurred((pictures[0] * pictures[1])[None])[0]
     covariance = product - mean_a * mean_b
     variances = square_a - mean_a.square() + square_b - mean_b.square()
-    luminance = (2 * mean_a * mean_b + _LUMINANCE) / (mean_a.square() + mean_b.square() + _LUMINANCE)
+    luminance = (2 * mean_a * mean_b + _LUMINANCE) / (
+        mean_a.square() + mean_b.square() + _LUMINANCE
+    )
     structure = (2 * covariance + _CONTRAST) / (variances + _CONTRAST)
     similarity: Tensor = luminance * structure
     return similarity.flatten(1).mean(1)
@@ -127,7 +143,9 @@ def _blurred(pictures: Tensor) -> Tensor:
     window = torch.exp(-places.square() / (2 * _SPREAD**2))
     window = window / window.sum()
     rows = pictures.reshape(-1, 1, height, width)
-    found = functional.conv2d(functional.conv2d(rows, window[None, None, :, None]), window[None, None, None])
+    found = functional.conv2d(
+        functional.conv2d(rows, window[None, None, :, None]), window[None, None, None]
+    )
     return found.reshape(*pictures.shape[:-2], *found.shape[-2:])
 
 
@@ -135,10 +153,17 @@ def _check(a: Tensor, b: Tensor) -> None:
     """DataError for what cannot be compared."""
     if a.shape != b.shape or a.ndim != 4 or not a.numel():
         problem = f"pictures of the shapes {list(a.shape)} and {list(b.shape)} cannot be compared pair by pair"
-        raise DataError(problem, "draw both from the same seeds, with models of one size and number of channels")
+        raise DataError(
+            problem, "draw both from the same seeds, with models of one size and number of channels"
+        )
     for pictures in (a, b):
         if not pictures.is_floating_point():
-            raise DataError(f"pictures of {pictures.dtype} are not in [-1, 1]", "convert them with `to_float`")
+            raise DataError(
+                f"pictures of {pictures.dtype} are not in [-1, 1]", "convert them with `to_float`"
+            )
         bad = int((~pictures.isfinite().flatten(1).all(1)).sum())
         if bad:
-            raise DataError(f"{bad} of {len(pictures)} pictures hold NaN or Inf", "look at the model that drew them")
+            raise DataError(
+                f"{bad} of {len(pictures)} pictures hold NaN or Inf",
+                "look at the model that drew them",
+            )

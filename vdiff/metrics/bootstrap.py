@@ -24,7 +24,11 @@ def resamples(count: int, repetitions: int) -> Iterator[Counts]:
 
 
 def with_interval(
-    value: float, count: int, of: Callable[[Counts], float], repetitions: int = REPETITIONS, floor: float = 0.0
+    value: float,
+    count: int,
+    of: Callable[[Counts], float],
+    repetitions: int = REPETITIONS,
+    floor: float = 0.0,
 ) -> Value:
     """`value` with its 95 % interval: 1.96 times the spread of `of(counts)` over the resamples, on both sides.
 
@@ -34,4 +38,6 @@ def with_interval(
     if not repetitions:
         return Value(value=value)
     spread = float(np.std([of(counts) for counts in resamples(count, repetitions)], ddof=1))
-    return Value(value=value, low=max(floor, value - _NORMAL_95 * spread), high=value + _NORMAL_95 * spread)
+    return Value(
+        value=value, low=max(floor, value - _NORMAL_95 * spread), high=value + _NORMAL_95 * spread
+    )

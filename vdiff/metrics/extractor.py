@@ -29,7 +29,13 @@ class Extractor:
     """
 
     def __init__(
-        self, name: str, network: Any, layers: dict[str, str], device: torch.device | str, print_: str, watch: Watch
+        self,
+        name: str,
+        network: Any,
+        layers: dict[str, str],
+        device: torch.device | str,
+        print_: str,
+        watch: Watch,
     ) -> None:
         self.name, self.print, self.version = name, print_, version("torch-fidelity")
         self._network, self._layers, self._device, self._watch = network, layers, device, watch
@@ -41,7 +47,9 @@ class Extractor:
 
     def of(self, pictures: Pictures, metric: str) -> Tensor:
         """Features of pictures, uint8 [N, C, H, W]: float32 [N, D] on the CPU.   Errors: DataError."""
-        found: dict[str, Tensor] = self.shared(pictures, "features", lambda: self._extract(pictures))
+        found: dict[str, Tensor] = self.shared(
+            pictures, "features", lambda: self._extract(pictures)
+        )
         return found[self._layers[metric]]
 
     def shared(self, pictures: Pictures, what: str, compute: Callable[[], Any]) -> Any:
@@ -60,7 +68,9 @@ class Extractor:
         self._watch(done, total)
         for chunk in chunks(pictures):
             for batch in torch.split(_as_colour(chunk), _BATCH):
-                found = self._network.convert_features_tuple_to_dict(self._network(batch.to(self._device)))
+                found = self._network.convert_features_tuple_to_dict(
+                    self._network(batch.to(self._device))
+                )
                 for layer, rows in found.items():
                     parts.setdefault(layer, []).append(rows.float().cpu())
                 done += len(batch)
@@ -69,7 +79,9 @@ class Extractor:
         for layer, rows in features.items():
             bad = int((~rows.isfinite().all(1)).sum())
             if bad:
-                problem = f"the features `{layer}` of {bad} of {len(rows)} pictures are NaN or infinite"
+                problem = (
+                    f"the features `{layer}` of {bad} of {len(rows)} pictures are NaN or infinite"
+                )
                 raise DataError(problem, f"look at the pictures, and at the weights of {self.name}")
         return features
 
@@ -91,14 +103,30 @@ def _load(name: str, means: Means) -> Extractor:
         raise MachineError(problem, "pip install torch-fidelity", "--metrics") from err
     known = registry.FEATURE_EXTRACTORS_REGISTRY
     if name not in known:
-        raise UsageError(f"torch-fidelity has no network `{name}`", f"choose among: {', '.join(known)}", "--metrics")
+        raise UsageError(
+            f"torch-fidelity has no network `{name}`",
+            f"choose among: {', '.join(known)}",
+            "--metrics",
+        )
     if name.startswith("clip-"):
-        raise UsageError(f"`{name}` would run code from its weights' file", "choose another network", "--metrics")
-    layers = {metric: known[name].get_default_feature_layer_for_metric(metric) for metric in _METRICS}
-    options = {"cuda": False, "verbose": False, "feature_extractor_weights_path": _given(name, means.weights)}
+        raise UsageError(
+            f"`{name}` would run code from its weights' file", "choose another network", "--metrics"
+        )
+    layers = {
+        metric: known[name].get_default_feature_layer_for_metric(metric) for metric in _METRICS
+    }
+    options = {
+        "cuda": False,
+        "verbose": False,
+        "feature_extractor_weights_path": _given(name, means.weights),
+    }
     with _read_safely(name, means.weights):
         network = create_feature_extractor(name, sorted(set(layers.values())), **options)
-    print_ = hashlib.sha256(means.weights.read_bytes()).hexdigest() if means.weights else _print_of(network)
+    print_ = (
+        hashlib.sha256(means.weights.read_bytes()).hexdigest()
+        if means.weights
+        else _print_of(network)
+    )
     device = exact(means.device)  # what torch-fidelity needs is not known to be there on MPS
     return Extractor(name, network.to(device), layers, device, print_, means.watch)
 
@@ -117,9 +145,13 @@ def _given(name: str, weights: Path | None) -> str | None:
         return None
     if name.startswith(_ONLY_FROM_HUB):
         fix = "leave out --weights; torch.hub downloads it, or finds it in its folder"
-        raise UsageError(f"torch-fidelity cannot read weights of {name} from a file", fix, "--weights")
+        raise UsageError(
+            f"torch-fidelity cannot read weights of {name} from a file", fix, "--weights"
+        )
     if not weights.is_file():
-        raise ModelFileError(f"there are no weights in `{weights}`", "give the path of the .pth file", weights)
+        raise ModelFileError(
+            f"there are no weights in `{weights}`", "give the path of the .pth file", weights
+        )
     return str(weights)
 
 
@@ -146,12 +178,18 @@ def _not_loaded(name: str, weights: Path | None, err: Exception) -> VdiffError:
         fix = "give the path of the file, downloaded elsewhere: --weights PATH"
         if name.startswith(_ONLY_FROM_HUB):
             fix = f"run it once where there is a network, and copy torch.hub's folder to `{torch.hub.get_dir()}`"
-        return MachineError(f"the weights of {name} could not be downloaded: {err}", fix, "--weights")
+        return MachineError(
+            f"the weights of {name} could not be downloaded: {err}", fix, "--weights"
+        )
     if weights is None:
         fix = f"remove them from `{torch.hub.get_dir()}`: they are downloaded again"
-        return ModelFileError(f"the weights of {name} that were downloaded cannot be read safely", fix)
+        return ModelFileError(
+            f"the weights of {name} that were downloaded cannot be read safely", fix
+        )
     problem = f"`{weights}` holds no weights of {name} that can be read safely"
-    return ModelFileError(problem, "give the file that torch-fidelity downloads for this network", weights)
+    return ModelFileError(
+        problem, "give the file that torch-fidelity downloads for this network", weights
+    )
 
 
 def _as_colour(pictures: Tensor) -> Tensor:

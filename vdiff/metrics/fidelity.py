@@ -26,11 +26,15 @@ class _OfFeatures:
     def __init__(self, used: Extractor, least: int, against: Against) -> None:
         self._used, self.least, self._against = used, least, against
         weights = f", weights {used.print[:8]}" if against.weights is not None else ""
-        self.features = f"`{used.layer(self.metric)}` of {used.name}{weights}, torch-fidelity {used.version}"
+        self.features = (
+            f"`{used.layer(self.metric)}` of {used.name}{weights}, torch-fidelity {used.version}"
+        )
 
     def _of(self, samples: Pictures) -> Tensor:
         if len(samples) < self.least:
-            problem = f"{len(samples):,} samples are too few for this metric, which needs {self.least:,}"
+            problem = (
+                f"{len(samples):,} samples are too few for this metric, which needs {self.least:,}"
+            )
             raise DataError(problem, f"draw more: --n {self.least}")
         return self._used.of(samples, self.metric)
 
@@ -39,7 +43,11 @@ class _OfFeatures:
         """Features of the reference; when they are first needed, since other processes wait while metrics are built."""
         against = self._against
         used = self._used
-        about = {"metric": "features", "layer": used.layer(self.metric), "reference": against.fingerprint}
+        about = {
+            "metric": "features",
+            "layer": used.layer(self.metric),
+            "reference": against.fingerprint,
+        }
         about |= {"extractor": used.name, "weights": used.print, "torch-fidelity": used.version}
         about["shape"] = str(against.pictures.shape)
         found = remembered(
@@ -91,7 +99,9 @@ class Neighbours(_OfFeatures):
 
         options = {"prc_neighborhood": NUM_NEIGHBOURS, "save_cpu_ram": True, "verbose": False}
         found: dict[str, Any] = self._used.shared(
-            samples, "prc", lambda: prc_features_to_metric(self._of(samples), self._reference, **options)
+            samples,
+            "prc",
+            lambda: prc_features_to_metric(self._of(samples), self._reference, **options),
         )
         return Value(value=found[self._which])
 
@@ -106,5 +116,7 @@ class Score(_OfFeatures):
 
         found = isc_features_to_metric(self._of(samples), splits=NUM_SPLITS)[KEY_METRIC_ISC_MEAN]
         if not np.isfinite(found):
-            raise DataError("the inception score is not finite", "look at the pictures that the model draws")
+            raise DataError(
+                "the inception score is not finite", "look at the pictures that the model draws"
+            )
         return Value(value=found)

@@ -95,9 +95,16 @@ class PixelFrechet:
     def arrays(self) -> Arrays:
         """All that is known of the reference."""
         moments = self._reference
-        return {"centre": self._centre, "basis": self._basis, "mean": moments.mean, "cov": moments.cov}
+        return {
+            "centre": self._centre,
+            "basis": self._basis,
+            "mean": moments.mean,
+            "cov": moments.cov,
+        }
 
-    def _set(self, shape: Sequence[int], num_components: int | None, centre: Array, basis: Array) -> None:
+    def _set(
+        self, shape: Sequence[int], num_components: int | None, centre: Array, basis: Array
+    ) -> None:
         self.shape, self._centre, self._basis = tuple(shape[1:]), centre, basis
         self.least = basis.shape[1] + 1
         on = f" on the {num_components} first principal components of the reference"
@@ -135,7 +142,10 @@ def _factor(cov: Array) -> Array:
 def _components(pictures: Pictures, num_components: int | None) -> tuple[Array, Array]:
     """The mean [D] of pictures, and the directions [D, K] of greatest variance, greatest first; None: all pixels."""
     count, size = len(pictures), torch.Size(pictures.shape[1:]).numel()
-    centre: Array = sum((_rows(part, "the reference").sum(axis=0) for part in chunks(pictures)), np.zeros(size)) / count
+    centre: Array = (
+        sum((_rows(part, "the reference").sum(axis=0) for part in chunks(pictures)), np.zeros(size))
+        / count
+    )
     if num_components is None:
         return centre, np.eye(size)
     if size > _WHOLE_COVARIANCE:
@@ -153,7 +163,9 @@ def _applied(pictures: Pictures, centre: Array, directions: Array | None = None)
     return total
 
 
-def _by_iteration(pictures: Pictures, centre: Array, num_components: int, repetitions: int = 8) -> Array:
+def _by_iteration(
+    pictures: Pictures, centre: Array, num_components: int, repetitions: int = 8
+) -> Array:
     """The first principal components by subspace iteration from fixed random directions.
 
     Source: Halko, Martinsson & Tropp 2011.
@@ -172,7 +184,9 @@ def _check_pictures(pictures: Pictures, whose: str) -> None:
     if len(pictures.shape) != 4:
         raise _no_pictures(pictures[0:1].dtype, pictures.shape, whose)
     if len(pictures) < 2 or 0 in pictures.shape:
-        raise DataError(f"{whose} are {len(pictures)} pictures: too few for a covariance", "give at least 2")
+        raise DataError(
+            f"{whose} are {len(pictures)} pictures: too few for a covariance", "give at least 2"
+        )
 
 
 def _no_pictures(dtype: torch.dtype, shape: object, whose: str) -> DataError:
@@ -188,7 +202,8 @@ def _rows(pictures: Tensor, whose: str) -> Array:
     bad = int((~np.isfinite(rows).all(axis=1)).sum())
     if bad:
         raise DataError(
-            f"{bad} of {len(rows)} pictures of {whose} hold NaN or Inf", "sample again or look at the model"
+            f"{bad} of {len(rows)} pictures of {whose} hold NaN or Inf",
+            "sample again or look at the model",
         )
     return rows
 
@@ -196,4 +211,7 @@ def _rows(pictures: Tensor, whose: str) -> Array:
 def _check_components(num_components: int | None, num_pixels: int) -> None:
     if num_components is not None and not 1 <= num_components <= num_pixels:
         problem = f"{num_components} principal components of {num_pixels} pixels do not exist"
-        raise DataError(problem, f"choose between 1 and {num_pixels} components, or none for the pixels themselves")
+        raise DataError(
+            problem,
+            f"choose between 1 and {num_pixels} components, or none for the pixels themselves",
+        )

@@ -84,7 +84,9 @@ class Against(Means):
         """DataError for fewer reference pictures than a metric needs."""
         if len(self.pictures) < least:
             found = f"the reference has {len(self.pictures):,}"
-            raise DataError(f"{what} needs at least {least:,} reference pictures, {found}", fix, self.where)
+            raise DataError(
+                f"{what} needs at least {least:,} reference pictures, {found}", fix, self.where
+            )
 
 
 class AnyMetricSection(KindSection, ABC):
@@ -166,7 +168,9 @@ def named(texts: Sequence[str]) -> list[MetricSection | PairMetricSection]:
         for number in section.numbers:
             maker = makers.setdefault(number, section.name)
             if maker != section.name:
-                problem = f"the metrics `{maker}` and `{section.name}` both call a number `{number}`"
+                problem = (
+                    f"the metrics `{maker}` and `{section.name}` both call a number `{number}`"
+                )
                 raise UsageError(problem, "ask for one of them at a time", "--metrics")
     names = [section.name for section in found]
     for name in names:
@@ -193,7 +197,11 @@ def words_for(name: str) -> Words:
     for rank, (kind, section) in enumerate(sections.items()):
         if name == kind:
             return Words(section.title or name, section.better, rank, section.most)
-        if section.renamed is not None and name.startswith(f"{section.renamed}_") and name not in METRICS:
+        if (
+            section.renamed is not None
+            and name.startswith(f"{section.renamed}_")
+            and name not in METRICS
+        ):
             return Words(name, section.better, rank, section.most)
     return Words(name, "", len(sections))
 
@@ -214,4 +222,6 @@ def _named(text: str) -> MetricSection | PairMetricSection:
         return section.model_validate({section.short: option} if colon else {})
     except ValueError as err:
         problem = f"`{option}` is no {section.short} of the metric `{kind}`"
-        raise UsageError(problem, f"write it as `{kind}`, or `{kind}:48` where it takes a number", "--metrics") from err
+        raise UsageError(
+            problem, f"write it as `{kind}`, or `{kind}:48` where it takes a number", "--metrics"
+        ) from err

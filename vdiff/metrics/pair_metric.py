@@ -105,10 +105,14 @@ class Pairs:
 
     def __init__(self, sections: Iterable[AnyMetricSection], means: Means | None = None) -> None:
         used = means or Means()
-        self._built = [(each, each.build(used)) for each in sections if isinstance(each, PairMetricSection)]
+        self._built = [
+            (each, each.build(used)) for each in sections if isinstance(each, PairMetricSection)
+        ]
         self.features = {section.name: metric.features for section, metric in self._built}
 
-    def compare(self, own: Pictures, other: Pictures, known: Collection[str] = ()) -> dict[str, float | None]:
+    def compare(
+        self, own: Pictures, other: Pictures, known: Collection[str] = ()
+    ) -> dict[str, float | None]:
         """All numbers by name, None for an infinite one; without those of metrics of which all are known.
 
         own, other: uint8 [N, C, H, W], the n-th of both from the same noise.   Errors: DataError, MachineError.
@@ -127,7 +131,12 @@ def are_pairs(section: AnyMetricSection) -> bool:
 
 def pair_numbers(sections: Iterable[AnyMetricSection]) -> set[str]:
     """The names of all numbers that the metrics of pairs among several give."""
-    return {number for section in sections if isinstance(section, PairMetricSection) for number in section.numbers}
+    return {
+        number
+        for section in sections
+        if isinstance(section, PairMetricSection)
+        for number in section.numbers
+    }
 
 
 def mean_over_pairs(
@@ -172,7 +181,9 @@ def _named_as(measure: Measure, known: Iterable[Measure], names: Iterable[str]) 
     """The measure under each name that it has, with suffixes or without."""
     found = []
     for name in names:
-        bases = [each.name for each in known if name == each.name or name.startswith(f"{each.name}_")]
+        bases = [
+            each.name for each in known if name == each.name or name.startswith(f"{each.name}_")
+        ]
         if bases and max(bases, key=len) == measure.name:
             found.append(_suffixed(measure, name.removeprefix(measure.name).removeprefix("_")))
     return found
@@ -198,11 +209,16 @@ def _compared(
     wanted = {measure.name for measure in section.measures}
     if found.keys() != wanted:
         problem = f"the metric `{section.kind}` gives the numbers {sorted(found)} and states {sorted(wanted)}"
-        raise MachineError(problem, "leave it out, or get a version of its package in which both are the same")
+        raise MachineError(
+            problem, "leave it out, or get a version of its package in which both are the same"
+        )
     for name, value in found.items():
         if math.isnan(value) or value == -math.inf:
             problem = f"`{name}` of these pictures is not a number"
-            raise DataError(problem, f"leave out the metric `{section.kind}`, or tell the author of it")
+            raise DataError(
+                problem, f"leave out the metric `{section.kind}`, or tell the author of it"
+            )
     return {
-        _with_suffix(name, section.suffix): value if math.isfinite(value) else None for name, value in found.items()
+        _with_suffix(name, section.suffix): value if math.isfinite(value) else None
+        for name, value in found.items()
     }

@@ -41,7 +41,9 @@ class PixelFrechetSection(MetricSection):
             "mean": (least - 1,),
             "cov": (least - 1,) * 2,
         }
-        kept = remembered(against.cache, about, lambda: PixelFrechet(pictures, num_components).arrays(), shapes)
+        kept = remembered(
+            against.cache, about, lambda: PixelFrechet(pictures, num_components).arrays(), shapes
+        )
         return PixelFrechet.restored(tuple(pictures.shape), num_components, kept)
 
 
@@ -62,12 +64,19 @@ class SlicedSection(MetricSection):
         from vdiff.metrics.sliced import LEVELS, SlicedDistance, reference_quantiles
 
         against.check_number(2, "`swd`")
-        about: dict[str, object] = {"metric": "swd", "directions": self.directions, "reference": against.fingerprint}
+        about: dict[str, object] = {
+            "metric": "swd",
+            "directions": self.directions,
+            "reference": against.fingerprint,
+        }
         pictures = AsFloat(against.pictures)
         shape = tuple(pictures.shape[1:])
         about["shape"] = shape
         shapes = {"quantiles": (self.directions, LEVELS)}
         kept = remembered(
-            against.cache, about, lambda: {"quantiles": reference_quantiles(pictures, self.directions)}, shapes
+            against.cache,
+            about,
+            lambda: {"quantiles": reference_quantiles(pictures, self.directions)},
+            shapes,
         )
         return SlicedDistance(shape, self.directions, kept["quantiles"])

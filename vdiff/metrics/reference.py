@@ -37,7 +37,10 @@ class StorePictures:
 
 
 def remembered(
-    folder: Path | None, about: Mapping[str, object], compute: Callable[[], Arrays], shapes: Mapping[str, Shape]
+    folder: Path | None,
+    about: Mapping[str, object],
+    compute: Callable[[], Arrays],
+    shapes: Mapping[str, Shape],
 ) -> Arrays:
     """The arrays that `compute` makes, read from `folder` where it has them from before.
 
@@ -52,13 +55,19 @@ def remembered(
     if found is not None and str(found.pop("about", "")) == key and _fits(found, shapes):
         return found
     arrays = compute()
-    with contextlib.suppress(VdiffError):  # a folder that cannot be written to costs time, not the number
-        whole_folder.write_bytes(path, array_file.packed({"about": np.array(key), **arrays}), array_file.is_ours)
+    with contextlib.suppress(
+        VdiffError
+    ):  # a folder that cannot be written to costs time, not the number
+        whole_folder.write_bytes(
+            path, array_file.packed({"about": np.array(key), **arrays}), array_file.is_ours
+        )
     return arrays
 
 
 def _fits(found: Arrays, shapes: Mapping[str, Shape]) -> bool:
-    return found.keys() == shapes.keys() and all(_is_sound(found[name], shape) for name, shape in shapes.items())
+    return found.keys() == shapes.keys() and all(
+        _is_sound(found[name], shape) for name, shape in shapes.items()
+    )
 
 
 def _is_sound(array: np.ndarray[Any, Any], shape: Shape) -> bool:

@@ -64,7 +64,9 @@ def _quantiles(values: Tensor, order: Tensor, counts: Tensor) -> Tensor:
 
 
 def reference_quantiles(pictures: Pictures, num_directions: int) -> Array:
-    values, order = torch.from_numpy(_projected(pictures, num_directions)).T.contiguous().sort(dim=1)
+    values, order = (
+        torch.from_numpy(_projected(pictures, num_directions)).T.contiguous().sort(dim=1)
+    )
     return _quantiles(values, order, torch.ones(len(pictures), dtype=torch.int64)).numpy()
 
 
@@ -73,5 +75,7 @@ def _projected(pictures: Pictures, num_directions: int) -> Array:
     size = torch.Size(pictures.shape[1:]).numel()
     directions = Randomness.for_images(torch.arange(num_directions)).normal(size).double()
     directions = directions / directions.norm(dim=1, keepdim=True)
-    found: Array = torch.cat([part.flatten(1).double() @ directions.T for part in chunks(pictures)]).numpy()
+    found: Array = torch.cat(
+        [part.flatten(1).double() @ directions.T for part in chunks(pictures)]
+    ).numpy()
     return found

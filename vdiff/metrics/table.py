@@ -72,7 +72,9 @@ class Protocol(_Part):
     def joined_with(self, other: "Protocol") -> "Protocol":
         """What the two tell together, where they have no difference."""
         features = {**self.features, **other.features}
-        return self.model_copy(update={"features": features, "reference": other.reference or self.reference})
+        return self.model_copy(
+            update={"features": features, "reference": other.reference or self.reference}
+        )
 
 
 class Value(_Part):
@@ -101,7 +103,10 @@ class PairNumbers(_Part):
         if not isinstance(value, Mapping) or "numbers" in value:
             return value
         facts = {name: each for name, each in value.items() if name in PAIR_FACTS}
-        return {**facts, "numbers": {name: each for name, each in value.items() if name not in PAIR_FACTS}}
+        return {
+            **facts,
+            "numbers": {name: each for name, each in value.items() if name not in PAIR_FACTS},
+        }
 
     @model_serializer(mode="plain")
     def _spread(self) -> dict[str, Any]:
@@ -167,7 +172,9 @@ def read(path: Path) -> EvaluationTable | None:
 def write(path: Path, table: EvaluationTable) -> None:
     """Leave the table in a file, in one step.   Errors: MachineError."""
     content = {"format": _FORMAT, **table.model_dump(mode="json")}
-    whole_folder.write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", is_ours)
+    whole_folder.write_text(
+        path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", is_ours
+    )
 
 
 def is_ours(path: Path) -> bool:

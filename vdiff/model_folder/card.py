@@ -24,11 +24,15 @@ CONFIG = "unet/config.json"
 
 def _is_proven(folder: Path) -> bool:
     """Whether vdiff made a model folder without a mark: diffusers gives its files the same names, others' contents."""
-    is_ours = _SCHEDULER.match(beginning(folder / "scheduler/scheduler_config.json", 200)) is not None
+    is_ours = (
+        _SCHEDULER.match(beginning(folder / "scheduler/scheduler_config.json", 200)) is not None
+    )
     return is_ours or (folder / MARK).is_file() or is_picture(folder / "samples.png")
 
 
-_SCHEDULER = re.compile(rb'\{\n  "_class_name": "\w+",\n  "_diffusers_version": "[\d.]+",\n  "num_train_timesteps": ')
+_SCHEDULER = re.compile(
+    rb'\{\n  "_class_name": "\w+",\n  "_diffusers_version": "[\d.]+",\n  "num_train_timesteps": '
+)
 """diffusers sorts the keys."""
 
 MODEL = Kind(
@@ -162,7 +166,11 @@ def content(card: ModelCard) -> dict[str, Any]:
     """What the mark of a model folder holds, in the oldest format that can say it; `parse` takes it back."""
     facts = asdict(card)
     if card.format == 1:
-        facts = {_IN_FORMAT_1.get(name, name): value for name, value in facts.items() if name not in _SINCE_FORMAT_2}
+        facts = {
+            _IN_FORMAT_1.get(name, name): value
+            for name, value in facts.items()
+            if name not in _SINCE_FORMAT_2
+        }
         facts["is_distilled"] = card.times is not None
     return {**facts, "format": card.format}
 
@@ -183,7 +191,9 @@ def check_steps(card: ModelCard, num_steps: int, name: str, where: str = "--step
         problem = f"`{name}` was distilled to {steps} and knows no times between them"
     else:
         problem = f"`{name}` knows the {card.times:,} times i / {card.times} only"
-    raise UsageError(problem, f"ask for at most {card.times} steps, or take a model with more", where)
+    raise UsageError(
+        problem, f"ask for at most {card.times} steps, or take a model with more", where
+    )
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -219,7 +229,11 @@ def lacking(folder: Path, card: ModelCard) -> list[str]:
 
 def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
     """The card with this content, every value of the right type and size.   Errors: ModelFileError."""
-    path, made_by, found = folder / MARK, str(content.get("made_by", "?"))[:40], content.get("format")
+    path, made_by, found = (
+        folder / MARK,
+        str(content.get("made_by", "?"))[:40],
+        content.get("format"),
+    )
     if type(found) is int and found > FORMAT:
         maker = made_by.replace("vdiff ", "vdiff >= ", 1)
         problem = f"`{folder}` has format {found}, made by {maker}; this vdiff knows up to {FORMAT}"
@@ -246,12 +260,16 @@ def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
 _CARD = TypeAdapter(ModelCard)
 
 
-def _since_format_1(known: dict[str, Any], content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _since_format_1(
+    known: dict[str, Any], content: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
     """What format 1 says, in the words of today: to it, a model knew all times or those of its own steps."""
     is_distilled = content.get("is_distilled")
     if not isinstance(is_distilled, bool):
         fix = "take another folder, or make this one again"
-        raise ModelFileError(f"`{path}` is damaged: `is_distilled` is neither true nor false", fix, path)
+        raise ModelFileError(
+            f"`{path}` is damaged: `is_distilled` is neither true nor false", fix, path
+        )
     times = known.get("num_steps") if is_distilled else None
     of_today = {"times": times, "is_denoiser": not is_distilled}
     return {name: value for name, value in known.items() if name not in _SINCE_FORMAT_2} | of_today

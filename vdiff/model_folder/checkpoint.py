@@ -26,7 +26,17 @@ from vdiff.disk.tensor_facts import FormatError
 from vdiff.errors import DivergedError, ModelFileError, UsageError
 from vdiff.model_folder import card as model_card
 from vdiff.model_folder import diffusers_files as diffusers_folder
-from vdiff.model_folder.card import CONFIG, MARK, MODEL, PIXELS, WEIGHTS, ModelCard, damage, is_model_folder, read_card
+from vdiff.model_folder.card import (
+    CONFIG,
+    MARK,
+    MODEL,
+    PIXELS,
+    WEIGHTS,
+    ModelCard,
+    damage,
+    is_model_folder,
+    read_card,
+)
 from vdiff.networks import NETWORKS
 from vdiff.networks.fast import fast_on
 from vdiff.networks.network import Network, NetworkSection, as_network
@@ -99,20 +109,28 @@ def save(
         }
         for name, content in texts.items():
             if content is not None:
-                (target / name).write_text(diffusers_folder.json_text(content), encoding="utf-8", newline="\n")
+                (target / name).write_text(
+                    diffusers_folder.json_text(content), encoding="utf-8", newline="\n"
+                )
         save_tensors(target / WEIGHTS, weights, {"format": "pt"})
         if extra is not None:
             extra(target)
-        told = diffusers_folder.readme(card, denoiser, has_picture=(target / "samples.png").exists())
+        told = diffusers_folder.readme(
+            card, denoiser, has_picture=(target / "samples.png").exists()
+        )
         (target / diffusers_folder.README).write_text(told, encoding="utf-8", newline="\n")
 
     told = replace(card, versions=_versions(), made_by=f"vdiff {__version__}")
     facts = {name: value for name, value in model_card.content(told).items() if name != "files"}
     unlisted = (diffusers_folder.README,)
-    return model_card.parse(whole_folder.write(folder, MODEL, facts, fill, num_bytes(weights), unlisted), folder)
+    return model_card.parse(
+        whole_folder.write(folder, MODEL, facts, fill, num_bytes(weights), unlisted), folder
+    )
 
 
-def load(folder: Path, device: torch.device | str = "cpu", written: Mapping[str, Tensor] | None = None) -> Checkpoint:
+def load(
+    folder: Path, device: torch.device | str = "cpu", written: Mapping[str, Tensor] | None = None
+) -> Checkpoint:
     """Verify a model folder and read it.   Errors: ModelFileError naming what is damaged.
 
     written: the weights that were saved there a moment ago, and read back then: they are taken and not read again.
@@ -143,7 +161,9 @@ def outline(card: ModelCard, config: Mapping[str, Any], folder: Path) -> Checkpo
     return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
 
 
-def load_tensors(path: Path, expected: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
+def load_tensors(
+    path: Path, expected: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Tensor]:
     """The tensors of a safetensors file; nothing is allocated before its header has been checked.
 
     expected: the names and shapes that it must have, all of real numbers.   Errors: ModelFileError.
@@ -153,7 +173,9 @@ def load_tensors(path: Path, expected: Mapping[str, Sequence[int]] | None = None
         tensors: dict[str, Tensor] = load_file(path)
         return tensors
     except (SafetensorError, OSError, ValueError) as err:
-        raise ModelFileError(f"`{path}` cannot be read: {err}", "copy it again from where it came from", path) from err
+        raise ModelFileError(
+            f"`{path}` cannot be read: {err}", "copy it again from where it came from", path
+        ) from err
 
 
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -161,7 +183,9 @@ def num_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+def save_tensors(
+    path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file.   Errors: OSError, also where safetensors has an error of its own for it."""
     try:
         save_file(tensors, path, metadata=about)
@@ -183,7 +207,9 @@ def _check_header(path: Path, expected: Mapping[str, Sequence[int]] | None) -> N
         return
     is_real = all(fact.dtype in _REAL for fact in facts)
     if not is_real or {fact.name: fact.shape for fact in facts} != expected:
-        raise ModelFileError("the weights do not fit the network's configuration", "take another folder", path)
+        raise ModelFileError(
+            "the weights do not fit the network's configuration", "take another folder", path
+        )
 
 
 _REAL = ("float16", "bfloat16", "float32", "float64")
@@ -194,7 +220,9 @@ def _check_known(card: ModelCard, folder: Path) -> None:
     try:
         codec_of(card.codec)
     except UsageError as err:
-        raise ModelFileError(f"`{folder}` cannot be drawn with: {err.problem}", err.fix, folder / MARK) from err
+        raise ModelFileError(
+            f"`{folder}` cannot be drawn with: {err.problem}", err.fix, folder / MARK
+        ) from err
     if card.guidance is not None:
         problem = f"`{folder}` is meant to be guided (`{card.guidance['kind']}`), which this vdiff cannot do"
         raise ModelFileError(problem, distribution.UPGRADE, folder / MARK)
@@ -206,12 +234,16 @@ def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
         return section.schedule.build(), section.predicts
     except ValueError as err:
         problem = f"`{folder / MARK}` describes a noise process that this vdiff does not know or cannot draw from"
-        raise ModelFileError(problem, "install the package that brings its schedule, or take another folder") from err
+        raise ModelFileError(
+            problem, "install the package that brings its schedule, or take another folder"
+        ) from err
 
 
 def _section(card: ModelCard, folder: Path) -> type[NetworkSection]:
     if card.network not in NETWORKS:
-        raise ModelFileError(NETWORKS.unknown(card.network), "install the package that brings this network", folder)
+        raise ModelFileError(
+            NETWORKS.unknown(card.network), "install the package that brings this network", folder
+        )
     return NETWORKS.section(card.network)
 
 
@@ -219,8 +251,12 @@ def _network(card: ModelCard, folder: Path, written: Mapping[str, Tensor] | None
     section = _section(card, folder)
     config = whole_folder.read_json(folder / CONFIG)
     try:
-        with torch.device("meta"):  # a configuration that does not fit the weights may ask for any amount of memory
-            expected = {name: tensor.shape for name, tensor in section.restore(config).state_dict().items()}
+        with torch.device(
+            "meta"
+        ):  # a configuration that does not fit the weights may ask for any amount of memory
+            expected = {
+                name: tensor.shape for name, tensor in section.restore(config).state_dict().items()
+            }
     except UsageError as err:
         raise ModelFileError(err.problem, err.fix, folder / CONFIG) from err
     wrong = section.misfit(config, codec_of(card.codec).shape(card.shape), card.num_classes)
@@ -229,7 +265,9 @@ def _network(card: ModelCard, folder: Path, written: Mapping[str, Tensor] | None
         raise ModelFileError(problem, "take another folder", folder / CONFIG)
     weights = load_tensors(folder / WEIGHTS, expected) if written is None else written
     network = section.restore(config)
-    network.load_state_dict(weights)  # copies: mapping the file's memory changes the alignment, and so the rounding
+    network.load_state_dict(
+        weights
+    )  # copies: mapping the file's memory changes the alignment, and so the rounding
     return network
 
 

@@ -86,13 +86,22 @@ def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:
 def _front_matter(class_name: str | None) -> str:
     """What model hubs read."""
     library = ["library_name: diffusers"] if class_name else []
-    lines = ["---", *library, "pipeline_tag: unconditional-image-generation", "tags:", "- vdiff", "- diffusion"]
+    lines = [
+        "---",
+        *library,
+        "pipeline_tag: unconditional-image-generation",
+        "tags:",
+        "- vdiff",
+        "- diffusion",
+    ]
     return "\n".join([*lines, "- progressive-distillation", "- few-step", "---"])
 
 
 def _origin(card: ModelCard) -> str:
     if card.parent is None and card.times is not None:
-        return f"It learned from pictures, and knows the {card.times:,} times i / {card.times} only."
+        return (
+            f"It learned from pictures, and knows the {card.times:,} times i / {card.times} only."
+        )
     if card.parent is None:
         return "A base network: it can be drawn with in any number of steps, and fewer make worse pictures."
     teacher = f"`{card.parent['name']}`, which needs {card.parent['num_steps']}"
@@ -107,7 +116,10 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
         told = f"diffusers does not know this network (`{card.network}`); vdiff does, with the package that brings it:"
         return [told, with_vdiff]
     if not _is_drawn_by_ddim(card):
-        return ["It has a sampler of its own, which diffusers does not know; vdiff does:", with_vdiff]
+        return [
+            "It has a sampler of its own, which diffusers does not know; vdiff does:",
+            with_vdiff,
+        ]
     if card.times is not None and grid % card.num_steps:
         told = (
             f"diffusers knows the whole times of the schedule's grid only, of which there are {grid:,}, and "
@@ -134,7 +146,9 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
             "default of diffusers, it draws wrong pictures without a complaint."
         )
     elif card.num_steps > grid:
-        texts.append(f"diffusers draws in at most {grid:,} steps with this model, vdiff in any number.")
+        texts.append(
+            f"diffusers draws in at most {grid:,} steps with this model, vdiff in any number."
+        )
     if card.num_classes:
         texts.append(
             f"It has {card.num_classes} classes, 0 to {card.num_classes - 1}. `DDIMPipeline` cannot pass them on; the "
@@ -145,7 +159,9 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
 
 def _is_drawn_by_ddim(card: ModelCard) -> bool:
     """What diffusers' pipelines do with it; `eta` and clipping would be the caller's to pass on."""
-    return card.sampler in (None, {"kind": "ddim"}) and card.guidance is None and card.codec == PIXELS
+    return (
+        card.sampler in (None, {"kind": "ddim"}) and card.guidance is None and card.codec == PIXELS
+    )
 
 
 def _facts(card: ModelCard) -> str:
@@ -154,11 +170,15 @@ def _facts(card: ModelCard) -> str:
         "parameters": f"{card.num_parameters:,}",
         "updates": f"{card.updates:,}",
         "predicts": str(card.diffusion.get("predicts", "?")),
-        "pictures seen": f"{card.data['num_images']:,}" if isinstance(card.data.get("num_images"), int) else "?",
+        "pictures seen": f"{card.data['num_images']:,}"
+        if isinstance(card.data.get("num_images"), int)
+        else "?",
     }
     if card.parent is not None:
         rows["teacher"] = f"`{card.parent['name']}`, SHA-256 {card.parent['hash'][:16]}..."
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    )
 
 
 def json_text(content: dict[str, Any]) -> str:

@@ -36,14 +36,20 @@ class Style:
 class DownLevel(nn.Module):
     """Residual blocks of one resolution, with attention if asked for, then a halving unless it is the last."""
 
-    def __init__(self, before: int, width: int, num_blocks: int, style: Style, attention: bool, halves: bool) -> None:
+    def __init__(
+        self, before: int, width: int, num_blocks: int, style: Style, attention: bool, halves: bool
+    ) -> None:
         super().__init__()
         widths = [before, *[width] * num_blocks]
         self.resnets = nn.ModuleList(ResidualBlock(w, width, style) for w in widths[:-1])
-        self.attentions = nn.ModuleList(Attention(width, style, style.groups) for _ in range(num_blocks * attention))
+        self.attentions = nn.ModuleList(
+            Attention(width, style, style.groups) for _ in range(num_blocks * attention)
+        )
         self.downsamplers = nn.ModuleList([Downsample(width, style.padding)] if halves else [])
 
-    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor], dropout_keys: Tensor | None) -> Tensor:
+    def forward(
+        self, h: Tensor, embedding: Tensor, skips: list[Tensor], dropout_keys: Tensor | None
+    ) -> Tensor:
         """The output of the level; every intermediate result is appended to `skips`."""
         for i, block in enumerate(self.resnets):
             h = block(h, embedding, dropout_keys)
@@ -65,7 +71,9 @@ class Middle(nn.Module):
     def __init__(self, width: int, style: Style, attention: bool, norm_groups: int | None) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResidualBlock(width, width, style) for _ in range(2))
-        self.attentions = nn.ModuleList(Attention(width, style, norm_groups) for _ in range(attention))
+        self.attentions = nn.ModuleList(
+            Attention(width, style, norm_groups) for _ in range(attention)
+        )
 
     def forward(self, h: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
         """The same shape as `h`."""
@@ -82,14 +90,29 @@ class UpLevel(nn.Module):
     before: width of what comes from below.   skips: widths of the skip connections in the order of their use.
     """
 
-    def __init__(self, before: int, width: int, skips: list[int], style: Style, attention: bool, doubles: bool) -> None:
+    def __init__(
+        self,
+        before: int,
+        width: int,
+        skips: list[int],
+        style: Style,
+        attention: bool,
+        doubles: bool,
+    ) -> None:
         super().__init__()
-        inputs = [current + skip for current, skip in zip([before, *[width] * len(skips)], skips, strict=False)]
+        inputs = [
+            current + skip
+            for current, skip in zip([before, *[width] * len(skips)], skips, strict=False)
+        ]
         self.resnets = nn.ModuleList(ResidualBlock(w, width, style) for w in inputs)
-        self.attentions = nn.ModuleList(Attention(width, style, style.groups) for _ in range(len(skips) * attention))
+        self.attentions = nn.ModuleList(
+            Attention(width, style, style.groups) for _ in range(len(skips) * attention)
+        )
         self.upsamplers = nn.ModuleList([Upsample(width)] if doubles else [])
 
-    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor], dropout_keys: Tensor | None) -> Tensor:
+    def forward(
+        self, h: Tensor, embedding: Tensor, skips: list[Tensor], dropout_keys: Tensor | None
+    ) -> Tensor:
         """The output of the level; the skip connections that it uses are taken off the end of `skips`."""
         for i, block in enumerate(self.resnets):
             h = block(torch.cat([h, skips.pop()], dim=1), embedding, dropout_keys)
@@ -138,7 +161,9 @@ class Attention(Repeated):
     def __init__(self, width: int, style: Style, norm_groups: int | None) -> None:
         super().__init__()
         self.head_dim = style.head_dim or width
-        self.group_norm = nn.GroupNorm(norm_groups, width, style.eps) if norm_groups else nn.Identity()
+        self.group_norm = (
+            nn.GroupNorm(norm_groups, width, style.eps) if norm_groups else nn.Identity()
+        )
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
@@ -213,7 +238,9 @@ class TimeEmbedding(nn.Module):
         angle = time.float()[:, None] * torch.exp(exponent / (half - self.freq_shift))
         waves = [angle.cos(), angle.sin()] if self.cosine_first else [angle.sin(), angle.cos()]
         features = F.pad(torch.cat(waves, dim=1), (0, self.width % 2))
-        embedded: Tensor = self.linear_2(F.silu(self.linear_1(features.to(self.linear_1.weight.dtype))))
+        embedded: Tensor = self.linear_2(
+            F.silu(self.linear_1(features.to(self.linear_1.weight.dtype)))
+        )
         return embedded
 
 

@@ -21,7 +21,9 @@ class Dropout(nn.Module):
             return h
         if keys is None:
             raise ValueError("a network with dropout needs `dropout_keys` [B] while it trains")
-        dropped = random_int16(keys, self.layer, h[0].numel()).view(h.shape) < self.threshold - 2**15
+        dropped = (
+            random_int16(keys, self.layer, h[0].numel()).view(h.shape) < self.threshold - 2**15
+        )
         dropped = dropped.to(h.device)  # the keys are on the CPU where the device cannot mix them
         return h.masked_fill(dropped, 0.0) * (2**16 / (2**16 - self.threshold))
 

@@ -46,7 +46,9 @@ def put_in(network: Module, layers: Iterable[type[Fast]]) -> Module:
     for module in network.modules():
         now = type(module)
         plain: type[nn.Module] = now
-        if issubclass(now, Fast) and "plain" in vars(now):  # not a class that somebody else has put over a fast one
+        if issubclass(now, Fast) and "plain" in vars(
+            now
+        ):  # not a class that somebody else has put over a fast one
             plain = now.plain
         wanted = fast.get(plain, plain)
         if wanted is not now:

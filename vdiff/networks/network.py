@@ -36,7 +36,11 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None
+        self,
+        z: Tensor,
+        time: Tensor,
+        condition: Condition = NOTHING,
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
         """Say what is in the noisy images.
 

@@ -20,7 +20,9 @@ class Repeated(nn.Module):
     def __call__(self, *given: Any) -> Any:
         """`forward`, as ever."""
         if self.recomputes and torch.is_grad_enabled():
-            return checkpoint(super().__call__, *given, use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(
+                super().__call__, *given, use_reentrant=False, preserve_rng_state=False
+            )
         return super().__call__(*given)
 
 

@@ -32,7 +32,9 @@ class NetworkSection(KindSection, ABC):
         """
 
     @classmethod
-    def misfit(cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int) -> str | None:
+    def misfit(
+        cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int
+    ) -> str | None:
         """The first setting that is not made for pictures of this shape (C, H, W) and so many classes; None for none.
 
         config: one that `restore` has taken.   num_classes: 0 for none.

@@ -19,7 +19,10 @@ def resolve(wanted: Shard, num_processes: int) -> tuple[bool, str]:
     `auto` asks nothing of the machine: the same training must always compute in the same way.
     """
     if wanted == "auto":
-        return False, "bringing weights together takes time, and who lacks no memory gains nothing by it"
+        return (
+            False,
+            "bringing weights together takes time, and who lacks no memory gains nothing by it",
+        )
     if wanted == "on" and num_processes == 1:
         fix = "start several with `--gpus N`, or set `shard: auto`"
         raise MachineError("one process has nobody to share its networks with", fix, "shard")
@@ -32,14 +35,20 @@ def turn_on(network: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for part in [*reversed(repeated(network)), network]:  # inner ones first; what is left is the whole network's
+    for part in [
+        *reversed(repeated(network)),
+        network,
+    ]:  # inner ones first; what is left is the whole network's
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     return network
 
 
 def meta_copy(network: nn.Module) -> nn.Module:
     """A copy on the device `meta`, without values. torch copies no network whose weights are sharded."""
-    weights = {id(weight): nn.Parameter(torch.empty_like(weight, device="meta")) for weight in network.parameters()}
+    weights = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"))
+        for weight in network.parameters()
+    }
     return deepcopy(network, weights)  # what a copy is to have in their place
 
 
@@ -82,7 +91,9 @@ def scatter_into(tensor: Tensor, values: Tensor) -> Tensor:
     return tensor
 
 
-def on_host(tensors: Mapping[str, Tensor], keeps: bool = True, copy: bool = True) -> dict[str, Tensor]:
+def on_host(
+    tensors: Mapping[str, Tensor], keeps: bool = True, copy: bool = True
+) -> dict[str, Tensor]:
     """All of the tensors in the host's memory, one brought together after another; every process must ask.
 
     keeps: whether this process gets them; the others get nothing.   copy: also where they are there already.

@@ -21,10 +21,14 @@ class UNet(Network):
         self._config = config
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0], config.embedding, config.freq_shift, config.flip_sin_to_cos)
+        self.time_embedding = TimeEmbedding(
+            widths[0], config.embedding, config.freq_shift, config.flip_sin_to_cos
+        )
         self.class_embedding = _class_embedding(config)
         self.down_blocks, skips = _down_levels(config)
-        self.mid_block = Middle(widths[-1], _style(config), config.add_attention, config.mid_norm_groups)
+        self.mid_block = Middle(
+            widths[-1], _style(config), config.add_attention, config.mid_norm_groups
+        )
         self.up_blocks = _up_levels(config, skips)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
@@ -46,7 +50,11 @@ class UNet(Network):
         return self.config
 
     def forward(
-        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None
+        self,
+        z: Tensor,
+        time: Tensor,
+        condition: Condition = NOTHING,
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
         """z: [B, C, H, W].   time: base-grid index, [B], fractions allowed.   dropout_keys: int64 [B].
 
@@ -66,8 +74,13 @@ class UNet(Network):
     def _embedding(self, time: Tensor, label: Tensor | None) -> Tensor:
         embedding: Tensor = self.time_embedding(time)
         if (label is None) != (self.class_embedding is None):
-            raise ValueError("this network " + ("takes no `label`" if label is not None else "needs a `label` [B]"))
-        return embedding if self.class_embedding is None else embedding + self.class_embedding(label)
+            raise ValueError(
+                "this network "
+                + ("takes no `label`" if label is not None else "needs a `label` [B]")
+            )
+        return (
+            embedding if self.class_embedding is None else embedding + self.class_embedding(label)
+        )
 
 
 def _style(config: UNetConfig) -> Style:
@@ -95,10 +108,14 @@ def _down_levels(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     """The levels on the way down, and the widths of the skip connections that they leave behind."""
     levels = nn.ModuleList()
     skips = [config.block_out_channels[0]]
-    for i, (block_type, width) in enumerate(zip(config.down_block_types, config.block_out_channels, strict=True)):
+    for i, (block_type, width) in enumerate(
+        zip(config.down_block_types, config.block_out_channels, strict=True)
+    ):
         halves = i < len(config.down_block_types) - 1
         attention = block_type == "AttnDownBlock2D"
-        levels.append(DownLevel(skips[-1], width, config.layers_per_block, _style(config), attention, halves))
+        levels.append(
+            DownLevel(skips[-1], width, config.layers_per_block, _style(config), attention, halves)
+        )
         skips += [width] * (config.layers_per_block + halves)
     return levels, skips
 
@@ -106,8 +123,19 @@ def _down_levels(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
 def _up_levels(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
     levels = nn.ModuleList()
     before = config.block_out_channels[-1]
-    for block_type, width in zip(config.up_block_types, reversed(config.block_out_channels), strict=True):
+    for block_type, width in zip(
+        config.up_block_types, reversed(config.block_out_channels), strict=True
+    ):
         used = [skips.pop() for _ in range(config.layers_per_block + 1)]
-        levels.append(UpLevel(before, width, used, _style(config), block_type == "AttnUpBlock2D", doubles=bool(skips)))
+        levels.append(
+            UpLevel(
+                before,
+                width,
+                used,
+                _style(config),
+                block_type == "AttnUpBlock2D",
+                doubles=bool(skips),
+            )
+        )
         before = width
     return levels

@@ -43,7 +43,9 @@ class UNetConfig(BaseModel):
         "AttnUpBlock2D",
         "UpBlock2D",
     )
-    block_out_channels: tuple[Width, ...] = Field((224, 448, 672, 896), min_length=1, max_length=MOST_LEVELS)
+    block_out_channels: tuple[Width, ...] = Field(
+        (224, 448, 672, 896), min_length=1, max_length=MOST_LEVELS
+    )
     layers_per_block: int = Field(2, ge=1, le=MOST_LAYERS)
     mid_block_scale_factor: Literal[1] = 1
     downsample_padding: Literal[0, 1] = 1
@@ -68,11 +70,16 @@ class UNetConfig(BaseModel):
         UsageError: a setting that diffusers has and vdiff does not compute.   ModelFileError: one that cannot be.
         """
         if not isinstance(config, Mapping):
-            raise ModelFileError(f"the network's configuration is a {type(config).__name__}", "use another model file")
+            raise ModelFileError(
+                f"the network's configuration is a {type(config).__name__}",
+                "use another model file",
+            )
         if config.get("_class_name", CLASS_NAME) != CLASS_NAME:
             raise _unsupported("_class_name", config["_class_name"], f"it computes `{CLASS_NAME}`")
         try:
-            return cls.model_validate({key: value for key, value in config.items() if not str(key).startswith("_")})
+            return cls.model_validate(
+                {key: value for key, value in config.items() if not str(key).startswith("_")}
+            )
         except ValidationError as err:
             raise _refusal(err.errors()[0]) from err
 
@@ -81,20 +88,34 @@ class UNetConfig(BaseModel):
         """Refuse settings that do not fit each other."""
         num_levels = len(self.block_out_channels)
         if not len(self.down_block_types) == len(self.up_block_types) == num_levels:
-            raise _impossible("block_out_channels", f"has {num_levels} levels, the block types another number")
+            raise _impossible(
+                "block_out_channels", f"has {num_levels} levels, the block types another number"
+            )
         if math.gcd(*self.block_out_channels) % self.norm_num_groups:
-            raise _impossible("norm_num_groups", f"is {self.norm_num_groups}, no divisor of every level's width")
+            raise _impossible(
+                "norm_num_groups", f"is {self.norm_num_groups}, no divisor of every level's width"
+            )
         if self.add_attention and self.block_out_channels[-1] % (self.mid_norm_groups or 1):
-            raise _impossible("attn_norm_num_groups", f"is {self.mid_norm_groups}, no divisor of the last width")
+            raise _impossible(
+                "attn_norm_num_groups", f"is {self.mid_norm_groups}, no divisor of the last width"
+            )
         if not 0 <= self.freq_shift < self.block_out_channels[0] // 2:
-            raise _impossible("freq_shift", f"is {self.freq_shift}: below 0, or not below half the first width")
+            raise _impossible(
+                "freq_shift", f"is {self.freq_shift}: below 0, or not below half the first width"
+            )
         if self.attention_head_dim and math.gcd(*self.attended_widths) % self.attention_head_dim:
-            raise _unsupported("attention_head_dim", self.attention_head_dim, "it must divide every attended width")
+            raise _unsupported(
+                "attention_head_dim", self.attention_head_dim, "it must divide every attended width"
+            )
         return self
 
     def to_json(self) -> dict[str, Any]:
         """What goes into `config.json`; `read` takes it back."""
-        return {"_class_name": CLASS_NAME, "_diffusers_version": "0.35.0", **self.model_dump(mode="json")}
+        return {
+            "_class_name": CLASS_NAME,
+            "_diffusers_version": "0.35.0",
+            **self.model_dump(mode="json"),
+        }
 
     @property
     def embedding(self) -> int:
@@ -113,7 +134,9 @@ class UNetConfig(BaseModel):
         down = zip(self.down_block_types, self.block_out_channels, strict=True)
         up = zip(self.up_block_types, reversed(self.block_out_channels), strict=True)
         middle = [self.block_out_channels[-1]] * self.add_attention
-        return [width for block_type, width in (*down, *up) if block_type.startswith("Attn")] + middle
+        return [
+            width for block_type, width in (*down, *up) if block_type.startswith("Attn")
+        ] + middle
 
 
 def _refusal(error: ErrorDetails) -> ModelFileError | UsageError:
@@ -134,5 +157,7 @@ def _unsupported(key: str, value: object, why: str) -> UsageError:
 
 def _impossible(key: str, why: str) -> ModelFileError:
     return ModelFileError(
-        f"`{key}` {why}", "use an undamaged copy of the model", f"`{key}` in the network's config.json"
+        f"`{key}` {why}",
+        "use an undamaged copy of the model",
+        f"`{key}` in the network's config.json",
     )

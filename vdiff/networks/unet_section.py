@@ -22,7 +22,9 @@ class UNetSection(NetworkSection):
     """Which network this is."""
     width: int = trajectory(ge=2, le=4096)
     """Channels at the full resolution; time and memory grow with it, the number of parameters with its square."""
-    multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = trajectory(min_length=1, max_length=MOST_LEVELS)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = trajectory(
+        min_length=1, max_length=MOST_LEVELS
+    )
     """One number per level, from the full resolution down, each half the one before: its channels over `width`."""
     blocks: int = trajectory(2, ge=1, le=MOST_LAYERS)
     """Residual blocks per level on the way down (one more on the way up)."""
@@ -55,9 +57,15 @@ class UNetSection(NetworkSection):
         return UNet.from_config(config)
 
     @classmethod
-    def misfit(cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int) -> str | None:
+    def misfit(
+        cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int
+    ) -> str | None:
         channels, *size = shape
-        expected = {"in_channels": channels, "out_channels": channels, "num_class_embeds": num_classes or None}
+        expected = {
+            "in_channels": channels,
+            "out_channels": channels,
+            "num_class_embeds": num_classes or None,
+        }
         for name, value in expected.items():
             if config.get(name, value) != value:
                 return name
@@ -77,7 +85,9 @@ class UNetSection(NetworkSection):
         widths = tuple(self.width * multiplier for multiplier in self.multipliers)
         resolutions = self._resolutions(image_size)
         attended = self._attended_levels(resolutions)
-        self._check_heads([width for width, attends in zip(widths, attended, strict=True) if attends])
+        self._check_heads(
+            [width for width, attends in zip(widths, attended, strict=True) if attends]
+        )
         groups = self._groups(math.gcd(*widths))
         self._check_norm(resolutions[-1] ** 2 * widths[-1] // groups)
         return UNetConfig(
@@ -85,8 +95,12 @@ class UNetSection(NetworkSection):
             in_channels=channels,
             out_channels=channels,
             flip_sin_to_cos=False,
-            down_block_types=tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in attended),
-            up_block_types=tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attended)),
+            down_block_types=tuple(
+                "AttnDownBlock2D" if attends else "DownBlock2D" for attends in attended
+            ),
+            up_block_types=tuple(
+                "AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attended)
+            ),
             block_out_channels=widths,
             layers_per_block=self.blocks,
             dropout=self.dropout,
@@ -101,7 +115,9 @@ class UNetSection(NetworkSection):
     def _resolutions(self, image_size: int) -> list[int]:
         halvings = len(self.multipliers) - 1
         if image_size % 2**halvings:
-            sizes = [size for size in (image_size >> halvings, (image_size >> halvings) + 1) if size]
+            sizes = [
+                size for size in (image_size >> halvings, (image_size >> halvings) + 1) if size
+            ]
             near = " or ".join(str(size << halvings) for size in sizes)
             most = (image_size & -image_size).bit_length()
             raise UsageError(

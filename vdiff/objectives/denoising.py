@@ -33,12 +33,16 @@ class DenoisingSection(ObjectiveSection):
 class DenoisingObjective(Objective):
     """weight(SNR) * |x_predicted - x|^2 at a random time, with fresh noise."""
 
-    def __init__(self, weighting: Weighting, on_grid: bool = False, stratified: bool = True) -> None:
+    def __init__(
+        self, weighting: Weighting, on_grid: bool = False, stratified: bool = True
+    ) -> None:
         self.weighting = weighting
         self.on_grid = on_grid
         self.stratified = stratified
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         u = rng.stratified() if self.stratified else rng.uniform()
         grid = student.schedule.grid
         t = ((u * grid).floor() + 1) / grid if self.on_grid else 1 - u

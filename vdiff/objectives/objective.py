@@ -92,7 +92,9 @@ class Objective(ABC):
     """
 
     @abstractmethod
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         """The losses, float32 [B].
 
         x: images, float32 [B, C, H, W] in [-1, 1].   condition: what the network is told of them.

@@ -23,7 +23,9 @@ class ProgressiveSection(ObjectiveSection):
     """Progressive distillation with the exact target."""
 
     needs_teacher: ClassVar[bool] = True
-    is_denoiser: ClassVar[bool] = False  # its x leads to where the teacher's steps land: an average over a step
+    is_denoiser: ClassVar[bool] = (
+        False  # its x leads to where the teacher's steps land: an average over a step
+    )
     needs_fewer_steps: ClassVar[bool] = True
 
     kind: Literal["progressive"] = trajectory("progressive")
@@ -32,7 +34,9 @@ class ProgressiveSection(ObjectiveSection):
     """Spread the steps of a batch evenly over the student's grid; the loss varies less."""
 
     def build(self, task: Task) -> Objective:
-        return ProgressiveObjective(task.weighting, task.taught_by, task.num_steps, task.teacher_steps, self.stratified)
+        return ProgressiveObjective(
+            task.weighting, task.taught_by, task.num_steps, task.teacher_steps, self.stratified
+        )
 
 
 class ProgressiveObjective(Objective):
@@ -42,7 +46,12 @@ class ProgressiveObjective(Objective):
     """
 
     def __init__(
-        self, weighting: Weighting, teacher: Denoiser, num_steps: int, teacher_steps: int = 2, stratified: bool = True
+        self,
+        weighting: Weighting,
+        teacher: Denoiser,
+        num_steps: int,
+        teacher_steps: int = 2,
+        stratified: bool = True,
     ) -> None:
         self.weighting = weighting
         self.teacher = teacher
@@ -50,20 +59,29 @@ class ProgressiveObjective(Objective):
         self.teacher_steps = teacher_steps
         self.stratified = stratified
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         u = rng.stratified() if self.stratified else rng.uniform()
         step = (u * self.num_steps).floor() + 1
         t = step / self.num_steps
         alpha, sigma = student.schedule.alpha_sigma(t)
         z = add_noise(x, alpha, sigma, rng)
         with phase("teacher"):
-            target = progressive_target(self.teacher, z, step, self.num_steps, self.teacher_steps, condition)
+            target = progressive_target(
+                self.teacher, z, step, self.num_steps, self.teacher_steps, condition
+            )
         pred = student(z, t, condition, rng)
         return weighted_loss(self.weighting, pred.x, target, alpha, sigma)
 
 
 def progressive_target(
-    teacher: Denoiser, z: Tensor, step: Tensor, num_steps: int, teacher_steps: int, condition: Condition = NOTHING
+    teacher: Denoiser,
+    z: Tensor,
+    step: Tensor,
+    num_steps: int,
+    teacher_steps: int,
+    condition: Condition = NOTHING,
 ) -> Tensor:
     """The x~ with which one DDIM step of 1/N lands where `teacher_steps` steps of the teacher land.
 
@@ -73,7 +91,9 @@ def progressive_target(
     """
     import torch
 
-    start = step.double() * teacher_steps  # in the teacher's steps: t_k = (start - k) / (N K), exact
+    start = (
+        step.double() * teacher_steps
+    )  # in the teacher's steps: t_k = (start - k) / (N K), exact
     times = [(start - k) / (num_steps * teacher_steps) for k in range(teacher_steps + 1)]
     weights = rho_weights(teacher.schedule, times)
     target = torch.zeros_like(z)
@@ -94,6 +114,9 @@ def rho_weights(schedule: Schedule, times: list[Tensor]) -> list[Tensor]:
     import torch
 
     end_alpha, end_sigma = schedule.alpha_sigma(times[-1])
-    ratios = [alpha * end_sigma / (sigma * end_alpha) for alpha, sigma in map(schedule.alpha_sigma, times[:-1])]
+    ratios = [
+        alpha * end_sigma / (sigma * end_alpha)
+        for alpha, sigma in map(schedule.alpha_sigma, times[:-1])
+    ]
     ratios.append(torch.ones_like(ratios[0]))  # float64: the differences are about 1 / num_steps
     return [(after - before) / (1 - ratios[0]) for before, after in pairwise(ratios)]

@@ -29,7 +29,9 @@ class Target:
         mine, other = self.denoiser.network, self._student
         for weight, towards in zip(mine.parameters(), other.parameters(), strict=True):
             here = local_shard(weight)
-            here.lerp_(local_shard(towards), share.to(here.dtype))  # exact where the share is 0 or 1
+            here.lerp_(
+                local_shard(towards), share.to(here.dtype)
+            )  # exact where the share is 0 or 1
         for buffer, current in zip(mine.buffers(), other.buffers(), strict=True):
             buffer.copy_(current)
 

@@ -24,7 +24,9 @@ _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 assert set(_WEIGHTS) == set(get_args(Weighting))
 
 
-def weighted_loss(weighting: Weighting, x: Tensor, target: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def weighted_loss(
+    weighting: Weighting, x: Tensor, target: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
     """Weight times the mean squared error of x over C, H, W: float32 [B].
 
     x, target: [B, C, H, W].   alpha, sigma: [B], float64.

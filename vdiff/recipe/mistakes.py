@@ -25,7 +25,9 @@ class Mistake:
         return f"`{'.'.join(map(str, self.keys))}`: {self.words}" if self.keys else self.words
 
 
-def explain(err: ValidationError, section: type[Section], data: Mapping[str | int, Any]) -> list[Mistake]:
+def explain(
+    err: ValidationError, section: type[Section], data: Mapping[str | int, Any]
+) -> list[Mistake]:
     """Every mistake of `data`, which is no `section`, once; the branches of a union make one sentence."""
     found: dict[Keys, list[str]] = {}
     for details in err.errors(include_url=False):
@@ -35,7 +37,11 @@ def explain(err: ValidationError, section: type[Section], data: Mapping[str | in
         if words not in sentences:
             sentences.append(words)
     # a list with a wrong item is also no number, where both are allowed: the item is the mistake
-    inner = [keys for keys in found if not any(keys != other and keys == other[: len(keys)] for other in found)]
+    inner = [
+        keys
+        for keys in found
+        if not any(keys != other and keys == other[: len(keys)] for other in found)
+    ]
     return [Mistake(keys, _joined(found[keys], _at(data, keys))) for keys in inner]
 
 
@@ -74,24 +80,33 @@ _SHOULD_BE = {
 _SHOULD = "should be "
 
 
-def _words(details: ErrorDetails, keys: Keys, section: type[Section], data: Mapping[str | int, Any]) -> str:
+def _words(
+    details: ErrorDetails, keys: Keys, section: type[Section], data: Mapping[str | int, Any]
+) -> str:
     kind, context = details["type"], details.get("ctx", {})
     if kind == "missing":
         return "is missing"
     if kind == "extra_forbidden":
         return _unknown_key(str(keys[-1]), _section_at(section, data, keys[:-1]))
     if kind in _SHOULD_BE:
-        limits = {name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()}
+        limits = {
+            name: f"{value:g}" if isinstance(value, float) else value
+            for name, value in context.items()
+        }
         return _SHOULD + re.sub(r"'([^']*)'", r"`\1`", _SHOULD_BE[kind].format(**limits))
     words = str(context["error"]) if kind == "value_error" else details["msg"]
     return words if kind in ("value_error", "kind") else words[:1].lower() + words[1:]
 
 
 def _joined(sentences: Sequence[str], value: Any) -> str:
-    wanted = [sentence.removeprefix(_SHOULD) for sentence in sentences if sentence.startswith(_SHOULD)]
+    wanted = [
+        sentence.removeprefix(_SHOULD) for sentence in sentences if sentence.startswith(_SHOULD)
+    ]
     others = [sentence for sentence in sentences if not sentence.startswith(_SHOULD)]
     if wanted:
-        others.append(f"{_SHOULD}{' or '.join(wanted)}, is {_shown(value)}{_near_choice(value, wanted)}")
+        others.append(
+            f"{_SHOULD}{' or '.join(wanted)}, is {_shown(value)}{_near_choice(value, wanted)}"
+        )
     return "; ".join(others)
 
 
@@ -136,7 +151,11 @@ def _real_keys(details: ErrorDetails, data: Mapping[str | int, Any]) -> Keys:
 
 
 def _has(value: Any, key: Any) -> bool:
-    return key in value if isinstance(value, Mapping) else isinstance(value, list) and key in range(len(value))
+    return (
+        key in value
+        if isinstance(value, Mapping)
+        else isinstance(value, list) and key in range(len(value))
+    )
 
 
 def _at(data: Any, keys: Keys) -> Any:

@@ -127,20 +127,34 @@ class DistillSection(FitSection):
         """Sampler steps of the base and of every student, as in (1024, 512, ..., 4)."""
         if self.stages is None:
             return step_counts(self.start_steps, self.end_steps, self.factor)
-        return listed_counts(self.start_steps, [(stage.steps, stage.factor) for stage in self.stages])
+        return listed_counts(
+            self.start_steps, [(stage.steps, stage.factor) for stage in self.stages]
+        )
 
     def listed(self) -> tuple[StageSection, ...]:
         """Every stage, each with its `steps`: `stages`, or what `end_steps`, `factor` and `overrides` mean."""
         steps = self.steps()[1:]
         if self.stages is None:
-            others = [self.overrides.get(number, StageOverride()).model_dump(exclude_none=True) for number in steps]
-            return tuple(StageSection(steps=number, **other) for number, other in zip(steps, others, strict=True))
+            others = [
+                self.overrides.get(number, StageOverride()).model_dump(exclude_none=True)
+                for number in steps
+            ]
+            return tuple(
+                StageSection(steps=number, **other)
+                for number, other in zip(steps, others, strict=True)
+            )
         pairs = zip(self.stages, steps, strict=True)
-        return tuple(stage.model_copy(update={"steps": number, "factor": None}) for stage, number in pairs)
+        return tuple(
+            stage.model_copy(update={"steps": number, "factor": None}) for stage, number in pairs
+        )
 
     def settings(self, stage: StageSection) -> Self:
         """The settings of one stage of `listed`."""
-        own = {name: value for name, value in stage if value is not None and name not in ("steps", "factor")}
+        own = {
+            name: value
+            for name, value in stage
+            if value is not None and name not in ("steps", "factor")
+        }
         return self.model_copy(update={**own, "overrides": {}, "stages": None})
 
     @field_validator("objective")
@@ -155,7 +169,9 @@ class DistillSection(FitSection):
             return self
         unknown = set(self.overrides) - set(self.steps()[1:])
         if unknown:
-            raise ValueError(f"`overrides` names {min(unknown)} steps, but the stages end at {self.steps()[1:]} steps")
+            raise ValueError(
+                f"`overrides` names {min(unknown)} steps, but the stages end at {self.steps()[1:]} steps"
+            )
         return self
 
     def _check_stages(self) -> None:
@@ -171,7 +187,9 @@ class DistillSection(FitSection):
 
 def _mistake(words: str, *place: str | int) -> ValidationError:
     """What pydantic raises for a mistake at a place inside a section."""
-    details = InitErrorDetails(type="value_error", loc=place, input=None, ctx={"error": ValueError(words)})
+    details = InitErrorDetails(
+        type="value_error", loc=place, input=None, ctx={"error": ValueError(words)}
+    )
     return ValidationError.from_exception_data("section", [details])
 
 

@@ -40,7 +40,11 @@ def read_line(text: str, place: str) -> Values:
     """The values of one line of YAML: one value, or a list or mapping in brackets; all of them stand at `place`."""
     node = _compose(text, place)
     if isinstance(node, MappingNode | SequenceNode) and not node.flow_style:
-        raise UsageError(f"`{text}` is neither one value nor a list or mapping in brackets", "quote the text", place)
+        raise UsageError(
+            f"`{text}` is neither one value nor a list or mapping in brackets",
+            "quote the text",
+            place,
+        )
     places: dict[Keys, str] = {}
     data = _value(node, (), places, place) if node else None
     return Values(data, places)
@@ -60,7 +64,9 @@ def dump(values: Mapping[str, Any]) -> str:
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
-    spelling: value for value in (True, False) for spelling in (str(value), str(value).lower(), str(value).upper())
+    spelling: value
+    for value in (True, False)
+    for spelling in (str(value), str(value).lower(), str(value).upper())
 }
 _DECIMAL = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
@@ -92,7 +98,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mistake(problem: str, place: str) -> UsageError:
-    return UsageError(problem, "change this line; `vdiff recipes show digits` prints a recipe that works", place)
+    return UsageError(
+        problem, "change this line; `vdiff recipes show digits` prints a recipe that works", place
+    )
 
 
 def _check_characters(text: str, name: str) -> None:
@@ -101,7 +109,9 @@ def _check_characters(text: str, name: str) -> None:
     if found:
         line = text.count("\n", 0, found.start()) + 1
         column = found.start() - text.rfind("\n", 0, found.start())
-        raise _mistake(f"there is a control character (U+{ord(found[0]):04X})", f"{name}:{line}:{column}")
+        raise _mistake(
+            f"there is a control character (U+{ord(found[0]):04X})", f"{name}:{line}:{column}"
+        )
 
 
 def _compose(text: str, name: str) -> Node | None:
@@ -131,8 +141,14 @@ def _value(node: Node, keys: Keys, places: dict[Keys, str], name: str) -> Any:
         return _scalar(node, name)
     if isinstance(node, MappingNode):
         pairs = _pairs(node, name)
-        return {key: _inner(inner, (*keys, key), mark, places, name) for key, (mark, inner) in pairs.items()}
-    return [_inner(inner, (*keys, i), inner.start_mark, places, name) for i, inner in enumerate(node.value)]
+        return {
+            key: _inner(inner, (*keys, key), mark, places, name)
+            for key, (mark, inner) in pairs.items()
+        }
+    return [
+        _inner(inner, (*keys, i), inner.start_mark, places, name)
+        for i, inner in enumerate(node.value)
+    ]
 
 
 def _inner(node: Node, keys: Keys, mark: Mark, places: dict[Keys, str], name: str) -> Any:

@@ -45,7 +45,11 @@ def read(text: str, name: str, path: Path | None = None) -> RecipeText:
     values = recipe_yaml.read(text, name)
     if not isinstance(values.data, dict):
         fix = "`vdiff recipes show digits` prints a recipe that works"
-        raise UsageError("a recipe should be a mapping of sections such as `data:` and `train:`", fix, f"{name}:1:1")
+        raise UsageError(
+            "a recipe should be a mapping of sections such as `data:` and `train:`",
+            fix,
+            f"{name}:1:1",
+        )
     return RecipeText(values.data, values.places, name, text, path=path)
 
 
@@ -63,7 +67,9 @@ def set_values(recipe: RecipeText, assignments: Sequence[str]) -> RecipeText:
         _section_for(data, keys[:-1], place)[keys[-1]] = values.data
         _forget(places, keys)
         places |= {keys: place} | {(*keys, *inside): place for inside in values.places}
-    return replace(recipe, data=data, places=places, assignments=(*recipe.assignments, *assignments))
+    return replace(
+        recipe, data=data, places=places, assignments=(*recipe.assignments, *assignments)
+    )
 
 
 def validate(section: type[AnySection], recipe: RecipeText) -> AnySection:
@@ -108,7 +114,9 @@ def read_file(path: Path) -> RecipeText:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as err:
         line = raw.count(b"\n", 0, err.start) + 1
-        raise UsageError("a recipe should be UTF-8 text", "save it as UTF-8", f"{path}:{line}") from err
+        raise UsageError(
+            "a recipe should be UTF-8 text", "save it as UTF-8", f"{path}:{line}"
+        ) from err
     return read(text, str(path), path)
 
 
@@ -163,8 +171,14 @@ def _mistakes_error(recipe: RecipeText, mistakes: Sequence[Mistake]) -> UsageErr
 def _place(recipe: RecipeText, keys: Keys) -> str:
     """Where the value at `keys` stands; of a section, also what `--set` has changed in it."""
     place = _written(recipe, keys)
-    inside = [each for known, each in recipe.places.items() if known[: len(keys)] == keys and known != keys]
-    changed = [each for each in dict.fromkeys(inside) if each.startswith("--set ") and each != place]
+    inside = [
+        each
+        for known, each in recipe.places.items()
+        if known[: len(keys)] == keys and known != keys
+    ]
+    changed = [
+        each for each in dict.fromkeys(inside) if each.startswith("--set ") and each != place
+    ]
     return ", ".join([place, *changed[:_MOST_CHANGED]])
 
 
@@ -195,7 +209,9 @@ def _section_for(data: dict[str | int, Any], keys: Keys, place: str) -> dict[str
         elif inner is None:
             inner = {}
         elif not isinstance(inner, dict):
-            raise UsageError(f"`{key}` is a value, it has no keys of its own", f"set the whole of `{key}`", place)
+            raise UsageError(
+                f"`{key}` is a value, it has no keys of its own", f"set the whole of `{key}`", place
+            )
         data[key] = inner
         data = inner
     return data

@@ -56,13 +56,22 @@ def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> Markup:
     if not points:
         return Markup("")
     across = _Scale(x, [point.x for point in points], _LEFT, WIDTH - _RIGHT)
-    ends = [value for point in points for value in (point.low, point.y, point.high) if value is not None]
+    ends = [
+        value for point in points for value in (point.low, point.y, point.high) if value is not None
+    ]
     up = _Scale(y, ends, HEIGHT - _BOTTOM, _TOP)
     body = [*_grid(across, up), _label(x)]
     for line in lines:
         body += _drawn(line, across, up)
     box = f"0 0 {WIDTH} {HEIGHT}"
-    return tag("svg", body, viewBox=box, role="img", aria_label=f"{title}. {_told(lines, x)}", class_="chart")
+    return tag(
+        "svg",
+        body,
+        viewBox=box,
+        role="img",
+        aria_label=f"{title}. {_told(lines, x)}",
+        class_="chart",
+    )
 
 
 def suits_log(values: Sequence[float], ratio: float = 8) -> bool:
@@ -131,7 +140,10 @@ def _grid(across: _Scale, up: _Scale) -> list[Markup]:
         body.append(tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=height, y2=height, class_="rule"))
         body.append(tag("text", _tick(value), x=_LEFT - 6, y=height + 4, class_="tick up"))
     foot = HEIGHT - _BOTTOM + 16
-    body.extend(tag("text", _tick(value), x=across(value), y=foot, class_="tick across") for value in across.ticks())
+    body.extend(
+        tag("text", _tick(value), x=across(value), y=foot, class_="tick across")
+        for value in across.ticks()
+    )
     return body
 
 
@@ -149,10 +161,25 @@ def _drawn(line: Line, across: _Scale, up: _Scale) -> list[Markup]:
     places = [(across(point.x), up(point.y)) for point in line.points]
     body = []
     if len(places) > 1 and line.joined:
-        body.append(tag("polyline", points=" ".join(f"{x},{y}" for x, y in places), class_=f"line {line.role}"))
+        body.append(
+            tag(
+                "polyline",
+                points=" ".join(f"{x},{y}" for x, y in places),
+                class_=f"line {line.role}",
+            )
+        )
     for point, (x, y) in zip(line.points, places, strict=True):
         if point.low is not None and point.high is not None:
-            body.append(tag("line", x1=x, x2=x, y1=up(point.low), y2=up(point.high), class_=f"interval {line.role}"))
+            body.append(
+                tag(
+                    "line",
+                    x1=x,
+                    x2=x,
+                    y1=up(point.low),
+                    y2=up(point.high),
+                    class_=f"interval {line.role}",
+                )
+            )
         if line.marked:
             body.append(_mark(line.role, x, y, point.note))
     return body

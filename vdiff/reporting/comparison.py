@@ -36,9 +36,18 @@ def compare(
     for student in loaded:
         number = student.card.num_steps
         say(f"drawing at {counted(number)}")
-        rows.append(Row(f"not distilled, {counted(number)}", _pictures(teacher, number, count, device), gap=True))
+        rows.append(
+            Row(
+                f"not distilled, {counted(number)}",
+                _pictures(teacher, number, count, device),
+                gap=True,
+            )
+        )
         rows.append(Row(f"student, {counted(number)}", _pictures(student, number, count, device)))
-    text = {"vdiff.model": teacher.card.hash, "vdiff.students": " ".join(each.card.hash for each in loaded)}
+    text = {
+        "vdiff.model": teacher.card.hash,
+        "vdiff.students": " ".join(each.card.hash for each in loaded),
+    }
     write_rows(target, rows, text)
 
 

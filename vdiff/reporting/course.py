@@ -15,9 +15,21 @@ def losses(record: Record) -> Markup:
     figures = []
     for stage in _in_order(record):
         points = record.losses[stage]
-        lines = [Line(stage, "plain", [Point(update, loss) for update, loss in points], marked=len(points) == 1)]
+        lines = [
+            Line(
+                stage,
+                "plain",
+                [Point(update, loss) for update, loss in points],
+                marked=len(points) == 1,
+            )
+        ]
         values = [loss for _, loss in points]
-        drawn = chart(f"Loss of {stage}", lines, Axis("updates"), Axis("loss", 10 if suits_log(values, 4) else None))
+        drawn = chart(
+            f"Loss of {stage}",
+            lines,
+            Axis("updates"),
+            Axis("loss", 10 if suits_log(values, 4) else None),
+        )
         said = f"{points[-1][0]:,.0f} updates, last {number(values[-1])}"
         figures.append(tag("figure", tag("h3", stage, tag("span", said, class_="aside")), drawn))
     return tag("div", figures, class_="charts small")
@@ -27,7 +39,9 @@ def trends(record: Record) -> Markup:
     """A chart per metric and number of pictures: the stages one after another."""
     offsets = _offsets(record)
     names = ordered({name for name, _ in record.trends if name != "mse"})  # psnr says the same
-    figures = [_trend(name, count, record, offsets) for name in names for count in _counts(record, name)]
+    figures = [
+        _trend(name, count, record, offsets) for name in names for count in _counts(record, name)
+    ]
     return tag("div", figures, class_="charts small")
 
 
@@ -45,14 +59,20 @@ def _offsets(record: Record) -> dict[str, float]:
 
 def _counts(record: Record, name: str) -> list[int | None]:
     """The numbers of pictures that a trend was measured with, the smallest first, an unknown one last."""
-    return sorted((count for found, count in record.trends if found == name), key=lambda count: count or math.inf)
+    return sorted(
+        (count for found, count in record.trends if found == name),
+        key=lambda count: count or math.inf,
+    )
 
 
 def _trend(name: str, count: int | None, record: Record, offsets: Mapping[str, float]) -> Markup:
     title, better = TREND_TITLES.get(name, words_for(name)[:2])
     lines = []
     for stage, points in record.trends[name, count].items():
-        marks = [Point(offsets[stage] + at, y, note=f"{stage}, update {at:,.0f}: {number(y)}") for at, y in points]
+        marks = [
+            Point(offsets[stage] + at, y, note=f"{stage}, update {at:,.0f}: {number(y)}")
+            for at, y in points
+        ]
         lines.append(Line(stage, "plain", marks))
     values = [point.y for line in lines for point in line.points]
     most = 1.0 if name == "ssim" else words_for(name).most
@@ -77,9 +97,13 @@ def levels(errors: Mapping[str, Sequence[tuple[float, float]]], record: Record) 
     up = Axis("squared error", 10 if suits_log(values) else None, span=(min(values), max(values)))
     figures = []
     for name, points in errors.items():
-        marks = [Point(time, error, note=f"time {time:.2f}: {number(error)}") for time, error in points]
+        marks = [
+            Point(time, error, note=f"time {time:.2f}: {number(error)}") for time, error in points
+        ]
         drawn = chart(f"Error of {name} by noise level", [Line(name, "student", marks)], across, up)
-        figures.append(tag("figure", tag("h3", name, tag("span", counted(steps[name]), class_="aside")), drawn))
+        figures.append(
+            tag("figure", tag("h3", name, tag("span", counted(steps[name]), class_="aside")), drawn)
+        )
     return tag("div", figures, class_="charts small")
 
 

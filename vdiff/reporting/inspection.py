@@ -23,7 +23,9 @@ def run(folder: Path, verify: bool = False) -> Facts:
     A model is `whole` or `damaged`, with what is wrong in `problems`; a stage that was stopped is `unfinished`.
     """
     place = RunFolder(folder)
-    models = [_model_row(place.model(name), verify) for name in [*place.models(), *place.unmarked()]]
+    models = [
+        _model_row(place.model(name), verify) for name in [*place.models(), *place.unmarked()]
+    ]
     teachers = {row["hash"]: row["name"] for row in models}
     stopped = [_unfinished_row(place, name, verify, teachers) for name in place.unfinished()]
     status = read_status(place.status, place.is_at_work())
@@ -83,7 +85,12 @@ def store(path: Path, verify: bool = False) -> Facts:
     if verify:
         opened.verify()
     summary = opened.summary()
-    return {**summary, "kind": "store", "layout": summary["kind"], "verified": verify and opened.metadata is not None}
+    return {
+        **summary,
+        "kind": "store",
+        "layout": summary["kind"],
+        "verified": verify and opened.metadata is not None,
+    }
 
 
 def recipe(path: Path) -> Facts:
@@ -121,14 +128,28 @@ def recipe(path: Path) -> Facts:
     }
 
 
-_ROW = ("stage", "num_steps", "parent", "num_parameters", "updates", "planned_updates", "bytes", "hash")
+_ROW = (
+    "stage",
+    "num_steps",
+    "parent",
+    "num_parameters",
+    "updates",
+    "planned_updates",
+    "bytes",
+    "hash",
+)
 
 
 def _model_row(folder: Path, verify: bool) -> Facts:
     try:
         return _row_of(read_card(folder), folder, verify)
     except ModelFileError as err:
-        row = {"name": folder.name, "path": str(folder), "state": "damaged", "problems": [err.problem]}
+        row = {
+            "name": folder.name,
+            "path": str(folder),
+            "state": "damaged",
+            "problems": [err.problem],
+        }
         return row | dict.fromkeys(_ROW)
 
 
@@ -153,7 +174,12 @@ def _row_of(card: ModelCard, folder: Path, verify: bool) -> Facts:
 def _unfinished_row(place: RunFolder, name: str, verify: bool, teachers: dict[str, str]) -> Facts:
     """The stage as its newest whole save has it; damaged saves, which are passed over, are its problems."""
     problems: list[str] = []
-    row: Facts = {"name": name, "path": str(place.saves(name)), "state": "unfinished", "problems": problems}
+    row: Facts = {
+        "name": name,
+        "path": str(place.saves(name)),
+        "state": "unfinished",
+        "problems": problems,
+    }
     for point in place.points(name):
         try:
             content = whole_folder.read(point, STATE)
@@ -169,13 +195,19 @@ def _unfinished_row(place: RunFolder, name: str, verify: bool, teachers: dict[st
 def _saved(content: Facts, teachers: dict[str, str]) -> Facts:
     trajectory = content["trajectory"] if isinstance(content.get("trajectory"), dict) else {}
     teacher = trajectory.get("teacher")
-    parent = {"name": teachers.get(str(teacher)), "num_steps": _count(trajectory.get("start_steps")), "hash": teacher}
+    parent = {
+        "name": teachers.get(str(teacher)),
+        "num_steps": _count(trajectory.get("start_steps")),
+        "hash": teacher,
+    }
     return dict.fromkeys(_ROW) | {
         "stage": _count(trajectory.get("stage")),
         "num_steps": _count(trajectory.get("num_steps")),
         "parent": parent if isinstance(teacher, str) else None,
         "updates": _count(content.get("update")),
-        "planned_updates": _count(trajectory.get("distill.updates", trajectory.get("train.updates"))),
+        "planned_updates": _count(
+            trajectory.get("distill.updates", trajectory.get("train.updates"))
+        ),
         "bytes": sum(entry["size"] for entry in content["files"].values()),
     }
 
@@ -190,7 +222,8 @@ def _orphans(models: Sequence[Facts]) -> list[str]:
     return [
         f"`{row['name']}` was distilled from another `{row['parent']['name']}` than the one that is there now"
         for row in models
-        if row["parent"] and hashes.get(row["parent"]["name"], row["parent"]["hash"]) != row["parent"]["hash"]
+        if row["parent"]
+        and hashes.get(row["parent"]["name"], row["parent"]["hash"]) != row["parent"]["hash"]
     ]
 
 

@@ -23,7 +23,9 @@ def tag(name: str, /, *children: Child, **attributes: str | int | float | bool |
     attributes: `class_` is class, `data_seed` is data-seed; True stands alone, None and False are left out.
     """
     inside = "".join(_attribute(key, value) for key, value in attributes.items())
-    return Markup(f"<{name}{inside}>" if name in _EMPTY else f"<{name}{inside}>{joined(children)}</{name}>")
+    return Markup(
+        f"<{name}{inside}>" if name in _EMPTY else f"<{name}{inside}>{joined(children)}</{name}>"
+    )
 
 
 def joined(children: Iterable[Child]) -> Markup:

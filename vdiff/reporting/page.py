@@ -29,19 +29,29 @@ def page(title: str, head: Sequence[Child], sections: Sequence[Markup | None]) -
         Markup(f"<style>{style}</style>"),
     ]
     found = [each for each in sections if each]
-    foot = tag("footer", tag("p", f"Made by vdiff {__version__}. This file asks nothing of the network."))
+    foot = tag(
+        "footer", tag("p", f"Made by vdiff {__version__}. This file asks nothing of the network.")
+    )
     body = [tag("header", head), tag("main", found), foot, Markup(f"<script>{script}</script>")]
     return f'<!doctype html>\n<html lang="en"><head>{joined(about)}</head>\n<body>{joined(body)}</body></html>\n'
 
 
 def section(id_: str, title: str, lead: Child, *content: Child) -> Markup:
     """A part of the page under its own heading. lead: what one is to see in it."""
-    return tag("section", tag("h2", title), tag("p", lead, class_="lead") if lead else None, content, id=id_)
+    return tag(
+        "section",
+        tag("h2", title),
+        tag("p", lead, class_="lead") if lead else None,
+        content,
+        id=id_,
+    )
 
 
 def contents(sections: Sequence[tuple[str, str]]) -> Markup:
     """Links to the sections: (id, title) each."""
-    return tag("nav", [tag("a", title, href=f"#{id_}") for id_, title in sections], aria_label="Sections")
+    return tag(
+        "nav", [tag("a", title, href=f"#{id_}") for id_, title in sections], aria_label="Sections"
+    )
 
 
 def is_ours(path: Path) -> bool:

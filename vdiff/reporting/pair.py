@@ -67,7 +67,8 @@ def check_alike(a: ModelCard, b: ModelCard, names: tuple[str, str]) -> None:
     if a.num_classes != b.num_classes:
         problem = f"`{names[0]}` knows {a.num_classes} classes, `{names[1]}` knows {b.num_classes}"
         raise DataError(
-            problem, "compare two models of the same classes: from the same noise they draw the same things"
+            problem,
+            "compare two models of the same classes: from the same noise they draw the same things",
         )
 
 
@@ -83,9 +84,14 @@ def drawn(
 
     Errors: ModelFileError, DataError, MachineError.
     """
-    a, b = (_side(folder, name, seeds, steps, device) for folder, name in zip(folders, names, strict=True))
+    a, b = (
+        _side(folder, name, seeds, steps, device)
+        for folder, name in zip(folders, names, strict=True)
+    )
     compared = {
-        section.name: Pairs([section], Means(device=device)).compare(a.strip.pictures, b.strip.pictures)
+        section.name: Pairs([section], Means(device=device)).compare(
+            a.strip.pictures, b.strip.pictures
+        )
         for section in metrics
     }
     return Pair(a, b, seeds, compared)
@@ -104,14 +110,26 @@ def html(pair: Pair) -> str:
         f"On {len(pair.seeds)} pictures, `{a.name}` in {counted(a.strip.num_steps)} and `{b.name}` in "
         f"{counted(b.strip.num_steps)} agree to {in_words(pair)}."
     )
-    head = tag("p", tag("span", "vdiff compare"), class_="eyebrow"), tag("h1", f"{a.name} and {b.name}")
+    head = (
+        tag("p", tag("span", "vdiff compare"), class_="eyebrow"),
+        tag("h1", f"{a.name} and {b.name}"),
+    )
     lead = f"Both sides start from the same noise: {a.name} on the left of the divider, {b.name} on the right."
     sections = [
-        section("pictures", "Side by side", lead, side_by_side.slider(a.strip, [b.strip], pair.seeds, a.name)),
+        section(
+            "pictures",
+            "Side by side",
+            lead,
+            side_by_side.slider(a.strip, [b.strip], pair.seeds, a.name),
+        ),
         section("models", "The models", None, _models(pair)),
         section("numbers", "Evaluations", *_evaluations(pair)),
     ]
-    return page(f"{a.name} and {b.name} · vdiff compare", [*head, tag("p", spoken(said), class_="verdict")], sections)
+    return page(
+        f"{a.name} and {b.name} · vdiff compare",
+        [*head, tag("p", spoken(said), class_="verdict")],
+        sections,
+    )
 
 
 def in_words(pair: Pair) -> str:
@@ -120,7 +138,11 @@ def in_words(pair: Pair) -> str:
     said = []
     for measure in measures_of([PairNumbers(name="", hash="", num_steps=1, numbers=numbers)]):
         value = numbers[measure.name]
-        said.append("equal pixels" if value is None else f"{measure.brief} {quality.amount_of(measure, value)}")
+        said.append(
+            "equal pixels"
+            if value is None
+            else f"{measure.brief} {quality.amount_of(measure, value)}"
+        )
     return ", ".join(said)
 
 
@@ -140,7 +162,13 @@ def facts(pair: Pair) -> dict[str, Any]:
             "evaluation": side.row.model_dump(mode="json") if side.row else None,
             "protocol": side.protocol.model_dump(mode="json") if side.protocol else None,
         }
-    return {**sides, "num_images": len(pair.seeds), **agreed, **others, "same_protocol": pair.protocol is not None}
+    return {
+        **sides,
+        "num_images": len(pair.seeds),
+        **agreed,
+        **others,
+        "same_protocol": pair.protocol is not None,
+    }
 
 
 def words(pair: Pair) -> list[tuple[str, str, str]]:
@@ -168,13 +196,19 @@ def _value(metrics: Mapping[str, Value], name: str) -> str:
     return number(found.value) + (f" ({interval})" if interval else "")
 
 
-def _side(folder: Path, name: str, seeds: Sequence[int], steps: int | None, device: torch.device | str) -> Side:
+def _side(
+    folder: Path, name: str, seeds: Sequence[int], steps: int | None, device: torch.device | str
+) -> Side:
     model = checkpoint.load(folder, device)
     card = model.card
     num_steps = steps or card.num_steps
     pictures = draw_with(model, seeds, num_steps, device=device)
     table = _table(folder)
-    found = [row for row in table.rows if (row.hash, row.num_steps) == (card.hash, num_steps)] if table else []
+    found = (
+        [row for row in table.rows if (row.hash, row.num_steps) == (card.hash, num_steps)]
+        if table
+        else []
+    )
     strip = Strip(name, "student", num_steps, model.codec.decode(pictures, name))
     return Side(name, folder, card, strip, table, found[0] if found else None)
 
@@ -197,19 +231,32 @@ def _shape(card: ModelCard) -> str:
 def _models(pair: Pair) -> Markup:
     sides = (pair.a, pair.b)
     rows = [
-        tag("tr", tag("th", what, scope="row"), tag("td", of_a, class_="n"), tag("td", of_b, class_="n"))
+        tag(
+            "tr",
+            tag("th", what, scope="row"),
+            tag("td", of_a, class_="n"),
+            tag("td", of_b, class_="n"),
+        )
         for what, of_a, of_b in _facts(pair)
     ]
-    heads = [tag("th", "", scope="col"), *(tag("th", side.name, scope="col", class_="n") for side in sides)]
+    heads = [
+        tag("th", "", scope="col"),
+        *(tag("th", side.name, scope="col", class_="n") for side in sides),
+    ]
     caption = tag("caption", f"Pictures: ddim eta=0, seeds {pair.seeds[0]} to {pair.seeds[-1]}.")
-    inside = tag("table", caption, tag("thead", tag("tr", heads)), tag("tbody", rows), class_="numbers")
+    inside = tag(
+        "table", caption, tag("thead", tag("tr", heads)), tag("tbody", rows), class_="numbers"
+    )
     return tag("div", inside, class_="wide", tabindex=0, role="region", aria_label="The models")
 
 
 def _evaluations(pair: Pair) -> tuple[str | Markup, Markup]:
     sides = [side for side in (pair.a, pair.b) if side.row and side.table]
     if not sides:
-        return "Neither has been evaluated at this number of steps: vdiff evaluate RUN does it.", Markup("")
+        return (
+            "Neither has been evaluated at this number of steps: vdiff evaluate RUN does it.",
+            Markup(""),
+        )
     if pair.protocol is not None and pair.a.table:
         both = tuple(side.row for side in sides if side.row)
         joint = pair.a.table.model_copy(update={"rows": both, "protocol": pair.protocol})

@@ -78,15 +78,25 @@ class Studio:
         device: torch.device | str = "cpu",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.seeds, self._folders, self._keep, self._device, self._say = seeds, folders, keep, device, say
-        self._cards: dict[str, ModelCard] = {name: checkpoint.read_card(path) for name, path in folders.items()}
+        self.seeds, self._folders, self._keep, self._device, self._say = (
+            seeds,
+            folders,
+            keep,
+            device,
+            say,
+        )
+        self._cards: dict[str, ModelCard] = {
+            name: checkpoint.read_card(path) for name, path in folders.items()
+        }
         self._loaded: dict[str, Checkpoint] = {}
 
     def gallery(self, base: str, students: Sequence[str], base_steps: int | None = None) -> Gallery:
         """The base at `base_steps` (its own number if None), then what few steps give without and with distillation."""
         steps = base_steps or self._cards[base].num_steps
         found = Gallery(self.seeds, [self.strip(base, "original", steps)])
-        few = [name for name in students if self._cards[name].num_steps <= FEW_STEPS] or list(students[-1:])
+        few = [name for name in students if self._cards[name].num_steps <= FEW_STEPS] or list(
+            students[-1:]
+        )
         undistilled: set[int] = set()
         for name in few:
             number = self._cards[name].num_steps
@@ -108,7 +118,12 @@ class Studio:
         key = ["strip", self._cards[name].hash, num_steps, list(self.seeds)]
         said = f"drawing `{name}` at {counted(num_steps)}"
         shape = (len(self.seeds), *self._cards[name].shape)
-        return Strip(name, role, num_steps, self._kept(key, said, shape, lambda: self._decoded(name, num_steps)))
+        return Strip(
+            name,
+            role,
+            num_steps,
+            self._kept(key, said, shape, lambda: self._decoded(name, num_steps)),
+        )
 
     def way(self, name: str, num_steps: int) -> Way:
         """From the first seed's noise to its picture, in at most FRAMES frames."""
@@ -116,7 +131,9 @@ class Studio:
 
         def follow() -> Tensor:
             codec = self._model(name).codec
-            noise = Randomness.for_images(torch.tensor(self.seeds[:1])).normal(*codec.shape(self._cards[name].shape))
+            noise = Randomness.for_images(torch.tensor(self.seeds[:1])).normal(
+                *codec.shape(self._cards[name].shape)
+            )
             states = [codec.decode(noise)]
             self._draw(name, num_steps, 1, lambda z, x: states.append(codec.decode(z.cpu(), name)))
             return torch.cat([states[step] for step in kept])
@@ -142,7 +159,9 @@ class Studio:
         key = ["errors", card.hash, self._cards[teacher].hash, digest, list(self.seeds)]
         said = f"comparing `{name}` with its teacher's target"
         shape = (min(card.num_steps, _LEVELS), 2)
-        found = self._kept(key, said, shape, lambda: self._errors(name, str(teacher), pictures), np.float64)
+        found = self._kept(
+            key, said, shape, lambda: self._errors(name, str(teacher), pictures), np.float64
+        )
         return [(time, value) for time, value in found.tolist()]
 
     @torch.no_grad()
@@ -162,16 +181,24 @@ class Studio:
             rows.append([step / number, float(error)])
         found = torch.tensor(rows, dtype=torch.float64)
         if not found.isfinite().all():
-            raise DivergedError(f"what `{name}` or its teacher `{teacher}` predicts holds NaN or Inf", UNSOUND)
+            raise DivergedError(
+                f"what `{name}` or its teacher `{teacher}` predicts holds NaN or Inf", UNSOUND
+            )
         return found
 
     def _decoded(self, name: str, num_steps: int) -> Tensor:
         return self._model(name).codec.decode(self._draw(name, num_steps), name)
 
     def _draw(
-        self, name: str, num_steps: int, count: int | None = None, watch: Callable[[Tensor, Tensor], None] | None = None
+        self,
+        name: str,
+        num_steps: int,
+        count: int | None = None,
+        watch: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        return draw_with(self._model(name), self.seeds[:count], num_steps, device=self._device, watch=watch)
+        return draw_with(
+            self._model(name), self.seeds[:count], num_steps, device=self._device, watch=watch
+        )
 
     def _condition(self, name: str, count: int) -> Condition:
         return of_seeds(self.seeds[:count], self._cards[name].num_classes).to(self._device)
@@ -182,7 +209,12 @@ class Studio:
         return self._loaded[name]
 
     def _kept(
-        self, key: list[Any], said: str, shape: tuple[int, ...], make: Callable[[], Tensor], dtype: Any = np.uint8
+        self,
+        key: list[Any],
+        said: str,
+        shape: tuple[int, ...],
+        make: Callable[[], Tensor],
+        dtype: Any = np.uint8,
     ) -> Tensor:
         """What `make` makes, of this shape and kind, or made before of the same key."""
         digest = hashlib.sha256(json.dumps([__version__, *key]).encode()).hexdigest()
@@ -204,4 +236,6 @@ def _read(path: Path, dtype: Any) -> Tensor | None:
 def _write(path: Path, content: Tensor) -> None:
     """Keep an array; where the disk refuses, it is drawn again next time."""
     with contextlib.suppress(VdiffError):
-        whole_folder.write_bytes(path, array_file.packed({"content": content.numpy()}), array_file.is_ours)
+        whole_folder.write_bytes(
+            path, array_file.packed({"content": content.numpy()}), array_file.is_ours
+        )

@@ -32,7 +32,10 @@ def curves(table: EvaluationTable, published: str | None = None) -> Markup:
 
 def legend(roles: Sequence[tuple[str, str]]) -> Markup:
     """What the marks mean: (role, words) each."""
-    items = [tag("li", tag("i", class_=f"key {role}", aria_hidden="true"), words) for role, words in roles]
+    items = [
+        tag("li", tag("i", class_=f"key {role}", aria_hidden="true"), words)
+        for role, words in roles
+    ]
     return tag("ul", items, class_="legend")
 
 
@@ -40,21 +43,43 @@ def numbers(table: EvaluationTable) -> Markup:
     """Every number of the table."""
     metrics = metrics_of(table)
     heads = ["model", "steps", *(words_for(metric).title for metric in metrics)]
-    pairs = [(measure, whom) for measure in measures(table) for whom in _IN_TABLE if whom in measure.beside]
+    pairs = [
+        (measure, whom)
+        for measure in measures(table)
+        for whom in _IN_TABLE
+        if whom in measure.beside
+    ]
     heads += [f"{measure.brief}, {_IN_TABLE[whom]}" for measure, whom in pairs]
     heads.append("per picture")
     head = tag(
-        "tr", [tag("th", text, scope="col", class_=None if place == 0 else "n") for place, text in enumerate(heads)]
+        "tr",
+        [
+            tag("th", text, scope="col", class_=None if place == 0 else "n")
+            for place, text in enumerate(heads)
+        ],
     )
     rows = [_number_row(row, metrics, pairs) for row in table.rows]
-    line = tag("p", f"{table.protocol.line()}. In small print: 95 % intervals by bootstrap.", class_="protocol")
+    line = tag(
+        "p",
+        f"{table.protocol.line()}. In small print: 95 % intervals by bootstrap.",
+        class_="protocol",
+    )
     caption = tag("caption", "All numbers of the evaluation", class_="unseen")
     inside = tag("table", caption, tag("thead", head), tag("tbody", rows), class_="numbers")
-    wide = tag("div", inside, class_="wide", tabindex=0, role="region", aria_label="All numbers of the evaluation")
+    wide = tag(
+        "div",
+        inside,
+        class_="wide",
+        tabindex=0,
+        role="region",
+        aria_label="All numbers of the evaluation",
+    )
     return joined((line, wide))
 
 
-def protocol(table: EvaluationTable, metric: str | None = None, has_reference: bool = True) -> Markup:
+def protocol(
+    table: EvaluationTable, metric: str | None = None, has_reference: bool = True
+) -> Markup:
     """The line that stands with a number. has_reference: whether the metric looks at the reference pictures."""
     features = table.protocol.features.get(metric, "") if metric else ""
     line = table.protocol.line(has_reference)
@@ -64,7 +89,9 @@ def protocol(table: EvaluationTable, metric: str | None = None, has_reference: b
 _IN_TABLE: dict[Partner, str] = {"teacher": "its teacher", "original": "original"}
 
 
-def _number_row(row: Row, metrics: Sequence[str], pairs: Sequence[tuple[Measure, Partner]]) -> Markup:
+def _number_row(
+    row: Row, metrics: Sequence[str], pairs: Sequence[tuple[Measure, Partner]]
+) -> Markup:
     name = f"{row.model}, not distilled" if row.role == "undistilled" else row.model
     cells = [tag("th", name, scope="row"), _cell(f"{row.num_steps:,}")]
     cells += [_value(row.metrics.get(metric)) for metric in metrics]
@@ -103,14 +130,18 @@ def _metric(table: EvaluationTable, name: str, published: str | None) -> Markup 
         value = row.metrics.get(name)
         if value is None:
             return None
-        return Point(row.num_steps, value.value, value.low, value.high, _note(row, number(value.value)))
+        return Point(
+            row.num_steps, value.value, value.low, value.high, _note(row, number(value.value))
+        )
 
     lines = _lines(table, point)
     curve = CURVES.get(published or "") if name == "fid" else None
     if curve is not None:
         given = [("distilled", curve.distilled), ("plain DDIM", curve.undistilled)]
         for words, values in given:
-            points = [Point(steps, value, note=f"published: {value}") for steps, value in values.items()]
+            points = [
+                Point(steps, value, note=f"published: {value}") for steps, value in values.items()
+            ]
             lines.append(Line(f"published, {words}", "published", points))
     title, better, _, most = words_for(name)
     source = f"Dashed: {curve.name} as published by {curve.source}." if curve else None
@@ -121,8 +152,16 @@ def _of_pairs(table: EvaluationTable, measure: Measure) -> Markup | None:
     def point_with(whom: Partner) -> Callable[[Row], Point | None]:
         def point(row: Row) -> Point | None:
             other = row.partner(whom)
-            value = other.numbers.get(measure.name) if other is not None and row.role != "original" else None
-            return None if value is None else Point(row.num_steps, value, note=_note(row, number(value)))
+            value = (
+                other.numbers.get(measure.name)
+                if other is not None and row.role != "original"
+                else None
+            )
+            return (
+                None
+                if value is None
+                else Point(row.num_steps, value, note=_note(row, number(value)))
+            )
 
         return point
 
@@ -134,17 +173,28 @@ def _of_pairs(table: EvaluationTable, measure: Measure) -> Markup | None:
     return _figure(Axis(measure.title, most=measure.most), measure.better, lines, line, note)
 
 
-def _figure(up: Axis, better: str, lines: Sequence[Line], line: Markup, note: str | None) -> Markup | None:
+def _figure(
+    up: Axis, better: str, lines: Sequence[Line], line: Markup, note: str | None
+) -> Markup | None:
     points = [point for each in lines for point in each.points]
     if not points:
         return None
-    values = [value for point in points for value in (point.low, point.y, point.high) if value is not None]
+    values = [
+        value for point in points for value in (point.low, point.y, point.high) if value is not None
+    ]
     steps = _ticks([point.x for point in points])
-    is_distance = better.startswith("less")  # similarities have an upper end, near which a logarithm hides all
+    is_distance = better.startswith(
+        "less"
+    )  # similarities have an upper end, near which a logarithm hides all
     up = replace(up, log=10 if is_distance and suits_log(values) else None)
     drawn = chart(up.label, lines, Axis("steps", 2, steps), up)
     head = tag("h3", up.label, tag("span", better, class_="aside"))
-    return tag("figure", head, drawn, tag("figcaption", line, tag("p", note, class_="note") if note else None))
+    return tag(
+        "figure",
+        head,
+        drawn,
+        tag("figcaption", line, tag("p", note, class_="note") if note else None),
+    )
 
 
 def _lines(table: EvaluationTable, point: Callable[[Row], Point | None]) -> list[Line]:
@@ -158,14 +208,21 @@ def _lines(table: EvaluationTable, point: Callable[[Row], Point | None]) -> list
     plain = [row for row in table.rows if row.role == "undistilled"]
     return [
         Line("not distilled", "undistilled", points(plain)),
-        Line("not distilled, up to the original", "undistilled", points([*plain, *originals]), marked=False),
+        Line(
+            "not distilled, up to the original",
+            "undistilled",
+            points([*plain, *originals]),
+            marked=False,
+        ),
         Line("students", "student", points(_students(table))),
         Line("original", "original", points(originals)),
     ]
 
 
 def _students(table: EvaluationTable) -> list[Row]:
-    return sorted((row for row in table.rows if row.role == "student"), key=lambda row: row.num_steps)
+    return sorted(
+        (row for row in table.rows if row.role == "student"), key=lambda row: row.num_steps
+    )
 
 
 def _ticks(steps: Sequence[float]) -> list[float]:

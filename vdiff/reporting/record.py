@@ -72,7 +72,9 @@ def read(folder: Path) -> Record:
     run = RunFolder(folder)
     facts = inspection.run(folder)
     warnings = list(facts["warnings"])
-    warnings += [f"`{row['name']}`: {problem}" for row in facts["models"] for problem in row["problems"]]
+    warnings += [
+        f"`{row['name']}`: {problem}" for row in facts["models"] for problem in row["problems"]
+    ]
     return Record(
         run,
         folder.resolve().name,
@@ -93,7 +95,9 @@ def losses(path: Path) -> Curves:
     found: Curves = {}
     for entry in entries(path):
         if _is_number(entry.get("loss")):
-            found.setdefault(entry["stage"], []).append((float(entry["update"]), float(entry["loss"])))
+            found.setdefault(entry["stage"], []).append(
+                (float(entry["update"]), float(entry["loss"]))
+            )
     return {stage: thinned(points) for stage, points in found.items()}
 
 
@@ -107,7 +111,10 @@ def trends(path: Path) -> dict[Measured, Curves]:
             if _is_number(value) and len(name) <= _LONGEST_NAME:
                 points = found.setdefault((name, count), {}).setdefault(entry["stage"], [])
                 points.append((float(entry["update"]), float(value)))
-    return {key: {stage: thinned(points) for stage, points in curves.items()} for key, curves in found.items()}
+    return {
+        key: {stage: thinned(points) for stage, points in curves.items()}
+        for key, curves in found.items()
+    }
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

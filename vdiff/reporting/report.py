@@ -11,7 +11,11 @@ from vdiff.reporting.record import Record
 from vdiff.reporting.verdict import measured, verdict
 from vdiff.reporting.wording import counted
 
-_ROLES = (("student", "students"), ("undistilled", "the base, not distilled"), ("original", "the original"))
+_ROLES = (
+    ("student", "students"),
+    ("undistilled", "the base, not distilled"),
+    ("original", "the original"),
+)
 
 
 def report(
@@ -38,7 +42,11 @@ def report(
     ]
     found = [each for each in sections if each is not None]
     links = contents([(id_, title) for id_, title, _ in found])
-    return page(f"{record.name} · vdiff report", [_head(record, gallery), links], [body for _, _, body in found])
+    return page(
+        f"{record.name} · vdiff report",
+        [_head(record, gallery), links],
+        [body for _, _, body in found],
+    )
 
 
 _Part = tuple[str, str, Markup]
@@ -56,7 +64,16 @@ def _head(record: Record, gallery: Gallery | None) -> Markup:
     table, said = record.table, tag("p", spoken(verdict(record, gallery)), class_="verdict")
     line = quality.protocol(table) if table is not None and measured(table) else None
     notes = origin.sentences(_to_do(record), "todo")
-    return joined((top, tag("h1", record.name), said, line, notes, origin.sentences(record.warnings, "warnings")))
+    return joined(
+        (
+            top,
+            tag("h1", record.name),
+            said,
+            line,
+            notes,
+            origin.sentences(record.warnings, "warnings"),
+        )
+    )
 
 
 def _to_do(record: Record) -> list[str]:
@@ -68,15 +85,23 @@ def _to_do(record: Record) -> list[str]:
         lines.append(f"The run is at work: {where}. Make the report again to see more.")
     elif status and status["state"] in ("stopped", "failed", "killed"):
         reason = f": {status['reason']}" if status["reason"] else ""
-        lines.append(f"The run was {status['state']}{reason}. `{status['resume_command']}` goes on.")
+        lines.append(
+            f"The run was {status['state']}{reason}. `{status['resume_command']}` goes on."
+        )
     elif missing:
         command = "vdiff train" if "original" in missing else "vdiff distill"
-        lines.append(f"Not made yet: {', '.join(f'`{name}`' for name in missing)}. `{command}` makes them.")
+        lines.append(
+            f"Not made yet: {', '.join(f'`{name}`' for name in missing)}. `{command}` makes them."
+        )
     if record.cards and record.table is None:
-        lines.append(f"Not measured yet. `vdiff evaluate {record.folder.path}` measures every stage.")
+        lines.append(
+            f"Not measured yet. `vdiff evaluate {record.folder.path}` measures every stage."
+        )
     if record.table is not None and _unmeasured(record):
         names = ", ".join(f"`{name}`" for name in _unmeasured(record))
-        lines.append(f"Not measured, or changed since: {names}. `vdiff evaluate {record.folder.path}` measures them.")
+        lines.append(
+            f"Not measured, or changed since: {names}. `vdiff evaluate {record.folder.path}` measures them."
+        )
     return lines
 
 
@@ -92,19 +117,25 @@ def _pictures(gallery: Gallery | None, undrawn: str, num_students: int) -> list[
     students = [strip for strip in gallery.strips if strip.role == "student"]
     parts = []
     if students:
-        pull = tag("span", " Pull the divider: the original on its left, the student on its right.", class_="on-screen")
+        pull = tag(
+            "span",
+            " Pull the divider: the original on its left, the student on its right.",
+            class_="on-screen",
+        )
         said = joined(("Both sides of a picture start from the same noise.", pull))
         slider = side_by_side.slider(original, students, gallery.seeds)
         parts.append(_part("teacher-and-student", "Teacher and student", said, slider))
-    left_out = f"; students of more than {FEW_STEPS} steps are left out" if len(students) < num_students else ""
+    left_out = (
+        f"; students of more than {FEW_STEPS} steps are left out"
+        if len(students) < num_students
+        else ""
+    )
     lead = (
         "Each column starts from the same noise. Above each student, the undistilled model with as few "
         f"steps{left_out}. Sampler: ddim eta=0, seeds {gallery.seeds[0]} to {gallery.seeds[-1]}."
     )
     parts.append(_part("strips", "All stages, same noise", lead, side_by_side.strips(gallery)))
-    lead = (
-        f"Seed {gallery.seeds[0]}, from pure noise on the left to the picture on the right; a frame stands at its time."
-    )
+    lead = f"Seed {gallery.seeds[0]}, from pure noise on the left to the picture on the right; a frame stands at its time."
     parts.append(_part("ways", "From noise to picture", lead, side_by_side.ways(gallery.ways)))
     return parts
 
@@ -113,7 +144,9 @@ def _numbers(record: Record, published: str | None) -> list[_Part]:
     table = record.table
     if table is None:
         return []
-    roles: Sequence[tuple[str, str]] = _ROLES + ((("published", "published by others"),) if published else ())
+    roles: Sequence[tuple[str, str]] = _ROLES + (
+        (("published", "published by others"),) if published else ()
+    )
     lead = "How good the pictures are with so many steps; bars are 95 % intervals."
     curves = (quality.legend(roles), quality.curves(table, published))
     what = tag("dl", quality.features(table), class_="facts")

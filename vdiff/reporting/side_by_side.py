@@ -21,11 +21,17 @@ def strips(gallery: Gallery) -> Markup:
     heads = [tag("th", str(seed), scope="col") for seed in gallery.seeds]
     head = tag("tr", tag("th", "seed", scope="col", class_="corner"), heads)
     rows = [_row(strip, gallery.seeds) for strip in gallery.strips]
-    caption = tag("caption", "Pictures of every model from the same noise; each column is one seed.", class_="unseen")
+    caption = tag(
+        "caption",
+        "Pictures of every model from the same noise; each column is one seed.",
+        class_="unseen",
+    )
     return tag("table", caption, tag("thead", head), tag("tbody", rows), class_="strips")
 
 
-def slider(left: Strip, rights: Sequence[Strip], seeds: Sequence[int], left_name: str = "original") -> Markup:
+def slider(
+    left: Strip, rights: Sequence[Strip], seeds: Sequence[int], left_name: str = "original"
+) -> Markup:
     """Pairs of pictures under one divider that pulls the one from over the other; several right sides to choose from.
 
     Without a script, and in print, the two of a pair stand beside one another.
@@ -35,12 +41,23 @@ def slider(left: Strip, rights: Sequence[Strip], seeds: Sequence[int], left_name
     ends = (f"{left_name}, {counted(left.num_steps)}", _said(chosen))
     label = tag("label", "Divider between the two", for_="cut", class_="unseen")
     text = f"{ends[0]} on the left, {ends[1]} on the right"
-    handle = tag("input", type="range", id="cut", min=0, max=100, value=50, step=1, aria_describedby="cut-ends")
+    handle = tag(
+        "input",
+        type="range",
+        id="cut",
+        min=0,
+        max=100,
+        value=50,
+        step=1,
+        aria_describedby="cut-ends",
+    )
     left_end = tag("span", ends[0], class_="end left")
     right_end = tag("span", ends[1], class_="end right", id="right-end")
     bar = tag("div", left_end, label, handle, right_end, class_="bar", id="cut-ends", title=text)
     choice = _choice(rights) if len(rights) > 1 else None
-    return tag("div", choice, bar, tag("div", pairs, class_="pairs"), class_="compare", id="compare")
+    return tag(
+        "div", choice, bar, tag("div", pairs, class_="pairs"), class_="compare", id="compare"
+    )
 
 
 def ways(found: Sequence[Way]) -> Markup:
@@ -48,7 +65,9 @@ def ways(found: Sequence[Way]) -> Markup:
     rows = []
     for way in found:
         label = tag("span", tag("b", way.model), f" {counted(way.num_steps)}", class_="label")
-        frames = [_frame(way, time, picture) for time, picture in zip(way.times, way.frames, strict=True)]
+        frames = [
+            _frame(way, time, picture) for time, picture in zip(way.times, way.frames, strict=True)
+        ]
         rows.append(tag("div", label, tag("div", frames, class_="frames"), class_="way"))
     return tag("div", rows, class_="ways")
 
@@ -68,7 +87,9 @@ def _row(strip: Strip, seeds: Sequence[int]) -> Markup:
     cells = []
     for place, seed in enumerate(seeds):
         id_ = f"p-{strip.model}-{place}" if strip.role == "student" else None
-        cells.append(tag("td", image(strip.pictures[place], f"seed {seed}, {_said(strip)}", id_=id_)))
+        cells.append(
+            tag("td", image(strip.pictures[place], f"seed {seed}, {_said(strip)}", id_=id_))
+        )
     return tag("tr", tag("th", label, scope="row"), cells, class_=strip.role)
 
 
@@ -89,8 +110,18 @@ def _choice(rights: Sequence[Strip]) -> Markup:
         id_ = f"choose-{strip.model}"
         known = {"data_model": strip.model, "data_said": _said(strip)}
         is_last = strip is rights[-1]
-        radio = tag("input", type="radio", name="student", id=id_, value=strip.model, checked=is_last, **known)
-        options.append(tag("span", radio, tag("label", counted(strip.num_steps), for_=id_), class_="option"))
+        radio = tag(
+            "input",
+            type="radio",
+            name="student",
+            id=id_,
+            value=strip.model,
+            checked=is_last,
+            **known,
+        )
+        options.append(
+            tag("span", radio, tag("label", counted(strip.num_steps), for_=id_), class_="option")
+        )
     return tag("fieldset", tag("legend", "Student with"), options, class_="choice")
 
 

@@ -40,7 +40,9 @@ def _counted(record: Record) -> str:
 def measured(table: EvaluationTable) -> str:
     """From a distance of the evaluation, else from its agreement; nothing where it tells neither."""
     original = next((row for row in table.rows if row.role == "original"), None)
-    students = sorted((row for row in table.rows if row.role == "student"), key=lambda row: row.num_steps)
+    students = sorted(
+        (row for row in table.rows if row.role == "student"), key=lambda row: row.num_steps
+    )
     if original is None or not students:
         return ""
     for metric in metrics_of(table):
@@ -60,16 +62,29 @@ def measured(table: EvaluationTable) -> str:
 def _compared(table: EvaluationTable, metric: str, original: Row, students: list[Row]) -> str:
     name, last = words_for(metric).title, students[0]
     best = original.metrics[metric]
-    equal = list(itertools.takewhile(lambda row: _as_good(row.metrics[metric], best, metric), reversed(students)))
+    equal = list(
+        itertools.takewhile(
+            lambda row: _as_good(row.metrics[metric], best, metric), reversed(students)
+        )
+    )
     parts = []
     if equal:
         parts.append(
             f"Down to {counted(equal[-1].num_steps)} the students' {name} stays within the 95 % interval of the "
             f"original's in {original.num_steps:,}, or on its better side."
         )
-    plain = next((row for row in table.rows if row.role == "undistilled" and row.num_steps == last.num_steps), None)
+    plain = next(
+        (
+            row
+            for row in table.rows
+            if row.role == "undistilled" and row.num_steps == last.num_steps
+        ),
+        None,
+    )
     without = (
-        f", without distillation {_with_range(plain.metrics[metric])}" if plain and metric in plain.metrics else ""
+        f", without distillation {_with_range(plain.metrics[metric])}"
+        if plain and metric in plain.metrics
+        else ""
     )
     parts.append(
         f"In {counted(last.num_steps)}, `{last.model}` has a {name} of {_with_range(last.metrics[metric])}; "
@@ -82,7 +97,11 @@ def _as_good(value: Value, best: Value, metric: str) -> bool:
     """Whether a value lies in the best one's interval, or on its better side: that intervals touch proves little."""
     if best.low is None or best.high is None:
         return False
-    return value.value >= best.low if words_for(metric).better.startswith("more") else value.value <= best.high
+    return (
+        value.value >= best.low
+        if words_for(metric).better.startswith("more")
+        else value.value <= best.high
+    )
 
 
 def _with_range(value: Value) -> str:
@@ -91,7 +110,9 @@ def _with_range(value: Value) -> str:
 
 
 def _undistilled_psnr(table: EvaluationTable, steps: int) -> str:
-    row = next((row for row in table.rows if row.role == "undistilled" and row.num_steps == steps), None)
+    row = next(
+        (row for row in table.rows if row.role == "undistilled" and row.num_steps == steps), None
+    )
     psnr = _psnr_of(row) if row is not None else None
     return "" if psnr is None else f"; without distillation, to {psnr:.1f} dB"
 

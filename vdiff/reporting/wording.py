@@ -49,7 +49,11 @@ def duration(seconds: float | None) -> str:
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60:,} h {minutes % 60:02d} min"
+    )
 
 
 def speed(seconds: float | None) -> str:

@@ -73,12 +73,17 @@ def is_run(folder: Path) -> bool:
     """Whether a run of vdiff has worked in a folder: what only a run leaves is there."""
     known = ((_DIGESTS, _is_digests), (LOG, is_filled_log), (STATUS, is_status))
     is_begun = any(_is_file(folder / name) and is_ours(folder / name) for name, is_ours in known)
-    return is_begun or any(SAVE.stranger(mark.parent) is None for mark in folder.glob(f"saves/*/[0-9]*/{STATE}"))
+    return is_begun or any(
+        SAVE.stranger(mark.parent) is None for mark in folder.glob(f"saves/*/[0-9]*/{STATE}")
+    )
 
 
 def is_status(path: Path) -> bool:
     """Whether a file is what a run says about itself."""
-    return re.match(rb'\{\s*"state": "(running|done|stopped|failed)"', beginning(path, 100)) is not None
+    return (
+        re.match(rb'\{\s*"state": "(running|done|stopped|failed)"', beginning(path, 100))
+        is not None
+    )
 
 
 def check_recipe(folder: Path, text: str) -> None:
@@ -101,8 +106,12 @@ def write_recipe(folder: Path, text: str, say: Callable[[str], None]) -> None:
     if os.path.lexists(path) and not _is_our_recipe(path):
         _keep_beside(path, say)
     line = f"{hashlib.sha256(text.encode()).hexdigest()}  {RECIPE}\n"
-    before = beginning(digests, _MOST_DIGESTS).decode("utf-8", "replace") if _is_file(digests) else ""
-    if line not in before:  # before the recipe: one of which nobody knows that it is ours would be kept for ever
+    before = (
+        beginning(digests, _MOST_DIGESTS).decode("utf-8", "replace") if _is_file(digests) else ""
+    )
+    if (
+        line not in before
+    ):  # before the recipe: one of which nobody knows that it is ours would be kept for ever
         whole_folder.write_text(digests, before + line, _is_digests)
     whole_folder.write_text(path, text, _is_our_recipe)
 

@@ -56,17 +56,27 @@ class RunFolder:
 
     def is_begun(self) -> bool:
         """Whether a run has worked here: a recipe alone does not make a run."""
-        return any((self.path / name).exists() for name in (lock.FILE, LOG, "saves")) or bool(self.models())
+        return any((self.path / name).exists() for name in (lock.FILE, LOG, "saves")) or bool(
+            self.models()
+        )
 
     def models(self) -> list[str]:
         """Names of the finished model folders: the base first, then the students in order."""
-        found = [path.name for path in self.path.glob("*") if is_model_folder(path)] if self.path.is_dir() else []
+        found = (
+            [path.name for path in self.path.glob("*") if is_model_folder(path)]
+            if self.path.is_dir()
+            else []
+        )
         return sorted(found, key=lambda name: (name.startswith("base_"), len(name), name))
 
     def unmarked(self) -> list[str]:
         """Names of what was a model folder and has lost its mark: nobody can tell whether the rest of it is whole."""
         parts = (CONFIG, WEIGHTS, "model_index.json")
-        found = [path for path in self.path.glob("[!.]*") if any((path / part).is_file() for part in parts)]
+        found = [
+            path
+            for path in self.path.glob("[!.]*")
+            if any((path / part).is_file() for part in parts)
+        ]
         return sorted(path.name for path in found if not is_model_folder(path))
 
     def find(self, checkpoint: str) -> Path:
@@ -75,11 +85,12 @@ class RunFolder:
             if is_model_folder(folder):
                 return folder
         names = self.models()
-        is_other = next((folder for folder in (self.model(checkpoint), Path(checkpoint)) if folder.is_dir()), None)
+        is_other = next(
+            (folder for folder in (self.model(checkpoint), Path(checkpoint)) if folder.is_dir()),
+            None,
+        )
         if is_other is not None:
-            problem = (
-                f"`{is_other}` has no {MARK}, which vdiff writes last: it is no model folder of vdiff, or not whole"
-            )
+            problem = f"`{is_other}` has no {MARK}, which vdiff writes last: it is no model folder of vdiff, or not whole"
         else:
             problem = f"there is no model folder `{checkpoint}`"
         raise ModelFileError(
@@ -111,10 +122,16 @@ class RunFolder:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Keep other evaluations out, while a training may go on.   Errors: InUseError, MachineError as in `lock`."""
-        _refuse_links([self.evaluation, *self.evaluation.glob("*"), *self.evaluation.glob("samples/*")])
+        _refuse_links(
+            [self.evaluation, *self.evaluation.glob("*"), *self.evaluation.glob("samples/*")]
+        )
         run_contents.refuse_strange_evaluation(self.path)
         with lock.held(self.evaluation):
-            for folder in (self.evaluation, *self.evaluation.glob("*/"), *self.evaluation.glob("samples/*/")):
+            for folder in (
+                self.evaluation,
+                *self.evaluation.glob("*/"),
+                *self.evaluation.glob("samples/*/"),
+            ):
                 whole_folder.clean(folder)
             yield
 

@@ -149,12 +149,16 @@ def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
             save_tensors(target / f"{part}.safetensors", dict(named))
 
     size = sum(map(num_bytes, tensors.values()))
-    whole_folder.write(folder / f"{facts['update']:09d}", SAVE, facts, fill, size)  # which reads it back
+    whole_folder.write(
+        folder / f"{facts['update']:09d}", SAVE, facts, fill, size
+    )  # which reads it back
     for old in points(folder)[NUM_KEPT:]:
         _forget(old)
 
 
-def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], None]) -> SavePoint | None:
+def newest(
+    folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], None]
+) -> SavePoint | None:
     """The last save that is whole; None when there is none.
 
     say: told about every save that is damaged and passed over.
@@ -168,7 +172,9 @@ def newest(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], Non
         except ModelFileError as err:
             say(f"{err.problem}{f' ({err.where})' if err.where else ''}; it is passed over")
     if found:
-        raise ModelFileError("no save of this stage is whole", "add --force to begin the stage again", folder)
+        raise ModelFileError(
+            "no save of this stage is whole", "add --force to begin the stage again", folder
+        )
     return None
 
 
@@ -181,7 +187,9 @@ def clear(folder: Path) -> None:
 
 
 def _forget(point: Path) -> None:
-    with contextlib.suppress(UsageError):  # somebody put something into it: that is no reason to end a training
+    with contextlib.suppress(
+        UsageError
+    ):  # somebody put something into it: that is no reason to end a training
         whole_folder.remove(point, SAVE)
 
 
@@ -202,7 +210,9 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name) and (name, before.get(name)) != _UNTOLD and name not in _HARMLESS_NOW
+        if before.get(name) != now.get(name)
+        and (name, before.get(name)) != _UNTOLD
+        and name not in _HARMLESS_NOW
     ]
 
 
@@ -221,18 +231,28 @@ def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint
     found = whole_folder.damage(point, content)
     if found:
         raise ModelFileError(f"`{point}` is damaged", "", "; ".join(found))
-    update, before, processes = (content.get(name) for name in ("update", "trajectory", "processes"))
+    update, before, processes = (
+        content.get(name) for name in ("update", "trajectory", "processes")
+    )
     if type(update) is not int or not isinstance(before, dict):
-        raise ModelFileError(f"`{point / STATE}` is damaged", "", "it does not tell its update and settings")
+        raise ModelFileError(
+            f"`{point / STATE}` is damaged", "", "it does not tell its update and settings"
+        )
     _check_trajectory(before, trajectory, folder)
     _check_length(update, trajectory)
     listed = (point / name for name in content["files"])  # nobody has vouched for any other
     parts = {path.stem: load_tensors(path) for path in listed if path.suffix == ".safetensors"}
     rows = parts.get("pending", {}).get("rows")
-    if not parts.keys() >= {"weights", "average", "optimizer"} or rows is None or rows.shape != (len(rows), 2):
+    if (
+        not parts.keys() >= {"weights", "average", "optimizer"}
+        or rows is None
+        or rows.shape != (len(rows), 2)
+    ):
         raise ModelFileError(f"`{point}` is damaged", "", "it does not list all that belongs to it")
     length = next((before[name] for name in LENGTHS if type(before.get(name)) is int), update)
-    return SavePoint(update, parts, parts.pop("pending"), processes if type(processes) is int else 1, length)
+    return SavePoint(
+        update, parts, parts.pop("pending"), processes if type(processes) is int else 1, length
+    )
 
 
 def _check_length(update: int, now: Mapping[str, Any]) -> None:

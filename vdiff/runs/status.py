@@ -65,11 +65,15 @@ def read(path: Path, is_at_work: bool | None = None) -> Status | None:
     known = {name: value for name, value in content.items() if type(value) is kinds.get(name)}
     if content.get("state") not in ("running", "done", "stopped", "failed"):
         return None
-    known["seconds"] = {str(name): value for name, value in known.get("seconds", {}).items() if _is_duration(value)}
+    known["seconds"] = {
+        str(name): value for name, value in known.get("seconds", {}).items() if _is_duration(value)
+    }
     status = replace(_EXAMPLE, **{"exit_code": None, **known})
     if is_at_work is None:
         is_at_work = RunFolder(path.parent).is_at_work()
-    return replace(status, state="killed") if status.state == "running" and not is_at_work else status
+    return (
+        replace(status, state="killed") if status.state == "running" and not is_at_work else status
+    )
 
 
 _EXAMPLE = Status("running", "", exit_code=0, made_by="")
@@ -100,12 +104,21 @@ class Recorder:
 
     def begin(self, stage: str, updates: int, first_update: int) -> None:
         self._has_begun = True
-        self._sitting = (stage, time.monotonic(), self._seconds.get(stage, 0.0) if first_update else 0.0)
+        self._sitting = (
+            stage,
+            time.monotonic(),
+            self._seconds.get(stage, 0.0) if first_update else 0.0,
+        )
         self._write(stage=stage, updates=updates, update=first_update)
         self._told.begin(stage, updates, first_update)
 
     def update(
-        self, update: int, loss: float, grad_norm: float, learning_rate: float, images_per_second: float
+        self,
+        update: int,
+        loss: float,
+        grad_norm: float,
+        learning_rate: float,
+        images_per_second: float,
     ) -> None:
         self._status = replace(self._status, update=update)
         if time.monotonic() - self._written > SECONDS_BETWEEN:
@@ -135,7 +148,10 @@ class Recorder:
         if not self._has_begun and (self._is_fresh or exit_code == UsageError.exit_code):
             return
         if not self._has_begun and self._before is not None and state == "failed":
-            kept = {name: getattr(self._before, name) for name in ("stage", "update", "updates", "resume_command")}
+            kept = {
+                name: getattr(self._before, name)
+                for name in ("stage", "update", "updates", "resume_command")
+            }
             self._status = replace(self._status, **kept)
         self._write(state=state, exit_code=exit_code, reason=reason)
 
@@ -144,7 +160,10 @@ class Recorder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._told.__exit__(kind, err, trace)
 
@@ -155,7 +174,9 @@ class Recorder:
         self._status = replace(self._status, changed=_now(), seconds=dict(self._seconds), **changes)  # type: ignore[arg-type]
         self._written = time.monotonic()
         with contextlib.suppress(VdiffError):  # what matters is said by whoever cannot save
-            whole_folder.write_text(self._path, json.dumps(asdict(self._status), indent=1) + "\n", is_status)
+            whole_folder.write_text(
+                self._path, json.dumps(asdict(self._status), indent=1) + "\n", is_status
+            )
 
 
 def _now() -> str:

@@ -49,7 +49,10 @@ def model(
     def facts() -> dict[str, Any]:
         read.append(checkpoint.load(folder, written=written))
         found = read[0]
-        return {"card": model_card.content(found.card), "config": as_network(found.denoiser.network).config}
+        return {
+            "card": model_card.content(found.card),
+            "config": as_network(found.denoiser.network).config,
+        }
 
     told = processes.told(facts)
     found = read[0] if read else _outline(told, folder)
@@ -77,7 +80,10 @@ def newest(
         if point is None:
             return None
         read.append(point)
-        parts = {part: {name: _shape(tensor) for name, tensor in named.items()} for part, named in point.state.items()}
+        parts = {
+            part: {name: _shape(tensor) for name, tensor in named.items()}
+            for part, named in point.state.items()
+        }
         pending = {name: _shape(tensor) for name, tensor in point.pending.items()}
         return {**_numbers(point), "state": parts, "pending": pending}
 
@@ -91,7 +97,9 @@ def newest(
         numbers = {name: told[name] for name in _NUMBERS}
         point = SavePoint(state=state, pending=_without_values(told["pending"]), **numbers)
     course = _spread(processes, point.state.get("course", {}))
-    return replace(point, state={**point.state, "course": course}, pending=_spread(processes, point.pending))
+    return replace(
+        point, state={**point.state, "course": course}, pending=_spread(processes, point.pending)
+    )
 
 
 _NUMBERS = ("update", "processes", "length")
@@ -106,7 +114,10 @@ def _shape(tensor: Tensor) -> tuple[str, list[int]]:
 
 
 def _without_values(told: Mapping[str, tuple[str, list[int]]]) -> dict[str, Tensor]:
-    return {name: torch.empty(shape, dtype=getattr(torch, kind), device="meta") for name, (kind, shape) in told.items()}
+    return {
+        name: torch.empty(shape, dtype=getattr(torch, kind), device="meta")
+        for name, (kind, shape) in told.items()
+    }
 
 
 def _spread(processes: Processes, named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 SAMPLERS: "Registry[SamplerSection]" = Registry(
     "sampler",
-    {"ddim": "vdiff.samplers.ddim:DdimSection", "ancestral": "vdiff.samplers.ancestral:AncestralSection"},
+    {
+        "ddim": "vdiff.samplers.ddim:DdimSection",
+        "ancestral": "vdiff.samplers.ancestral:AncestralSection",
+    },
     default="ddim",
     group="vdiff.samplers",
     contract="vdiff.samplers.sampler:SamplerSection",

@@ -20,5 +20,9 @@ def advised(section: Mapping[str, Any], model: str) -> SamplerSection:
     try:
         return SAMPLERS.section(kind).model_validate(section)
     except ValueError as err:
-        problem = f"`{model}` is meant for the sampler `{kind}` with options that it does not have here"
-        raise ModelFileError(problem, "get a version of it that fits, or name another one with --sampler") from err
+        problem = (
+            f"`{model}` is meant for the sampler `{kind}` with options that it does not have here"
+        )
+        raise ModelFileError(
+            problem, "get a version of it that fits, or name another one with --sampler"
+        ) from err

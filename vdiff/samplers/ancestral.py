@@ -51,7 +51,9 @@ class Ancestral(Sampler):
     def is_noisy(self) -> bool:
         return True
 
-    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+    def step(
+        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
+    ) -> Tensor:
         x, z = here.prediction.x, here.z
         if s == 0:
             return x

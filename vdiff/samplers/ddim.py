@@ -36,7 +36,9 @@ class Ddim(Sampler):
     var = eta^2 (1 - r) sigma_s^2,  r = SNR(t) / SNR(s).
     """
 
-    def __init__(self, eta: float = 0.0, clip: float | None = None, clip_noise: float | None = None) -> None:
+    def __init__(
+        self, eta: float = 0.0, clip: float | None = None, clip_noise: float | None = None
+    ) -> None:
         self.eta = eta
         self.clip = clip
         self.clip_noise = clip_noise
@@ -54,7 +56,9 @@ class Ddim(Sampler):
     def is_noisy(self) -> bool:
         return self.eta > 0
 
-    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+    def step(
+        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
+    ) -> Tensor:
         x, eps = here.prediction.x, here.prediction.eps
         alpha_s, sigma_s = scalars(predict.schedule, s)
         variance = self.eta**2 * (1 - snr_ratio(predict.schedule, here.t, s)) * sigma_s**2

@@ -44,10 +44,14 @@ def draw(
     denoiser = graphs.of(denoiser) if graphs is not None else denoiser
     parts = []
     for start in range(0, len(seeds), batch_size):
-        chosen = torch.tensor(seeds[start : start + batch_size], dtype=torch.int64, device=exact(device))
+        chosen = torch.tensor(
+            seeds[start : start + batch_size], dtype=torch.int64, device=exact(device)
+        )
         rng = Randomness.for_images(chosen)
         told = condition.of(slice(start, start + batch_size)).to(device)
-        images = sampler(denoiser, rng.normal(*shape).to(device), num_steps, rng, told, model_steps, watch)
+        images = sampler(
+            denoiser, rng.normal(*shape).to(device), num_steps, rng, told, model_steps, watch
+        )
         parts.append(images.float().cpu())
         on_batch(min(start + batch_size, len(seeds)))
     return torch.cat(parts) if parts else torch.zeros(0, *shape)

@@ -70,7 +70,9 @@ class Predict:
         if self._sampler.clip is not None:
             pred = pred.clipped(self._sampler.clip, z, *scales(self.schedule, times, z))
         if self._sampler.clip_noise is not None:
-            pred = pred.with_noise_clipped(self._sampler.clip_noise, *scales(self.schedule, times, z))
+            pred = pred.with_noise_clipped(
+                self._sampler.clip_noise, *scales(self.schedule, times, z)
+            )
         return pred
 
 
@@ -90,7 +92,9 @@ class Sampler(ABC):
     calls_per_step: int = 1
 
     @abstractmethod
-    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+    def step(
+        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
+    ) -> Tensor:
         """Move `here.z` from the time `here.t` to the earlier time s; at s = 0 that is a picture, usually the x.
 
         before: the earlier points of this batch, the latest one last; `num_remembered` at most, none at first.
@@ -106,7 +110,9 @@ class Sampler(ABC):
         """Whether fresh noise enters between the steps."""
         return False
 
-    def times(self, num_steps: int, schedule: Schedule, model_steps: int | None = None) -> list[float]:
+    def times(
+        self, num_steps: int, schedule: Schedule, model_steps: int | None = None
+    ) -> list[float]:
         """The times at which it stands, 1 = t_N > ... > t_0 = 0 for N = num_steps.
 
         model_steps: a distilled model knows the times i / model_steps only; None for one that knows all.

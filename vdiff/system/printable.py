@@ -15,18 +15,25 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(letter if letter in keep or _is_harmless(letter) else _escaped(letter) for letter in text)
+    return "".join(
+        letter if letter in keep or _is_harmless(letter) else _escaped(letter) for letter in text
+    )
 
 
 def printable_json(text: str) -> str:
     """JSON text in which what cannot be printed stands as JSON's own escapes: it still says the same."""
     if text.replace("\n", "").isprintable():
         return text
-    return "".join(letter if letter == "\n" or _is_harmless(letter) else json.dumps(letter)[1:-1] for letter in text)
+    return "".join(
+        letter if letter == "\n" or _is_harmless(letter) else json.dumps(letter)[1:-1]
+        for letter in text
+    )
 
 
 def _is_harmless(letter: str) -> bool:
-    return letter.isprintable() or unicodedata.category(letter) == "Zs"  # a space that is not broken, for one
+    return (
+        letter.isprintable() or unicodedata.category(letter) == "Zs"
+    )  # a space that is not broken, for one
 
 
 def _escaped(letter: str) -> str:

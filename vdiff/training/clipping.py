@@ -12,10 +12,16 @@ from vdiff.networks.sharded import full_tensor, is_sharded
 def total_norm(weights: Sequence[Tensor]) -> Tensor:
     """The norm of all gradients together, float [], on their device."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    if any(gradient.device.type != "cpu" or is_sharded(gradient) for gradient in gradients) or not gradients:
+    if (
+        any(gradient.device.type != "cpu" or is_sharded(gradient) for gradient in gradients)
+        or not gradients
+    ):
         return full_tensor(nn.utils.get_total_norm(gradients))
     # a CPU takes one thread for the norm of a tensor, but several for those of its rows, which also round less
-    rows = [vector_norm(each.flatten(1), dim=1) if each.dim() > 1 else each.flatten() for each in gradients]
+    rows = [
+        vector_norm(each.flatten(1), dim=1) if each.dim() > 1 else each.flatten()
+        for each in gradients
+    ]
     found: Tensor = vector_norm(torch.cat(rows))
     return found
 

@@ -26,7 +26,9 @@ class Average:
         """
         decay = min(self.decay, (1 + update) / (10 + update))
         move = move_all if is_done.device.type == "cuda" else move_each
-        average, weights = ([local_shard(each) for each in tensors] for tensors in (self._average, self._weights))
+        average, weights = (
+            [local_shard(each) for each in tensors] for tensors in (self._average, self._weights)
+        )
         move(average, weights, is_done * (1 - decay))
 
     def tensors(self) -> dict[str, Tensor]:

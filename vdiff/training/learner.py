@@ -58,7 +58,9 @@ class Learner:
         self._meta_copy = sharded.meta_copy(self._network) if machine.shards else None
         machine.shard(self._network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
-        self._weights = list(self._network.parameters())  # the network would look for them in all its parts
+        self._weights = list(
+            self._network.parameters()
+        )  # the network would look for them in all its parts
         self._adam = torch.optim.AdamW(
             self._weights,
             lr=settings.learning_rate,
@@ -68,7 +70,9 @@ class Learner:
         )
         self._scaler = machine.scaler()
         wrapped, self._optimizer = machine.prepare(self._network, self._adam)
-        self._student = replace(student, network=wrapped.train(settings.dropout and drops(self._network)))
+        self._student = replace(
+            student, network=wrapped.train(settings.dropout and drops(self._network))
+        )
         objective.prepare(replace(student, network=self._network), self._copied)
 
     def step(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> Tensor:
@@ -104,23 +108,35 @@ class Learner:
             self._optimizer.step()
         elif is_finite:
             if by is not None:
-                torch._foreach_div_([weight.grad for weight in self._weights if weight.grad is not None], by)
+                torch._foreach_div_(
+                    [weight.grad for weight in self._weights if weight.grad is not None], by
+                )
             self._optimizer.step()
 
     def _forget_gradients(self) -> None:
         for weight in self._weights:
             weight.grad = None
 
-    def _gradient_with_less_memory(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> Tensor:
+    def _gradient_with_less_memory(
+        self, x: Tensor, condition: Condition, rng_of: "RngOf"
+    ) -> Tensor:
         """The gradient; where memory runs out, once, from micro-batches of half the size, which is said."""
         try:
             return self._gradient(x, condition, rng_of)
         except RuntimeError as err:
             size = (min(self.micro_batch or len(x), len(x)) + 1) // 2
             # with several processes, the others already wait for this one's gradient
-            if not memory.is_lacking(err) or self._is_halved or size == len(x) or self._machine.world_size > 1:
+            if (
+                not memory.is_lacking(err)
+                or self._is_halved
+                or size == len(x)
+                or self._machine.world_size > 1
+            ):
                 raise
-        self.micro_batch, self._is_halved = size, True  # out of the handler, which holds on to the tensors
+        self.micro_batch, self._is_halved = (
+            size,
+            True,
+        )  # out of the handler, which holds on to the tensors
         memory.arrange(sparing=True)
         self._forget_gradients()
         self._machine.free_cache()
@@ -147,7 +163,9 @@ class Learner:
             total += loss.detach()
         return total
 
-    def settle(self, x: Tensor, condition: Condition, rng_of: "RngOf", share: int | None = None) -> None:
+    def settle(
+        self, x: Tensor, condition: Condition, rng_of: "RngOf", share: int | None = None
+    ) -> None:
         """Choose the largest micro-batch that fits into the memory, unless the settings or a save name one.
 
         Rehearses with one and with two pictures; nothing is learned.   share: pictures per update, if not those given.
@@ -162,7 +180,9 @@ class Learner:
         self._needed_bytes(x, condition, rng_of, slice(0, 1))
         available = self._machine.available_bytes() or 1
         one, two = (self._needed_bytes(x, condition, rng_of, slice(0, number)) for number in (1, 2))
-        choice = micro_batch.fitting(one, two, count, self._machine.least(available - self._later_bytes()))
+        choice = micro_batch.fitting(
+            one, two, count, self._machine.least(available - self._later_bytes())
+        )
         self.micro_batch = self._machine.least(choice.size)  # one for all: a save tells no more
         if choice.size < count:
             memory.arrange(sparing=True)
@@ -173,9 +193,12 @@ class Learner:
         if self._optimizer.state:
             return 0
         copied = 6 if self._machine.device.type == "cpu" else 0  # the copy is of whole tensors
-        remembered = sum(tensor.nbytes for tensor in self._objective.state().values()) if copied else 0
+        remembered = (
+            sum(tensor.nbytes for tensor in self._objective.state().values()) if copied else 0
+        )
         return remembered + sum(
-            2 * sharded.local_shard(weight).nbytes + copied * weight.nbytes for weight in self._weights
+            2 * sharded.local_shard(weight).nbytes + copied * weight.nbytes
+            for weight in self._weights
         )
 
     def _rehearsed(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
@@ -241,13 +264,23 @@ class Learner:
             for key in ("exp_avg", "exp_avg_sq", "step")
         }
         average = self._average.tensors() if self._average is not None else {}
-        state = {"weights": self._network.state_dict(), "average": average, "optimizer": adam, "course": self._course()}
+        state = {
+            "weights": self._network.state_dict(),
+            "average": average,
+            "optimizer": adam,
+            "course": self._course(),
+        }
         # a part without tensors is left out, so that the saves of an objective without a state stay as they were
-        return state | {part: named for part, named in {"objective": self._objective.state()}.items() if named}
+        return state | {
+            part: named for part, named in {"objective": self._objective.state()}.items() if named
+        }
 
     def _course(self) -> dict[str, Tensor]:
         # the micro-batch too: another one rounds differently
-        course = {"rollbacks": torch.tensor(self.rollbacks), "micro_batch": torch.tensor(self.micro_batch or 0)}
+        course = {
+            "rollbacks": torch.tensor(self.rollbacks),
+            "micro_batch": torch.tensor(self.micro_batch or 0),
+        }
         if self._scaler.is_enabled():
             course["loss_scale"] = torch.tensor(self._scaler.get_scale())
             course["sound_updates"] = torch.tensor(self._scaler.state_dict()["_growth_tracker"])
@@ -270,20 +303,29 @@ class Learner:
             for name, tensor in self._average.tensors().items():
                 sharded.scatter_into(tensor, spread(state["average"][name]))
         if "objective" in state:
-            self._objective.load({name: spread(tensor) for name, tensor in state["objective"].items()})
+            self._objective.load(
+                {name: spread(tensor) for name, tensor in state["objective"].items()}
+            )
         adam = state["optimizer"]
         for name, weight in self._network.named_parameters():
             if f"step.{name}" in adam:
                 where = weight.device if self._machine.has_fused_step else "cpu"
                 memory = {"step": spread(adam[f"step.{name}"]).to(where, copy=True)}
                 for key in ("exp_avg", "exp_avg_sq"):  # in the memory format of the weight
-                    memory[key] = sharded.scatter_into(torch.empty_like(weight), spread(adam[f"{key}.{name}"]))
+                    memory[key] = sharded.scatter_into(
+                        torch.empty_like(weight), spread(adam[f"{key}.{name}"])
+                    )
                 self._optimizer.state[weight] = memory
         course = state.get("course", {})
         self.rollbacks = int(course.get("rollbacks", 0))
-        self.micro_batch = self.settings.micro_batch or int(course.get("micro_batch", 0)) or self.micro_batch
+        self.micro_batch = (
+            self.settings.micro_batch or int(course.get("micro_batch", 0)) or self.micro_batch
+        )
         if self._scaler.is_enabled() and "loss_scale" in course:
-            kept = {"scale": float(course["loss_scale"]), "_growth_tracker": int(course["sound_updates"])}
+            kept = {
+                "scale": float(course["loss_scale"]),
+                "_growth_tracker": int(course["sound_updates"]),
+            }
             self._scaler.load_state_dict(self._scaler.state_dict() | kept)
         self.update = update
 
@@ -291,16 +333,25 @@ class Learner:
         """Whether it has the names and shapes that `state` gives."""
         weights = _shapes(self._network.state_dict())
         average = _shapes(self._average.tensors()) if self._average is not None else {}
-        wanted = {f"{key}.{name}": shape for name, shape in weights.items() for key in ("exp_avg", "exp_avg_sq")}
+        wanted = {
+            f"{key}.{name}": shape
+            for name, shape in weights.items()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
         wanted |= {f"step.{name}": torch.Size() for name in weights}
         is_memory = _shapes(state["optimizer"]).items() <= wanted.items()
         is_objective = _shapes(state.get("objective", {})) == _shapes(self._objective.state())
         return (
-            is_memory and is_objective and _shapes(state["weights"]) == weights and _shapes(state["average"]) == average
+            is_memory
+            and is_objective
+            and _shapes(state["weights"]) == weights
+            and _shapes(state["average"]) == average
         )
 
     def _losses(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
-        if part.start == part.stop:  # a picture that does not count, so that the others need not wait for this process
+        if (
+            part.start == part.stop
+        ):  # a picture that does not count, so that the others need not wait for this process
             return self._losses(x, condition, rng_of, slice(0, 1))[:0]
         with self._machine.autocast():
             return self._objective(self._student, x[part], rng_of(part), condition.of(part))

@@ -50,10 +50,17 @@ class Report:
         offset: int = 0,
     ) -> None:
         self.loss = float("nan")
-        self._stage, self._settings, self._machine, self._progress = stage, settings, machine, progress
+        self._stage, self._settings, self._machine, self._progress = (
+            stage,
+            settings,
+            machine,
+            progress,
+        )
         self._path, self._track, self._offset = path, track, offset
         self._pending = list(_own_part(pending["rows"], machine)) if pending is not None else []
-        self._skips = _Skips(*pending["skips"].tolist()) if pending and "skips" in pending else _Skips(0, 0)
+        self._skips = (
+            _Skips(*pending["skips"].tolist()) if pending and "skips" in pending else _Skips(0, 0)
+        )
         self._shown = (float("nan"), float("nan"))
         self._first_update, self._begun = first_update, time.monotonic()
         self._last_read = 0.0
@@ -68,7 +75,11 @@ class Report:
         elif time.monotonic() - self._last_read > _READ_SECONDS:
             self._shown = (float(measured[0]) * self._machine.world_size, float(measured[1]))
             self._last_read = time.monotonic()
-        speed = (update - self._first_update) * self._settings.batch_size / (time.monotonic() - self._begun)
+        speed = (
+            (update - self._first_update)
+            * self._settings.batch_size
+            / (time.monotonic() - self._begun)
+        )
         self._progress.update(update, *self._shown, learning_rate, speed)
 
     def check_learned(self) -> None:
@@ -89,11 +100,18 @@ class Report:
     def trend(self, update: int, values: Mapping[str, float | None], num_images: int) -> None:
         """A line of its own for what was measured of so many pictures of the network; no time is in it."""
         if self._machine.is_first:
-            line = {"stage": self._stage, "update": update, "num_images": num_images, "trend": dict(values)}
+            line = {
+                "stage": self._stage,
+                "update": update,
+                "num_images": num_images,
+                "trend": dict(values),
+            }
             with self._path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line) + "\n")
             curve = f"{self._stage}/trend-{num_images}"  # numbers of another number of pictures are another curve
-            known = {f"{curve}/{name}": value for name, value in values.items() if value is not None}
+            known = {
+                f"{curve}/{name}": value for name, value in values.items() if value is not None
+            }
             self._track(known, self._offset + update)
 
     def _rows(self) -> Tensor:
@@ -101,7 +119,9 @@ class Report:
         if not self._pending:
             return torch.zeros(0, 2)
         measured = torch.stack(self._pending)
-        return torch.stack([self._machine.sum(measured[:, 0].contiguous()), measured[:, 1]], 1).cpu()
+        return torch.stack(
+            [self._machine.sum(measured[:, 0].contiguous()), measured[:, 1]], 1
+        ).cpu()
 
     def _write(self, update: int, learning_rate: float) -> None:
         rows, before = self._rows(), self._skips.total
@@ -112,13 +132,22 @@ class Report:
             self._progress.note(f"{told}: their loss or gradient was not finite")
         finite = rows[rows.isfinite().all(1)]
         loss, grad_norm = finite.mean(0).tolist() if len(finite) else (None, None)
-        values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "skipped": self._skips.total}
+        values = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "skipped": self._skips.total,
+        }
         if loss is not None and grad_norm is not None:
             self.loss, self._shown, self._last_read = loss, (loss, grad_norm), time.monotonic()
         if self._machine.is_first:
             with self._path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps({"stage": self._stage, "update": update, **values}) + "\n")
-            known = {f"{self._stage}/{name}": value for name, value in values.items() if value is not None}
+            known = {
+                f"{self._stage}/{name}": value
+                for name, value in values.items()
+                if value is not None
+            }
             self._track(known, self._offset + update)
 
 

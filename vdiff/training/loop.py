@@ -76,7 +76,9 @@ def fit(
     for batch in _timed(batches):
         x = codec.encode(machine.take(batch.images))
         condition = Condition(machine.take(batch.labels) if batch.labels is not None else None)
-        rng_of = RngOf(seed, stage, batch.update, machine.take_exact(batch.places), settings.batch_size)
+        rng_of = RngOf(
+            seed, stage, batch.update, machine.take_exact(batch.places), settings.batch_size
+        )
         if learner.update == first:
             learner.settle(x, condition, rng_of)
             learner.rehearse(x, condition, rng_of)

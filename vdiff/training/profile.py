@@ -50,11 +50,17 @@ class Profile:
             phases.gpu_is_measured = False
             self._profiler.stop()
         if self._updates < WARM_UP + MEASURED:
-            self._say(f"no profile: it needs {WARM_UP + MEASURED} updates, there were {self._updates}")
+            self._say(
+                f"no profile: it needs {WARM_UP + MEASURED} updates, there were {self._updates}"
+            )
 
     def _table(self) -> list[str]:
         # a GPU has marks of the same names, which span something else
-        found = {each.key: each for each in self._profiler.key_averages() if each.device_type == DeviceType.CPU}
+        found = {
+            each.key: each
+            for each in self._profiler.key_averages()
+            if each.device_type == DeviceType.CPU
+        }
         seconds = {name: self._seconds(found.get(f"vdiff {name}")) for name in phases.PHASES}
         seconds["forward"] -= seconds["teacher"]
         total = sum(seconds.values())
@@ -66,7 +72,11 @@ class Profile:
             f"an update takes {total * 1e3 / MEASURED:.2f} ms"
             + ", waiting for the GPU after every part" * self._has_gpu
         )
-        return [f"{told} (mean of {MEASURED}), of which", *lines, f"https://ui.perfetto.dev opens `{self._path}`"]
+        return [
+            f"{told} (mean of {MEASURED}), of which",
+            *lines,
+            f"https://ui.perfetto.dev opens `{self._path}`",
+        ]
 
     def _seconds(self, event: Any) -> float:
         if event is None:

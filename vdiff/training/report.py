@@ -31,7 +31,12 @@ class Progress(Protocol):
         """A stage starts, or goes on at `first_update` of its `updates`."""
 
     def update(
-        self, update: int, loss: float, grad_norm: float, learning_rate: float, images_per_second: float
+        self,
+        update: int,
+        loss: float,
+        grad_norm: float,
+        learning_rate: float,
+        images_per_second: float,
     ) -> None:
         """`update` updates of the stage are done; `loss` and `grad_norm` may be NaN in a skipped one."""
 
@@ -50,5 +55,8 @@ class Progress(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...

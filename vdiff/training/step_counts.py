@@ -11,10 +11,14 @@ Factor = int | tuple[int, ...]
 def step_counts(start: int, end: int, factor: Factor) -> tuple[int, ...]:
     """Steps of the base and of every student, as in (1024, 512, ..., 4); ValueError that says what would lead there."""
     if end > start:
-        raise ValueError(f"`end_steps` {end} is more than `start_steps` {start}: students have fewer steps, not more")
+        raise ValueError(
+            f"`end_steps` {end} is more than `start_steps` {start}: students have fewer steps, not more"
+        )
     found, trouble = _followed(start, end, factor)
     if trouble:
-        raise ValueError(f"`factor` {_written(factor)} {trouble}: {_advice(start, end, factor, found)}")
+        raise ValueError(
+            f"`factor` {_written(factor)} {trouble}: {_advice(start, end, factor, found)}"
+        )
     return tuple(found)
 
 
@@ -37,10 +41,14 @@ def listed_counts(start: int, wanted: Sequence[tuple[int | None, int | None]]) -
         before = found[-1]
         if (steps is None) == (factor is None):
             problem = "a stage says either its `steps` or its `factor`"
-            raise StageStepsError(place, f"{problem}, this one says {'both' if steps else 'neither'}")
+            raise StageStepsError(
+                place, f"{problem}, this one says {'both' if steps else 'neither'}"
+            )
         if factor is not None:
             if before % factor:
-                raise StageStepsError(place, f"`factor` {factor} does not divide the {before} steps of its teacher")
+                raise StageStepsError(
+                    place, f"`factor` {factor} does not divide the {before} steps of its teacher"
+                )
             steps = before // factor
         assert steps is not None
         if steps > before:
@@ -86,7 +94,9 @@ def _advice(start: int, end: int, factor: Factor, found: Sequence[int]) -> str:
     if isinstance(factor, tuple):
         ends = [start // prod(factor)] if _all_divide(start, factor) else []
     else:
-        ends = [number for number in found[1:] if number > end][-1:] + [number for number in found if number < end][:1]
+        ends = [number for number in found[1:] if number > end][-1:] + [
+            number for number in found if number < end
+        ][:1]
     others = " or ".join(map(str, ends))
     return advice + (f"; with `factor` as it is, `end_steps` may be {others}" if others else "")
 
@@ -98,7 +108,10 @@ def _all_divide(start: int, factors: Sequence[int]) -> bool:
 def _leading(end: int, found: Sequence[int]) -> Factor:
     """Factors to the end, which divides the first number: as many of the given ones as lead towards it, then others."""
     kept = [number for number in found if number % end == 0]
-    factors = (*(before // after for before, after in pairwise(kept)), *_prime_factors(kept[-1] // end))
+    factors = (
+        *(before // after for before, after in pairwise(kept)),
+        *_prime_factors(kept[-1] // end),
+    )
     return factors[0] if len(set(factors)) == 1 else factors
 
 

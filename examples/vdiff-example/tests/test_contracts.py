@@ -37,6 +37,8 @@ def test_the_metrics() -> None:
 
 
 def test_the_data(tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), np.uint8))
+    np.save(
+        tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), np.uint8)
+    )
     np.save(tmp_path / "labels.npy", np.arange(5) % 2)
     conformance.check_dataset(NpySection(path=tmp_path, size=8, channels=1))

@@ -32,7 +32,9 @@ class Adams(Sampler):
     def __str__(self) -> str:
         return "adams"
 
-    def step(self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness) -> Tensor:
+    def step(
+        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
+    ) -> Tensor:
         x, eps = here.prediction.x, here.prediction.eps
         alpha_s, sigma_s = scalars(predict.schedule, s)
         if not before or s == 0:

@@ -43,7 +43,9 @@ class Consistency(Objective):
     def prepare(self, student: Denoiser, copied: Callable[[], nn.Module]) -> None:
         self.target = Target(student, copied, self.decay)
 
-    def __call__(self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING) -> Tensor:
+    def __call__(
+        self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
+    ) -> Tensor:
         step = (rng.stratified() * self.points).floor() + 1
         t, s = step / self.points, (step - 1) / self.points
         noise = rng.normal(*x.shape[1:]).to(x)
@@ -57,7 +59,9 @@ class Consistency(Objective):
         is_image = s == 0
         alpha, sigma = scales(self.target.denoiser.schedule, s, x)
         # a time of 0 is none that a network knows; what it says there is not used
-        found = self.target.denoiser(alpha * x + sigma * noise, torch.where(is_image, 1 / self.points, s), condition).x
+        found = self.target.denoiser(
+            alpha * x + sigma * noise, torch.where(is_image, 1 / self.points, s), condition
+        ).x
         return torch.where(is_image[:, None, None, None], x, found)
 
     def follow(self, update: int, is_done: Tensor) -> None:

@@ -36,7 +36,9 @@ class DiTSection(NetworkSection):
 
     def build(self, image_size: int, channels: int) -> "DiT":
         self.check(image_size, channels)
-        return DiT({**self.model_dump(exclude={"kind"}), "image_size": image_size, "channels": channels})
+        return DiT(
+            {**self.model_dump(exclude={"kind"}), "image_size": image_size, "channels": channels}
+        )
 
     def check(self, image_size: int, channels: int) -> None:
         if image_size % self.patch:
@@ -44,7 +46,9 @@ class DiTSection(NetworkSection):
             raise UsageError(problem, "take another `patch`", "network.patch")
         if self.width % self.heads:
             raise UsageError(
-                f"{self.heads} heads do not divide a width of {self.width}", "take others", "network.heads"
+                f"{self.heads} heads do not divide a width of {self.width}",
+                "take others",
+                "network.heads",
             )
 
     @classmethod
@@ -54,10 +58,14 @@ class DiTSection(NetworkSection):
         try:
             return cls.model_validate(given).build(size, channels)
         except (ValueError, TypeError) as err:
-            raise ModelFileError("this is no configuration of a `dit`", "take another folder") from err
+            raise ModelFileError(
+                "this is no configuration of a `dit`", "take another folder"
+            ) from err
 
     @classmethod
-    def misfit(cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int) -> str | None:
+    def misfit(
+        cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int
+    ) -> str | None:
         channels, height, width = shape
         if height != width or config["image_size"] != height:
             return "image_size"
@@ -81,7 +89,8 @@ class DiT(Network):
         classes = config["num_classes"]
         self.classes = nn.Embedding(classes, width) if classes else None
         self.blocks = nn.ModuleList(
-            Block(width, config["heads"], config["dropout"], layer) for layer in range(config["depth"])
+            Block(width, config["heads"], config["dropout"], layer)
+            for layer in range(config["depth"])
         )
         self.last = nn.Linear(width, channels * patch**2)
         nn.init.zeros_(self.last.weight)
@@ -92,19 +101,27 @@ class DiT(Network):
         return dict(self._config)
 
     def forward(
-        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None
+        self,
+        z: Tensor,
+        time: Tensor,
+        condition: Condition = NOTHING,
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
         if (condition.label is None) != (self.classes is None):
             raise ValueError("a `label` is missing or not expected")
         told = self.time(waves(time, self.places.shape[-1]).to(self.places.dtype))
         if self.classes is not None:
             told = told + self.classes(condition.label)
-        h = self.patches(F.pixel_unshuffle(z.to(self.places.dtype), self.patch).flatten(2).transpose(1, 2))
+        h = self.patches(
+            F.pixel_unshuffle(z.to(self.places.dtype), self.patch).flatten(2).transpose(1, 2)
+        )
         h = h + self.places
         for block in self.blocks:
             h = block(h, told, dropout_keys)
         size = z.shape[-1] // self.patch
-        out = self.last(F.layer_norm(h, h.shape[-1:])).transpose(1, 2).reshape(len(z), -1, size, size)
+        out = (
+            self.last(F.layer_norm(h, h.shape[-1:])).transpose(1, 2).reshape(len(z), -1, size, size)
+        )
         images: Tensor = F.pixel_shuffle(out, self.patch)
         return images.to(z.dtype)
 
@@ -127,9 +144,14 @@ class Block(Repeated):
 
     def forward(self, h: Tensor, told: Tensor, dropout_keys: Tensor | None) -> Tensor:
         """h: [B, patches, width].   told: [B, width]."""
-        shift, scale, gate, shift_2, scale_2, gate_2 = self.modulation(F.silu(told))[:, None].chunk(6, -1)
+        shift, scale, gate, shift_2, scale_2, gate_2 = self.modulation(F.silu(told))[:, None].chunk(
+            6, -1
+        )
         normed = F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(normed).chunk(3, -1))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(normed).chunk(3, -1)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         h = h + gate * self.out(mixed)
         normed = F.layer_norm(h, h.shape[-1:]) * (1 + scale_2) + shift_2

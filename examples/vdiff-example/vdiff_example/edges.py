@@ -15,7 +15,9 @@ class EdgesSection(PairMetricSection):
     is_cheap: ClassVar[bool] = True
     title: ClassVar[str] = "Edges"
     better: ClassVar[str] = "less is better"
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("edges", "Difference of edges", "Edges", "less is better"),)
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("edges", "Difference of edges", "Edges", "less is better"),
+    )
     kind: Literal["edges"] = harmless("edges")
     """Which metric."""
 

@@ -36,7 +36,9 @@ class LooseFormat(Format):
         try:
             network.load_state_dict(load_file(found.path))
         except RuntimeError as err:
-            raise ModelFileError("the weights do not fit the settings", "take another file", found.path) from err
+            raise ModelFileError(
+                "the weights do not fit the settings", "take another file", found.path
+            ) from err
         network.eval().requires_grad_(False)
         size = config["image_size"]
         return ForeignModel(
@@ -57,7 +59,9 @@ class LooseFormat(Format):
         network = model.denoiser.network
         is_straight = dict(model.diffusion) == {"schedule": "straight", "predicts": "v"}
         if not (isinstance(network, DiT) and is_straight):
-            raise ModelFileError("only a `dit` with the schedule `straight` fits in", "choose another format", path)
+            raise ModelFileError(
+                "only a `dit` with the schedule `straight` fits in", "choose another format", path
+            )
         about = {name: json.dumps(value) for name, value in network.config.items()}
         save_file(network.state_dict(), path, metadata={"made_by": MAKER, **about})
 
@@ -65,6 +69,10 @@ class LooseFormat(Format):
 def settings(found: Contents) -> dict[str, Any]:
     """What the header says of the network.   Errors: ModelFileError."""
     try:
-        return {name: json.loads(str(text)) for name, text in found.entries.items() if name != "made_by"}
+        return {
+            name: json.loads(str(text)) for name, text in found.entries.items() if name != "made_by"
+        }
     except ValueError as err:
-        raise ModelFileError("the settings in the header are damaged", "take another file", found.path) from err
+        raise ModelFileError(
+            "the settings in the header are damaged", "take another file", found.path
+        ) from err

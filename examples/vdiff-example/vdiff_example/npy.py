@@ -39,11 +39,15 @@ class Npy:
         try:
             self._images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as err:
-            raise DataError(f"there are no pictures in `{folder}`", "write an images.npy there", folder) from err
+            raise DataError(
+                f"there are no pictures in `{folder}`", "write an images.npy there", folder
+            ) from err
         if self._images.shape[1:] != shape or self._images.dtype != np.uint8:
             found = f"{self._images.dtype} {self._images.shape}"
             raise DataError(
-                f"images.npy is {found}, not uint8 [N, {', '.join(map(str, shape))}]", "write it anew", folder
+                f"images.npy is {found}, not uint8 [N, {', '.join(map(str, shape))}]",
+                "write it anew",
+                folder,
             )
         labels = folder / "labels.npy"
         self._labels = np.load(labels, allow_pickle=False) if labels.is_file() else None
@@ -58,4 +62,6 @@ class Npy:
         return digest.hexdigest()
 
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
-        return np.array(self._images[index]), -1 if self._labels is None else int(self._labels[index])
+        return np.array(self._images[index]), -1 if self._labels is None else int(
+            self._labels[index]
+        )

@@ -49,10 +49,14 @@ class NpzSource(Source):
             problem = f"`{self.path}` has no `images` that can be read: {err}"
             raise DataError(problem, "write it anew", self.path) from err
         if images.dtype != np.uint8 or images.shape[3:] not in ((), (3,)) or images.ndim < 3:
-            problem = f"`images` is {images.dtype} {images.shape}, not uint8 [N, H, W] or [N, H, W, 3]"
+            problem = (
+                f"`images` is {images.dtype} {images.shape}, not uint8 [N, H, W] or [N, H, W, 3]"
+            )
             raise DataError(problem, "write it anew", self.path)
         if labels is not None and len(labels) != len(images):
-            raise DataError(f"{len(images)} pictures have {len(labels)} labels", "write it anew", self.path)
+            raise DataError(
+                f"{len(images)} pictures have {len(labels)} labels", "write it anew", self.path
+            )
         return images, labels
 
 

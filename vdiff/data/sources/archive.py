@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vdiff.data.sources.kinds import BEGINNING, is_known_picture, is_of_the_system, no_picture, without_a_look
+from vdiff.data.sources.kinds import (
+    BEGINNING,
+    is_known_picture,
+    is_of_the_system,
+    no_picture,
+    without_a_look,
+)
 from vdiff.data.sources.left_out import EMPTY, HIDDEN, UNREADABLE, Reason
 from vdiff.data.sources.links import Link, follow
 from vdiff.data.sources.lists import add_list, is_list
@@ -34,7 +40,9 @@ class Belief:
         self._files_left -= 1
         self._letters_left -= len(name)
         if min(self._files_left, self._letters_left) < 0 or len(name) > _MAX_NAME:
-            raise ValueError("it has more files, or longer names, than can be in an archive of this size")
+            raise ValueError(
+                "it has more files, or longer names, than can be in an archive of this size"
+            )
 
 
 class Sorting:
@@ -49,7 +57,9 @@ class Sorting:
         self._links: list[Link] = []
         self._hidden: list[tuple[str, int, int]] = []
 
-    def add_file(self, name: str, num_bytes: int, place: int, opened: Callable[[], io.RawIOBase]) -> None:
+    def add_file(
+        self, name: str, num_bytes: int, place: int, opened: Callable[[], io.RawIOBase]
+    ) -> None:
         """Take a file, or not.   opened: its bytes; they are asked for at once, or never."""
         is_out_of_sight = _is_out_of_sight(name)
         if is_known_picture(name) and not is_out_of_sight:
@@ -92,7 +102,12 @@ class Sorting:
         num_visible = len(files)
         for alias in followed.aliases:
             if alias.number < num_visible:
-                files.add(alias.name, files.num_bytes[alias.number], files.places[alias.number], is_linked=True)
+                files.add(
+                    alias.name,
+                    files.num_bytes[alias.number],
+                    files.places[alias.number],
+                    is_linked=True,
+                )
             else:
                 _, num_bytes, place = self._hidden[alias.number - num_visible]
                 files.add(alias.name, num_bytes, place, is_linked=True)
@@ -106,7 +121,9 @@ class Sorting:
 
 def damaged(path: Path, what: str) -> DataError:
     """The error for an archive that cannot be read to its end."""
-    return DataError(f"the archive `{path}` cannot be read: {what}", "copy it again, or make it again", path)
+    return DataError(
+        f"the archive `{path}` cannot be read: {what}", "copy it again, or make it again", path
+    )
 
 
 @contextmanager
@@ -115,7 +132,9 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, MemoryError) as err:
-        if isinstance(err, OSError) and err.errno is None:  # bzip2 says so that its bytes are damaged
+        if (
+            isinstance(err, OSError) and err.errno is None
+        ):  # bzip2 says so that its bytes are damaged
             raise damaged(path, str(err)) from err
         raise unreadable(path, err) from err
     except (ValueError, EOFError, lzma.LZMAError, zlib.error) as err:

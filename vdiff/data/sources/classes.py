@@ -109,7 +109,11 @@ class _Folders:
         """The folders there as classes."""
         names = sorted({printable(name) for name in self.at(level)})
         places = {name: place for place, name in enumerate(names)}
-        label_of = {folder: places[printable(folder[level])] for folder in self.counts if len(folder) > level}
+        label_of = {
+            folder: places[printable(folder[level])]
+            for folder in self.counts
+            if len(folder) > level
+        }
         return Classes(names, [label_of.get(self.of(name), -1) for name in self.names], told)
 
 
@@ -160,7 +164,9 @@ def _numbered(names: Sequence[str], numbers: list[int], what: str, has: str) -> 
     if len(found) == 1:
         return _none(names, f"{what} {has} one label only")
     dense = {number: label for label, number in enumerate(found)}
-    return Classes([str(number) for number in found], [dense[number] for number in numbers], f"by {what}")
+    return Classes(
+        [str(number) for number in found], [dense[number] for number in numbers], f"by {what}"
+    )
 
 
 def _by_folders(folders: _Folders) -> Classes:
@@ -173,7 +179,10 @@ def _by_folders(folders: _Folders) -> Classes:
         if _are_splits(tops):
             return _none(names, f"{some(tops)} are parts of a data set, not classes")
         if _are_counting(folders, level):
-            return _none(names, f"{some(tops)} only count the pictures; `--labels folders` takes them as classes")
+            return _none(
+                names,
+                f"{some(tops)} only count the pictures; `--labels folders` takes them as classes",
+            )
         return folders.labelled(level, "by their folders")
     if folders.depths() == {2} and _are_parts(folders, level):
         if _are_counting(folders, level + 1):
@@ -233,7 +242,9 @@ def _why_not(folders: _Folders) -> str:
         return f"`{printable(strays[0])}` and others lie in no class folder"
     classes = f"{len(offered.names):,} classes ({some(offered.names)})"
     if not strays:
-        return f"the folders differ in depth; `--labels folders` takes the topmost ones as {classes}"
+        return (
+            f"the folders differ in depth; `--labels folders` takes the topmost ones as {classes}"
+        )
     one, more = printable(strays[0]), len(strays) - 1
     subject = f"`{one}` lies" if not more else f"`{one}` and {more:,} more lie"
     them = "them" if more else "it"

@@ -45,7 +45,9 @@ def entries(found: Found) -> Iterator[tuple[str, int]]:
     while not is_last:
         entry = _ENTRY.match(found.data, place)
         if entry is None:
-            raise ValueError(f"its labels are not pairs of a name and a number: {_shown(found.data[place:])}")
+            raise ValueError(
+                f"its labels are not pairs of a name and a number: {_shown(found.data[place:])}"
+            )
         name = json.loads(entry[1], strict=False).replace("\\", "/")
         yield f"{found.folder}/{name}" if found.folder else name, int(entry[2])
         is_last = entry[3] == b"]"

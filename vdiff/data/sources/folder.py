@@ -13,8 +13,23 @@ import numpy as np
 
 from vdiff.data.opened import FILE
 from vdiff.data.patience import is_of_machine
-from vdiff.data.sources.kinds import BEGINNING, is_known_picture, is_of_the_system, no_picture, without_a_look
-from vdiff.data.sources.left_out import CIRCLE, EMPTY, HIDDEN, NOWHERE, SPECIAL, STORE, UNREADABLE, Reason
+from vdiff.data.sources.kinds import (
+    BEGINNING,
+    is_known_picture,
+    is_of_the_system,
+    no_picture,
+    without_a_look,
+)
+from vdiff.data.sources.left_out import (
+    CIRCLE,
+    EMPTY,
+    HIDDEN,
+    NOWHERE,
+    SPECIAL,
+    STORE,
+    UNREADABLE,
+    Reason,
+)
 from vdiff.data.sources.lists import add_list, is_list
 from vdiff.data.sources.names import is_hidden
 from vdiff.data.sources.picture import Picture
@@ -41,7 +56,9 @@ class FolderSource(Source):
     @cached_property
     def stamp(self) -> str:
         files = self.files
-        times = array("q", (self._times[2 * place + which] for place in files.places for which in (0, 1)))
+        times = array(
+            "q", (self._times[2 * place + which] for place in files.places for which in (0, 1))
+        )
         return hashlib.sha256(self.fingerprint.encode() + times.tobytes()).hexdigest()
 
     def pictures(self, start: int) -> Iterator[Picture]:
@@ -90,8 +107,12 @@ class _Walk:
             for inner, is_link in self._look_into(folder, is_linked):
                 self._num_linked += is_link or is_linked
                 if self._num_linked > MAX_LINKED_FOLDERS:
-                    problem = f"links in `{self._root}` lead to more than {MAX_LINKED_FOLDERS:,} folders"
-                    raise DataError(problem, "remove those that lead to folders with links in them", self._root)
+                    problem = (
+                        f"links in `{self._root}` lead to more than {MAX_LINKED_FOLDERS:,} folders"
+                    )
+                    raise DataError(
+                        problem, "remove those that lead to folders with links in them", self._root
+                    )
                 waiting.append((inner, above | {here}, is_linked or is_link))
 
     def num_twice(self) -> int:
@@ -136,7 +157,12 @@ class _Walk:
         if not is_known_picture(name):
             reason = without_a_look(name)
             if is_list(entry.name):
-                add_list(self.listing.lists, name, entry.stat().st_size, partial(io.FileIO, self._root + name))
+                add_list(
+                    self.listing.lists,
+                    name,
+                    entry.stat().st_size,
+                    partial(io.FileIO, self._root + name),
+                )
                 return
             if reason is None:
                 reason = EMPTY if not entry.stat().st_size else self._looked_at(name)

@@ -17,7 +17,9 @@ SUFFIXES = _set("png jpg jpeg jpe jfif webp bmp gif tif tiff ppm pgm pbm pnm jp2
 """Files that are pictures without a look."""
 
 # A camera's own format looks like TIFF, and Pillow would take the thumbnail in it for the picture.
-_CAMERAS = _set("dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef raw rwl 3fr iiq x3f erf kdc dcr mrw mos")
+_CAMERAS = _set(
+    "dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef raw rwl 3fr iiq x3f erf kdc dcr mrw mos"
+)
 _VIDEOS = _set("mp4 mov avi mkv webm m4v mpg mpeg wmv flv 3gp mts m2ts ogv")
 _ARCHIVES = _set("zip tar tgz tbz tbz2 txz tzst gz bz2 xz zst lz4 7z rar z")
 _UNFINISHED = _set("part partial crdownload download tmp aria2 incomplete")
@@ -34,7 +36,9 @@ _WITHOUT_A_LOOK = (
     | dict.fromkeys(_UNFINISHED, UNFINISHED)
     | dict.fromkeys(_DATA, TEXT)
 )
-_FORMATS = _set("heic heif hif jxl psd psb xcf svg svgz eps ai ico icns cur tga pcx dds exr hdr dcm jxr wdp qoi fits")
+_FORMATS = _set(
+    "heic heif hif jxl psd psb xcf svg svgz eps ai ico icns cur tga pcx dds exr hdr dcm jxr wdp qoi fits"
+)
 _SYSTEM = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r"})
 
 _PICTURES = re.compile(
@@ -45,9 +49,18 @@ _PICTURES = re.compile(
 _OTHERS: list[tuple[re.Pattern[bytes], Reason]] = [
     (re.compile(pattern, re.DOTALL), reason)
     for pattern, reason in (
-        (rb"\xff\x0a|\0\0\0\x0cJXL |8BPS|gimp xcf|v/1\x01|DDS |qoif|#\?R|%!PS|II\xbc|SIMPLE  =|.{128}DICM", FORMAT),
-        (rb"\0\0[\x01\x02]\0[\x01-\x40]\0|\s*(<\?xml[^>]*>\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg", FORMAT),
-        (rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh[1-9]|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar", ARCHIVE),
+        (
+            rb"\xff\x0a|\0\0\0\x0cJXL |8BPS|gimp xcf|v/1\x01|DDS |qoif|#\?R|%!PS|II\xbc|SIMPLE  =|.{128}DICM",
+            FORMAT,
+        ),
+        (
+            rb"\0\0[\x01\x02]\0[\x01-\x40]\0|\s*(<\?xml[^>]*>\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg",
+            FORMAT,
+        ),
+        (
+            rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh[1-9]|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar",
+            ARCHIVE,
+        ),
         (rb"RIFF....AVI |\x1a\x45\xdf\xa3|\0\0\x01[\xb3\xba]|FLV\x01|.{4}(moov|mdat|wide)", VIDEO),
     )
 ]

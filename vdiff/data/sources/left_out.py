@@ -54,7 +54,9 @@ class Group:
     def __str__(self) -> str:
         """For instance `30 .heic, 5 .jxl: formats that ...`."""
         named = [(count, suffix) for suffix, count in self.suffixes.items() if suffix != "other"]
-        shown = [f"{count:,} {suffix}" for count, suffix in sorted(named, key=lambda item: -item[0])[:8]]
+        shown = [
+            f"{count:,} {suffix}" for count, suffix in sorted(named, key=lambda item: -item[0])[:8]
+        ]
         rest = self.count - sum(count for count, _ in sorted(named, key=lambda item: -item[0])[:8])
         if rest:
             shown.append(f"{rest:,} others" if shown else f"{rest:,}")
@@ -87,5 +89,7 @@ class LeftOut:
 
     def groups(self) -> list[Group]:
         """By reason: what may be missed first, then by number."""
-        found = [Group(*reason, counts.total(), dict(counts)) for reason, counts in self._counts.items()]
+        found = [
+            Group(*reason, counts.total(), dict(counts)) for reason, counts in self._counts.items()
+        ]
         return sorted(found, key=lambda group: (not group.is_loss, -group.count, group.reason))

@@ -95,7 +95,9 @@ def _destination(name: str, link: Link, of_name: dict[str, Link]) -> str | Reaso
     return "/".join(here)
 
 
-def _follow_to_folders(to_folders: list[tuple[str, str]], known: dict[str, int], found: Followed) -> None:
+def _follow_to_folders(
+    to_folders: list[tuple[str, str]], known: dict[str, int], found: Followed
+) -> None:
     if not to_folders:
         return
     everything = sorted([*known.items(), *found.aliases])

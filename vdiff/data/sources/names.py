@@ -2,7 +2,14 @@
 
 import re
 
-_SYSTEM_FOLDERS = "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"
+_SYSTEM_FOLDERS = (
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+)
 """What macOS adds to archives, thumbnails and trash of network disks, and what systems keep on a disk of their own."""
 
 _MAY_HIDE = re.compile("|".join([r"^\.", r"/\.", *map(re.escape, _SYSTEM_FOLDERS)]))
@@ -31,4 +38,7 @@ def is_hidden(name: str) -> bool:
     """Whether a part of it hides (`.name`, AppleDouble's `._name`) or is a folder that systems keep for themselves."""
     if not _MAY_HIDE.search(name):
         return False  # nearly all names
-    return any((part.startswith(".") and part != "..") or part in _SYSTEM_FOLDERS for part in parts_of(name))
+    return any(
+        (part.startswith(".") and part != "..") or part in _SYSTEM_FOLDERS
+        for part in parts_of(name)
+    )

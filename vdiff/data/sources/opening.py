@@ -38,7 +38,9 @@ def open_source(path: Path, labels_from: Labels = "auto") -> Source:
             empty = empty or source
     error = _no_source(path, beginning) if empty is None else _no_pictures(empty)
     if unusable:
-        raise DataError("".join([error.problem, *(f"\n  {text}" for text in unusable)]), error.fix, path)
+        raise DataError(
+            "".join([error.problem, *(f"\n  {text}" for text in unusable)]), error.fix, path
+        )
     raise error
 
 
@@ -71,7 +73,11 @@ def _beginning_of(path: Path) -> bytes:
         if path.is_dir():
             return b""
         if not path.is_file():
-            raise DataError(f"there is no picture folder or archive `{path}`", "check the path of the source", path)
+            raise DataError(
+                f"there is no picture folder or archive `{path}`",
+                "check the path of the source",
+                path,
+            )
         with path.open("rb") as file:
             return file.read(_BEGINNING)
     except OSError as err:
@@ -93,7 +99,11 @@ def _no_source(path: Path, beginning: bytes) -> DataError:
     if what is None:
         return DataError(f"`{path}` is a single picture", "give the folder that it lies in", path)
     if is_compressed(beginning):
-        return DataError(f"`{path}` is compressed, but it is no tar archive", "unpack it and give the folder", path)
+        return DataError(
+            f"`{path}` is compressed, but it is no tar archive",
+            "unpack it and give the folder",
+            path,
+        )
     if what is ARCHIVE:
         problem = f"`{path}` is an archive of a kind that vdiff does not read"
         return DataError(problem, f"unpack it and give the folder; or {give}", path)

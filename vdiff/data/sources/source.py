@@ -185,7 +185,9 @@ class Source(ABC):
     def labels_fingerprint(self) -> str:
         """SHA-256 over the classes and the class of each file."""
         labels = array("q", self.classes.labels)
-        return hashlib.sha256("\0".join([*self.classes.names, ""]).encode() + labels.tobytes()).hexdigest()
+        return hashlib.sha256(
+            "\0".join([*self.classes.names, ""]).encode() + labels.tobytes()
+        ).hexdigest()
 
     @cached_property
     def _chosen(self) -> tuple[Listing, Classes]:
@@ -193,7 +195,11 @@ class Source(ABC):
         if not self.keeps_order:
             _put_in_order(found)
         classes = classes_of(found.files.names, found.lists, self.labels_from)
-        strays = [index for index, label in enumerate(classes.labels) if label < 0] if classes.names else []
+        strays = (
+            [index for index, label in enumerate(classes.labels) if label < 0]
+            if classes.names
+            else []
+        )
         if strays:
             for index in strays:
                 found.left_out.add(found.files.names[index], STRAY)
@@ -241,4 +247,6 @@ def listed(files: Iterable[tuple[str, int]]) -> str:
 def stamp_of(path: Path) -> str:
     """SHA-256 over the size and the times of a file."""
     status = path.stat()
-    return hashlib.sha256(repr((status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode()
+    ).hexdigest()

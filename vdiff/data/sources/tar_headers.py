@@ -18,7 +18,15 @@ _MAX_BYTES, _MAX_BYTES_EACH = 2**28, 2**14
 
 _LONG = {b"L": "name", b"K": "target"}
 _PAX, _PAX_OF_ALL = (b"x", b"X"), b"g"
-_KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"1": "hard link", b"2": "link", b"5": "folder", b"S": "sparse"}
+_KINDS = {
+    b"0": "file",
+    b"\0": "file",
+    b"7": "file",
+    b"1": "hard link",
+    b"2": "link",
+    b"5": "folder",
+    b"S": "sparse",
+}
 _WORDS = {b"path": "name", b"GNU.sparse.name": "name", b"linkpath": "target", b"size": "size"}
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _RECORD = re.compile(rb"(\d{1,8}) ([^=\n]{1,256})=")
@@ -40,7 +48,9 @@ class Member(NamedTuple):
 class Stream:
     """Bytes of an archive from its beginning on.   num_bytes: of `file`, where it can be sought in."""
 
-    def __init__(self, file: io.RawIOBase | io.BufferedReader, num_bytes: int | None = None) -> None:
+    def __init__(
+        self, file: io.RawIOBase | io.BufferedReader, num_bytes: int | None = None
+    ) -> None:
         self._file = file
         self._num_bytes = num_bytes
         self._error: Exception | None = None
@@ -127,10 +137,14 @@ class Members:
             except tarfile.HeaderError as err:
                 if empty < 2:
                     raise self._damaged(str(err)) from err
-                self.notes.append(f"what follows the end of the archive, at byte {self._place:,}, is not read")
+                self.notes.append(
+                    f"what follows the end of the archive, at byte {self._place:,}, is not read"
+                )
                 return None
         if not empty:
-            self.notes.append("the mark at the end of the archive is missing: it may have been cut off")
+            self.notes.append(
+                "the mark at the end of the archive is missing: it may have been cut off"
+            )
         return None
 
     def _member(self, header: tarfile.TarInfo, said: dict[str, str]) -> Member:
@@ -140,7 +154,9 @@ class Members:
             raise self._damaged("a size below 0")
         if header.type == b"S":
             self._skip_map_of_sparse_file()
-        return Member(said.get("name", header.name), kind, num_bytes, said.get("target", header.linkname))
+        return Member(
+            said.get("name", header.name), kind, num_bytes, said.get("target", header.linkname)
+        )
 
     def _skip_map_of_sparse_file(self) -> None:
         goes_on = self._header[482]
@@ -172,7 +188,11 @@ class Members:
         while place < len(content) and content[place]:
             start = _RECORD.match(content, place)
             end = place + int(start[1]) if start else 0
-            if start is None or not start.end() < end <= len(content) or content[end - 1] != ord("\n"):
+            if (
+                start is None
+                or not start.end() < end <= len(content)
+                or content[end - 1] != ord("\n")
+            ):
                 raise self._damaged("a pax header that is none")
             value = content[start.end() : end - 1].decode(errors="surrogateescape")
             if start[2].startswith(b"GNU.sparse."):
@@ -187,7 +207,9 @@ class Members:
     def _spend(self, num_bytes: int) -> None:
         self._header_bytes += num_bytes
         if self._header_bytes > _MAX_BYTES + _MAX_BYTES_EACH * self._num_members:
-            raise self._damaged(f"headers of more than {_MAX_BYTES:,} bytes for {self._num_members:,} files")
+            raise self._damaged(
+                f"headers of more than {_MAX_BYTES:,} bytes for {self._num_members:,} files"
+            )
 
     def _damaged(self, what: str) -> ValueError:
         return ValueError(f"it is damaged at byte {self._place:,}: {what}")

@@ -13,7 +13,9 @@ def unreadable(path: Path, err: OSError | MemoryError) -> VdiffError:
     if is_of_machine(err):
         return paused(str(place), err)
     reason = getattr(err, "strerror", None) or str(err)
-    return DataError(f"`{place}` cannot be read: {reason}", "check the file, or copy it again", path)
+    return DataError(
+        f"`{place}` cannot be read: {reason}", "check the file, or copy it again", path
+    )
 
 
 def is_forbidden(err: OSError) -> bool:

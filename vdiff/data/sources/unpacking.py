@@ -71,7 +71,9 @@ def xz() -> Decompressor:
 def lzma_of_zip(properties: bytes) -> Decompressor:
     """Of a member of a zip file that is compressed with LZMA.   properties: the five bytes that stand before it."""
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MAX_DICTIONARY_BYTES)
-    decompressor.decompress(properties + b"\xff" * 8)  # a header of its own format, with an unknown size
+    decompressor.decompress(
+        properties + b"\xff" * 8
+    )  # a header of its own format, with an unknown size
     return decompressor
 
 
@@ -92,7 +94,10 @@ class Unpacked(io.RawIOBase):
     """
 
     def __init__(
-        self, read_packed: Callable[[int], bytes], make: Callable[[], Decompressor], is_one: bool = False
+        self,
+        read_packed: Callable[[int], bytes],
+        make: Callable[[], Decompressor],
+        is_one: bool = False,
     ) -> None:
         self._read_packed = read_packed
         self._make = make

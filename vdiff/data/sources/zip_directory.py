@@ -88,7 +88,11 @@ def entries(file: io.BufferedReader, end: End) -> Iterator[Entry]:
         left -= _ENTRY.size + name_bytes + extra_bytes + comment_bytes
         num_entries += 1
         yield _entry(numbers, name, extra, end.shift)
-    is_whole = num_entries == end.num_entries if end.is_exact else (num_entries - end.num_entries) % 2**16 == 0
+    is_whole = (
+        num_entries == end.num_entries
+        if end.is_exact
+        else (num_entries - end.num_entries) % 2**16 == 0
+    )
     if left or not is_whole:
         raise ValueError(f"its list has {num_entries:,} files, its end says {end.num_entries:,}")
 
@@ -129,7 +133,9 @@ def _entry(numbers: tuple[Any, ...], raw_name: bytes, extra: bytes, shift: int) 
     encoding = "utf-8" if flags & _UTF_8 else "cp437"
     name = raw_name.split(b"\0")[0].decode(encoding, "surrogateescape")
     is_link = system in _UNIX and (attributes >> 16) & _TYPES == _LINK
-    return Entry(name, offset + shift, packed_bytes, num_bytes, method, bool(flags & 1), crc, is_link)
+    return Entry(
+        name, offset + shift, packed_bytes, num_bytes, method, bool(flags & 1), crc, is_link
+    )
 
 
 def _from_extra(extra: bytes, *small: int) -> tuple[int, int, int]:

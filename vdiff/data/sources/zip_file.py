@@ -37,10 +37,14 @@ class ZipSource(Source):
             return False
         if beginning.startswith((b"PK\3\4", b"PK\5\6")):
             return True
-        with path.open("rb") as file:  # a program that unpacks itself, or something else before the archive
+        with path.open(
+            "rb"
+        ) as file:  # a program that unpacks itself, or something else before the archive
             try:
                 return find_end(file, path.stat().st_size) is not None
-            except ValueError:  # such as the last one of several parts: listing it will tell what is wrong
+            except (
+                ValueError
+            ):  # such as the last one of several parts: listing it will tell what is wrong
                 return path.suffix.lower() == ".zip"
 
     @cached_property
@@ -76,7 +80,9 @@ class ZipSource(Source):
                 self._sort(sorting, shown, place, partial(self._opened, archive, place))
             return sorting.done()
 
-    def _sort(self, sorting: Sorting, name: str, place: int, content: Callable[[], io.RawIOBase]) -> None:
+    def _sort(
+        self, sorting: Sorting, name: str, place: int, content: Callable[[], io.RawIOBase]
+    ) -> None:
         num_bytes = self._columns.num_bytes[place]
         if name.endswith("/"):
             if num_bytes:
@@ -91,7 +97,9 @@ class ZipSource(Source):
             except ValueError:
                 sorting.listing.left_out.add(name, UNREADABLE)
             else:
-                sorting.add_link(Link(name, (target or b"").decode(errors="surrogateescape"), is_hard=False))
+                sorting.add_link(
+                    Link(name, (target or b"").decode(errors="surrogateescape"), is_hard=False)
+                )
 
     def _opened(self, archive: Archive, place: int) -> io.RawIOBase:
         return opened(archive, self._columns.member(place))

@@ -54,7 +54,9 @@ def opened(archive: Archive, member: Member) -> io.RawIOBase:
         raise ValueError("it is encrypted; unpack the archive and give its folder")
     if member.method not in (_STORED, _DEFLATED, _BZIP2, _LZMA):
         name = _OTHERS.get(member.method, f"method {member.method}")
-        raise ValueError(f"it is packed with {name}, which vdiff does not read; unpack the archive and give its folder")
+        raise ValueError(
+            f"it is packed with {name}, which vdiff does not read; unpack the archive and give its folder"
+        )
     header = archive.read_at(member.offset, _HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(b"PK\3\4"):
         raise ValueError("its place in the archive is damaged")

@@ -47,7 +47,9 @@ def in_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     UnusableProfileError if the profile is none for it.   MemoryError if memory runs out.
     """
     if picture.mode in ("LAB", "1"):
-        return picture  # Lab tells its colours itself; black and white look the same in every profile
+        return (
+            picture  # Lab tells its colours itself; black and white look the same in every profile
+        )
     conversion = _conversion_of(profile)
     if picture.mode == "CMYK" or conversion.mode == "CMYK":
         if picture.mode != conversion.mode:
@@ -103,7 +105,9 @@ def _made(profile: bytes) -> Conversion | str:
     except UnusableProfileError as err:
         return str(err)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        np.empty(_BUILDING_BYTES, np.uint8)  # MemoryError, if that is what LittleCMS lacked: it does not say
+        np.empty(
+            _BUILDING_BYTES, np.uint8
+        )  # MemoryError, if that is what LittleCMS lacked: it does not say
         return "the colour profile is damaged"
 
 
@@ -125,7 +129,9 @@ def _build(profile: bytes) -> Conversion:
     return Conversion(mode, {"RGB": transform, "RGBA": _transform(opened, "RGBA", "RGBA")}, greys)
 
 
-def _transform(profile: ImageCms.ImageCmsProfile, mode: str, result: str) -> ImageCms.ImageCmsTransform:
+def _transform(
+    profile: ImageCms.ImageCmsProfile, mode: str, result: str
+) -> ImageCms.ImageCmsTransform:
     return ImageCms.buildTransform(
         profile,
         ImageCms.createProfile("sRGB"),

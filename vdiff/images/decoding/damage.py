@@ -39,7 +39,9 @@ _KINDS = (
 FORMATS = tuple(kind.pillow for kind in _KINDS)
 _RARE = re.compile(r"unsupported|unknown|not yet supported|not configured", re.IGNORECASE)
 # libjpeg, libtiff and Pillow have no words for these; what is left out would only puzzle.
-_NUMBERS = re.compile(r"decoder error -?\d+( when reading image file)?|broken data stream when reading image file")
+_NUMBERS = re.compile(
+    r"decoder error -?\d+( when reading image file)?|broken data stream when reading image file"
+)
 _HEADER = "not identified by this driver"
 
 
@@ -74,7 +76,9 @@ def explained(data: bytes, err: Exception) -> ValueError:
     name = kind.name if kind else "picture"
     if _RARE.search(reason):
         return DamagedError(f"a {name} of a kind that cannot be read: {reason}")
-    reason = _NUMBERS.sub("its data cannot be decoded", reason).replace(_HEADER, "its header is wrong")
+    reason = _NUMBERS.sub("its data cannot be decoded", reason).replace(
+        _HEADER, "its header is wrong"
+    )
     return DamagedError(f"a damaged {name}: {reason}")
 
 

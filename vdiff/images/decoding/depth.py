@@ -49,11 +49,17 @@ def range_of(file: ImageFile.ImageFile, num_bytes: int, depth: int = FULL) -> Ra
         return None
     found = _stated_by_tiff(file) if file.format == "TIFF" else _stated_otherwise(file)
     if found is None:
-        what = "floating-point numbers" if file.mode == "F" else "numbers of 32 bits, or signed ones,"
-        raise RefusedError(f"its pixels are {what} without a stated range: save it with 8 or 16 bits")
+        what = (
+            "floating-point numbers" if file.mode == "F" else "numbers of 32 bits, or signed ones,"
+        )
+        raise RefusedError(
+            f"its pixels are {what} without a stated range: save it with 8 or 16 bits"
+        )
     bytes_per_pixel = 2 if file.mode in _SIXTEEN_BITS else 4
     if num_bytes + (bytes_per_pixel + 1) * file.width * file.height > _MAX_BYTES:
-        raise RefusedError(f"{file.width} x {file.height} pixels of {8 * bytes_per_pixel} bits are too many")
+        raise RefusedError(
+            f"{file.width} x {file.height} pixels of {8 * bytes_per_pixel} bits are too many"
+        )
     return found.with_depth(depth) if found.is_assumed else found
 
 
@@ -77,7 +83,9 @@ def in_8_bits(picture: Image.Image, found: Range) -> tuple[Image.Image, int]:
         shown = _stretched(levels, found) if table is None else table[levels.clip(0, 65535)]
         grey.paste(Image.fromarray(shown), box)
         if alpha is not None:
-            alpha.paste(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)), box)
+            alpha.paste(
+                Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)), box
+            )
     return (grey if alpha is None else Image.merge("LA", (grey, alpha))), largest
 
 
@@ -101,7 +109,9 @@ def _stated_otherwise(file: Any) -> Range | None:
     """PNG states nothing but 16 bits; of JPEG 2000 and of PGM with another maximum Pillow fills the 16 bits itself."""
     if file.mode == "F":
         return None
-    is_filled = file.format == "JPEG2000" or (file.format == "PPM" and file.tile[0].codec_name != "raw")
+    is_filled = file.format == "JPEG2000" or (
+        file.format == "PPM" and file.tile[0].codec_name != "raw"
+    )
     return Range(0, 65535, is_assumed=not is_filled)
 
 
@@ -116,4 +126,8 @@ def _number(value: Any) -> float:
 def _stretched(levels: npt.NDArray[Any], found: Range) -> npt.NDArray[np.uint8]:
     share = (levels.astype(np.float64) - found.black) / (found.white - found.black)
     # What is not a number counts as black, like what lies below.
-    return np.nan_to_num(np.floor(share * 255 + 0.5), nan=0, posinf=255, neginf=0).clip(0, 255).astype(np.uint8)
+    return (
+        np.nan_to_num(np.floor(share * 255 + 0.5), nan=0, posinf=255, neginf=0)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )

@@ -143,7 +143,9 @@ def _stored(data: bytes, bits: int) -> _Stored:
             raise
         except Exception:
             raise explained(data, err) from err
-    return stored._replace(notes=["what it holds beside its pixels is damaged and was left out", *stored.notes])
+    return stored._replace(
+        notes=["what it holds beside its pixels is damaged and was left out", *stored.notes]
+    )
 
 
 def _loaded(data: bytes, bits: int) -> _Stored:
@@ -212,7 +214,9 @@ def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
 
 def _over_white(picture: Image.Image, mode: str) -> Image.Image:
     result = Image.new(mode, picture.size)
-    for top in range(0, picture.height, _BAND):  # in bands: the largest pictures fit in memory twice, not four times
+    for top in range(
+        0, picture.height, _BAND
+    ):  # in bands: the largest pictures fit in memory twice, not four times
         box = (0, top, picture.width, min(top + _BAND, picture.height))
         band = picture.crop(box).convert("RGBA")
         white = Image.new("RGBA", band.size, (255, 255, 255, 255))

@@ -18,7 +18,9 @@ def size_of(data: bytes) -> tuple[int, int] | None:
         packed = int.from_bytes(data[21:25], "little")
         return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
     if kind == b"VP8 ":
-        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(
+            data[28:30], "little"
+        ) & 0x3FFF
     return None
 
 

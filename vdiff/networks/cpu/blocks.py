@@ -19,7 +19,11 @@ class UNet(Fast, unet.UNet):
     plain = unet.UNet
 
     def forward(
-        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, dropout_keys: Tensor | None = None
+        self,
+        z: Tensor,
+        time: Tensor,
+        condition: Condition = NOTHING,
+        dropout_keys: Tensor | None = None,
     ) -> Tensor:
         """As the plain one."""
         return super().forward(laid_out(z), time, condition, dropout_keys)
@@ -64,6 +68,8 @@ class Upsample(Fast, blocks.Upsample):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
-        if h.device.type != "cpu" or not isinstance(self.conv, Conv2d):  # somebody may have put another layer there
+        if h.device.type != "cpu" or not isinstance(
+            self.conv, Conv2d
+        ):  # somebody may have put another layer there
             return super().forward(h)
         return convolved_double(h, self.conv)

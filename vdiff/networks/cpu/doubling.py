@@ -45,7 +45,9 @@ def _sixteen(weight: Tensor) -> Tensor:
     """[out, in, 3, 3] -> [in, out, 4, 4], the kernel of the transposed convolution, float32."""
     with torch.autocast("cpu", enabled=False):  # it would round the sums twice
         nine = weight.float().flatten(2)
-        return (nine @ _sums(weight.device)).view(*nine.shape[:2], 4, 4).transpose(0, 1).contiguous()
+        return (
+            (nine @ _sums(weight.device)).view(*nine.shape[:2], 4, 4).transpose(0, 1).contiguous()
+        )
 
 
 def _packed(weight: Tensor, dtype: torch.dtype, size: torch.Size) -> Tensor:
@@ -85,5 +87,7 @@ PIXELS_PER_CHANNEL = 1
 
 def _sums(device: torch.device) -> Tensor:
     """Which of a kernel's 3x3 weights add up to each of the 4x4 of the transposed one: [9, 16] of zeros and ones."""
-    along = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]], device=device)
+    along = torch.tensor(
+        [[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]], device=device
+    )
     return torch.kron(along, along).T

@@ -45,7 +45,9 @@ def _normed(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) ->
         return F.group_norm(h, groups, weight.flatten(), bias.flatten(), eps).view(h.shape)
     # With the images of the batch as channels of one image, each has a weight of its own in one call of torch's norm.
     as_one = h.reshape(1, -1, *h.shape[2:])
-    return F.group_norm(as_one, groups * len(h), weight.flatten(), bias.flatten(), eps).view(h.shape)
+    return F.group_norm(as_one, groups * len(h), weight.flatten(), bias.flatten(), eps).view(
+        h.shape
+    )
 
 
 class _ChannelsLast(torch.autograd.Function):
@@ -55,7 +57,9 @@ class _ChannelsLast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
         batch, channels, height, width = h.shape
         ctx.groups, ctx.eps = groups, eps
         given = weight
@@ -66,7 +70,9 @@ class _ChannelsLast(torch.autograd.Function):
         else:
             inner_weight, inner_bias = torch.ones_like(weight[0]), torch.zeros_like(weight[0])
         size = height * width
-        out, mean, rstd = torch.native_group_norm(h, inner_weight, inner_bias, batch, channels, size, groups, eps)
+        out, mean, rstd = torch.native_group_norm(
+            h, inner_weight, inner_bias, batch, channels, size, groups, eps
+        )
         ctx.save_for_backward(h, given, mean, rstd)
         if is_shared:
             return out
@@ -90,7 +96,9 @@ class _ChannelsLast(torch.autograd.Function):
         in_groups = weight.view(len(weight), groups, -1)
         slope = -(rstd**2) * (in_groups * grad_scale).sum(-1, keepdim=True) / num_values
         offset = -rstd * (in_groups * grad_shift).sum(-1, keepdim=True) / num_values - mean * slope
-        grad_h = torch.addcmul(_spread(offset.expand_as(grad_scale), h), h, _spread(slope.expand_as(grad_scale), h))
+        grad_h = torch.addcmul(
+            _spread(offset.expand_as(grad_scale), h), h, _spread(slope.expand_as(grad_scale), h)
+        )
         grad_h.addcmul_(grad, _spread(in_groups * rstd, h))
         grad_weight = grad_scale.flatten(1).sum_to_size(weight.shape)
         grad_bias = grad_shift.flatten(1).sum_to_size(weight.shape)

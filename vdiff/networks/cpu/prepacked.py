@@ -94,13 +94,19 @@ class Conv2d(Prepacked, nn.Conv2d):
         """[B, C, H, W] -> [B, out_channels, H', W']; without a batch as torch does."""
         if h.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return super().forward(h)
-        dtype = None if _is_float32(h) and h.shape[2] * h.shape[3] < LEAST_LARGE_PIXELS else self.dtype_packed(h)
+        dtype = (
+            None
+            if _is_float32(h) and h.shape[2] * h.shape[3] < LEAST_LARGE_PIXELS
+            else self.dtype_packed(h)
+        )
         if dtype is None:
             return super().forward(h)
         how = [[*self.padding], [*self.stride], [*self.dilation], self.groups]
         size = [PICTURES, *h.shape[1:]]
         weight, bias = self.packed(
-            ("after", h.shape[1:]), dtype, lambda weight: _OPS._reorder_convolution_weight(weight.to(dtype), *how, size)
+            ("after", h.shape[1:]),
+            dtype,
+            lambda weight: _OPS._reorder_convolution_weight(weight.to(dtype), *how, size),
         )
         out: Tensor = _OPS._convolution_pointwise(h.to(dtype), weight, bias, *how, "none", [], "")
         return laid_out(out)
@@ -117,7 +123,9 @@ class Linear(Prepacked, nn.Linear):
         if _is_float32(features) or self.dtype_packed(features) != torch.bfloat16:
             return super().forward(features)
         dtype = torch.bfloat16
-        weight, bias = self.packed(None, dtype, lambda weight: _OPS._reorder_linear_weight(weight.to(dtype), PICTURES))
+        weight, bias = self.packed(
+            None, dtype, lambda weight: _OPS._reorder_linear_weight(weight.to(dtype), PICTURES)
+        )
         out: Tensor = _OPS._linear_pointwise(features.to(dtype), weight, bias, "none", [], "")
         return out
 
@@ -134,7 +142,9 @@ def _has_kernels(dtype: torch.dtype) -> bool:
         return False
     if not all(hasattr(_OPS, name) for name in _NEEDED):
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(_OPS._is_mkldnn_bf16_supported()))
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and bool(_OPS._is_mkldnn_bf16_supported())
+    )
 
 
 def _written(tensor: Tensor) -> tuple[int, int]:
