@@ -244,7 +244,8 @@ def test_a_short_training_without_a_single_sound_update_is_not_published(
 
 
 def test_one_sound_update_is_enough_to_be_published_and_told(
-    tiny_run: TinyRun, poison: Poison
+    tiny_run: TinyRun,
+    poison: Poison,  # noqa: F811
 ) -> None:
     poison(lambda learner: learner.update != 3)
     assert tiny_run.base().updates == 5
@@ -253,7 +254,9 @@ def test_one_sound_update_is_enough_to_be_published_and_told(
 
 @pytest.mark.parametrize("student", [False, True])
 def test_every_other_update_skipped_ends_a_training(
-    tiny_run: TinyRun, poison: Poison, student: bool
+    tiny_run: TinyRun,
+    poison: Poison,
+    student: bool,
 ) -> None:
     section = "distill" if student else "train"
     more = (f"{section}.updates=200", f"{section}.log_every=5")
@@ -275,7 +278,8 @@ def test_one_in_three_skipped_is_endured(tiny_run: TinyRun, poison: Poison) -> N
 
 
 def test_the_share_of_skipped_updates_is_counted_over_saves(
-    tiny_run: TinyRun, poison: Poison
+    tiny_run: TinyRun,
+    poison: Poison,  # noqa: F811
 ) -> None:
     poison(lambda learner: learner.update % 2 == 0)
     more = ("train.updates=200", "train.log_every=7")
