@@ -255,7 +255,7 @@ def test_one_sound_update_is_enough_to_be_published_and_told(
 @pytest.mark.parametrize("student", [False, True])
 def test_every_other_update_skipped_ends_a_training(
     tiny_run: TinyRun,
-    poison: Poison,
+    poison: Poison,  # noqa: F811
     student: bool,
 ) -> None:
     section = "distill" if student else "train"
