@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from tests.tiny import TinyRun
+from vdiff.chain import estimate as estimating
 from vdiff.chain.estimate import Cost, Estimate, estimate, stage_estimate
-from vdiff.chain.plan import plan
+from vdiff.chain.plan import Stage, plan
+from vdiff.chain.stage_parts import fresh, objective_of
 from vdiff.cli import launch, main
+from vdiff.diffusion.denoiser import Denoiser
 from vdiff.machine import memory
 from vdiff.machine.machine import Machine
+from vdiff.objectives.objective import Objective
 
 
 def estimated(run: TinyRun, *changes: str, stages: int = 2) -> Estimate:
@@ -54,6 +58,27 @@ def test_a_stage_costs_what_its_parts_cost_as_often_as_they_are_done(tiny_run: T
     drawn = 4 + measured * student.num_steps  # by the teacher once
     told = stage_estimate(recipe, student, COST, (100.0, 10.0)).trend
     assert told == pytest.approx(100.0 + measured * 10.0 + 0.01 * drawn * 6)
+
+
+def test_what_is_measured_is_built_as_training_builds_it(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same seed, a frozen teacher has the weights with which the base begins."""
+    teachers: list[Denoiser] = []
+
+    def watched(stage: Stage, teacher: Denoiser | None) -> Objective:
+        if teacher is not None:
+            teachers.append(teacher)
+        return objective_of(stage, teacher)
+
+    monkeypatch.setattr(estimating, "objective_of", watched)
+    recipe = tiny_run.recipe()
+    estimate(recipe, plan(recipe)[:2], Machine("fp32", "cpu"))
+    (teacher,) = teachers
+    begun = fresh(recipe, (recipe.data.channels, recipe.data.size, recipe.data.size)).network
+    assert not any(weight.requires_grad for weight in teacher.network.parameters())
+    weights = zip(teacher.network.parameters(), begun.parameters(), strict=True)
+    assert all(torch.equal(frozen, first) for frozen, first in weights)
 
 
 def test_memory_grows_with_the_pictures_that_are_in_it_at_once(tiny_run: TinyRun) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vdiff.chain.plan import Stage
-from vdiff.chain.stage_parts import objective_of
+from vdiff.chain.stage_parts import fresh, frozen, objective_of
 from vdiff.chain.stage_pictures import PREVIEW_STEPS
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
@@ -25,7 +25,6 @@ from vdiff.metrics.metric import Against, MetricSection, named
 from vdiff.metrics.pair_metric import Pairs
 from vdiff.metrics.reference import StorePictures
 from vdiff.model_folder.checkpoint import codec_for
-from vdiff.objectives.objective import Objective
 from vdiff.randomness import exact
 from vdiff.recipe.recipe import Recipe
 from vdiff.runs import savepoint
@@ -103,7 +102,8 @@ def estimate(
     All processes of the machine must come here. What the first one returns counts; it alone measures the metrics.
     start: seconds until the first stage begins.   reference: the folder of what the run knows of its reference.
     """
-    num_weights = sum(weight.numel() for weight in _denoiser(recipe).network.parameters())
+    network = fresh(recipe, _image_shape(recipe)).network
+    num_weights = sum(weight.numel() for weight in network.parameters())
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
     before, found = memory.peak_bytes(machine.device), []
     measured = (
@@ -169,18 +169,10 @@ def _sorts(stages: Sequence[Stage]) -> dict[_Sort, Stage]:
     return {_sort(stage): stage for stage in reversed(stages)}
 
 
-def _denoiser(recipe: Recipe) -> Denoiser:
-    channels, size, _ = _shape(recipe)
-    network = recipe.network.build(size, channels)
-    return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
-
-
 def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     memory.forget_peak(machine.device)
     begun = time.monotonic()
-    learner = Learner(
-        _denoiser(recipe), _objective(recipe, stage, machine), stage.settings, machine
-    )
+    learner = _learner(recipe, stage, machine)
     making = time.monotonic() - begun
     share = -(-stage.settings.batch_size // machine.world_size)
     probe = min(_PROBE, share)
@@ -209,6 +201,16 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     return Cost(
         making + max(first - second, 0.0), seconds * share / count, call, save, needed + copied
     )
+
+
+def _learner(recipe: Recipe, stage: Stage, machine: Machine) -> Learner:
+    """As training begins, but with a teacher that has not learned anything: that costs the same."""
+    shape = _image_shape(recipe)
+    teacher = None
+    if stage.index > 0:
+        teacher = frozen(fresh(recipe, shape), machine)
+    student = fresh(recipe, shape)
+    return Learner(student, objective_of(stage, teacher), stage.settings, machine)
 
 
 def _update(recipe: Recipe, learner: Learner, machine: Machine, count: int) -> None:
@@ -282,15 +284,21 @@ def _call_seconds(recipe: Recipe, denoiser: Denoiser, machine: Machine, most: in
     return seconds / (2 * count * int(machine.world_size))
 
 
+def _image_shape(recipe: Recipe) -> tuple[int, int, int]:
+    """Of a picture, [C, H, W]."""
+    return recipe.data.channels, recipe.data.size, recipe.data.size
+
+
 def _shape(recipe: Recipe) -> tuple[int, int, int]:
     """Of what the network sees."""
-    return codec_for(None).shape((recipe.data.channels, recipe.data.size, recipe.data.size))
+    return codec_for(None).shape(_image_shape(recipe))
 
 
 def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, float]:
     """Of getting to know the reference, and of one measurement; on random pictures where there is no store yet."""
-    shape = (recipe.data.channels, recipe.data.size, recipe.data.size)
-    samples = torch.randint(0, 256, (recipe.evaluate.num_images, *shape), dtype=torch.uint8)
+    samples = torch.randint(
+        0, 256, (recipe.evaluate.num_images, *_image_shape(recipe)), dtype=torch.uint8
+    )
     against = Against(samples, "", where="evaluate.metrics")
     sections = named(recipe.evaluate.metrics) if recipe.evaluate.every is not None else []
     with (
@@ -316,10 +324,3 @@ def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, floa
             lambda: ([metric.value(samples) for metric in metrics], pairs.compare(samples, samples))
         )
     return 0.0, 0.0
-
-
-def _objective(recipe: Recipe, stage: Stage, machine: Machine) -> Objective:
-    teacher = _denoiser(recipe) if stage.index > 0 else None
-    if teacher is not None:
-        machine.freeze(teacher.network)
-    return objective_of(stage, teacher)

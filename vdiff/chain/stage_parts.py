@@ -74,11 +74,11 @@ def num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
     return teacher.card.num_classes if teacher else recipe.network.told_classes
 
 
-def fresh(recipe: Recipe, images: Images) -> Denoiser:
-    """A student with random weights, the same for the same seed."""
+def fresh(recipe: Recipe, shape: tuple[int, int, int]) -> Denoiser:
+    """A student with random weights, the same for the same seed.   shape: of a picture, [C, H, W]."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        channels, size, _ = codec_for(None).shape(images.shape)
+        channels, size, _ = codec_for(None).shape(shape)
         network = as_network(recipe.network.build(size, channels))
     return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
 
@@ -107,8 +107,12 @@ def freeze(teacher: Checkpoint, machine: Machine) -> Checkpoint:
 
     In place, as a copy would take as much memory again; returns what it is from now on.
     """
-    network = machine.freeze(teacher.denoiser.network)
-    return replace(teacher, denoiser=replace(teacher.denoiser, network=network))
+    return replace(teacher, denoiser=frozen(teacher.denoiser, machine))
+
+
+def frozen(teacher: Denoiser, machine: Machine) -> Denoiser:
+    """As `freeze`, of a teacher that has no model folder."""
+    return replace(teacher, network=machine.freeze(teacher.network))
 
 
 def objective_of(stage: Stage, teacher: Denoiser | None) -> Objective:

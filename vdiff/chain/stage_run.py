@@ -96,7 +96,7 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
             teacher, machine
         )  # after the student was copied, and before anybody asks the teacher
     else:
-        student = fresh(recipe, images)
+        student = fresh(recipe, images.shape)
     for tensor in student.network.state_dict().values():
         machine.processes.fill(tensor)
     objective = objective_of(stage, teacher.denoiser if teacher else None)
