@@ -24,11 +24,11 @@ from vdiff.data.metadata import Metadata
 from vdiff.data.opened import FILE, check_pages
 from vdiff.data.origin import Origin, compare
 from vdiff.data.preview import write_preview
-from vdiff.data.publishing import LEFT_OUT, NOTES, SKIPPED, STORE, clear, writing
+from vdiff.data.publishing import LEFT_OUT, NOTES, SKIPPED, STORE, clear
 from vdiff.data.seal import write_seal
 from vdiff.data.sources import Source
 from vdiff.data.store import LENGTH, METADATA, StoreWriter, image_key, is_store
-from vdiff.disk.whole_folder import clean
+from vdiff.disk.whole_folder import clean, refusals
 from vdiff.errors import DataError, PausedError, Stopped
 from vdiff.system.printable import printable
 
@@ -101,7 +101,7 @@ class Job:
 
     def _writer(self) -> StoreWriter:
         expected = estimated_bytes(self.settings, len(self.source.files))
-        with writing(self.folder):
+        with refusals(self.folder):
             for name in (
                 ".preview.png.*",
                 ".skipped.tsv.*",
@@ -240,7 +240,7 @@ class Job:
             (LEFT_OUT, left_out),
         ):
             if rows:
-                with writing(self.folder):
+                with refusals(self.folder):
                     text = "".join(f"{name}\t{reason}\n" for name, reason in rows)
                     (self.folder / name).write_text(text, encoding="utf-8", newline="\n")
 

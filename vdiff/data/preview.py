@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from vdiff.data.patience import has_memory
-from vdiff.data.publishing import PREVIEW, writing
+from vdiff.data.publishing import PREVIEW
+from vdiff.disk.whole_folder import refusals
 from vdiff.images import images
 
 _PIXELS = 2048
@@ -25,7 +26,7 @@ def write_preview(
     most_columns = min(8, max(1, _PIXELS // size))
     chosen = np.linspace(0, count - 1, min(count, most_columns**2)).astype(int).tolist()
     pictures = np.stack([_decoded(read(index), channels) for index in chosen])
-    with writing(folder):
+    with refusals(folder):
         (folder / PREVIEW).unlink(
             missing_ok=True
         )  # of an earlier start; versions before 0.2 did not sign theirs

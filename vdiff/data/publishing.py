@@ -3,16 +3,15 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from vdiff.data.opened import FILE, forget
 from vdiff.data.store import ImageStore, is_store
 from vdiff.disk import lock, os_files, whole_folder
 from vdiff.disk.ours import Kind, is_picture
-from vdiff.disk.whole_folder import flush_one
-from vdiff.errors import DataError, MachineError
+from vdiff.disk.whole_folder import flush_one, refusals
+from vdiff.errors import DataError
 
 SKIPPED, NOTES, LEFT_OUT, PREVIEW = "skipped.tsv", "notes.tsv", "left_out.tsv", "preview.png"
 
@@ -25,7 +24,7 @@ def publish(folder: Path, place: Path) -> None:
     Everything is on the disk before the rename: a loss of power at any moment leaves the old or the new store.
     Errors: MachineError; UsageError for anything at `place` that vdiff did not make. It stays, and `folder` too.
     """
-    with writing(place):
+    with refusals(place):
         for path in (*folder.iterdir(), folder):
             flush_one(path)
         if os_files.OPEN_FILES_STAY_IN_PLACE:  # whoever reads from one opens it again
@@ -50,7 +49,7 @@ def tidy(place: Path) -> None:
 
     If there is none at `place`, the one that was set aside has its name again. To be called with the lock held.
     """
-    with writing(place):
+    with refusals(place):
         if lock.is_signed(place):
             (place / lock.FILE).unlink(missing_ok=True)
         whole_folder.clean(place.parent, STORE, place.name)
@@ -70,7 +69,7 @@ def discard(folder: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Delete the files of a store in a claimed folder, all but its lock."""
-    with writing(folder):
+    with refusals(folder):
         for path in folder.iterdir():
             if path.name != lock.FILE and STORE.parts.fullmatch(path.name):
                 path.unlink()
@@ -114,15 +113,3 @@ STORE = Kind(
     _is_proven,
 )
 """How vdiff knows a store that it made, or began to make; LMDBs of others have files of the same names."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a MachineError that names `path`."""
-    try:
-        yield
-    except OSError as err:
-        fix = "choose a place that can be written to and has space"
-        raise MachineError(
-            f"cannot write `{err.filename or path}`: {err.strerror}", fix, path
-        ) from err

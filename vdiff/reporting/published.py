@@ -1,8 +1,6 @@
 """Numbers that others have published: drawn beside one's own for orientation, when somebody asks for them."""
 
-from typing import Literal, NamedTuple
-
-Published = Literal["cifar10", "imagenet64"]
+from typing import NamedTuple
 
 
 class Curve(NamedTuple):
