@@ -19,10 +19,19 @@ from lmdb.verify import VerifyError, verify
 
 from vdiff.disk.os_files import read_at
 
-_MAGIC, _FORMAT = 0xBEEFC0DE, 1
+_MAGIC = 0xBEEFC0DE
+_FORMAT = 1
 _HEADER = 16
-_BRANCH, _LEAF, _BIG = 0x01, 0x02, 0x01
+"""Bytes at the beginning of every page."""
+
+_BRANCH = 0x01
+_LEAF = 0x02
+_BIG = 0x01
+"""The first two are kinds of pages; this one marks a node whose value has pages of its own."""
+
 _NO_PAGE = 2**64 - 1
+"""The first page of a database that holds nothing."""
+
 _INTEGER_KEYS = 0x08
 _MOST_LEVELS = 32
 _META = struct.Struct("<II8x8x48s48sQQ")
@@ -85,9 +94,8 @@ def check_for_writing(file: Path) -> None:
         if meta.free.flags != _INTEGER_KEYS:
             raise ValueError("the head of the file is damaged")
         _Walk(read, meta, meta.main, writing=True).check(0)
-        walk = _Walk(
-            read, meta, meta.free, order=lambda key: key[::-1], writing=True
-        )  # numbers, lowest byte first
+        # its keys are numbers, lowest byte first
+        walk = _Walk(read, meta, meta.free, order=lambda key: key[::-1], writing=True)
         walk.check(0)
         if walk.value_bytes > _PLACE.size * (meta.last_page + walk.entries):
             raise ValueError(
@@ -126,9 +134,8 @@ def _newest_meta(read: _Read, num_bytes: int) -> Meta:
     metas = [_meta(read(start + _HEADER, _META.size), page_size) for start in (0, page_size)]
     if any((meta.magic, meta.data_format) != (_MAGIC, _FORMAT) for meta in metas):
         raise ValueError("the head of the file is damaged, or it is not LMDB's")
-    if any(
-        meta.main.flags for meta in metas
-    ):  # other orders of keys: LMDB would look for one for ever
+    # with another order of its keys, LMDB would look for one for ever
+    if any(meta.main.flags for meta in metas):
         raise ValueError(
             "the head of the file is damaged, or its keys are not in order of their bytes"
         )
@@ -164,13 +171,11 @@ class _Walk:
         order: Callable[[bytes], bytes] = bytes,
         writing: bool = False,
     ) -> None:
-        self._read, self._meta, self._tree, self._order, self._writing = (
-            read,
-            meta,
-            tree,
-            order,
-            writing,
-        )
+        self._read = read
+        self._meta = meta
+        self._tree = tree
+        self._order = order
+        self._writing = writing
         self._crc = 0
         self._greatest = b""
         self._may_equal = True  # the first key below a node of a branch may be that node's own
@@ -200,24 +205,26 @@ class _Walk:
         if len(page) < self._meta.page_size:
             raise ValueError("the file is cut off")
         self._crc = zlib.crc32(page, self._crc)
-        if self._writing:
-            _check_packed(page, number, _LEAF if levels == 1 else _BRANCH)
         if levels == 1:
+            if self._writing:
+                _check_packed(page, number, _LEAF)
             self._take_leaf(page, number)
         else:
+            if self._writing:
+                _check_packed(page, number, _BRANCH)
             self._take_branch(page, number, levels)
 
     def _take_leaf(self, page: bytes, number: int) -> None:
-        keys, length = [], len(page)
+        keys = []
+        length = len(page)
         for place in _nodes(page, number, _LEAF):
             low, high, flags, key_size = _NODE.unpack_from(page, place)
             value = place + _NODE.size + key_size
             size = low | high << 16
             if flags == _BIG and value + _PLACE.size <= length:  # it has pages of its own
                 (first,) = _PLACE.unpack_from(page, value)
-                is_inside = (
-                    2 <= first <= self._meta.last_page + 1 - (_HEADER + size + length - 1) // length
-                )
+                num_pages = (_HEADER + size + length - 1) // length
+                is_inside = 2 <= first <= self._meta.last_page + 1 - num_pages
             else:
                 is_inside = not flags and value + size <= length
             if not is_inside:
@@ -233,7 +240,8 @@ class _Walk:
             start = place + _NODE.size
             if start + key_size > len(page):
                 raise ValueError(f"page {number:,} is damaged: a key lies outside")
-            if position:  # the first node leads to all that is less than the second one's key, whatever its own is
+            # the first node leads to all that is less than the second one's key, whatever its own is
+            if position:
                 self._take_keys([page[start : start + key_size]], number)
                 self._may_equal = True
             self._visit(low | high << 16 | highest << 32, levels - 1)
@@ -243,7 +251,8 @@ class _Walk:
         is_sorted = all(map(operator.lt, keys[self._may_equal :], keys[1 + self._may_equal :]))
         if not is_sorted or (self._may_equal and keys[0] > keys[1]):
             raise ValueError(f"page {number:,} is damaged: its keys are not in order")
-        self._greatest, self._may_equal = keys[-1], False
+        self._greatest = keys[-1]
+        self._may_equal = False
 
 
 def _nodes(page: bytes, number: int, kind: int) -> tuple[int, ...]:

@@ -65,7 +65,8 @@ def is_signed(folder: Path) -> bool:
 
 class _Lock:
     def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, _place(folder)
+        self._folder = folder
+        self._path = _place(folder)
         self._descriptor = -1
         self._is_new = False  # whether the file was made for this lock
         self._made: list[Path] = []  # the folders that were
@@ -109,13 +110,11 @@ class _Lock:
     def _let_go_beside(self) -> None:
         """The same where the file lies beside the folder, and cannot be removed before it is closed."""
         os_files.unlock(self._descriptor)
-        with contextlib.suppress(
-            OSError
-        ):  # of a file that another process has opened, which waits for it
+        # of a file that another process has opened, which waits for it
+        with contextlib.suppress(OSError):
             self._path.unlink()
-        with contextlib.suppress(
-            OSError
-        ):  # of a folder in which something came of it, or that has another name
+        # of a folder in which something came of it, or that has another name
+        with contextlib.suppress(OSError):
             for folder in reversed(self._made):
                 folder.rmdir()
 
@@ -123,16 +122,16 @@ class _Lock:
         with refusals(self._folder):
             try:
                 descriptor = self._opened()
-            except (
-                FileNotFoundError
-            ):  # the folder went this moment, with the process that had made it
+            except FileNotFoundError:
+                # the folder went this moment, with the process that had made it
                 return False
         try:
             if os_files.lock(descriptor) and _is_at(self._path, descriptor):
                 self._descriptor = descriptor
                 return True
         except OSError as err:  # as some network disks are mounted
-            self._descriptor, self._before = descriptor, set(os.listdir(self._folder))
+            self._descriptor = descriptor
+            self._before = set(os.listdir(self._folder))
             self.let_go()
             problem = f"`{self._folder}` cannot be locked: {err.strerror}"
             raise MachineError(
@@ -201,7 +200,9 @@ def _holder(folder: Path) -> str:
 def _signature(descriptor: int) -> str | None:
     """What `sign` wrote, also nothing; None for anything else, which is not vdiff's."""
     text = os_files.read_at(descriptor, 512, 0).decode("utf-8", "replace")
-    return text if not text or _SIGNATURE.fullmatch(text) else None
+    if text == "" or _SIGNATURE.fullmatch(text):
+        return text
+    return None
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

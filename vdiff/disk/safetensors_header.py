@@ -80,14 +80,17 @@ def _entry(name: str, entry: Any) -> tuple[int, int, TensorFact]:
     """First byte, byte after the last, and the facts of one tensor."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"should give dtype, shape and data_offsets of `{printable(name)}`")
-    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = None
+    if isinstance(entry["dtype"], str):
+        dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise FormatError(f"stores `{printable(name)}` as an unknown type of number")
     tensor = tensor_fact(name, entry["shape"], dtype)
     offsets = entry["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
         raise FormatError(f"should give two offsets of `{name}`")
-    if (offsets[1] - offsets[0]) * 8 != math.prod(tensor.shape) * ITEM_BITS[dtype]:
-        num = offsets[1] - offsets[0]
-        raise FormatError(f"gives {num} bytes to `{name}`, which is {dtype} {list(tensor.shape)}")
-    return offsets[0], offsets[1], tensor
+    begin, end = offsets
+    if (end - begin) * 8 != math.prod(tensor.shape) * ITEM_BITS[dtype]:
+        problem = f"gives {end - begin} bytes to `{name}`, which is {dtype} {list(tensor.shape)}"
+        raise FormatError(problem)
+    return begin, end, tensor

@@ -43,10 +43,19 @@ class DenoisingObjective(Objective):
     def __call__(
         self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
     ) -> Tensor:
-        u = rng.stratified() if self.stratified else rng.uniform()
-        grid = student.schedule.grid
-        t = ((u * grid).floor() + 1) / grid if self.on_grid else 1 - u
+        t = self._times(rng, student.schedule.grid)
         alpha, sigma = student.schedule.alpha_sigma(t)
         z = add_noise(x, alpha, sigma, rng)
         pred = student(z, t, condition, rng)
         return weighted_loss(self.weighting, pred.x, x, alpha, sigma)
+
+    def _times(self, rng: Randomness, grid: int) -> Tensor:
+        """A time in (0, 1] for each image, float64 [B]."""
+        if self.stratified:
+            u = rng.stratified()
+        else:
+            u = rng.uniform()
+        if self.on_grid:
+            return ((u * grid).floor() + 1) / grid
+        # not u itself, which may be 0: there alpha / sigma is infinite
+        return 1 - u

@@ -23,9 +23,8 @@ class ProgressiveSection(ObjectiveSection):
     """Progressive distillation with the exact target."""
 
     needs_teacher: ClassVar[bool] = True
-    is_denoiser: ClassVar[bool] = (
-        False  # its x leads to where the teacher's steps land: an average over a step
-    )
+    # its x leads to where the teacher's steps land: an average over a step
+    is_denoiser: ClassVar[bool] = False
     needs_fewer_steps: ClassVar[bool] = True
 
     kind: Literal["progressive"] = trajectory("progressive")
@@ -62,7 +61,10 @@ class ProgressiveObjective(Objective):
     def __call__(
         self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
     ) -> Tensor:
-        u = rng.stratified() if self.stratified else rng.uniform()
+        if self.stratified:
+            u = rng.stratified()
+        else:
+            u = rng.uniform()
         step = (u * self.num_steps).floor() + 1
         t = step / self.num_steps
         alpha, sigma = student.schedule.alpha_sigma(t)
@@ -91,9 +93,8 @@ def progressive_target(
     """
     import torch
 
-    start = (
-        step.double() * teacher_steps
-    )  # in the teacher's steps: t_k = (start - k) / (N K), exact
+    # in the teacher's steps: t_k = (start - k) / (N K), exact
+    start = step.double() * teacher_steps
     times = [(start - k) / (num_steps * teacher_steps) for k in range(teacher_steps + 1)]
     weights = rho_weights(teacher.schedule, times)
     target = torch.zeros_like(z)

@@ -26,12 +26,12 @@ class Target:
     def follow(self, is_done: Tensor) -> None:
         """Move towards the student, or stay where the update was skipped; buffers are the student's."""
         share = is_done * (1 - self._decay)
-        mine, other = self.denoiser.network, self._student
+        mine = self.denoiser.network
+        other = self._student
         for weight, towards in zip(mine.parameters(), other.parameters(), strict=True):
             here = local_shard(weight)
-            here.lerp_(
-                local_shard(towards), share.to(here.dtype)
-            )  # exact where the share is 0 or 1
+            # exact where the share is 0 or 1
+            here.lerp_(local_shard(towards), share.to(here.dtype))
         for buffer, current in zip(mine.buffers(), other.buffers(), strict=True):
             buffer.copy_(current)
 
