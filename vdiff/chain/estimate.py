@@ -1,6 +1,7 @@
 """What a chain will cost: time, memory and disk, from a few measured updates, drawings, measurements and a save."""
 
 import contextlib
+import math
 import shutil
 import tempfile
 import time
@@ -33,9 +34,14 @@ from vdiff.samplers.draw import draw
 from vdiff.training.learner import Learner, RngOf, State
 
 _FLOAT_BYTES = 4
-_PROBE, _SECONDS, _UPDATES = 4, 4.0, (3, 30)
-"""Pictures of the first two updates; how long the measured ones take together, and how many they are."""
+_PROBE = 4
+"""Pictures of the first two updates."""
+_SECONDS = 4.0
+"""So long the measured updates take together, about."""
+_LEAST_UPDATES = 3
+_MOST_UPDATES = 30
 _SAVED_BYTES = 2**26
+"""So much of a save is written to see how long all of it would take."""
 
 
 @dataclass(frozen=True)
@@ -105,52 +111,63 @@ def estimate(
     network = fresh(recipe, _image_shape(recipe)).network
     num_weights = sum(weight.numel() for weight in network.parameters())
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
-    before, found = memory.peak_bytes(machine.device), []
-    measured = (
-        [stage for stage in stages if _measurements(recipe, stage)] if machine.is_first else []
-    )
-    first, each = _metric_seconds(recipe, reference) if measured else (0.0, 0.0)
+    before = memory.peak_bytes(machine.device)
+    has_trend = machine.is_first and any(_measurements(recipe, stage) for stage in stages)
+    first, each = 0.0, 0.0
+    if has_trend:
+        first, each = _metric_seconds(recipe, reference)
     # what was freed after an update is there for the metrics, as it is in the run
     metric_bytes = memory.peak_bytes(machine.device) - before
-    for stage in stages:  # the reference is looked through once
-        metrics = (first if stage in measured[:1] else 0.0, each)
-        found.append(stage_estimate(recipe, stage, costs[_sort(stage)], metrics))
+    estimates = []
+    for stage in stages:
+        estimates.append(stage_estimate(recipe, stage, costs[_sort(stage)], (first, each)))
+        if _measurements(recipe, stage):
+            first = 0.0  # the reference is looked through once
     saved = max(3 + (stage.settings.ema is not None) for stage in stages)
     disk = num_weights * _FLOAT_BYTES * (len(stages) + (NUM_KEPT + 1) * saved)
     most = max(cost.memory_bytes for cost in costs.values()) + max(metric_bytes, 0)
-    return Estimate(found, num_weights, disk, most, start)
+    return Estimate(estimates, num_weights, disk, most, start)
 
 
 def stage_estimate(
     recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]
 ) -> StageEstimate:
     """What a stage costs when its parts cost so much; metrics: seconds before the first measurement, and of each."""
-    settings, steps, count = (
-        stage.settings,
-        min(stage.num_steps, PREVIEW_STEPS),
-        recipe.evaluate.num_images,
-    )
-    previews = (settings.updates - 1) // settings.preview_every if settings.preview_every else 0
-    measured = _measurements(recipe, stage)
-    drawn = measured * (stage.num_steps if stage.index else steps)
-    if measured and stage.index:
-        drawn += stage.start_steps  # the teacher draws once
+    settings = stage.settings
+    steps = min(stage.num_steps, PREVIEW_STEPS)
+    previews = 0
+    if settings.preview_every:
+        previews = (settings.updates - 1) // settings.preview_every
     return StageEstimate(
         stage,
         updates=cost.update * settings.updates,
-        saves=cost.save * (-(-settings.updates // settings.save_every) + 1),
+        saves=cost.save * (math.ceil(settings.updates / settings.save_every) + 1),
         pictures=cost.call * (previews + 1) * steps * recipe.sample.num_images,
-        trend=cost.call * drawn * count + (metrics[0] + metrics[1] * measured if measured else 0.0),
+        trend=_trend_seconds(recipe, stage, cost, metrics),
         start=cost.start,
     )
 
 
+def _trend_seconds(recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]) -> float:
+    """Of all measurements of a stage, and of the pictures that are drawn for them."""
+    measured = _measurements(recipe, stage)
+    if not measured:
+        return 0.0
+    if stage.index:
+        calls = measured * stage.num_steps + stage.start_steps  # the teacher draws once
+    else:
+        calls = measured * min(stage.num_steps, PREVIEW_STEPS)
+    first, each = metrics
+    return cost.call * calls * recipe.evaluate.num_images + first + each * measured
+
+
 def _measurements(recipe: Recipe, stage: Stage) -> int:
     """How often the trend of a stage is measured."""
-    every, floor = recipe.evaluate.every, recipe.distill.stop_if.psnr_below
+    every = recipe.evaluate.every
     if every is not None:
         return (stage.settings.updates - 1) // every + 1
-    return int(stage.index > 0 and floor is not None)
+    has_floor = recipe.distill.stop_if.psnr_below is not None
+    return int(stage.index > 0 and has_floor)
 
 
 _Sort = tuple[int, int, str]
@@ -161,7 +178,9 @@ def _sort(stage: Stage) -> _Sort:
 
     0 calls for the base.
     """
-    calls = stage.teacher_steps if stage.index else 0
+    calls = 0
+    if stage.index:
+        calls = stage.teacher_steps
     return calls, stage.settings.batch_size, stage.settings.objective.model_dump_json()
 
 
@@ -180,13 +199,12 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     making += _timed(partial(learner.settle, x, condition, rng_of, share))
     first, second = (_timed(partial(_update, recipe, learner, machine, probe)) for _ in range(2))
     peak = memory.peak_bytes(machine.device)
-    most = max(int(_SECONDS / _UPDATES[0] / max(second / probe, 1e-9)), probe)
+    most = max(int(_SECONDS / _LEAST_UPDATES / max(second / probe, 1e-9)), probe)
     count = machine.least(min(share, most))
     seconds = _median_seconds(partial(_update, recipe, learner, machine, count), machine)
     at_once = learner.micro_batch or share
-    more = max(
-        min(share, at_once) - min(count, at_once), 0
-    )  # pictures that the real update has at once, not this one
+    # pictures that the real update has at once, and this one had not
+    more = max(min(share, at_once) - min(count, at_once), 0)
     needed = memory.peak_bytes(machine.device)
     needed += more * max(needed - peak, 0) // max(count - probe, 1)
     state_bytes = sum(
@@ -195,12 +213,10 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     save = _save_seconds(learner, state_bytes, machine)
     call = _call_seconds(recipe, learner.result(), machine, min(count, share))
     machine.release()
-    copied = (
-        state_bytes if machine.device.type == "cpu" and machine.is_first else 0
-    )  # a save is copied to the host
-    return Cost(
-        making + max(first - second, 0.0), seconds * share / count, call, save, needed + copied
-    )
+    if machine.device.type == "cpu" and machine.is_first:
+        needed += state_bytes  # a save is copied to the host
+    start = making + max(first - second, 0.0)
+    return Cost(start, seconds * share / count, call, save, needed)
 
 
 def _learner(recipe: Recipe, stage: Stage, machine: Machine) -> Learner:
@@ -226,11 +242,8 @@ def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Condit
     device = next(iter(learner.state()["weights"].values())).device
     x = torch.randn(count, *_shape(recipe), device=device)
     condition = of_seeds(range(count), recipe.network.told_classes).to(device)
-    return (
-        x,
-        condition,
-        RngOf(0, 0, learner.update, torch.arange(count, device=exact(device)), count),
-    )
+    numbers = torch.arange(count, device=exact(device))
+    return x, condition, RngOf(0, 0, learner.update, numbers, count)
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -241,13 +254,17 @@ def _timed(work: Callable[[], object]) -> float:
 
 def _median_seconds(work: Callable[[], object], machine: Machine) -> float:
     """Of one run, after one that sets up memory; other work on the machine disturbs a median less than a mean."""
-    found = [_timed(work)]
+    times = [_timed(work)]
+
+    def are_too_few() -> bool:
+        has_time = len(times) < _MOST_UPDATES and sum(times) < _SECONDS
+        return len(times) < _LEAST_UPDATES or has_time
+
     # all processes work as often, as they wait for one another
-    while machine.any(
-        len(found) < _UPDATES[0] or (len(found) < _UPDATES[1] and sum(found) < _SECONDS)
-    ):
-        found.append(_timed(work))
-    return sorted(found[1:])[(len(found) - 1) // 2]
+    while machine.any(are_too_few()):
+        times.append(_timed(work))
+    later = sorted(times[1:])
+    return later[len(later) // 2]
 
 
 def _save_seconds(learner: Learner, state_bytes: int, machine: Machine) -> float:
@@ -300,11 +317,11 @@ def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, floa
         0, 256, (recipe.evaluate.num_images, *_image_shape(recipe)), dtype=torch.uint8
     )
     against = Against(samples, "", where="evaluate.metrics")
-    sections = named(recipe.evaluate.metrics) if recipe.evaluate.every is not None else []
-    with (
-        tempfile.TemporaryDirectory() as place,
-        contextlib.suppress(VdiffError),
-    ):  # the run itself tells what lacks
+    sections = []
+    if recipe.evaluate.every is not None:
+        sections = named(recipe.evaluate.metrics)
+    # the run itself tells what lacks
+    with tempfile.TemporaryDirectory() as place, contextlib.suppress(VdiffError):
         cache = Path(place, "reference")
         with contextlib.suppress(OSError, shutil.Error):
             shutil.copytree(reference or cache, cache, symlinks=True)
@@ -317,8 +334,9 @@ def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, floa
         metrics = [
             section.build(against) for section in sections if isinstance(section, MetricSection)
         ]
-        has_agreement = any(section.kind == "agreement" for section in sections)
-        pairs = Pairs(sections if has_agreement else [AgreementSection(), *sections])
+        if not any(section.kind == "agreement" for section in sections):
+            sections = [AgreementSection(), *sections]
+        pairs = Pairs(sections)
         first = time.monotonic() - begun
         return first, _timed(
             lambda: ([metric.value(samples) for metric in metrics], pairs.compare(samples, samples))
