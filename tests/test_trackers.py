@@ -1,18 +1,22 @@
 """Trackers: curves and pictures of a chain on one axis, on which nothing is there twice; and what is not installed."""
 
+import inspect
 import json
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 
 from tests.tiny import TinyRun
+from vdiff.choices import TrackerKind
 from vdiff.errors import MachineError, Stopped, UsageError
 from vdiff.machine import trackers
 from vdiff.machine.machine import Machine
@@ -113,7 +117,7 @@ def test_no_tracker_is_asked_when_the_recipe_wants_none(tiny_run: TinyRun) -> No
 
 def test_an_unknown_tracker_is_refused(tiny_run: TinyRun) -> None:
     with pytest.raises(UsageError):
-        tiny_run.recipe("trackers=[mlflow]")
+        tiny_run.recipe("trackers=[abacus]")
 
 
 def test_trackers_change_no_weights(tiny_run: TinyRun) -> None:
@@ -122,14 +126,84 @@ def test_trackers_change_no_weights(tiny_run: TinyRun) -> None:
     assert tiny_run.hashes() == tiny_run.hashes("without")
 
 
+@pytest.mark.parametrize("kind", ["wandb", "mlflow"])
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_trained(
-    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setitem(trackers._PACKAGES, "wandb", ("not_installed",))
+    monkeypatch.setitem(trackers._PACKAGES, kind, ("not_installed",))
     with pytest.raises(MachineError) as caught:
-        tiny_run.base("trackers=[wandb]")
-    assert (caught.value.fix, caught.value.exit_code) == ("pip install wandb", 6)
+        tiny_run.base(f"trackers=[{kind}]")
+    assert (caught.value.fix, caught.value.exit_code) == (f"pip install {kind}", 6)
     assert not tiny_run.folder().log.exists()
+
+
+def test_every_tracker_of_accelerate_can_be_asked_for() -> None:
+    assert set(LOGGER_TYPE_TO_CLASS) == set(get_args(TrackerKind))
+
+
+class Kept:
+    """What a tracker of accelerate is told, in all sittings."""
+
+    told: ClassVar[list[tuple[str, Any]]] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.told.append(("made", options))
+        self.tracker = SimpleNamespace(info=SimpleNamespace(run_id="0123abcd"))
+
+    def start(self) -> None:
+        """Nothing is to be opened."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.told.append(("curve", step))
+
+    def log_images(self, values: dict[str, Any], step: int) -> None:
+        for shown in values.values():
+            picture = shown[0] if isinstance(shown, list) else shown
+            self.told.append(("picture", (step, picture.size)))
+
+    def finish(self) -> None:
+        self.told.append(("closed", None))
+
+
+OTHERS = sorted(set(get_args(TrackerKind)) - {"tensorboard", "wandb"})
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_tracker_of_accelerate_is_told_no_step_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: TrackerKind
+) -> None:
+    """Its options are those that its class and its package take."""
+    real = inspect.signature(LOGGER_TYPE_TO_CLASS[kind].__init__)
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, kind, Kept)
+    monkeypatch.setattr(trackers, "_is_installed", lambda kind: True)
+    monkeypatch.setattr(Kept, "told", [])
+    folder, said = tmp_path / "tracker", list[str]()
+    for first in (0, 1):
+        with trackers.opened([kind], folder, "tiny", first, said.append) as found:
+            for step in (first, first + 1):
+                found.log({"loss": 1.0}, step)
+            found.picture("samples", torch.zeros(3, 8, 6, dtype=torch.uint8), first + 1)
+    assert said == []
+    made = [told for what, told in Kept.told if what == "made"]
+    for options in made:
+        real.bind(None, **options)
+    assert [step for what, step in Kept.told if what == "curve"] == [0, 1, 2]
+    has_pictures = kind in ("aim", "clearml", "swanlab")
+    shown = [told for what, told in Kept.told if what == "picture"]
+    assert shown == ([(1, (6, 8)), (2, (6, 8))] if has_pictures else [])
+    if kind == "mlflow":
+        assert "run_id" not in made[0]
+        assert made[1]["run_id"] == "0123abcd"
+    trackers.begin_anew(folder)
+    with trackers.opened([kind], folder, "tiny", 0, said.append) as found:
+        found.log({"loss": 1.0}, 0)
+    assert [step for what, step in Kept.told if what == "curve"] == [0, 1, 2, 0]
+    assert said == []
+
+
+def test_pictures_go_to_every_tracker_that_accelerate_has_pictures_for() -> None:
+    has_them = {kind for kind in OTHERS if hasattr(LOGGER_TYPE_TO_CLASS[kind], "log_images")}
+    assert has_them == {"aim", "clearml", "swanlab"}
 
 
 @pytest.mark.parametrize(

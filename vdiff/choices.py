@@ -14,8 +14,10 @@ Shard = Literal["auto", "on", "off"]
 """See `networks.sharded`."""
 CudaGraphs = Literal["auto", "on", "off"]
 """See `machine.graphed`."""
-TrackerKind = Literal["tensorboard", "wandb"]
-"""See `machine.trackers`."""
+TrackerKind = Literal[
+    "tensorboard", "wandb", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio"
+]
+"""Those that accelerate has a class for; see `machine.trackers`."""
 Encoding = Literal["png", "webp", "jpeg"]
 Resampling = Literal["lanczos", "bicubic", "box"]
 """See `images.images`."""

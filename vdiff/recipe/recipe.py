@@ -266,7 +266,8 @@ class Recipe(Section):
     evaluate: EvaluateSection = harmless(EvaluateSection())
     """Measuring while networks learn."""
     trackers: tuple[TrackerKind, ...] | None = harmless(None)
-    """Who gets curves and pictures: tensorboard, wandb. null is TensorBoard where that is installed, [] none."""
+    """Who gets curves and pictures: any of accelerate's trackers, such as tensorboard, wandb or mlflow. null is
+    TensorBoard where that is installed, [] none."""
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:
