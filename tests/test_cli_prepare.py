@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import MakePictures
 from vdiff.cli import main, progress
 from vdiff.data import conversion
-from vdiff.data.opened import FILE
+from vdiff.data.seal import FILE
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError, UsageError
 

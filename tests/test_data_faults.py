@@ -29,8 +29,8 @@ from vdiff.cli import main
 from vdiff.data import conversion, lmdb_images
 from vdiff.data.lmdb_images import LmdbImages
 from vdiff.data.loader import batches
-from vdiff.data.opened import FILE
 from vdiff.data.prepare import Progress, prepare
+from vdiff.data.seal import FILE
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, InUseError, MachineError, Stopped, UsageError, VdiffError
 from vdiff.images import images

@@ -24,9 +24,8 @@ from tests.tiny import TinyRun
 from vdiff.cli import main
 from vdiff.data import conversion, lmdb_pages
 from vdiff.data.metadata import Seal
-from vdiff.data.opened import FILE
 from vdiff.data.prepare import Progress, prepare
-from vdiff.data.seal import SEAL, is_ours, write_seal
+from vdiff.data.seal import FILE, SEAL, is_ours, write_seal
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, Stopped
 

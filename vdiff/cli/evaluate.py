@@ -221,7 +221,8 @@ def _reference(
 def _opened(data: Path, shape: tuple[int, int, int]) -> "Images":
     """The pictures of a model's shape in a store.   Errors: DataError."""
     from vdiff.data.lmdb_images import LmdbImages
-    from vdiff.data.store import ImageStore, is_store
+    from vdiff.data.seal import is_store
+    from vdiff.data.store import ImageStore
 
     channels, size = shape[0], shape[-1]
     prepares = f"vdiff prepare {{}} --size {size} --set data.channels={channels} --out STORE"

@@ -92,9 +92,7 @@ def _described(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _describe(path: Path, verify: bool) -> dict[str, Any]:
-    from vdiff.data.opened import FILE
-    from vdiff.data.seal import SEAL
-    from vdiff.data.store import is_store
+    from vdiff.data.seal import FILE, SEAL, is_store
     from vdiff.model_folder.card import MARK, is_model_folder
     from vdiff.reporting import inspection
     from vdiff.runs.folder import RunFolder

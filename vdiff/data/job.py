@@ -21,13 +21,13 @@ from vdiff.data.conversion import (
     is_sound,
 )
 from vdiff.data.metadata import Metadata
-from vdiff.data.opened import FILE, check_pages
+from vdiff.data.opened import check_pages
 from vdiff.data.origin import Origin, compare
 from vdiff.data.preview import write_preview
 from vdiff.data.publishing import LEFT_OUT, NOTES, SKIPPED, STORE, clear
-from vdiff.data.seal import write_seal
+from vdiff.data.seal import FILE, is_store, write_seal
 from vdiff.data.sources import Source
-from vdiff.data.store import LENGTH, METADATA, StoreWriter, image_key, is_store
+from vdiff.data.store import LENGTH, METADATA, StoreWriter, image_key
 from vdiff.disk.whole_folder import clean, refusals
 from vdiff.errors import DataError, PausedError, Stopped
 from vdiff.system.printable import printable

@@ -9,9 +9,8 @@ import lmdb
 
 from vdiff.data import lmdb_pages
 from vdiff.data.patience import is_of_machine, is_refusal, paused
+from vdiff.data.seal import FILE
 from vdiff.errors import DataError, PausedError, VdiffError
-
-FILE = "data.mdb"
 
 _Identity = tuple[int, int]
 """Device and inode."""

@@ -10,7 +10,6 @@ from typing import get_args
 
 from vdiff.data.conversion import MAX_DEPTH, MIN_DEPTH, Settings
 from vdiff.data.job import Done, Job, Progress, estimated_bytes
-from vdiff.data.opened import FILE
 from vdiff.data.origin import BY_NAMES, Comparison, compare
 from vdiff.data.patience import is_of_machine, paused
 from vdiff.data.publishing import (
@@ -24,8 +23,9 @@ from vdiff.data.publishing import (
     publish,
     tidy,
 )
+from vdiff.data.seal import FILE, is_store
 from vdiff.data.sources import Group, Labels, Source, open_source
-from vdiff.data.store import ImageStore, is_store
+from vdiff.data.store import ImageStore
 from vdiff.disk import lock
 from vdiff.errors import DataError, MachineError, PausedError, UsageError
 from vdiff.images import images

@@ -6,8 +6,9 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from vdiff.data.opened import FILE, forget
-from vdiff.data.store import ImageStore, is_store
+from vdiff.data.opened import forget
+from vdiff.data.seal import FILE, is_store
+from vdiff.data.store import ImageStore
 from vdiff.disk import lock, os_files, whole_folder
 from vdiff.disk.ours import Kind, is_picture
 from vdiff.disk.whole_folder import flush_one, refusals

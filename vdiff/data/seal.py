@@ -12,10 +12,16 @@ from vdiff.disk.ours import beginning
 from vdiff.disk.whole_folder import write_text
 from vdiff.errors import MachineError
 
+FILE = "data.mdb"
 SEAL = "store.json"
 _MOST_BYTES = 2**20
 _RECORD = b"vdiff"
 _MADE_BY = b'"made_by": "vdiff'
+
+
+def is_store(path: Path) -> bool:
+    """Whether the folder holds an LMDB file."""
+    return (path / FILE).is_file()
 
 
 def write_seal(folder: Path, metadata: Metadata, num_bytes: int, pages: int) -> None:

@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 from vdiff.data import lmdb_pages
 from vdiff.data.metadata import Metadata, NewerFormatError, Seal
-from vdiff.data.opened import FILE, Opened, check_pages, damaged, forget, open_file, unreadable
+from vdiff.data.opened import Opened, check_pages, damaged, forget, open_file, unreadable
 from vdiff.data.patience import is_refusal
-from vdiff.data.seal import SEAL, break_seal, is_ours, read_seal
+from vdiff.data.seal import FILE, SEAL, break_seal, is_ours, is_store, read_seal
 from vdiff.errors import DataError, MachineError, PausedError
 
 METADATA, LENGTH = "vdiff", "length"
@@ -54,9 +54,9 @@ class ImageStore:
         if seal:
             _compare(seal, path, pages)
         with self._reading() as transaction:
-            self.metadata = self._read_metadata(transaction)
-            self.num_images = self._read_length(transaction)
-            self.sizes = self._find_sizes(transaction)
+            self.metadata: Metadata | None = self._read_metadata(transaction)
+            self.num_images: int = self._read_length(transaction)
+            self.sizes: tuple[int, ...] = self._find_sizes(transaction)
             self._check_keys(transaction)
             if self.metadata is None:
                 self._refuse_ours(transaction, seal)
@@ -308,11 +308,6 @@ class StoreWriter:
             raise MachineError(
                 problem, "free some space, or choose another place with --out", self.path
             ) from err
-
-
-def is_store(path: Path) -> bool:
-    """Whether the folder holds an LMDB file."""
-    return (path / FILE).is_file()
 
 
 def image_key(size: int, index: int) -> str:

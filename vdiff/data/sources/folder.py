@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from vdiff.data.opened import FILE
 from vdiff.data.patience import is_of_machine
+from vdiff.data.seal import FILE
 from vdiff.data.sources.kinds import (
     BEGINNING,
     is_known_picture,
