@@ -14,12 +14,13 @@ from pydantic import BaseModel, ValidationError
 from vdiff import config
 from vdiff.cli.failures import explain
 from vdiff.config import KindSection, Registry, Section, harmless, mark_of, trajectory
-from vdiff.data import DATASETS
+from vdiff.data import CODECS, DATASETS
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.schedule import sampling_times
 from vdiff.errors import MachineError
 from vdiff.field_docs import field_docs
 from vdiff.metrics import METRICS
+from vdiff.metrics.metric import Means
 from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
 from vdiff.recipe.recipe import Recipe
@@ -32,8 +33,9 @@ TABLES = {
     "objective": OBJECTIVES,
     "sampler": SAMPLERS,
     "metric": METRICS,
+    "codec": CODECS,
 }
-GROUPS = ["datasets", "schedules", "networks", "objectives", "samplers", "metrics"]
+GROUPS = ["datasets", "schedules", "networks", "objectives", "samplers", "metrics", "codecs"]
 GROUP_OF = dict(zip(TABLES, GROUPS, strict=True))
 KINDS = [(part, kind) for part, table in TABLES.items() for kind in table]
 
@@ -355,6 +357,57 @@ def test_a_kind_that_cannot_be_used_is_one_error_and_the_others_go_on(
     assert table.section("fine").__module__ == "other"
     assert "guest" not in holder(part).model_json_schema()["properties"]["it"]["anyOf"][-1]["enum"]
     assert table.doubts() == [f"{error.problem}: {error.where}"]
+
+
+def made_by(part: str, result: str) -> str:
+    """The source of a module whose section makes something that is no thing of this part."""
+    method, _ = contract_of(part).makes or ("", "")
+    rest = f"def {method}(self, *given): return {result}"
+    return guest(part).replace(f"def {method}(self, *given): ...", rest)
+
+
+@every_part
+def test_a_section_that_makes_something_else_is_an_error_that_names_package_and_part(
+    install: Install, part: str
+) -> None:
+    method, contract = contract_of(part).makes or ("", "")
+    install(part, made_by(part, "object()"), "guest")
+    section = TABLES[part].section("guest")
+    for again in (section, TABLES[part].section("guest")):
+        with pytest.raises(MachineError) as found:
+            getattr(again(), method)()
+    assert found.value.problem == f"the {part} `guest` of the package `guest 1.0` cannot be used"
+    assert found.value.where.startswith(f"`guest:Guest.{method}` gives a `object`: it ")
+    assert f"`{contract.replace(':', '.')}`" in found.value.where
+    assert found.value.fix.endswith("pip uninstall guest")
+
+
+PAIRS = """
+from typing import Literal
+from vdiff.config import harmless
+from vdiff.metrics.pair_metric import Measure, PairMetricSection
+
+class Half:
+    features = "pixels"
+
+class Guest(PairMetricSection):
+    kind: Literal["guest"] = harmless("guest")
+    measures = (Measure("guest", "a title", "a word", "less is closer"),)
+
+    def build(self, means):
+        return Half()
+
+    def protocol(self, *given):
+        return "pixels"
+"""
+
+
+def test_a_metric_of_pairs_that_cannot_compare_is_told_with_what_it_lacks(install: Install) -> None:
+    install("metric", PAIRS, "guest")
+    with pytest.raises(MachineError) as found:
+        METRICS.section("guest")().build(Means())  # type: ignore[arg-type]
+    said = "it lacks `compare` of `vdiff.metrics.pair_metric.PairMetric`"
+    assert found.value.where == f"`guest:Guest.build` gives a `Half`: {said}"
 
 
 @every_part

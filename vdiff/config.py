@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from vdiff.errors import MachineError
 from vdiff.field_docs import field_docs
+from vdiff.system.guests import loaded, look_at_result, maker_of, package_of, unusable
 from vdiff.system.home import expanded
 
 MARK = "vdiff"
@@ -36,7 +36,9 @@ class Section(BaseModel):
     """One part of a recipe. Unknown keys are refused; a docstring beneath a field is its documentation."""
 
     # defer_build: of the sections that are imported, few are ever asked to check anything alone
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, validate_default=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", defer_build=True, validate_default=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -109,9 +111,11 @@ class KindSection(Section):
 
     kind: its name in the table; every kind declares it as `kind: Literal["name"] = trajectory("name")`.
     needed_fields: what every kind must declare.
+    makes: the method that makes what the section is of, and the contract of that as "module:Class"; None for no look.
     """
 
     needed_fields: ClassVar[tuple[str, ...]] = ("kind",)
+    makes: ClassVar[tuple[str, str] | None] = None
 
     if TYPE_CHECKING:
         kind: str
@@ -131,7 +135,8 @@ class Table(Generic[Part]):
     def __init__(
         self, part: str, kinds: Mapping[str, str], group: str, contract: str | tuple[str, ...]
     ) -> None:
-        self.part, self.group = part, group
+        self.part: str = part
+        self.group: str = group
         self._builtin = dict(kinds)
         self._contracts = (contract,) if isinstance(contract, str) else contract
 
@@ -159,26 +164,25 @@ class Table(Generic[Part]):
         Errors: MachineError for one of another package that cannot be used.
         """
         if kind in self._builtin:
-            return self._checked(_loaded(self._builtin[kind]))
+            return self._checked(loaded(self._builtin[kind]))
         entries = [entry for entry in self._entries() if entry.name == kind]
         if not entries:
             raise KeyError(kind)
         if len(entries) > 1:
-            makers = " and ".join(f"`{_maker(entry)}`" for entry in entries)
-            fix = f"uninstall one of them: pip uninstall {_package(entries[-1])}"
+            makers = " and ".join(f"`{maker_of(entry)}`" for entry in entries)
+            fix = f"uninstall one of them: pip uninstall {package_of(entries[-1])}"
             raise MachineError(
                 f"the packages {makers} both bring a {self.part} called `{kind}`", fix
             )
         [entry] = entries
         try:
-            return self._complete(self._checked(_loaded(entry.value)))
+            return self._complete(self._checked(loaded(entry.value)), entry)
         except (
             Exception,
             SystemExit,
         ) as err:  # whatever a stranger's module does while it is imported
-            problem = f"the {self.part} `{kind}` of the package `{_maker(entry)}` cannot be used"
-            fix = f"get a version of it that fits this vdiff, or remove it: pip uninstall {_package(entry)}"
-            raise MachineError(problem, fix, f"`{entry.value}`: {_reason(err)}") from err
+            what = f"the {self.part} `{kind}`"
+            raise unusable(what, entry, f"`{entry.value}`: {_reason(err)}") from err
 
     def usable(self) -> dict[str, type[Part]]:
         """All kinds that can be used, by name."""
@@ -194,7 +198,7 @@ class Table(Generic[Part]):
         for entry in self._entries():
             if entry.name in self._builtin:
                 told.append(
-                    f"the package `{_maker(entry)}` brings a {self.part} called `{entry.name}`, which vdiff has; "
+                    f"the package `{maker_of(entry)}` brings a {self.part} called `{entry.name}`, which vdiff has; "
                     "vdiff's own is used"
                 )
                 continue
@@ -213,15 +217,13 @@ class Table(Generic[Part]):
     def _entries(self) -> list[EntryPoint]:
         return _entry_points(_places()).get(self.group, [])
 
-    def _complete(self, part: type[Part]) -> type[Part]:
+    def _complete(self, part: type[Part], entry: EntryPoint) -> type[Part]:
         """A class of another package, after a look whether it can be used at all; it may raise anything."""
         return part
 
     def _checked(self, found: Any) -> type[Part]:
         """What was found, if it keeps the contract.   Errors: _UnfitError."""
-        is_kind = isinstance(found, type) and issubclass(
-            found, tuple(map(_loaded, self._contracts))
-        )
+        is_kind = isinstance(found, type) and issubclass(found, tuple(map(loaded, self._contracts)))
         if not is_kind:
             wanted = " or ".join(f"`{contract.replace(':', '.')}`" for contract in self._contracts)
             raise _UnfitError(f"it is no subclass of {wanted}")
@@ -292,8 +294,10 @@ class Registry(Table[Kind]):
             ]
         }
 
-    def _complete(self, part: type[Kind]) -> type[Kind]:
+    def _complete(self, part: type[Kind], entry: EntryPoint) -> type[Kind]:
         part.model_rebuild(raise_errors=True)  # which sections put off until they are used
+        if part.makes is not None:
+            look_at_result(part, *part.makes, f"the {self.part} `{entry.name}`", entry)
         return part
 
     def _checked(self, found: Any) -> type[Kind]:
@@ -355,19 +359,6 @@ def _places() -> tuple[tuple[str, int], ...]:
         with contextlib.suppress(OSError):
             places.append((place, os.stat(place or ".").st_mtime_ns))
     return tuple(places)
-
-
-def _loaded(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _package(entry: EntryPoint) -> str:
-    return str(entry.dist.name) if entry.dist is not None else entry.value.partition(".")[0]
-
-
-def _maker(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else _package(entry)
 
 
 def _dump(section: KindSection, info: SerializationInfo) -> dict[str, Any]:

@@ -6,7 +6,7 @@ draws or shows goes through the codec of its model. `PixelCodec` is the first: t
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vdiff.config import KindSection, trajectory
 from vdiff.data import CODECS
@@ -26,13 +26,37 @@ PIXELS = "pixels"
 class CodecSection(KindSection, ABC):
     """What names a codec. A kind of its own adds `kind: Literal["its name"]` and its options."""
 
+    makes: ClassVar[tuple[str, str]] = ("build", "vdiff.data.codec:Codec")
+
     @abstractmethod
     def build(self) -> "Codec":
         """The codec with these options.   Errors: DataError, ModelFileError for weights that it lacks."""
 
 
 class Codec(ABC):
-    """encode(pictures) -> x, decode(x) -> pictures. It learns nothing: equal pictures always give the equal x."""
+    """encode(pictures) -> x, decode(x) -> pictures. It learns nothing: equal pictures always give the equal x.
+
+    A codec whose network sees every second pixel, and its section:
+
+    >>> import torch
+    >>> from vdiff.images.images import to_float, to_uint8
+    >>> class Halved(Codec):
+    ...     def shape(self, pictures):
+    ...         channels, height, width = pictures
+    ...         return channels, height // 2, width // 2
+    ...     def encode(self, pictures):
+    ...         return to_float(pictures[..., ::2, ::2])
+    ...     def decode(self, x, made_by="the network"):
+    ...         return to_uint8(x, made_by).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    >>> class HalvedSection(CodecSection):
+    ...     kind: Literal["halved"] = trajectory("halved")
+    ...     def build(self):
+    ...         return Halved()
+    >>> codec = HalvedSection().build()
+    >>> pictures = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    >>> codec.encode(pictures).shape, codec.decode(codec.encode(pictures)).equal(pictures)
+    (torch.Size([2, 3, 4, 4]), True)
+    """
 
     @abstractmethod
     def shape(self, pictures: Shape) -> Shape:

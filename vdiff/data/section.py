@@ -17,6 +17,7 @@ class DatasetSection(KindSection, ABC):
     """
 
     needed_fields: ClassVar[tuple[str, ...]] = ("kind", "size", "channels", "flip")
+    makes: ClassVar[tuple[str, str]] = ("open", "vdiff.data.dataset:Images")
 
     if TYPE_CHECKING:
         size: int

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from math import atan, cos, exp, floor, pi, sin, sqrt
 from operator import mul
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,8 @@ LARGEST_COSINE_BETA = 0.999
 
 class ScheduleSection(KindSection, ABC):
     """What a recipe says of a noise schedule. A kind of its own adds `kind: Literal["its name"]` and its options."""
+
+    makes: ClassVar[tuple[str, str]] = ("build", "vdiff.diffusion.schedule:Schedule")
 
     @abstractmethod
     def build(self) -> "Schedule":

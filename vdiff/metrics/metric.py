@@ -127,6 +127,8 @@ class AnyMetricSection(KindSection, ABC):
 class MetricSection(AnyMetricSection, ABC):
     """A metric that compares a set of samples with a set of reference pictures, and its options: one number."""
 
+    makes: ClassVar[tuple[str, str]] = ("build", "vdiff.metrics.metric:Metric")
+
     @property
     def numbers(self) -> tuple[str, ...]:
         """Its name."""

@@ -69,6 +69,7 @@ class PairMetricSection(AnyMetricSection, ABC):
 
     least: ClassVar[int] = 1
     measures: ClassVar[tuple[Measure, ...]] = ()
+    makes: ClassVar[tuple[str, str]] = ("build", "vdiff.metrics.pair_metric:PairMetric")
 
     @property
     def suffix(self) -> str:

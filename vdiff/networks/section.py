@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vdiff.config import KindSection
 
@@ -15,6 +15,8 @@ class NetworkSection(KindSection, ABC):
 
     A kind whose recipes may name classes has a field `num_classes`; any other is told of none.
     """
+
+    makes: ClassVar[tuple[str, str]] = ("build", "vdiff.networks.network:Network")
 
     @abstractmethod
     def build(self, image_size: int, channels: int) -> "Network":

@@ -61,6 +61,7 @@ class ObjectiveSection(KindSection, ABC):
     needs_teacher: ClassVar[bool] = False
     is_denoiser: ClassVar[bool] = True
     needs_fewer_steps: ClassVar[bool] = False
+    makes: ClassVar[tuple[str, str]] = ("build", "vdiff.objectives.objective:Objective")
 
     @abstractmethod
     def build(self, task: Task) -> Objective:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from vdiff.config import KindSection
 from vdiff.diffusion.condition import NOTHING, Condition
@@ -31,6 +31,8 @@ Watch = Callable[["Tensor", "Tensor"], None]
 
 class SamplerSection(KindSection, ABC):
     """What a recipe says of a sampler. A kind of its own adds `kind: Literal["its name"]` and its options."""
+
+    makes: ClassVar[tuple[str, str]] = ("build", "vdiff.samplers.sampler:Sampler")
 
     @abstractmethod
     def build(self) -> Sampler:
