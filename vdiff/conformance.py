@@ -12,7 +12,6 @@ Each raises BrokenContractError with the first theorem that does not hold. vdiff
 import copy
 import json
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -21,19 +20,22 @@ from torch import Tensor, nn
 
 from vdiff.config import KindSection
 from vdiff.data.dataset import DatasetSection, TakesMany
-from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
+from vdiff.diffusion.condition import NOTHING, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import CosineSchedule, Schedule, ScheduleSection
-from vdiff.images.images import to_uint8
 from vdiff.metrics.metric import Against, Means, MetricSection
 from vdiff.metrics.pair_metric import PairMetricSection
 from vdiff.networks.network import NetworkSection
+from vdiff.networks.simple import Counted, Curved, KnowsPicture, coloured_pictures, noise
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task
 from vdiff.randomness import Randomness
 from vdiff.samplers.sampler import Sampler, SamplerSection
 
-_BATCH, _STEPS = 3, 4
+_BATCH = 3
+"""Pictures that are looked at together."""
+_STEPS = 4
 _TOLERANCE = 1e-4
+"""Between a picture alone and in a batch: float32 sums in another order differ by about 1e-6, a mistake by 0.01 and more."""
 
 
 class BrokenContractError(AssertionError):
@@ -41,7 +43,11 @@ class BrokenContractError(AssertionError):
 
 
 def check_network(section: NetworkSection, image_size: int = 8, channels: int = 3) -> None:
-    """Shape, precision, equal bits, each picture by itself, and the same again from `config` and weights."""
+    """Shape, precision, equal bits, each picture by itself, and the same again from `config` and weights.
+
+    image_size: height and width of the pictures that it is tried on, in pixels.   channels: of these pictures.
+    Errors: BrokenContractError.
+    """
     section.check(image_size, channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -49,7 +55,7 @@ def check_network(section: NetworkSection, image_size: int = 8, channels: int = 
         with torch.no_grad():
             for weight in network.parameters():  # fresh ones may be 0, and all of it with them
                 weight.add_(0.05 * torch.randn_like(weight))
-    z, time = _noise(channels, image_size), torch.tensor([3.0, 400.5, 999.0])
+    z, time = noise(_BATCH, channels, image_size), torch.tensor([3.0, 400.5, 999.0])
     condition = of_seeds(range(_BATCH), section.told_classes) if section.told_classes else NOTHING
     with torch.no_grad():
         out = network(z, time, condition)
@@ -67,17 +73,13 @@ def check_network(section: NetworkSection, image_size: int = 8, channels: int = 
         again = type(section).restore(config).eval()
         _same_names(again.state_dict(), network.state_dict())
         again.load_state_dict(network.state_dict())
-        _holds(
-            again.config == network.config, "`restore(config)` makes a network of another config"
-        )
-        _holds(
-            torch.equal(again(z, time, condition), out),
-            "restored from config and weights it gives other bits",
-        )
+        _holds(again.config == network.config, "`restore(config)` makes another config")
+        told = "restored from config and weights it gives other bits"
+        _holds(torch.equal(again(z, time, condition), out), told)
 
 
 def check_schedule(section: ScheduleSection) -> None:
-    """alpha^2 + sigma^2 = 1, no noise at t = 0, and less signal the later it is."""
+    """alpha^2 + sigma^2 = 1, no noise at t = 0, and less signal the later it is.   Errors: BrokenContractError."""
     schedule = section.build()
     t = torch.linspace(0, 1, 65, dtype=torch.float64)
     alpha, sigma = schedule.alpha_sigma(t)
@@ -91,8 +93,25 @@ def check_schedule(section: ScheduleSection) -> None:
 
 
 def check_sampler(section: SamplerSection) -> None:
-    """Times, shapes, equal bits, nothing kept of a batch, and the picture itself from a denoiser that knows it."""
-    sampler, schedule = section.build(), CosineSchedule(1024)
+    """Times, shapes, equal bits, nothing kept of a batch, and the picture itself from a denoiser that knows it.
+
+    Errors: BrokenContractError.
+    """
+    sampler = section.build()
+    schedule = CosineSchedule(1024)
+    _check_times(sampler, schedule)
+    _check_pictures(sampler, schedule)
+    calls = Counted(Curved())
+    _drawn(sampler, Denoiser(calls, schedule, "v"), noise(_BATCH, 1, 4, seed=1).double(), _STEPS)
+    told = _STEPS * sampler.calls_per_step
+    _holds(
+        calls.count <= told, f"{_STEPS} steps make {calls.count} network calls, and it says {told}"
+    )
+    is_named = str(sampler).split()[:1] == [section.kind]
+    _holds(is_named, f"its name `{sampler}` does not begin with `{section.kind}`")
+
+
+def _check_times(sampler: Sampler, schedule: Schedule) -> None:
     for model_steps in (None, _STEPS):
         times = sampler.times(_STEPS, schedule, model_steps)
         _holds(
@@ -104,8 +123,12 @@ def check_sampler(section: SamplerSection) -> None:
             f"the times go from {times[0]} to {times[-1]}, not from 1 to 0",
         )
         _holds(all(s < t for t, s in pairwise(times)), "the times do not fall")
-    x = 0.5 * _noise(1, 4).clamp(-1, 1).double()
-    perfect, z = Denoiser(_Knows(x), schedule, "x"), _noise(1, 4, seed=1).double()
+
+
+def _check_pictures(sampler: Sampler, schedule: Schedule) -> None:
+    x = 0.5 * noise(_BATCH, 1, 4).clamp(-1, 1).double()
+    perfect = Denoiser(KnowsPicture(x), schedule, "x")
+    z = noise(_BATCH, 1, 4, seed=1).double()
     for num_steps in (1, _STEPS):
         drawn = _drawn(sampler, perfect, z, num_steps)
         _holds(
@@ -116,7 +139,7 @@ def check_sampler(section: SamplerSection) -> None:
         _holds(
             _near(drawn, x), f"with a perfect denoiser, {num_steps} steps do not end at the picture"
         )
-    curved = Denoiser(_Curved(), schedule, "v")
+    curved = Denoiser(Curved(), schedule, "v")
     before = z.clone()
     one = _drawn(sampler, curved, z, _STEPS)
     _holds(torch.equal(z, before), "the noise that it is given is changed in place")
@@ -129,34 +152,27 @@ def check_sampler(section: SamplerSection) -> None:
         [_drawn(sampler, curved, z[i : i + 1], _STEPS, first=i) for i in range(_BATCH)]
     )
     _holds(_near(alone, one), "a picture depends on the other pictures of its batch")
-    calls = _Counted(_Curved())
-    _drawn(sampler, Denoiser(calls, schedule, "v"), z, _STEPS)
-    told = _STEPS * sampler.calls_per_step
-    _holds(
-        calls.count <= told, f"{_STEPS} steps make {calls.count} network calls, and it says {told}"
-    )
-    _holds(
-        str(sampler).split()[:1] == [section.kind],
-        f"its name `{sampler}` does not begin with `{section.kind}`",
-    )
 
 
 def check_objective(section: ObjectiveSection) -> None:
-    """Losses [B], finite and float32, equal bits, gradients for the student alone, and a state that comes back."""
-    x = 0.5 * _noise(1, 4).clamp(-1, 1)
+    """Losses [B], finite and float32, equal bits, gradients for the student alone, and a state that comes back.
+
+    Errors: BrokenContractError.
+    """
+    x = 0.5 * noise(_BATCH, 1, 4).clamp(-1, 1)
     objective, student = _prepared(section)
     objective.begin(0)
     losses = _losses(objective, student, x)
-    _holds(
-        losses.shape == (_BATCH,), f"the losses have the shape {list(losses.shape)}, not [{_BATCH}]"
-    )
+    _holds(losses.shape == (_BATCH,), f"the losses have the shape {list(losses.shape)}")
     _holds(losses.dtype == torch.float32, f"the losses are {losses.dtype}, not float32")
     _holds(bool(losses.isfinite().all()), "a loss is NaN or Inf")
     _holds(torch.equal(_losses(objective, student, x), losses), "the same batch gives another loss")
     losses.mean().backward()  # type: ignore[no-untyped-call]
     grad = next(student.network.parameters()).grad
     _holds(grad is not None and bool(grad.isfinite().all()), "the student gets no finite gradient")
-    _learn(student)
+    with torch.no_grad():  # as if the student had learned
+        for weight in student.network.parameters():
+            weight.add_(0.1)
     objective.follow(1, torch.tensor(True))
     kept = {name: tensor.clone() for name, tensor in objective.state().items()}
     objective.begin(1)
@@ -167,29 +183,31 @@ def check_objective(section: ObjectiveSection) -> None:
     _same_names(again.state(), kept)
     bad = [name for name, tensor in again.state().items() if not torch.equal(tensor, kept[name])]
     _holds(not bad, f"`load` does not take back {bad[:1]} of the state")
-    _holds(
-        torch.equal(_losses(again, student, x), after),
-        "gone on from its state, it gives another loss",
-    )
+    told = "gone on from its state, it gives another loss"
+    _holds(torch.equal(_losses(again, student, x), after), told)
 
 
 def check_metric(
     section: MetricSection | PairMetricSection, means: Means | None = None, channels: int = 1
 ) -> None:
-    """Numbers that are the same for the same pictures, however they are cut, and words for what is compared."""
+    """Numbers that are the same for the same pictures, however they are cut, and words for what is compared.
+
+    means: what the metric works with, as the device; None for the usual.   channels: of the pictures that it is
+    tried on.   Errors: BrokenContractError.
+    """
     least = max(section.least, 128)
-    own, other = _pictures(least, channels, 0), _pictures(least, channels, 1)
-    _holds(
-        bool(section.numbers) and len(set(section.numbers)) == len(section.numbers),
-        "its numbers have no names",
-    )
-    if isinstance(section, PairMetricSection):
-        _check_pairs(section, own, other, means or Means())
-        return
+    own = coloured_pictures(least, channels, seed=0)
+    other = coloured_pictures(least, channels, seed=1)
+    has_names = bool(section.numbers) and len(set(section.numbers)) == len(section.numbers)
+    _holds(has_names, "its numbers have no names")
     used = means or Means()
+    if isinstance(section, PairMetricSection):
+        _check_pairs(section, own, other, used)
+        return
     metric = section.build(Against(other, "conformance", **vars(used)))
     if metric.least > least:
-        own, other = _pictures(metric.least, channels, 0), _pictures(metric.least, channels, 1)
+        own = coloured_pictures(metric.least, channels, seed=0)
+        other = coloured_pictures(metric.least, channels, seed=1)
         metric = section.build(Against(other, "conformance", **vars(used)))
     _holds(bool(metric.features), "it does not say what it compares")
     found = metric.value(own)
@@ -202,10 +220,10 @@ def check_metric(
 def _check_pairs(section: PairMetricSection, own: Tensor, other: Tensor, means: Means) -> None:
     metric = section.build(means)
     _holds(bool(metric.features), "it does not say what it compares")
-    found, stated = dict(metric.compare(own, other)), {measure.name for measure in section.measures}
-    _holds(
-        found.keys() == stated, f"it gives the numbers {sorted(found)} and states {sorted(stated)}"
-    )
+    found = dict(metric.compare(own, other))
+    stated = {measure.name for measure in section.measures}
+    told = f"it gives the numbers {sorted(found)} and states {sorted(stated)}"
+    _holds(found.keys() == stated, told)
     for measure in section.measures:
         value = found[measure.name]
         _holds(math.isfinite(value), f"`{measure.name}` of pictures that differ is {value}")
@@ -227,8 +245,9 @@ def _check_pairs(section: PairMetricSection, own: Tensor, other: Tensor, means: 
 
 
 def check_dataset(section: DatasetSection) -> None:
-    """Pictures and classes as they are told, the same when opened again and in a copy."""
-    images, again = section.open(), section.open()
+    """Pictures and classes as they are told, the same when opened again and in a copy.   Errors: BrokenContractError."""
+    images = section.open()
+    again = section.open()
     wanted = (section.channels, section.size, section.size)
     _holds(
         images.shape == wanted,
@@ -261,7 +280,10 @@ def check_dataset(section: DatasetSection) -> None:
 
 
 def check(section: KindSection) -> None:
-    """The theorems of whatever part this is a kind of; of networks and metrics with pictures of usual shapes."""
+    """The theorems of whatever part this is a kind of; of networks and metrics with pictures of usual shapes.
+
+    Errors: BrokenContractError; TypeError for a section of a part that has no theorems.
+    """
     if isinstance(section, NetworkSection):
         check_network(section)
     elif isinstance(section, ScheduleSection):
@@ -278,72 +300,24 @@ def check(section: KindSection) -> None:
         raise TypeError(f"{type(section).__name__} is no section of a part that has a contract")
 
 
-class _Knows(nn.Module):
-    """Says x whatever it sees: the perfect denoiser of one batch."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self.x = x
-
-    def forward(
-        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
-    ) -> Tensor:
-        return self.x
-
-
-class _Curved(nn.Module):
-    """A smooth function of z and time with one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.7))
-
-    def forward(
-        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
-    ) -> Tensor:
-        phase = time.to(z.dtype)[:, None, None, None] / 300
-        return torch.tanh(1.3 * self.weight.to(z.dtype) * z + torch.sin(phase)) + 0.2 * z.flip(-1)
-
-
-class _Counted(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.count = inner, 0
-
-    def forward(
-        self, z: Tensor, time: Tensor, condition: Condition = NOTHING, keys: Tensor | None = None
-    ) -> Tensor:
-        self.count += 1
-        out: Tensor = self.inner(z, time, condition, keys)
-        return out
-
-
 def _prepared(
     section: ObjectiveSection, like: Denoiser | None = None
 ) -> tuple[Objective, Denoiser]:
     """An objective that has seen its student, which begins as `like` is."""
     schedule: Schedule = CosineSchedule(1024)
-    student = like or Denoiser(_Curved(), schedule, "v")
-    teacher = (
-        Denoiser(_Curved().requires_grad_(False).eval(), schedule, "v")
-        if section.needs_teacher
-        else None
-    )
+    student = like or Denoiser(Curved(), schedule, "v")
+    teacher = None
+    if section.needs_teacher:
+        teacher = Denoiser(Curved().requires_grad_(False).eval(), schedule, "v")
     objective = section.build(Task("snr_plus_one", 10, _STEPS, teacher, 2))
 
     def copied() -> nn.Module:
-        made = _Curved().requires_grad_(False).eval()
+        made = Curved().requires_grad_(False).eval()
         made.load_state_dict(student.network.state_dict())
         return made
 
     objective.prepare(student, copied)
     return objective, student
-
-
-def _learn(student: Denoiser) -> None:
-    with torch.no_grad():
-        for weight in student.network.parameters():
-            weight.add_(0.1)
 
 
 def _losses(objective: Objective, student: Denoiser, x: Tensor) -> Tensor:
@@ -358,26 +332,13 @@ def _drawn(
     )
 
 
-def _noise(channels: int, size: int, seed: int = 0) -> Tensor:
-    return torch.randn(_BATCH, channels, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def _pictures(count: int, channels: int, seed: int) -> Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    colours = torch.rand(count, channels, 1, 1, generator=rng) - 0.5
-    return to_uint8(colours + 0.2 * torch.randn(count, channels, 8, 8, generator=rng))
-
-
 def _near(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, atol=_TOLERANCE, rtol=_TOLERANCE)
 
 
-def _same_names(found: "dict[str, Tensor]", wanted: "dict[str, Tensor]") -> None:
-    different: Sequence[str] = sorted(found.keys() ^ wanted.keys())
-    _holds(
-        not different,
-        f"made again, its state has other names: `{different[0] if different else ''}`",
-    )
+def _same_names(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    different = sorted(found.keys() ^ wanted.keys())
+    _holds(not different, f"made again, its state has other names: {different[:1]}")
 
 
 def _holds(is_true: bool, otherwise: str) -> None:
