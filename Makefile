@@ -28,7 +28,7 @@ fix: .venv/.installed-dev
 
 coverage: .venv/.installed-dev
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-		--cov vdiff --cov-branch --cov-report term:skip-covered --cov-report html
+		--cov --cov-report term:skip-covered --cov-report html
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -39,6 +39,7 @@ types: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin vdiff examples
 	$(BIN)/mypy --platform win32 vdiff examples
+	$(BIN)/python -m tests.public_types
 
 check: .venv/.installed-dev
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -12,16 +12,18 @@ import typing
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import vdiff
-from tests import api_run
+from tests import api_run, public_types
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "api.md"
 NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
+EXAMPLE = ROOT / "examples" / "vdiff-example"
 MODULES = [f"vdiff.api.{path.stem}" for path in sorted((ROOT / "vdiff" / "api").glob("[!_]*.py"))]
 
 FUNCTIONS = [name for name in vdiff.__all__ if inspect.isfunction(getattr(vdiff, name))]
@@ -46,6 +48,7 @@ def listed() -> dict[str, Members]:
     """Of docs/api.md: name -> its attributes, each as it is written there, by name. Functions stand under their own."""
     found: dict[str, Members] = {}
     for part in re.split(r"(?m)^### ", DOCS.read_text("utf-8"))[1:]:
+        part = part.partition("\n## ")[0]
         heading = re.match(r"`vdiff\.((\w+).*)`\n", part)
         assert heading, part[:40]
         rows = re.findall(r"(?m)^\| `((\w+)[^`]*)` \|", part)
@@ -212,6 +215,94 @@ def test_the_examples_in_a_module_give_what_they_say(here: Path, name: str) -> N
 def test_the_examples_of_the_documentation_give_what_they_say(here: Path) -> None:
     done = doctest.testfile(str(DOCS), module_relative=False)
     assert (done.failed, done.attempted > 8) == (0, True)
+
+
+def sources() -> Iterator[str]:
+    """The Python lines of every example of the API that a test runs."""
+    parser = doctest.DocTestParser()
+    for text in (DOCS.read_text("utf-8"), *(inspect.getsource(each) for each in modules())):
+        yield from (example.source + example.want for example in parser.get_examples(text))
+    for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]:
+        yield "".join(cell["source"]) if cell["cell_type"] == "code" else ""
+
+
+def modules() -> list[ModuleType]:
+    return [importlib.import_module(name) for name in MODULES]
+
+
+@pytest.mark.parametrize("name", sorted(LISTED))
+def test_every_name_has_an_example_that_runs(name: str) -> None:
+    text = "\n".join(sources())
+    # a class is seen by what it gives: `model.card` is a `ModelCard`
+    used = {*LISTED[name]} - {name} or {name}
+    assert [each for each in used if not re.search(rf"\b{each}\b", text)] == []
+
+
+PACKAGES_NAMES = [
+    name for name in public_types.listed(DOCS.read_text("utf-8")) if name.count(".") > 1
+]
+"""What docs/api.md lists for packages with kinds of their own, as in `vdiff.config.harmless`."""
+
+
+def imported(folder: Path) -> set[str]:
+    """What the Python files of a folder import from vdiff, and what they use of its modules."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vdiff."):
+                found |= {f"{node.module}.{each.name}" for each in node.names}
+            elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("conformance."):
+                found.add(f"vdiff.{ast.unparse(node)}")
+    return found
+
+
+def test_what_the_example_package_uses_is_listed() -> None:
+    errors = {f"vdiff.errors.{name}" for name in vdiff.__all__}
+    assert imported(EXAMPLE) - errors <= set(PACKAGES_NAMES)
+
+
+@pytest.mark.parametrize("name", PACKAGES_NAMES)
+def test_a_name_for_packages_is_documented_and_has_an_example_that_runs(name: str) -> None:
+    place, _, own = name.rpartition(".")
+    module = importlib.import_module(place)
+    value = getattr(module, own)
+    if isinstance(value, type) or inspect.isfunction(value):
+        assert value.__doc__
+        assert not value.__doc__.startswith(f"{own}("), "that is the signature, no sentence"
+    if name in imported(EXAMPLE):
+        return
+    finder = doctest.DocTestFinder()
+    examples = [each for test in finder.find(module, globs={}) for each in test.examples]
+    text = "\n".join([*sources(), *(each.source for each in examples)])
+    assert re.search(rf"\b{own}\b", text)
+    assert doctest.testmod(module).failed == 0
+
+
+def test_a_type_that_is_not_complete_is_told_with_what_it_belongs_to() -> None:
+    symbols = [
+        {"name": "a.Model", "isTypeKnown": True, "diagnostics": []},
+        {
+            "name": "a.api.Model",
+            "alternateNames": ["a.Model"],
+            "isTypeKnown": True,
+            "diagnostics": [],
+        },
+        {"name": "a.api.Model.card", "isTypeKnown": False, "diagnostics": [{"message": "odd"}]},
+        {"name": "a.api.Model._own", "isTypeKnown": False, "diagnostics": []},
+        {"name": "a.api.Other", "isTypeKnown": False, "diagnostics": []},
+    ]
+    assert public_types.incomplete(["a.Model"], symbols) == ["a.api.Model.card: odd"]
+    told = public_types.incomplete(["a.api.Other", "a.Gone"], symbols)
+    assert told == [
+        "a.Gone: there is no such name",
+        "a.api.Other: something in it has no complete type",
+    ]
+
+
+def test_the_names_whose_types_are_checked_are_all_that_are_listed() -> None:
+    names = public_types.listed(DOCS.read_text("utf-8"))
+    assert {f"vdiff.{name}" for name in vdiff.__all__} < set(names)
+    assert "vdiff.samplers.sampler.Sampler" in names
 
 
 def test_the_notebook_runs_and_shows_something_in_every_cell(here: Path) -> None:

@@ -75,7 +75,7 @@ class Stopped(Exception):  # noqa: N818 - it is news, not an error
 
     def __init__(self, signal_number: int, saved: str) -> None:
         super().__init__(saved)
-        self.exit_code = 128 + signal_number
+        self.exit_code: int = 128 + signal_number
         self.saved = saved
 
 

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -16,7 +16,7 @@ class NewerFormatError(ValueError):
 class _Record(BaseModel):
     """JSON of an image store, with its format and a checksum."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
 
     format: Literal[1] = FORMAT
     made_by: str

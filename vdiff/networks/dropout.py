@@ -12,7 +12,7 @@ class Dropout(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
-        self.threshold = round(probability * 2**16)
+        self.threshold: int = round(probability * 2**16)
         self.layer = 0
 
     def forward(self, h: Tensor, keys: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -20,7 +20,7 @@ UpBlockType = Literal["UpBlock2D", "AttnUpBlock2D"]
 class UNetConfig(BaseModel):
     """The keys, defaults and meaning of diffusers' `UNet2DModel`, with the values that vdiff computes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: Width = 3

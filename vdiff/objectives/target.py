@@ -18,7 +18,7 @@ class Target:
     """
 
     def __init__(self, student: Denoiser, copied: Callable[[], nn.Module], decay: float) -> None:
-        self.denoiser = replace(student, network=copied())
+        self.denoiser: Denoiser = replace(student, network=copied())
         self._decay = decay
         self._student = student.network
 

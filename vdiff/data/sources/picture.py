@@ -33,8 +33,8 @@ class Picture:
     """
 
     def __init__(self, file: File, opened: Callable[[], Opened], mark: str = UNREAD) -> None:
-        self.file = file
-        self.mark = mark
+        self.file: File = file
+        self.mark: str = mark
         self._opened = opened
         self._is_marked = mark != UNREAD
 

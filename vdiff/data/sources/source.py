@@ -35,9 +35,9 @@ class Files(Sequence[File]):
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.num_bytes = array("Q")
-        self.places = array("Q")
-        self.is_linked = bytearray()
+        self.num_bytes: array[int] = array("Q")
+        self.places: array[int] = array("Q")
+        self.is_linked: bytearray = bytearray()
 
     def add(self, name: str, num_bytes: int, place: int, is_linked: bool = False) -> None:
         """Append one."""
