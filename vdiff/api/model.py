@@ -173,14 +173,17 @@ class Model:
         if not count:
             raise UsageError(f"`{self.card.name}` knows no classes", "leave out `label`", "label")
         labels = [label] if isinstance(label, int) else [operator.index(each) for each in label]
-        wrong = [each for each in labels if not 0 <= each < count]
-        if wrong or not labels:
-            found = f"`{wrong[0]}` is no class" if wrong else "there are no classes in `label`"
-            raise UsageError(
-                f"{found} of `{self.card.name}`", f"take numbers from 0 to {count - 1}", "label"
-            )
+        fix = f"take numbers from 0 to {count - 1}"
+        if not labels:
+            problem = f"there are no classes in `label` of `{self.card.name}`"
+            raise UsageError(problem, fix, "label")
+        for each in labels:
+            if not 0 <= each < count:
+                raise UsageError(f"`{each}` is no class of `{self.card.name}`", fix, "label")
+        if not seeds:
+            return NOTHING
         in_turn = [labels[place % len(labels)] for place in range(len(seeds))]
-        return Condition(torch.tensor(in_turn)) if seeds else NOTHING
+        return Condition(torch.tensor(in_turn))
 
     def __repr__(self) -> str:
         card = self.card

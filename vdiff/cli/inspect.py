@@ -41,12 +41,18 @@ def inspect(
 
     places = [_place(path, recipe, run) for path in paths] if paths else [_run(recipe, run)]
     found = [_described(place, verify) for place in places]
-    if mode.json:
-        console.emit_json(found[0] if len(found) == 1 else {"inspected": found})
-    for number, each in enumerate(found if not mode.json else []):
-        if len(found) > 1:
-            console.write(f"{each['path']}:" if not number else f"\n{each['path']}:")
-        facts.show(each)
+    is_one = len(found) == 1
+    if mode.json and is_one:
+        console.emit_json(found[0])
+    elif mode.json:
+        console.emit_json({"inspected": found})
+    else:
+        for number, each in enumerate(found):
+            if number > 0:
+                console.write("")
+            if not is_one:
+                console.write(f"{each['path']}:")
+            facts.show(each)
     return _conclude(found, verify)
 
 
@@ -135,7 +141,9 @@ def _safe(value: Any) -> Any:
         return "\n".join(map(printable, value.split("\n")))
     if isinstance(value, dict):
         return {_safe(key): _safe(inner) for key, inner in value.items()}
-    return [_safe(inner) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_safe(inner) for inner in value]
+    return value
 
 
 def _conclude(found: Sequence[dict[str, Any]], verify: bool) -> int | None:
@@ -145,7 +153,9 @@ def _conclude(found: Sequence[dict[str, Any]], verify: bool) -> int | None:
     rows = [row for each in found for row in each.get("models", [each])]
     damage = [f"{row['path']}: {line}" for row in rows for line in row.get("problems", [])]
     if damage:
-        problem = f"{len(damage)} files are damaged" if len(damage) > 1 else "a file is damaged"
+        problem = "a file is damaged"
+        if len(damage) > 1:
+            problem = f"{len(damage)} files are damaged"
         err = ModelFileError(
             problem,
             "copy them again from where they came from, or make them again",
@@ -165,9 +175,9 @@ def _say_verified(each: dict[str, Any]) -> None:
     from vdiff.cli import console
 
     if each.get("verified"):
-        what = (
-            "picture" if each["kind"] == "store" else "file"
-        )  # pages that a store does not use have no checksum
+        what = "file"
+        if each["kind"] == "store":
+            what = "picture"  # pages that a store does not use have no checksum
         console.say(f"every {what} of `{each['path']}` is as it was written", "green")
     else:
         console.warn(f"`{each['path']}` tells no checksums to compare with")
