@@ -14,18 +14,18 @@ from vdiff.errors import ModelFileError
 
 def sealed(content: Mapping[str, Any]) -> str:
     """The text of a mark: `content` as JSON, and at its end the SHA-256 of every byte before it."""
-    facts = {name: value for name, value in content.items() if name not in (_SEALED, _SEAL)}
-    text = json.dumps(
-        {_SEALED: True, **facts}, indent=1, ensure_ascii=False, allow_nan=False
-    ).removesuffix("\n}")
+    facts = _without_seal(content)
+    text = json.dumps({_SEALED: True, **facts}, indent=1, ensure_ascii=False, allow_nan=False)
+    # The seal is written by hand, as the last key: it is the hash of exactly the bytes before it.
+    text = text.removesuffix("\n}")
     return f'{text},\n "{_SEAL}": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
 
 def read(folder: Path, mark: str) -> dict[str, Any]:
     """The content of the file `mark`.   Errors: ModelFileError when it is missing or is not what `write` left.
 
-    It may come from a stranger: its size, depth and numbers are bounded, its files lie in the folder, and no text in it
-    holds control characters. Marks of vdiff 0.1.0 and before have no seal, and are believed without.
+    It may come from a stranger. So its size, depth and numbers are bounded, its files lie in the folder, and no text in
+    it holds control characters. Marks of vdiff 0.1.0 and before have no seal; they are read without one.
     """
     path = folder / mark
     if not path.is_file():
@@ -38,13 +38,10 @@ def read(folder: Path, mark: str) -> dict[str, Any]:
         raise ModelFileError(
             f"`{path}` is damaged: its content changed (SHA-256 differs)", _FIX, path
         )
-    files = content.get("files")
-    if not isinstance(files, dict) or not all(
-        _is_entry(name, entry) for name, entry in files.items()
-    ):
+    if not _is_list_of_files(content.get("files")):
         problem = "it does not list its files, with a size and a SHA-256 for each"
         raise ModelFileError(f"`{path}` is damaged: {problem}", _FIX, path)
-    return {name: value for name, value in content.items() if name not in (_SEALED, _SEAL)}
+    return _without_seal(content)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,8 +54,8 @@ def damage(folder: Path, content: Mapping[str, Any], hashed: bool = True) -> lis
 
     content: what `read` gave.   hashed: read every byte; otherwise only look whether the files have the right sizes.
     """
-    found = (_damage_of(folder, name, entry, hashed) for name, entry in content["files"].items())
-    return [line for line in found if line]
+    lines = (_damage_of(folder, name, entry, hashed) for name, entry in content["files"].items())
+    return [line for line in lines if line]
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -82,19 +79,29 @@ def sha256_of(path: Path) -> str:
 _FIX = "take another folder, or make this one again"
 
 
-_SEALED, _SEAL = "sealed", "sha256"
-"""Keys of a mark: the first says that the last is there. So no single damage can make it look like one without."""
+_SEALED = "sealed"
+_SEAL = "sha256"
+"""The first and the last key of a mark. The first one announces the last one. So no single damaged byte can make a
+mark with a seal look like an old one without."""
 _SEAL_AT_END = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
 
+# Limits for the marks of strangers: a parser needs many times the size of its text in memory,
+# and nesting ends in a RecursionError.
 _MOST_BYTES = 4 * 2**20
 _MOST_LEVELS = 20
+# Texts of a mark are shown in terminals, where control characters are commands. Lone surrogates cannot be printed.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def _without_seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in (_SEALED, _SEAL)}
 
 
 def _bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
+            # One byte more than is allowed tells that it is too long; the rest is never read.
             data = file.read(_MOST_BYTES + 1)
     except OSError as err:
         raise ModelFileError(f"`{path}` cannot be read: {err.strerror or err}", _FIX, path) from err
@@ -128,6 +135,7 @@ def _is_sealed_right(data: bytes, content: Mapping[str, Any]) -> bool:
 
 
 def _whole(digits: str) -> int:
+    # Turning digits into an int takes quadratic time, so a hostile number could keep us busy for hours.
     if len(digits) > 20:
         raise ValueError(f"it holds a number of {len(digits):,} digits")
     return int(digits)
@@ -143,35 +151,51 @@ def _check(value: Any, levels: int) -> None:
     """ValueError for what could harm a reader or a terminal."""
     if not levels:
         raise ValueError(f"it is nested over {_MOST_LEVELS} levels deep")
-    if isinstance(value, str) and _CONTROL.search(value):
-        raise ValueError("it holds control characters")
-    if isinstance(value, list | dict):
-        for inner in value if isinstance(value, list) else [*value, *value.values()]:
-            _check(inner, levels - 1)
+    inner_values: list[Any] = []
+    match value:
+        case str():
+            if _CONTROL.search(value):
+                raise ValueError("it holds control characters")
+        case list():
+            inner_values = value
+        case dict():
+            inner_values = [*value, *value.values()]
+    for inner in inner_values:
+        _check(inner, levels - 1)
+
+
+def _is_list_of_files(files: object) -> bool:
+    if not isinstance(files, dict):
+        return False
+    return all(_is_entry(name, entry) for name, entry in files.items())
 
 
 def _is_entry(name: str, entry: Any) -> bool:
-    is_inside = (
-        name.isprintable() and len(name) <= 255 and not {"", ".", ".."} & set(name.split("/"))
-    )
-    size, sha256 = (
-        (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-    )
-    return is_inside and type(size) is int and size >= 0 and bool(_SHA256.fullmatch(str(sha256)))
+    if not isinstance(entry, dict):
+        return False
+    # A name like `../../.ssh/id` would have a file outside of the folder read, replaced or deleted.
+    is_inside = not {"", ".", ".."} & set(name.split("/"))
+    if not is_inside or not name.isprintable() or len(name) > 255:
+        return False
+    size = entry.get("size")
+    # `type`, not `isinstance`: True is an int.
+    is_size = type(size) is int and size >= 0
+    return is_size and _SHA256.fullmatch(str(entry.get("sha256"))) is not None
 
 
 def _damage_of(folder: Path, name: str, entry: Mapping[str, Any], hashed: bool) -> str:
     path = folder / name
-    if path.is_symlink() or not Path(os.path.realpath(path)).is_relative_to(
-        os.path.realpath(folder)
-    ):
+    # A folder on the way may be a link too: only the real path tells.
+    real_path = Path(os.path.realpath(path))
+    if path.is_symlink() or not real_path.is_relative_to(os.path.realpath(folder)):
         return f"{name}: leads out of the folder"
     try:
         if not path.is_file():
             return f"{name}: missing"
         if path.stat().st_size != entry["size"]:
             return f"{name}: {path.stat().st_size:,} bytes instead of {entry['size']:,}"
-        is_same = not hashed or sha256_of(path) == entry["sha256"]
+        if hashed and sha256_of(path) != entry["sha256"]:
+            return f"{name}: its content changed (SHA-256 differs)"
     except OSError as err:
         return f"{name}: cannot be read ({err.strerror or err})"
-    return "" if is_same else f"{name}: its content changed (SHA-256 differs)"
+    return ""

@@ -22,13 +22,17 @@ OPEN_FILES_STAY_IN_PLACE = sys.platform == "win32"
 """Whether a file that is open can be neither removed nor renamed."""
 
 _PATIENCE = 2.0
-"""So many seconds a name is asked for on Windows: a scanner or an indexer opens every new file for a moment."""
+"""Seconds for which a rename is tried again on Windows: a scanner or an indexer opens every new file for a moment."""
 
 _LOCKED_BYTE = 2**30
-"""The place of the byte that is locked on Windows, beyond all content: there, nobody else can read what is locked."""
+"""The byte that is locked on Windows. It lies beyond all content, because a locked byte cannot be read by others."""
 
-_IS_LOCKED = PermissionError if sys.platform == "win32" else BlockingIOError
+# What the system raises when another process holds the lock.
+_IS_LOCKED: type[OSError] = BlockingIOError
+if sys.platform == "win32":
+    _IS_LOCKED = PermissionError
 
+# Windows has no `pread`: between a seek and its read, no other thread may move the place in the file.
 _one_seeks = threading.Lock()
 
 
@@ -41,6 +45,7 @@ def open_no_link(path: str | Path, flags: int = os.O_RDONLY) -> int:
         if os.path.islink(path):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         return os.open(path, flags | os.O_BINARY | os.O_NOINHERIT, 0o666)
+    # O_NONBLOCK: opening a named pipe that nobody writes to would wait for ever.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
@@ -83,7 +88,10 @@ def lock(descriptor: int, shared: bool = False) -> bool:
                 os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
                 msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            operation = fcntl.LOCK_EX
+            if shared:
+                operation = fcntl.LOCK_SH
+            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except _IS_LOCKED:
         return False
     return True
@@ -91,7 +99,8 @@ def lock(descriptor: int, shared: bool = False) -> bool:
 
 def unlock(descriptor: int) -> None:
     """Let go of a lock that this descriptor holds, and close it.   Errors: OSError."""
-    if sys.platform == "win32":  # by itself, the system would do it later
+    if sys.platform == "win32":
+        # Closing unlocks too, but Windows may do that later, and the next process would find it locked.
         with _one_seeks, contextlib.suppress(OSError):
             os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
@@ -101,7 +110,7 @@ def unlock(descriptor: int) -> None:
 def flush(descriptor: int) -> None:
     """Bring what was written to an open file, or the names in an open folder, onto the disk.   Errors: OSError."""
     if sys.platform == "darwin":
-        # fsync leaves it in the memory of the drive there; some network disks know only that
+        # On macOS, fsync leaves the data in the memory of the drive. Some network disks know only fsync.
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
@@ -113,7 +122,8 @@ def flush_path(path: Path) -> None:
     if sys.platform == "win32":
         if path.is_dir():
             return
-        descriptor = os.open(path, os.O_RDWR | os.O_BINARY)  # the right to write is needed for it
+        # Windows flushes only what is open for writing.
+        descriptor = os.open(path, os.O_RDWR | os.O_BINARY)
     else:
         descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -123,7 +133,7 @@ def flush_path(path: Path) -> None:
 
 
 def forget_cached(path: Path) -> None:
-    """Drop what memory holds of a flushed file, so that the next reading asks the disk; where that can be asked for."""
+    """Drop what memory holds of a flushed file, so that the next read asks the disk. Only Linux can be asked to."""
     if sys.platform == "linux" and hasattr(os, "posix_fadvise"):
         with path.open("rb") as file, contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -140,6 +150,7 @@ def replace(old: Path, new: Path) -> None:
 
 
 def _patiently(act: Callable[[], None]) -> None:
+    """Do it; on Windows, try again for a while when another program has the file open."""
     deadline = time.monotonic() + _PATIENCE
     while sys.platform == "win32" and time.monotonic() < deadline:
         try:
@@ -148,9 +159,13 @@ def _patiently(act: Callable[[], None]) -> None:
             time.sleep(0.05)
         else:
             return
+    # The last try: its error is the one that is raised.
     act()
 
 
 def status(entry: "os.DirEntry[str]") -> os.stat_result:
-    """As `entry.stat()`, with the numbers that tell one file from another, which Windows leaves out there."""
-    return os.stat(entry.path) if sys.platform == "win32" else entry.stat()
+    """As `entry.stat()`, always with the device and the inode, which tell one file from another."""
+    if sys.platform == "win32":
+        # There, a DirEntry has zeros for both.
+        return os.stat(entry.path)
+    return entry.stat()

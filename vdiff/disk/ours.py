@@ -14,7 +14,7 @@ from vdiff.disk.os_files import open_no_link
 from vdiff.errors import ModelFileError, UsageError
 
 IsOurs = Callable[[Path], bool]
-"""Whether vdiff made what lies at a path; asked of files that are there, and of folders that hold something."""
+"""Whether vdiff made what lies at a path. It is asked only of files that exist and of folders that hold something."""
 
 ELSEWHERE = "move it away, or choose another place"
 
@@ -24,8 +24,8 @@ class Kind:
     """A kind of folder that vdiff makes, and how one of them is known.
 
     mark: name of the file in it that lists the others, empty for none.
-    parts: what the paths of its files are like, also where no mark lists them; those of its folders end in `/`.
-    is_proven: whether a folder that has no mark, or lost it, is known all the same, by what is in its files.
+    parts: matches the paths of its files, also of those that no mark lists; paths of folders in it end in `/`.
+    is_proven: whether vdiff made a folder that has no mark, or lost it, as the content of its files shows.
     """
 
     mark: str
@@ -45,10 +45,10 @@ class Kind:
         """UsageError for what may not be replaced or deleted, if anything is there.   name: what it is called."""
         if not os.path.lexists(folder):
             return
-        found = self.stranger(folder)
-        if found is not None:
+        stranger = self.stranger(folder)
+        if stranger is not None:
             place = name or folder
-            raise strange(place, place / found.relative_to(folder), fix)
+            raise strange(place, place / stranger.relative_to(folder), fix)
 
     def is_leftover(self, folder: Path) -> bool:
         """Whether what is here can be what a process that was killed left of such a folder."""
@@ -60,10 +60,12 @@ class Kind:
         if folder.is_symlink() or not folder.is_dir():
             return
         unknown = set(self._unknown(folder, self._listed(folder)))
+        # Reversed: what lies in a folder goes before the folder.
         for path in sorted(folder.rglob("*"), reverse=True):
             if path not in unknown and path != folder / self.mark:
                 _delete_one(path)
-        _delete_one(folder / self.mark)  # last: it knows the others
+        # The mark goes last. If a kill stops this half-way, the mark still tells that the other files are ours.
+        _delete_one(folder / self.mark)
         _delete_one(folder)
 
     def _listed(self, folder: Path) -> set[str] | None:
@@ -72,13 +74,17 @@ class Kind:
             names = {*mark.read(folder, self.mark)["files"], self.mark}
         except ModelFileError:
             return None
-        return names | {
+        folders = {
             f"{parent}/" for name in names for parent in PurePosixPath(name).parents if parent.name
         }
+        return names | folders
 
     def _unknown(self, folder: Path, listed: set[str] | None) -> Iterator[Path]:
+        """What lies in the folder and is none of its parts."""
         for path in sorted(folder.rglob("*")):
-            name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+            name = path.relative_to(folder).as_posix()
+            # Of the link itself, not of what it leads to: a link is never ours, whatever its name.
+            mode = path.lstat().st_mode
             if stat.S_ISDIR(mode):
                 name += "/"
             is_known = name in (listed or ()) or self.parts.fullmatch(name) is not None
@@ -98,7 +104,7 @@ def is_our_file(path: Path, is_ours: IsOurs) -> bool:
 
 
 def strange(place: Path, found: Path, fix: str = ELSEWHERE) -> UsageError:
-    """What is told of `found`, at or inside `place`, which vdiff did not make."""
+    """The error for `found`, which lies at or inside `place` and which vdiff did not make."""
     if place != found:
         problem = f"`{found}` is there, and vdiff did not make it: `{place}` will not be replaced"
     elif found.is_symlink():
@@ -126,15 +132,20 @@ def beginning(path: Path, count: int) -> bytes:
     """The first bytes of a file; none of one that cannot be read. No link is followed."""
     try:
         with open(open_no_link(path), "rb") as file:
-            return file.read(count) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+            # The open file is asked: the path may name another one by now. Reading a pipe or a device could wait.
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return b""
+            return file.read(count)
     except OSError:
         return b""
 
 
 def is_picture(path: Path) -> bool:
     """Whether vdiff wrote this PNG or GIF: it says so in its text."""
+    # vdiff writes its text before the pixels, so the first 64 KiB hold it.
     data = beginning(path, 2**16)
     if data.startswith(b"GIF8"):
+        # A comment extension of GIF: 21 FE, one byte for the length, the text.
         return re.search(rb"\x21\xfe.vdiff ", data, re.DOTALL) is not None
     return any(
         key.startswith("vdiff.") or (key, text[:6]) == ("Software", "vdiff ")
@@ -155,7 +166,8 @@ def is_archive(path: Path) -> bool:
 def free_name(path: Path) -> Path:
     """`path`, or the first of `name-1.txt`, `name-2.txt`, ... at which nothing is."""
     stem, dot, ending = path.name.partition(".")
-    place, number = path, 0
+    place = path
+    number = 0
     while os.path.lexists(place):
         number += 1
         place = path.with_name(f"{stem}-{number}{dot}{ending}")
@@ -166,9 +178,11 @@ def _texts(data: bytes) -> Iterator[tuple[str, str]]:
     """What a PNG says in its text before the picture begins, by key."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return
+    # A chunk of PNG: 4 bytes size, 4 bytes kind, the content, 4 bytes checksum.
     place = 8
     while place + 8 <= len(data) and data[place + 4 : place + 8] != b"IDAT":
-        size, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
+        size = int.from_bytes(data[place : place + 4])
+        kind = data[place + 4 : place + 8]
         if kind in (b"tEXt", b"iTXt"):
             key, _, text = data[place + 8 : place + 8 + size].partition(b"\0")
             yield key.decode("latin-1"), text.decode("latin-1")

@@ -12,6 +12,7 @@ MOST_VALUES = 2_000_000
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
     """The JSON object in UTF-8 `data`; FormatError, which calls it `what`, for everything else."""
     # Counted before parsing: 100 MiB of `{},{},` would become gigabytes of dicts.
+    # Commas in texts are counted too; no real header comes near the limit.
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MOST_VALUES:
         raise FormatError(f"has {what} of more than {MOST_VALUES} values")
     try:
@@ -24,7 +25,9 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _every_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    # Parsers differ in which of two values they take. A file with a key twice could show one thing here
+    # and load another elsewhere.
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("a key appears twice")
-    return found
+    return values

@@ -55,7 +55,7 @@ class TensorFact:
 
     @property
     def is_learned(self) -> bool:
-        """A guess from type and name: files do not tell parameters from buffers."""
+        """Whether it is a parameter, guessed from type and name: files do not tell parameters from buffers."""
         return "float" in self.dtype and self.name.rpartition(".")[2] not in BUFFERS
 
 
@@ -65,20 +65,21 @@ def tensor_fact(name: str, shape: object, dtype: str) -> TensorFact:
         raise FormatError(
             f"holds a tensor with a name that no program gives: `{printable(name, 40)}`"
         )
-    if (
-        not isinstance(shape, list | tuple)
-        or len(shape) > MOST_DIMENSIONS
-        or not all(map(is_size, shape))
-    ):
+    is_short_list = isinstance(shape, list | tuple) and len(shape) <= MOST_DIMENSIONS
+    if not is_short_list or not all(map(is_size, shape)):
         raise FormatError(f"says something that is not a shape about the tensor `{name}`")
     return TensorFact(name, tuple(shape), dtype)
 
 
 def is_size(value: object) -> TypeGuard[int]:
-    """A non-negative int that fits in 63 bits; True and False are none."""
+    """Whether this is an int from 0 to 2**63 - 1; True and False are none."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def printable(text: str, longest: int = 200) -> str:
     """Text of a stranger, shortened, with what cannot be printed as escapes."""
-    return whole(text[:longest]) + ("..." if len(text) > longest else "")
+    # Shortened first: escapes of a text of gigabytes would take even more.
+    shown = whole(text[:longest])
+    if len(text) > longest:
+        shown += "..."
+    return shown

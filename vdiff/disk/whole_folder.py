@@ -58,20 +58,18 @@ def write(
 
     The mark is a JSON file that holds `facts` and `files`: {relative path: {size, sha256}}. Returns its content.
     A folder of the kind that was there before is replaced, once the new one has been read back from the disk.
-    num_bytes: about how many it will have, to be told where the disk is full.
-    unlisted: files that the mark does not vouch for, as people may change them.
-    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make; what was there before is there
-    then, and nothing beside it.
+    num_bytes: about how many it will have, for the message when the disk is full.
+    unlisted: files that the mark does not list, because people may change them.
+    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make. After an error, what was there
+    before is still there, and nothing is left beside it.
     """
     with _beside(target, kind, num_bytes) as folder:
         fill(folder)
-        content = {
-            **facts,
-            "files": {
-                name: file for name, file in manifest(folder).items() if name not in unlisted
-            },
-        }
+        files = {name: file for name, file in manifest(folder).items() if name not in unlisted}
+        content = {**facts, "files": files}
         (folder / kind.mark).write_text(sealed(content), encoding="utf-8", newline="\n")
+        # Flush, then read back, then rename. A rename may reach the disk before the data does: after a power cut,
+        # the new name would lead to empty files.
         _flush(folder)
         check(folder, kind.mark, target)
         publish(folder, target, kind)
@@ -79,21 +77,22 @@ def write(
 
 
 def check(folder: Path, mark: str, target: Path | None = None) -> None:
-    """Read back what `write` left in `folder`, from the disk and not from memory where the system can tell them apart.
+    """Read back what `write` left in `folder`: on Linux from the disk, elsewhere perhaps from memory.
 
     target: the name that errors give it.   Errors: MachineError when anything is not as it was written.
     """
+    # Else memory would answer, and a failing disk would go unnoticed until the only other copy is deleted.
     for path in folder.rglob("*"):
         if path.is_file():
             os_files.forget_cached(path)
     try:
-        found = damage(folder, read(folder, mark))
+        faults = damage(folder, read(folder, mark))
     except ModelFileError as err:
-        found = [err.problem]
-    if found:
-        problem = f"what was written to `{target or folder}` cannot be read back: {found[0]}"
+        faults = [err.problem]
+    if faults:
+        problem = f"what was written to `{target or folder}` cannot be read back: {faults[0]}"
         raise MachineError(
-            problem, "look at the disk's health, or write to another disk", "; ".join(found[1:3])
+            problem, "look at the disk's health, or write to another disk", "; ".join(faults[1:3])
         )
 
 
@@ -101,14 +100,14 @@ def write_text(path: Path, text: str, is_ours: IsOurs) -> None:
     """Make or replace the file `path` in one step: a reader finds the old text or the new one, also after a power cut.
 
     is_ours: whether the file that is there was made by vdiff; any other is not replaced.
-    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make; the old text is still there
-    then, and nothing beside it.
+    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make. After an error, the old text is
+    still there, and nothing is left beside it.
     """
     write_bytes(path, text.encode(), is_ours)
 
 
 def write_bytes(path: Path, data: bytes, is_ours: IsOurs, is_flushed: bool = True) -> None:
-    """As `write_text`, with bytes. is_flushed: not, for what is quickly made again after a power cut."""
+    """As `write_text`, with bytes.   is_flushed: False for what is quickly made again after a power cut."""
     with refusals(path, len(data)):
         make(path.parent)
         beside = free_beside(path)
@@ -120,8 +119,10 @@ def write_bytes(path: Path, data: bytes, is_ours: IsOurs, is_flushed: bool = Tru
                     os_files.flush(file.fileno())
             publish_file(beside, path, is_ours)
             if is_flushed:
+                # The new name is content of the folder: it needs a flush of its own.
                 flush_one(path.parent)
         finally:
+            # The disk may refuse this too; the error that brought us here tells more.
             with contextlib.suppress(OSError):
                 beside.unlink(missing_ok=True)
 
@@ -133,25 +134,25 @@ def publish_file(beside: Path, path: Path, is_ours: IsOurs) -> None:
 
 
 def forget_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what processes of this machine that have ended left in `folder` of files that they wrote.
+    """Remove half-written files that processes of this machine left in `folder`, if those processes have ended.
 
     name: of the file; None for any.
     """
     for leftover in folder.glob(f".*{_BESIDE}*"):
-        found = _LEFTOVER.fullmatch(leftover.name)
-        if (
-            found is not None
-            and name in (None, found["name"])
-            and is_leftover(leftover)
-            and not _is_alive(leftover)
-        ):
+        match = _LEFTOVER.fullmatch(leftover.name)
+        if match is None or name not in (None, match["name"]):
+            continue
+        # Another process may be writing this very file now: two commands may share a folder without a lock.
+        if is_leftover(leftover) and not _is_alive(leftover):
             leftover.unlink(missing_ok=True)
 
 
 def is_leftover(path: Path) -> bool:
     """Whether this is what a writer of a file left, or what it is writing: nobody else gives such a name."""
-    found = _LEFTOVER.fullmatch(path.name)
-    return found is not None and not found["old"] and path.is_file() and not path.is_symlink()
+    match = _LEFTOVER.fullmatch(path.name)
+    if match is None or match["old"]:
+        return False
+    return path.is_file() and not path.is_symlink()
 
 
 def clean(
@@ -163,18 +164,22 @@ def clean(
     """Remove what writers that were killed left beside their targets in `parent`, and put back what they set aside.
 
     kind: of the folders that are made there. What has another name, or holds anything else, stays as it is.
-    name: of the one target that is meant; None for all.   files: names of those that are written there; None for any
-    where no folders are made, and else for no file.
+    name: of the only target that is meant; None for all of them.
+    files: names of the files that are written there. None means every file without `kind`, and no file with one.
     """
     for leftover in parent.glob(f".*{_BESIDE}*"):
-        found = _LEFTOVER.fullmatch(leftover.name)
-        if found is None or name not in (None, found["name"]):
+        match = _LEFTOVER.fullmatch(leftover.name)
+        if match is None or name not in (None, match["name"]):
             continue
-        if found["old"] and not os.path.lexists(parent / found["name"]):
-            os_files.rename(leftover, parent / found["name"])
+        is_of_a_file = kind is None
+        if files is not None:
+            is_of_a_file = match["name"] in files
+        # A kill between setting the old folder aside and giving the new one its name leaves no folder at all.
+        if match["old"] and not os.path.lexists(parent / match["name"]):
+            os_files.rename(leftover, parent / match["name"])
         elif kind is not None and kind.is_leftover(leftover):
             kind.delete(leftover)
-        elif is_leftover(leftover) and (kind is None if files is None else found["name"] in files):
+        elif is_of_a_file and is_leftover(leftover):
             leftover.unlink(missing_ok=True)
 
 
@@ -188,15 +193,15 @@ def remove(folder: Path, kind: Kind) -> None:
         if old is not None:
             beside = _given_up(old, folder)
             try:
-                flush_one(
-                    folder.parent
-                )  # else its files may be gone and its name back after a power cut
+                # Before the files go: after a power cut, the folder could have its name back and lack its files.
+                flush_one(folder.parent)
             finally:
                 kind.delete(beside)
 
 
 @contextlib.contextmanager
 def _beside(target: Path, kind: Kind, num_bytes: int) -> Iterator[Path]:
+    """A new folder beside `target`, on the same disk, as only there a rename is one step. It is gone afterwards."""
     with refusals(target, num_bytes):
         make(target.parent)
         folder = free_beside(target)
@@ -208,9 +213,11 @@ def _beside(target: Path, kind: Kind, num_bytes: int) -> Iterator[Path]:
 
 
 def free_beside(target: Path, aside: str = "") -> Path:
-    """Where it is written, or set aside; processes and threads do not meet, and nothing is there."""
+    """A free name beside `target`, to write it or to set it aside. Each process and thread has its own names."""
     name = f".{target.name}{_BESIDE}{aside}{os.getpid()}-{threading.get_native_id()}"
-    place, number = target.with_name(name), 0
+    place = target.with_name(name)
+    number = 0
+    # An earlier process may have had the same number, and have been killed.
     while os.path.lexists(place):
         number += 1
         place = target.with_name(f"{name}-{number}")
@@ -224,37 +231,45 @@ def _is_alive(leftover: Path) -> bool:
 
 @contextlib.contextmanager
 def refusals(target: Path, num_bytes: int = 0) -> Iterator[None]:
-    """Errors of the disk while `target` is written, of about so many bytes, in words."""
+    """Turn errors of the disk into MachineError while `target` is written, of about so many bytes."""
     try:
         yield
     except OSError as err:
         if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            there = next(folder for folder in target.absolute().parents if folder.exists())
-            free = shutil.disk_usage(there).free
+            existing = next(folder for folder in target.absolute().parents if folder.exists())
+            free = shutil.disk_usage(existing).free
             fix = "free some space and run the same command again: it goes on where it stopped"
-            needed = f"{num_bytes:,} bytes are needed, " if num_bytes else ""
+            needed = ""
+            if num_bytes:
+                needed = f"{num_bytes:,} bytes are needed, "
             raise MachineError(f"the disk is full: {needed}{free:,} are free", fix, target) from err
         fix = "choose a folder you may write to, and look at the disk's health"
         raise MachineError(f"cannot write `{target}`: {err.strerror or err}", fix) from err
 
 
 def publish(folder: Path, target: Path, kind: Kind) -> None:
-    """Give the finished `folder` its name; whatever fails, what had that name before has it again.
+    """Give the finished `folder` its name. If anything fails, what had that name before has it again.
 
-    A folder of the kind that was there goes afterwards.   Errors: OSError; UsageError for what vdiff did not make.
+    A folder of the kind that was there is deleted afterwards.   Errors: OSError; UsageError for what vdiff did not
+    make.
     """
+    # A folder that holds something cannot be replaced by one rename, so the old one is set aside first.
     old = _set_aside(target, kind)
     try:
         os_files.rename(folder, target)
         flush_one(target.parent)
     except BaseException as err:
+        # Also for Ctrl-C. If the new folder has its name already, that is undone too: a rename that was not
+        # flushed may be lost.
         if not folder.exists():
             os_files.rename(target, folder)
         if old is not None:
             _put_back(old, target)
-        if isinstance(err, OSError) and err.errno in _TAKEN:  # within this moment
+        # Somebody put something there since the old one was set aside.
+        if isinstance(err, OSError) and err.errno in _TAKEN:
             raise strange(target, target, _AGAIN) from err
         raise
+    # Only now, when the new folder is safe on the disk.
     if old is not None:
         try:
             kind.delete(_given_up(old))
@@ -263,6 +278,7 @@ def publish(folder: Path, target: Path, kind: Kind) -> None:
 
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+"""What a rename says when something is in the place."""
 
 
 def _set_aside(target: Path, kind: Kind) -> Path | None:
@@ -273,9 +289,9 @@ def _set_aside(target: Path, kind: Kind) -> Path | None:
     old = free_beside(target, _OLD)
     os_files.rename(target, old)
     try:
-        kind.refuse_stranger(
-            old, _AGAIN, target
-        )  # somebody may have put another one there meanwhile
+        # Asked again, under a name that nobody else uses: between the first look and the rename, somebody may
+        # have put another folder there.
+        kind.refuse_stranger(old, _AGAIN, target)
     except BaseException:
         _put_back(old, target)
         raise
@@ -283,13 +299,14 @@ def _set_aside(target: Path, kind: Kind) -> Path | None:
 
 
 def _given_up(old: Path, target: Path | None = None) -> Path:
-    """Where a folder that was set aside is now: under no name that `clean` would put back when it is half gone.
+    """Rename a folder that was set aside and is to be deleted; returns its new place.
 
-    target: takes it back if that fails.   Errors: OSError.
+    Under its old name, `clean` would put it back after a kill, when half of it is deleted.
+    target: where it is put back if that fails.   Errors: OSError.
     """
-    found = _LEFTOVER.fullmatch(old.name)
-    assert found is not None
-    beside = free_beside(old.with_name(found["name"]))
+    match = _LEFTOVER.fullmatch(old.name)
+    assert match is not None
+    beside = free_beside(old.with_name(match["name"]))
     try:
         os_files.rename(old, beside)
     except OSError:
@@ -307,19 +324,22 @@ def _put_back(old: Path, target: Path) -> None:
 def make(folder: Path, made: list[Path] | None = None) -> None:
     """Make a folder and its parents, so that they are there after a power cut.
 
-    made: takes those that were not there.   Errors: OSError; FileExistsError where something else is in the place.
+    made: the folders that were not there are added to it.
+    Errors: OSError; FileExistsError where something else is in the place.
     """
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    for each in reversed(missing):
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing):
         try:
-            each.mkdir()
+            place.mkdir()
         except FileExistsError:
-            if is_taken(each):
+            if is_taken(place):
                 raise
-            continue  # somebody else makes the same one
+            # Another process has just made the same folder.
+            continue
         if made is not None:
-            made.append(each)
-        flush_one(each.parent)
+            made.append(place)
+        # Else a file that was flushed in the new folder could be lost with the folder.
+        flush_one(place.parent)
     if is_taken(folder):
         raise FileExistsError(errno.EEXIST, "something else than a folder is there", str(folder))
 
@@ -333,6 +353,8 @@ def is_taken(place: Path) -> bool:
 
 
 def _flush(folder: Path) -> None:
+    """Bring all files in the folder, and the names in all folders, onto the disk."""
+    # Reversed: a folder comes after what lies in it.
     for path in sorted(folder.rglob("*"), reverse=True):
         flush_one(path)
     flush_one(folder)
