@@ -61,7 +61,7 @@ class MachineError(VdiffError):
 
 
 class PausedError(MachineError):
-    """The machine refuses for now: what was done is kept, and the same command goes on from there."""
+    """The machine refuses for now. What was done is kept, and the same command goes on from there."""
 
 
 class InUseError(VdiffError):
@@ -70,8 +70,12 @@ class InUseError(VdiffError):
     exit_code = 7
 
 
+# No VdiffError: stopping when asked is no error, and what handles errors must not catch it.
 class Stopped(Exception):  # noqa: N818 - it is news, not an error
-    """Somebody asked the run to stop and everything is saved; `exit_code` is 128 + the signal's number."""
+    """Somebody asked the run to stop, and everything is saved.
+
+    exit_code: 128 + the number of the signal, as shells have it.   saved: what was saved, a sentence for users.
+    """
 
     def __init__(self, signal_number: int, saved: str) -> None:
         super().__init__(saved)
@@ -80,30 +84,24 @@ class Stopped(Exception):  # noqa: N818 - it is news, not an error
 
 
 def _asking() -> tuple[int, ...]:
-    names = (
-        "HUP",
-        "INT",
-        "TERM",
-        "USR1",
-        "USR2",
-        "ALRM",
-        "VTALRM",
-        "PROF",
-        "XCPU",
-        "IO",
-        "PWR",
-        "BREAK",
+    # Whatever a scheduler, a launcher or a shell may send; the default action of each of them ends a process
+    # that has saved nothing.
+    names = "HUP INT TERM USR1 USR2 ALRM VTALRM PROF XCPU IO PWR BREAK"
+    # Windows and macOS lack some of them.
+    numbers = [getattr(signal, f"SIG{name}", None) for name in names.split()]
+    # Real-time signals: Linux only. Without them, the range is empty.
+    first_real_time = getattr(signal, "SIGRTMIN", 0)
+    last_real_time = getattr(signal, "SIGRTMAX", -1)
+    return (
+        *(int(number) for number in numbers if number is not None),
+        *range(first_real_time, last_real_time + 1),
     )
-    named = [
-        getattr(signal, f"SIG{name}", None) for name in names
-    ]  # a system need not have all of them
-    first, last = getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1)
-    return (*(int(number) for number in named if number is not None), *range(first, last + 1))
 
 
 ASKING = _asking()
-"""Signals that ask a process to save and leave; the others, and what they do, are told in `vdiff.cli.signals`."""
+"""Signals that ask a process to save and leave. `vdiff.cli.signals` has the others, and what they do."""
 
+# Parts of messages: of these libraries, only the text tells lack of memory from other errors.
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",

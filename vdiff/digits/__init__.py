@@ -21,7 +21,8 @@ def load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         resources.files(__name__).joinpath("digits.npz").open("rb") as file,
         np.load(file) as arrays,
     ):
-        ink, labels = arrays["ink"], arrays["labels"]
+        ink = arrays["ink"]
+        labels = arrays["labels"]
     images = np.rint(ink * (255 / MOST_INK)).astype(np.uint8)
     return images[:, None], labels.astype(np.int64)
 
@@ -34,11 +35,14 @@ def write_folder(folder: Path) -> int:
     where the folder cannot be written.
     """
     pictures = dict(_pictures())
+    # Before the first write: half a folder beside somebody else's files would be worse than none.
     check_folder(folder)
+    # A killed call may have left half of a file under a hidden name.
     for label in range(10):
         whole_folder.forget_leftovers(folder / str(label))
     for name, content in pictures.items():
         if not _holds(folder / name, content):
+            # Not flushed: 1,797 flushes take minutes on a slow disk, and the next call makes what is missing again.
             whole_folder.write_bytes(
                 folder / name, content, partial(_is_part, content), is_flushed=False
             )
@@ -46,7 +50,7 @@ def write_folder(folder: Path) -> int:
 
 
 def check_folder(folder: Path) -> None:
-    """UsageError for anything in the place of a picture, or of a folder for some, that vdiff did not write there."""
+    """UsageError for anything in the place of a picture or of its folder that vdiff did not write there."""
     with whole_folder.refusals(folder):
         for place in (folder, *(folder / str(label) for label in range(10))):
             if whole_folder.is_taken(place):
@@ -56,7 +60,8 @@ def check_folder(folder: Path) -> None:
 
 
 def _pictures() -> Iterator[tuple[str, bytes]]:
-    from vdiff.images.images import encode  # here, because it imports torch
+    # Not at the top: it imports torch, which takes seconds.
+    from vdiff.images.images import encode
 
     for index, (image, label) in enumerate(zip(*load(), strict=True)):
         yield f"{label}/{index:04d}.png", encode(image, "png")
@@ -68,4 +73,5 @@ def _holds(path: Path, content: bytes) -> bool:
 
 def _is_part(content: bytes, path: Path) -> bool:
     """Whether a file holds a picture of ours, or the beginning of one."""
+    # The beginning: a power cut leaves half of a file that was not flushed.
     return content.startswith(path.read_bytes())

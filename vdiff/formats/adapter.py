@@ -1,8 +1,8 @@
 """What a format of other programs' models is. Read this to add one.
 
 A format says which files are its own (`recognises`) and what `vdiff inspect` tells of them (`describe`). It may also
-make a model of vdiff from one (`read`) and the other way round (`write`). Which container the bytes lie in, and that
-nothing in it is run, is settled before: a format gets `Contents`.
+make a model of vdiff from such a file (`read`), and such a file from a model (`write`). The container of the bytes has
+been read before, and nothing in it was run: a format gets `Contents`.
 
 A new one is one file with a class, and a line in the table of `formats/__init__.py` or an entry point `vdiff.formats`
 of another package.
@@ -18,7 +18,8 @@ from vdiff.errors import ModelFileError
 from vdiff.formats.contents import Contents
 from vdiff.formats.facts import ForeignFile
 
-if TYPE_CHECKING:  # torch takes long to import, and a file can be described without it
+if TYPE_CHECKING:
+    # torch takes seconds to import, and a file can be described without it.
     from vdiff.diffusion.denoiser import Denoiser
 
 
@@ -28,8 +29,8 @@ class ForeignModel:
 
     network: its kind in the table of networks.   diffusion: that section as a recipe has it.   shape: (C, H, W).
     num_classes: 0 without labels.   num_steps: the sampler steps it is meant for.
-    is_distilled: whether it knows the times i / num_steps only.
-    assumed: what the file does not tell and was taken for given, a sentence each.
+    is_distilled: whether it was trained at the times i / num_steps only.
+    assumed: what the file does not tell and was assumed, a sentence each.
     """
 
     denoiser: "Denoiser"
@@ -46,7 +47,7 @@ class Format(ABC):
     """How one program keeps its models."""
 
     options: ClassVar[Mapping[str, str]] = {}
-    """What `read` may be told because the file is silent on it: name -> what it means, a sentence for users."""
+    """What `read` may be told because the file does not say it: name -> its meaning, a sentence for users."""
 
     @classmethod
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What lies in a model file of a stranger, before anybody says whose it is. Nothing in it is executed or believed."""
+"""What lies in a model file of a stranger, before it is known which program wrote it. Nothing in it is executed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,11 +23,11 @@ Container = Literal["safetensors", "torch", "torchscript", "pickle", "folder", "
 class Contents:
     """A file or a folder as its container tells of it.
 
-    container: how the bytes are laid out; `pickle` is a bare one, as torch before 1.6 wrote them, whose tensors are not
-    found; `unknown` is a file that vdiff cannot read, for the reason in `trouble`.
-    beginning: the first 512 bytes of a file.   tensors: all there are, none of them read.
-    entries: of a torch file the uppermost table, of which a `Table` is a table inside; of safetensors the metadata.
-    names: what loading the file would import or call beyond tensors and tables.
+    container: how the bytes are laid out. `pickle` is one without a zip file around it, as torch before 1.6 wrote them;
+    its tensors are not found. `unknown` is a file that vdiff cannot read, for the reason in `trouble`.
+    beginning: the first 512 bytes of a file.   tensors: the facts of all tensors; their numbers are not read.
+    entries: the top level dict of a torch file, where dicts inside it are `Table`s; the metadata of safetensors.
+    names: functions and classes, other than tensors and dicts, that loading the file would import or call.
     """
 
     path: Path
@@ -55,14 +55,17 @@ def contents_of(path: Path) -> Contents:
     """What is at `path`.   Errors: FormatError for a damaged file of a known container, OSError."""
     if path.is_dir():
         return Contents(path, "folder")
+    if not path.exists():
+        raise FormatError("does not exist", "check the path")
     if not path.is_file():
-        raise FormatError("is not a file" if path.exists() else "does not exist", "check the path")
+        raise FormatError("is not a file", "check the path")
     with path.open("rb") as file:
         beginning = file.read(_BEGINNING)
     num_bytes = path.stat().st_size
     is_zip = beginning.startswith(b"PK\x03\x04")
     is_named_safetensors = path.suffix == ".safetensors"
     if not is_safetensors(beginning[:16]) and is_named_safetensors and (is_zip or _is_pickle(path)):
+        # People trust the suffix. Some loaders look at the content instead, and would unpickle it.
         reason = (
             "is a pickle under the name of a safetensors file: loading it could run any program"
         )
@@ -71,20 +74,24 @@ def contents_of(path: Path) -> Contents:
         tensors, metadata = read_header(path)
         return Contents(path, "safetensors", beginning, num_bytes, tensors, metadata)
     try:
-        return (
-            _torch_zip(path, beginning, num_bytes)
-            if is_zip
-            else _pickle(path, beginning, num_bytes)
-        )
+        if is_zip:
+            return _torch_zip(path, beginning, num_bytes)
+        return _pickle(path, beginning, num_bytes)
     except FormatError as err:
+        # Kept, not raised: a format of another package may know the file.
         return Contents(path, "unknown", beginning, num_bytes, trouble=err)
 
 
 def _torch_zip(path: Path, beginning: bytes, num_bytes: int) -> Contents:
-    found = read_zip(path)
-    container: Container = "torchscript" if found.has_code else "torch"
-    entries = found.root.texts() if isinstance(found.root, Table) else {}
-    return Contents(path, container, beginning, num_bytes, found.tensors, entries, found.names)
+    torch_file = read_zip(path)
+    container: Container = "torch"
+    if torch_file.has_code:
+        container = "torchscript"
+    entries: Mapping[str, object] = {}
+    if isinstance(torch_file.root, Table):
+        entries = torch_file.root.texts()
+    tensors = torch_file.tensors
+    return Contents(path, container, beginning, num_bytes, tensors, entries, torch_file.names)
 
 
 def _pickle(path: Path, beginning: bytes, num_bytes: int) -> Contents:

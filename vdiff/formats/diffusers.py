@@ -10,21 +10,27 @@ from vdiff.formats.contents import Contents, contents_of
 from vdiff.formats.facts import ForeignFile, warning
 
 MOST_ITEMS = 64
-"""Of a list in a configuration that are repeated among the facts."""
+"""How many items of a list in a configuration are shown among the facts."""
 
 NETWORK_FACTS = (
-    *("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block"),
-    *("down_block_types", "attention_head_dim", "class_embed_type", "num_class_embeds"),
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "attention_head_dim",
+    "class_embed_type",
+    "num_class_embeds",
 )
 SCHEDULER_FACTS = (
-    *(
-        "num_train_timesteps",
-        "prediction_type",
-        "timestep_spacing",
-        "beta_schedule",
-        "set_alpha_to_one",
-    ),
-    *("clip_sample", "rescale_betas_zero_snr"),
+    "num_train_timesteps",
+    "prediction_type",
+    "timestep_spacing",
+    "beta_schedule",
+    "set_alpha_to_one",
+    "clip_sample",
+    "rescale_betas_zero_snr",
 )
 PLACES = ("unet/", "transformer/", "")
 """Where the network may lie in the folder."""
@@ -37,17 +43,16 @@ class DiffusersFormat(Format):
 
     @classmethod
     def recognises(cls, found: Contents) -> bool:
-        """Any folder that says a class; without one, formats of other packages come first."""
+        """Whether a configuration in the folder names a class. Without one, formats of other packages come first."""
         files = ("model_index.json", *(f"{place}config.json" for place in PLACES))
         return any("_class_name" in (found.config(name) or {}) for name in files)
 
     def describe(self, found: Contents) -> ForeignFile:
-        place = next(
-            (each for each in PLACES if (found.path / each / "config.json").is_file()), None
-        )
-        if place is None:
+        places = [place for place in PLACES if (found.path / place / "config.json").is_file()]
+        if not places:
             problem = "is a folder without `model_index.json` or `config.json`"
             raise FormatError(problem, "name a run, a model or a file")
+        place = places[0]
         config = found.config(f"{place}config.json") or {}
         facts = {
             "network": _class_name(config),
@@ -58,30 +63,33 @@ class DiffusersFormat(Format):
         tensors = tuple(tensor for part in weights for tensor in part.tensors)
         names = tuple(name for part in weights for name in part.names)
         facts |= {"num_bytes": sum(part.num_bytes for part in weights), **warning(names)}
-        is_pipeline = (found.path / "model_index.json").is_file()
-        kind = "diffusers pipeline" if is_pipeline else "diffusers network"
+        kind = "diffusers network"
+        if (found.path / "model_index.json").is_file():
+            kind = "diffusers pipeline"
         return ForeignFile(found.path, kind, tensors, facts)
 
 
 def _part(path: Path) -> Contents:
+    """One file of weights.   Errors: FormatError that names it."""
     try:
-        found = contents_of(path)
-        if found.trouble is not None:
-            raise found.trouble
+        part = contents_of(path)
+        if part.trouble is not None:
+            raise part.trouble
     except FormatError as err:
         raise FormatError(
             f"holds a file of weights, `{path.name}`, that {err.reason}", err.fix
         ) from err
-    return found
+    return part
 
 
 def _weights(network: Path) -> list[Path]:
     """The weight files to describe: the plain one, else those of one kind (the parts of a large network)."""
     for pattern in WEIGHTS:
-        found = sorted(network.glob(pattern))
-        plain = [path for path in found if path.stem == "diffusion_pytorch_model"]
-        if found:
-            return plain or found
+        paths = sorted(network.glob(pattern))
+        # Beside the plain file may lie variants of the same weights, like `diffusion_pytorch_model.fp16`.
+        plain = [path for path in paths if path.stem == "diffusion_pytorch_model"]
+        if paths:
+            return plain or paths
     raise FormatError(f"has no weights in `{network.name}`")
 
 
@@ -110,4 +118,6 @@ def _plain(value: object) -> Any:
         return [_plain(item) for item in value[:MOST_ITEMS] if not isinstance(item, list)]
     if isinstance(value, str):
         return printable(value)
-    return value if isinstance(value, int | float) else "..."
+    if isinstance(value, int | float):
+        return value
+    return "..."

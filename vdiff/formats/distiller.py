@@ -24,8 +24,9 @@ class DistillerFormat(Format):
         return found.container == "torch" and are_counts and isinstance(top.get("G"), Table)
 
     def describe(self, found: Contents) -> ForeignFile:
-        """Heads and dropout are not among the facts: they leave no trace in the weights."""
-        num_steps, time_scale = found.entries["n_timesteps"], found.entries["time_scale"]
+        """What the weights tell. The number of attention heads and dropout leave no trace in them."""
+        num_steps = found.entries["n_timesteps"]
+        time_scale = found.entries["time_scale"]
         assert is_size(num_steps)
         assert is_size(time_scale)
         shapes = {
@@ -46,34 +47,46 @@ class DistillerFormat(Format):
 
 
 def _network_facts(shapes: Shapes) -> dict[str, Any]:
+    """The settings of the U-Net, computed back from the shapes of its tensors."""
     levels = _levels(shapes)
     inlet = shapes.get("down.0.weight", ())
     time = shapes.get("down.1.resblocks.time.1.weight", ())
     if len(inlet) != 4 or not inlet[0] or not time or not all(levels):
         return {"network": "not the U-Net of diffusion_distiller"}
     width = inlet[0]
-    fold = math.isqrt(inlet[1] // 3)
+    channels = inlet[1]
+    # The network may fold squares of pixels into channels. Colour pictures give 3 * fold**2 of them.
+    fold = math.isqrt(channels // 3)
+    if fold and channels % 3 == 0:
+        channels //= fold**2
     return {
         "width": width,
-        "multipliers": [
-            level[0][0] / width if level[0][0] % width else level[0][0] // width for level in levels
-        ],
+        "multipliers": [_ratio(level[0][0], width) for level in levels],
         "blocks": max(map(len, levels)),
         "attention_strides": [
             2**i for i, level in enumerate(levels) if any(attends for _, attends in level)
         ],
+        # With it, the time gives a scale and a shift for each channel, not a shift alone.
         "affine_time": time[0] == 2 * levels[0][0][0],
-        "channels": inlet[1] // fold**2 if fold and inlet[1] % 3 == 0 else inlet[1],
+        "channels": channels,
         "fold": max(fold, 1),
     }
 
 
+def _ratio(channels: int, width: int) -> int | float:
+    """Channels of a level per channel of the first one: an int where it is whole, as configurations have it."""
+    if channels % width:
+        return channels / width
+    return channels // width
+
+
 def _levels(shapes: Shapes) -> list[list[tuple[int, bool]]]:
-    """Per level of the way down, its blocks as (channels, has attention); a bare convolution ends a level."""
+    """For each level of the way down, its blocks as (channels, has attention). A bare convolution ends a level."""
     levels: list[list[tuple[int, bool]]] = [[]]
     indices = {
         int(match[1]) for match in map(re.compile(r"down\.(\d{1,4})\.").match, shapes) if match
     }
+    # Number 0 is the convolution at the entrance.
     for index in sorted(indices - {0}):
         channels = shapes.get(f"down.{index}.resblocks.conv1.weight", (0,))
         if f"down.{index}.0.weight" in shapes:

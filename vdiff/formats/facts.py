@@ -7,7 +7,7 @@ from typing import Any
 from vdiff.disk.tensor_facts import TensorFact
 
 MOST_NAMES = 200
-"""So many names that loading a file would import or call are repeated among its facts."""
+"""How many of the names that loading a file would import or call are shown among its facts."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,10 @@ class ForeignFile:
 
 
 def warning(names: tuple[str, ...]) -> dict[str, Any]:
-    """The fact that everybody should see: what loading a file would run; nothing if there is nothing to see."""
+    """The fact that everybody should see: what loading a file would run. Empty if it would run nothing."""
     if not names:
         return {}
-    more = [f"... and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else []
-    return {"names_that_would_be_executed": [*names[:MOST_NAMES], *more]}
+    shown = list(names[:MOST_NAMES])
+    if len(names) > MOST_NAMES:
+        shown.append(f"... and {len(names) - MOST_NAMES} more")
+    return {"names_that_would_be_executed": shown}

@@ -1,6 +1,7 @@
-"""What a model file or folder of another program holds, for `vdiff inspect`; nothing in it is executed or believed.
+"""What a model file or folder of another program holds, for `vdiff inspect`. Nothing in it is executed.
 
-vdiff's own formats are asked first, then those of other packages. What nobody recognises is told by its container.
+vdiff's own formats are asked first, then those of other packages. A file that no format recognises is described by its
+container.
 """
 
 from dataclasses import replace
@@ -21,16 +22,19 @@ KINDS = {
     "torch": "pytorch checkpoint",
     "torchscript": "torchscript program",
 }
-"""What a file is called of which no format knows more."""
+"""What a file is called that no format recognises, by its container."""
 
 
 def describe(path: Path) -> ForeignFile:
     """What the file or diffusers folder at `path` holds; ModelFileError if it is damaged, unsafe or unknown."""
     unusable: list[str] = []
     try:
-        found = contents_of(path)
-        known = _format_of(found, unusable)
-        told = known.describe(found) if known is not None else _unknown(found)
+        contents = contents_of(path)
+        known = _format_of(contents, unusable)
+        if known is not None:
+            described = known.describe(contents)
+        else:
+            described = _unknown(contents)
     except FormatError as err:
         problem = "".join([f"`{path.name}` {err.reason}", *(f"\n  {text}" for text in unusable)])
         raise ModelFileError(problem, err.fix, path) from err
@@ -39,17 +43,21 @@ def describe(path: Path) -> ForeignFile:
             f"`{path.name}` cannot be read: {err.strerror}", "check the path", path
         ) from err
     if unusable:
-        return replace(told, facts={**told.facts, "warnings": unusable})
-    return told
+        return replace(described, facts={**described.facts, "warnings": unusable})
+    return described
 
 
 def _format_of(found: Contents, unusable: list[str]) -> Format | None:
-    """The first format that recognises it; why some cannot be asked is added to `unusable`."""
+    """The first format that recognises it. For each that cannot be loaded, the reason is added to `unusable`."""
     for name in FORMATS:
         try:
             kind = FORMATS.find(name)
         except MachineError as err:
-            unusable.append(f"{err.problem}: {err.where}" if err.where else err.problem)
+            # A broken package must not keep the others from describing the file.
+            reason = err.problem
+            if err.where:
+                reason += f": {err.where}"
+            unusable.append(reason)
             continue
         if kind.recognises(found):
             return kind()
@@ -66,8 +74,13 @@ def _unknown(found: Contents) -> ForeignFile:
         advice = (
             "where you trust its maker: `torch.save(torch.load(file, weights_only=True), new_file)`"
         )
-        told = {"num_bytes": found.num_bytes, "note": "a bare pickle: not read", "fix": advice}
-        return ForeignFile(found.path, "legacy pickle", (), {**told, **warning(found.names)})
+        facts = {
+            "num_bytes": found.num_bytes,
+            "note": "a bare pickle: not read",
+            "fix": advice,
+            **warning(found.names),
+        }
+        return ForeignFile(found.path, "legacy pickle", (), facts)
     if found.container == "safetensors" and found.entries:
         facts["metadata"] = dict(found.entries)
     return ForeignFile(found.path, KINDS[found.container], found.tensors, facts)

@@ -1,4 +1,4 @@
-"""Pickles read as what they are, programs: followed symbol by symbol, without importing or calling what they name."""
+"""Pickles are programs. Here one is followed opcode by opcode, without importing or calling what it names."""
 
 import pickletools
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ MOST_OPCODES = 2_000_000
 """A tensor takes about 30; following this many takes a few seconds. It also bounds what calls may copy."""
 
 LONGEST_NAME = 1000
-"""Of a module and what is taken from it, in characters."""
+"""Of a module and of what is imported from it, in characters together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Name:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Made:
-    """What calling `maker` with `args` would have made."""
+    """Stands for the value that calling `maker` with `args` would give. Nothing was called."""
 
     maker: Any
     args: Any
@@ -31,7 +31,7 @@ class Made:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Kept:
-    """A value that is kept outside the pickle, under this key."""
+    """A persistent id: stands for a value outside the pickle, under this key."""
 
     key: Any
 
@@ -49,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Followed:
-    """The value a pickle describes and all names in it, in order."""
+    """The value that a pickle describes, and all functions and classes that it names, in order."""
 
     value: Any
     names: tuple[str, ...]
@@ -60,6 +60,7 @@ def follow(file: IO[bytes]) -> Followed:
     machine = _Machine()
     try:
         for num_opcodes, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+            # A short file can hold very many opcodes, each of which takes time and memory.
             if num_opcodes == MOST_OPCODES:
                 raise FormatError(f"holds a pickle of more than {MOST_OPCODES} instructions")
             machine.step(opcode.name, arg)
@@ -73,9 +74,11 @@ class _Machine:
     """The stack and the memo of an unpickler whose calls have no effect."""
 
     def __init__(self) -> None:
+        # A dict as a set that keeps its order.
         self.names: dict[str, None] = {}
         self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # the stacks under each open MARK
+        # The stacks under each open MARK.
+        self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._num_copied = 0
 
@@ -103,7 +106,8 @@ class _Machine:
         self._stack = []
 
     def pop_to_mark(self) -> list[Any]:
-        items, self._stack = self._stack, self._below.pop()
+        items = self._stack
+        self._stack = self._below.pop()
         return items
 
     def memoize(self, _: Any) -> None:
@@ -145,7 +149,8 @@ class _Machine:
         self._extend(self.pop_to_mark())
 
     def set_item(self, _: Any) -> None:
-        value, key = self.pop(), self.pop()
+        value = self.pop()
+        key = self.pop()
         self._set([key, value])
 
     def set_items(self, _: Any) -> None:
@@ -156,18 +161,25 @@ class _Machine:
         self._stack.append(self._name(module, name))
 
     def name_on_stack(self, _: Any) -> None:
-        name, module = self.pop(), self.pop()
+        name = self.pop()
+        module = self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise ValueError("names are texts")
         self._stack.append(self._name(module, name))
 
     def call(self, _: Any) -> None:
-        args, maker = self.pop(), self.pop()
-        is_table = maker == Name("collections.OrderedDict")
-        self._stack.append(self._ordered(*args) if is_table else Made(maker, args))
+        args = self.pop()
+        maker = self.pop()
+        # A state dict is an OrderedDict: its entries are needed. No other call is understood.
+        if maker == Name("collections.OrderedDict"):
+            self._stack.append(self._ordered(*args))
+        else:
+            self._stack.append(Made(maker, args))
 
     def call_with_keywords(self, _: Any) -> None:
-        keywords, args, maker = self.pop(), self.pop(), self.pop()
+        keywords = self.pop()
+        args = self.pop()
+        maker = self.pop()
         self._stack.append(Made(maker, (args, keywords)))
 
     def call_named(self, arg: str) -> None:
@@ -186,8 +198,9 @@ class _Machine:
         self._stack.append(Kept(arg))
 
     def forget_state(self, _: Any) -> None:
-        """BUILD: attributes of an object do not matter here; names among them are noted already."""
-        _, target = self.pop(), self.pop()
+        """BUILD: drop the attributes of an object. Names among them have been noted already."""
+        self.pop()
+        target = self.pop()
         self._stack.append(target)
 
     def _extend(self, items: list[Any]) -> None:
@@ -208,6 +221,7 @@ class _Machine:
         if len(module) + len(name) > LONGEST_NAME:
             raise ValueError("nothing has such a name")
         full = f"{module}.{name}"
+        # Noted at once, whatever becomes of the value: a pickle may drop it and still have had it imported.
         self.names[full] = None
         return Name(full)
 
@@ -218,7 +232,8 @@ class _Machine:
         self._memo[index] = self._stack[-1]
 
     def _ordered(self, pairs: Sequence[Any] = ()) -> Table:
-        """The one call that is understood: an OrderedDict, empty or of a list of pairs."""
+        """What calling OrderedDict gives, empty or of a list of pairs."""
+        # One long list in the memo could be copied by each of two million calls.
         self._num_copied += len(pairs)
         if self._num_copied > MOST_OPCODES:
             raise FormatError("holds a pickle that copies one list over and over")
@@ -234,17 +249,11 @@ _Unknown = Made | Name | Kept
 _SILENT = {"PROTO", "FRAME", "STOP"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
+# Opcodes whose argument is the value: numbers, texts, bytes.
 _ARGUMENTS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *(
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "UNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE",
-        "BINUNICODE8",
-    ),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _CONSTANTS: dict[str, Callable[[], Any]] = {

@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,10 +20,10 @@ from vdiff.disk.tensor_facts import (
 from vdiff.formats.opcodes import Followed, Kept, Made, Name, Table, follow
 
 LARGEST_READ = 64 * 2**20
-"""In bytes: of a pickle, and of a zip file's list of records. That of a network of 1,000 tensors takes 0.2 MiB."""
+"""Most bytes of a pickle, and of a zip file's list of records. The pickle of 1,000 tensors takes 0.2 MiB."""
 
 DEEPEST = 32
-"""Tables in tables; optimizer states in a checkpoint are 4 deep."""
+"""How deep dicts and lists may lie in each other; optimizer states in a checkpoint are 4 deep."""
 
 MOST_TENSORS = 200_000
 
@@ -40,20 +40,24 @@ STORAGES = {
 
 _TENSORS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 _PARAMETERS = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
+# Names in every checkpoint of PyTorch: only other ones are told to users.
 _HARMLESS = {
     *_TENSORS,
     *_PARAMETERS,
-    *(
-        f"torch.{name}"
-        for name in [*STORAGES, *ITEM_BITS, "Size", "device", "storage.UntypedStorage"]
-    ),
+    *(f"torch.{name}" for name in STORAGES),
+    *(f"torch.{name}" for name in ITEM_BITS),
+    *("torch.Size", "torch.device", "torch.storage.UntypedStorage"),
     *("collections.OrderedDict", "torch.serialization._get_layout"),
 }
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What a zip file of PyTorch holds. `names`: what loading it would import or call beyond tensors and tables."""
+    """What a zip file of PyTorch holds.
+
+    root: the value of its pickle.   names: functions and classes, other than tensors and dicts, that loading it would
+    import or call.   has_code: whether it holds a TorchScript program.
+    """
 
     root: Any
     tensors: tuple[TensorFact, ...]
@@ -68,16 +72,10 @@ def read_zip(path: Path) -> TorchFile:
             records = _records(archive, path.stat().st_size)
             folder = _folder(records)
             followed = follow(io.BytesIO(_content(archive, records[f"{folder}/data.pkl"])))
-    except (
-        zipfile.BadZipFile,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        NotImplementedError,
-        OverflowError,
-    ) as err:
+    except _BAD_ZIP as err:
         raise FormatError(f"is a damaged zip file: {printable(str(err))}") from err
     sizes = {name.removeprefix(f"{folder}/data/"): info.file_size for name, info in records.items()}
+    # Cut short while they are found: shared parts could otherwise give tensors without end.
     tensors = tuple(islice(_walk(followed.value, "", sizes, set()), MOST_TENSORS + 1))
     if len(tensors) > MOST_TENSORS:
         raise FormatError(f"names more than {MOST_TENSORS} tensors")
@@ -85,34 +83,53 @@ def read_zip(path: Path) -> TorchFile:
     return TorchFile(followed.value, tensors, _suspects(followed), has_code)
 
 
+# All that `zipfile` was seen to raise for damaged files.
+_BAD_ZIP = (
+    zipfile.BadZipFile,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+)
+
+
 def legacy_names(path: Path) -> tuple[str, ...]:
-    """What loading a bare pickle, or PyTorch's older stream of pickles, would call; FormatError if it is none."""
+    """What loading a bare pickle, or PyTorch's older stream of pickles, would call; FormatError if it is neither."""
     with path.open("rb") as raw:
         file = io.BytesIO(raw.read(LARGEST_READ))
-    first = follow(file)
-    # A stream holds: the mark, a version, facts about the machine, then the object.
-    is_stream = type(first.value) is int and first.value == LEGACY_MARK
-    rest = [follow(file) for _ in range(3)] if is_stream else []
-    return tuple(dict.fromkeys(name for followed in (first, *rest) for name in _suspects(followed)))
+    pickles = [follow(file)]
+    mark = pickles[0].value
+    if type(mark) is int and mark == LEGACY_MARK:
+        # A stream holds four pickles: the mark, a version, facts about the machine, the object.
+        pickles += [follow(file) for _ in range(3)]
+    # A dict as a set that keeps the order.
+    return tuple(dict.fromkeys(name for followed in pickles for name in _suspects(followed)))
 
 
 class _Sips(io.BufferedReader):
-    """A file that refuses to be read in absurd portions: a zip file's own claims decide how much zipfile asks for."""
+    """A file of which never more than LARGEST_READ bytes are read at once.
+
+    `zipfile` reads as many bytes as a zip file says that its list has: a hostile one would fill the memory.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
-        wanted = LARGEST_READ if size is None or size < 0 else size
-        if wanted > LARGEST_READ:
-            raise FormatError(f"asks for {wanted} bytes at once")
-        return super().read(wanted)
+        if size is None or size < 0:
+            size = LARGEST_READ
+        if size > LARGEST_READ:
+            raise FormatError(f"asks for {size} bytes at once")
+        return super().read(size)
 
 
 def _records(archive: zipfile.ZipFile, num_bytes: int) -> dict[str, zipfile.ZipInfo]:
     infos = archive.infolist()
     records = {info.filename: info for info in infos}
+    # PyTorch might load another of the two than the one that was looked at.
     if len(records) < len(infos):
         raise FormatError("is a zip file that holds one name twice")
     if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in infos):
         raise FormatError("is a zip file with compressed or encrypted records; PyTorch writes none")
+    # Nothing is compressed, so more bytes than the file has mean records that overlap.
     if sum(info.file_size for info in infos) > num_bytes:
         raise FormatError("is a zip file whose records claim more bytes than it has")
     return records
@@ -133,41 +150,54 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
             f"holds a pickle of {info.file_size} bytes; it should hold tensors as records of their own"
         )
     with archive.open(info) as member:
+        # In pieces: its packed size is another claim, which `zipfile` would otherwise read at once.
         return b"".join(iter(partial(member.read, 2**20), b""))
 
 
 def _suspects(followed: Followed) -> tuple[str, ...]:
+    """The names that users should know of."""
     return tuple(printable(name) for name in followed.names if name not in _HARMLESS)
 
 
 def _walk(
     value: Any, name: str, sizes: Mapping[str, int], seen: set[int], depth: int = 0
 ) -> Iterator[TensorFact]:
-    """The tensors in tables, lists and tuples, named `a.b.0`; a container that appears twice is entered once."""
+    """The tensors in tables, lists and tuples, named `a.b.0`."""
     if depth > DEEPEST:
         raise FormatError(f"nests its contents more than {DEEPEST} deep")
     if isinstance(value, Made):
         yield from _tensor(value, name, sizes)
+    # Each container is entered once: one that holds itself has no end, and 30 lists that each hold the next
+    # one twice have a billion ends.
     if not isinstance(value, Table | list | tuple) or id(value) in seen:
         return
     seen.add(id(value))
     for key, part in _parts(value):
         if isinstance(part, Made | Table | list | tuple):
-            yield from _walk(part, f"{name}.{key}" if name else key, sizes, seen, depth + 1)
+            part_name = f"{name}.{key}"
+            if not name:
+                part_name = key
+            yield from _walk(part, part_name, sizes, seen, depth + 1)
 
 
 def _parts(value: Table | Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    pairs = value.pairs if isinstance(value, Table) else enumerate(value)
+    """The keys, as they may be shown, and the values of a table, list or tuple."""
+    pairs: Iterable[tuple[Any, Any]]
+    if isinstance(value, Table):
+        pairs = value.pairs
+    else:
+        pairs = enumerate(value)
     for key, part in pairs:
-        yield printable(str(key)) if isinstance(key, str) or is_size(key) else "?", part
+        yield _shown(key), part
 
 
 def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorFact]:
     """The fact of a tensor or parameter, if `made` is one; FormatError if it does not lie inside its storage."""
-    maker = made.maker.full if isinstance(made.maker, Name) else ""
-    if maker in _PARAMETERS:
-        made = made.args[0] if _is_row(made.args, 1) and isinstance(made.args[0], Made) else made
-        maker = made.maker.full if isinstance(made.maker, Name) else ""
+    maker = _full_name(made.maker)
+    if maker in _PARAMETERS and _is_row(made.args, 1) and isinstance(made.args[0], Made):
+        # A parameter is made of a tensor.
+        made = made.args[0]
+        maker = _full_name(made.maker)
     if maker not in _TENSORS:
         return
     if not _is_row(made.args, 4):
@@ -175,58 +205,72 @@ def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorF
             f"describes the tensor `{printable(name)}` in a way that PyTorch does not"
         )
     storage, offset, shape, strides, *rest = made.args
-    stored_dtype, num_bytes = _storage(storage, sizes)
-    dtype = _dtype(rest[2]) if maker.endswith("_v3") and len(rest) > 2 else stored_dtype
+    dtype, num_bytes = _storage(storage, sizes)
+    # Only version 3 states the type itself: it is for types that have no storage class of their own.
+    if maker.endswith("_v3") and len(rest) > 2:
+        dtype = _dtype(rest[2])
     fact = tensor_fact(name, shape, dtype)
     reach = _reach(fact, offset, strides)
+    # In bits: some types have less than a byte for a number.
     if reach * ITEM_BITS[dtype] > num_bytes * 8:
         raise FormatError(f"is damaged: the tensor `{name}` reaches beyond its storage")
     yield fact
 
 
 def _storage(storage: Any, sizes: Mapping[str, int]) -> tuple[str, int]:
-    """Type of number and size in bytes of a storage, compared with its record."""
-    key: Any = storage.key if isinstance(storage, Kept) else None
-    if (
-        not _is_row(key, 5)
-        or not isinstance(key[1], Name)
-        or not isinstance(key[2], str)
-        or not is_size(key[4])
-    ):
+    """Type of number and size in bytes of a storage.   FormatError if its record is missing or has another size."""
+    if not isinstance(storage, Kept) or not _is_row(storage.key, 5):
         raise FormatError("names a storage in a way that PyTorch does not")
-    dtype = STORAGES.get(key[1].full.rpartition(".")[2], "")
-    if not dtype or not key[1].full.startswith("torch."):
-        raise FormatError(f"stores numbers of an unknown type, `{printable(key[1].full)}`")
-    num_bytes = key[4] * ITEM_BITS[dtype] // 8
-    if sizes.get(key[2]) != num_bytes:
-        held = f"has {sizes[key[2]]}" if key[2] in sizes else "is missing"
+    # PyTorch writes ("storage", class, record, device, number of elements).
+    _, storage_class, record, _, num_elements, *_ = storage.key
+    are_known = isinstance(storage_class, Name) and isinstance(record, str)
+    if not are_known or not is_size(num_elements):
+        raise FormatError("names a storage in a way that PyTorch does not")
+    dtype = STORAGES.get(storage_class.full.rpartition(".")[2], "")
+    if not dtype or not storage_class.full.startswith("torch."):
+        raise FormatError(f"stores numbers of an unknown type, `{printable(storage_class.full)}`")
+    num_bytes = num_elements * ITEM_BITS[dtype] // 8
+    if sizes.get(record) != num_bytes:
+        held = "is missing"
+        if record in sizes:
+            held = f"has {sizes[record]}"
         raise FormatError(
-            f"is damaged: the record `data/{printable(key[2])}` should have {num_bytes} bytes and {held}"
+            f"is damaged: the record `data/{printable(record)}` should have {num_bytes} bytes and {held}"
         )
     return dtype, num_bytes
 
 
+def _shown(key: object) -> str:
+    """A key for the name of a tensor. Texts and numbers are shown; anything else may be too large to show."""
+    if isinstance(key, str) or is_size(key):
+        return printable(str(key))
+    return "?"
+
+
+def _full_name(value: object) -> str:
+    """The name of a function or class; empty for anything else."""
+    if isinstance(value, Name):
+        return value.full
+    return ""
+
+
 def _dtype(name: Any) -> str:
-    dtype = name.full.removeprefix("torch.") if isinstance(name, Name) else ""
+    dtype = _full_name(name).removeprefix("torch.")
     if dtype not in ITEM_BITS:
         raise FormatError(f"stores numbers of an unknown type, `{printable(dtype)}`")
     return dtype
 
 
 def _reach(fact: TensorFact, offset: Any, strides: Any) -> int:
-    """How many numbers of its storage a tensor needs, from the storage's start."""
-    are_strides = (
-        isinstance(strides, tuple)
-        and len(strides) == len(fact.shape)
-        and all(map(is_size, strides))
-    )
-    if not are_strides or not is_size(offset):
+    """How many numbers of its storage, counted from its start, a tensor needs."""
+    is_row_of_strides = isinstance(strides, tuple) and len(strides) == len(fact.shape)
+    if not is_row_of_strides or not all(map(is_size, strides)) or not is_size(offset):
         raise FormatError(f"says something odd about where the tensor `{fact.name}` lies")
     if 0 in fact.shape:
         return 0
-    last: int = offset + sum(
-        (size - 1) * stride for size, stride in zip(fact.shape, strides, strict=True)
-    )
+    last: int = offset
+    for size, stride in zip(fact.shape, strides, strict=True):
+        last += (size - 1) * stride
     return last + 1
 
 
