@@ -34,7 +34,7 @@ class CodecSection(KindSection, ABC):
 
 
 class Codec(ABC):
-    """encode(pictures) -> x, decode(x) -> pictures. It learns nothing: equal pictures always give the equal x.
+    """encode(pictures) -> x, decode(x) -> pictures. It is fixed: equal pictures always give equal x.
 
     A codec whose network sees every second pixel, and its section:
 
@@ -64,11 +64,11 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, pictures: "Tensor") -> "Tensor":
-        """x, float32 [B, *shape] of about the size of 1, where the pictures are.   pictures: uint8 [B, C, H, W]."""
+        """x, float32 [B, *shape], about in [-1, 1], on the pictures' device.   pictures: uint8 [B, C, H, W]."""
 
     @abstractmethod
     def decode(self, x: "Tensor", made_by: str = "the network") -> "Tensor":
-        """Pictures, uint8 [B, C, H, W].   x: [B, *shape], also of half noise.
+        """Pictures, uint8 [B, C, H, W].   x: [B, *shape]; previews give it noisy ones too.
 
         made_by: the model's name, for the message.   Errors: DivergedError for NaN or Inf.
         """
@@ -102,7 +102,12 @@ def codec_of(said: str | Mapping[str, Any]) -> Codec:
 
     Errors: UsageError for one that does not exist or does not take these options; those of its `build`.
     """
-    options = {"kind": said} if isinstance(said, str) else dict(said)
+    options: dict[str, Any]
+    if isinstance(said, str):
+        options = {"kind": said}
+    else:
+        options = dict(said)
+    # A card may come from a stranger: `kind` can be anything that JSON holds.
     kind = str(options.get("kind", ""))
     if kind not in CODECS:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Pictures converted in parallel and handed back in order, and a ledger of what has become of them."""
+"""Pictures are converted in parallel and handed back in order. A ledger records what has become of them."""
 
 import json
 import time
@@ -6,7 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from threading import Lock
@@ -21,14 +21,29 @@ from vdiff.images import decoding, images
 from vdiff.system.printable import printable
 from vdiff.system.threads import check_room
 
-JOB, PART = "vdiff-job", "vdiff-part-"
-MIN_DEPTH, MAX_DEPTH = 8, 16
-_CHUNK_PICTURES, _CHUNK_BYTES = 16, 2**20
-_COMMIT_SECONDS, _COMMIT_BYTES = 5.0, 64 * 2**20
-_LARGE_PIXELS = _LARGE_BYTES = 2**24
-_BYTES_PER_PIXEL, _BYTES_AROUND = 8, 2**25
+# Keys of an unfinished store.
+JOB = "vdiff-job"
+PART = "vdiff-part-"
+
+MIN_DEPTH = 8
+MAX_DEPTH = 16
+
+# What a thread takes at a time: one picture each would cost more in handing over than in work.
+_CHUNK_PICTURES = 16
+_CHUNK_BYTES = 2**20
+
+# A kill loses at most this much work. A commit waits for the disk, so it is not made for each picture.
+_COMMIT_SECONDS = 5.0
+_COMMIT_BYTES = 64 * 2**20
+
+_LARGE_PIXELS = 2**24
+_LARGE_BYTES = 2**24
+_BYTES_PER_PIXEL = 8
+_BYTES_AROUND = 2**25
 """What a picture of 4 channels takes while it is converted, and everything else that is needed with it."""
-_one_large = Lock()  # of pictures with hundreds of megabytes, only one is in memory at a time
+
+# Of pictures that take hundreds of megabytes, only one is in memory at a time.
+_one_large = Lock()
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,8 +68,8 @@ class Settings:
 class Converted:
     """A picture's encoded bytes in each size; or, where there are none, the reason.
 
-    notes: what was not as it should be.   largest: value of a grey picture of 16 bits, see `decoding.Opened`.
-    mark: as `Picture.mark`.
+    notes: what was not as it should be.   largest: the largest value of a grey picture of 16 bits that does not state
+    how many of them it uses; None for any other.   mark: as `Picture.mark`.
     """
 
     name: str
@@ -69,9 +84,10 @@ class Converted:
 class Part:
     """What became of some files, one after the other.
 
-    num_files: how many.   labels: of those that were stored.   crcs: of those, per size, eight hexadecimal digits each.
-    notes: names of stored ones with what was not as it should be.   num_deep, largest: how many of them are grey
-    pictures of 16 bits that do not state how many they use, and the largest value in them.
+    num_files: how many.   labels: of the files that were stored.   crcs: their CRC-32 in each size, eight hexadecimal
+    digits each.   skipped: names of the other files, with the reason.
+    notes: names of stored files, with what was not as it should be.   num_deep: how many stored files are grey pictures
+    of 16 bits that do not state how many of them they use.   largest: the largest value in those.
     marks: of all files, eight letters each.
     """
 
@@ -98,7 +114,7 @@ class Part:
 
 
 class Ledger:
-    """What has been stored, and what waits to be: a commit writes pictures and the part that tells of them at once."""
+    """What has been stored, and what waits to be. One commit writes pictures together with the part that lists them."""
 
     def __init__(self, writer: StoreWriter) -> None:
         self._writer = writer
@@ -124,35 +140,44 @@ class Ledger:
 
     def add(self, converted: Converted, label: int) -> None:
         """Take one more file; commit if much has come together."""
-        if not converted.data:
-            self._part.extend(
-                Part(1, skipped=[(converted.name, converted.reason)], marks=converted.mark)
-            )
+        if converted.data:
+            self._add_stored(converted, label)
         else:
-            index = self.num_stored
-            self._waiting |= {image_key(size, index): data for size, data in converted.data.items()}
-            self._waiting_bytes += sum(map(len, converted.data.values()))
-            crcs = {str(size): f"{zlib.crc32(data):08x}" for size, data in converted.data.items()}
-            notes = [(converted.name, note) for note in converted.notes]
-            is_deep = converted.largest is not None
-            largest = converted.largest or 0
-            self._part.extend(
-                Part(1, [label], crcs, [], notes, int(is_deep), largest, converted.mark)
-            )
+            skipped = [(converted.name, converted.reason)]
+            self._part.extend(Part(num_files=1, skipped=skipped, marks=converted.mark))
         if self._waiting_bytes > _COMMIT_BYTES or time.monotonic() - self._since > _COMMIT_SECONDS:
             self.commit()
+
+    def _add_stored(self, converted: Converted, label: int) -> None:
+        index = self.num_stored
+        for size, data in converted.data.items():
+            self._waiting[image_key(size, index)] = data
+            self._waiting_bytes += len(data)
+        part = Part(
+            num_files=1,
+            labels=[label],
+            crcs={str(size): f"{zlib.crc32(data):08x}" for size, data in converted.data.items()},
+            notes=[(converted.name, note) for note in converted.notes],
+            num_deep=int(converted.largest is not None),
+            largest=converted.largest or 0,
+            marks=converted.mark,
+        )
+        self._part.extend(part)
 
     def commit(self) -> None:
         """Write what waits, if anything does."""
         if not self._part.num_files:
             return
+        # Ten digits: the keys stand in the order in which the parts were written.
         key = f"{PART}{self.stored.num_files:010d}"
+        # One transaction: after a kill, the store holds both the pictures and their part, or neither.
         self._writer.commit({**self._waiting, key: _sealed(self._part)})
         self.stored.extend(self._part)
         self._begin()
 
     def close(self, records: Mapping[str, bytes]) -> None:
         """Replace the parts, and the name of the job, by the records of a finished store."""
+        # None deletes a record. In one transaction: a store is never without either.
         parts = dict.fromkeys([JOB, *self._writer.records(PART)])
         self._writer.commit({**parts, **records})
 
@@ -168,22 +193,24 @@ def is_sound(writer: StoreWriter, crcs: Mapping[str, str], count: int) -> bool:
 
     crcs: for each size eight hexadecimal digits per picture.   count: how many pictures there are.
     """
-    return all(
-        f"{zlib.crc32(writer.get(image_key(int(size), index)) or b''):08x}"
-        == crcs[size][8 * index : 8 * index + 8]
-        for size in crcs
-        for index in range(count)
-    )
+    for size, crcs_of_size in crcs.items():
+        for index in range(count):
+            record = writer.get(image_key(int(size), index)) or b""
+            if f"{zlib.crc32(record):08x}" != crcs_of_size[8 * index : 8 * index + 8]:
+                return False
+    return True
 
 
 def _sealed(part: Part) -> bytes:
+    # One flipped bit in a part could be a wrong label, which nobody would notice.
     text = json.dumps(asdict(part)).encode()
     return b"%08x%b" % (zlib.crc32(text), text)
 
 
 def _unsealed(record: bytes) -> Part:
     """The part that `_sealed` made a record of; ValueError if it is not what was written."""
-    seal, text = record[:8], record[8:]
+    seal = record[:8]
+    text = record[8:]
     if seal != b"%08x" % zlib.crc32(text):
         raise ValueError("its checksum differs")
     return Part(**json.loads(text))
@@ -192,20 +219,18 @@ def _unsealed(record: bytes) -> Part:
 def convert(
     pictures: Iterable[Picture], settings: Settings, workers: int
 ) -> Generator[list[Converted]]:
-    """Every picture in every size, in order, a few at a time; `workers` threads work ahead, but not far.
-
-    Threads do: Pillow lets go of the interpreter while it decodes, resizes and encodes.
-    """
+    """Every picture in every size, in order, a few at a time. `workers` threads work a little ahead."""
+    # Threads, not processes: Pillow releases the interpreter's lock while it decodes, resizes and encodes.
     return in_order(partial(_convert_chunk, settings), _chunks(pictures), workers, _has_large)
 
 
 def have_marks(pictures: Iterable[Picture], marks: str, workers: int) -> bool:
-    """Whether the pictures, one after the other, are those that had these marks; `workers` threads read them."""
+    """Whether the pictures have these marks, in this order; `workers` threads read them."""
     place = 0
-    for found in in_order(_marks_of_chunk, _chunks(pictures), workers, _has_large):
-        if marks[place : place + len(found)] != found:
+    for chunk_marks in in_order(_marks_of_chunk, _chunks(pictures), workers, _has_large):
+        if marks[place : place + len(chunk_marks)] != chunk_marks:
             return False
-        place += len(found)
+        place += len(chunk_marks)
     return place == len(marks)
 
 
@@ -215,7 +240,7 @@ def in_order(
     workers: int,
     is_large: Callable[[Item], bool] = lambda item: False,
 ) -> Generator[Result]:
-    """`map(work, items)` in threads, with at most two items per thread under way; after a large one, nothing is taken.
+    """`map(work, items)` in threads, with at most two items per thread under way.
 
     is_large: whether an item must be done before the next one is taken.
     """
@@ -224,6 +249,7 @@ def in_order(
         try:
             for count, item in enumerate(items):
                 pending.append(_submitted(pool, partial(work, item), starts_thread=count < workers))
+                # Files of hundreds of megabytes in each thread would take all memory. `exception` waits for the end.
                 if is_large(item):
                     pending[-1].exception()
                 if len(pending) >= 2 * workers:
@@ -231,6 +257,7 @@ def in_order(
             while pending:
                 yield pending.popleft().result()
         finally:
+            # After an error or a stop, the pool would finish all that waits before it ends.
             for future in pending:
                 future.cancel()
 
@@ -239,10 +266,12 @@ def _submitted(
     pool: ThreadPoolExecutor, work: Callable[[], Result], starts_thread: bool
 ) -> "Future[Result]":
     try:
+        # Where there is no room for a thread, Python may wait for ever for the thread to begin.
         if starts_thread:
             check_room()
         return pool.submit(work)
-    except (RuntimeError, MemoryError) as err:  # Python has no other word for it
+    except (RuntimeError, MemoryError) as err:
+        # Python has no error of its own for this.
         if "can't start new thread" not in str(err):
             raise
         fix = "use fewer `--workers`, or allow more threads and memory; the same command then goes on from here"
@@ -253,7 +282,8 @@ def _chunks(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
     chunk: list[Picture] = []
     for picture in pictures:
         chunk.append(picture)
-        if len(chunk) == _CHUNK_PICTURES or sum(one.file.num_bytes for one in chunk) > _CHUNK_BYTES:
+        num_bytes = sum(taken.file.num_bytes for taken in chunk)
+        if len(chunk) == _CHUNK_PICTURES or num_bytes > _CHUNK_BYTES:
             yield chunk
             chunk = []
     if chunk:
@@ -266,6 +296,7 @@ def _has_large(chunk: list[Picture]) -> bool:
 
 def _marks_of_chunk(chunk: list[Picture]) -> str:
     for picture in chunk:
+        # What is no picture has a mark too, of as much as was read of it.
         with suppress(ValueError):
             patiently(picture.read, printable(picture.file.name), [])
     return "".join(picture.mark for picture in chunk)
@@ -277,33 +308,36 @@ def _convert_chunk(settings: Settings, chunk: list[Picture]) -> list[Converted]:
 
 def _convert(settings: Settings, picture: Picture) -> Converted:
     """PausedError if the machine refuses to read the picture, or has no memory for it."""
-    name, notes = printable(picture.file.name), list[str]()
+    name = printable(picture.file.name)
+    notes: list[str] = []
     try:
         data = patiently(picture.read, name, notes)
-        done = patiently(partial(_converted, settings, name, data), name, notes)
+        converted = patiently(partial(_converted, settings, name, data), name, notes)
     except ValueError as err:
         return Converted(name, {}, printable(str(err)) or type(err).__name__, mark=picture.mark)
-    return replace(done, notes=notes + done.notes, mark=picture.mark)
+    return replace(converted, notes=notes + converted.notes, mark=picture.mark)
 
 
 def _converted(settings: Settings, name: str, data: bytes) -> Converted:
-    """ValueError with the reason if there is no picture in the file, MemoryError if memory ran out.
-
-    Without memory some decoders say that the file is damaged, and a damaged file may ask for more memory than there
-    is. So it is called bad only when it has failed twice and there was enough memory for it after both times.
-    """
+    """The picture in these bytes.   Errors: ValueError if there is none, MemoryError if memory ran out."""
     num_pixels = images.count_pixels(data)
+    # The number may be a lie: no picture may have more than MAX_PIXELS.
     needed = _BYTES_PER_PIXEL * min(num_pixels, images.MAX_PIXELS) + _BYTES_AROUND
+    turn: AbstractContextManager[object] = nullcontext()
+    if num_pixels > _LARGE_PIXELS:
+        turn = _one_large
     reason = ""
+    # Without memory, some decoders say that the file is damaged; and a damaged file may ask for more memory than
+    # there is. So a file is called bad only if it fails twice, with enough memory for it after both times.
     for _ in range(2):
         try:
-            with _one_large if num_pixels > _LARGE_PIXELS else nullcontext():
+            with turn:
                 return _encoded(settings, name, data)
         except decoding.DamagedError as err:
             reason = str(err)
         except MemoryError:
             reason = "it takes more memory than a picture of its size should"
-        # Out of the handlers, which keep in memory what was there.
+        # Not in the handlers: their traceback keeps the picture in memory.
         if not has_memory(needed):
             raise MemoryError
     raise ValueError(reason)
@@ -311,17 +345,15 @@ def _converted(settings: Settings, name: str, data: bytes) -> Converted:
 
 def _encoded(settings: Settings, name: str, data: bytes) -> Converted:
     opened = decoding.open_picture(data, settings.channels, settings.depth)
-    mode, quality = images.MODES[settings.channels], settings.quality or 100
+    mode = images.MODES[settings.channels]
+    quality = settings.quality or 100
     encoded = {}
     for size in settings.sizes:
         square = images.fit_square(opened.picture, size, settings.resampling).convert(mode)
         try:
             encoded[size] = images.encode_picture(square, settings.encoding, quality)
-        except (
-            OSError,
-            ValueError,
-        ) as err:  # any pixels can be encoded: what can be missing is memory
+        except (OSError, ValueError) as err:
+            # Any pixels can be encoded, so only memory can be missing.
             raise MemoryError(str(err)) from err
-    return Converted(
-        name, encoded, notes=[printable(note) for note in opened.notes], largest=opened.largest
-    )
+    notes = [printable(note) for note in opened.notes]
+    return Converted(name, encoded, notes=notes, largest=opened.largest)

@@ -20,7 +20,7 @@ class Images(Protocol):
     """Pictures of one shape.
 
     shape: (C, H, W).   num_classes: 0 without labels.   fingerprint: SHA-256 of the content, hexadecimal.
-    num_workers: how many processes should decode ahead.
+    num_workers: how many processes should decode ahead of training.
     """
 
     num_images: int
@@ -38,7 +38,7 @@ class Images(Protocol):
 
 @runtime_checkable
 class TakesMany(Protocol):
-    """Pictures that can be taken many at once, faster than one by one."""
+    """Pictures that can be taken many at once, faster than one by one. A dataset may offer it beside `Images`."""
 
     def take(self, indices: Indices, /) -> tuple[Pixels, Indices]:
         """uint8 [B, C, H, W] and their classes [B]."""

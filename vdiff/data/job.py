@@ -1,4 +1,4 @@
-"""One image store under construction: begun or gone on with, filled, given its side files and closed."""
+"""The work on one image store: begin it or go on with it, fill it, write the files beside it, close it."""
 
 import hashlib
 import itertools
@@ -33,7 +33,8 @@ from vdiff.errors import DataError, PausedError, Stopped
 from vdiff.system.printable import printable
 
 _DARK = 1 / 8
-"""Of the range: where no picture of 16 bits has a brighter value, they use fewer bits than they have."""
+"""Share of the range. If no picture of 16 bits has a brighter value, they probably use fewer bits than they have."""
+# For photographs, where one value takes one byte unpacked.
 _BYTES_PER_VALUE = {"png": 0.65, "webp": 0.45, "jpeg": 0.4}
 
 
@@ -48,7 +49,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Done:
-    """What a job came to. resumed_at: how many files an earlier start had dealt with. hints: sentences for users."""
+    """The result of a job.
+
+    resumed_at: how many files an earlier start had dealt with.   hints: sentences for users.
+    """
 
     resumed_at: int
     hints: list[str] = field(default_factory=list)
@@ -59,7 +63,7 @@ class Job:
     """A store made in `folder` from all pictures of `source`.
 
     max_bad: the share of files that may be unreadable.   workers: threads.
-    said: why what an earlier start had left was not gone on with.   tell: hears what takes its time.
+    said: why the work of an earlier start was thrown away.   tell: is called with a sentence before slow work.
     """
 
     source: Source
@@ -77,12 +81,16 @@ class Job:
         it, the next `run` goes on from the last commit.
         """
         with self._writer() as writer:
-            if text := writer.get(METADATA):
-                metadata, done = Metadata.from_json(text), Done(len(self.source.files))
+            text = writer.get(METADATA)
+            if text:
+                # A kill came between the last commit and the rename.
+                metadata = Metadata.from_json(text)
+                done = Done(len(self.source.files))
             else:
                 ledger = Ledger(writer)
                 resumed_at = ledger.num_files
                 self._store_all(ledger, on_progress)
+                # The files beside the store come before its last record: a store that says it is complete is.
                 self._write_lists(ledger)
                 self._write_preview(writer, ledger.num_stored)
                 Origin.of(self.source, ledger.stored.marks).write(self.folder)
@@ -91,6 +99,7 @@ class Job:
                     {METADATA: metadata.to_json(), LENGTH: str(ledger.num_stored).encode()}
                 )
                 done = Done(resumed_at, self._hints(ledger))
+        # After the writer is closed: the seal holds the size and the checksum of the whole file.
         self._seal(metadata)
         return done
 
@@ -100,25 +109,21 @@ class Job:
             return bool(writer.records(PART))
 
     def _writer(self) -> StoreWriter:
+        """The store, gone on with if that can be done, or else begun anew."""
         expected = estimated_bytes(self.settings, len(self.source.files))
         with refusals(self.folder):
-            for name in (
-                ".preview.png.*",
-                ".skipped.tsv.*",
-            ):  # half of it, of a process that was killed
-                for leftover in self.folder.glob(name):
-                    if STORE.parts.fullmatch(leftover.name):
-                        leftover.unlink()
-            clean(self.folder)  # half a seal
+            self._forget_half_files()
         if is_store(self.folder):
             try:
                 writer = StoreWriter(self.folder, expected)
-                if not (reason := self._objection(writer)):
+                reason = self._objection(writer)
+                if not reason:
                     return writer
                 is_lost = bool(writer.get(METADATA) or writer.records(PART))
                 writer.close()
             except DataError as err:
-                reason, is_lost = err.problem, True
+                reason = err.problem
+                is_lost = True
             if is_lost:
                 self.said.append(
                     f"what an earlier start left in `{self.folder}` cannot be gone on with: {reason}"
@@ -128,29 +133,41 @@ class Job:
         writer.commit({JOB: self._name(self.source.stamp)})
         return writer
 
+    def _forget_half_files(self) -> None:
+        """Remove what a process that was killed had begun to write beside the store."""
+        for pattern in (".preview.png.*", ".skipped.tsv.*"):
+            for leftover in self.folder.glob(pattern):
+                if STORE.parts.fullmatch(leftover.name):
+                    leftover.unlink()
+        # Half a seal.
+        clean(self.folder)
+
     def _objection(self, writer: StoreWriter) -> str:
         """Why what an earlier start has stored cannot be gone on with; empty if it can."""
         text = writer.get(METADATA)
         try:
-            if text:  # it was finished, but not published
+            if text:
+                # It was finished, but not published.
                 metadata = Metadata.from_json(text)
-                found = compare(
+                comparison = compare(
                     self.folder, metadata, self.source, self.settings, self.workers, self.tell
                 )
-                is_this = found.verdict == "same"
-                crcs, count = (
-                    {str(size): crcs for size, crcs in metadata.crcs.items()},
-                    metadata.count,
-                )
+                is_this = comparison.verdict == "same"
+                crcs = {str(size): crcs for size, crcs in metadata.crcs.items()}
+                count = metadata.count
             else:
                 stored = Ledger(writer).stored
                 is_this = self._is_of_these_pictures(writer, stored)
-                crcs, count = stored.crcs, len(stored.labels)
+                crcs = stored.crcs
+                count = len(stored.labels)
         except ValueError as err:
             return f"what it says of itself is damaged: {err}"
         if not is_this:
             return "it was begun from other pictures, or they have changed, or with other settings"
-        return "" if is_sound(writer, crcs, count) else "a picture in it is not what was written"
+        # All pictures are read again: after a crash, the disk may hold other bytes than were written.
+        if not is_sound(writer, crcs, count):
+            return "a picture in it is not what was written"
+        return ""
 
     def _seal(self, metadata: Metadata) -> None:
         write_seal(
@@ -158,7 +175,7 @@ class Job:
         )
 
     def _is_of_these_pictures(self, writer: StoreWriter, stored: Part) -> bool:
-        """Whether what was stored by an earlier start comes from these pictures, which have not changed since."""
+        """Whether an earlier start stored these pictures, and they have not changed since."""
         stamp = (writer.get(JOB) or b"").decode(errors="replace").partition(" ")[2]
         if writer.get(JOB) != self._name(stamp):
             return False
@@ -167,6 +184,7 @@ class Job:
         if self.source.marks is not None:
             is_same = self.source.marks.startswith(stored.marks)
         else:
+            # Copying or checking out a folder changes its times, not its pictures: only reading them tells.
             self.tell(
                 f"`{self.source.path}` was touched since the last start: what was done is compared with it"
             )
@@ -177,12 +195,13 @@ class Job:
         return is_same
 
     def _name(self, stamp: str) -> bytes:
-        """What the job is called: by its files, classes and settings, and by what tells that no picture changed."""
+        """The name of the job: a hash of its files, classes and settings, and the stamp of its source."""
         document = [self.source.fingerprint, self.source.labels_fingerprint, asdict(self.settings)]
         return f"{hashlib.sha256(json.dumps(document).encode()).hexdigest()} {stamp}".encode()
 
     def _store_all(self, ledger: Ledger, on_progress: Callable[[Progress], None]) -> None:
-        labels, total = self.source.classes.labels, len(self.source.files)
+        labels = self.source.classes.labels
+        total = len(self.source.files)
         pictures = self.source.pictures_from(ledger.num_files)
         on_progress(Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total))
         with closing(convert(pictures, self.settings, self.workers)) as chunks:
@@ -195,13 +214,16 @@ class Job:
                         Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total)
                     )
             except (Stopped, PausedError, MemoryError):
+                # Nothing is wrong with what waits: the next start need not convert it again.
                 ledger.commit()
                 raise
         self._refuse_incomplete(ledger)
         ledger.commit()
 
     def _refuse_too_many(self, ledger: Ledger) -> None:
-        total, num_skipped = len(self.source.files), ledger.num_files - ledger.num_stored
+        total = len(self.source.files)
+        num_skipped = ledger.num_files - ledger.num_stored
+        # Asked after each chunk, not at the end: a user hears of a wrong folder at once.
         if num_skipped > self.max_bad * total or num_skipped == total:
             first = "; ".join(f"`{name}`: {reason}" for name, reason in ledger.skipped[:5])
             problem = f"{num_skipped:,} of {total:,} pictures cannot be read ({first})"
@@ -231,22 +253,24 @@ class Job:
         )
 
     def _write_lists(self, ledger: Ledger) -> None:
+        """The lists of files that were skipped, stored with a note, or left out; none that would be empty."""
         left_out = [(printable(name), reason.text) for name, reason in self.source.left_out.names]
-        if len(left_out) < len(self.source.left_out):
-            left_out.append((f"and {len(self.source.left_out) - len(left_out):,} more", ""))
-        for name, rows in (
-            (SKIPPED, ledger.skipped),
-            (NOTES, ledger.stored.notes),
-            (LEFT_OUT, left_out),
-        ):
+        # Only the names of the first hundred thousand are kept.
+        num_unnamed = len(self.source.left_out) - len(left_out)
+        if num_unnamed > 0:
+            left_out.append((f"and {num_unnamed:,} more", ""))
+        lists = {SKIPPED: ledger.skipped, NOTES: ledger.stored.notes, LEFT_OUT: left_out}
+        for list_name, rows in lists.items():
             if rows:
                 with refusals(self.folder):
                     text = "".join(f"{name}\t{reason}\n" for name, reason in rows)
-                    (self.folder / name).write_text(text, encoding="utf-8", newline="\n")
+                    (self.folder / list_name).write_text(text, encoding="utf-8", newline="\n")
 
     def _hints(self, ledger: Ledger) -> list[str]:
-        """That pictures of 16 bits are nearly black, and what to type."""
-        largest, num_deep = ledger.stored.largest, ledger.stored.num_deep
+        """A hint if all pictures of 16 bits are nearly black, with what to type."""
+        # Many cameras and scanners store 10 or 12 bits in 16, and do not say so.
+        largest = ledger.stored.largest
+        num_deep = ledger.stored.num_deep
         if not num_deep or largest >= _DARK * 2**self.settings.depth:
             return []
         bits = max(MIN_DEPTH, largest.bit_length())
@@ -257,13 +281,17 @@ class Job:
 
     def _write_preview(self, writer: StoreWriter, count: int) -> None:
         size = max(self.settings.sizes)
-        read = lambda index: writer.get(image_key(size, index)) or b""  # noqa: E731
+
+        def read(index: int) -> bytes:
+            return writer.get(image_key(size, index)) or b""
+
         write_preview(self.folder, size, self.settings.channels, count, read)
 
 
 def estimated_bytes(settings: Settings, num_images: int) -> int:
-    """About how much `num_images` photographs need on disk."""
+    """About how many bytes `num_images` photographs need on disk."""
     values = sum(size * size * settings.channels for size in settings.sizes)
-    return int(
-        num_images * (values * _BYTES_PER_VALUE[settings.encoding] + 2048 * len(settings.sizes))
-    )
+    pixel_bytes = values * _BYTES_PER_VALUE[settings.encoding]
+    # LMDB fills pages of 4096 bytes: on average half of the last page of a picture is empty.
+    lost_bytes = 2048 * len(settings.sizes)
+    return int(num_images * (pixel_bytes + lost_bytes))

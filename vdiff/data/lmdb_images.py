@@ -12,6 +12,7 @@ from vdiff.errors import DataError
 from vdiff.images import images
 from vdiff.system.cores import num_cores
 
+# Pictures that fit into this are decoded once, not in each epoch.
 _CACHE_BYTES = 256 * 2**20
 _MAX_WORKERS = 4
 
@@ -26,10 +27,10 @@ class LmdbImages:
         self, store: ImageStore, size: int, channels: int, workers: int | None = None
     ) -> None:
         if size not in store.sizes:
-            there = ", ".join(map(str, store.sizes))
+            known_sizes = ", ".join(map(str, store.sizes))
             fix = f"set data.size to one of these, or type: vdiff prepare --size {size}"
             raise DataError(
-                f"the image store holds no pictures of size {size} (there are: {there})",
+                f"the image store holds no pictures of size {size} (there are: {known_sizes})",
                 fix,
                 store.path,
             )
@@ -40,8 +41,13 @@ class LmdbImages:
         self._labels = store.labels
         self._is_cached = self.num_images * int(np.prod(self.shape)) <= _CACHE_BYTES
         self._cache: tuple[images.Pixels, npt.NDArray[np.bool_]] | None = None
-        ahead = 0 if self._is_cached else min(_MAX_WORKERS, num_cores())
-        self.num_workers = ahead if workers is None else workers
+        if workers is not None:
+            self.num_workers = workers
+        elif self._is_cached:
+            # Each process would fill a cache of its own.
+            self.num_workers = 0
+        else:
+            self.num_workers = min(_MAX_WORKERS, num_cores())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,16 +61,23 @@ class LmdbImages:
 
     def take(self, indices: npt.NDArray[np.int64]) -> tuple[images.Pixels, npt.NDArray[np.int64]]:
         """Several pictures at once, uint8 [B, C, H, W], and their classes [B], -1 if there are none."""
-        labels = np.full(len(indices), -1) if self._labels is None else self._labels[indices]
+        if self._labels is not None:
+            labels = self._labels[indices]
+        else:
+            labels = np.full(len(indices), -1)
         if not self._is_cached:
             return np.stack([self._decode(index) for index in indices.tolist()]), labels
-        pixels, is_decoded = self._cache = self._cache or self._empty_cache()
+        if self._cache is None:
+            self._cache = self._empty_cache()
+        pixels, is_decoded = self._cache
+        # Unique: a batch that is larger than the data set holds pictures twice.
         for index in np.unique(indices[~is_decoded[indices]]).tolist():
             pixels[index] = self._decode(index)
             is_decoded[index] = True
         return pixels[indices], labels
 
     def __getstate__(self) -> dict[str, Any]:
+        # A worker process gets no copy of up to 256 MiB.
         return {**self.__dict__, "_cache": None}
 
     def _empty_cache(self) -> tuple[images.Pixels, npt.NDArray[np.bool_]]:
@@ -78,8 +91,8 @@ class LmdbImages:
         except ValueError as err:
             raise DataError(f"{name} cannot be decoded: {err}", fix, self._store.path) from err
         if pixels.shape != self.shape:
-            found = f"{pixels.shape[1]} x {pixels.shape[2]}"
+            stored = f"{pixels.shape[1]} x {pixels.shape[2]}"
             raise DataError(
-                f"{name} is {found}, not {self.shape[1]} x {self.shape[2]}", fix, self._store.path
+                f"{name} is {stored}, not {self.shape[1]} x {self.shape[2]}", fix, self._store.path
             )
         return pixels

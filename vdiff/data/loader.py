@@ -1,4 +1,7 @@
-"""An endless stream of batches: update u is a pure function of (seed, stage, u); each rank takes its share."""
+"""An endless stream of batches. The batch of update u is a pure function of (seed, stage, u); each rank has its share.
+
+So a training that goes on from a savepoint sees the batches that it would have seen, with any number of processes.
+"""
 
 import itertools
 import os
@@ -20,7 +23,9 @@ from vdiff.data.dataset import Images, Indices, Pixels, TakesMany
 from vdiff.errors import ASKING, MachineError, UsageError, VdiffError
 from vdiff.system import os_processes
 
-_ORDER, _FLIP = 0, 1
+# The first part of a random key: which of two independent streams it is.
+_ORDER = 0
+_FLIP = 1
 _FEWER_WORKERS = "set `data.workers` to 0, or give the machine more memory (a container also shared memory: --shm-size)"
 
 
@@ -62,13 +67,16 @@ def batches(
     places = np.array_split(np.arange(batch_size), world_size)[rank]
     share = _Share(images, seed, stage, batch_size, places, flip)
     updates = itertools.count(start_update)
-    return _from_workers(share, updates, workers) if workers else map(share.batch, updates)
+    if workers:
+        return _from_workers(share, updates, workers)
+    return map(share.batch, updates)
 
 
 def sample_indices(num_images: int, seed: int, stage: int, update: int, batch_size: int) -> Indices:
     """Which pictures make up the global batch of an update, int64 [batch_size]."""
     epochs, places = np.divmod(update * batch_size + np.arange(batch_size), num_images)
     chosen = np.empty(batch_size, np.int64)
+    # A batch may end one epoch and begin the next one; a large one may hold several.
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         chosen[epochs == epoch] = _shuffled(num_images, seed, stage, epoch)[places[epochs == epoch]]
     return chosen
@@ -80,6 +88,7 @@ def flips(seed: int, stage: int, update: int, batch_size: int) -> npt.NDArray[np
     return mirrored
 
 
+# Two: a batch at the border of epochs needs both orders. Sorting a million numbers takes 0.15 s.
 @lru_cache(maxsize=2)
 def _shuffled(num_images: int, seed: int, stage: int, epoch: int) -> Indices:
     return np.argsort(_random(num_images, _ORDER, seed, stage, epoch), kind="stable")
@@ -92,7 +101,7 @@ def _random(count: int, *key: int) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class _Share:
-    """What one rank sees of every update."""
+    """What one rank sees of every update. It is pickled to go to worker processes."""
 
     images: Images
     seed: int
@@ -109,10 +118,12 @@ class _Share:
         if self.flip:
             mirrored = flips(self.seed, self.stage, update, self.batch_size)[self.places]
             pixels[mirrored] = pixels[mirrored][..., ::-1]
-        classes = torch.from_numpy(labels) if self.images.num_classes else None
-        return Batch(
-            update, torch.from_numpy(pixels), classes, torch.from_numpy(self.places.copy())
-        )
+        classes: Tensor | None = None
+        if self.images.num_classes:
+            classes = torch.from_numpy(labels)
+        # A copy: a tensor shares its memory with the array, and `places` serves every update.
+        places = torch.from_numpy(self.places.copy())
+        return Batch(update, torch.from_numpy(pixels), classes, places)
 
 
 def take(images: Images, chosen: Indices) -> tuple[Pixels, Indices]:
@@ -120,13 +131,13 @@ def take(images: Images, chosen: Indices) -> tuple[Pixels, Indices]:
     if isinstance(images, TakesMany):
         return images.take(chosen)
     pairs = [images[index] for index in chosen.tolist()]
-    return np.stack([pixels for pixels, _ in pairs]), np.array(
-        [label for _, label in pairs], np.int64
-    )
+    pixels = np.stack([pixels for pixels, _ in pairs])
+    labels = np.array([label for _, label in pairs], np.int64)
+    return pixels, labels
 
 
 class _Failure(NamedTuple):
-    """A VdiffError on its way from a worker: torch would make another error of it."""
+    """A VdiffError on its way from a worker process. As an exception, torch would turn it into another one."""
 
     kind: type[VdiffError]
     problem: str
@@ -148,19 +159,16 @@ class _Updates(Dataset[Batch | _Failure]):
 
 
 def _in_shared_memory(batch: Batch) -> Batch:
-    """The batch where the trainer can take it over; MachineError if that memory is too small.
-
-    Else torch would do it while it sends the batch, in a thread whose errors nobody hears of: the trainer would wait
-    for ever.
-    """
+    """The batch in shared memory, where the trainer can take it over; MachineError if that memory is too small."""
+    # torch would do it later, in the thread that sends the batch. There, an error is lost, and the trainer would
+    # wait for ever.
     try:
         for tensor in (batch.images, batch.labels, batch.places):
             if tensor is not None:
                 tensor.share_memory_()  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as err:
-        for begun in Path("/dev/shm").glob(
-            f"torch_{os.getpid()}_*"
-        ):  # torch leaves what it could not fill
+        # torch leaves behind what it could not fill, and it would take up the memory until the next start.
+        for begun in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):
             begun.unlink(missing_ok=True)
         raise MachineError(
             f"a batch cannot be handed to the trainer: {err}", _FEWER_WORKERS
@@ -178,28 +186,28 @@ def _from_workers(share: _Share, updates: Iterator[int], workers: int) -> Iterat
         worker_init_fn=_outlive_signals,
         # A forked process may inherit a lock that a thread of this one holds; and an LMDB must not be forked.
         multiprocessing_context="spawn",
-        generator=torch.Generator(),  # else it would draw from the global one
+        # Without one, the loader draws a seed from the global generator, which others may use.
+        generator=torch.Generator(),
     )
     try:
-        for found in _started(loader):
-            if isinstance(found, _Failure):
-                raise found.kind(found.problem, found.fix, found.where)
-            yield found
+        for loaded in _started(loader):
+            if isinstance(loaded, _Failure):
+                raise loaded.kind(loaded.problem, loaded.fix, loaded.where)
+            yield loaded
     except RuntimeError as err:
-        if str(err).startswith("Caught "):  # in a worker, where only a bug raises it
+        # An exception in a worker. VdiffErrors come as _Failure, so this is a bug of ours.
+        if str(err).startswith("Caught "):
             raise
         raise MachineError(f"the processes that load pictures died: {err}", _FEWER_WORKERS) from err
 
 
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The loader at work. The end of a worker is found where a batch is missing, within seconds.
-
-    torch would rather raise an error at that moment, wherever this process is: also in the midst of an update or a
-    save, where nobody can say what it means.
-
-    A worker inherits that signals wait, until it knows what to do with them: one that reaches the whole process group
-    must not end workers that are starting, for the trainer needs them until its update is finished.
-    """
+    """Start the worker processes, with the signals of ASKING held back."""
+    # Workers inherit that signals are held back, until `_outlive_signals` lets them come. Otherwise a Ctrl-C, which
+    # reaches the whole process group, would end workers that are still starting; the trainer needs them until its
+    # update is finished.
+    # The end also removes torch's handler for dead workers, which raises wherever the trainer is, also in the middle
+    # of an update or a save. A batch that never comes is noticed within seconds anyway.
     with os_processes.held_back(ASKING):
         return iter(loader)
 
@@ -209,7 +217,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _outlive_signals(worker: int) -> None:
-    # They reach the whole process group; the trainer finishes its update first and then stops its workers.
+    # Signals reach the whole process group; the trainer finishes its update first and then stops its workers.
     for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_soon)
@@ -217,10 +225,8 @@ def _outlive_signals(worker: int) -> None:
 
 
 def _leave_soon(number: int, frame: Any) -> None:
-    """After the first SIGTERM leave in 30 seconds, at a later one at once: nobody waits for a worker for ever.
-
-    Those of the first seconds count once: several launchers may send the same.
-    """
+    """After the first SIGTERM, leave in 30 seconds; at a later one, at once. Without a trainer, a worker must end."""
+    # Signals of the first seconds count as one: Slurm and torchrun each send a SIGTERM.
     global _asked_at
     if _asked_at is None:
         _asked_at = time.monotonic()
@@ -229,5 +235,6 @@ def _leave_soon(number: int, frame: Any) -> None:
         os._exit(128 + number)
 
 
+# When this worker got its first SIGTERM, by the monotonic clock.
 _asked_at: float | None = None
 _BURST_SECONDS = 5.0

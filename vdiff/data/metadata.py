@@ -1,4 +1,4 @@
-"""What an image store says about itself: a record inside it and a file beside it, JSON with a checksum of its own."""
+"""What an image store says about itself: a record inside it and a file beside it. Both are JSON with a checksum."""
 
 import json
 import zlib
@@ -10,7 +10,7 @@ FORMAT: Literal[1] = 1
 
 
 class NewerFormatError(ValueError):
-    """It was written by a vdiff that knows more than this one."""
+    """The store has a format that this version does not know: a newer vdiff wrote it."""
 
 
 class _Record(BaseModel):
@@ -26,15 +26,16 @@ class _Record(BaseModel):
         """The record that `to_json` wrote; ValueError if it is damaged, NewerFormatError if it is not format 1."""
         try:
             document = json.loads(text)
-            found = document["format"]
+            version = document["format"]
             checksum = document.pop("checksum", None)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
             raise ValueError("it is not JSON of an image store") from err
         is_whole = checksum == _checksum(json.dumps(document))
-        if found != FORMAT and (is_whole or checksum is None):
-            # repr: a stranger may have written it, and no control character of his reaches a terminal
+        # Only a whole one is newer. With a wrong checksum, the number of the format may be what is damaged.
+        if version != FORMAT and (is_whole or checksum is None):
+            # `repr`: a stranger may have written it, and his control characters must not reach a terminal.
             raise NewerFormatError(
-                f"the image store has format {repr(found)[:40]}; this vdiff reads format {FORMAT}"
+                f"the image store has format {repr(version)[:40]}; this vdiff reads format {FORMAT}"
             )
         if not is_whole:
             raise ValueError("it is not what was written (its checksum differs)")
@@ -83,14 +84,16 @@ class Metadata(_Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        per_picture = [len(crcs) / 8 for crcs in self.crcs.values()]
-        per_picture += [len(self.labels)] if self.labels is not None else []
-        if any(number != self.count for number in per_picture) or set(self.crcs) != set(self.sizes):
+        # A label without a class would be an index error inside the network, in the middle of a training.
+        counts = [len(crcs) / 8 for crcs in self.crcs.values()]
+        if self.labels is not None:
+            counts.append(len(self.labels))
+        if any(count != self.count for count in counts) or set(self.crcs) != set(self.sizes):
             raise ValueError("there is not one checksum and one label for each picture")
-        if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(
-            self.class_names or []
-        ):
-            raise ValueError("there is a label without a class")
+        if self.labels:
+            num_classes = len(self.class_names or [])
+            if min(self.labels) < 0 or max(self.labels) >= num_classes:
+                raise ValueError("there is a label without a class")
         return self
 
 

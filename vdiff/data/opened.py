@@ -18,12 +18,15 @@ _Identity = tuple[int, int]
 # LMDB allows one environment per file and process.
 _files: dict[_Identity, "Opened"] = {}
 
-# Size and time of files whose pages were looked at, and the checksum of these.
+# For each file whose pages were checked: its size and time then, and the checksum of the pages.
 _checked: dict[_Identity, tuple[tuple[int, int], int]] = {}
 
 
 class Opened(NamedTuple):
-    """A file that `process` has mapped, by device and inode; `size`: how far it must go."""
+    """A file that `process` has mapped into memory.
+
+    identity: device and inode.   size: how many bytes of the file LMDB may read.
+    """
 
     process: int
     environment: Any
@@ -31,36 +34,45 @@ class Opened(NamedTuple):
     size: int
 
     def is_usable(self) -> bool:
+        """Whether this process may read from it: LMDB forbids that after a fork, and `forget` may have closed it."""
         return self.process == os.getpid() and _files.get(self.identity) is self
 
     def is_cut_off(self, path: Path) -> bool:
-        """Whether reading would end the process. A file that was deleted or replaced stays as it is in the map."""
+        """Whether the file has become too short: reading from the map would then end the process with SIGBUS."""
+        # A file that was deleted or replaced does no harm: the map keeps the old one as it is.
         with contextlib.suppress(FileNotFoundError):
             return _identity(path) == self.identity and (path / FILE).stat().st_size < self.size
         return False
 
 
 def open_file(path: Path) -> Opened:
-    """The file of the store as this process has it open, or opens it now; its pages must have been looked at."""
-    if not (found := _files.get(_identity(path))) or not found.is_usable():
-        forget(path)
-        identity, size = _identity(path), lmdb_pages.whole_size(path / FILE)
-        environment = lmdb.open(os.fsencode(path), readonly=True, lock=False, create=False)
-        found = _files[identity] = Opened(os.getpid(), environment, identity, size)
-    return found
+    """The store's file, opened once per process. `check_pages` must have been called before."""
+    opened = _files.get(_identity(path))
+    if opened is not None and opened.is_usable():
+        return opened
+    forget(path)
+    identity = _identity(path)
+    size = lmdb_pages.whole_size(path / FILE)
+    # No lock: it would be a file beside the store, which may lie on a read-only disk. A finished store never changes.
+    environment = lmdb.open(os.fsencode(path), readonly=True, lock=False, create=False)
+    opened = Opened(os.getpid(), environment, identity, size)
+    _files[identity] = opened
+    return opened
 
 
 def forget(path: Path) -> None:
-    """Close what this process, or the one that it was forked from, has open of the store."""
-    if found := _files.pop(_identity(path), None):
-        found.environment.close()
+    """Close the store's file if this process, or the one that it was forked from, has it open."""
+    opened = _files.pop(_identity(path), None)
+    if opened is not None:
+        opened.environment.close()
 
 
 def check_pages(path: Path, writing: bool = False) -> int:
-    """The CRC-32 of the pages that lead to the records; a file is looked at once.
+    """The CRC-32 of the pages that lead to the records. A file that has not changed is read only once.
 
     DataError if LMDB cannot read the file safely, or cannot write to it; PausedError if the machine refuses.
     """
+    # liblmdb trusts its pages: at a damaged one it would abort, read beyond the file or go in a circle.
     try:
         status = (path / FILE).stat()
         state = (status.st_size, status.st_mtime_ns)
@@ -77,7 +89,7 @@ def check_pages(path: Path, writing: bool = False) -> int:
 
 
 def unreadable(path: Path, err: OSError | lmdb.Error | ValueError) -> VdiffError:
-    """What to raise when the store cannot be read: the machine refuses, which is not its fault, or it is damaged."""
+    """The error for a store that cannot be read: PausedError if the machine refuses, DataError if it is damaged."""
     if is_of_machine(err):
         return paused(str(path), err)
     if isinstance(err, lmdb.Error) and is_refusal(str(err)):
@@ -87,7 +99,7 @@ def unreadable(path: Path, err: OSError | lmdb.Error | ValueError) -> VdiffError
 
 
 def damaged(path: Path, problem: str) -> DataError:
-    """What to raise when the store is not what it should be."""
+    """The error for a store that is not what it should be."""
     return DataError(
         f"the image store is damaged: {problem}", "make it again: vdiff prepare --force", path
     )

@@ -1,6 +1,6 @@
-"""What a store was made from, kept beside it: whether pictures have changed since can then be told, mostly in a moment.
+"""What a store was made from, kept in a file beside it. It tells, mostly in a moment, whether pictures have changed.
 
-A store without this file, of an older vdiff, is compared by the names and sizes of its pictures alone.
+Stores of older vdiffs have no such file; they are compared by the names and sizes of their pictures alone.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from vdiff.errors import VdiffError
 
 ORIGIN = "source.json"
 BY_NAMES = "names and sizes"
-"""By what stores of older vdiffs are compared."""
+"""What tells whether pictures have changed, for stores of older vdiffs. In words, for users."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,13 @@ class Origin:
 
     @classmethod
     def of(cls, source: Source, marks: str) -> Self:
-        """What is to be kept of a source whose pictures have these marks."""
+        """The origin of a store that is made from `source`, whose pictures have these marks."""
         return cls(_names(source), source.labels_fingerprint, source.stamp, marks)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """What was written into the folder of a store; None if there is nothing, or if it is damaged."""
+        """What `write` left in the folder of a store; None if there is nothing, or if it is damaged."""
+        # Damaged, it is no loss: the pictures are compared by names and sizes.
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             document = json.loads((folder / ORIGIN).read_bytes())
             seal = document.pop("seal")
@@ -62,8 +63,8 @@ class Origin:
 class Comparison(NamedTuple):
     """How a source stands to a store.
 
-    verdict: `same`; `changed`: the same names and settings, but other pictures; `other`: not made from it, or in
-    another way.   decided_by: by what that was seen, in words.
+    verdict: `same`; `changed`: the same names and settings, but other pictures; `other`: other names or settings.
+    decided_by: what was compared, in words.
     """
 
     verdict: Literal["same", "changed", "other"]
@@ -81,18 +82,20 @@ def compare(
 ) -> Comparison:
     """Whether the store in `folder` is what `source` and `settings` give.
 
-    If only the times of the pictures tell otherwise they are read again, by so many threads; `tell` hears of it, and
+    If only the times of the pictures differ, the pictures are read again, by `workers` threads. `tell` is told so, and
     the new times are kept beside the store, unless `is_dry`.
     """
-    made = {name: getattr(metadata, name) for name in asdict(settings)} | {
-        "sizes": tuple(metadata.sizes)
-    }
-    if made != asdict(settings):
+    stored_settings = {name: getattr(metadata, name) for name in asdict(settings)}
+    # JSON has lists only.
+    stored_settings["sizes"] = tuple(metadata.sizes)
+    if stored_settings != asdict(settings):
         return Comparison("other", "settings")
     is_listed_so = metadata.source in (source.fingerprint, source.earlier_fingerprint)
     origin = Origin.read(folder)
+    if origin is None and is_listed_so:
+        return Comparison("same", BY_NAMES)
     if origin is None:
-        return Comparison("same" if is_listed_so else "other", BY_NAMES)
+        return Comparison("other", BY_NAMES)
     if (origin.names, origin.labels) != (_names(source), source.labels_fingerprint):
         return Comparison("other", "names and classes")
     if not is_listed_so:
@@ -107,9 +110,8 @@ def compare(
     if not have_marks(source.pictures_from(0), origin.marks, workers):
         return Comparison("changed", "content")
     if not is_dry:
-        with suppress(
-            VdiffError
-        ):  # of a store that cannot be written to, they are read again the next time
+        # A store may lie where nothing can be written: then the pictures are read again the next time.
+        with suppress(VdiffError):
             Origin.of(source, origin.marks).write(folder)
     return Comparison("same", "content, which was read again")
 

@@ -1,4 +1,4 @@
-"""Whose trouble an error is, the picture's or the machine's; what is the machine's is tried again for a while."""
+"""Whether an error is the picture's fault or the machine's. What the machine refuses is tried again for a while."""
 
 import errno
 import os
@@ -11,9 +11,9 @@ import numpy as np
 from vdiff.errors import PausedError
 
 WAITS = (0.1, 0.4, 1.5)
-"""Seconds before another try: a file server that comes back, and other threads that close their files, need no more."""
+"""Seconds before another try. A file server that comes back needs no more, nor do threads that close their files."""
 
-# Whatever the machine's state, this name does not lead to a file that could be read.
+# With these, the name leads to no file that could be read, whatever state the machine is in.
 _OF_THE_FILE = frozenset(
     {
         errno.ENOENT,
@@ -25,6 +25,7 @@ _OF_THE_FILE = frozenset(
         errno.EINVAL,
     }
 )
+# Limits of the system, and disks and network disks that do not answer.
 _REFUSALS = (
     errno.EMFILE,
     errno.ENFILE,
@@ -34,6 +35,7 @@ _REFUSALS = (
     errno.ESTALE,
     errno.ETIMEDOUT,
 )
+# Waiting changes nothing here: somebody must give permission.
 _LASTING = frozenset({errno.EACCES, errno.EPERM})
 _FIXES = {
     errno.EACCES: "give yourself the right to read it, or move it away",
@@ -48,19 +50,20 @@ Result = TypeVar("Result")
 
 
 def is_of_machine(err: BaseException) -> bool:
-    """Whether a picture may be whole although this happened when it was read."""
+    """Whether the machine is at fault: the picture that was being read may be whole."""
     if isinstance(err, OSError):
+        # Without a number, it comes from a library: bzip2 says so that its bytes are damaged.
         return err.errno is not None and err.errno not in _OF_THE_FILE
     return isinstance(err, MemoryError)
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a library that has only words for it says that the machine refuses for now. A full disk is not meant."""
+    """Whether the message of a library, which has no errno, says that the machine refuses for now; no full disk."""
     return any(os.strerror(number) in text for number in _REFUSALS)
 
 
 def patiently(work: Callable[[], Result], name: str, notes: list[str]) -> Result:
-    """What `work` gives, if need be at a later try, which becomes a note.
+    """The result of `work`, which is tried up to four times while the machine refuses. A later try adds a note.
 
     name: of the file, for the message.   PausedError if the machine goes on refusing; other errors come at once.
     """
@@ -78,13 +81,16 @@ def patiently(work: Callable[[], Result], name: str, notes: list[str]) -> Result
             if refusal:
                 notes.append(f"needed another try: {refusal}")
             return result
-        time.sleep(wait)  # out of the handler, which would keep what the work held in memory
+        # Not in the handler: its traceback keeps in memory what the work held.
+        time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 
 
 def paused(name: str, err: BaseException) -> PausedError:
-    """The error to stop with.   name: of what could not be read."""
-    number = err.errno if isinstance(err, OSError) else errno.ENOMEM
+    """The error for what the machine goes on refusing.   name: of what could not be read."""
+    number: int | None = errno.ENOMEM
+    if isinstance(err, OSError):
+        number = err.errno
     fix = _FIXES.get(number or 0, _FIX)
     return PausedError(
         f"`{name}` cannot be read: {_reason(err)}",
@@ -93,7 +99,8 @@ def paused(name: str, err: BaseException) -> PausedError:
 
 
 def has_memory(num_bytes: int) -> bool:
-    """Whether so much memory is to be had at this moment. It is not touched."""
+    """Whether so much memory can be had at this moment."""
+    # Asked for, but never written to: that takes no memory and no time.
     try:
         np.empty(num_bytes, np.uint8)
     except MemoryError:

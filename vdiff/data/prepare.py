@@ -1,28 +1,19 @@
-"""A folder or archive of pictures becomes an ImageStore: in parallel, in order, resumable, published as a whole."""
+"""Make an ImageStore of a folder or archive of pictures: in parallel, in order, resumable, published as a whole."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import disk_usage
 from typing import get_args
 
 from vdiff.data.conversion import MAX_DEPTH, MIN_DEPTH, Settings
 from vdiff.data.job import Done, Job, Progress, estimated_bytes
-from vdiff.data.origin import BY_NAMES, Comparison, compare
+from vdiff.data.origin import Comparison, compare
 from vdiff.data.patience import is_of_machine, paused
-from vdiff.data.publishing import (
-    LEFT_OUT,
-    NOTES,
-    OTHER_PLACE,
-    SKIPPED,
-    STORE,
-    discard,
-    has_rests,
-    publish,
-    tidy,
-)
+from vdiff.data.prepared import Report as Report
+from vdiff.data.prepared import report_of
+from vdiff.data.publishing import OTHER_PLACE, STORE, discard, has_rests, publish, tidy
 from vdiff.data.seal import FILE, is_store
 from vdiff.data.sources import Group, Labels, Source, open_source
 from vdiff.data.store import ImageStore
@@ -38,7 +29,8 @@ __all__ = ["Plan", "Progress", "Report", "plan", "prepare"]
 class Plan:
     """What `prepare` would do.
 
-    classes_told, left_out: as in `Report`.   decided_by: what tells that it is done already.   hints: of the source.
+    classes_told, left_out: as in `Report`.   already_done: there would be nothing to do; `decided_by` says what was
+    compared to find that out.   hints: what a user should know of the source.
     """
 
     num_images: int
@@ -51,38 +43,6 @@ class Plan:
     already_done: bool
     decided_by: str
     hints: list[str]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `prepare` did.
-
-    num_skipped, skipped_file: pictures that could not be read.   left_out, left_out_file: what is not taken for one.
-    classes_told: where the classes come from, or why there are none.
-    resumed_at: how many files an earlier start had dealt with.   anew: why its work was of no use, if it was of none.
-    already_done: nothing was to be done; `decided_by` says by what that was seen.
-    notes: names of pictures that were taken though something was amiss, and what.   hints: what else a user may want to
-    know, and type.
-    """
-
-    store: Path
-    num_images: int
-    num_skipped: int
-    skipped_file: Path | None
-    sizes: tuple[int, ...]
-    class_names: list[str]
-    classes_told: str
-    left_out: list[Group]
-    left_out_file: Path | None
-    bytes: int
-    seconds: float
-    resumed_at: int = 0
-    already_done: bool = False
-    decided_by: str = ""
-    anew: str = ""
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    notes_file: Path | None = None
-    hints: list[str] = field(default_factory=list)
 
 
 def plan(
@@ -99,9 +59,11 @@ def plan(
 ) -> Plan:
     """What `prepare` would do with the same arguments, without writing anything."""
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
-    _unfinished(out)
+    unfinished = _unfinished(out)
     opened = _open(source, labels)
-    made = _compared(out, opened, settings, _threads(None), _unheard, is_dry=True)
+    job = Job(opened, settings, unfinished, max_bad=0.0, workers=_threads(None))
+    comparison = _compared(out, job, is_dry=True)
+    existing = next(folder for folder in out.absolute().parents if folder.exists())
     return Plan(
         num_images=len(opened.files),
         class_names=opened.classes.names,
@@ -109,9 +71,9 @@ def plan(
         left_out=opened.left_out.groups(),
         sizes=settings.sizes,
         estimated_bytes=estimated_bytes(settings, len(opened.files)),
-        free_bytes=disk_usage(next(path for path in out.absolute().parents if path.exists())).free,
-        already_done=made.verdict == "same",
-        decided_by=made.decided_by,
+        free_bytes=disk_usage(existing).free,
+        already_done=comparison.verdict == "same",
+        decided_by=comparison.decided_by,
         hints=opened.notes,
     )
 
@@ -136,9 +98,9 @@ def prepare(
     """Make the image store `out` from the pictures of `source`, or go on where an earlier start was stopped.
 
     sizes: in pixels, square.   quality: of JPEG, 1 to 100.   max_bad: the share of files that may be unreadable.
-    depth: bits that grey pictures of 16 bits use, where they do not state it.   labels: where classes come from, see
-    `Labels`.   workers: threads; default one per core, at most 16.   force: replace a store that was made in another
-    way.   tell: hears what takes its time, one sentence each.
+    depth: bits that grey pictures of 16 bits use, where they do not state it.   labels: see `Labels`.   workers:
+    threads; default one per core, at most 16.   force: replace a store that was made in another way.
+    tell: is called with a sentence before something that takes long.
     DataError: no pictures, or too many unreadable.   UsageError: `out` is there already.   InUseError: another process
     prepares it.   MachineError: no space or no permission; nothing is left behind.   PausedError: a picture could not
     be read, which is not its fault; what was done is kept.
@@ -146,35 +108,32 @@ def prepare(
     started = time.monotonic()
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
     unfinished = _unfinished(out)
+    # Before the source is read, which may take minutes.
     lock.refuse_if_held(unfinished)
-    opened, threads, tell = (
-        _open(source, labels),
-        _threads(workers),
-        _unheard if tell is None else tell,
-    )
-    compared = partial(_compared, out, opened, settings, threads, tell, force)
-    made = compared()
-    if made.verdict == "same":
+    opened = _open(source, labels)
+    job = Job(opened, settings, unfinished, max_bad, _threads(workers), tell=tell or _unheard)
+    comparison = _compared(out, job, force)
+    if comparison.verdict == "same":
         _tidy_rests(out, unfinished)
-        return _report(out, opened, started, len(opened.files), made)
-    _refuse_to_replace(out, unfinished, force or made.verdict == "changed")
+        return report_of(out, opened, started, len(opened.files), comparison)
+    _refuse_to_replace(out, unfinished, force or comparison.verdict == "changed")
     before = _state(out)
-    job = Job(opened, settings, unfinished, max_bad, threads, tell=tell)
     with lock.held(unfinished):
         tidy(out)
-        made = (
-            made if _state(out) == before else compared()
-        )  # another process made it, while this one waited
-        if made.verdict == "same":
-            return _report(out, opened, started, len(opened.files), made)
-        _refuse_to_replace(out, unfinished, force or made.verdict == "changed")
-        done = _run(job, on_progress or (lambda progress: None))
+        # Another process may have made the store while this one waited for the lock.
+        if _state(out) != before:
+            comparison = _compared(out, job, force)
+            if comparison.verdict == "same":
+                return report_of(out, opened, started, len(opened.files), comparison)
+        _refuse_to_replace(out, unfinished, force or comparison.verdict == "changed")
+        done = _run(job, on_progress or _unwatched)
         publish(unfinished, out)
-    report = _report(out, opened, started, done.resumed_at, anew="; ".join(job.said))
+    report = report_of(out, opened, started, done.resumed_at, anew="; ".join(job.said))
     return replace(report, hints=done.hints + report.hints)
 
 
 def _run(job: Job, on_progress: Callable[[Progress], None]) -> Done:
+    """Do the job. After an error, the unfinished store stays only if there is work in it to go on from."""
     try:
         return job.run(on_progress)
     except (MemoryError, OSError) as err:
@@ -186,6 +145,7 @@ def _run(job: Job, on_progress: Callable[[Progress], None]) -> Done:
             discard(job.folder)
         raise
     except MachineError:
+        # No space or no permission here: it must be made elsewhere, and what is left would fill the disk.
         discard(job.folder)
         raise
 
@@ -193,7 +153,8 @@ def _run(job: Job, on_progress: Callable[[Progress], None]) -> Done:
 def _has_progress(job: Job) -> bool:
     try:
         return job.has_progress()
-    except (MachineError, MemoryError):  # without memory even that cannot be seen
+    except (MachineError, MemoryError):
+        # The machine cannot even look. Nothing may be thrown away then.
         return True
 
 
@@ -221,7 +182,8 @@ def _settings(
             raise UsageError(
                 f"there is no {name} `{value}`", f"choose one of: {', '.join(get_args(known))}"
             )
-    if encoding == "jpeg" and (channels == 4 or not 1 <= quality <= 100):
+    is_jpeg = encoding == "jpeg"
+    if is_jpeg and (channels == 4 or not 1 <= quality <= 100):
         raise UsageError(
             "JPEG holds 1 or 3 channels, with a quality from 1 to 100",
             "choose those, or png or webp",
@@ -231,18 +193,23 @@ def _settings(
             f"grey pictures of 16 bits cannot use {depth} bits",
             f"choose {MIN_DEPTH} to {MAX_DEPTH}",
         )
+    # Lossless formats have no quality: it must not make equal settings differ.
+    stored_quality: int | None = None
+    if is_jpeg:
+        stored_quality = quality
     return Settings(
         sizes=tuple(sorted(set(sizes))),
         channels=channels,
         encoding=encoding,
-        quality=quality if encoding == "jpeg" else None,
+        quality=stored_quality,
         resampling=resampling,
         depth=depth,
     )
 
 
 def _unfinished(out: Path) -> Path:
-    """Where the store is made that is to lie at `out`. UsageError for a place that has no name of its own."""
+    """The folder in which the store is made before it gets the name `out`. UsageError for `out` without a name."""
+    # Beside `out`, on the same disk: only there, a rename is one step.
     if out.name in ("", ".."):
         raise UsageError(
             f"a store cannot take the place of `{out}`", "name a folder in it: --out PATH", out
@@ -265,39 +232,40 @@ def _threads(workers: int | None) -> int:
 def _unheard(text: str) -> None: ...
 
 
-def _compared(
-    out: Path,
-    source: Source,
-    settings: Settings,
-    workers: int,
-    tell: Callable[[str], None],
-    force: bool = False,
-    is_dry: bool = False,
-) -> Comparison:
-    """How `out` stands to what these files and settings give, which `force` does not ask.
+def _unwatched(progress: Progress) -> None: ...
 
-    is_dry: nothing is written.   DataError if it is a damaged store.
+
+def _compared(out: Path, job: Job, force: bool = False, is_dry: bool = False) -> Comparison:
+    """How the store at `out` compares with what the job would make.
+
+    force: it is `other` without a look.   is_dry: nothing is written.   DataError if it is a damaged store.
     """
-    metadata = ImageStore(out).metadata if is_store(out) and not force else None
-    if metadata is None:
+    # With `--force`, a damaged store is replaced too, so it is not even opened.
+    if force or not is_store(out):
         return Comparison("other", "")
-    found = compare(out, metadata, source, settings, workers, tell, is_dry)
-    if found.verdict == "changed":
-        tell(
-            f"the pictures have changed since `{out}` was made, by their {found.decided_by}: it is made again"
+    metadata = ImageStore(out).metadata
+    if metadata is None:
+        # Another program made it.
+        return Comparison("other", "")
+    comparison = compare(
+        out, metadata, job.source, job.settings, job.workers, job.tell, is_dry=is_dry
+    )
+    if comparison.verdict == "changed":
+        job.tell(
+            f"the pictures have changed since `{out}` was made, by their {comparison.decided_by}: it is made again"
         )
-    return found
+    return comparison
 
 
 def _tidy_rests(out: Path, unfinished: Path) -> None:
-    """Nothing is written where there are none: a read-only disk would refuse."""
+    """Remove what an earlier start left, if it left anything: taking the lock fails on a read-only disk."""
     if has_rests(out):
         with lock.held(unfinished):
             tidy(out)
 
 
 def _state(out: Path) -> tuple[int, int] | None:
-    """What is different when another store has come to `out`."""
+    """What tells one store at `out` from another: the inode and the time of its data. None if there is none."""
     if not is_store(out):
         return None
     status = (out / FILE).stat()
@@ -311,62 +279,3 @@ def _refuse_to_replace(out: Path, unfinished: Path, force: bool) -> None:
     if out.is_dir() and any(out.iterdir()) and not force:
         fix = "replace it: --force; or choose another place: --out PATH"
         raise UsageError(f"`{out}` was made from other pictures or with other settings", fix, out)
-
-
-def _report(
-    out: Path,
-    source: Source,
-    started: float,
-    resumed_at: int,
-    made: Comparison | None = None,
-    anew: str = "",
-) -> Report:
-    store, skipped, notes, left_out = ImageStore(out), out / SKIPPED, out / NOTES, out / LEFT_OUT
-    num_skipped = len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.exists() else 0
-    return Report(
-        store=out,
-        num_images=store.num_images,
-        num_skipped=num_skipped,
-        skipped_file=skipped if num_skipped else None,
-        sizes=store.sizes,
-        class_names=store.class_names,
-        classes_told=source.classes.told,
-        left_out=source.left_out.groups(),
-        left_out_file=left_out if left_out.exists() else None,
-        bytes=(out / FILE).stat().st_size,
-        seconds=time.monotonic() - started,
-        resumed_at=resumed_at,
-        already_done=made is not None,
-        decided_by=made.decided_by if made else "",
-        anew=anew,
-        notes=_rows(notes),
-        notes_file=notes if notes.exists() else None,
-        hints=source.notes + _hints_on_older(store, source, made),
-    )
-
-
-def _hints_on_older(store: ImageStore, source: Source, made: Comparison | None) -> list[str]:
-    """What should be known of a store that an older vdiff made from the same source."""
-    if made is None or made.decided_by != BY_NAMES:
-        return []
-    if store.metadata and store.metadata.source != source.fingerprint:
-        num_more = len(source.files) - store.num_images
-        return [
-            f"an older vdiff made the store and left out {num_more:,} pictures; `--force` takes them"
-        ]
-    if store.class_names != source.classes.names:
-        now = f"{len(source.classes.names):,} classes" if source.classes.names else "no classes"
-        return [
-            f"an older vdiff made the store with {len(store.class_names):,} classes; `--force` finds {now}"
-        ]
-    return [
-        "an older vdiff made the store, which kept no times: if pictures changed since, type `--force`"
-    ]
-
-
-def _rows(path: Path) -> list[tuple[str, str]]:
-    """The names and the words of a list that was written beside the store; none if there is no such file."""
-    if not path.exists():
-        return []
-    lines = [line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    return [(name, words) for name, _, words in lines]

@@ -26,18 +26,18 @@ def write_preview(
     most_columns = min(8, max(1, _PIXELS // size))
     chosen = np.linspace(0, count - 1, min(count, most_columns**2)).astype(int).tolist()
     pictures = np.stack([_decoded(read(index), channels) for index in chosen])
+    # A preview of an earlier start. Versions before 0.2 did not sign theirs, so they would not be replaced.
     with refusals(folder):
-        (folder / PREVIEW).unlink(
-            missing_ok=True
-        )  # of an earlier start; versions before 0.2 did not sign theirs
+        (folder / PREVIEW).unlink(missing_ok=True)
     images.write_pixels(folder / PREVIEW, _side_by_side(pictures, max(1, 64 // size)))
 
 
 def _decoded(record: bytes, channels: int) -> images.Pixels:
-    """A picture that was just stored; MemoryError where a decoder calls it damaged because it has no memory."""
+    """A picture that was just stored.   Errors: MemoryError, also where a decoder calls it damaged for lack of it."""
     try:
         return images.decode(record, channels)
     except ValueError as err:
+        # Without memory, some decoders say that the file is damaged.
         if not has_memory(_BYTES):
             raise MemoryError from err
         raise
@@ -49,10 +49,12 @@ def _side_by_side(pictures: images.Pixels, scale: int) -> images.Pixels:
     count, channels, height, width = pictures.shape
     columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
-    down, across = height + _PADDING, width + _PADDING
-    page = np.full((channels, rows * down + _PADDING, columns * across + _PADDING), 255, np.uint8)
+    row_height = height + _PADDING
+    column_width = width + _PADDING
+    page_shape = (channels, rows * row_height + _PADDING, columns * column_width + _PADDING)
+    page = np.full(page_shape, 255, np.uint8)
     for place, picture in enumerate(pictures):
-        top = place // columns * down + _PADDING
-        left = place % columns * across + _PADDING
+        top = place // columns * row_height + _PADDING
+        left = place % columns * column_width + _PADDING
         page[:, top : top + height, left : left + width] = picture
     return page

@@ -1,7 +1,8 @@
-"""By what a store of ours is known: the file `store.json` beside it, and in older ones what is left of their record.
+"""How a store of vdiff is told from one of another program: by the file `store.json` beside its data.
 
-A store without its record `vdiff` could be one of diffusion_distiller: it would be read without checksums and labels.
-So a finished store has a second mark outside of `data.mdb`, which also says what its pages must be.
+Inside `data.mdb`, only the record `vdiff` tells. If one bit of its key changed, the store would be taken for one of
+diffusion_distiller, and be read without checksums and labels. So a finished store has a second mark outside, which also
+holds the checksum of its pages. Older stores have none; they are known by what is left of their record.
 """
 
 from pathlib import Path
@@ -14,8 +15,10 @@ from vdiff.errors import MachineError
 
 FILE = "data.mdb"
 SEAL = "store.json"
+# A seal has some 200 bytes; a stranger's file of this name may have any number.
 _MOST_BYTES = 2**20
 _RECORD = b"vdiff"
+# In the first 200 bytes of the value of each record `vdiff`.
 _MADE_BY = b'"made_by": "vdiff'
 
 
@@ -25,7 +28,7 @@ def is_store(path: Path) -> bool:
 
 
 def write_seal(folder: Path, metadata: Metadata, num_bytes: int, pages: int) -> None:
-    """Write the second mark of the finished store in `folder`.   pages: what the check of its pages gave.
+    """Write the second mark of the finished store in `folder`.   pages: CRC-32, as `opened.check_pages` gives it.
 
     Errors: MachineError when the disk refuses.
     """
@@ -56,7 +59,8 @@ def read_seal(folder: Path) -> Seal | None:
 
 
 def break_seal(folder: Path) -> None:
-    """A store that is written to is not the one that was sealed.   Errors: MachineError when the disk refuses."""
+    """Remove the second mark before the store is written to.   Errors: MachineError when the disk refuses."""
+    # Before the first write: else a kill would leave a store that its seal calls damaged.
     try:
         (folder / SEAL).unlink(missing_ok=True)
     except OSError as err:
@@ -65,9 +69,10 @@ def break_seal(folder: Path) -> None:
 
 
 def is_ours(key: bytes, value: bytes) -> bool:
-    """Whether this was the record of a store of ours, although its key is not `vdiff` any more.
-
-    Where a bit of the key has changed, the record is still what it was; where one of the key's length has, the key
-    begins as `vdiff` does, and the value may be another. An unfinished store has keys that begin with `vdiff`.
-    """
-    return key.startswith(_RECORD) or _RECORD.startswith(key) or _MADE_BY in key + value[:200]
+    """Whether this was the record of a store of ours, although its key is not `vdiff` any more."""
+    # If a bit of the key's length has changed, the key begins as `vdiff` does, and the value may be another.
+    # The keys of an unfinished store begin with `vdiff` too.
+    if key.startswith(_RECORD) or _RECORD.startswith(key):
+        return True
+    # If a bit of the key's text has changed, the value is still what it was.
+    return _MADE_BY in key + value[:200]

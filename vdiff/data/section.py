@@ -1,4 +1,7 @@
-"""What a recipe says of its pictures: the contract. Without numpy; `dataset.py` has that of the pictures themselves."""
+"""What a recipe says of its pictures: the contract of the section `data`.
+
+It imports no numpy, as checking a recipe must be quick. `dataset.py` has the contract of the pictures themselves.
+"""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
@@ -19,6 +22,7 @@ class DatasetSection(KindSection, ABC):
     needed_fields: ClassVar[tuple[str, ...]] = ("kind", "size", "channels", "flip")
     makes: ClassVar[tuple[str, str]] = ("open", "vdiff.data.dataset:Images")
 
+    # For the type checker only: each kind states these fields itself, as it states what it allows.
     if TYPE_CHECKING:
         size: int
         channels: int

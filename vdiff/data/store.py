@@ -7,7 +7,6 @@ Keys `256-00000`, ... and `length`, as diffusion_distiller and rosinality write 
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -29,8 +28,11 @@ from vdiff.data.patience import is_refusal
 from vdiff.data.seal import FILE, SEAL, break_seal, is_ours, is_store, read_seal
 from vdiff.errors import DataError, MachineError, PausedError
 
-METADATA, LENGTH = "vdiff", "length"
+# Keys of records that are no pictures.
+METADATA = "vdiff"
+LENGTH = "length"
 _KEY = re.compile(rb"([1-9]\d{0,5})-\d{5,}")
+# LMDB must be told how large its file may become. It is doubled when it is full.
 _FIRST_MAP = 64 * 2**20
 _SHOWN = ("format", "made_by", "channels", "encoding", "quality", "resampling", "source")
 
@@ -50,6 +52,7 @@ class ImageStore:
             if seal:
                 raise damaged(path, f"its file `{FILE}` is missing")
             raise DataError(f"there is no image store in `{path}`", "make it: vdiff prepare", path)
+        # Before LMDB opens the file: at damaged pages, it would end the process.
         pages = check_pages(path)
         if seal:
             _compare(seal, path, pages)
@@ -64,13 +67,16 @@ class ImageStore:
     @property
     def labels(self) -> npt.NDArray[np.int64] | None:
         """The class of each picture, or None."""
-        labels = self.metadata.labels if self.metadata else None
-        return None if labels is None else np.array(labels, dtype=np.int64)
+        if self.metadata is None or self.metadata.labels is None:
+            return None
+        return np.array(self.metadata.labels, dtype=np.int64)
 
     @property
     def class_names(self) -> list[str]:
         """The name of each class; empty where there are none."""
-        return list(self.metadata.class_names or []) if self.metadata else []
+        if self.metadata is None:
+            return []
+        return list(self.metadata.class_names or [])
 
     @property
     def fingerprint(self) -> str:
@@ -79,59 +85,62 @@ class ImageStore:
 
     def fingerprint_of(self, *sizes: int) -> str:
         """SHA-256 of the pictures of these sizes, by their checksums, and of the labels."""
-        labels = self.metadata.labels if self.metadata else None
-        channels = self.metadata.channels if self.metadata else None
+        labels: list[int] | None = None
+        channels: int | None = None
+        if self.metadata is not None:
+            labels = self.metadata.labels
+            channels = self.metadata.channels
         content = [self.num_images, channels, [[size, self._crcs(size)] for size in sizes], labels]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def read(self, index: int, size: int) -> bytes:
         """The encoded picture; DataError if it is not there or is not what was written."""
         key = image_key(size, index)
-        with self._reading(
-            buffers=True
-        ) as transaction:  # a damaged size is no reason to take gigabytes of memory
+        # A buffer lies in the map of the file: a size that is damaged takes no gigabytes of memory.
+        with self._reading(buffers=True) as transaction:
             data = transaction.get(key.encode())
             if data is None:
                 raise damaged(self.path, f"record `{key}` is missing")
-            if (
-                self.metadata
-                and f"{zlib.crc32(data):08x}" != self.metadata.crcs[size][8 * index : 8 * index + 8]
-            ):
-                raise damaged(
-                    self.path, f"record `{key}` is not what was written (its checksum differs)"
-                )
+            if self.metadata:
+                expected = self.metadata.crcs[size][8 * index : 8 * index + 8]
+                if f"{zlib.crc32(data):08x}" != expected:
+                    raise damaged(
+                        self.path, f"record `{key}` is not what was written (its checksum differs)"
+                    )
+            # A copy: the buffer ends with the transaction.
             return bytes(data)
 
     def verify(self) -> None:
         """Read every picture and compare its checksum; a foreign store has none.
 
-        DataError if anything is damaged that is used. What is not: pages that are free, and of a long value the head
-        of its first page and the rest of its last one.
+        DataError if any byte that is used is damaged. Not used are free pages and, of a long value, the header of its
+        first page and what follows it on its last one.
         """
         for size in self.sizes:
             for index in range(self.num_images):
                 self.read(index, size)
 
     def summary(self) -> dict[str, Any]:
-        """What `vdiff inspect` shows, ready for JSON. Foreign stores have None where they say nothing."""
-        said = (
-            self.metadata.model_dump(include=set(_SHOWN))
-            if self.metadata
-            else dict.fromkeys(_SHOWN)
-        )
+        """What `vdiff inspect` shows, ready for JSON. Foreign stores have None for what they do not say."""
+        kind = "diffusion_distiller"
+        shown: dict[str, Any] = dict.fromkeys(_SHOWN)
+        if self.metadata:
+            kind = "vdiff"
+            shown = self.metadata.model_dump(include=set(_SHOWN))
         return {
             "path": str(self.path),
-            "kind": "vdiff" if self.metadata else "diffusion_distiller",
+            "kind": kind,
             "num_images": self.num_images,
             "sizes": list(self.sizes),
             "num_classes": len(self.class_names),
             "class_names": self.class_names,
             "bytes": (self.path / FILE).stat().st_size,
             "fingerprint": self.fingerprint,
-            **said,
+            **shown,
         }
 
     def __getstate__(self) -> dict[str, Any]:
+        # An open LMDB belongs to one process.
         return {**self.__dict__, "_opened": None}
 
     @contextlib.contextmanager
@@ -144,12 +153,14 @@ class ImageStore:
             with self._opened.environment.begin(buffers=buffers) as transaction:
                 yield transaction
         except lmdb.MemoryError:
-            raise  # the machine's trouble: the store is whole
+            # The machine is at fault: the store is whole.
+            raise
         except (lmdb.Error, OSError, ValueError) as err:
             raise unreadable(self.path, err) from err
 
     def _read_metadata(self, transaction: Any) -> Metadata | None:
-        if (text := transaction.get(METADATA.encode())) is None:
+        text = transaction.get(METADATA.encode())
+        if text is None:
             return None
         try:
             return Metadata.from_json(text)
@@ -169,26 +180,31 @@ class ImageStore:
     def _find_sizes(self, transaction: Any) -> tuple[int, ...]:
         if self.metadata:
             return tuple(self.metadata.sizes)
-        sizes, cursor = [], transaction.cursor()
-        found = cursor.first()
-        while found and cursor.key() < b":":  # which follows the digits
-            if not (key := _KEY.fullmatch(cursor.key())):
-                found = cursor.next()  # not a picture's, but one may follow
+        # From size to size, not from picture to picture: there may be millions.
+        sizes: list[int] = []
+        cursor = transaction.cursor()
+        is_at_key = cursor.first()
+        # ":" follows the digits: no key of a picture comes after it.
+        while is_at_key and cursor.key() < b":":
+            key = _KEY.fullmatch(cursor.key())
+            if key is None:
+                # No picture's key, perhaps a damaged one. Pictures may follow.
+                is_at_key = cursor.next()
                 continue
             if int(key[1]) in sizes:
                 raise damaged(self.path, "its keys are not in order")
             sizes.append(int(key[1]))
-            found = cursor.set_range(
-                key[1] + b"."
-            )  # "." follows "-": the first key of the next size
+            # "." follows "-": this leads to the first key of the next size.
+            is_at_key = cursor.set_range(key[1] + b".")
         return tuple(sorted(sizes))
 
     def _refuse_ours(self, transaction: Any, seal: Seal | None) -> None:
-        """DataError for a store of ours that has lost its record, which would be read without checksums and labels."""
+        """DataError for a store of vdiff that has lost its record: it would be read without checksums and labels."""
         if seal:
             raise damaged(self.path, f"its record `{METADATA}` is missing")
+        # Pictures and the length, and nothing that could have been a record of ours: no need to look at every key.
         if transaction.stat()["entries"] == self.num_images * len(self.sizes) + 1:
-            return  # nothing but these
+            return
         cursor = transaction.cursor()
         for key in cursor.iternext(values=False):
             if key != LENGTH.encode() and not _KEY.fullmatch(key) and is_ours(key, cursor.value()):
@@ -200,13 +216,16 @@ class ImageStore:
     def _check_keys(self, transaction: Any) -> None:
         if not self.sizes:
             raise damaged(self.path, "it holds no pictures under keys like `256-00000`")
-        last = [image_key(size, index) for size in self.sizes for index in (0, self.num_images - 1)]
-        missing = [key for key in last if transaction.get(key.encode()) is None]
+        # The first and the last key of each size, and the number of all keys: in a moment, also for millions.
+        ends = [image_key(size, index) for size in self.sizes for index in (0, self.num_images - 1)]
+        missing = [key for key in ends if transaction.get(key.encode()) is None]
         if missing:
             problem = f"it says {self.num_images:,} pictures, but record `{missing[0]}` is missing"
             raise damaged(self.path, problem)
-        others = 2 if self.metadata else 1
-        if transaction.stat()["entries"] < self.num_images * len(self.sizes) + others:
+        num_others = 1
+        if self.metadata:
+            num_others = 2
+        if transaction.stat()["entries"] < self.num_images * len(self.sizes) + num_others:
             raise damaged(self.path, f"it says {self.num_images:,} pictures, but some are missing")
 
     def _crcs(self, size: int) -> str:
@@ -228,12 +247,15 @@ class StoreWriter:
     def __init__(self, path: Path, expected_bytes: int = 0) -> None:
         self.path = path
         self._expected_bytes = expected_bytes
-        size = (path / FILE).stat().st_size if is_store(path) else 0
+        size = 0
+        if is_store(path):
+            size = (path / FILE).stat().st_size
         if size:
             check_pages(path, writing=True)
             forget(path)
         break_seal(path)
         with self._guarded():
+            # No lock: a file lock beside the store keeps other processes out.
             # The engine is named: an environment variable could ask for one whose files lmdb 2 cannot read.
             self._environment = lmdb.open(
                 os.fsencode(path), map_size=max(_FIRST_MAP, 2 * size), lock=False, lib_version=0
@@ -247,8 +269,8 @@ class StoreWriter:
     def get(self, key: str) -> bytes | None:
         """The record under `key`, or None."""
         with self._guarded(), self._environment.begin() as transaction:
-            found: bytes | None = transaction.get(key.encode())
-        return found
+            record: bytes | None = transaction.get(key.encode())
+        return record
 
     def records(self, prefix: str) -> dict[str, bytes]:
         """All records whose keys begin with `prefix`, in the order of their keys."""
@@ -258,8 +280,12 @@ class StoreWriter:
             transaction.cursor() as cursor,
         ):
             cursor.set_range(prefix.encode())
-            found = itertools.takewhile(lambda item: item[0].startswith(prefix.encode()), cursor)
-            return {key.decode(): value for key, value in found}
+            records: dict[str, bytes] = {}
+            for key, value in cursor:
+                if not key.startswith(prefix.encode()):
+                    break
+                records[key.decode()] = value
+            return records
 
     def __enter__(self) -> Self:
         return self
@@ -273,7 +299,8 @@ class StoreWriter:
         file = self.path / FILE
         # LMDB does not write pages at the end that were freed again at once: the file would look cut off.
         # On Windows it makes the file as large as the map.
-        size, whole = file.stat().st_size, lmdb_pages.whole_size(file)
+        size = file.stat().st_size
+        whole = lmdb_pages.whole_size(file)
         if size < whole or (sys.platform == "win32" and size > whole):
             os.truncate(file, whole)
 
@@ -298,7 +325,7 @@ class StoreWriter:
         except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as err:
             raise damaged(self.path, str(err)) from err
         except lmdb.Error as err:
-            # a full disk comes as an input/output error too
+            # A full disk comes as an input/output error too, so that one is not taken for a refusal.
             if is_refusal(str(err)) and os.strerror(errno.EIO) not in str(err):
                 fix = "give it more memory, files or a better disk; the same command then goes on from here"
                 raise PausedError(f"cannot write the image store: {err}", fix, self.path) from err
@@ -327,7 +354,7 @@ def _read_seal(path: Path) -> Seal | None:
 
 
 def _compare(seal: Seal, path: Path, pages: int) -> None:
-    """DataError unless the file is the one that was sealed. (In pages that are not used it may differ.)"""
+    """DataError unless the file is the one that was sealed. Pages that are not used may differ."""
     num_bytes = (path / FILE).stat().st_size
     if num_bytes != seal.bytes:
         problem = f"`{FILE}` has {num_bytes:,} bytes, not {seal.bytes:,} as `{SEAL}` says"

@@ -42,7 +42,7 @@ def write_folder(folder: Path) -> int:
         whole_folder.forget_leftovers(folder / str(label))
     for name, content in pictures.items():
         if not _holds(folder / name, content):
-            # Not flushed: 1,797 flushes take minutes on a slow disk, and the next call makes what is missing again.
+            # Not flushed: 1,797 flushes take long on a hard disk, and the next call makes what is missing again.
             whole_folder.write_bytes(
                 folder / name, content, partial(_is_part, content), is_flushed=False
             )
