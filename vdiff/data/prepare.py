@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 from typing import get_args
@@ -98,9 +98,8 @@ def prepare(
     """Make the image store `out` from the pictures of `source`, or go on where an earlier start was stopped.
 
     sizes: in pixels, square.   quality: of JPEG, 1 to 100.   max_bad: the share of files that may be unreadable.
-    depth: bits that grey pictures of 16 bits use, where they do not state it.   labels: see `Labels`.   workers:
-    threads; default one per core, at most 16.   force: replace a store that was made in another way.
-    tell: is called with a sentence before something that takes long.
+    depth: bits that grey pictures of 16 bits use, unless they state it.   labels: see `Labels`.   workers: threads, at
+    most 16 by default.   force: replace a store made in another way.   tell: is called before slow work.
     DataError: no pictures, or too many unreadable.   UsageError: `out` is there already.   InUseError: another process
     prepares it.   MachineError: no space or no permission; nothing is left behind.   PausedError: a picture could not
     be read, which is not its fault; what was done is kept.
@@ -111,7 +110,9 @@ def prepare(
     # Before the source is read, which may take minutes.
     lock.refuse_if_held(unfinished)
     opened = _open(source, labels)
-    job = Job(opened, settings, unfinished, max_bad, _threads(workers), tell=tell or _unheard)
+    if tell is None:
+        tell = _unheard
+    job = Job(opened, settings, unfinished, max_bad, _threads(workers), tell=tell)
     comparison = _compared(out, job, force)
     if comparison.verdict == "same":
         _tidy_rests(out, unfinished)
@@ -128,8 +129,8 @@ def prepare(
         _refuse_to_replace(out, unfinished, force or comparison.verdict == "changed")
         done = _run(job, on_progress or _unwatched)
         publish(unfinished, out)
-    report = report_of(out, opened, started, done.resumed_at, anew="; ".join(job.said))
-    return replace(report, hints=done.hints + report.hints)
+    anew = "; ".join(job.said)
+    return report_of(out, opened, started, done.resumed_at, anew=anew, hints=done.hints)
 
 
 def _run(job: Job, on_progress: Callable[[Progress], None]) -> Done:

@@ -1,6 +1,7 @@
 """What `prepare` did, or found done: the report on a finished store."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,11 +51,12 @@ def report_of(
     resumed_at: int,
     comparison: Comparison | None = None,
     anew: str = "",
+    hints: Sequence[str] = (),
 ) -> Report:
     """The report on the store at `out`, which is finished.
 
     started: when `prepare` began, by the monotonic clock.   comparison: what told that nothing was to be done, None if
-    there was work.   resumed_at, anew: as in `Report`.
+    there was work.   resumed_at, anew: as in `Report`.   hints: of the work; those of the source come after them.
     """
     store = ImageStore(out)
     num_skipped = len(_rows(out / SKIPPED))
@@ -82,7 +84,7 @@ def report_of(
         anew=anew,
         notes=_rows(out / NOTES),
         notes_file=_existing(out / NOTES),
-        hints=source.notes + _hints_on_older(store, source, decided_by),
+        hints=[*hints, *source.notes, *_hints_on_older(store, source, decided_by)],
     )
 
 

@@ -65,10 +65,15 @@ def tensor_fact(name: str, shape: object, dtype: str) -> TensorFact:
         raise FormatError(
             f"holds a tensor with a name that no program gives: `{printable(name, 40)}`"
         )
-    is_short_list = isinstance(shape, list | tuple) and len(shape) <= MOST_DIMENSIONS
-    if not is_short_list or not all(map(is_size, shape)):
+    if not _is_shape(shape):
         raise FormatError(f"says something that is not a shape about the tensor `{name}`")
     return TensorFact(name, tuple(shape), dtype)
+
+
+def _is_shape(value: object) -> TypeGuard[list[int] | tuple[int, ...]]:
+    if not isinstance(value, list | tuple) or len(value) > MOST_DIMENSIONS:
+        return False
+    return all(map(is_size, value))
 
 
 def is_size(value: object) -> TypeGuard[int]:

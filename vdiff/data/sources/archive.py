@@ -22,16 +22,19 @@ from vdiff.data.sources.source import Listing, twice
 from vdiff.data.sources.trouble import unreadable
 from vdiff.errors import DataError
 
-_FEW, _MAX_NAME = 2**20, 4096
+_FEW = 2**20
+_MAX_NAME = 4096
 
 
 class Belief:
-    """How many files an archive of `num_bytes` is believed to have. Memory ends before a hostile one does.
+    """How many files an archive of `num_bytes` bytes is believed to have.
 
-    least_bytes: that a file needs at least in it, with its share of the headers.
+    A compressed archive of a few megabytes can list billions of files, whose names would fill the memory.
+    least_bytes: what a file needs in an archive at least, with its headers.
     """
 
     def __init__(self, num_bytes: int, least_bytes: int) -> None:
+        # A million files with names of 128 letters fit into memory: so many may be in any archive.
         self._files_left = max(_FEW, num_bytes // least_bytes)
         self._letters_left = max(128 * _FEW, num_bytes // 8)
 
@@ -60,7 +63,7 @@ class Sorting:
     def add_file(
         self, name: str, num_bytes: int, place: int, opened: Callable[[], io.RawIOBase]
     ) -> None:
-        """Take a file, or not.   opened: its bytes; they are asked for at once, or never."""
+        """Sort one file.   opened: gives its bytes; called at once or never, as a tar file cannot be gone back in."""
         is_out_of_sight = _is_out_of_sight(name)
         if is_known_picture(name) and not is_out_of_sight:
             self._belief.take(name)
@@ -70,21 +73,28 @@ class Sorting:
             self._belief.take(name)
             add_list(self.listing.lists, name, num_bytes, opened)
             return
-        reason = without_a_look(name) or (None if num_bytes else EMPTY)
+        reason = without_a_look(name)
+        if reason is None and not num_bytes:
+            reason = EMPTY
         if reason is None:
             reason = _looked_at(name, opened)
         if reason is None:
             self._belief.take(name)
-            if is_out_of_sight:
-                self._hidden.append((name, num_bytes, place))  # a link may lead there
-            else:
-                self.listing.files.add(name, num_bytes, place)
-        if reason is not None or is_out_of_sight:
-            self.listing.left_out.add(name, HIDDEN if is_out_of_sight else reason or HIDDEN)
+        if is_out_of_sight:
+            # A link with a name of its own may lead to a hidden picture.
+            if reason is None:
+                self._hidden.append((name, num_bytes, place))
+            self.listing.left_out.add(name, HIDDEN)
+        elif reason is not None:
+            self.listing.left_out.add(name, reason)
+        else:
+            self.listing.files.add(name, num_bytes, place)
 
     def add_link(self, link: Link) -> None:
         """Keep a link, to follow it when everything is known."""
-        reason = HIDDEN if _is_out_of_sight(link.name) else without_a_look(link.name)
+        reason = without_a_look(link.name)
+        if _is_out_of_sight(link.name):
+            reason = HIDDEN
         if reason:
             self.listing.left_out.add(link.name, reason)
         else:
@@ -92,13 +102,14 @@ class Sorting:
             self._links.append(link)
 
     def done(self) -> Listing:
-        """Everything, with the names that links give. ValueError if those are absurdly many."""
+        """Everything, with the names that links give. ValueError if there are more of those than MAX_ALIASES."""
         if not self._links:
             return self.listing
         files = self.listing.files
-        there = [(name, index) for index, name in enumerate(files.names)]
-        there += [(name, len(files) + index) for index, (name, _, _) in enumerate(self._hidden)]
-        followed = follow(there, self._links)
+        # The numbers of hidden files come after those of the others.
+        numbered = [(name, index) for index, name in enumerate(files.names)]
+        numbered += [(name, len(files) + index) for index, (name, _, _) in enumerate(self._hidden)]
+        followed = follow(numbered, self._links)
         num_visible = len(files)
         for alias in followed.aliases:
             if alias.number < num_visible:
@@ -132,9 +143,8 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, MemoryError) as err:
-        if (
-            isinstance(err, OSError) and err.errno is None
-        ):  # bzip2 says so that its bytes are damaged
+        # An OSError without a number is how bzip2 says that its bytes are damaged.
+        if isinstance(err, OSError) and err.errno is None:
             raise damaged(path, str(err)) from err
         raise unreadable(path, err) from err
     except (ValueError, EOFError, lzma.LZMAError, zlib.error) as err:

@@ -1,6 +1,6 @@
-"""Which class each picture is of: by a list of labels, by the folders it lies in, or by nothing; and the reason.
+"""The class of each picture: from a list of labels, from the folders that it lies in, or none; and the reason.
 
-Labels that were there are used, or it is told why not and how to have them used.
+Labels that a source has are used; or users are told why not, and what to type to have them used.
 """
 
 import itertools
@@ -19,6 +19,7 @@ _SPLITS = frozenset(
 )
 _COUNT = re.compile(r"\d{2,}")
 _NUMBER = re.compile(r"(\d+)\D*$")
+# Folders that only divide the pictures are full, but for damaged pictures that somebody removed.
 _ALMOST = 0.95
 
 Folder = tuple[str, ...]
@@ -28,8 +29,8 @@ Folder = tuple[str, ...]
 class Classes:
     """The class of each picture.
 
-    names: of the classes, in order.   labels: of each picture its place in `names`, -1 for none.
-    told: where they come from, or why there are none; a part of a sentence.
+    names: of the classes, in order.   labels: for each picture the place of its class in `names`, -1 for none.
+    told: where the classes come from, or why there are none; a part of a sentence.
     """
 
     names: list[str]
@@ -45,8 +46,8 @@ class Classes:
 class Lists:
     """Labels that a source has beside its pictures.
 
-    dataset: its `dataset.json`.   cls: the numbers in WebDataset's .cls files, by the names of their samples; -1 where
-    there is another thing in it.
+    dataset: its `dataset.json`.   cls: the numbers in WebDataset's .cls files, by the names of their samples; -1 for a
+    file that holds no number.
     """
 
     dataset: dataset_json.Found | None = None
@@ -65,22 +66,24 @@ def classes_of(names: Sequence[str], lists: Lists, labels_from: Labels) -> Class
         if listed.names:
             return listed
         why_not.append(listed.told)
-    found = _by_folders(folders)
+    classes = _by_folders(folders)
     if not why_not:
-        return found
-    return replace(found, told=f"{found.told}; {'; '.join(why_not)}")
+        return classes
+    return replace(classes, told=f"{classes.told}; {'; '.join(why_not)}")
 
 
 def some(names: Collection[str]) -> str:
     """The first ten names, for a line of text."""
     shown = ", ".join(printable(name) for name in sorted(names)[:10])
-    return f"{shown}, ..." if len(names) > 10 else shown
+    if len(names) > 10:
+        return f"{shown}, ..."
+    return shown
 
 
 class _Folders:
     """The folders that pictures lie in.
 
-    level: how many folders, one in the other, all pictures have in common.
+    level: how many folders at the beginning of its path every picture has in common with all others.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -90,7 +93,9 @@ class _Folders:
         for text, count in Counter(map(folder_of, names)).items():
             self._parts[text] = tuple(parts_of(text))
             self.counts[self._parts[text]] += count
-        first, last = min(self.counts), max(self.counts)
+        # What the first and the last one in order have in common, all between them have too.
+        first = min(self.counts)
+        last = max(self.counts)
         self.level = sum(1 for _ in itertools.takewhile(_are_equal, zip(first, last, strict=False)))
 
     def of(self, name: str) -> Folder:
@@ -98,15 +103,16 @@ class _Folders:
         return self._parts[folder_of(name)]
 
     def at(self, level: int) -> set[str]:
-        """What the folders are called there."""
+        """The names of the folders at this level."""
         return {folder[level] for folder in self.counts if len(folder) > level}
 
     def depths(self) -> set[int]:
-        """How deep the pictures lie below what they have in common."""
+        """How many folders the pictures lie below the one that all have in common."""
         return {len(folder) - self.level for folder in self.counts}
 
     def labelled(self, level: int, told: str) -> Classes:
-        """The folders there as classes."""
+        """The folders at this level as classes."""
+        # Names that only differ in what cannot be printed are one class.
         names = sorted({printable(name) for name in self.at(level)})
         places = {name: place for place, name in enumerate(names)}
         label_of = {
@@ -147,7 +153,8 @@ def _by_dataset(names: Sequence[str], dataset: dataset_json.Found) -> Classes:
     numbers = [-1] * len(names)
     try:
         for name, number in dataset_json.entries(dataset):
-            if (place := places.get(name)) is not None:
+            place = places.get(name)
+            if place is not None:
                 numbers[place] = number
     except ValueError as err:
         return _none(names, printable(f"`{dataset_json.NAME}` cannot be used: {err}"))
@@ -155,23 +162,24 @@ def _by_dataset(names: Sequence[str], dataset: dataset_json.Found) -> Classes:
 
 
 def _numbered(names: Sequence[str], numbers: list[int], what: str, has: str) -> Classes:
-    """By a number for each picture, -1 for none. Classes are those that occur, called by their numbers."""
+    """By a number for each picture, -1 for none. Classes are the numbers that occur."""
     if -1 in numbers:
         first = printable(names[numbers.index(-1)])
         count = f"{numbers.count(-1):,} of {len(names):,} pictures, `{first}` for one"
         return _none(names, f"{what} {has} no label for {count}")
-    found = sorted(set(numbers))
-    if len(found) == 1:
+    used_numbers = sorted(set(numbers))
+    if len(used_numbers) == 1:
         return _none(names, f"{what} {has} one label only")
-    dense = {number: label for label, number in enumerate(found)}
-    return Classes(
-        [str(number) for number in found], [dense[number] for number in numbers], f"by {what}"
-    )
+    # Labels are 0, 1, 2, ... without gaps: an embedding has a row for each.
+    label_of = {number: label for label, number in enumerate(used_numbers)}
+    class_names = [str(number) for number in used_numbers]
+    return Classes(class_names, [label_of[number] for number in numbers], f"by {what}")
 
 
 def _by_folders(folders: _Folders) -> Classes:
-    """By sibling folders that hold all pictures, or by those that are in each part of the source."""
-    names, level = folders.names, folders.level
+    """By folders that lie side by side and hold all pictures; or by those inside of `train`, `val` and so on."""
+    names = folders.names
+    level = folders.level
     if len(folders.counts) == 1:
         return _none(names, "all pictures lie in one folder")
     tops = folders.at(level)
@@ -192,16 +200,16 @@ def _by_folders(folders: _Folders) -> Classes:
 
 
 def _topmost(folders: _Folders) -> Classes:
-    """By the topmost folders, as torchvision's ImageFolder has it; by those within where they are `train`, `val`."""
+    """By the topmost folders, as torchvision's ImageFolder; by those inside of them if they are `train`, `val`."""
     level = folders.level
     while len(folders.at(level)) == 1:
         level += 1
     if _are_splits(folders.at(level)):
         level += 1
-    found = folders.labelled(level, "by the topmost folders")
-    if len(found.names) < 2:
+    classes = folders.labelled(level, "by the topmost folders")
+    if len(classes.names) < 2:
         return _none(folders.names, "there are no two class folders")
-    return found
+    return classes
 
 
 def _are_splits(tops: Collection[str]) -> bool:
@@ -209,7 +217,7 @@ def _are_splits(tops: Collection[str]) -> bool:
 
 
 def _are_parts(folders: _Folders, level: int) -> bool:
-    """Whether classes lie within the folders at this level: those are `train` and so on, or hold the same ones each."""
+    """Whether the folders at this level are parts with classes inside: called `train` and so on, or all alike."""
     inner: dict[str, set[str]] = {}
     for folder in folders.counts:
         inner.setdefault(folder[level], set()).add(folder[level + 1])
@@ -218,7 +226,11 @@ def _are_parts(folders: _Folders, level: int) -> bool:
 
 
 def _are_counting(folders: _Folders, level: int) -> bool:
-    """Whether folders are called 00000, 00001, ... and only divide the pictures, whose own numbers go on in them."""
+    """Whether the folders at this level only divide the pictures into portions, such as 00000, 00001, ...
+
+    That is so if their names are numbers of one length, the first of which begins with 0, if all folders but the last
+    are full, and if the numbers of the pictures go on from folder to folder.
+    """
     tops = folders.at(level)
     if not all(_COUNT.fullmatch(name) for name in tops) or len({len(name) for name in tops}) > 1:
         return False
@@ -226,16 +238,24 @@ def _are_counting(folders: _Folders, level: int) -> bool:
         return False
     numbers: dict[Folder, list[int]] = {}
     for name in folders.names:
-        found = _NUMBER.search(name, name.rfind("/") + 1)
-        numbers.setdefault(folders.of(name), []).append(int(found[1][-18:]) if found else -1)
+        numbers.setdefault(folders.of(name), []).append(_number_in(name))
     in_order = [numbers[folder] for folder in sorted(numbers)]
-    goes_on = all(max(here) < min(there) for here, there in itertools.pairwise(in_order))
-    counts = [len(each) for each in in_order]
+    goes_on = all(max(earlier) < min(later) for earlier, later in itertools.pairwise(in_order))
+    counts = [len(numbers_in_folder) for numbers_in_folder in in_order]
     return goes_on and min(counts[:-1]) >= _ALMOST * max(counts) and counts[-1] <= max(counts[:-1])
 
 
+def _number_in(name: str) -> int:
+    """The last number in the name of a picture; -1 without one."""
+    match = _NUMBER.search(name, name.rfind("/") + 1)
+    if match is None:
+        return -1
+    # Turning thousands of digits into an int is slow, and beyond a limit Python refuses.
+    return int(match[1][-18:])
+
+
 def _why_not(folders: _Folders) -> str:
-    """What keeps the folders from being classes, and what would be done about it."""
+    """Why the folders are not taken as classes, and what `--labels folders` would do."""
     offered = _topmost(folders)
     strays = [name for name, label in zip(folders.names, offered.labels, strict=True) if label < 0]
     if not offered.names:
@@ -245,7 +265,11 @@ def _why_not(folders: _Folders) -> str:
         return (
             f"the folders differ in depth; `--labels folders` takes the topmost ones as {classes}"
         )
-    one, more = printable(strays[0]), len(strays) - 1
-    subject = f"`{one}` lies" if not more else f"`{one}` and {more:,} more lie"
-    them = "them" if more else "it"
+    one = printable(strays[0])
+    more = len(strays) - 1
+    subject = f"`{one}` lies"
+    them = "it"
+    if more:
+        subject = f"`{one}` and {more:,} more lie"
+        them = "them"
     return f"{subject} outside of the class folders; `--labels folders` leaves {them} out and finds {classes}"

@@ -1,6 +1,6 @@
 """`dataset.json`, in which NVlabs' dataset_tool keeps labels: `{"labels": [["a.png", 6], ...]}`.
 
-It is read entry by entry, in the one form that the tool writes: for a hostile one, a parser of JSON needs gigabytes.
+It is read entry by entry, in the one form that the tool writes. A hostile one would cost a parser of JSON gigabytes.
 """
 
 import json
@@ -12,6 +12,7 @@ NAME = "dataset.json"
 MAX_BYTES = 128 * 2**20
 """The labels of ImageNet need 45 MB."""
 
+# A name has at most 4,096 letters and a label 9 digits, so one entry cannot hold the whole file.
 _START = re.compile(rb'"labels"\s*:\s*(null|\[)?')
 _ENTRY = re.compile(rb'\s*\[\s*("(?:[^"\\]|\\.){0,4096}")\s*,\s*(\d{1,9})\s*\]\s*(,|\])')
 _END = re.compile(rb"\s*\]")
@@ -25,7 +26,7 @@ class Found(NamedTuple):
 
 
 def has_labels(found: Found) -> bool:
-    """Whether there seem to be any; not so where the file says that there are none, or speaks of other things."""
+    """Whether the file seems to hold labels. It has none if it says `null`, or if it is about something else."""
     if found.data is None:
         return True
     match = _START.search(found.data)
@@ -41,15 +42,19 @@ def entries(found: Found) -> Iterator[tuple[str, int]]:
         raise ValueError("its labels are not a list")
     if _END.match(found.data, match.end()):
         return
-    place, is_last = match.end(), False
+    place = match.end()
+    is_last = False
     while not is_last:
         entry = _ENTRY.match(found.data, place)
         if entry is None:
             raise ValueError(
                 f"its labels are not pairs of a name and a number: {_shown(found.data[place:])}"
             )
+        # On Windows, the tool writes backslashes.
         name = json.loads(entry[1], strict=False).replace("\\", "/")
-        yield f"{found.folder}/{name}" if found.folder else name, int(entry[2])
+        if found.folder:
+            name = f"{found.folder}/{name}"
+        yield name, int(entry[2])
         is_last = entry[3] == b"]"
         place = entry.end()
 

@@ -39,7 +39,8 @@ from vdiff.disk import os_files
 from vdiff.errors import DataError
 
 MAX_LINKED_FOLDERS = 100_000
-"""Links among folders can lead to more paths than there are atoms."""
+"""How many folders are looked into that links lead to. Thirty folders with two links each to the next one already give
+a billion paths."""
 
 Identity = tuple[int, int]
 
@@ -56,6 +57,7 @@ class FolderSource(Source):
     @cached_property
     def stamp(self) -> str:
         files = self.files
+        # Two times for each file, in the order of the files.
         times = array(
             "q", (self._times[2 * place + which] for place in files.places for which in (0, 1))
         )
@@ -101,6 +103,7 @@ class _Walk:
             folder, above, is_linked = waiting.pop()
             status = os.stat(self._root + folder)
             here = (status.st_dev, status.st_ino)
+            # A link that leads to a folder above it would be followed for ever.
             if here in above:
                 self.listing.left_out.add(folder, CIRCLE)
                 continue
@@ -116,15 +119,18 @@ class _Walk:
                 waiting.append((inner, above | {here}, is_linked or is_link))
 
     def num_twice(self) -> int:
-        """How many pictures are others under another name, where there are links."""
+        """How many pictures are taken twice or more because links lead to them."""
+        # Without links there is nothing to tell: hard links do not count.
         if not self._has_links:
             return 0
         return len(self._identities) - len(np.unique(np.array(self._identities)))
 
     def _look_into(self, folder: str, is_linked: bool) -> list[tuple[str, bool]]:
-        """Sort the files in a folder; the folders in it, and whether they are links."""
-        with os.scandir(self._root + folder) as found:
-            entries = list(found)
+        """Sort the files in a folder. Returns the folders in it, and for each whether it is a link."""
+        # All at once: a folder left open during the walk would be one open file for each level.
+        with os.scandir(self._root + folder) as scan:
+            entries = list(scan)
+        # An LMDB inside the folder, perhaps one that vdiff made there: no pictures lie in it.
         if folder and any(entry.name == FILE and entry.is_file() for entry in entries):
             self.listing.left_out.add(folder, STORE)
             return []
@@ -139,16 +145,22 @@ class _Walk:
                 inner.append((f"{name}/", entry.is_symlink()))
             elif kind == "file":
                 self._file(entry, name, is_linked)
+            elif entry.is_symlink():
+                self.listing.left_out.add(name, NOWHERE)
             else:
-                self.listing.left_out.add(name, NOWHERE if entry.is_symlink() else SPECIAL)
+                self.listing.left_out.add(name, SPECIAL)
         return inner
 
     def _kind(self, entry: "os.DirEntry[str]") -> str:
+        """`folder`, `file` or `other`, of what a link leads to."""
         try:
             if entry.is_dir():
                 return "folder"
-            return "file" if entry.is_file() else "other"
-        except OSError as err:  # a link that leads where one may not look, or in a circle
+            if entry.is_file():
+                return "file"
+            return "other"
+        except OSError as err:
+            # A link in a circle, or one that leads where this user may not look, is no reason to stop.
             if is_of_machine(err) and not is_forbidden(err):
                 raise
             return "other"
@@ -164,13 +176,16 @@ class _Walk:
                     partial(io.FileIO, self._root + name),
                 )
                 return
+            if reason is None and not entry.stat().st_size:
+                reason = EMPTY
             if reason is None:
-                reason = EMPTY if not entry.stat().st_size else self._looked_at(name)
+                reason = self._looked_at(name)
             if reason is not None:
                 self.listing.left_out.add(name, reason)
                 return
         status = os_files.status(entry)
         self.listing.files.add(name, status.st_size, len(self.listing.files), is_linked)
+        # Device and inode in one number. The device counts: two disks may have the same inodes.
         self._identities.append((status.st_dev << 44 ^ status.st_ino) % 2**64)
         self.times.append(status.st_mtime_ns)
         self.times.append(status.st_ctime_ns)
@@ -181,6 +196,7 @@ class _Walk:
             with io.FileIO(self._root + name) as file:
                 return no_picture(name, file.read(BEGINNING))
         except OSError as err:
+            # One file that this user may not read is left out; a disk that does not answer stops the walk.
             if is_of_machine(err) and not is_forbidden(err):
                 raise
             return UNREADABLE

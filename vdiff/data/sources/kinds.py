@@ -1,4 +1,4 @@
-"""What a file is: by its suffix where that is well known, else by its first bytes."""
+"""What a file is: by its suffix if that is well known, else by its first bytes."""
 
 import re
 
@@ -6,7 +6,7 @@ from vdiff.data.sources.left_out import ARCHIVE, FORMAT, TEXT, UNFINISHED, UNKNO
 from vdiff.data.sources.names import suffix_of
 
 BEGINNING = 256
-"""So many bytes tell what a file is."""
+"""How many of its first bytes tell what a file is."""
 
 
 def _set(text: str) -> frozenset[str]:
@@ -14,7 +14,7 @@ def _set(text: str) -> frozenset[str]:
 
 
 SUFFIXES = _set("png jpg jpeg jpe jfif webp bmp gif tif tiff ppm pgm pbm pnm jp2 j2k avif")
-"""Files that are pictures without a look."""
+"""Files with these suffixes are taken for pictures without a look at their content."""
 
 # A camera's own format looks like TIFF, and Pillow would take the thumbnail in it for the picture.
 _CAMERAS = _set(
@@ -29,6 +29,7 @@ _DATA = _set(
     "safetensors parquet arrow feather h5 hdf5 mat tfrecord tfrecords db sqlite mdb lmdb doc docx xls "
     "xlsx ppt pptx odt pdf ps tex wav mp3 flac ogg m4a exe dll so asc sig sql srt vtt obj ply stl"
 )
+# A look at the first bytes of a million files on a network disk takes minutes; these need none.
 _WITHOUT_A_LOOK = (
     dict.fromkeys(_CAMERAS, FORMAT)
     | dict.fromkeys(_VIDEOS, VIDEO)
@@ -36,6 +37,7 @@ _WITHOUT_A_LOOK = (
     | dict.fromkeys(_UNFINISHED, UNFINISHED)
     | dict.fromkeys(_DATA, TEXT)
 )
+# Formats that have no first bytes of their own.
 _FORMATS = _set(
     "heic heif hif jxl psd psb xcf svg svgz eps ai ico icns cur tga pcx dds exr hdr dcm jxr wdp qoi fits"
 )
@@ -64,6 +66,7 @@ _OTHERS: list[tuple[re.Pattern[bytes], Reason]] = [
         (rb"RIFF....AVI |\x1a\x45\xdf\xa3|\0\0\x01[\xb3\xba]|FLV\x01|.{4}(moov|mdat|wide)", VIDEO),
     )
 ]
+# The container of HEIF, AVIF and of videos: a size, `ftyp`, then the brands.
 _BRANDS = re.compile(rb"....ftyp", re.DOTALL)
 _HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"crx ", b"heif")
 
@@ -74,12 +77,12 @@ def is_known_picture(name: str) -> bool:
 
 
 def without_a_look(name: str) -> Reason | None:
-    """Why a file is no picture, if its suffix alone says so."""
+    """Why a file is no picture, if its suffix alone says so; else None."""
     return _WITHOUT_A_LOOK.get(suffix_of(name))
 
 
 def is_of_the_system(base: str) -> bool:
-    """Whether this is one of the files with which systems litter folders."""
+    """Whether this is a file that Windows, macOS or Picasa put into folders of pictures."""
     return base.lower() in _SYSTEM
 
 
@@ -87,12 +90,17 @@ def no_picture(name: str, beginning: bytes) -> Reason | None:
     """Why a file that begins so, in up to BEGINNING bytes, is no picture that vdiff reads; None if it is one."""
     if _BRANDS.match(beginning):
         box = beginning[: max(16, int.from_bytes(beginning[:4]))]
+        # AVIF may be the second brand, after a general one of HEIF.
         if b"avif" in box[8:] or b"avis" in box[8:]:
             return None
-        return FORMAT if box[8:12] in _HEIF else VIDEO
+        if box[8:12] in _HEIF:
+            return FORMAT
+        return VIDEO
     if _PICTURES.match(beginning):
         return None
     for pattern, reason in _OTHERS:
         if pattern.match(beginning):
             return reason
-    return FORMAT if suffix_of(name) in _FORMATS else UNKNOWN
+    if suffix_of(name) in _FORMATS:
+        return FORMAT
+    return UNKNOWN

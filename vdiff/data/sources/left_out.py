@@ -1,4 +1,4 @@
-"""What a source holds beside its pictures: counted, with a reason each, so that nothing is left out in silence."""
+"""The files of a source that are not taken for pictures: counted by reason, so that nothing is left out in silence."""
 
 import re
 from collections import Counter
@@ -7,14 +7,16 @@ from typing import NamedTuple
 
 from vdiff.data.sources.names import suffix_of
 
-MAX_NAMES, _MAX_LETTERS = 100_000, 2**24
-"""How many names are kept, and letters of them; the others are only counted."""
+MAX_NAMES = 100_000
+"""How many names are kept; the others are only counted."""
+_MAX_LETTERS = 2**24
+"""How many letters of names are kept: in an archive, one name may have 4,096."""
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
 
 
 class Reason(NamedTuple):
-    """Why a file is left out.   is_loss: whether it may be a picture that somebody misses."""
+    """Why a file is left out.   is_loss: whether it may be a picture, so that users must be told first."""
 
     text: str
     is_loss: bool
@@ -54,12 +56,13 @@ class Group:
     def __str__(self) -> str:
         """For instance `30 .heic, 5 .jxl: formats that ...`."""
         named = [(count, suffix) for suffix, count in self.suffixes.items() if suffix != "other"]
-        shown = [
-            f"{count:,} {suffix}" for count, suffix in sorted(named, key=lambda item: -item[0])[:8]
-        ]
-        rest = self.count - sum(count for count, _ in sorted(named, key=lambda item: -item[0])[:8])
-        if rest:
-            shown.append(f"{rest:,} others" if shown else f"{rest:,}")
+        commonest = sorted(named, key=lambda item: -item[0])[:8]
+        shown = [f"{count:,} {suffix}" for count, suffix in commonest]
+        rest = self.count - sum(count for count, _ in commonest)
+        if rest and shown:
+            shown.append(f"{rest:,} others")
+        elif rest:
+            shown.append(f"{rest:,}")
         return f"{', '.join(shown)}: {self.reason}"
 
 
@@ -74,8 +77,10 @@ class LeftOut:
     def add(self, name: str, reason: Reason) -> None:
         """Count one more."""
         suffix = suffix_of(name)
-        known = suffix if _SUFFIX.fullmatch(suffix) else "other"
-        self._counts.setdefault(reason, Counter())[known] += 1
+        # A stranger's archive may have a million odd suffixes, and they are shown in a terminal.
+        if not _SUFFIX.fullmatch(suffix):
+            suffix = "other"
+        self._counts.setdefault(reason, Counter())[suffix] += 1
         self._num_letters += len(name)
         if len(self.names) < MAX_NAMES and self._num_letters < _MAX_LETTERS:
             self.names.append((name, reason))
@@ -88,8 +93,8 @@ class LeftOut:
         return sum(counts[suffix] for counts in self._counts.values())
 
     def groups(self) -> list[Group]:
-        """By reason: what may be missed first, then by number."""
-        found = [
+        """One for each reason: first those that may be losses, the largest first."""
+        groups = [
             Group(*reason, counts.total(), dict(counts)) for reason, counts in self._counts.items()
         ]
-        return sorted(found, key=lambda group: (not group.is_loss, -group.count, group.reason))
+        return sorted(groups, key=lambda group: (not group.is_loss, -group.count, group.reason))

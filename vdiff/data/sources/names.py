@@ -19,6 +19,7 @@ def suffix_of(name: str) -> str:
     """The end of a name from its last dot on, in small letters; empty where there is none."""
     base = name[name.rfind("/") + 1 :]
     dot = base.rfind(".")
+    # A dot at the beginning hides a file, and one at the end begins nothing.
     if 0 < dot < len(base) - 1:
         return base[dot:].lower()
     return ""
@@ -35,9 +36,10 @@ def folder_of(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of it hides (`.name`, AppleDouble's `._name`) or is a folder that systems keep for themselves."""
+    """Whether a part of the path begins with a dot (`.name`, macOS's `._name`) or is a folder of the system's own."""
+    # One search is faster than splitting, and it settles nearly all names.
     if not _MAY_HIDE.search(name):
-        return False  # nearly all names
+        return False
     return any(
         (part.startswith(".") and part != "..") or part in _SYSTEM_FOLDERS
         for part in parts_of(name)

@@ -1,8 +1,8 @@
-"""Which kind of source a path is.
+"""Find the kind of source that a path is.
 
-Asked are, one after the other: a kind of another package that has the suffix of the path for a name (`npz` for
-`faces.npz`), vdiff's own kinds, and all others of other packages. So nobody's code is imported for a folder or an
-archive, unless its suffix calls for that.
+The kinds are asked in this order: one of another package whose name is the suffix of the path (`npz` for `faces.npz`),
+vdiff's own kinds, all others of other packages. So no other package is imported for a folder or an archive, unless its
+suffix names one.
 """
 
 from collections.abc import Iterator
@@ -36,16 +36,19 @@ def open_source(path: Path, labels_from: Labels = "auto") -> Source:
             if source.files:
                 return source
             empty = empty or source
-    error = _no_source(path, beginning) if empty is None else _no_pictures(empty)
+    if empty is None:
+        error = _no_source(path, beginning)
+    else:
+        error = _no_pictures(empty)
+    # A package that cannot be loaded is told of only here: it may be the one that reads this path.
     if unusable:
-        raise DataError(
-            "".join([error.problem, *(f"\n  {text}" for text in unusable)]), error.fix, path
-        )
+        problem = "".join([error.problem, *(f"\n  {text}" for text in unusable)])
+        raise DataError(problem, error.fix, path)
     raise error
 
 
 def _kinds(path: Path, unusable: list[str]) -> Iterator[type[Source]]:
-    """The kinds in the order in which they are asked; why some cannot be is added to `unusable`."""
+    """The kinds in the order in which they are asked. For each that cannot be loaded, the reason goes to `unusable`."""
     others = SOURCES.outside()
     by_name = suffix_of(path.name)[1:]
     if by_name in others:
@@ -57,7 +60,10 @@ def _kinds(path: Path, unusable: list[str]) -> Iterator[type[Source]]:
         try:
             yield SOURCES.find(name)
         except MachineError as err:
-            unusable.append(f"{err.problem}: {err.where}" if err.where else err.problem)
+            reason = err.problem
+            if err.where:
+                reason += f": {err.where}"
+            unusable.append(reason)
 
 
 def _is_of(kind: type[Source], path: Path, beginning: bytes) -> bool:
@@ -68,7 +74,7 @@ def _is_of(kind: type[Source], path: Path, beginning: bytes) -> bool:
 
 
 def _beginning_of(path: Path) -> bytes:
-    """Nothing of a folder.   Errors: DataError."""
+    """The first 512 bytes of a file; empty for a folder.   Errors: DataError."""
     try:
         if path.is_dir():
             return b""
@@ -85,17 +91,19 @@ def _beginning_of(path: Path) -> bytes:
 
 
 def _no_pictures(source: Source) -> DataError:
-    there = "".join(f"\n  {group}" for group in source.left_out.groups())
-    problem = f"there are no pictures in `{source.path}`" + (f", only{there}" if there else "")
+    problem = f"there are no pictures in `{source.path}`"
+    groups = "".join(f"\n  {group}" for group in source.left_out.groups())
+    if groups:
+        problem += f", only{groups}"
     suffixes = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
     return DataError(problem, f"there should be files of these kinds: {suffixes}", source.path)
 
 
 def _no_source(path: Path, beginning: bytes) -> DataError:
-    what = no_picture(path.name, beginning) if beginning else None
     give = f"give one of these with pictures in it: {', '.join(SOURCES)}"
     if not beginning:
         return DataError(f"`{path}` is empty", give, path)
+    what = no_picture(path.name, beginning)
     if what is None:
         return DataError(f"`{path}` is a single picture", "give the folder that it lies in", path)
     if is_compressed(beginning):

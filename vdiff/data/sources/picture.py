@@ -1,4 +1,4 @@
-"""A picture of a source: its name, and how to get its bytes; once, from any thread."""
+"""A picture of a source: its name, and how to get its bytes, once and from any thread."""
 
 import copy
 import io
@@ -27,9 +27,10 @@ class File(NamedTuple):
 
 
 class Picture:
-    """A file of a source and how to get its bytes: once, from any thread. `opened` may raise anything.
+    """A file of a source, and how to get its bytes: once, from any thread.
 
-    mark: eight letters that tell whether the content is the same another time: the CRC-32 of what was read of it.
+    opened: opens the file; it may raise anything.   mark: CRC-32 of what was read of the file, eight hexadecimal
+    digits. The next `prepare` compares it, to tell whether the content has changed.
     """
 
     def __init__(self, file: File, opened: Callable[[], Opened], mark: str = UNREAD) -> None:
@@ -43,20 +44,24 @@ class Picture:
 
         OSError and MemoryError where that is not the file's fault.
         """
+        # A file of gigabytes is no picture, and it would be read into memory.
         if self.file.num_bytes > MAX_FILE_BYTES:
             raise ValueError(f"the file is larger than {MAX_FILE_BYTES:,} bytes")
         try:
             return self._all_bytes()
         except ValueError:
             raise
-        except Exception as err:  # decompressors alone know five kinds
+        except Exception as err:
+            # Decompressors alone raise five kinds of errors.
             if is_of_machine(err):
                 raise
             raise ValueError(f"the file cannot be read: {str(err) or type(err).__name__}") from err
 
     def _all_bytes(self) -> bytes:
-        """All bytes; ValueError as soon as the beginning tells that they would be refused."""
-        data, crc = io.BytesIO(), 0  # which gives its bytes away without a copy
+        """All bytes; ValueError as soon as the beginning shows that the picture would be refused."""
+        # BytesIO, not bytearray: it gives its bytes away without a copy.
+        data = io.BytesIO()
+        crc = 0
         is_checked = False
         with self._opened() as file:
             while piece := file.read(_PIECE):
@@ -64,9 +69,11 @@ class Picture:
                 crc = zlib.crc32(piece, crc)
                 if not self._is_marked:
                     self.mark = f"{crc:08x}"
+                # In an archive of 2 MB, a file can unpack to gigabytes: the first 64 KiB tell whether it is a picture.
                 if not is_checked and data.tell() >= _PIECE:
                     images.check_beginning(data.getvalue())
                     is_checked = True
+                # The size that was listed may be a lie.
                 if data.tell() > MAX_FILE_BYTES:
                     raise ValueError("the file has grown")
         if not is_checked:
@@ -75,7 +82,7 @@ class Picture:
 
 
 class ReadPicture(Picture):
-    """A picture whose bytes are read at once, because the source cannot come back to them."""
+    """A picture whose bytes are read when it is made, because the source cannot go back to them."""
 
     def __init__(self, file: File, opened: Opened) -> None:
         super().__init__(file, lambda: opened)
@@ -93,8 +100,10 @@ class ReadPicture(Picture):
         return other
 
     def read(self) -> bytes:
-        """The bytes, which are then let go of; ValueError with the reason if they could not be had."""
+        """The bytes, once; ValueError with the reason if they could not be had."""
         if self._error:
             raise self._error
-        held, self._bytes = self._bytes, b""
-        return held
+        # Let go of here: converted pictures would keep the bytes of their files in memory.
+        data = self._bytes
+        self._bytes = b""
+        return data

@@ -1,8 +1,8 @@
 """What a source of pictures is: the contract that a folder, a zip and a tar file fulfil. Read this to add a kind.
 
-A kind of source says which paths are its own (`recognises`), lists what is there (`listing`) and hands out bytes
-(`pictures`). The order, the classes and the fingerprints are decided here, the same for every kind; what is skipped,
-tried again, left out and gone on with is decided by `vdiff prepare`.
+A kind of source says which paths it can read (`recognises`), lists what is there (`listing`) and hands out bytes
+(`pictures`). The order, the classes and the fingerprints are made here, the same way for every kind. `vdiff prepare`
+decides which files are skipped, tried again or left out, and where it goes on.
 
 A new kind is one file with a class, and a line in the table `SOURCES` of `data/__init__.py` or an entry point
 `vdiff.sources` of another package.
@@ -29,8 +29,8 @@ from vdiff.system.printable import printable
 class Files(Sequence[File]):
     """Picture files in columns: a million need about 130 MB.
 
-    places: what the kind of source finds the bytes by, a number that is not negative.   is_linked: 1 where a link in
-    the source led to it.
+    places: a number, not negative, by which the kind of source finds the bytes.   is_linked: 1 for a file to which a
+    link in the source led.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,14 @@ class Files(Sequence[File]):
         self.is_linked: bytearray = bytearray()
 
     def add(self, name: str, num_bytes: int, place: int, is_linked: bool = False) -> None:
-        """Append one."""
+        """Append a file."""
         self.names.append(name)
         self.num_bytes.append(num_bytes)
         self.places.append(place)
         self.is_linked.append(is_linked)
 
     def keep(self, order: Sequence[int]) -> None:
-        """Only those at these places stay, in this order."""
+        """Keep the files at these indices, in this order, and drop all others."""
         self.names = [self.names[index] for index in order]
         self.num_bytes = array("Q", (self.num_bytes[index] for index in order))
         self.places = array("Q", (self.places[index] for index in order))
@@ -89,8 +89,8 @@ class Source(ABC):
     """What `stamp` looks at, in words."""
 
     keeps_order: ClassVar[bool] = False
-    """Whether the pictures stand as `listing` has them, because there is no jumping among them. Else: sorted by name,
-    and of several with one name the last."""
+    """Whether the pictures stay in the order of `listing`, because the source can only be read from its beginning.
+    Otherwise they are sorted by name, and of several with one name only the last is taken."""
 
     def __init__(self, path: Path, labels_from: Labels = "auto") -> None:
         self.path = path
@@ -109,37 +109,35 @@ class Source(ABC):
     def listing(self) -> Listing:
         """Everything that is there. It is asked for once, and must say the same every time.
 
-        Names are paths in the source, with slashes; their folders may be classes. Where other things than pictures may
-        lie in it, `archive.Sorting` tells them apart; `archive.readable` turns errors of damaged files into the right
-        ones.   Errors: DataError if the source cannot be read or is damaged.
+        Names are paths in the source, with slashes; their folders may be classes. If other things than pictures may
+        lie in it, `archive.Sorting` tells them apart. `archive.readable` turns errors of damaged files into DataError.
+        Errors: DataError if the source cannot be read or is damaged.
         """
 
     @abstractmethod
     def pictures(self, start: int) -> Iterator[Picture]:
         """The pictures from place `start` of `files` on, all of them, in that order.
 
-        A few hundred are asked for before the first is read, so none should hold its bytes: a `Picture` is told how to
-        open them, from any thread. Where they can be had only now, a `ReadPicture` reads them.
+        A few hundred are asked for before the first is read, so none should hold its bytes. A `Picture` is given a
+        function that opens its file from any thread. If the bytes can be read only now, a `ReadPicture` holds them.
         """
 
     @cached_property
     def stamp(self) -> str:
-        """SHA-256 over what tells, without reading a picture, that nothing has changed. By default of one file."""
+        """SHA-256 that changes when a picture changes, computed without reading one. By default `path` is one file."""
         return stamp_of(self.path)
 
     @property
     def marks(self) -> str | None:
-        """The marks of all pictures, one after the other, where they are known without reading them."""
+        """The marks of all pictures, one after the other, if they are known without reading them; else None."""
         return None
 
     def pictures_from(self, start: int) -> Iterator[Picture]:
-        """What `pictures` hands out, if it is what `files` says: else classes would go to other pictures.
-
-        Errors: DataError if it is not.
-        """
+        """What `pictures` hands out.   Errors: DataError if it is not what `files` says."""
         names = self.files.names
         index = start
         for picture in self.pictures(start):
+            # The class of a picture is found by its place in `files`: another picture would get it.
             if index == len(names) or picture.file.name != names[index]:
                 wanted = "nothing more"
                 if index < len(names):
@@ -191,22 +189,20 @@ class Source(ABC):
 
     @cached_property
     def _chosen(self) -> tuple[Listing, Classes]:
-        found = self.listing()
+        """The listing in its order, and the class of each of its files."""
+        listing = self.listing()
         if not self.keeps_order:
-            _put_in_order(found)
-        classes = classes_of(found.files.names, found.lists, self.labels_from)
-        strays = (
-            [index for index, label in enumerate(classes.labels) if label < 0]
-            if classes.names
-            else []
-        )
-        if strays:
-            for index in strays:
-                found.left_out.add(found.files.names[index], STRAY)
-            order = [index for index, label in enumerate(classes.labels) if label >= 0]
-            found.files.keep(order)
-            classes = classes.only(order)
-        return found, classes
+            _put_in_order(listing)
+        classes = classes_of(listing.files.names, listing.lists, self.labels_from)
+        if not classes.names or min(classes.labels) >= 0:
+            return listing, classes
+        # A network with classes cannot learn from a picture without one.
+        for index, label in enumerate(classes.labels):
+            if label < 0:
+                listing.left_out.add(listing.files.names[index], STRAY)
+        with_class = [index for index, label in enumerate(classes.labels) if label >= 0]
+        listing.files.keep(with_class)
+        return listing, classes.only(with_class)
 
     def _earlier_files(self) -> Iterator[tuple[str, int]]:
         files = self.files
@@ -218,6 +214,7 @@ class Source(ABC):
 def _put_in_order(listing: Listing) -> None:
     """By name; of several files with one name the last one, as when archives are unpacked."""
     files = listing.files
+    # `sorted` is stable: files with one name stay in the order in which they came.
     order = sorted(range(len(files)), key=files.names.__getitem__)
     if len(set(files.names)) == len(order):
         files.keep(order)
@@ -239,6 +236,7 @@ def twice(count: int) -> str:
 def listed(files: Iterable[tuple[str, int]]) -> str:
     """SHA-256 over names and sizes."""
     digest = hashlib.sha256()
+    # No name holds the byte 0, so it separates them.
     for name, num_bytes in files:
         digest.update(f"{name}\0{num_bytes}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -246,6 +244,7 @@ def listed(files: Iterable[tuple[str, int]]) -> str:
 
 def stamp_of(path: Path) -> str:
     """SHA-256 over the size and the times of a file."""
+    # Both times: a program can set that of the content back, but not the other one.
     status = path.stat()
     return hashlib.sha256(
         repr((status.st_size, status.st_mtime_ns, status.st_ctime_ns)).encode()

@@ -1,4 +1,4 @@
-"""The pictures of a tar file, compressed or not, in the archive's order: there is no way to jump in it."""
+"""The pictures of a tar file, compressed or not, in its own order: it can only be read from the beginning."""
 
 import io
 import tarfile
@@ -27,19 +27,24 @@ class TarSource(Source):
 
     @classmethod
     def recognises(cls, path: Path, beginning: bytes) -> bool:
+        if _is_header(beginning):
+            return True
         make = _decompressor_for(beginning)
-        if _is_header(beginning) or make is None:
-            return _is_header(beginning)
+        if make is None:
+            return False
         with path.open("rb") as file:
             try:
                 return _is_header(Stream(Unpacked(file.read, make)).read(BLOCK))
             except (EOFError, LZMAError, zlib.error):
-                return True  # listing it will tell what is wrong
+                # A damaged file: listing it will tell what is wrong.
+                return True
             except OSError as err:
+                # Without a number, it is how bzip2 says that its bytes are damaged.
                 return err.errno is None
 
     def pictures(self, start: int) -> Iterator[Picture]:
-        files, index = self.files, start
+        files = self.files
+        index = start
         with readable(self.path), _opened(self.path) as (stream, members):
             for place, member in enumerate(members):
                 if index == len(files):
@@ -48,9 +53,9 @@ class TarSource(Source):
                     continue
                 if member.num_bytes != files.num_bytes[index]:
                     raise damaged(self.path, "it changed while it was read")
-                same = _at(files, index)
-                pictures = _read_now(files, same, _Data(stream, member.num_bytes))
-                index += len(same)
+                same_data = _with_same_data(files, index)
+                pictures = _read_now(files, same_data, _Data(stream, member.num_bytes))
+                index += len(same_data)
                 yield from pictures
 
     def listing(self) -> Listing:
@@ -61,9 +66,10 @@ class TarSource(Source):
             listing = sorting.done()
         listing.notes += members.notes
         files = listing.files
-        if any(files.is_linked):  # next to the data that they name: the archive is read in one go
-            order = zip(files.places, files.is_linked, files.names, range(len(files)), strict=True)
-            files.keep([index for *_, index in sorted(order)])
+        # Linked names stand next to the data that they name, as the archive is read only once.
+        if any(files.is_linked):
+            rows = zip(files.places, files.is_linked, files.names, range(len(files)), strict=True)
+            files.keep([index for *_, index in sorted(rows)])
         return listing
 
 
@@ -83,11 +89,12 @@ class _Data(io.RawIOBase):
         return True
 
     def read(self, size: int = -1, /) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
-        data = self._stream.read(wanted)
-        if len(data) < wanted:
+        if size < 0 or size > self._left:
+            size = self._left
+        data = self._stream.read(size)
+        if len(data) < size:
             raise EOFError("it is cut off")
-        self._left -= wanted
+        self._left -= size
         return data
 
 
@@ -98,8 +105,14 @@ def _opened(path: Path) -> Iterator[tuple[Stream, Members]]:
         file = stack.enter_context(path.open("rb"))
         beginning = file.read(BLOCK)
         file.seek(0)
-        make = None if _is_header(beginning) else _decompressor_for(beginning)
-        stream = Stream(Unpacked(file.read, make)) if make else Stream(file, path.stat().st_size)
+        # A header first: the name of a member may begin as compressed files do.
+        make: Callable[[], Decompressor] | None = None
+        if not _is_header(beginning):
+            make = _decompressor_for(beginning)
+        if make is None:
+            stream = Stream(file, path.stat().st_size)
+        else:
+            stream = Stream(Unpacked(file.read, make))
         yield stream, Members(stream)
 
 
@@ -108,21 +121,23 @@ def _sort(sorting: Sorting, member: Member, place: int, opened: Callable[[], io.
         sorting.add_file(member.name, member.num_bytes, place, opened)
     elif member.kind in ("link", "hard link"):
         sorting.add_link(Link(member.name, member.target, member.kind == "hard link"))
+    elif member.kind == "sparse":
+        sorting.listing.left_out.add(member.name, SPARSE)
     elif member.kind != "folder":
-        sorting.listing.left_out.add(member.name, SPARSE if member.kind == "sparse" else SPECIAL)
+        sorting.listing.left_out.add(member.name, SPECIAL)
 
 
-def _at(files: Files, first: int) -> range:
-    """The files from `first` on that have the same data: one, and what links name so."""
+def _with_same_data(files: Files, first: int) -> range:
+    """The files from `first` on that have the same data: the file itself, and other names that links give it."""
     end = first + 1
     while end < len(files) and files.places[end] == files.places[first]:
         end += 1
     return range(first, end)
 
 
-def _read_now(files: Files, same: range, data: _Data) -> list[ReadPicture]:
-    picture = ReadPicture(files[same[0]], data)
-    return [picture.alias(files[index]) for index in same]
+def _read_now(files: Files, same_data: range, data: _Data) -> list[ReadPicture]:
+    picture = ReadPicture(files[same_data[0]], data)
+    return [picture.alias(files[index]) for index in same_data]
 
 
 def _is_header(block: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""What a system that refuses says of a source: whether that is the source's trouble or the machine's."""
+"""Errors of the system while a source is read: the source's fault or the machine's."""
 
 import errno
 from pathlib import Path
@@ -19,5 +19,5 @@ def unreadable(path: Path, err: OSError | MemoryError) -> VdiffError:
 
 
 def is_forbidden(err: OSError) -> bool:
-    """Whether only this user may not read it."""
+    """Whether this user has no permission to read it."""
     return err.errno in (errno.EACCES, errno.EPERM)

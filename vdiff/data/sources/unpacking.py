@@ -1,7 +1,7 @@
 """Compressed bytes as a file that is read from its beginning, in little memory whatever lies in it.
 
-One form for gzip, bzip2, xz and what zip files hold. Python's own `lzma.LZMAFile` takes gigabytes for a dictionary if a
-header says so, and `tarfile` does not look at the checksum at the end.
+There is one class for gzip, bzip2, xz and the methods of zip files. Python's own `lzma.LZMAFile` takes gigabytes for a
+dictionary if a header says so, and `tarfile` does not look at the checksum at the end.
 """
 
 import bz2
@@ -30,10 +30,10 @@ class Decompressor(Protocol):
 
     @property
     def unused_data(self) -> bytes:
-        """What follows its end."""
+        """The bytes that follow its end."""
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        """The next bytes that come of `data`, at most `max_length`."""
+        """The next bytes, at most `max_length`, that unpacking `data` gives."""
 
 
 class Inflate:
@@ -71,9 +71,8 @@ def xz() -> Decompressor:
 def lzma_of_zip(properties: bytes) -> Decompressor:
     """Of a member of a zip file that is compressed with LZMA.   properties: the five bytes that stand before it."""
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MAX_DICTIONARY_BYTES)
-    decompressor.decompress(
-        properties + b"\xff" * 8
-    )  # a header of its own format, with an unknown size
+    # Zip files have no header of lzma's own format, so one is made here: the properties, and an unknown size.
+    decompressor.decompress(properties + b"\xff" * 8)
     return decompressor
 
 
@@ -87,10 +86,10 @@ KINDS: dict[bytes, Callable[[], Decompressor]] = {
 
 
 class Unpacked(io.RawIOBase):
-    """What comes out of a compressed file; EOFError if that ends in the midst of it.
+    """The unpacked bytes of a compressed file; EOFError if the compressed file is cut off.
 
-    read_packed: gives so many bytes of the compressed file, fewer only at its end.   make: a decompressor, one for each
-    of the streams that follow one another.   is_one: whether there is only one.
+    read_packed: gives so many bytes of the compressed file, fewer only at its end.   make: makes a decompressor; called
+    for each of the streams that follow one another.   is_one: whether there is only one stream.
     """
 
     def __init__(
@@ -110,14 +109,16 @@ class Unpacked(io.RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         """The next bytes, at most `size` and at most 64 KiB; none at the end."""
-        wanted = min(size, _PIECE) if size >= 0 else _PIECE
+        # Never all at once: a megabyte of zeros packs into a kilobyte.
+        if size < 0 or size > _PIECE:
+            size = _PIECE
         while not self._is_at_end:
             packed = b""
             if self._stream.needs_input:
                 packed = self._read_packed(_PIECE)
                 if not packed:
                     raise EOFError("it is cut off")
-            unpacked = self._stream.decompress(packed, wanted)
+            unpacked = self._stream.decompress(packed, size)
             if self._stream.eof:
                 self._next_stream()
             if unpacked:
@@ -125,8 +126,10 @@ class Unpacked(io.RawIOBase):
         return b""
 
     def _next_stream(self) -> None:
-        """Go on with the stream that follows, if one does; what is no stream is padding, and not looked at."""
+        """Go on with the stream that follows, if one does. Anything else there is padding and is not looked at."""
+        # Programs that pack in parallel write many streams, one after the other.
         rest = self._stream.unused_data
+        # The bytes that tell may not have been read yet.
         if not self._is_one and len(rest) < 16:
             rest += self._read_packed(_PIECE)
         kind = next((kind for kind in KINDS if rest.startswith(kind)), None)
@@ -138,10 +141,12 @@ class Unpacked(io.RawIOBase):
 
 
 def _with(held: bytes, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """`read`, but `held` first."""
+    """A function like `read` that first gives `held`."""
     waiting = [held]
 
     def read_more(size: int) -> bytes:
-        return waiting.pop() if waiting else read(size)
+        if waiting:
+            return waiting.pop()
+        return read(size)
 
     return read_more

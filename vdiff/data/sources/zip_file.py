@@ -18,9 +18,8 @@ from vdiff.data.sources.source import Listing, Source
 from vdiff.data.sources.zip_directory import Entry, entries, find_end
 from vdiff.data.sources.zip_member import Archive, Member, opened
 
-_FEW, _LEAST_BYTES = 2**20, 128
-"""More files than the first number are believed only if each has so many bytes of the archive."""
-_MAX_NAME = 4096
+_LEAST_BYTES = 128
+"""What a file needs in a zip archive at least: two headers, with its name in both."""
 
 
 class ZipSource(Source):
@@ -33,18 +32,17 @@ class ZipSource(Source):
 
     @classmethod
     def recognises(cls, path: Path, beginning: bytes) -> bool:
-        if not beginning:  # a folder, or an empty file
+        # A folder, or an empty file.
+        if not beginning:
             return False
         if beginning.startswith((b"PK\3\4", b"PK\5\6")):
             return True
-        with path.open(
-            "rb"
-        ) as file:  # a program that unpacks itself, or something else before the archive
+        # A program that unpacks itself, or something else before the archive.
+        with path.open("rb") as file:
             try:
                 return find_end(file, path.stat().st_size) is not None
-            except (
-                ValueError
-            ):  # such as the last one of several parts: listing it will tell what is wrong
+            except ValueError:
+                # Such as the last one of several parts: listing it will tell what is wrong.
                 return path.suffix.lower() == ".zip"
 
     @cached_property
@@ -57,7 +55,8 @@ class ZipSource(Source):
         return "".join(f"{self._columns.crcs[place]:08x}" for place in places)
 
     def pictures(self, start: int) -> Iterator[Picture]:
-        files, crcs = self.files, self._columns.crcs
+        files = self.files
+        crcs = self._columns.crcs
         with readable(self.path):
             archive = Archive(self.path)
         for index in range(start, len(files)):
@@ -66,7 +65,8 @@ class ZipSource(Source):
 
     def listing(self) -> Listing:
         with readable(self.path), self.path.open("rb") as file:
-            archive, size = Archive(self.path), self.path.stat().st_size
+            archive = Archive(self.path)
+            size = self.path.stat().st_size
             end = find_end(file, size)
             if end is None:
                 raise EOFError("its end, with the list of its files, is missing: it is cut off")
@@ -75,9 +75,10 @@ class ZipSource(Source):
             self._columns.close(end.start)
             self._has_backslashes = _are_of_windows(names)
             sorting = Sorting(size)
+            if self._has_backslashes:
+                names = [name.replace("\\", "/") for name in names]
             for place, name in enumerate(names):
-                shown = name.replace("\\", "/") if self._has_backslashes else name
-                self._sort(sorting, shown, place, partial(self._opened, archive, place))
+                self._sort(sorting, name, place, partial(self._opened, archive, place))
             return sorting.done()
 
     def _sort(
@@ -85,6 +86,7 @@ class ZipSource(Source):
     ) -> None:
         num_bytes = self._columns.num_bytes[place]
         if name.endswith("/"):
+            # A folder. With content, it is something else that users should hear of.
             if num_bytes:
                 sorting.listing.left_out.add(name, SPECIAL)
         elif not self._columns.is_link[place]:
@@ -92,6 +94,7 @@ class ZipSource(Source):
         elif num_bytes > MAX_TARGET:
             sorting.listing.left_out.add(name, NOWHERE)
         else:
+            # The target of a link is its content.
             try:
                 target = content().read(MAX_TARGET)
             except ValueError:
@@ -105,10 +108,11 @@ class ZipSource(Source):
         return opened(archive, self._columns.member(place))
 
     def _earlier_files(self) -> Iterator[tuple[str, int]]:
-        found = super()._earlier_files()
+        files = super()._earlier_files()
         if not self._has_backslashes:
-            return found
-        return iter(sorted((name.replace("/", "\\"), num_bytes) for name, num_bytes in found))
+            return files
+        # Older versions kept the backslashes, which sort in another way.
+        return iter(sorted((name.replace("/", "\\"), num_bytes) for name, num_bytes in files))
 
 
 class _Columns:
@@ -125,7 +129,7 @@ class _Columns:
         self._limits = np.zeros(0, np.uint64)
 
     def add(self, entry: Entry) -> str:
-        """Keep one entry; its name."""
+        """Keep an entry and return its name."""
         self._belief.take(entry.name)
         self.num_bytes.append(entry.num_bytes)
         self.crcs.append(entry.crc)
@@ -136,13 +140,20 @@ class _Columns:
         return entry.name
 
     def close(self, end: int) -> None:
-        """After the last one.   end: where the list of the archive begins."""
+        """To be called after the last entry.   end: where the list of the archive begins."""
+        # Where each file, and then the list, begins: no file may reach beyond the next one. Archives in which many
+        # files share their bytes unpack to more than any disk holds.
         self._limits = np.unique(np.append(np.array(self._offsets, np.uint64), np.uint64(end)))
 
     def member(self, place: int) -> Member:
         """How to read one."""
-        offset, method = self._offsets[place], self._methods[place]
+        offset = self._offsets[place]
+        method = self._methods[place]
+        # 0 where nothing follows: such a file cannot be read.
+        limit = 0
         following = int(np.searchsorted(self._limits, np.uint64(offset), "right"))
+        if following < len(self._limits):
+            limit = int(self._limits[following])
         return Member(
             offset=offset,
             packed_bytes=self._packed_bytes[place],
@@ -150,7 +161,7 @@ class _Columns:
             method=method & 0xFFFF,
             is_encrypted=bool(method >> 16),
             crc=self.crcs[place],
-            limit=int(self._limits[following]) if following < len(self._limits) else 0,
+            limit=limit,
         )
 
 

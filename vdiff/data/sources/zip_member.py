@@ -13,7 +13,11 @@ from typing import NamedTuple
 from vdiff.data.sources.unpacking import Inflate, Unpacked, lzma_of_zip
 from vdiff.disk import os_files
 
-_STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
+# Numbers of the methods, in section 4.4.5 of PKWARE's APPNOTE.TXT.
+_STORED = 0
+_DEFLATED = 8
+_BZIP2 = 12
+_LZMA = 14
 _OTHERS = {9: "Deflate64", 20: "zstd", 93: "zstd", 95: "xz", 98: "PPMd", 99: "encryption"}
 _HEADER = struct.Struct("<4s22x2H")
 _LZMA_HEADER = struct.Struct("<2xH5s")
@@ -35,6 +39,7 @@ class Archive:
     """A file that can be read at any place from any thread; closed when nobody holds it any more. May raise OSError."""
 
     def __init__(self, path: Path) -> None:
+        # First None: `__del__` is called even if opening fails.
         self._descriptor: int | None = None
         self._descriptor = os_files.open_following(path)
 
@@ -49,7 +54,7 @@ class Archive:
 
 
 def opened(archive: Archive, member: Member) -> io.RawIOBase:
-    """The content, from any thread. Here and when it is read, ValueError with the reason if it cannot be had."""
+    """The content, from any thread.   Errors: ValueError with the reason, here or when it is read."""
     if member.is_encrypted:
         raise ValueError("it is encrypted; unpack the archive and give its folder")
     if member.method not in (_STORED, _DEFLATED, _BZIP2, _LZMA):
@@ -62,6 +67,7 @@ def opened(archive: Archive, member: Member) -> io.RawIOBase:
         raise ValueError("its place in the archive is damaged")
     _, name_bytes, extra_bytes = _HEADER.unpack(header)
     start = member.offset + _HEADER.size + name_bytes + extra_bytes
+    # A bomb: a few bytes that are the content of millions of files.
     if start + member.packed_bytes > member.limit:
         raise ValueError("it overlaps with the next file of the archive")
     packed = _Packed(archive, start, member.packed_bytes)
@@ -77,8 +83,9 @@ class _Packed(io.RawIOBase):
         self._left = num_bytes
 
     def read(self, size: int = -1, /) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
-        data = self._archive.read_at(self._place, wanted)
+        if size < 0 or size > self._left:
+            size = self._left
+        data = self._archive.read_at(self._place, size)
         self._place += len(data)
         self._left -= len(data)
         return data
@@ -99,11 +106,13 @@ class _Content(io.RawIOBase):
         except (zlib.error, lzma.LZMAError, EOFError) as err:
             raise ValueError(f"its packed bytes are damaged: {err}") from err
         except OSError as err:
-            if err.errno is None:  # bzip2 says so that its bytes are damaged
+            # Without a number, it is how bzip2 says that its bytes are damaged.
+            if err.errno is None:
                 raise ValueError(f"its packed bytes are damaged: {err}") from err
             raise
         self._count += len(data)
         self._crc = zlib.crc32(data, self._crc)
+        # At once, not at the end: it may unpack to gigabytes.
         if self._count > self._member.num_bytes:
             raise ValueError("it is longer than the archive says")
         if not data and size and self._count < self._member.num_bytes:
@@ -120,6 +129,7 @@ def _unpacked(packed: _Packed, method: int) -> io.RawIOBase:
         return Unpacked(packed.read, _inflate, is_one=True)
     if method == _BZIP2:
         return Unpacked(packed.read, bz2.BZ2Decompressor, is_one=True)
+    # LZMA: the version of the packer, the length of the properties, which is 5, and the properties.
     header = packed.read(_LZMA_HEADER.size)
     if len(header) < _LZMA_HEADER.size or _LZMA_HEADER.unpack(header)[0] != 5:
         raise ValueError("its packed bytes are damaged")
@@ -127,4 +137,5 @@ def _unpacked(packed: _Packed, method: int) -> io.RawIOBase:
 
 
 def _inflate() -> Inflate:
+    # Without a header and a checksum of zlib's: the zip file has its own.
     return Inflate(-15)
