@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vdiff.data.opened import FILE
 from vdiff.data.origin import BY_NAMES, Comparison
 from vdiff.data.publishing import LEFT_OUT, NOTES, SKIPPED
+from vdiff.data.seal import FILE
 from vdiff.data.sources import Group, Source
 from vdiff.data.store import ImageStore
 
