@@ -369,6 +369,26 @@ def test_a_run_at_work_is_shown_as_far_as_it_is(
     assert "The run was killed. vdiff distill goes on." in killed.text
 
 
+def test_pages_and_screens_tell_one_of_a_thing_in_the_singular(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    short = ["--set", "train.updates=1", "--set", "distill.updates=1", "--device", "cpu"]
+    assert app.run(["train", *short]) == 0
+    assert app.run(["distill", "--stages", "1", *short]) == 0
+    assert app.run(["compare", "original", "base_0", "--seeds", "0", "--device", "cpu"]) == 0
+    assert app.run(["inspect", "original"]) == 0
+    assert app.run(["report", "-n", "1", "--out", "page.html", "--device", "cpu"]) == 0
+    screens = "".join(capsys.readouterr())
+    page = Page(Path("page.html").read_text(encoding="utf-8")).text
+    assert "1 update" in screens
+    assert "1 picture" in screens
+    assert "1 update" in page
+    assert "1 picture" in page
+    wrong = r"(?<![\d.,:=])1 (?:updates|pictures|steps|classes|lines|files)\b"
+    assert re.findall(wrong, screens + page) == []
+
+
 def test_a_damaged_model_or_table_is_named_and_the_rest_is_shown(done_run: Path) -> None:
     weights = done_run / "base_2" / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])

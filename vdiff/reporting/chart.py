@@ -9,8 +9,15 @@ from vdiff.reporting.markup import Markup, tag
 from vdiff.reporting.wording import number
 
 Role = Literal["original", "undistilled", "student", "teacher", "published", "plain"]
-WIDTH, HEIGHT = 340, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 38
+# as wide as a narrow phone; a wider page puts several charts beside one another
+WIDTH = 340
+HEIGHT = 230
+
+# what is left free round the lines, for the numbers at the axes
+_LEFT = 52
+_RIGHT = 14
+_TOP = 12
+_BOTTOM = 38
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,8 @@ def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> Markup:
     if not points:
         return Markup("")
     across = _Scale(x, [point.x for point in points], _LEFT, WIDTH - _RIGHT)
-    ends = [
-        value for point in points for value in (point.low, point.y, point.high) if value is not None
-    ]
-    up = _Scale(y, ends, HEIGHT - _BOTTOM, _TOP)
+    # SVG counts its rows from the top, so the axis goes from the larger number to the smaller
+    up = _Scale(y, extent(points), HEIGHT - _BOTTOM, _TOP)
     body = [*_grid(across, up), _label(x)]
     for line in lines:
         body += _drawn(line, across, up)
@@ -74,6 +79,13 @@ def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> Markup:
     )
 
 
+def extent(points: Sequence[Point]) -> list[float]:
+    """All values that points reach to, with the ends of their intervals."""
+    return [
+        value for point in points for value in (point.low, point.y, point.high) if value is not None
+    ]
+
+
 def suits_log(values: Sequence[float], ratio: float = 8) -> bool:
     """Whether values differ so much that only a logarithmic axis shows all of them."""
     return bool(values) and min(values) > 0 and max(values) / min(values) > ratio
@@ -83,17 +95,21 @@ class _Scale:
     """Value -> place on the page. Values of a logarithmic axis that are not positive sit at its end."""
 
     def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float) -> None:
-        self.axis, self._start, self._end = axis, start, end
+        self.axis = axis
+        self._start = start
+        self._end = end
         values = [*values, *axis.span]
         self._floor = min((value for value in values if value > 0), default=1.0)
-        low, high = min(map(self._bent, values)), max(map(self._bent, values))
-        air = 0.0 if axis.ticks is not None else 0.06 * (high - low)
-        if high - low < 1e-12 * max(1.0, abs(high)):
-            air = 0.5 * max(abs(high), 1e-6) if axis.log is None else 0.5
-        self._low, self._high = low - air, high + air
+        low = min(map(self._bent, values))
+        high = max(map(self._bent, values))
+        air = self._air(low, high)
+        self._low = low - air
+        self._high = high + air
         if axis.log is None and axis.ticks is None and low >= 0:
+            # the air must not make a loss look as if it could be negative
             self._low = max(self._low, 0.0)
         if axis.most is not None:
+            # nor a similarity as if it could be more than 1
             self._high = max(high, min(self._high, self._bent(axis.most)))
 
     def __call__(self, value: float) -> float:
@@ -103,7 +119,20 @@ class _Scale:
     def ticks(self) -> list[float]:
         if self.axis.ticks is not None:
             return list(self.axis.ticks)
-        return _powers(self._low, self._high) if self.axis.log else _even(self._low, self._high)
+        if self.axis.log:
+            return _powers(self._low, self._high)
+        return _even(self._low, self._high)
+
+    def _air(self, low: float, high: float) -> float:
+        """How far the axis goes on beyond the values from `low` to `high`, on the bent scale."""
+        # all values are equal, up to rounding: an axis without length would divide by zero
+        if high - low < 1e-12 * max(1.0, abs(high)):
+            if self.axis.log is None:
+                return 0.5 * max(abs(high), 1e-6)
+            return 0.5
+        if self.axis.ticks is not None:
+            return 0.0
+        return 0.06 * (high - low)
 
     def _bent(self, value: float) -> float:
         if self.axis.log is None:
@@ -123,14 +152,15 @@ def _even(low: float, high: float) -> list[float]:
 def _powers(low: float, high: float) -> list[float]:
     """Round numbers between 10^low and 10^high: whole powers of ten, and some between them where there is room."""
     factors = {0: (1, 2, 5), 1: (1, 2, 5), 2: (1, 3)}.get(math.floor(high - low), (1,))
+    # a loss may fall by ten powers; more than about five numbers would touch one another
     every = max(1, math.ceil((high - low) / 5))
-    found = [
+    candidates = [
         factor * 10.0**power
         for power in range(math.floor(low), math.ceil(high) + 1)
         if power % every == 0
         for factor in factors
     ]
-    return [value for value in found if low <= math.log10(value) <= high]
+    return [value for value in candidates if low <= math.log10(value) <= high]
 
 
 def _grid(across: _Scale, up: _Scale) -> list[Markup]:
@@ -149,6 +179,7 @@ def _grid(across: _Scale, up: _Scale) -> list[Markup]:
 
 def _tick(value: float) -> str:
     if value and not 1e-4 <= abs(value) < 1e6:
+        # `1.0 × 10⁻⁷` does not fit beside the axis: `10⁻⁷`
         return number(value).replace(".0 ", " ").replace("1 × ", "").replace(" × ", "×")
     return f"{value:,.10g}"
 
@@ -187,7 +218,9 @@ def _drawn(line: Line, across: _Scale, up: _Scale) -> list[Markup]:
 
 def _mark(role: Role, x: float, y: float, note: str) -> Markup:
     """A shape of its own for each role: colour alone does not tell."""
-    title = tag("title", note) if note else None
+    title = None
+    if note:
+        title = tag("title", note)
     look = f"mark {role}"
     if role in ("original", "teacher"):
         return tag("rect", title, x=x - 4, y=y - 4, width=8, height=8, class_=look)
@@ -201,7 +234,10 @@ def _told(lines: Sequence[Line], x: Axis) -> str:
     """The lines in words: all points of short ones, the ends of long ones."""
     parts = []
     for line in lines:
-        shown = line.points if len(line.points) <= 12 else [line.points[0], line.points[-1]]
+        shown = line.points
+        if len(shown) > 12:
+            # a screen reader that reads out 120 losses helps nobody
+            shown = [shown[0], shown[-1]]
         if shown:
             values = ", ".join(f"{number(point.y)} at {_tick(point.x)}" for point in shown)
             parts.append(f"{line.name}: {values}")

@@ -30,7 +30,7 @@ def compare(
     """
     teacher = checkpoint.load(base, device)
     steps = teacher_steps or teacher.card.num_steps
-    say(f"drawing the teacher at {steps} steps")
+    say(f"drawing the teacher at {counted(steps)}")
     rows = [Row(f"teacher, {counted(steps)}", _pictures(teacher, steps, count, device))]
     loaded = [checkpoint.load(folder, device) for folder in students]
     for student in loaded:
@@ -44,13 +44,14 @@ def compare(
             )
         )
         rows.append(Row(f"student, {counted(number)}", _pictures(student, number, count, device)))
+    # the picture travels alone: by these hashes it can be told which weights drew it
     text = {
         "vdiff.model": teacher.card.hash,
-        "vdiff.students": " ".join(each.card.hash for each in loaded),
+        "vdiff.students": " ".join(student.card.hash for student in loaded),
     }
     write_rows(target, rows, text)
 
 
 def _pictures(model: Checkpoint, num_steps: int, count: int, device: torch.device | str) -> Tensor:
-    found = draw_with(model, range(count), num_steps, device=device)
-    return model.codec.decode(found, model.card.name)
+    x = draw_with(model, range(count), num_steps, device=device)
+    return model.codec.decode(x, model.card.name)

@@ -15,6 +15,7 @@ class Markup(str):
 Child = str | int | None | Iterable["Child"]
 
 _EMPTY = {"img", "input", "meta", "br", "hr"}
+"""Elements that hold nothing."""
 
 
 def tag(name: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Markup:
@@ -23,9 +24,10 @@ def tag(name: str, /, *children: Child, **attributes: str | int | float | bool |
     attributes: `class_` is class, `data_seed` is data-seed; True stands alone, None and False are left out.
     """
     inside = "".join(_attribute(key, value) for key, value in attributes.items())
-    return Markup(
-        f"<{name}{inside}>" if name in _EMPTY else f"<{name}{inside}>{joined(children)}</{name}>"
-    )
+    if name in _EMPTY:
+        # HTML knows no end of these: browsers read `</br>` as a second one
+        return Markup(f"<{name}{inside}>")
+    return Markup(f"<{name}{inside}>{joined(children)}</{name}>")
 
 
 def joined(children: Iterable[Child]) -> Markup:
@@ -45,8 +47,15 @@ def code(text: str) -> Markup:
 
 def spoken(text: str) -> Markup:
     """A sentence in which backticks stand around names and commands."""
-    parts = text.split("`")
-    return joined(code(part) if place % 2 else part for place, part in enumerate(parts))
+    sentence: list[Child] = []
+    for place, part in enumerate(text.split("`")):
+        # every second part stands between two backticks
+        is_name = place % 2 == 1
+        if is_name:
+            sentence.append(code(part))
+        else:
+            sentence.append(part)
+    return joined(sentence)
 
 
 def _text(child: Child) -> str:
@@ -63,4 +72,6 @@ def _attribute(key: str, value: str | int | float | bool | None) -> str:
     name = key.rstrip("_").replace("_", "-")
     if value is None or value is False:
         return ""
-    return f" {name}" if value is True else f' {name}="{escaped(str(value))}"'
+    if value is True:
+        return f" {name}"
+    return f' {name}="{escaped(str(value))}"'

@@ -16,7 +16,10 @@ MAKER = "vdiff report"
 
 def page(title: str, head: Sequence[Child], sections: Sequence[Markup | None]) -> str:
     """A whole HTML file. head: what stands above all sections.   sections: from `section`, None for none."""
-    style, script = (_part(name) for name in ("page.css", "page.js"))
+    style = _part("page.css")
+    script = _part("page.js")
+    # Names in a run come from strangers. Should one ever get past `escaped`, the browser still
+    # runs no script and loads no picture but those that these sums and `data:` allow.
     policy = f"default-src 'none'; img-src data:; style-src {_sum(style)}; script-src {_sum(script)}; base-uri 'none'"
     about = [
         tag("meta", charset="utf-8"),
@@ -28,23 +31,20 @@ def page(title: str, head: Sequence[Child], sections: Sequence[Markup | None]) -
         tag("title", title),
         Markup(f"<style>{style}</style>"),
     ]
-    found = [each for each in sections if each]
+    shown = [section for section in sections if section]
     foot = tag(
         "footer", tag("p", f"Made by vdiff {__version__}. This file asks nothing of the network.")
     )
-    body = [tag("header", head), tag("main", found), foot, Markup(f"<script>{script}</script>")]
+    body = [tag("header", head), tag("main", shown), foot, Markup(f"<script>{script}</script>")]
     return f'<!doctype html>\n<html lang="en"><head>{joined(about)}</head>\n<body>{joined(body)}</body></html>\n'
 
 
 def section(id_: str, title: str, lead: Child, *content: Child) -> Markup:
     """A part of the page under its own heading. lead: what one is to see in it."""
-    return tag(
-        "section",
-        tag("h2", title),
-        tag("p", lead, class_="lead") if lead else None,
-        content,
-        id=id_,
-    )
+    opening = None
+    if lead:
+        opening = tag("p", lead, class_="lead")
+    return tag("section", tag("h2", title), opening, content, id=id_)
 
 
 def contents(sections: Sequence[tuple[str, str]]) -> Markup:
@@ -56,6 +56,7 @@ def contents(sections: Sequence[tuple[str, str]]) -> Markup:
 
 def is_ours(path: Path) -> bool:
     """Whether a file is a page that was made here."""
+    # it stands in the head, in front of the long style; a page may be 100 MB
     return f'name="generator" content="{MAKER} '.encode() in beginning(path, 2000)
 
 

@@ -22,7 +22,7 @@ from vdiff.reporting import quality, side_by_side
 from vdiff.reporting.markup import Markup, joined, spoken, tag
 from vdiff.reporting.page import page, section
 from vdiff.reporting.pictures import Strip
-from vdiff.reporting.wording import amount, counted, number, signed_range
+from vdiff.reporting.wording import amount, count, counted, number, signed_range
 from vdiff.runs.folder import RunFolder
 
 
@@ -40,7 +40,9 @@ class Side:
     @property
     def protocol(self) -> Protocol | None:
         """That of its numbers, if it has any."""
-        return self.table.protocol if self.table is not None and self.row is not None else None
+        if self.table is None or self.row is None:
+            return None
+        return self.table.protocol
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,11 @@ class Pair:
     @property
     def protocol(self) -> Protocol | None:
         """That of both sides' numbers; None where they must not be compared."""
-        one, other = self.a.protocol, self.b.protocol
-        return one.joined_with(other) if one and other and one.difference(other) is None else None
+        one = self.a.protocol
+        other = self.b.protocol
+        if one is None or other is None or one.difference(other) is not None:
+            return None
+        return one.joined_with(other)
 
 
 def check_alike(a: ModelCard, b: ModelCard, names: tuple[str, str]) -> None:
@@ -65,7 +70,7 @@ def check_alike(a: ModelCard, b: ModelCard, names: tuple[str, str]) -> None:
         problem = f"`{names[0]}` draws {_shape(a)}, `{names[1]}` draws {_shape(b)}"
         raise DataError(problem, "compare two models of one size and number of channels")
     if a.num_classes != b.num_classes:
-        problem = f"`{names[0]}` knows {a.num_classes} classes, `{names[1]}` knows {b.num_classes}"
+        problem = f"`{names[0]}` knows {count(a.num_classes, 'class')}, `{names[1]}` knows {b.num_classes}"
         raise DataError(
             problem,
             "compare two models of the same classes: from the same noise they draw the same things",
@@ -105,9 +110,10 @@ def write_grid(path: Path, pair: Pair) -> None:
 
 def html(pair: Pair) -> str:
     """The two under a divider, and their numbers."""
-    a, b = pair.a, pair.b
+    a = pair.a
+    b = pair.b
     said = (
-        f"On {len(pair.seeds)} pictures, `{a.name}` in {counted(a.strip.num_steps)} and `{b.name}` in "
+        f"On {count(len(pair.seeds), 'picture')}, `{a.name}` in {counted(a.strip.num_steps)} and `{b.name}` in "
         f"{counted(b.strip.num_steps)} agree to {in_words(pair)}."
     )
     head = (
@@ -134,53 +140,68 @@ def html(pair: Pair) -> str:
 
 def in_words(pair: Pair) -> str:
     """`PSNR 23.1 dB, SSIM 0.92, mean squared error 0.0123`."""
-    numbers = {name: value for each in pair.compared.values() for name, value in each.items()}
-    said = []
+    numbers: dict[str, float | None] = {}
+    for of_metric in pair.compared.values():
+        numbers |= of_metric
+    phrases = []
     for measure in measures_of([PairNumbers(name="", hash="", num_steps=1, numbers=numbers)]):
         value = numbers[measure.name]
-        said.append(
-            "equal pixels"
-            if value is None
-            else f"{measure.brief} {quality.amount_of(measure, value)}"
-        )
-    return ", ".join(said)
+        if value is None:
+            # the PSNR of equal pictures is infinite, which JSON cannot hold
+            phrases.append("equal pixels")
+        else:
+            phrases.append(f"{measure.brief} {quality.amount_of(measure, value)}")
+    return ", ".join(phrases)
 
 
 def facts(pair: Pair) -> dict[str, Any]:
     """All of it for JSON; `psnr` is null for equal pictures. `pairs`: metrics of pairs beside agreement, by name."""
     compared = {name: dict(numbers) for name, numbers in pair.compared.items()}
-    agreed = {"agreement": compared.pop("agreement")} if "agreement" in compared else {}
-    others = {"pairs": compared} if compared else {}
-    sides = {}
-    for key, side in (("a", pair.a), ("b", pair.b)):
-        sides[key] = {
-            "name": side.name,
-            "path": str(side.folder),
-            "hash": side.card.hash,
-            "num_steps": side.strip.num_steps,
-            "num_parameters": side.card.num_parameters,
-            "evaluation": side.row.model_dump(mode="json") if side.row else None,
-            "protocol": side.protocol.model_dump(mode="json") if side.protocol else None,
-        }
-    return {
-        **sides,
+    told: dict[str, Any] = {
+        "a": _side_facts(pair.a),
+        "b": _side_facts(pair.b),
         "num_images": len(pair.seeds),
-        **agreed,
-        **others,
-        "same_protocol": pair.protocol is not None,
+    }
+    if "agreement" in compared:
+        # by itself, as before there were other metrics of pairs: scripts read it there
+        told["agreement"] = compared.pop("agreement")
+    if compared:
+        told["pairs"] = compared
+    told["same_protocol"] = pair.protocol is not None
+    return told
+
+
+def _side_facts(side: Side) -> dict[str, Any]:
+    evaluation = None
+    if side.row is not None:
+        evaluation = side.row.model_dump(mode="json")
+    protocol = None
+    if side.protocol is not None:
+        protocol = side.protocol.model_dump(mode="json")
+    return {
+        "name": side.name,
+        "path": str(side.folder),
+        "hash": side.card.hash,
+        "num_steps": side.strip.num_steps,
+        "num_parameters": side.card.num_parameters,
+        "evaluation": evaluation,
+        "protocol": protocol,
     }
 
 
 def words(pair: Pair) -> list[tuple[str, str, str]]:
     """Rows of (what, of A, of B) for a terminal."""
-    if pair.protocol is None:
+    # unequal protocols: two numbers in one line would be compared, whatever is written below
+    if pair.protocol is None or pair.a.row is None or pair.b.row is None:
         return _facts(pair)
-    a, b = (side.row.metrics if side.row else {} for side in (pair.a, pair.b))
+    a = pair.a.row.metrics
+    b = pair.b.row.metrics
     return _facts(pair) + [(name, _value(a, name), _value(b, name)) for name in ordered({**a, **b})]
 
 
 def _facts(pair: Pair) -> list[tuple[str, str, str]]:
-    a, b = pair.a, pair.b
+    a = pair.a
+    b = pair.b
     return [
         ("steps", f"{a.strip.num_steps:,}", f"{b.strip.num_steps:,}"),
         ("parameters", amount(a.card.num_parameters), amount(b.card.num_parameters)),
@@ -191,9 +212,11 @@ def _facts(pair: Pair) -> list[tuple[str, str, str]]:
 def _value(metrics: Mapping[str, Value], name: str) -> str:
     if name not in metrics:
         return "–"
-    found = metrics[name]
-    interval = signed_range(found.low, found.high)
-    return number(found.value) + (f" ({interval})" if interval else "")
+    value = metrics[name]
+    interval = signed_range(value.low, value.high)
+    if not interval:
+        return number(value.value)
+    return f"{number(value.value)} ({interval})"
 
 
 def _side(
@@ -204,20 +227,27 @@ def _side(
     num_steps = steps or card.num_steps
     pictures = draw_with(model, seeds, num_steps, device=device)
     table = _table(folder)
-    found = (
-        [row for row in table.rows if (row.hash, row.num_steps) == (card.hash, num_steps)]
-        if table
-        else []
-    )
+    row = _row(table, card, num_steps)
     strip = Strip(name, "student", num_steps, model.codec.decode(pictures, name))
-    return Side(name, folder, card, strip, table, found[0] if found else None)
+    return Side(name, folder, card, strip, table, row)
+
+
+def _row(table: EvaluationTable | None, card: ModelCard, num_steps: int) -> Row | None:
+    """The numbers of a model at this number of steps, by its weights: names are used again."""
+    if table is None:
+        return None
+    for row in table.rows:
+        if row.hash == card.hash and row.num_steps == num_steps:
+            return row
+    return None
 
 
 def _table(folder: Path) -> EvaluationTable | None:
     try:
         return tables.read(RunFolder(folder.resolve().parent).table)
     except VdiffError:
-        return None  # `vdiff report` tells what is wrong with it
+        # a damaged table is no reason to show no pictures; `vdiff report` tells what is wrong
+        return None
 
 
 def _said(side: Side) -> str:
@@ -258,20 +288,21 @@ def _evaluations(pair: Pair) -> tuple[str | Markup, Markup]:
             Markup(""),
         )
     if pair.protocol is not None and pair.a.table:
-        both = tuple(side.row for side in sides if side.row)
-        joint = pair.a.table.model_copy(update={"rows": both, "protocol": pair.protocol})
+        rows = tuple(side.row for side in sides if side.row)
+        joint = pair.a.table.model_copy(update={"rows": rows, "protocol": pair.protocol})
         return "Both under one protocol.", quality.numbers(joint)
-    found = []
+    tables_apart = []
     for side in sides:
         if side.table and side.row:
             apart = side.table.model_copy(update={"rows": (side.row,)})
-            found.append(joined((tag("h3", side.name), quality.numbers(apart))))
-    return spoken(f"Not to be compared: {difference(pair)}."), joined(found)
+            tables_apart.append(joined((tag("h3", side.name), quality.numbers(apart))))
+    return spoken(f"Not to be compared: {difference(pair)}."), joined(tables_apart)
 
 
 def difference(pair: Pair) -> str:
     """Why the numbers of two evaluations must not be compared."""
-    a, b = pair.a, pair.b
+    a = pair.a
+    b = pair.b
     if a.protocol is None or b.protocol is None:
         missing = " and ".join(f"`{side.name}`" for side in (a, b) if side.protocol is None)
         return f"{missing} has no evaluation at this number of steps"

@@ -78,13 +78,11 @@ class Studio:
         device: torch.device | str = "cpu",
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.seeds, self._folders, self._keep, self._device, self._say = (
-            seeds,
-            folders,
-            keep,
-            device,
-            say,
-        )
+        self.seeds = seeds
+        self._folders = folders
+        self._keep = keep
+        self._device = device
+        self._say = say
         self._cards: dict[str, ModelCard] = {
             name: checkpoint.read_card(path) for name, path in folders.items()
         }
@@ -93,25 +91,28 @@ class Studio:
     def gallery(self, base: str, students: Sequence[str], base_steps: int | None = None) -> Gallery:
         """The base at `base_steps` (its own number if None), then what few steps give without and with distillation."""
         steps = base_steps or self._cards[base].num_steps
-        found = Gallery(self.seeds, [self.strip(base, "original", steps)])
-        few = [name for name in students if self._cards[name].num_steps <= FEW_STEPS] or list(
-            students[-1:]
-        )
+        gallery = Gallery(self.seeds, [self.strip(base, "original", steps)])
+        few = [name for name in students if self._cards[name].num_steps <= FEW_STEPS]
+        if not few:
+            # a chain that has only begun still shows what it has come to
+            few = list(students[-1:])
         undistilled: set[int] = set()
         for name in few:
             number = self._cards[name].num_steps
-            if number < steps and number not in undistilled:  # two students may have equal steps
+            # two students may have equal steps
+            if number < steps and number not in undistilled:
                 undistilled.add(number)
-                found.strips.append(self.strip(base, "undistilled", number))
-            found.strips.append(self.strip(name, "student", number))
+                gallery.strips.append(self.strip(base, "undistilled", number))
+            gallery.strips.append(self.strip(name, "student", number))
+        # with more steps than frames, a row would leave out what sets the student apart
         shown = [name for name in few if self._cards[name].num_steps <= FRAMES - 1]
-        found.ways.append(self.way(base, steps))
-        found.ways.extend(self.way(name, self._cards[name].num_steps) for name in shown[-3:])
+        gallery.ways.append(self.way(base, steps))
+        gallery.ways.extend(self.way(name, self._cards[name].num_steps) for name in shown[-3:])
         for name in few:
-            points = self.errors(name, found.strips[0].pictures)
+            points = self.errors(name, gallery.strips[0].pictures)
             if points:
-                found.errors[name] = points
-        return found
+                gallery.errors[name] = points
+        return gallery
 
     def strip(self, name: str, role: str, num_steps: int) -> Strip:
         """A picture per seed."""
@@ -149,42 +150,49 @@ class Studio:
         Empty where the teacher is not in the run, and for students that learned another target.
         """
         card = self._cards[name]
-        hashes = {each.hash: teacher for teacher, each in self._cards.items()}
-        teacher = hashes.get(card.parent["hash"]) if card.parent else None
-        if teacher is None or card.learned_by != "progressive":
+        if card.parent is None or card.learned_by != "progressive":
             return []
+        # by its weights: a teacher that was trained anew has another target
+        names = {model.hash: model_name for model_name, model in self._cards.items()}
+        teacher = names.get(card.parent["hash"])
+        if teacher is None:
+            return []
+        # a stage that keeps the number of steps learns the teacher's own prediction
         if card.num_steps >= self._cards[teacher].num_steps:
             return []
         digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
         key = ["errors", card.hash, self._cards[teacher].hash, digest, list(self.seeds)]
         said = f"comparing `{name}` with its teacher's target"
         shape = (min(card.num_steps, _LEVELS), 2)
-        found = self._kept(
+        rows = self._kept(
             key, said, shape, lambda: self._errors(name, str(teacher), pictures), np.float64
         )
-        return [(time, value) for time, value in found.tolist()]
+        return [(time, value) for time, value in rows.tolist()]
 
     @torch.no_grad()
     def _errors(self, name: str, teacher: str, pictures: Tensor) -> Tensor:
-        x = self._model(name).codec.encode(pictures)
-        student, guide = self._model(name).denoiser, self._model(teacher).denoiser
+        student = self._model(name).denoiser
+        guide = self._model(teacher).denoiser
         number = self._cards[name].num_steps
         teacher_steps = self._cards[teacher].num_steps // number
-        x, condition = x.to(self._device), self._condition(name, len(x))
+        x = self._model(name).codec.encode(pictures).to(self._device)
+        condition = self._condition(name, len(x))
         rows = []
         for step in torch.linspace(1, number, min(number, _LEVELS)).round().int().tolist():
+            # `exact`: the GPU of a Mac has no float64 and draws other random numbers
             steps = torch.full((len(x),), float(step), dtype=torch.float64, device=exact(x.device))
             rng = Randomness.for_images(torch.tensor(self.seeds, device=exact(x.device)))
             z = add_noise(x, *student.schedule.alpha_sigma(steps / number), rng)
             target = progressive_target(guide, z, steps, number, teacher_steps, condition)
             error = (student(z, steps / number, condition).x - target).square().mean()
             rows.append([step / number, float(error)])
-        found = torch.tensor(rows, dtype=torch.float64)
-        if not found.isfinite().all():
+        errors = torch.tensor(rows, dtype=torch.float64)
+        # an axis cannot reach to infinity, and a kept NaN would be shown for ever
+        if not errors.isfinite().all():
             raise DivergedError(
                 f"what `{name}` or its teacher `{teacher}` predicts holds NaN or Inf", UNSOUND
             )
-        return found
+        return errors
 
     def _decoded(self, name: str, num_steps: int) -> Tensor:
         return self._model(name).codec.decode(self._draw(name, num_steps), name)
@@ -217,20 +225,24 @@ class Studio:
         dtype: Any = np.uint8,
     ) -> Tensor:
         """What `make` makes, of this shape and kind, or made before of the same key."""
+        # another version may draw otherwise, so it does not take what this one has kept
         digest = hashlib.sha256(json.dumps([__version__, *key]).encode()).hexdigest()
         path = self._keep / f"{key[0]}-{digest[:20]}.npz"
-        before = _read(path, dtype)
-        if before is None or before.shape != shape:
-            self._say(said)
-            before = make()
-            _write(path, before)
-        return before
+        kept = _read(path, dtype)
+        if kept is not None and kept.shape == shape:
+            return kept
+        self._say(said)
+        content = make()
+        _write(path, content)
+        return content
 
 
 def _read(path: Path, dtype: Any) -> Tensor | None:
     """An array that `_write` left; None where it is not there or not whole."""
-    found = (array_file.read(path) or {}).get("content")
-    return torch.from_numpy(found) if found is not None and found.dtype == dtype else None
+    content = (array_file.read(path) or {}).get("content")
+    if content is None or content.dtype != dtype:
+        return None
+    return torch.from_numpy(content)
 
 
 def _write(path: Path, content: Tensor) -> None:

@@ -1,12 +1,13 @@
 """The numbers of an evaluation as curves and as a table, always with the protocol that they hold under."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from vdiff.metrics.metric import ordered, words_for
 from vdiff.metrics.pair_metric import Measure, Partner, measures_of, written
 from vdiff.metrics.table import EvaluationTable, Row, Value
-from vdiff.reporting.chart import Axis, Line, Point, chart, suits_log
+from vdiff.reporting.chart import Axis, Line, Point, chart, extent, suits_log
 from vdiff.reporting.markup import Markup, code, joined, tag
 from vdiff.reporting.published import CURVES
 from vdiff.reporting.wording import counted, number, signed_range, speed
@@ -19,8 +20,8 @@ def metrics_of(table: EvaluationTable) -> list[str]:
 
 def measures(table: EvaluationTable) -> list[Measure]:
     """What metrics of pairs tell in any row and people are told of, the most telling first."""
-    found = measures_of(each for row in table.rows for each in (row.original, row.teacher))
-    return [measure for measure in found if measure.beside]
+    partners = (partner for row in table.rows for partner in (row.original, row.teacher))
+    return [measure for measure in measures_of(partners) if measure.beside]
 
 
 def curves(table: EvaluationTable, published: str | None = None) -> Markup:
@@ -51,12 +52,11 @@ def numbers(table: EvaluationTable) -> Markup:
     ]
     heads += [f"{measure.brief}, {_IN_TABLE[whom]}" for measure, whom in pairs]
     heads.append("per picture")
+    # all but the model's name are numbers, which stand at the right of their column
     head = tag(
         "tr",
-        [
-            tag("th", text, scope="col", class_=None if place == 0 else "n")
-            for place, text in enumerate(heads)
-        ],
+        tag("th", heads[0], scope="col"),
+        [tag("th", text, scope="col", class_="n") for text in heads[1:]],
     )
     rows = [_number_row(row, metrics, pairs) for row in table.rows]
     line = tag(
@@ -81,9 +81,13 @@ def protocol(
     table: EvaluationTable, metric: str | None = None, has_reference: bool = True
 ) -> Markup:
     """The line that stands with a number. has_reference: whether the metric looks at the reference pictures."""
-    features = table.protocol.features.get(metric, "") if metric else ""
     line = table.protocol.line(has_reference)
-    return tag("p", f"{features}; " if features else "", line, class_="protocol")
+    features = ""
+    if metric is not None:
+        features = table.protocol.features.get(metric, "")
+    if features:
+        line = f"{features}; {line}"
+    return tag("p", line, class_="protocol")
 
 
 _IN_TABLE: dict[Partner, str] = {"teacher": "its teacher", "original": "original"}
@@ -92,7 +96,9 @@ _IN_TABLE: dict[Partner, str] = {"teacher": "its teacher", "original": "original
 def _number_row(
     row: Row, metrics: Sequence[str], pairs: Sequence[tuple[Measure, Partner]]
 ) -> Markup:
-    name = f"{row.model}, not distilled" if row.role == "undistilled" else row.model
+    name = row.model
+    if row.role == "undistilled":
+        name = f"{row.model}, not distilled"
     cells = [tag("th", name, scope="row"), _cell(f"{row.num_steps:,}")]
     cells += [_value(row.metrics.get(metric)) for metric in metrics]
     cells += [_cell(_compared(row, measure, whom)) for measure, whom in pairs]
@@ -108,21 +114,25 @@ def _value(value: Value | None) -> Markup:
     if value is None:
         return _cell("–")
     interval = signed_range(value.low, value.high)
-    return tag("td", number(value.value), tag("small", interval) if interval else None, class_="n")
+    if not interval:
+        return _cell(number(value.value))
+    return tag("td", number(value.value), tag("small", interval), class_="n")
 
 
 def _compared(row: Row, measure: Measure, whom: Partner) -> str:
-    found = row.partner(whom)
-    if found is None or measure.name not in found.numbers:
+    partner = row.partner(whom)
+    if partner is None or measure.name not in partner.numbers:
         return "–"
-    return amount_of(measure, found.numbers[measure.name])
+    return amount_of(measure, partner.numbers[measure.name])
 
 
 def amount_of(measure: Measure, value: float | None) -> str:
     """A number of a metric of pairs with its unit: `23.1 dB`, `0.92`, `equal`."""
     if value is None:
         return written(measure, value)
-    return f"{written(measure, value)} {measure.unit}" if measure.unit else number(value)
+    if not measure.unit:
+        return number(value)
+    return f"{written(measure, value)} {measure.unit}"
 
 
 def _metric(table: EvaluationTable, name: str, published: str | None) -> Markup | None:
@@ -135,39 +145,39 @@ def _metric(table: EvaluationTable, name: str, published: str | None) -> Markup 
         )
 
     lines = _lines(table, point)
-    curve = CURVES.get(published or "") if name == "fid" else None
-    if curve is not None:
-        given = [("distilled", curve.distilled), ("plain DDIM", curve.undistilled)]
-        for words, values in given:
-            points = [
-                Point(steps, value, note=f"published: {value}") for steps, value in values.items()
-            ]
-            lines.append(Line(f"published, {words}", "published", points))
+    source = None
+    # the paper tells FID alone; beside another metric its numbers would mean nothing
+    curve = CURVES.get(published or "")
+    if name == "fid" and curve is not None:
+        lines.append(_published("distilled", curve.distilled))
+        lines.append(_published("plain DDIM", curve.undistilled))
+        source = f"Dashed: {curve.name} as published by {curve.source}."
     title, better, _, most = words_for(name)
-    source = f"Dashed: {curve.name} as published by {curve.source}." if curve else None
     return _figure(Axis(title, most=most), better, lines, protocol(table, name), source)
+
+
+def _published(words: str, values: Mapping[int, float]) -> Line:
+    points = [Point(steps, value, note=f"published: {value}") for steps, value in values.items()]
+    return Line(f"published, {words}", "published", points)
 
 
 def _of_pairs(table: EvaluationTable, measure: Measure) -> Markup | None:
     def point_with(whom: Partner) -> Callable[[Row], Point | None]:
         def point(row: Row) -> Point | None:
-            other = row.partner(whom)
-            value = (
-                other.numbers.get(measure.name)
-                if other is not None and row.role != "original"
-                else None
-            )
-            return (
-                None
-                if value is None
-                else Point(row.num_steps, value, note=_note(row, number(value)))
-            )
+            partner = row.partner(whom)
+            # the original agrees with itself: that point would only stretch the axis
+            if partner is None or row.role == "original":
+                return None
+            value = partner.numbers.get(measure.name)
+            if value is None:
+                return None
+            return Point(row.num_steps, value, note=_note(row, number(value)))
 
         return point
 
     lines = [line for line in _lines(table, point_with("original")) if line.role != "original"]
-    own = [point for row in _students(table) if (point := point_with("teacher")(row)) is not None]
-    lines.append(Line("student, with its own teacher", "teacher", own))
+    with_teacher = _points(_students(table), point_with("teacher"))
+    lines.append(Line("student, with its own teacher", "teacher", with_teacher))
     note = "From the same noise: circles and diamonds with the original, squares each student with its own teacher."
     line = protocol(table, measure.metric, has_reference=False)
     return _figure(Axis(measure.title, most=measure.most), measure.better, lines, line, note)
@@ -176,67 +186,66 @@ def _of_pairs(table: EvaluationTable, measure: Measure) -> Markup | None:
 def _figure(
     up: Axis, better: str, lines: Sequence[Line], line: Markup, note: str | None
 ) -> Markup | None:
-    points = [point for each in lines for point in each.points]
+    points = [point for drawn_line in lines for point in drawn_line.points]
     if not points:
         return None
-    values = [
-        value for point in points for value in (point.low, point.y, point.high) if value is not None
-    ]
     steps = _ticks([point.x for point in points])
-    is_distance = better.startswith(
-        "less"
-    )  # similarities have an upper end, near which a logarithm hides all
-    up = replace(up, log=10 if is_distance and suits_log(values) else None)
+    # similarities have an upper end, near which a logarithm hides all
+    is_distance = better.startswith("less")
+    if is_distance and suits_log(extent(points)):
+        up = replace(up, log=10)
     drawn = chart(up.label, lines, Axis("steps", 2, steps), up)
     head = tag("h3", up.label, tag("span", better, class_="aside"))
-    return tag(
-        "figure",
-        head,
-        drawn,
-        tag("figcaption", line, tag("p", note, class_="note") if note else None),
-    )
+    caption = [line]
+    if note:
+        caption.append(tag("p", note, class_="note"))
+    return tag("figure", head, drawn, tag("figcaption", caption))
 
 
 def _lines(table: EvaluationTable, point: Callable[[Row], Point | None]) -> list[Line]:
     """Students, the undistilled base up to its full number of steps, and that point by itself."""
-
-    def points(rows: Sequence[Row]) -> list[Point]:
-        found = [each for row in rows if (each := point(row)) is not None]
-        return sorted(found, key=lambda each: each.x)
-
     originals = [row for row in table.rows if row.role == "original"]
     plain = [row for row in table.rows if row.role == "undistilled"]
     return [
-        Line("not distilled", "undistilled", points(plain)),
+        Line("not distilled", "undistilled", _points(plain, point)),
+        # without marks: the last point has that of the original
         Line(
             "not distilled, up to the original",
             "undistilled",
-            points([*plain, *originals]),
+            _points([*plain, *originals], point),
             marked=False,
         ),
-        Line("students", "student", points(_students(table))),
-        Line("original", "original", points(originals)),
+        Line("students", "student", _points(_students(table), point)),
+        Line("original", "original", _points(originals, point)),
     ]
 
 
+def _points(rows: Sequence[Row], point: Callable[[Row], Point | None]) -> list[Point]:
+    """The points of the rows that have one, fewest steps first."""
+    points = [place for row in rows if (place := point(row)) is not None]
+    return sorted(points, key=lambda place: place.x)
+
+
 def _students(table: EvaluationTable) -> list[Row]:
-    return sorted(
-        (row for row in table.rows if row.role == "student"), key=lambda row: row.num_steps
-    )
+    return [row for row in table.rows if row.role == "student"]
 
 
 def _ticks(steps: Sequence[float]) -> list[float]:
     """The numbers of steps that there are, thinned to about seven; the fewest stays."""
-    found = sorted(set(steps))
-    every = -(-len(found) // 7)
-    return found[::every]
+    different = sorted(set(steps))
+    # more would write their numbers over one another on a phone
+    every = math.ceil(len(different) / 7)
+    return different[::every]
 
 
 def _note(row: Row, value: str) -> str:
-    return f"{row.model}{', not distilled' * (row.role == 'undistilled')}, {counted(row.num_steps)}: {value}"
+    name = row.model
+    if row.role == "undistilled":
+        name = f"{row.model}, not distilled"
+    return f"{name}, {counted(row.num_steps)}: {value}"
 
 
 def features(table: EvaluationTable) -> Markup:
     """What each metric compares, as the protocol says."""
-    found = table.protocol.features.items()
-    return joined((tag("dt", code(name)), tag("dd", words)) for name, words in found)
+    compared = table.protocol.features.items()
+    return joined((tag("dt", code(name)), tag("dd", words)) for name, words in compared)

@@ -24,8 +24,12 @@ Measured = tuple[str, int | None]
 MOST_POINTS = 120
 """A curve of losses is drawn with this many points, each the mean of those around it."""
 
-_LONGEST, _LONGEST_NAME = 1 << 16, 64
-_LARGEST_NUMBER, _LARGEST_COUNT = 1e300, 10**9
+# A run folder may come from somebody else. These bounds keep a page from growing without end,
+# and a chart from numbers that overflow when it computes with them.
+_LONGEST = 1 << 16
+_LONGEST_NAME = 64
+_LARGEST_NUMBER = 1e300
+_LARGEST_COUNT = 10**9
 _LARGEST_LOG = 256 << 20
 
 
@@ -59,8 +63,8 @@ class Record:
     @property
     def students(self) -> list[Facts]:
         """The cards of the students that descend from the base, most steps first."""
-        found = [card for card in self.cards.values() if card["is_distilled"]]
-        return sorted(found, key=lambda card: (card["stage"], -card["num_steps"]))
+        distilled = [card for card in self.cards.values() if card["is_distilled"]]
+        return sorted(distilled, key=lambda card: (card["stage"], -card["num_steps"]))
 
     def missing(self) -> list[str]:
         """Stages that the recipe asks for and that have no model folder."""
@@ -92,28 +96,33 @@ def read(folder: Path) -> Record:
 
 def losses(path: Path) -> Curves:
     """The losses in log.jsonl by stage, at most MOST_POINTS each; lines that tell none are passed over."""
-    found: Curves = {}
+    curves: Curves = {}
     for entry in entries(path):
         if _is_number(entry.get("loss")):
-            found.setdefault(entry["stage"], []).append(
-                (float(entry["update"]), float(entry["loss"]))
-            )
-    return {stage: thinned(points) for stage, points in found.items()}
+            point = (float(entry["update"]), float(entry["loss"]))
+            curves.setdefault(entry["stage"], []).append(point)
+    return {stage: thinned(points) for stage, points in curves.items()}
 
 
 def trends(path: Path) -> dict[Measured, Curves]:
     """What log.jsonl tells of networks that were looked at while they learned."""
-    found: dict[Measured, Curves] = {}
+    measured: dict[Measured, Curves] = {}
     for entry in entries(path):
-        values, count = entry.get("trend"), entry.get("num_images")
-        count = count if type(count) is int and 0 < count < _LARGEST_COUNT else None
-        for name, value in values.items() if isinstance(values, dict) else ():
+        values = entry.get("trend")
+        if not isinstance(values, dict):
+            continue
+        num_images = entry.get("num_images")
+        # not isinstance: to Python, `true` in a log is a whole number
+        if type(num_images) is not int or not 0 < num_images < _LARGEST_COUNT:
+            num_images = None
+        for name, value in values.items():
             if _is_number(value) and len(name) <= _LONGEST_NAME:
-                points = found.setdefault((name, count), {}).setdefault(entry["stage"], [])
+                curves = measured.setdefault((name, num_images), {})
+                points = curves.setdefault(entry["stage"], [])
                 points.append((float(entry["update"]), float(value)))
     return {
         key: {stage: thinned(points) for stage, points in curves.items()}
-        for key, curves in found.items()
+        for key, curves in measured.items()
     }
 
 
@@ -130,6 +139,8 @@ def entries(path: Path) -> Iterator[Facts]:
         return
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
+            # A crash of the machine may leave half a line, or zeros. A line of 100,000 brackets
+            # makes json run out of stack.
             try:
                 entry = json.loads(line)
                 is_right = isinstance(entry["stage"], str) and _is_number(entry["update"])
@@ -140,7 +151,8 @@ def entries(path: Path) -> Iterator[Facts]:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < _LARGEST_NUMBER  # type: ignore[arg-type]  # NaN is not below it
+    # NaN is not below it either
+    return type(value) in (int, float) and abs(value) < _LARGEST_NUMBER  # type: ignore[arg-type]
 
 
 def _cards(rows: Sequence[Facts], warnings: list[str]) -> dict[str, Facts]:

@@ -1,6 +1,5 @@
 """The report of a run: what it has come to, on one page."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from vdiff.reporting import course, origin, quality, side_by_side
@@ -9,7 +8,7 @@ from vdiff.reporting.page import contents, page, section
 from vdiff.reporting.pictures import FEW_STEPS, Gallery
 from vdiff.reporting.record import Record
 from vdiff.reporting.verdict import measured, verdict
-from vdiff.reporting.wording import counted
+from vdiff.reporting.wording import count, counted
 
 _ROLES = (
     ("student", "students"),
@@ -32,20 +31,22 @@ def report(
     published: a key of `published.CURVES`.   device: what the pictures were drawn on, in words.
     undrawn: why there are no pictures.
     """
+    if gallery is None:
+        device = ""
     sections = [
         *_pictures(gallery, undrawn, len(record.students)),
         *_numbers(record, published),
         _levels(record, gallery),
         _trends(record),
         _losses(record),
-        _origin(record, price_per_hour, device if gallery else ""),
+        _origin(record, price_per_hour, device),
     ]
-    found = [each for each in sections if each is not None]
-    links = contents([(id_, title) for id_, title, _ in found])
+    shown = [part for part in sections if part is not None]
+    links = contents([(id_, title) for id_, title, _ in shown])
     return page(
         f"{record.name} · vdiff report",
         [_head(record, gallery), links],
-        [body for _, _, body in found],
+        [body for _, _, body in shown],
     )
 
 
@@ -58,11 +59,17 @@ def _part(id_: str, title: str, lead: Markup | str, *content: Markup | None) -> 
 
 def _head(record: Record, gallery: Gallery | None) -> Markup:
     status = record.status
-    state = tag("span", status["state"], class_=f"state {status['state']}") if status else None
+    state = None
+    if status:
+        state = tag("span", status["state"], class_=f"state {status['state']}")
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     top = tag("p", tag("span", "vdiff report"), state, tag("span", made), class_="eyebrow")
-    table, said = record.table, tag("p", spoken(verdict(record, gallery)), class_="verdict")
-    line = quality.protocol(table) if table is not None and measured(table) else None
+    table = record.table
+    said = tag("p", spoken(verdict(record, gallery)), class_="verdict")
+    line = None
+    # no number without its protocol; a sentence that no number stands in needs none
+    if table is not None and measured(table):
+        line = quality.protocol(table)
     notes = origin.sentences(_to_do(record), "todo")
     return joined(
         (
@@ -79,17 +86,23 @@ def _head(record: Record, gallery: Gallery | None) -> Markup:
 def _to_do(record: Record) -> list[str]:
     """What is missing, and the command to get it."""
     lines = []
-    status, missing = record.status, record.missing()
+    status = record.status
+    missing = record.missing()
     if status and status["state"] == "running":
         where = f"`{status['stage']}` is at update {status['update']:,} of {status['updates']:,}"
         lines.append(f"The run is at work: {where}. Make the report again to see more.")
     elif status and status["state"] in ("stopped", "failed", "killed"):
-        reason = f": {status['reason']}" if status["reason"] else ""
+        reason = ""
+        # a process that was killed has left none
+        if status["reason"]:
+            reason = f": {status['reason']}"
         lines.append(
             f"The run was {status['state']}{reason}. `{status['resume_command']}` goes on."
         )
     elif missing:
-        command = "vdiff train" if "original" in missing else "vdiff distill"
+        command = "vdiff distill"
+        if "original" in missing:
+            command = "vdiff train"
         lines.append(
             f"Not made yet: {', '.join(f'`{name}`' for name in missing)}. `{command}` makes them."
         )
@@ -106,13 +119,18 @@ def _to_do(record: Record) -> list[str]:
 
 
 def _unmeasured(record: Record) -> list[str]:
-    known = {row.hash for row in record.table.rows} if record.table else set()
+    known: set[str] = set()
+    if record.table:
+        # by their weights: a model that was trained anew keeps its name
+        known = {row.hash for row in record.table.rows}
     return [name for name, card in record.cards.items() if card["hash"] not in known]
 
 
 def _pictures(gallery: Gallery | None, undrawn: str, num_students: int) -> list[_Part]:
+    if gallery is None and not undrawn:
+        return []
     if gallery is None:
-        return [_part("pictures", "Pictures", spoken(undrawn))] if undrawn else []
+        return [_part("pictures", "Pictures", spoken(undrawn))]
     original = gallery.strips[0]
     students = [strip for strip in gallery.strips if strip.role == "student"]
     parts = []
@@ -125,11 +143,9 @@ def _pictures(gallery: Gallery | None, undrawn: str, num_students: int) -> list[
         said = joined(("Both sides of a picture start from the same noise.", pull))
         slider = side_by_side.slider(original, students, gallery.seeds)
         parts.append(_part("teacher-and-student", "Teacher and student", said, slider))
-    left_out = (
-        f"; students of more than {FEW_STEPS} steps are left out"
-        if len(students) < num_students
-        else ""
-    )
+    left_out = ""
+    if len(students) < num_students:
+        left_out = f"; students of more than {FEW_STEPS} steps are left out"
     lead = (
         "Each column starts from the same noise. Above each student, the undistilled model with as few "
         f"steps{left_out}. Sampler: ddim eta=0, seeds {gallery.seeds[0]} to {gallery.seeds[-1]}."
@@ -144,9 +160,9 @@ def _numbers(record: Record, published: str | None) -> list[_Part]:
     table = record.table
     if table is None:
         return []
-    roles: Sequence[tuple[str, str]] = _ROLES + (
-        (("published", "published by others"),) if published else ()
-    )
+    roles: list[tuple[str, str]] = list(_ROLES)
+    if published:
+        roles.append(("published", "published by others"))
     lead = "How good the pictures are with so many steps; bars are 95 % intervals."
     curves = (quality.legend(roles), quality.curves(table, published))
     what = tag("dl", quality.features(table), class_="facts")
@@ -162,7 +178,7 @@ def _levels(record: Record, gallery: Gallery | None) -> _Part | None:
     original = gallery.strips[0]
     lead = (
         "Mean squared difference, without any loss weight, between what a student predicts in one step and the exact "
-        f"target from its own teacher's steps: on the {len(gallery.seeds)} pictures that the original draws in "
+        f"target from its own teacher's steps: on the {count(len(gallery.seeds), 'picture')} that the original draws in "
         f"{counted(original.num_steps)}, with fresh noise, at up to 8 of the student's own times."
     )
     return _part("levels", "Error by noise level", lead, course.levels(gallery.errors, record))
@@ -189,21 +205,28 @@ def _losses(record: Record) -> _Part | None:
 
 
 def _origin(record: Record, price_per_hour: float | None, device: str) -> _Part:
-    untimed = origin.untimed(record)
-    note = (
-        tag(
-            "p",
-            f"No time was recorded for {', '.join(untimed)}: an older vdiff made them, or another run.",
-            class_="note",
-        )
-        if untimed
-        else None
-    )
-    line = (
+    models = tag("p", "No model is finished yet.")
+    if record.cards:
+        models = origin.lineage(record)
+    content: list[Markup | None] = [
         tag("h3", "Line of models"),
-        origin.lineage(record) if record.cards else tag("p", "No model is finished yet."),
+        models,
+        tag("h3", "Time and cost"),
+        origin.time_and_cost(record, price_per_hour),
+        _untimed_note(record),
+        tag("h3", "Data, versions, machine"),
+        origin.facts(record, device),
+    ]
+    if record.recipe:
+        content += [tag("h3", "Recipe"), origin.recipe(record.recipe)]
+    return _part("origin", "Where it comes from", "", *content)
+
+
+def _untimed_note(record: Record) -> Markup | None:
+    untimed = origin.untimed(record)
+    if not untimed:
+        return None
+    note = (
+        f"No time was recorded for {', '.join(untimed)}: an older vdiff made them, or another run."
     )
-    time = tag("h3", "Time and cost"), origin.time_and_cost(record, price_per_hour), note
-    rest = tag("h3", "Data, versions, machine"), origin.facts(record, device)
-    text = (tag("h3", "Recipe"), origin.recipe(record.recipe)) if record.recipe else ()
-    return _part("origin", "Where it comes from", "", *line, *time, *rest, *text)
+    return tag("p", note, class_="note")

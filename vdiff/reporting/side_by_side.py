@@ -36,6 +36,7 @@ def slider(
 
     Without a script, and in print, the two of a pair stand beside one another.
     """
+    # the student of the fewest steps, about which people ask first
     chosen = rights[-1]
     pairs = [_pair(place, seed, left, chosen, left_name) for place, seed in enumerate(seeds)]
     ends = (f"{left_name}, {counted(left.num_steps)}", _said(chosen))
@@ -54,16 +55,18 @@ def slider(
     left_end = tag("span", ends[0], class_="end left")
     right_end = tag("span", ends[1], class_="end right", id="right-end")
     bar = tag("div", left_end, label, handle, right_end, class_="bar", id="cut-ends", title=text)
-    choice = _choice(rights) if len(rights) > 1 else None
+    choice = None
+    if len(rights) > 1:
+        choice = _choice(rights)
     return tag(
         "div", choice, bar, tag("div", pairs, class_="pairs"), class_="compare", id="compare"
     )
 
 
-def ways(found: Sequence[Way]) -> Markup:
+def ways(gallery_ways: Sequence[Way]) -> Markup:
     """A row per model: its frames, each in the column of its time."""
     rows = []
-    for way in found:
+    for way in gallery_ways:
         label = tag("span", tag("b", way.model), f" {counted(way.num_steps)}", class_="label")
         frames = [
             _frame(way, time, picture) for time, picture in zip(way.times, way.frames, strict=True)
@@ -75,26 +78,35 @@ def ways(found: Sequence[Way]) -> Markup:
 def image(picture: Tensor, alt: str, class_: str = "", id_: str | None = None) -> Markup:
     """uint8 [C, H, W] inside the page."""
     data = base64.b64encode(encode(picture.numpy(), "png")).decode()
-    look = f"{class_} tiny".strip() if picture.shape[-1] <= TINY_PIXELS else class_
+    look = class_
+    if picture.shape[-1] <= TINY_PIXELS:
+        look = f"{class_} tiny".strip()
     height, width = picture.shape[-2:]
     source = f"data:image/png;base64,{data}"
     return tag("img", src=source, alt=alt, width=width, height=height, class_=look or None, id=id_)
 
 
 def _row(strip: Strip, seeds: Sequence[int]) -> Markup:
-    name = strip.model if strip.role == "student" else _LABELS.get(strip.role, strip.role)
+    is_student = strip.role == "student"
+    name = _LABELS.get(strip.role, strip.role)
+    if is_student:
+        name = strip.model
     label = (tag("b", name), tag("span", counted(strip.num_steps)))
     cells = []
     for place, seed in enumerate(seeds):
-        id_ = f"p-{strip.model}-{place}" if strip.role == "student" else None
-        cells.append(
-            tag("td", image(strip.pictures[place], f"seed {seed}, {_said(strip)}", id_=id_))
-        )
+        id_ = None
+        if is_student:
+            # the page's script takes the picture for the slider from here: it is in the file once
+            id_ = f"p-{strip.model}-{place}"
+        alt = f"seed {seed}, {_said(strip)}"
+        cells.append(tag("td", image(strip.pictures[place], alt, id_=id_)))
     return tag("tr", tag("th", label, scope="row"), cells, class_=strip.role)
 
 
 def _said(strip: Strip) -> str:
-    name = {"student": strip.model}.get(strip.role, _LABELS.get(strip.role, strip.model))
+    name = strip.model
+    if strip.role != "student":
+        name = _LABELS.get(strip.role, strip.model)
     return f"{name}, {counted(strip.num_steps)}"
 
 
@@ -126,6 +138,12 @@ def _choice(rights: Sequence[Strip]) -> Markup:
 
 
 def _frame(way: Way, time: float, picture: Tensor) -> Markup:
+    # Models of fewer steps have fewer frames. Each stands below the frame of the same time,
+    # so a row may have gaps.
     column = round((1 - time) * (FRAMES - 1)) + 1
-    what = "noise" if time == 1 else "the picture" if time == 0 else f"at time {time:.2f}"
+    what = f"at time {time:.2f}"
+    if time == 1:
+        what = "noise"
+    elif time == 0:
+        what = "the picture"
     return image(picture, f"{way.model} in {counted(way.num_steps)}: {what}", f"c{column}")

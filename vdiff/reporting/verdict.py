@@ -9,16 +9,17 @@ from vdiff.metrics.table import EvaluationTable, Row, Value
 from vdiff.reporting.pictures import Gallery, Strip
 from vdiff.reporting.quality import metrics_of
 from vdiff.reporting.record import Record
-from vdiff.reporting.wording import counted, number, signed_range
+from vdiff.reporting.wording import count, counted, number, signed_range
 
 
 def verdict(record: Record, gallery: Gallery | None) -> str:
     """The sentence; backticks stand around names. What cannot be said yet is not said."""
     if not record.cards:
         return "No model is finished yet."
-    said = measured(record.table) if record.table is not None else ""
-    if said:
-        return said
+    if record.table is not None:
+        sentence = measured(record.table)
+        if sentence:
+            return sentence
     if not record.students:
         return "The base network is trained; nothing has been distilled from it yet."
     if gallery is not None:
@@ -27,7 +28,8 @@ def verdict(record: Record, gallery: Gallery | None) -> str:
 
 
 def _counted(record: Record) -> str:
-    last, base = record.students[-1], record.base
+    last = record.students[-1]
+    base = record.base
     if base is None:
         return f"The last student, `{last['name']}`, draws in {counted(last['num_steps'])}."
     times = base["num_steps"] / last["num_steps"]
@@ -40,15 +42,15 @@ def _counted(record: Record) -> str:
 def measured(table: EvaluationTable) -> str:
     """From a distance of the evaluation, else from its agreement; nothing where it tells neither."""
     original = next((row for row in table.rows if row.role == "original"), None)
-    students = sorted(
-        (row for row in table.rows if row.role == "student"), key=lambda row: row.num_steps
-    )
+    students = [row for row in table.rows if row.role == "student"]
+    students.sort(key=lambda row: row.num_steps)
     if original is None or not students:
         return ""
+    # the most telling metric comes first: FID where it was measured, else what was
     for metric in metrics_of(table):
-        found = [row for row in students if metric in row.metrics]
-        if found and metric in original.metrics:
-            return _compared(table, metric, original, found)
+        with_metric = [row for row in students if metric in row.metrics]
+        if with_metric and metric in original.metrics:
+            return _compared(table, metric, original, with_metric)
     last = students[0]
     psnr = _psnr_of(last)
     if psnr is None:
@@ -60,8 +62,11 @@ def measured(table: EvaluationTable) -> str:
 
 
 def _compared(table: EvaluationTable, metric: str, original: Row, students: list[Row]) -> str:
-    name, last = words_for(metric).title, students[0]
+    name = words_for(metric).title
+    last = students[0]
     best = original.metrics[metric]
+    # From the most steps down: a student behind one that is worse is not told,
+    # it may be as good by chance.
     equal = list(
         itertools.takewhile(
             lambda row: _as_good(row.metrics[metric], best, metric), reversed(students)
@@ -73,19 +78,10 @@ def _compared(table: EvaluationTable, metric: str, original: Row, students: list
             f"Down to {counted(equal[-1].num_steps)} the students' {name} stays within the 95 % interval of the "
             f"original's in {original.num_steps:,}, or on its better side."
         )
-    plain = next(
-        (
-            row
-            for row in table.rows
-            if row.role == "undistilled" and row.num_steps == last.num_steps
-        ),
-        None,
-    )
-    without = (
-        f", without distillation {_with_range(plain.metrics[metric])}"
-        if plain and metric in plain.metrics
-        else ""
-    )
+    plain = _undistilled(table, last.num_steps)
+    without = ""
+    if plain is not None and metric in plain.metrics:
+        without = f", without distillation {_with_range(plain.metrics[metric])}"
     parts.append(
         f"In {counted(last.num_steps)}, `{last.model}` has a {name} of {_with_range(last.metrics[metric])}; "
         f"the original in {original.num_steps:,} has {_with_range(best)}{without}."
@@ -97,29 +93,39 @@ def _as_good(value: Value, best: Value, metric: str) -> bool:
     """Whether a value lies in the best one's interval, or on its better side: that intervals touch proves little."""
     if best.low is None or best.high is None:
         return False
-    return (
-        value.value >= best.low
-        if words_for(metric).better.startswith("more")
-        else value.value <= best.high
-    )
+    if words_for(metric).better.startswith("more"):
+        return value.value >= best.low
+    return value.value <= best.high
 
 
 def _with_range(value: Value) -> str:
     interval = signed_range(value.low, value.high)
-    return number(value.value) + (f" ({interval})" if interval else "")
+    if not interval:
+        return number(value.value)
+    return f"{number(value.value)} ({interval})"
+
+
+def _undistilled(table: EvaluationTable, steps: int) -> Row | None:
+    """The row of the base at so few steps, if it was measured there."""
+    for row in table.rows:
+        if row.role == "undistilled" and row.num_steps == steps:
+            return row
+    return None
 
 
 def _undistilled_psnr(table: EvaluationTable, steps: int) -> str:
-    row = next(
-        (row for row in table.rows if row.role == "undistilled" and row.num_steps == steps), None
-    )
-    psnr = _psnr_of(row) if row is not None else None
-    return "" if psnr is None else f"; without distillation, to {psnr:.1f} dB"
+    row = _undistilled(table, steps)
+    psnr = _psnr_of(row)
+    if psnr is None:
+        return ""
+    return f"; without distillation, to {psnr:.1f} dB"
 
 
-def _psnr_of(row: Row) -> float | None:
+def _psnr_of(row: Row | None) -> float | None:
     """Of the agreement with the original; None where there is none, or an infinite one."""
-    return row.original.numbers.get("psnr") if row.original is not None else None
+    if row is None or row.original is None:
+        return None
+    return row.original.numbers.get("psnr")
 
 
 def _seen(gallery: Gallery) -> str:
@@ -130,9 +136,11 @@ def _seen(gallery: Gallery) -> str:
         return ""
     last = students[-1]
     plain = [s for s in gallery.strips if s.role == "undistilled" and s.num_steps == last.num_steps]
-    without = f", where the undistilled model reaches {_psnr(plain[0], original)}" if plain else ""
+    without = ""
+    if plain:
+        without = f", where the undistilled model reaches {_psnr(plain[0], original)}"
     return (
-        f"On the {len(gallery.seeds)} pictures below, `{last.model}` draws in {counted(last.num_steps)} what the "
+        f"On the {count(len(gallery.seeds), 'picture')} below, `{last.model}` draws in {counted(last.num_steps)} what the "
         f"original draws in {original.num_steps:,} to a PSNR of {_psnr(last, original)}{without}. "
         "Few pictures: a first look, no measurement."
     )
