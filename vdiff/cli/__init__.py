@@ -27,16 +27,18 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it ended, see `vdiff.errors`."""
     try:
-        from vdiff.cli import (
-            app,
-            signals,
-        )  # signals notes who started this process, while that one lives
+        # signals notes who started this process, while that one lives
+        from vdiff.cli import app, signals
 
         try:
-            return app.answer(None) if arguments is None else app.run(arguments)
+            if arguments is None:
+                return app.answer(None)
+            return app.run(arguments)
         finally:
-            if arguments is None:  # the process ends with its command line
+            # the process ends with its own command line: a late signal changes nothing any more
+            if arguments is None:
                 signals.work_is_done()
             signals.be_deaf_at_exit()
-    except KeyboardInterrupt:  # while the first modules are imported
+    except KeyboardInterrupt:
+        # Ctrl-C while the first modules are imported: nobody listens yet, and nothing has begun
         return 130

@@ -28,15 +28,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def answer(arguments: Sequence[str] | None) -> int:
     """Run one command line, that of this process by default; every failure is shown and becomes an exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options.mode.json = options.mode.quiet = options.mode.debug = False
+    if arguments is None:
+        arguments = sys.argv[1:]
+    given = list(arguments)
+    # in a notebook or a test the command before this one may have set them
+    options.mode.json = False
+    options.mode.quiet = False
+    options.mode.debug = False
     _never_fail_to_print()
     try:
         _check_installation()
         result = root().main(given, prog_name="vdiff", standalone_mode=False)
     except (Exception, KeyboardInterrupt, SystemExit) as err:
         return _reported(err, given)
-    return result if isinstance(result, int) else 0
+    if isinstance(result, int):
+        return result
+    return 0
 
 
 def _reported(err: BaseException, given: Sequence[str]) -> int:
@@ -44,7 +51,8 @@ def _reported(err: BaseException, given: Sequence[str]) -> int:
         from vdiff.cli import failures
 
         return failures.report(err, given)
-    except MemoryError:  # there is too little even for telling what failed
+    except MemoryError:
+        # there is too little even for importing rich, which tells the other failures
         sys.stderr.write(
             "error: out of memory\nfix: close other programs, then run the same command again\n"
         )
@@ -73,6 +81,7 @@ class _Readable:
         try:
             return super().parse_args(ctx, args)  # type: ignore[misc]
         except Exception as err:
+            # click leaves it out where an option is unknown; the message is to name the command
             if getattr(err, "ctx", ctx) is None:
                 err.ctx = ctx  # type: ignore[attr-defined]
             raise
@@ -110,24 +119,27 @@ class LazyCommand(TyperCommand):
 def load(place: str) -> Any:
     """The command at "module:name"; a mapping there is a group of name -> function."""
     module, _, name = place.partition(":")
-    found: Callable[..., Any] | Mapping[str, Callable[..., Any]] = getattr(
+    command: Callable[..., Any] | Mapping[str, Callable[..., Any]] = getattr(
         importlib.import_module(module), name
     )
     app = typer.Typer(cls=Group, add_completion=False, **_SETTINGS)
-    if callable(found):
-        _add(app, None, found)
+    if callable(command):
+        _add(app, None, command)
     else:
         app.callback(help=importlib.import_module(module).__doc__)(options.with_mode(_group))
-        for each, function in found.items():
-            _add(app, each, function)
+        for inner_name, function in command.items():
+            _add(app, inner_name, function)
     return typer.main.get_command(app)
 
 
 _SETTINGS: dict[str, Any] = {
-    "rich_markup_mode": None,  # rich doubles the time that `vdiff --help` takes
+    # rich doubles the time that `vdiff --help` takes
+    "rich_markup_mode": None,
+    # `failures.report` shows every failure in three lines; a traceback only with --debug
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
-    "invoke_without_command": True,  # the callbacks print the help then
+    # without a command the callbacks print the help; click would call it a mistake
+    "invoke_without_command": True,
 }
 
 
@@ -173,12 +185,10 @@ def _never_fail_to_print() -> None:
 
 def _painted(text: str) -> str:
     """`text` with bold headings and cyan options, where a person looks at it."""
-    if (
-        os.environ.get("NO_COLOR")
-        or os.environ.get("TERM") == "dumb"
-        or not sys.stdout
-        or not sys.stdout.isatty()
-    ):
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    # under pythonw, and where somebody closed it, there is no stdout at all
+    if not sys.stdout or not sys.stdout.isatty():
         return text
     text = re.sub(r"(?m)^(\w+:)", "\x1b[1m\\1\x1b[0m", text)
     return re.sub(r"(?m)^(  (?:-[\w-]+(?:, )?)+)", "\x1b[36m\\1\x1b[0m", text)

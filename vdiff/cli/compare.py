@@ -10,6 +10,7 @@ from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, mode, ope
 from vdiff.cli.session import DeviceOption, RunOption, run_folder
 from vdiff.disk.ours import is_picture
 from vdiff.errors import UsageError
+from vdiff.system.plural import count
 
 if TYPE_CHECKING:
     from vdiff.metrics.pair_metric import PairMetricSection
@@ -63,8 +64,8 @@ def compare(
             f"ask for at most {MOST}",
             "--seeds",
         )
-    folders = _folder(a, recipe, run), _folder(b, recipe, run)
-    cards = model_card.read_card(folders[0]), model_card.read_card(folders[1])
+    folders = (_folder(a, recipe, run), _folder(b, recipe, run))
+    cards = (model_card.read_card(folders[0]), model_card.read_card(folders[1]))
     names = _names(folders)
     _check(cards, names, steps)
     sections = _metrics(metrics)
@@ -75,9 +76,9 @@ def compare(
     from vdiff.machine.machine import pick_device
     from vdiff.reporting import pair
 
-    found = pair.drawn(folders, names, numbers, steps, pick_device(device), sections)
-    _write(found, out)
-    _tell(found, out)
+    models = pair.drawn(folders, names, numbers, steps, pick_device(device), sections)
+    _write(models, out)
+    _tell(models, out)
 
 
 def _folder(given: str, recipe: str | None, run: Path | None) -> Path:
@@ -94,18 +95,18 @@ def _folder(given: str, recipe: str | None, run: Path | None) -> Path:
         if not names:
             raise UsageError(f"no model of `{given}` is finished yet", "run `vdiff train` first")
         return place.model(names[-1])
-    named = RunFolder(run) if run is not None else run_folder(open_recipe(recipe, None)[0], None)
-    return named.find(given)
+    if run is not None:
+        return RunFolder(run).find(given)
+    parsed, _ = open_recipe(recipe, None)
+    return run_folder(parsed, None).find(given)
 
 
 def _names(folders: tuple[Path, Path]) -> tuple[str, str]:
     """The folders' names, with their runs' before them where they are equal."""
     a, b = (folder.resolve() for folder in folders)
-    return (
-        (a.name, b.name)
-        if a.name != b.name
-        else (f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}")
-    )
+    if a.name != b.name:
+        return a.name, b.name
+    return f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
 
 
 def _check(cards: "tuple[ModelCard, ModelCard]", names: tuple[str, str], steps: int | None) -> None:
@@ -123,15 +124,15 @@ def _metrics(given: str) -> "list[PairMetricSection]":
     from vdiff.metrics.metric import named
     from vdiff.metrics.pair_metric import PairMetricSection
 
-    found = []
+    sections = []
     for section in named(given.split(",")):
         if not isinstance(section, PairMetricSection):
             problem = f"the metric `{section.name}` compares sets of pictures, not the pictures of two models"
             raise UsageError(
                 problem, "name metrics of pairs, as in --metrics agreement", "--metrics"
             )
-        found.append(section)
-    return found
+        sections.append(section)
+    return sections
 
 
 def _check_target(out: Path, force: bool) -> None:
@@ -142,48 +143,48 @@ def _check_target(out: Path, force: bool) -> None:
             f"`{out.name}` names no form that a comparison has", "end it in .png or .html", "--out"
         )
     if out.suffix == ".html":
+        # a page says who made it, so an earlier one may go; a PNG may be anybody's
         outputs.check_file(out, is_ours, force=True)
     else:
         outputs.check_file(out, is_picture, force)
 
 
-def _write(found: "Pair", out: Path) -> None:
+def _write(models: "Pair", out: Path) -> None:
     from vdiff.disk import whole_folder
     from vdiff.reporting import pair
     from vdiff.reporting.page import is_ours
 
     if out.suffix == ".png":
-        pair.write_grid(out, found)
+        pair.write_grid(out, models)
     else:
-        whole_folder.write_text(out, pair.html(found), is_ours)
+        whole_folder.write_text(out, pair.html(models), is_ours)
 
 
-def _tell_plan(names: tuple[str, str], out: Path, count: int) -> None:
+def _tell_plan(names: tuple[str, str], out: Path, num_images: int) -> None:
     from vdiff.cli import console
 
-    console.say(
-        f"would draw {count} pictures each with `{names[0]}` and `{names[1]}`: `{out}`", "green"
-    )
+    pictures = count(num_images, "picture")
+    console.say(f"would draw {pictures} each with `{names[0]}` and `{names[1]}`: `{out}`", "green")
     if mode.json:
-        console.emit_json(
-            {"dry_run": True, "a": names[0], "b": names[1], "num_images": count, "out": str(out)}
-        )
+        plan = {"dry_run": True, "a": names[0], "b": names[1], "num_images": num_images}
+        console.emit_json({**plan, "out": str(out)})
 
 
-def _tell(found: "Pair", out: Path) -> None:
+def _tell(models: "Pair", out: Path) -> None:
     from vdiff.cli import console
     from vdiff.reporting import pair
 
+    names = (models.a.name, models.b.name)
     if mode.json:
-        console.emit_json({"out": str(out), **pair.facts(found)})
+        console.emit_json({"out": str(out), **pair.facts(models)})
     else:
-        console.table(
-            ("", found.a.name, found.b.name), pair.words(found), right=(found.a.name, found.b.name)
-        )
-        if found.protocol is not None:
+        console.table(("", *names), pair.words(models), right=names)
+        if models.protocol is not None:
             console.write("")
-            console.prose(found.protocol.line())
-    console.say(f"on {len(found.seeds)} pictures they agree to {pair.in_words(found)}")
-    if found.a.row and found.b.row and found.protocol is None:
-        console.warn(f"their evaluations are not to be compared: {pair.difference(found)}")
+            console.prose(models.protocol.line())
+    pictures = count(len(models.seeds), "picture")
+    console.say(f"on {pictures} they agree to {pair.in_words(models)}")
+    # two that were never evaluated have nothing that somebody could compare by mistake
+    if models.a.row and models.b.row and models.protocol is None:
+        console.warn(f"their evaluations are not to be compared: {pair.difference(models)}")
     console.say(f"drew both: `{out}`", "green")

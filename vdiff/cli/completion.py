@@ -33,7 +33,9 @@ def models(ctx: typer.Context, incomplete: str) -> list[str]:
     from vdiff.runs.folder import RunFolder
 
     run = _run(ctx)
-    names = RunFolder(run).models() if run is not None else []
+    names: list[str] = []
+    if run is not None:
+        names = list(RunFolder(run).models())
     return [*_beginning(names, incomplete), *_paths(incomplete)]
 
 
@@ -67,8 +69,11 @@ def _run(ctx: typer.Context) -> Path | None:
     try:
         name = recipe_text.find(ctx.params.get("recipe")).data.get("name")
     except (VdiffError, OSError):
+        # a recipe with a mistake offers nothing: a message would land in the middle of the line
         return None
-    return Path("runs") / name if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    return Path("runs") / name
 
 
 def _once(words: Iterable[str]) -> list[str]:
@@ -80,6 +85,7 @@ def _once(words: Iterable[str]) -> list[str]:
 
 
 def _beginning(words: Iterable[str], incomplete: str) -> list[str]:
+    # a name with an escape sequence in it would act on the terminal that lists it
     return [word for word in words if word.startswith(incomplete) and word.isprintable()]
 
 
@@ -89,11 +95,14 @@ def _paths(incomplete: str, suffixes: tuple[str, ...] = ()) -> list[str]:
         start = expanded(incomplete)
     except NoHome:
         return []
-    found = sorted(Path(path) for path in glob.glob(f"{glob.escape(start)}*") if path.isprintable())
-    folders = [f"{path}/" for path in found if path.is_dir()]
-    offered = folders + [str(path) for path in found if path.suffix in suffixes and path.is_file()]
+    matching = glob.glob(f"{glob.escape(start)}*")
+    paths = sorted(Path(path) for path in matching if path.isprintable())
+    # with a slash, so that the next TAB walks into it
+    offered = [f"{path}/" for path in paths if path.is_dir()]
+    offered += [str(path) for path in paths if path.suffix in suffixes and path.is_file()]
     if start == incomplete:
         return offered
-    typed = incomplete.partition("/")[0]  # a shell takes only what begins as it was typed
+    # a shell takes only what begins as it was typed: `~/runs` is offered, not /home/x/runs
+    typed = incomplete.partition("/")[0]
     home = expanded(typed)
     return [typed + path.removeprefix(home) for path in offered]

@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.highlighter import RegexHighlighter
@@ -48,7 +48,7 @@ class _Stderr:
             self._stream.flush()
         except OSError as err:
             if err.errno in _GONE:
-                # else Python finds the text that nobody took when it ends, and changes the exit code
+                # else Python finds the text that nobody took when it ends, and exits with 120
                 _send_nowhere(2)
         except (ValueError, AttributeError):
             return
@@ -96,6 +96,7 @@ stderr = _Console(file=_Stderr(), theme=_THEME, highlighter=_Names(), markup=Fal
 def say(text: str, style: str = "") -> None:
     """A line of talk; style is a colour, such as `green` for success. Nothing with --quiet."""
     if not mode.quiet:
+        # the terminal breaks the line: one that rich had broken cannot be copied as one command
         stderr.print(text, style=style or None, soft_wrap=True)
 
 
@@ -121,12 +122,10 @@ def _put(text: str) -> None:
 
 def prose(text: str) -> None:
     """A sentence for stdout; in a terminal its lines end between words."""
-    is_terminal = bool(sys.stdout and sys.stdout.isatty())
-    write(
-        textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False)
-        if is_terminal
-        else text
-    )
+    if is_terminal():
+        # a name such as `base-4` stays one word
+        text = textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False)
+    write(text)
 
 
 def emit_json(content: Any) -> None:
@@ -145,27 +144,38 @@ def table(
     right: columns that hold numbers.   importance: columns that may be left out, the last one first; those that may not
     are cut.
     """
-    is_terminal = bool(sys.stdout and sys.stdout.isatty())
-    room = shutil.get_terminal_size().columns if is_terminal else 10_000
+    # in a file a row is one line, whatever its width: people grep in it
+    width: int | None = _ENDLESS
+    room = _ENDLESS
+    if is_terminal():
+        width = None
+        room = shutil.get_terminal_size().columns
     left_out = _left_out(columns, rows, importance, room)
     kept = [place for place, name in enumerate(columns) if name not in left_out]
     columns = [columns[place] for place in kept]
     rows = [[printable(str(row[place])) for place in kept] for row in rows]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        drawn.add_column(
-            column,
-            no_wrap=True,
-            justify="right" if column in right else "left",
-            overflow="ellipsis",
-        )
+        justify: Literal["left", "right"] = "left"
+        if column in right:
+            justify = "right"
+        drawn.add_column(column, no_wrap=True, justify=justify, overflow="ellipsis")
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
-    stdout = _Console(theme=_THEME, highlight=False, width=None if is_terminal else 10_000)
+    stdout = _Console(theme=_THEME, highlight=False, width=width)
     with stdout.capture() as captured:
         stdout.print(drawn)
     _put("\n".join(line.rstrip() for line in captured.get().splitlines()))
     return left_out
+
+
+_ENDLESS = 10_000
+"""Columns of what is no terminal."""
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at stdout; there may be none at all."""
+    return bool(sys.stdout and sys.stdout.isatty())
 
 
 def _left_out(
@@ -176,6 +186,7 @@ def _left_out(
         for place, name in enumerate(columns)
     }
     widths = {name: max(map(len, texts), default=0) + 2 for name, texts in cells.items()}
+    # the gap after the last column needs no room
     left = room + 2 - sum(width for name, width in widths.items() if name not in importance)
     left_out = []
     for name in (name for name in importance if name in widths):
@@ -198,6 +209,7 @@ def show_error(err: VdiffError) -> None:
         ("fix", "cyan", err.fix),
     ):
         if text:
+            # all mistakes of a recipe are lines of one `where`; they stand below one another
             inside = text.replace("\n", "\n" + " " * len(f"{label}: "))
             stderr.print(Text.assemble((f"{label}:", style), " ", _Names()(inside)), soft_wrap=True)
 
@@ -219,6 +231,7 @@ def close_stdout() -> None:
 
 
 def _send_nowhere(stream: int) -> None:
+    # by the number: libraries in C write there too, past sys.stdout
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream)
     os.close(nowhere)

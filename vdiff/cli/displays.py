@@ -32,32 +32,29 @@ from vdiff.training.report import Progress, StageRow
 
 def fit_progress(is_silent: bool = False) -> Progress:
     """Progress of training one network: live in a terminal, else lines; nothing with --quiet or when `is_silent`."""
-    return (
-        FitDisplay()
-        if _is_live(is_silent)
-        else FitLines(_silence if is_silent else say, pause=_pause())
-    )
+    if _is_live(is_silent):
+        return FitDisplay()
+    return FitLines(_writer(is_silent), pause=_pause())
 
 
 def chain_progress(is_silent: bool = False) -> Progress:
     """Progress of a chain of stages, as `fit_progress`."""
-    return (
-        ChainDisplay()
-        if _is_live(is_silent)
-        else FitLines(_silence if is_silent else say, pause=_pause())
-    )
+    if _is_live(is_silent):
+        return ChainDisplay()
+    return FitLines(_writer(is_silent), pause=_pause())
 
 
 def prepare_progress(is_silent: bool = False, unit: str | None = None) -> PrepareProgress:
     """Progress of preparing pictures, as `fit_progress`. unit: what is counted instead, where none is skipped."""
     if _is_live(is_silent):
         return PrepareDisplay(unit=unit)
-    return PrepareLines(_silence if is_silent else say, unit=unit, pause=_pause())
+    return PrepareLines(_writer(is_silent), unit=unit, pause=_pause())
 
 
 def _is_live(is_silent: bool) -> bool:
     if is_silent or mode.quiet or is_notebook():
         return False
+    # a dumb terminal, such as the shell inside Emacs, cannot move its cursor up
     return stderr.file.isatty() and not stderr.is_dumb_terminal
 
 
@@ -68,11 +65,20 @@ def is_notebook() -> bool:
     """
     if "JPY_PARENT_PID" in os.environ or "COLAB_RELEASE_TAG" in os.environ:
         return True
-    return "inline" in os.environ.get("MPLBACKEND", "")  # of a kernel that an editor has started
+    # a kernel that an editor has started sets neither, but has pictures drawn in the cell
+    return "inline" in os.environ.get("MPLBACKEND", "")
 
 
 def _pause() -> Callable[[float], float]:
-    return ever_more_rarely if is_notebook() else steadily
+    if is_notebook():
+        return ever_more_rarely
+    return steadily
+
+
+def _writer(is_silent: bool) -> Callable[[str], None]:
+    if is_silent:
+        return _silence
+    return say
 
 
 def _silence(text: str) -> None: ...
@@ -128,6 +134,7 @@ class PrepareDisplay(_Display):
         self._unit = unit
 
     def update(self, stored: int, skipped: int, total: int) -> None:
+        # from the first call on: what an earlier start has done counts for no speed
         self.pace = self.pace or Pace(total, stored + skipped, self.clock)
         self.pace.at(stored + skipped)
         self.skipped = skipped
@@ -138,7 +145,9 @@ class PrepareDisplay(_Display):
             return Text()
         if self._unit is not None:
             return _bar(self._unit, self.pace)
-        skipped = Text(f"{self.skipped:,} skipped", "yellow" if self.skipped else "")
+        skipped = Text(f"{self.skipped:,} skipped")
+        if self.skipped:
+            skipped.stylize("yellow")
         return Group(
             _bar("pictures", self.pace),
             _facts([skipped, Text(f"{self.pace.per_second:,.0f} images/s")]),
@@ -207,15 +216,22 @@ class ChainDisplay(FitDisplay):
 
     def frame(self) -> RenderableType:
         is_running = any(row.state == "running" for row in self.rows.values())
-        return Group(self._table(), super().frame()) if is_running else self._table()
+        if not is_running:
+            return self._table()
+        return Group(self._table(), super().frame())
 
     def _table(self) -> RenderableType:
         rows = self._visible()
-        before, after = (max(len(str(row[column])) for row in rows) for column in (1, 2))
+        before = max(len(str(row.start_steps)) for row in rows)
+        after = max(len(str(row.num_steps)) for row in rows)
         cells = [[row.name, _steps(row, before, after), *self._numbers(row)] for row in rows]
+        # at least 7, so that no column jumps when the first `running` or time comes into it
         widths = [max(7, *map(cell_len, column)) for column in zip(_COLUMNS, *cells, strict=True)]
         shown = _fitting(widths, stderr.width)
-        rule = "-" if stderr.options.ascii_only else "─"
+        rule = "─"
+        if stderr.options.ascii_only:
+            # under LANG=C the terminal would show `?` for every one
+            rule = "-"
         lines = [_line(_COLUMNS, widths, shown, "bold")]
         lines.append(Text(rule * _total(widths, shown), "bright_black", no_wrap=True))
         lines += [
@@ -227,6 +243,8 @@ class ChainDisplay(FitDisplay):
     def _visible(self) -> list[StageRow]:
         """The rows that fit on the screen, with the running one among them."""
         rows = list(self.rows.values())
+        # two lines of head, two of bar and facts, and two that stay free: were the region higher
+        # than the screen, each drawing would leave a copy of its top behind
         room = max(stderr.height - 6, 1)
         active = next(
             (i for i, row in enumerate(rows) if row.state in ("running", "waiting")), len(rows)
@@ -235,22 +253,31 @@ class ChainDisplay(FitDisplay):
         return rows[first : first + room]
 
     def _numbers(self, row: StageRow) -> list[str]:
-        loss, seconds = row.loss, row.seconds
+        loss = row.loss
+        seconds = row.seconds
         if row.state == "running" and self.fit:
-            loss, seconds = self.fit.loss.value, self.fit.pace.seconds
-        texts = ["" if loss is None else number(loss), "" if seconds is None else duration(seconds)]
-        return [row.state, f"{row.updates:,}", *texts]
+            loss = self.fit.loss.value
+            seconds = self.fit.pace.seconds
+        texts = [row.state, f"{row.updates:,}", "", ""]
+        if loss is not None:
+            texts[2] = number(loss)
+        if seconds is not None:
+            texts[3] = duration(seconds)
+        return texts
 
 
 def _steps(row: StageRow, before: int, after: int) -> str:
     """`1024 ->  512`, aligned with the other rows."""
-    arrow = "  " if row.name == BASE else "->"
-    return f"{row.start_steps if arrow.strip() else '':>{before}} {arrow} {row.num_steps:>{after}}"
+    # the base comes from no steps; its own stand below those of the students
+    if row.name == BASE:
+        return f"{'':>{before}}    {row.num_steps:>{after}}"
+    return f"{row.start_steps:>{before}} -> {row.num_steps:>{after}}"
 
 
 _COLUMNS = ("stage", "steps", "state", "updates", "loss", "time")
+_NAME = 0
 _STATE = 2
-_BY_IMPORTANCE = (0, _STATE, 1, 4, 3, 5)
+_BY_IMPORTANCE = (_NAME, _STATE, 1, 4, 3, 5)
 _GAP = "  "
 _STATES = {
     "done": "green",
@@ -279,28 +306,40 @@ def _line(
     """One row: names and states begin at the left of their column, numbers end at its right."""
     line = Text(style=style, no_wrap=True, overflow="ellipsis")
     for column in shown:
-        text = Text(cells[column], state if column == _STATE else "")
-        text.align("left" if column in (0, _STATE) else "right", widths[column])
-        line.append(_GAP if column != shown[0] else "").append_text(text)
+        text = Text(cells[column])
+        if column == _STATE:
+            text.style = state
+        if column in (_NAME, _STATE):
+            text.align("left", widths[column])
+        else:
+            text.align("right", widths[column])
+        if column != shown[0]:
+            line.append(_GAP)
+        line.append_text(text)
     return line
 
 
 def _bar(label: str, pace: Pace) -> RenderableType:
     """`label`, a bar, and as much of counts, percent and time left as the width allows."""
-    is_done = pace.done >= pace.total
-    left = duration(pace.seconds) if is_done else f"{duration(pace.seconds_left)} left"
-    room = stderr.width - len(label) - 1
+    left = f"{duration(pace.seconds_left)} left"
+    if pace.done >= pace.total:
+        left = duration(pace.seconds)
+    # the most telling first; each is 2 apart from the next, and a bar of under 10 tells nothing
     texts = {"percent": pace.percent, "left": f"{left:>10}", "counts": pace.counts}
+    room = stderr.width - len(label) - 1 - 10
+    taken = 0
     shown: list[str] = []
     for name, text in texts.items():
-        if sum(len(texts[each]) + 2 for each in shown) + len(text) + 10 <= room or not shown:
+        if taken + len(text) <= room or not shown:
             shown.append(name)
+            taken += len(text) + 2
     line = Table.grid(expand=True, padding=(0, 1, 0, 0))
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_column(ratio=1, min_width=1)
-    bar = ProgressBar(
-        total=max(pace.total, 1), completed=pace.done if pace.total else 1, width=None
-    )
+    bar = ProgressBar(total=pace.total, completed=pace.done, width=None)
+    if not pace.total:
+        # nothing to do is done
+        bar = ProgressBar(total=1, completed=1, width=None)
     cells = [Text(texts[name]) for name in ("counts", "percent", "left") if name in shown]
     for _ in cells:
         line.add_column(no_wrap=True, justify="right")
@@ -314,5 +353,7 @@ def _facts(facts: Sequence[Text]) -> Text:
     for fact in facts:
         if line.cell_len and line.cell_len + fact.cell_len + 3 > stderr.width:
             break
-        line.append("   " if line.cell_len else "").append_text(fact)
+        if line.cell_len:
+            line.append("   ")
+        line.append_text(fact)
     return line

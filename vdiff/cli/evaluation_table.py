@@ -18,29 +18,33 @@ _MOST_PLACES = 6
 """Smaller intervals are written with an exponent."""
 
 
-def show(found: "EvaluationTable", path: Path | None) -> None:
+def show(table: "EvaluationTable", path: Path | None) -> None:
     """Print it. path: where it is kept, None for nowhere."""
     from vdiff.metrics.metric import ordered
     from vdiff.metrics.pair_metric import measures_of
 
     if mode.json:
-        console.emit_json({**found.model_dump(mode="json"), "path": str(path) if path else None})
+        place = None
+        if path is not None:
+            place = str(path)
+        console.emit_json({**table.model_dump(mode="json"), "path": place})
         return
-    names = ordered({name for row in found.rows for name in row.metrics})
-    measures = measures_of(each for row in found.rows for each in (row.original, row.teacher))
+    names = ordered({name for row in table.rows for name in row.metrics})
+    measures = measures_of(partner for row in table.rows for partner in (row.original, row.teacher))
     pairs = [(measure, whom) for measure in measures for whom in measure.beside]
     heads = [f"{measure.column or measure.name} to\n{whom}" for measure, whom in pairs]
     columns = ["model", "steps", *names, *heads, SECONDS]
+    # a narrow terminal leaves out from the end; the model and its steps always stay
     importance = [*names, *heads[:2], SECONDS, *heads[2:]]
     left_out = console.table(
-        columns, [_cells(row, names, pairs) for row in found.rows], columns[1:], importance
+        columns, [_cells(row, names, pairs) for row in table.rows], columns[1:], importance
     )
     console.write("")
-    console.prose(found.protocol.line())
-    for name, features in found.protocol.features.items():
+    console.prose(table.protocol.line())
+    for name, features in table.protocol.features.items():
         console.prose(f"{name}: {features}")
     console.prose(
-        f"seconds on {found.machine}; ± is half of a 95 % interval by bootstrap of the samples"
+        f"seconds on {table.machine}; ± is half of a 95 % interval by bootstrap of the samples"
     )
     if left_out:
         shown = ", ".join(name.replace("\n", " ") for name in left_out)
@@ -55,32 +59,38 @@ def show(found: "EvaluationTable", path: Path | None) -> None:
 def _cells(
     row: "Row", names: Sequence[str], pairs: "Sequence[tuple[Measure, Partner]]"
 ) -> list[str]:
-    name = f"{row.model}, undistilled" if row.role == "undistilled" else row.model
-    cells = [name, str(row.num_steps), *(_value(row.metrics.get(name)) for name in names)]
+    model = row.model
+    if row.role == "undistilled":
+        model = f"{row.model}, undistilled"
+    cells = [model, str(row.num_steps)]
+    cells += [_value(row.metrics.get(name)) for name in names]
     cells += [_compared(row, measure, whom) for measure, whom in pairs]
-    return [*cells, "" if row.seconds_per_image is None else f"{row.seconds_per_image:.2g}"]
+    seconds = ""
+    if row.seconds_per_image is not None:
+        seconds = f"{row.seconds_per_image:.2g}"
+    return [*cells, seconds]
 
 
-def _value(found: "Value | None") -> str:
+def _value(value: "Value | None") -> str:
     """A number, and half of its interval to two digits, both as exact as that: `0.185 ±0.052`, `0.0480 ±0.0046`."""
-    if found is None:
+    if value is None:
         return ""
-    half = (found.high - found.low) / 2 if found.low is not None and found.high is not None else 0.0
+    half = 0.0
+    if value.low is not None and value.high is not None:
+        half = (value.high - value.low) / 2
     if half <= 0:
-        return f"{found.value:.3g}"
+        return f"{value.value:.3g}"
     places = max(0, 1 - math.floor(math.log10(half)))
-    return (
-        f"{found.value:.{places}f} ±{half:.{places}f}"
-        if places <= _MOST_PLACES
-        else f"{found.value:.3g} ±{half:.2g}"
-    )
+    if places > _MOST_PLACES:
+        return f"{value.value:.3g} ±{half:.2g}"
+    return f"{value.value:.{places}f} ±{half:.{places}f}"
 
 
 def _compared(row: "Row", measure: "Measure", whom: "Partner") -> str:
     """A number without its unit, which stands over it; nothing where there is none."""
     from vdiff.metrics.pair_metric import written
 
-    found = row.partner(whom)
-    if found is None or measure.name not in found.numbers:
+    partner = row.partner(whom)
+    if partner is None or measure.name not in partner.numbers:
         return ""
-    return written(measure, found.numbers[measure.name])
+    return written(measure, partner.numbers[measure.name])

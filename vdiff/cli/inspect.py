@@ -39,21 +39,32 @@ def inspect(
     """
     from vdiff.cli import console, facts
 
-    places = [_place(path, recipe, run) for path in paths] if paths else [_run(recipe, run)]
-    found = [_described(place, verify) for place in places]
-    is_one = len(found) == 1
-    if mode.json and is_one:
-        console.emit_json(found[0])
-    elif mode.json:
-        console.emit_json({"inspected": found})
+    if paths:
+        places = [_place(path, recipe, run) for path in paths]
     else:
-        for number, each in enumerate(found):
-            if number > 0:
-                console.write("")
-            if not is_one:
-                console.write(f"{each['path']}:")
-            facts.show(each)
-    return _conclude(found, verify)
+        places = [_run(recipe, run)]
+    # all of them before anything is printed: an error must not come below half of the facts
+    things = [_described(place, verify) for place in places]
+    if mode.json and len(things) == 1:
+        console.emit_json(things[0])
+    elif mode.json:
+        console.emit_json({"inspected": things})
+    elif len(things) == 1:
+        facts.show(things[0])
+    else:
+        _show_each(things)
+    return _conclude(things, verify)
+
+
+def _show_each(things: Sequence[dict[str, Any]]) -> None:
+    """Several things below each other, each under its path."""
+    from vdiff.cli import console, facts
+
+    for place, thing in enumerate(things):
+        if place > 0:
+            console.write("")
+        console.write(f"{thing['path']}:")
+        facts.show(thing)
 
 
 def _run(recipe: str | None, run: Path | None) -> Path:
@@ -91,10 +102,10 @@ def _place(path: Path, recipe: str | None, run: Path | None) -> Path:
 def _described(path: Path, verify: bool) -> dict[str, Any]:
     """The facts about what lies at `path`, all texts in it safe for a terminal."""
     try:
-        found: dict[str, Any] = _safe(_describe(path, verify))
+        facts: dict[str, Any] = _safe(_describe(path, verify))
     except VdiffError as err:
         raise type(err)(_safe(err.problem), _safe(err.fix), _safe(err.where)) from err
-    return found
+    return facts
 
 
 def _describe(path: Path, verify: bool) -> dict[str, Any]:
@@ -103,14 +114,19 @@ def _describe(path: Path, verify: bool) -> dict[str, Any]:
     from vdiff.reporting import inspection
     from vdiff.runs.folder import RunFolder
 
-    folder = path.parent if path.name in (MARK, FILE, SEAL) else path
+    folder = path
+    # the TAB key leads into a folder, to the one file in it that people know
+    if path.name in (MARK, FILE, SEAL):
+        folder = path.parent
     if is_model_folder(folder):
         return inspection.model(folder, verify)
     if is_store(folder) or (folder / SEAL).is_file():
         return inspection.store(folder, verify)
     if RunFolder(path).is_begun() or not path.exists():
         return inspection.run(path, verify)
-    recipe = path / "recipe.yaml" if path.is_dir() else path
+    recipe = path
+    if path.is_dir():
+        recipe = path / "recipe.yaml"
     if recipe.is_file() and recipe.suffix in (".yaml", ".yml"):
         return inspection.recipe(recipe)
     return _foreign(path)
@@ -128,7 +144,8 @@ def _foreign(path: Path) -> dict[str, Any]:
         **file.facts,
         "num_tensors": len(file.tensors),
         "tensors": [
-            {"name": each.name, "shape": each.shape, "dtype": each.dtype} for each in file.tensors
+            {"name": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype}
+            for tensor in file.tensors
         ],
     }
 
@@ -146,11 +163,12 @@ def _safe(value: Any) -> Any:
     return value
 
 
-def _conclude(found: Sequence[dict[str, Any]], verify: bool) -> int | None:
+def _conclude(things: Sequence[dict[str, Any]], verify: bool) -> int | None:
     """Say how the files are; with --json the object on stdout has said it."""
     from vdiff.cli import console
 
-    rows = [row for each in found for row in each.get("models", [each])]
+    # a run stands for its models
+    rows = [row for thing in things for row in thing.get("models", [thing])]
     damage = [f"{row['path']}: {line}" for row in rows for line in row.get("problems", [])]
     if damage:
         problem = "a file is damaged"
@@ -163,21 +181,23 @@ def _conclude(found: Sequence[dict[str, Any]], verify: bool) -> int | None:
         )
         if not mode.json:
             raise err
+        # raised, it would put a second object on stdout, which scripts could not read
         console.warn(f"{problem}: {'; '.join(damage)}")
         return err.exit_code
     if verify:
-        for each in found:
-            _say_verified(each)
+        for thing in things:
+            _say_verified(thing)
     return None
 
 
-def _say_verified(each: dict[str, Any]) -> None:
+def _say_verified(thing: dict[str, Any]) -> None:
     from vdiff.cli import console
 
-    if each.get("verified"):
-        what = "file"
-        if each["kind"] == "store":
-            what = "picture"  # pages that a store does not use have no checksum
-        console.say(f"every {what} of `{each['path']}` is as it was written", "green")
-    else:
-        console.warn(f"`{each['path']}` tells no checksums to compare with")
+    if not thing.get("verified"):
+        console.warn(f"`{thing['path']}` tells no checksums to compare with")
+        return
+    what = "file"
+    if thing["kind"] == "store":
+        # pages of the store's file that hold no picture have no checksum
+        what = "picture"
+    console.say(f"every {what} of `{thing['path']}` is as it was written", "green")

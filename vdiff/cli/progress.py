@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from vdiff.chain.plan import BASE
+from vdiff.system.plural import count
 from vdiff.training.report import StageRow
 
 Clock = Callable[[], float]
@@ -30,26 +31,35 @@ def ever_more_rarely(seconds: float) -> float:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as `0:42`, `12:31` or `1:02:03`; `-:--` when unknown."""
+    """Seconds as `0:42`, `12:31`, `1:02:03` or `1 d 7:02:03`; `-:--` when unknown."""
     if seconds is None or not math.isfinite(seconds):
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days:,} d {hours}:{minutes:02}:{rest:02}"
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}"
 
 
 def number(value: float | None) -> str:
     """A loss or a norm in at most eight characters."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1000 else f"{value:.2e}"
+    if value == 0 or 1e-3 <= abs(value) < 1000:
+        return f"{value:.4f}"
+    return f"{value:.2e}"
 
 
 class Pace:
     """How much of `total` is done, how fast, and how long the rest will take at the speed of the last half minute."""
 
     def __init__(self, total: int, done: int = 0, clock: Clock = time.monotonic) -> None:
-        self.total, self.done, self.clock = total, done, clock
+        self.total = total
+        self.done = done
+        self.clock = clock
         self.began = clock()
         self._seen = deque([(self.began, done)], maxlen=60)
 
@@ -57,13 +67,19 @@ class Pace:
         """`done` of `total` are done now."""
         self.done = done
         now = self.clock()
+        # 60 points half a second apart are the last half minute, however short an update is;
+        # the first ones come at once, so that a time left is shown early
         if now - self._seen[-1][0] >= 0.5 or len(self._seen) < 3:
             self._seen.append((now, done))
 
     @property
     def per_second(self) -> float:
-        (first, before), (last, after) = self._seen[0], self._seen[-1]
-        return (after - before) / (last - first) if last > first else 0.0
+        first, before = self._seen[0]
+        last, after = self._seen[-1]
+        # a clock may stand still between two updates
+        if last <= first:
+            return 0.0
+        return (after - before) / (last - first)
 
     @property
     def seconds(self) -> float:
@@ -71,11 +87,15 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        return (self.total - self.done) / self.per_second if self.per_second > 0 else None
+        if self.per_second <= 0:
+            return None
+        return (self.total - self.done) / self.per_second
 
     @property
     def share(self) -> float:
-        return min(self.done / self.total, 1.0) if self.total else 0.0
+        if not self.total:
+            return 0.0
+        return min(self.done / self.total, 1.0)
 
     @property
     def counts(self) -> str:
@@ -85,6 +105,7 @@ class Pace:
 
     @property
     def percent(self) -> str:
+        # rounded down: 100% is said of what is finished only
         return f"{math.floor(100 * self.share):>3}%"
 
 
@@ -97,13 +118,16 @@ class Smooth:
         self._sum = self._weight = 0.0
 
     def add(self, value: float) -> None:
+        # an update that fp16 skipped has an infinite loss, which would stay in the average
         if math.isfinite(value):
             self._sum = self.keep * self._sum + value
             self._weight = self.keep * self._weight + 1
 
     @property
     def value(self) -> float | None:
-        return self._sum / self._weight if self._weight else None
+        if not self._weight:
+            return None
+        return self._sum / self._weight
 
 
 @dataclass
@@ -127,17 +151,16 @@ class Fit:
     ) -> None:
         self.pace.at(update)
         self.loss.add(loss)
-        self.grad_norm, self.learning_rate, self.images_per_second = (
-            grad_norm,
-            learning_rate,
-            images_per_second,
-        )
+        self.grad_norm = grad_norm
+        self.learning_rate = learning_rate
+        self.images_per_second = images_per_second
 
     def facts(self) -> list[str]:
         """Numbers of the last update, the most telling first."""
         if self.loss.value is None:
             return ["no update yet"]
         facts = [f"loss {number(self.loss.value)}", f"gradient {number(self.grad_norm)}"]
+        # both are unknown until the first report of the loop
         if math.isfinite(self.learning_rate):
             facts.append(f"rate {self.learning_rate:.2e}")
         if math.isfinite(self.images_per_second):
@@ -171,8 +194,11 @@ class _Lines:
         clock: Clock = time.monotonic,
         pause: Callable[[float], float] = steadily,
     ) -> None:
-        self.write, self.clock, self.pause = write, clock, pause
-        self._began = self._written = clock()
+        self.write = write
+        self.clock = clock
+        self.pause = pause
+        self._began = clock()
+        self._written = self._began
 
     def note(self, text: str) -> None:
         self._written = self.clock()
@@ -211,9 +237,13 @@ class FitLines(_Lines):
 
     def begin(self, stage: str, updates: int, first_update: int) -> None:
         self._fit = Fit(stage, Pace(updates, first_update, self.clock))
-        row = self._rows.get(stage)
-        goes_on = f", going on at update {first_update:,}" if first_update else ""
-        self.note(f"{stage}: {_steps(row) if row else ''}{updates:,} updates{goes_on}")
+        parts = []
+        if stage in self._rows:
+            parts.append(_steps(self._rows[stage]))
+        parts.append(count(updates, "update"))
+        if first_update:
+            parts.append(f", going on at update {first_update:,}")
+        self.note(f"{stage}: {''.join(parts)}")
 
     def update(
         self,
@@ -256,16 +286,28 @@ class PrepareLines(_Lines):
         done = stored + skipped
         if not self._pace:
             self._pace = Pace(total, done, self.clock)
-            self.note(
-                f"{total:,} {self._unit or 'pictures'}"
-                + (f", {done:,} of them done before" if done > 1 else "")
-            )
+            line = self._counted(total)
+            # an evaluation tells of its first pass when that is done: one alone is of this start
+            if done > 1:
+                line += f", {done:,} of them done before"
+            self.note(line)
         self._pace.at(done)
         if self.is_due():
-            left = f"{duration(self._pace.seconds_left)} left"
-            facts = f"pictures, {skipped:,} skipped, {self._pace.per_second:,.0f} images/s"
-            self.note(f"{done:,} of {total:,} {self._unit or facts}, {left}")
+            facts = [f"{done:,} of {self._counted(total)}"]
+            if self._unit is None:
+                facts.append(f"{skipped:,} skipped")
+                facts.append(f"{self._pace.per_second:,.0f} images/s")
+            facts.append(f"{duration(self._pace.seconds_left)} left")
+            self.note(", ".join(facts))
+
+    def _counted(self, total: int) -> str:
+        if self._unit is None:
+            return count(total, "picture")
+        return f"{total:,} {self._unit}"
 
 
 def _steps(row: StageRow) -> str:
-    return "" if row.name == BASE else f"{row.start_steps} -> {row.num_steps} steps, "
+    """`8 -> 4 steps, `; the base is no student and halves nothing."""
+    if row.name == BASE:
+        return ""
+    return f"{row.start_steps} -> {row.num_steps} steps, "
