@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from vdiff import config
 from vdiff.cli.failures import explain
 from vdiff.config import KindSection, Registry, Section, harmless, mark_of, trajectory
 from vdiff.data import CODECS, DATASETS
@@ -25,6 +24,7 @@ from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
 from vdiff.recipe.recipe import Recipe
 from vdiff.samplers import SAMPLERS
+from vdiff.system import packages
 
 TABLES = {
     "data": DATASETS,
@@ -512,8 +512,8 @@ def test_a_kind_of_vdiff_is_found_without_a_look_at_what_is_installed(
     def looked(*given: object) -> None:
         raise AssertionError("it looked")
 
-    monkeypatch.setattr(config, "entry_points", looked)
-    monkeypatch.setattr(config, "_places", lambda: (("a place that nobody knows", 0),))
+    monkeypatch.setattr(packages, "entry_points", looked)
+    monkeypatch.setattr(packages, "_places", lambda: (("a place that nobody knows", 0),))
     for table in TABLES.values():
         assert table.default in table
         assert table.section(table.default).model_fields["kind"].default == table.default
@@ -526,7 +526,7 @@ def test_what_is_installed_is_read_once_for_all_tables(monkeypatch: pytest.Monke
         looks.append(1)
         return importlib.metadata.entry_points()
 
-    monkeypatch.setattr(config, "entry_points", looked)
-    config._entry_points.cache_clear()
+    monkeypatch.setattr(packages, "entry_points", looked)
+    packages._entry_points.cache_clear()
     assert [list(table) for table in TABLES.values()] == [list(table) for table in TABLES.values()]
     assert looks == [1]

@@ -2,13 +2,9 @@
 
 import contextlib
 import difflib
-import os
-import sys
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from importlib.metadata import EntryPoint, distributions, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import (
@@ -25,8 +21,9 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from vdiff.errors import MachineError
 from vdiff.field_docs import field_docs
-from vdiff.system.guests import loaded, look_at_result, maker_of, package_of, unusable
+from vdiff.system.guests import look_at_result, unusable
 from vdiff.system.home import expanded
+from vdiff.system.packages import entries_of, loaded, maker_of
 
 MARK = "vdiff"
 """The key in a field's JSON schema that says `trajectory` or `harmless`."""
@@ -45,9 +42,10 @@ class Section(BaseModel):
     def _refuse_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """To pydantic, `true` is a way to write 1."""
         takes_truth = cls.model_fields[info.field_name or ""].annotation in (bool, Any)
-        if not takes_truth and any(
-            isinstance(each, bool) for each in (value if isinstance(value, list) else [value])
-        ):
+        items = [value]
+        if isinstance(value, list):
+            items = value
+        if not takes_truth and any(isinstance(item, bool) for item in items):
             raise PydanticCustomError(
                 "truth", "should be a number, text or list, not true or false"
             )
@@ -61,20 +59,24 @@ class Section(BaseModel):
             return value
         annotation = cls.model_fields[info.field_name or ""].annotation
         kinds = {annotation, *get_args(annotation)}
+        # `--set train.ema=none`: where text is expected too, it may be a name
         if value.lower() == "none" and type(None) in kinds and kinds & {int, float}:
             return None
-        return expanded(value) if Path in kinds else value
+        # no shell has looked at a recipe, so nobody else puts the home folder in
+        if Path in kinds:
+            return expanded(value)
+        return value
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        found = handler(schema)
-        properties = handler.resolve_ref_schema(found)["properties"]
+        described = handler(schema)
+        properties = handler.resolve_ref_schema(described)["properties"]
         for name, text in field_docs(cls).items():
             if name in properties:
                 properties[name].setdefault("description", text)
-        return found
+        return described
 
 
 def trajectory(default: Any = ..., **constraints: Any) -> Any:
@@ -90,8 +92,9 @@ def harmless(default: Any = ..., **constraints: Any) -> Any:
 def mark_of(section: type[Section], field: str) -> str | None:
     """`trajectory`, `harmless`, or None for a field that carries no mark."""
     extra = section.model_fields[field].json_schema_extra
-    mark = extra.get(MARK) if isinstance(extra, Mapping) else None
-    return str(mark) if mark else None
+    if not isinstance(extra, Mapping) or not extra.get(MARK):
+        return None
+    return str(extra[MARK])
 
 
 def trajectory_values(section: Section, prefix: str = "") -> dict[str, Any]:
@@ -100,6 +103,7 @@ def trajectory_values(section: Section, prefix: str = "") -> dict[str, Any]:
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):
+            # its own fields say what changes the weights; a mark on the whole of it says nothing
             values |= trajectory_values(value, f"{prefix}{name}.")
         elif mark_of(type(section), name) == "trajectory":
             values[prefix + name] = section.model_dump(mode="json", include={name})[name]
@@ -135,15 +139,18 @@ class Table(Generic[Part]):
     def __init__(
         self, part: str, kinds: Mapping[str, str], group: str, contract: str | tuple[str, ...]
     ) -> None:
+        if isinstance(contract, str):
+            contract = (contract,)
         self.part: str = part
         self.group: str = group
         self._builtin = dict(kinds)
-        self._contracts = (contract,) if isinstance(contract, str) else contract
+        self._contracts = contract
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self._builtin, *self.outside()])
 
     def __contains__(self, kind: object) -> bool:
+        # ours first: to look at what is installed takes long
         return isinstance(kind, str) and (kind in self._builtin or kind in list(self))
 
     def builtin(self) -> list[str]:
@@ -152,11 +159,9 @@ class Table(Generic[Part]):
 
     def outside(self) -> list[str]:
         """The kinds that only other packages bring."""
-        return list(
-            dict.fromkeys(
-                entry.name for entry in self._entries() if entry.name not in self._builtin
-            )
-        )
+        # two packages may bring one name; it is told when somebody asks for it
+        names = (entry.name for entry in self._entries())
+        return list(dict.fromkeys(name for name in names if name not in self._builtin))
 
     def find(self, kind: str) -> type[Part]:
         """The class of `kind`; KeyError for a kind that does not exist.
@@ -177,27 +182,26 @@ class Table(Generic[Part]):
         [entry] = entries
         try:
             return self._complete(self._checked(loaded(entry.value)), entry)
-        except (
-            Exception,
-            SystemExit,
-        ) as err:  # whatever a stranger's module does while it is imported
+        # whatever a stranger's module does while it is imported, vdiff's other commands go on
+        except (Exception, SystemExit) as err:
             what = f"the {self.part} `{kind}`"
             raise unusable(what, entry, f"`{entry.value}`: {_reason(err)}") from err
 
     def usable(self) -> dict[str, type[Part]]:
         """All kinds that can be used, by name."""
-        found = {}
+        classes = {}
         for kind in self:
+            # `doubts` tells of those that cannot be used; they must not take the others away
             with contextlib.suppress(MachineError):
-                found[kind] = self.find(kind)
-        return found
+                classes[kind] = self.find(kind)
+        return classes
 
     def doubts(self) -> list[str]:
         """What is wrong with the kinds that other packages bring, a sentence each."""
-        told = []
+        sentences = []
         for entry in self._entries():
             if entry.name in self._builtin:
-                told.append(
+                sentences.append(
                     f"the package `{maker_of(entry)}` brings a {self.part} called `{entry.name}`, which vdiff has; "
                     "vdiff's own is used"
                 )
@@ -205,29 +209,32 @@ class Table(Generic[Part]):
             try:
                 self.find(entry.name)
             except MachineError as err:
-                told.append(f"{err.problem}: {err.where}" if err.where else err.problem)
-        return list(dict.fromkeys(told))
+                sentences.append(": ".join(filter(None, (err.problem, err.where))))
+        return list(dict.fromkeys(sentences))
 
     def unknown(self, kind: str) -> str:
         """The sentence about a kind that does not exist, with the nearest one that does."""
         near = difflib.get_close_matches(kind, list(self), n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint = ""
+        if near:
+            hint = f"; did you mean `{near[0]}`?"
         return f"unknown kind `{kind}` of {self.part}{hint} (there are: {', '.join(self)})"
 
     def _entries(self) -> list[EntryPoint]:
-        return _entry_points(_places()).get(self.group, [])
+        return entries_of(self.group)
 
     def _complete(self, part: type[Part], entry: EntryPoint) -> type[Part]:
         """A class of another package, after a look whether it can be used at all; it may raise anything."""
         return part
 
-    def _checked(self, found: Any) -> type[Part]:
-        """What was found, if it keeps the contract.   Errors: _UnfitError."""
-        is_kind = isinstance(found, type) and issubclass(found, tuple(map(loaded, self._contracts)))
-        if not is_kind:
+    def _checked(self, candidate: Any) -> type[Part]:
+        """The class that an entry names, if it keeps the contract.   Errors: _UnfitError."""
+        contracts = tuple(map(loaded, self._contracts))
+        if not isinstance(candidate, type) or not issubclass(candidate, contracts):
             wanted = " or ".join(f"`{contract.replace(':', '.')}`" for contract in self._contracts)
             raise _UnfitError(f"it is no subclass of {wanted}")
-        part: type[Part] = found
+        part: type[Part] = candidate
+        # Python itself tells of these only when an object is made, far into a training
         lacking: list[str] = sorted(getattr(part, "__abstractmethods__", ()))
         if lacking:
             raise _UnfitError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
@@ -286,22 +293,20 @@ class Registry(Table[Kind]):
     def __get_pydantic_json_schema__(
         self, schema: Any, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        found = self.sections()
-        return {
-            "anyOf": [
-                *(section.model_json_schema() for section in found.values()),
-                {"enum": list(found)},
-            ]
-        }
+        kinds = self.sections()
+        schemas = [section.model_json_schema() for section in kinds.values()]
+        # a bare kind stands for the section with all its defaults
+        return {"anyOf": [*schemas, {"enum": list(kinds)}]}
 
     def _complete(self, part: type[Kind], entry: EntryPoint) -> type[Kind]:
-        part.model_rebuild(raise_errors=True)  # which sections put off until they are used
+        # sections put off their building, and with it a stranger's mistake, until they are used
+        part.model_rebuild(raise_errors=True)
         if part.makes is not None:
             look_at_result(part, *part.makes, f"the {self.part} `{entry.name}`", entry)
         return part
 
-    def _checked(self, found: Any) -> type[Kind]:
-        section = super()._checked(found)
+    def _checked(self, candidate: Any) -> type[Kind]:
+        section = super()._checked(candidate)
         fields = [name for name in section.needed_fields if name not in section.model_fields]
         if fields:
             raise _UnfitError(f"it lacks the field {', '.join(f'`{name}`' for name in fields)}")
@@ -315,50 +320,12 @@ class _UnfitError(TypeError):
 def _reason(err: BaseException) -> str:
     """What is wrong, in one line."""
     said = str(err).strip().partition("\n")[0]
-    kind = [] if isinstance(err, _UnfitError) else [type(err).__name__]
-    return ": ".join([*kind, *([said] if said else [])])
-
-
-def raised_in(err: BaseException) -> str | None:
-    """The package with kinds of its own in whose code, or in what that called, an error was raised; None for none.
-
-    Of the innermost frames, those of libraries are passed over: torch's error is that of whoever called it.
-    """
-    makers = {
-        entry.value.partition(":")[0].partition(".")[0]: f"{package.name} {package.version}"
-        for package in distributions()
-        for entry in package.entry_points
-        if entry.group.startswith(_OUR_GROUPS)
-    }
-    frames = [
-        frame.f_globals.get("__name__", "").partition(".")[0]
-        for frame, _ in walk_tb(err.__traceback__)
-    ]
-    known = [name for name in frames if name == "vdiff" or name in makers]
-    return makers.get(known[-1]) if known else None
-
-
-_OUR_GROUPS = "vdiff."
-
-
-@lru_cache(maxsize=1)
-def _entry_points(places: tuple[tuple[str, int], ...]) -> dict[str, list[EntryPoint]]:
-    """What other packages bring, by group. Remembered, as reading what is installed takes long.   places: where."""
-    found = entry_points()
-    return {
-        group: list(found.select(group=group))
-        for group in found.groups
-        if group.startswith(_OUR_GROUPS)
-    }
-
-
-def _places() -> tuple[tuple[str, int], ...]:
-    """Where packages may be installed, and when something was last added there or removed, in nanoseconds."""
-    places = []
-    for place in sys.path:
-        with contextlib.suppress(OSError):
-            places.append((place, os.stat(place or ".").st_mtime_ns))
-    return tuple(places)
+    # our own sentence says all; of a stranger's error, the kind is half of what it says
+    if isinstance(err, _UnfitError):
+        return said
+    if not said:
+        return type(err).__name__
+    return f"{type(err).__name__}: {said}"
 
 
 def _dump(section: KindSection, info: SerializationInfo) -> dict[str, Any]:

@@ -14,9 +14,9 @@ def field_docs(section: type[BaseModel]) -> dict[str, str]:
     pydantic can read them too, but does so for every class as soon as it is imported.
     """
     docs: dict[str, str] = {}
-    for each in reversed(section.__mro__):
-        if issubclass(each, BaseModel) and each is not BaseModel:
-            for name, text in _stated(each).items():
+    for base in reversed(section.__mro__):
+        if issubclass(base, BaseModel) and base is not BaseModel:
+            for name, text in _stated(base).items():
                 docs.pop(name, None)
                 if text is not None:
                     docs[name] = text
@@ -28,19 +28,20 @@ def _stated(section: type[BaseModel]) -> dict[str, str | None]:
     """The fields that a class itself states, with the text beneath them."""
     try:
         source = inspect.getsource(section)
-    except (OSError, TypeError):  # a class that was made without a file
+    except (OSError, TypeError):
+        # a class that was made without a file, as in a notebook's cell
         return {}
     [made] = ast.parse(textwrap.dedent(source)).body
     assert isinstance(made, ast.ClassDef)
-    found: dict[str, str | None] = {}
+    docs: dict[str, str | None] = {}
     last: str | None = None
     for statement in made.body:
         match statement:
             case ast.AnnAssign(target=ast.Name(id=name)):
-                found[name] = None
+                docs[name] = None
                 last = name
                 continue
             case ast.Expr(value=ast.Constant(value=str(text))) if last is not None:
-                found[last] = inspect.cleandoc(text)
+                docs[last] = inspect.cleandoc(text)
         last = None
-    return found
+    return docs

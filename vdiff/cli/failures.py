@@ -14,6 +14,7 @@ import typer
 from vdiff.cli import console, launch
 from vdiff.cli.options import mode
 from vdiff.errors import OUT_OF_MEMORY, MachineError, Stopped, UsageError, VdiffError
+from vdiff.system.packages import raised_in
 
 INTERRUPTED = 130
 
@@ -26,7 +27,10 @@ def report(err: BaseException, arguments: Sequence[str]) -> int:
         console.close_stdout()
         return 0
     if isinstance(err, SystemExit):
-        return err.code if isinstance(err.code, int) else int(err.code is not None)
+        if isinstance(err.code, int):
+            return err.code
+        # as Python does: a text, as of sys.exit("..."), is a failure
+        return int(err.code is not None)
     if isinstance(err, Stopped | KeyboardInterrupt | typer.Abort):
         exit_code, reason = ending(err)
         console.stopped(reason, exit_code)
@@ -54,9 +58,8 @@ def explain(err: BaseException) -> VdiffError:
     """Any failure as a VdiffError: what was found, where, what to do."""
     if isinstance(err, VdiffError):
         return err
-    if hasattr(
-        err, "format_message"
-    ):  # click's exceptions, which are typer's own copy in some versions
+    # click's exceptions, which are typer's own copy in some versions
+    if hasattr(err, "format_message"):
         return _usage(err)
     names = {kind.__name__ for kind in type(err).__mro__}
     if names & {"OutOfMemoryError", "MemoryError"} or any(
@@ -64,7 +67,8 @@ def explain(err: BaseException) -> VdiffError:
     ):
         fix = "send fewer pictures at once: `--set train.micro_batch=8` when training, `--batch-size 8` when sampling"
         return MachineError(f"out of memory: {_first_line(err)}", fix)
-    if isinstance(err, SystemError):  # of a library in C that failed and did not say why
+    # of a library in C that failed and did not say why
+    if isinstance(err, SystemError):
         fix = "see whether memory lacks: close other programs, then run the same command again"
         return MachineError(f"a library failed without a reason: {_first_line(err)}", fix)
     if isinstance(err, OSError) and err.errno in _MACHINE:
@@ -78,10 +82,6 @@ def explain(err: BaseException) -> VdiffError:
         return MachineError(
             "another process of this run has ended, or cannot be reached", fix, _first_line(err)
         )
-    from vdiff.config import (
-        raised_in,
-    )  # pydantic takes long to import, and not every command needs it
-
     maker = raised_in(err)
     if maker is not None:
         fix = "run it again with `--debug` and report what it prints to those who made it, or do without its kinds"
@@ -104,9 +104,12 @@ _NO_MEMORY = (
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` with the nearest of the `known` words, or nothing."""
-    spelled = {each.lstrip("-"): each for each in known}
+    # without the hyphens, which make any two options alike
+    spelled = {known_word.lstrip("-"): known_word for known_word in known}
     near = difflib.get_close_matches(word.lstrip("-"), spelled, n=1)
-    return f"; did you mean `{spelled[near[0]]}`?" if near else ""
+    if not near:
+        return ""
+    return f"; did you mean `{spelled[near[0]]}`?"
 
 
 _AWAY = (
@@ -148,12 +151,15 @@ _NAMES = {
 
 def _machine(err: OSError) -> MachineError:
     path = str(err.filename or "")
-    free = f" ({_free_bytes(path):,} bytes free)" if err.errno == errno.ENOSPC and path else ""
+    free = ""
+    if err.errno == errno.ENOSPC and path:
+        free = f" ({_free_bytes(path):,} bytes free)"
     reason = (err.strerror or "the system refuses").lower()
     return MachineError(f"{reason}{free}", _MACHINE[err.errno or 0], path)
 
 
 def _free_bytes(path: str) -> int:
+    # the file that did not fit was never made, nor maybe its folder
     folder = Path(path).absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -162,15 +168,14 @@ def _free_bytes(path: str) -> int:
 
 def _usage(err: Any) -> UsageError:
     context = getattr(err, "ctx", None)
-    command = context.command_path if context else "vdiff"
+    command = "vdiff"
+    known: list[str] = []
+    if context is not None:
+        command = context.command_path
+        known = [name for parameter in context.command.params for name in parameter.opts]
     words = re.sub(r"'([^']*)'", r"`\1`", err.format_message().strip().rstrip("."))
     option = getattr(err, "option_name", None)
     if option and type(err).__name__ == "NoSuchOption":
-        known = (
-            [name for parameter in context.command.params for name in parameter.opts]
-            if context
-            else []
-        )
         words = f"there is no option `{option}`{nearest(option, known)}"
     return UsageError(
         words[:1].lower() + words[1:], f"`{command} --help` shows what it takes", command

@@ -22,27 +22,29 @@ class Mistake:
     words: str
 
     def __str__(self) -> str:
-        return f"`{'.'.join(map(str, self.keys))}`: {self.words}" if self.keys else self.words
+        if not self.keys:
+            return self.words
+        return f"`{'.'.join(map(str, self.keys))}`: {self.words}"
 
 
 def explain(
     err: ValidationError, section: type[Section], data: Mapping[str | int, Any]
 ) -> list[Mistake]:
     """Every mistake of `data`, which is no `section`, once; the branches of a union make one sentence."""
-    found: dict[Keys, list[str]] = {}
+    by_place: dict[Keys, list[str]] = {}
     for details in err.errors(include_url=False):
         keys = _real_keys(details, data)
         words = _words(details, keys, section, data)
-        sentences = found.setdefault(keys, [])
+        sentences = by_place.setdefault(keys, [])
         if words not in sentences:
             sentences.append(words)
     # a list with a wrong item is also no number, where both are allowed: the item is the mistake
     inner = [
         keys
-        for keys in found
-        if not any(keys != other and keys == other[: len(keys)] for other in found)
+        for keys in by_place
+        if not any(keys != other and keys == other[: len(keys)] for other in by_place)
     ]
-    return [Mistake(keys, _joined(found[keys], _at(data, keys))) for keys in inner]
+    return [Mistake(keys, _joined(by_place[keys], _at(data, keys))) for keys in inner]
 
 
 _SHOULD_BE = {
@@ -83,19 +85,29 @@ _SHOULD = "should be "
 def _words(
     details: ErrorDetails, keys: Keys, section: type[Section], data: Mapping[str | int, Any]
 ) -> str:
-    kind, context = details["type"], details.get("ctx", {})
+    kind = details["type"]
+    context = details.get("ctx", {})
     if kind == "missing":
         return "is missing"
     if kind == "extra_forbidden":
         return _unknown_key(str(keys[-1]), _section_at(section, data, keys[:-1]))
     if kind in _SHOULD_BE:
-        limits = {
-            name: f"{value:g}" if isinstance(value, float) else value
-            for name, value in context.items()
-        }
+        limits = {name: _limit(value) for name, value in context.items()}
         return _SHOULD + re.sub(r"'([^']*)'", r"`\1`", _SHOULD_BE[kind].format(**limits))
-    words = str(context["error"]) if kind == "value_error" else details["msg"]
-    return words if kind in ("value_error", "kind") else words[:1].lower() + words[1:]
+    # of a validator of ours, pydantic's message would begin with `Value error, `
+    if kind == "value_error":
+        return str(context["error"])
+    words = details["msg"]
+    if kind == "kind":
+        return words
+    return words[:1].lower() + words[1:]
+
+
+def _limit(value: Any) -> Any:
+    # pydantic gives the limits of a float as floats: `at least 1.0`
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value
 
 
 def _joined(sentences: Sequence[str], value: Any) -> str:
@@ -112,8 +124,12 @@ def _joined(sentences: Sequence[str], value: Any) -> str:
 
 def _near_choice(value: Any, wanted: Sequence[str]) -> str:
     choices = re.findall(r"`([^`]*)`", " ".join(wanted))
-    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-    return f"; did you mean `{near[0]}`?" if near else ""
+    if not isinstance(value, str):
+        return ""
+    near = difflib.get_close_matches(value, choices, n=1)
+    if not near:
+        return ""
+    return f"; did you mean `{near[0]}`?"
 
 
 def _shown(value: Any) -> str:
@@ -124,16 +140,26 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, str):
-        return f"the text `{value if len(value) <= 40 else value[:37] + '...'}`"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        # a text as long as a page would hide the sentence it stands in
+        if len(value) > 40:
+            value = f"{value[:37]}..."
+        return f"the text `{value}`"
+    if isinstance(value, bool):
+        # as YAML writes it
+        return str(value).lower()
+    return str(value)
 
 
 def _unknown_key(key: str, section: type[BaseModel] | None) -> str:
-    known = list(section.model_fields) if section else []
+    if section is None:
+        return "is unknown"
+    known = list(section.model_fields)
     near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f"is unknown; did you mean `{near[0]}`?"
-    return f"is unknown (there are: {', '.join(known)})" if known else "is unknown"
+    if not known:
+        return "is unknown"
+    return f"is unknown (there are: {', '.join(known)})"
 
 
 def _real_keys(details: ErrorDetails, data: Mapping[str | int, Any]) -> Keys:
@@ -151,16 +177,16 @@ def _real_keys(details: ErrorDetails, data: Mapping[str | int, Any]) -> Keys:
 
 
 def _has(value: Any, key: Any) -> bool:
-    return (
-        key in value
-        if isinstance(value, Mapping)
-        else isinstance(value, list) and key in range(len(value))
-    )
+    if isinstance(value, Mapping):
+        return key in value
+    return isinstance(value, list) and key in range(len(value))
 
 
 def _at(data: Any, keys: Keys) -> Any:
     for key in keys:
-        data = data[key] if _has(data, key) else None
+        if not _has(data, key):
+            return None
+        data = data[key]
     return data
 
 
@@ -172,17 +198,25 @@ def _section_at(
         annotation, *marks = get_args(annotation)
         registry = next((mark for mark in marks if isinstance(mark, Registry)), registry)
     if registry:
-        kind = value.get("kind", registry.default) if isinstance(value, Mapping) else value
-        annotation = registry.section(kind) if kind in registry else None
+        kind = value
+        if isinstance(value, Mapping):
+            kind = value.get("kind", registry.default)
+        # an unknown kind is a mistake of its own, and has no keys
+        annotation = None
+        if kind in registry:
+            annotation = registry.section(kind)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return _section_in(annotation, value, keys)
     inside = get_args(annotation)
     if get_origin(annotation) in (Union, UnionType):
-        found = (_section_at(branch, value, keys) for branch in inside)
-        return next((section for section in found if section), None)
+        candidates = (_section_at(branch, value, keys) for branch in inside)
+        return next((section for section in candidates if section), None)
     if not inside or not keys:
         return None
-    item = inside[-1] if isinstance(value, Mapping) else inside[0]
+    # `dict[int, StageOverride]` holds sections by number, `tuple[StageSection, ...]` in a row
+    item = inside[0]
+    if isinstance(value, Mapping):
+        item = inside[-1]
     return _section_at(item, _at(value, keys[:1]), keys[1:])
 
 

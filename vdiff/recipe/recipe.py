@@ -17,6 +17,7 @@ from vdiff.metrics.metric import named
 from vdiff.networks import NETWORKS
 from vdiff.objectives import OBJECTIVES
 from vdiff.samplers import SAMPLERS
+from vdiff.system.plural import count
 from vdiff.training.settings import Decay, FitSection
 from vdiff.training.step_counts import StageStepsError, listed_counts, step_counts
 
@@ -76,7 +77,9 @@ class StageSection(StageOverride):
     @field_validator("objective")
     @classmethod
     def _check_objective(cls, value: ObjectiveSection | None) -> ObjectiveSection | None:
-        return value if value is None else _with_teacher(value)
+        if value is None:
+            return None
+        return _with_teacher(value)
 
 
 def _with_teacher(objective: ObjectiveSection) -> ObjectiveSection:
@@ -150,12 +153,13 @@ class DistillSection(FitSection):
 
     def settings(self, stage: StageSection) -> Self:
         """The settings of one stage of `listed`."""
-        own = {
+        stated = {
             name: value
             for name, value in stage
             if value is not None and name not in ("steps", "factor")
         }
-        return self.model_copy(update={**own, "overrides": {}, "stages": None})
+        # the chain's own keys go, so that a stage's settings are equal in both ways to state it
+        return self.model_copy(update={**stated, "overrides": {}, "stages": None})
 
     @field_validator("objective")
     @classmethod
@@ -170,15 +174,15 @@ class DistillSection(FitSection):
         unknown = set(self.overrides) - set(self.steps()[1:])
         if unknown:
             raise ValueError(
-                f"`overrides` names {min(unknown)} steps, but the stages end at {self.steps()[1:]} steps"
+                f"`overrides` names {count(min(unknown), 'step')}, but the stages end at {self.steps()[1:]} steps"
             )
         return self
 
     def _check_stages(self) -> None:
         for name in ("end_steps", "factor", "overrides"):
             if name in self.model_fields_set:
-                told = f"`stages` says every stage by itself, so there is no place for `{name}`: leave one of them out"
-                raise _mistake(told, name)
+                problem = f"`stages` says every stage by itself, so there is no place for `{name}`: leave one of them out"
+                raise _mistake(problem, name)
         try:
             self.steps()
         except StageStepsError as err:
@@ -278,6 +282,7 @@ class Recipe(Section):
     def _check_times(self) -> Self:
         steps = self.distill.start_steps
         times = self.train.objective.known_times(steps)
+        # None: it learned all times, so any number of steps can be drawn with
         if times is not None and times % steps:
             kind = self.train.objective.kind
             raise ValueError(
@@ -285,7 +290,8 @@ class Recipe(Section):
                 f"{steps:,} steps of it; `--set distill.start_steps={times}` fits"
             )
         for number, stage in enumerate(self.distill.listed()):
-            objective, steps = stage.objective or self.distill.objective, stage.steps or 1
+            objective = stage.objective or self.distill.objective
+            steps = stage.steps or 1
             times = objective.known_times(steps)
             if times is not None and times % steps:
                 raise ValueError(

@@ -11,6 +11,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from vdiff.errors import UsageError
 
+# A recipe may come inside a stranger's model folder: these two bound the work it can cause.
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
 
@@ -32,8 +33,12 @@ def read(text: str, name: str) -> Values:
     keys, a second document, control characters, over 64 KiB and over 20 levels raise UsageError.
     """
     places: dict[Keys, str] = {}
+    # editors on Windows put the mark of UTF-8 in front
     node = _compose(text.removeprefix("\ufeff"), name)
-    return Values(_value(node, (), places, name) if node else None, places)
+    data = None
+    if node is not None:
+        data = _value(node, (), places, name)
+    return Values(data, places)
 
 
 def read_line(text: str, place: str) -> Values:
@@ -46,7 +51,9 @@ def read_line(text: str, place: str) -> Values:
             place,
         )
     places: dict[Keys, str] = {}
-    data = _value(node, (), places, place) if node else None
+    data = None
+    if node is not None:
+        data = _value(node, (), places, place)
     return Values(data, places)
 
 
@@ -63,6 +70,7 @@ def dump(values: Mapping[str, Any]) -> str:
 
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+# YAML 1.1, which PyYAML speaks, takes `no` for false and `1:30` for 90; neither is meant here
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     spelling: value
     for value in (True, False)
@@ -94,7 +102,10 @@ class _Loader(yaml.SafeLoader):
             return "anchors and aliases are not allowed"
         if getattr(event, "tag", None):
             return "tags are not allowed"
-        return f"over {MAX_DEPTH} levels of nesting" if self.depth >= MAX_DEPTH else None
+        # PyYAML calls itself for every level: a file of 10,000 brackets would end it
+        if self.depth >= MAX_DEPTH:
+            return f"over {MAX_DEPTH} levels of nesting"
+        return None
 
 
 def _mistake(problem: str, place: str) -> UsageError:
@@ -105,12 +116,12 @@ def _mistake(problem: str, place: str) -> UsageError:
 
 def _check_characters(text: str, name: str) -> None:
     check_size(len(text.encode("utf-8", errors="surrogatepass")), name)
-    found = _CONTROL.search(text)
-    if found:
-        line = text.count("\n", 0, found.start()) + 1
-        column = found.start() - text.rfind("\n", 0, found.start())
+    control = _CONTROL.search(text)
+    if control:
+        line = text.count("\n", 0, control.start()) + 1
+        column = control.start() - text.rfind("\n", 0, control.start())
         raise _mistake(
-            f"there is a control character (U+{ord(found[0]):04X})", f"{name}:{line}:{column}"
+            f"there is a control character (U+{ord(control[0]):04X})", f"{name}:{line}:{column}"
         )
 
 
@@ -126,7 +137,9 @@ def _compose(text: str, name: str) -> Node | None:
 
 def _sentence(err: yaml.MarkedYAMLError) -> str:
     words = " ".join(part for part in (err.context, err.problem) if part)
-    return "a recipe should be one document" if "single document" in words else words
+    if "single document" in words:
+        return "a recipe should be one document"
+    return words
 
 
 def _at(name: str, mark: Mark | None) -> str:
@@ -160,7 +173,10 @@ def _pairs(node: MappingNode, name: str) -> Mapping[str | int, tuple[Mark, Node]
     pairs: dict[str | int, tuple[Mark, Node]] = {}
     for key_node, inner in node.value:
         place = _at(name, key_node.start_mark)
-        key = _scalar(key_node, name) if isinstance(key_node, ScalarNode) else None
+        key = None
+        if isinstance(key_node, ScalarNode):
+            key = _scalar(key_node, name)
+        # to Python, `true` is the number 1: it would meet the key `1`
         if isinstance(key, bool) or not isinstance(key, str | int):
             raise _mistake("a key should be text or a whole number", place)
         if key in pairs:
@@ -179,7 +195,9 @@ def _scalar(node: ScalarNode, name: str) -> Any:
         value = _number(text)
     except (ValueError, OverflowError) as err:
         raise _mistake(f"`{text[:40]}` is not a finite number", _at(name, node.start_mark)) from err
-    return text if value is None else value
+    if value is None:
+        return text
+    return value
 
 
 def _paired(text: str, place: str) -> str:

@@ -55,10 +55,11 @@ def read(text: str, name: str, path: Path | None = None) -> RecipeText:
 
 def set_values(recipe: RecipeText, assignments: Sequence[str]) -> RecipeText:
     """`recipe` with every `section.key=value` carried out, the later ones winning; values are YAML on one line."""
-    data, places = copy.deepcopy(recipe.data), dict(recipe.places)
+    data = copy.deepcopy(recipe.data)
+    places = dict(recipe.places)
     for assignment in assignments:
         left, equals, right = assignment.partition("=")
-        keys: Keys = tuple(int(key) if key.isdecimal() else key for key in left.strip().split("."))
+        keys: Keys = tuple(map(_key, left.strip().split(".")))
         if not equals or "" in keys:
             fix = "write it like `--set train.updates=2000`"
             raise UsageError(f"`{assignment}` is not `section.key=value`", fix, "--set")
@@ -72,6 +73,13 @@ def set_values(recipe: RecipeText, assignments: Sequence[str]) -> RecipeText:
     )
 
 
+def _key(text: str) -> str | int:
+    # `--set distill.overrides.1.updates=20_000`: stages are named by their number of steps
+    if text.isdecimal():
+        return int(text)
+    return text
+
+
 def validate(section: type[AnySection], recipe: RecipeText) -> AnySection:
     """`recipe` as a `section`; UsageError with all its mistakes, each with its place and the nearest valid key."""
     try:
@@ -83,7 +91,10 @@ def validate(section: type[AnySection], recipe: RecipeText) -> AnySection:
 def shipped() -> dict[str, Path]:
     """The recipes that come with vdiff: name -> file."""
     package = Path(__file__).parents[1]
-    folder = package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+    folder = package / "recipes"
+    # a wheel has them inside, a checkout beside the package
+    if not folder.is_dir():
+        folder = package.parent / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -94,20 +105,26 @@ def find(name_or_path: str | None, beside: Path | None = None) -> RecipeText:
     """
     named = name_or_path or _from_environment()
     if named:
-        return _named(named, "--recipe" if name_or_path else f"${VARIABLE}")
+        # the place where somebody has to look for the mistake
+        where = f"${VARIABLE}"
+        if name_or_path:
+            where = "--recipe"
+        return _named(named, where)
     here = Path("recipe.yaml")
     if here.is_file():
         return read_file(here)
-    found = _in_folder(beside) if beside else None
-    if found is None:
-        fix = "`vdiff init digits` writes `recipe.yaml`; `--recipe` names another one"
-        raise UsageError("there is no recipe here", fix)
-    return found
+    if beside is not None:
+        recipe = _in_folder(beside)
+        if recipe is not None:
+            return recipe
+    fix = "`vdiff init digits` writes `recipe.yaml`; `--recipe` names another one"
+    raise UsageError("there is no recipe here", fix)
 
 
 def read_file(path: Path) -> RecipeText:
     """The recipe in the file `path`; see `read`."""
     with path.open("rb") as file:
+        # no more than is allowed: the path may name a model of many GB, or /dev/zero
         raw = file.read(recipe_yaml.MAX_BYTES + 1)
     recipe_yaml.check_size(len(raw), str(path))
     try:
@@ -134,11 +151,13 @@ def _named(named: str, where: str) -> RecipeText:
     recipes = shipped()
     if named in recipes:
         return read_file(recipes[named])
-    found = _in_folder(path)
-    if found is not None:
-        return found
+    recipe = _in_folder(path)
+    if recipe is not None:
+        return recipe
     near = difflib.get_close_matches(named, recipes, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
+    hint = ""
+    if near:
+        hint = f"; did you mean `{near[0]}`?"
     fix = f"name a file or one of the recipes of vdiff: {', '.join(recipes)}"
     raise UsageError(f"there is no recipe `{named}`{hint}", fix, where)
 
@@ -152,32 +171,38 @@ def _in_folder(folder: Path) -> RecipeText | None:
     if not is_model_folder(folder):
         return None
     text = whole_folder.read(folder, MARK).get("recipe")
-    return read(text, str(folder / MARK)) if isinstance(text, str) else None
+    # a model that came from another program has none
+    if not isinstance(text, str):
+        return None
+    return read(text, str(folder / MARK))
 
 
 def _mistakes_error(recipe: RecipeText, mistakes: Sequence[Mistake]) -> UsageError:
     fix = "change this; `vdiff recipes schema` describes every key, `vdiff recipes show digits` prints a whole recipe"
     order = {place: index for index, place in enumerate(recipe.places.values())}
     in_order = sorted(mistakes, key=lambda mistake: order.get(_written(recipe, mistake.keys), -1))
-    found = [(_place(recipe, mistake.keys), str(mistake)) for mistake in in_order]
-    if len(found) == 1:
-        [(place, problem)] = found
+    placed = [(_place(recipe, mistake.keys), str(mistake)) for mistake in in_order]
+    if len(placed) == 1:
+        [(place, problem)] = placed
         return UsageError(problem, fix, place)
-    width = max(len(place) for place, _ in found)
-    lines = [f"{place:<{width}}  {problem}" for place, problem in found]
-    return UsageError(f"{len(found)} mistakes in `{recipe.name}`", fix, "\n".join(lines))
+    width = max(len(place) for place, _ in placed)
+    lines = [f"{place:<{width}}  {problem}" for place, problem in placed]
+    return UsageError(f"{len(placed)} mistakes in `{recipe.name}`", fix, "\n".join(lines))
 
 
 def _place(recipe: RecipeText, keys: Keys) -> str:
     """Where the value at `keys` stands; of a section, also what `--set` has changed in it."""
     place = _written(recipe, keys)
     inside = [
-        each
-        for known, each in recipe.places.items()
+        inner_place
+        for known, inner_place in recipe.places.items()
         if known[: len(keys)] == keys and known != keys
     ]
+    # a rule between two keys may be broken by the one that `--set` changed
     changed = [
-        each for each in dict.fromkeys(inside) if each.startswith("--set ") and each != place
+        inner_place
+        for inner_place in dict.fromkeys(inside)
+        if inner_place.startswith("--set ") and inner_place != place
     ]
     return ", ".join([place, *changed[:_MOST_CHANGED]])
 
@@ -188,9 +213,10 @@ _MOST_CHANGED = 4
 def _written(recipe: RecipeText, keys: Keys) -> str:
     while keys and keys not in recipe.places:
         inside = (place for known, place in recipe.places.items() if known[: len(keys)] == keys)
-        found = next(inside, None)  # a section that only `--set` made has none itself
-        if found is not None:
-            return found
+        # a section that only `--set` made has no place itself
+        first = next(inside, None)
+        if first is not None:
+            return first
         keys = keys[:-1]
     return recipe.places.get(keys, f"{recipe.name}:1:1")
 

@@ -1,30 +1,12 @@
-"""Kinds that other packages bring: where they come from, and whether what they make keeps its contract."""
+"""Kinds that other packages bring: whether what they make keeps its contract."""
 
-import importlib
 from functools import wraps
 from importlib.metadata import EntryPoint
 from inspect import get_annotations, getattr_static
 from typing import Any
 
 from vdiff.errors import MachineError
-
-
-def loaded(place: str) -> Any:
-    """What stands at "module:name".   Errors: whatever importing the module raises."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def package_of(entry: EntryPoint) -> str:
-    """The name of the package that brings a kind."""
-    return str(entry.dist.name) if entry.dist is not None else entry.value.partition(".")[0]
-
-
-def maker_of(entry: EntryPoint) -> str:
-    """The package that brings a kind, with its version."""
-    return (
-        f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else package_of(entry)
-    )
+from vdiff.system.packages import loaded, maker_of, package_of
 
 
 def look_at_result(

@@ -8,5 +8,7 @@ def count(number: int, noun: str) -> str:
     """
     if number == 1:
         return f"1 {noun}"
-    ending = "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{ending}"
+    # classes, processes
+    if noun.endswith("s"):
+        return f"{number:,} {noun}es"
+    return f"{number:,} {noun}s"
