@@ -11,7 +11,7 @@ import pytest
 from tests.tiny import TinyRun
 from vdiff.cli import app
 from vdiff.cli.progress import FitLines
-from vdiff.cli.session import resume_command
+from vdiff.cli.recording import resume_command
 from vdiff.runs import status as run_status
 from vdiff.runs.folder import RunFolder
 from vdiff.runs.status import Recorder

@@ -48,7 +48,8 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)
     _recipe_here()
-    open_recipe(RECIPE, changes)  # a mistake is told before anything is made
+    # a mistake in `--set` is told before anything is made
+    open_recipe(RECIPE, changes)
     console.say(f"{write_folder(Path('digits')):,} handwritten digits: `{out}/digits`")
     _prepare(changes)
     with session.chain("recipe.yaml", changes, None, "cpu", displays.fit_progress) as chain:
@@ -82,7 +83,8 @@ def _check(out: Path) -> None:
     from vdiff.reporting.page import is_ours
 
     outputs.check_parents(out / RECIPE)
-    if not (out / RECIPE).is_file():  # any recipe is kept
+    # any recipe is kept, also one that somebody wrote
+    if not (out / RECIPE).is_file():
         outputs.check_file(out / RECIPE, anything, force=True)
     check_folder(out / "digits")
     outputs.check_file(out / PICTURE, is_picture, force=True)

@@ -49,9 +49,8 @@ def distill(
     check_count(stages)
     beside = session.model_folder(source)
     if gpus is not None and launch.may_start():
-        parsed, _ = open_recipe(
-            recipe, changes, beside
-        )  # one process tells its mistakes, not all of them
+        # one process tells its mistakes, not all of them
+        parsed, _ = open_recipe(recipe, changes, beside)
         if dry_run:
             estimates.stages_of(parsed, (source, stages, to), session.run_folder(parsed, run))
         return launch.start(gpus, device)

@@ -12,11 +12,11 @@ from vdiff.system.plural import count
 Facts = Mapping[str, Any]
 
 
-def show(found: Facts) -> None:
+def show(facts: Facts) -> None:
     """Print facts of any kind that `vdiff inspect` knows."""
     views = {"run": _run, "model": _model, "store": _store, "recipe": _recipe, "foreign": _foreign}
-    views[found["kind"]](found)
-    for warning in found.get("warnings", []):
+    views[facts["kind"]](facts)
+    for warning in facts.get("warnings", []):
         console.warn(warning)
 
 
@@ -24,14 +24,14 @@ def size(num_bytes: int | None) -> str:
     """Bytes as megabytes, `4.5`."""
     if num_bytes is None:
         return ""
-    # a model of the demo has 40 kB, which is not 0.0 MB
+    # a file of some kilobytes would read 0.0
     if num_bytes < 1e5:
         return f"{num_bytes / 1e6:,.3f}"
     return f"{num_bytes / 1e6:,.1f}"
 
 
-def _run(found: Facts) -> None:
-    models = found["models"]
+def _run(run: Facts) -> None:
+    models = run["models"]
     if models:
         right = ("stage", "steps", "parameters", "updates", "MB")
         console.table(_RUN, [_run_row(row) for row in models], right, _IMPORTANCE)
@@ -39,9 +39,9 @@ def _run(found: Facts) -> None:
         what = "makes the first"
         if models:
             what = "goes on"
-        console.say(f"no model folder yet in `{found['path']}`; `vdiff train` {what}")
-    if found["status"]:
-        _status(found["status"])
+        console.say(f"no model folder yet in `{run['path']}`; `vdiff train` {what}")
+    if run["status"]:
+        _status(run["status"])
 
 
 def _status(status: Facts) -> None:
@@ -93,62 +93,62 @@ def _run_row(row: Facts) -> list[str]:
 _SHORT = 8
 
 
-def _model(found: Facts) -> None:
-    _lines({**_what_it_is(found), **_how_it_draws(found), **_where_it_comes_from(found)})
+def _model(model: Facts) -> None:
+    _lines({**_what_it_is(model), **_how_it_draws(model), **_where_it_comes_from(model)})
     rows = [
-        (name, f"{entry['size']:,}", entry["sha256"][:16]) for name, entry in found["files"].items()
+        (name, f"{entry['size']:,}", entry["sha256"][:16]) for name, entry in model["files"].items()
     ]
     console.write("")
     console.table(("file", "bytes", "SHA-256"), rows, ("bytes",), ("bytes", "SHA-256"))
 
 
-def _what_it_is(found: Facts) -> dict[str, Any]:
-    steps = str(found["num_steps"])
-    if found["is_distilled"]:
+def _what_it_is(model: Facts) -> dict[str, Any]:
+    steps = str(model["num_steps"])
+    if model["is_distilled"]:
         steps = f"{steps}, distilled"
     times = "all"
-    if found["times"] is not None:
-        times = f"{found['times']:,}, which are i / {found['times']}"
+    if model["times"] is not None:
+        times = f"{model['times']:,}, which are i / {model['times']}"
     return {
-        "model": found["path"],
-        "name": found["name"],
-        "stage": found["stage"],
+        "model": model["path"],
+        "name": model["name"],
+        "stage": model["stage"],
         "steps": steps,
         "times": times,
     }
 
 
-def _how_it_draws(found: Facts) -> dict[str, Any]:
+def _how_it_draws(model: Facts) -> dict[str, Any]:
     """The lines that only some models have are left out of the others."""
     lines: dict[str, Any] = {"predictions": "not the mean of what fits"}
-    if found["is_denoiser"]:
+    if model["is_denoiser"]:
         lines["predictions"] = "the mean of what fits"
     for name in ("sampler", "guidance"):
-        if found[name] is not None:
-            lines[name] = _brief(found[name])
-    if found["codec"] != PIXELS:
-        lines["codec"] = _brief(found["codec"])
+        if model[name] is not None:
+            lines[name] = _brief(model[name])
+    if model["codec"] != PIXELS:
+        lines["codec"] = _brief(model["codec"])
     return lines
 
 
-def _where_it_comes_from(found: Facts) -> dict[str, Any]:
-    channels, height, width = found["shape"]
-    packages = [f"{name} {version}" for name, version in found["versions"].items()]
-    state = found["state"]
-    if not found["verified"]:
+def _where_it_comes_from(model: Facts) -> dict[str, Any]:
+    channels, height, width = model["shape"]
+    packages = [f"{name} {version}" for name, version in model["versions"].items()]
+    state = model["state"]
+    if not model["verified"]:
         # weights may be many GB; without being asked, nobody reads them to list a run
         state = f"{state} by its sizes; --verify reads all"
     return {
-        "updates": f"{found['updates']:,}",
+        "updates": f"{model['updates']:,}",
         "pictures": f"{channels} x {height} x {width}",
-        "classes": found["num_classes"] or "none",
-        "network": f"{found['network']}, {found['num_parameters']:,} parameters",
-        "predicts": _brief(found["diffusion"].get("predicts")),
-        "schedule": _brief(found["diffusion"].get("schedule")),
-        "teachers": _teachers(found["lineage"]),
-        "data": _brief(found["data"]),
-        "made by": ", ".join([found["made_by"], *packages]),
-        "hash": found["hash"],
+        "classes": model["num_classes"] or "none",
+        "network": f"{model['network']}, {model['num_parameters']:,} parameters",
+        "predicts": _brief(model["diffusion"].get("predicts")),
+        "schedule": _brief(model["diffusion"].get("schedule")),
+        "teachers": _teachers(model["lineage"]),
+        "data": _brief(model["data"]),
+        "made by": ", ".join([model["made_by"], *packages]),
+        "hash": model["hash"],
         "state": state,
     }
 
@@ -167,23 +167,23 @@ def _teacher(model: Facts) -> str:
     return f"{model['name']} ({', '.join(parts)})"
 
 
-def _store(found: Facts) -> None:
-    encoding = found["encoding"] or "unknown: foreign stores do not say"
-    if found["quality"]:
-        encoding = f"{encoding}, quality {found['quality']}"
+def _store(store: Facts) -> None:
+    encoding = store["encoding"] or "unknown: foreign stores do not say"
+    if store["quality"]:
+        encoding = f"{encoding}, quality {store['quality']}"
     _lines(
         {
-            "store": found["path"],
-            "format": f"{found['layout']} {found['format'] or ''}".strip(),
-            "made by": found["made_by"] or found["layout"],
-            "pictures": f"{found['num_images']:,}",
-            "sizes": ", ".join(map(str, found["sizes"])),
-            "channels": found["channels"] or "unknown: foreign stores do not say",
+            "store": store["path"],
+            "format": f"{store['layout']} {store['format'] or ''}".strip(),
+            "made by": store["made_by"] or store["layout"],
+            "pictures": f"{store['num_images']:,}",
+            "sizes": ", ".join(map(str, store["sizes"])),
+            "channels": store["channels"] or "unknown: foreign stores do not say",
             "encoding": encoding,
-            "resampling": found["resampling"] or "unknown",
-            "classes": _classes(found["class_names"]),
-            "MB": size(found["bytes"]),
-            "fingerprint": found["fingerprint"],
+            "resampling": store["resampling"] or "unknown",
+            "classes": _classes(store["class_names"]),
+            "MB": size(store["bytes"]),
+            "fingerprint": store["fingerprint"],
         }
     )
 
@@ -201,21 +201,21 @@ def _classes(names: Sequence[str]) -> str:
 _MOST_CLASSES = 10
 
 
-def _recipe(found: Facts) -> None:
-    settings = found["settings"]
+def _recipe(recipe: Facts) -> None:
+    settings = recipe["settings"]
     channels = settings["data"]["channels"]
     pixels = settings["data"]["size"]
     _lines(
         {
-            "recipe": found["path"],
-            "name": found["name"],
+            "recipe": recipe["path"],
+            "name": recipe["name"],
             "pictures": f"{channels} x {pixels} x {pixels}",
-            "network": f"{settings['network']['kind']}, {found['num_parameters']:,} parameters",
-            "updates": f"{sum(stage['updates'] for stage in found['stages']):,} in all",
+            "network": f"{settings['network']['kind']}, {recipe['num_parameters']:,} parameters",
+            "updates": f"{sum(stage['updates'] for stage in recipe['stages']):,} in all",
         }
     )
     console.write("")
-    base, *students = found["stages"]
+    base, *students = recipe["stages"]
     ways: tuple[str, ...] = ()
     # all chains but a few have one objective, and their table is narrow enough for any terminal
     if len({stage["objective"] for stage in students}) > 1:
@@ -239,25 +239,23 @@ def _stage_row(stage: Facts, ways: Sequence[str], steps: str) -> list[str]:
     ]
 
 
-def _foreign(found: Facts) -> None:
+def _foreign(file: Facts) -> None:
     more = {
         name.replace("_", " "): _brief(value)
-        for name, value in found.items()
+        for name, value in file.items()
         if name not in _SHOWN_ELSEWHERE
     }
     _lines(
         {
-            "file": found["path"],
-            "format": found["format"],
-            "MB": size(found.get("num_bytes")),
+            "file": file["path"],
+            "format": file["format"],
+            "MB": size(file.get("num_bytes")),
             **more,
         }
     )
-    executed = found.get("names_that_would_be_executed")
+    executed = file.get("names_that_would_be_executed")
     if executed:
-        console.warn(
-            f"loading `{found['path']}` without care would run code: {', '.join(executed)}"
-        )
+        console.warn(f"loading `{file['path']}` without care would run code: {', '.join(executed)}")
 
 
 _SHOWN_ELSEWHERE = (

@@ -55,10 +55,10 @@ def init(
         _write(shipped[name].read_text("utf-8"), output)
         if name == "digits":
             _write_digits(output.parent / "digits")
-    console.say(
-        f"{'would write' if dry_run else 'wrote'} `{output}` and `{output.parent / SCHEMA}`",
-        "green",
-    )
+    did = "wrote"
+    if dry_run:
+        did = "would write"
+    console.say(f"{did} `{output}` and `{output.parent / SCHEMA}`", "green")
     if mode.json:
         console.emit_json(
             {"recipe": str(output), "schema": str(output.parent / SCHEMA), "dry_run": dry_run}
@@ -86,10 +86,10 @@ def _keep_edited(output: Path) -> None:
 
     if not output.is_file():
         return
-    made = [path.read_text("utf-8") for path in recipe_text.shipped().values()]
-    if output.read_bytes() in [
-        text.encode() for each in made for text in (each, _with_schema(each))
-    ]:
+    shipped = [path.read_text("utf-8") for path in recipe_text.shipped().values()]
+    # as it lies in vdiff, or as this command writes it
+    unchanged = [text.encode() for text in (*shipped, *map(_with_schema, shipped))]
+    if output.read_bytes() in unchanged:
         return
     free = (
         output.with_name(f"{output.stem}-{number}{output.suffix}") for number in itertools.count(1)
@@ -135,8 +135,9 @@ def _is_schema(path: Path) -> bool:
         content = json.loads(path.read_bytes())
     except ValueError:
         return False
-    properties = content.get("properties") if isinstance(content, dict) else None
-    return (
-        isinstance(properties, dict)
-        and {"data", "network", "diffusion", "train", "distill"} <= properties.keys()
-    )
+    if not isinstance(content, dict):
+        return False
+    properties = content.get("properties")
+    if not isinstance(properties, dict):
+        return False
+    return {"data", "network", "diffusion", "train", "distill"} <= properties.keys()

@@ -77,13 +77,15 @@ def start(count: int, device: str | None) -> int:
         _signal(workers, number)
 
     def kill(number: int) -> None:
-        _kill(workers)  # what is on the disk is whole at any moment
+        # what is on the disk is whole at any moment
+        _kill(workers)
         os._exit(128 + number)
 
     with contextlib.closing(Ear(forward, kill)):
         port = _free_port()
         workers.extend(_worker(rank, count, port) for rank in range(count))
-        if asked:  # while they were started, when not all of them could hear it
+        # a signal that came while they were started, when not all of them could hear it
+        if asked:
             _signal(workers, asked[0])
         code = _watch(workers, asked)
         work_is_done()
@@ -93,16 +95,20 @@ def start(count: int, device: str | None) -> int:
 def _check_gpus(count: int) -> None:
     import torch
 
-    found = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-    if count > found:
-        fix = f"ask for at most {found}" if found else "leave out `--gpus`, or add `--device cpu`"
-        raise MachineError(f"--gpus {count} asks for more GPUs than there are ({found})", fix)
+    # a Mac has one GPU at most, and no way to count
+    num_gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    if count > num_gpus:
+        fix = "leave out `--gpus`, or add `--device cpu`"
+        if num_gpus:
+            fix = f"ask for at most {num_gpus}"
+        raise MachineError(f"--gpus {count} asks for more GPUs than there are ({num_gpus})", fix)
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    # the system picks one; another program could take it before the workers do
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _worker(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
@@ -140,9 +146,8 @@ def _watch(workers: Sequence[subprocess.Popen[bytes]], asked: Sequence[int] = ()
         first = first or next((worker for worker in workers if worker.returncode), None)
         if first is not None and deadline == float("inf"):
             deadline = time.monotonic() + GRACE_SECONDS
-            if (
-                first.returncode not in _STOPPED and -first.returncode not in asked
-            ):  # those that stop do so together
+            # those that were asked to stop do so together: they need no further signal
+            if first.returncode not in _STOPPED and -first.returncode not in asked:
                 _signal(workers, signal.SIGTERM)
         if time.monotonic() > deadline:
             _kill(workers)

@@ -74,16 +74,17 @@ def with_mode(function: Callable[..., Any]) -> Callable[..., Any]:
             setattr(mode, name, given.pop(name) or getattr(mode, name))
         return function(**{name: _at_home(value, name) for name, value in given.items()})
 
-    own = inspect.signature(function, eval_str=True)
-    both = [*own.parameters.values(), *_MODE.values()]
-    command.__signature__ = own.replace(parameters=both)  # type: ignore[attr-defined]
+    # typer makes the options of a command out of its signature
+    signature = inspect.signature(function, eval_str=True)
+    parameters = [*signature.parameters.values(), *_MODE.values()]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
 
 
 def _at_home(value: Any, name: str) -> Any:
     """An option's value with the home folder for a leading `~`, which a shell leaves in `--run=~/x`."""
     if isinstance(value, list):
-        return [_at_home(each, name) for each in value]
+        return [_at_home(item, name) for item in value]
     if not isinstance(value, str | Path) or not str(value).startswith("~"):
         return value
     try:

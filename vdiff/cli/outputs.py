@@ -36,18 +36,20 @@ def check_folder_of_pictures(path: Path, force: bool) -> None:
         return
     if is_taken(path):
         raise UsageError(f"`{path}` is a file already", "name a folder", path)
-    found = sorted(path.iterdir())
-    stranger = next((each for each in found if not is_our_file(each, _is_ours)), None)
+    files = sorted(path.iterdir())
+    stranger = next((file for file in files if not is_our_file(file, _is_ours)), None)
     if stranger is not None:
         raise strange(path, stranger, FIX)
-    if found and not force:
+    if files and not force:
         fix = "`--force` replaces it; or name another place: --out PATH"
         raise UsageError(f"`{path}` is there already", fix, path)
 
 
 def check_parents(path: Path) -> None:
     """UsageError where the folder that a file or folder is to lie in cannot be one."""
-    taken = next((each for each in path.absolute().parents if os.path.lexists(each)), None)
+    # the nearest one that is there: those below it will be made. lexists: a dead link is in the way
+    parents = path.absolute().parents
+    taken = next((parent for parent in parents if os.path.lexists(parent)), None)
     if taken is not None and is_taken(taken):
         raise UsageError(
             f"`{taken}` is not a folder, so nothing can be left in it", "name another place", path

@@ -13,6 +13,7 @@ from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption
 from vdiff.cli.signals import StopRequest
 from vdiff.data import SOURCES
 from vdiff.errors import Stopped, UsageError
+from vdiff.system.plural import count
 
 if TYPE_CHECKING:
     from vdiff.cli.progress import PrepareProgress
@@ -113,7 +114,9 @@ def _data_section(recipe: str | None, changes: list[str] | None, is_needed: bool
     is_there = (
         recipe or changes or os.environ.get(recipe_text.VARIABLE) or Path("recipe.yaml").is_file()
     )
-    return open_recipe(recipe, changes)[0].data if is_needed or is_there else None
+    if not is_needed and not is_there:
+        return None
+    return open_recipe(recipe, changes)[0].data
 
 
 def _job(
@@ -138,9 +141,11 @@ def _share(text: str) -> float:
     """`1%` and `0.01` as 0.01."""
     number = text.strip()
     try:
-        share = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+        share = float(number.removesuffix("%"))
     except ValueError:
         share = -1.0
+    if number.endswith("%"):
+        share /= 100
     if not 0 <= share <= 1:
         raise UsageError(
             f"`{text}` is not a share between 0 and 1", "write it as 1% or 0.01", "--max-bad"
@@ -153,41 +158,39 @@ def _show_plan(job: Job) -> None:
     from vdiff.data.prepare import plan
     from vdiff.data.sources.classes import some
 
-    found = plan(**job)
+    planned = plan(**job)
     if mode.json:
         console.emit_json(
-            {"dry_run": True, "source": job["source"], "store": job["out"], **asdict(found)}
+            {"dry_run": True, "source": job["source"], "store": job["out"], **asdict(planned)}
         )
         return
-    names = found.class_names
-    classes = (
-        f"{len(names):,}: {some(names)} ({found.classes_told})"
-        if names
-        else f"none: {found.classes_told}"
-    )
+    names = planned.class_names
+    classes = f"none: {planned.classes_told}"
+    if names:
+        classes = f"{len(names):,}: {some(names)} ({planned.classes_told})"
     console.write(
-        f"source    {job['source']}\nstore     {job['out']}\npictures  {found.num_images:,}"
+        f"source    {job['source']}\nstore     {job['out']}\npictures  {planned.num_images:,}"
     )
-    console.write(f"classes   {classes}\nsizes     {', '.join(map(str, found.sizes))}")
+    console.write(f"classes   {classes}\nsizes     {', '.join(map(str, planned.sizes))}")
     console.write(
-        f"MB        about {facts.size(found.estimated_bytes)}, {facts.size(found.free_bytes)} free"
+        f"MB        about {facts.size(planned.estimated_bytes)}, {facts.size(planned.free_bytes)} free"
     )
-    _tell_left_out(found.left_out, None)
-    for hint in found.hints:
+    _tell_left_out(planned.left_out, None)
+    for hint in planned.hints:
         console.warn(hint)
-    if found.already_done:
+    if planned.already_done:
         console.say(
-            f"the store is there already, by {found.decided_by}: nothing would be done without `--force`"
+            f"the store is there already, by {planned.decided_by}: nothing would be done without `--force`"
         )
     else:
         console.say("nothing was written")
-    _warn_of_space(found)
+    _warn_of_space(planned)
 
 
-def _warn_of_space(found: "Plan") -> None:
+def _warn_of_space(planned: "Plan") -> None:
     from vdiff.cli import console
 
-    if found.estimated_bytes > found.free_bytes and not found.already_done:
+    if planned.estimated_bytes > planned.free_bytes and not planned.already_done:
         console.warn(
             "that does not fit on the disk: choose another one with --out, or --encoding jpeg"
         )
@@ -219,7 +222,8 @@ class _Watcher:
         self._request = self._request or StopRequest()
         self._progress.update(now.done, now.skipped, now.total)
         if number := self._request():
-            done = f"{now.done + now.skipped:,} of {now.total:,} pictures are done"
+            pictures = count(now.total, "picture")
+            done = f"{now.done + now.skipped:,} of {pictures} are done"
             raise Stopped(number, f"stopped: {done}; the same command goes on from there")
 
     def close(self) -> None:
@@ -240,23 +244,22 @@ def _tell(report: "Report", data: Any) -> None:
         console.say(f"{done}; `--force` makes it again", "green")
     else:
         sizes = ", ".join(map(str, report.sizes))
-        what = f"{report.num_images:,} pictures of {sizes} pixels in `{report.store}`, {facts.size(report.bytes)} MB"
+        pictures = count(report.num_images, "picture")
+        what = f"{pictures} of {sizes} pixels in `{report.store}`, {facts.size(report.bytes)} MB"
         console.say(what, "green")
     if report.class_names:
         console.say(
-            f"{len(report.class_names):,} classes: {some(report.class_names)} ({report.classes_told})"
+            f"{count(len(report.class_names), 'class')}: {some(report.class_names)} ({report.classes_told})"
         )
     else:
         console.say(f"no classes: {report.classes_told}")
     if report.anew:
         console.warn(f"all pictures were prepared anew: {printable(report.anew)}")
     if report.num_skipped:
-        pictures = "picture" if report.num_skipped == 1 else "pictures"
-        console.warn(
-            f"{report.num_skipped:,} {pictures} could not be read: see `{report.skipped_file}`"
-        )
-    for kind, count in _kinds(report):
-        console.warn(f"{count:,} pictures: {kind}; see `{report.notes_file}`")
+        pictures = count(report.num_skipped, "picture")
+        console.warn(f"{pictures} could not be read: see `{report.skipped_file}`")
+    for kind, num_images in _kinds(report):
+        console.warn(f"{count(num_images, 'picture')}: {kind}; see `{report.notes_file}`")
     _tell_left_out(report.left_out, report.left_out_file)
     for hint in report.hints:
         console.warn(hint)
@@ -270,11 +273,13 @@ def _tell_left_out(groups: "list[Group]", names: Path | None) -> None:
     if not groups:
         return
     total = sum(group.count for group in groups)
-    head = f"{total:,} files were left out" if total > 1 else "1 file was left out"
-    lines = [
-        f"{head}, named in `{names}`:" if names else f"{head}:",
-        *(f"  {group}" for group in groups),
-    ]
+    head = "1 file was left out"
+    if total > 1:
+        head = f"{total:,} files were left out"
+    if names:
+        # a dry run writes no list
+        head = f"{head}, named in `{names}`"
+    lines = [f"{head}:", *(f"  {group}" for group in groups)]
     if any(group.is_loss for group in groups):
         console.warn("\n".join(lines))
     else:
@@ -291,8 +296,11 @@ def _tell_next(report: "Report", data: Any) -> None:
     from vdiff.cli import console
 
     wanted = getattr(data, "size", None)
-    changes = [] if getattr(data, "path", None) == report.store else [f"data.path={report.store}"]
-    changes += [f"data.size={report.sizes[-1]}"] if wanted not in report.sizes else []
+    changes = []
+    if getattr(data, "path", None) != report.store:
+        changes.append(f"data.path={report.store}")
+    if wanted not in report.sizes:
+        changes.append(f"data.size={report.sizes[-1]}")
     if data is None:
         console.say(
             f"next: `vdiff init`, set `path: {report.store}` under `data:` in recipe.yaml, then `vdiff train`"

@@ -22,13 +22,12 @@ def ls() -> None:
     from vdiff.cli import console
     from vdiff.recipe import text as recipe_text
 
-    found = [(name, _headline(path), str(path)) for name, path in recipe_text.shipped().items()]
+    columns = ("name", "about", "path")
+    rows = [(name, _headline(path), str(path)) for name, path in recipe_text.shipped().items()]
     if mode.json:
-        console.emit_json(
-            {"recipes": [dict(zip(("name", "about", "path"), row, strict=True)) for row in found]}
-        )
+        console.emit_json({"recipes": [dict(zip(columns, row, strict=True)) for row in rows]})
     else:
-        console.table(("name", "about", "path"), found)
+        console.table(columns, rows)
 
 
 def show(
@@ -145,7 +144,11 @@ def _headline(path: Path) -> str:
 def _together(errors: Sequence[VdiffError]) -> VdiffError:
     if len(errors) == 1:
         return errors[0]
-    lines = [
-        err.where if "\n" in err.where else f"{err.where}  {err.problem}".strip() for err in errors
-    ]
+    lines = []
+    for err in errors:
+        # several mistakes of one recipe are lines with their places already
+        if "\n" in err.where:
+            lines.append(err.where)
+        else:
+            lines.append(f"{err.where}  {err.problem}".strip())
     return UsageError(f"{len(errors)} recipes are wrong", errors[0].fix, "\n".join(lines))

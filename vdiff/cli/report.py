@@ -75,12 +75,16 @@ def report(
             "--published",
         )
     folder = _run(run, recipe)
-    target = out if out is not None else folder / "report.html"
+    target = out
+    if target is None:
+        target = folder / "report.html"
     outputs.check_file(target, is_ours, force=True)
     if dry_run:
         _tell(folder, target, "would make the report of")
         return
-    count = 0 if no_pictures else num_images
+    count = num_images
+    if no_pictures:
+        count = 0
     more = {"published": published, "price_per_hour": price_per_hour}
     write(folder, target, count=count, steps=steps, device=device, say=console.say, **more)
     _tell(folder, target, "made the report of")
@@ -105,18 +109,20 @@ def write(
     from vdiff.reporting.page import is_ours
     from vdiff.reporting.report import report as made
 
-    found = records.read(folder)
-    gallery, undrawn, computer = None, "Left out, as `--no-pictures` asks.", ""
-    if count and found.base is not None:
-        gallery, undrawn, computer = _gallery(found, count, steps, device, say)
-    elif count:
-        undrawn = (
-            "There is no base network to draw with yet."
-            if not found.cards
-            else "The base network is not here."
-        )
+    record = records.read(folder)
+    gallery = None
+    computer = ""
+    if not count:
+        undrawn = "Left out, as `--no-pictures` asks."
+    elif record.base is not None:
+        gallery, undrawn, computer = _gallery(record, count, steps, device, say)
+    elif record.cards:
+        # a run may begin with a model folder from elsewhere: `vdiff distill --from PATH`
+        undrawn = "The base network is not here."
+    else:
+        undrawn = "There is no base network to draw with yet."
     whole_folder.write_text(
-        target, made(found, gallery, undrawn=undrawn, device=computer, **more), is_ours
+        target, made(record, gallery, undrawn=undrawn, device=computer, **more), is_ours
     )
 
 
@@ -137,6 +143,7 @@ def _gallery(
         studio = Studio(folders, record.folder.evaluation / "report", range(count), where, say)
         return studio.gallery(base["name"], students, steps), "", str(where)
     except VdiffError as err:
+        # numbers and losses are worth a page of their own
         console.warn(f"no pictures: {err.problem}")
         return None, f"No pictures: {err.problem}.", ""
 
@@ -145,7 +152,10 @@ def _run(run: Path | None, recipe: str | None) -> Path:
     """The run folder; UsageError where nothing has begun."""
     from vdiff.runs.folder import RunFolder
 
-    folder = run if run is not None else run_folder(open_recipe(recipe, None)[0], None).path
+    folder = run
+    if folder is None:
+        parsed, _ = open_recipe(recipe, None)
+        folder = run_folder(parsed, None).path
     if not RunFolder(folder).is_begun():
         problem = f"there is no run in `{folder}`"
         raise UsageError(

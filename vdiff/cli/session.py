@@ -2,9 +2,7 @@
 
 import contextlib
 import functools
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -12,7 +10,9 @@ import typer
 
 from vdiff.cli import completion
 from vdiff.cli.options import mode, open_recipe
+from vdiff.cli.recording import recorded
 from vdiff.cli.signals import StopRequest, leaving_at_once
+from vdiff.cli.training_machine import tell_how, training_machine
 from vdiff.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
@@ -59,21 +59,25 @@ def run_folder(recipe: "Recipe", run: Path | None) -> "RunFolder":
     """The folder of the run that a command means."""
     from vdiff.runs.folder import RunFolder
 
-    return RunFolder(run if run is not None else Path("runs") / recipe.name)
+    if run is None:
+        run = Path("runs") / recipe.name
+    return RunFolder(run)
 
 
 def model_folder(given: str | None) -> Path | None:
     """The model folder that an option names by its path; None where it is a name in the run."""
-    return Path(given) if given is not None and (Path(given) / "vdiff.json").is_file() else None
+    if given is None or not (Path(given) / "vdiff.json").is_file():
+        return None
+    return Path(given)
 
 
 def standing(text: "RecipeText", recipe: "Recipe") -> str:
     """The recipe as it goes into the run: word for word, or written anew where `--set` changed it."""
     from vdiff.recipe.strict_yaml import dump
 
-    return (
-        dump(recipe.model_dump(mode="json", exclude_unset=True)) if text.assignments else text.text
-    )
+    if text.assignments:
+        return dump(recipe.model_dump(mode="json", exclude_unset=True))
+    return text.text
 
 
 def _refuse_own_recipe(text: "RecipeText", folder: "RunFolder", copy: str) -> None:
@@ -108,9 +112,11 @@ def chain(
     from vdiff.chain.chain import Chain
     from vdiff.chain.stage_run import Surroundings
     from vdiff.cli import console, launch
-    from vdiff.machine.machine import Machine
 
-    alone = None if launch.is_worker() else open_recipe(named, assignments, beside)
+    alone = None
+    # alone, a mistake is told at once; of several processes only the first is to tell it
+    if not launch.is_worker():
+        alone = open_recipe(named, assignments, beside)
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=launch.has_launcher())
         stack.callback(stop.close)
@@ -121,39 +127,27 @@ def chain(
         recipe, text = alone or common_recipe(others, named, assignments, beside)
         folder = run_folder(recipe, run)
         others.told(lambda: _refuse_own_recipe(text, folder, standing(text, recipe)))
-        wanted = (
-            recipe.precision,
-            device,
-            recipe.deterministic,
-            recipe.data.size,
-            recipe.compile,
-            recipe.shard,
-        )
-        machine = Machine(
-            *wanted, cuda_graphs=recipe.sample.cuda_graphs, say=console.warn, processes=others
-        )
+        machine = training_machine(recipe, device, others)
         if machine.is_first:
             stack.enter_context(folder.lock(console.warn))
         else:
-            mode.json, mode.quiet = False, True
+            _be_silent()
         progress: Progress = stack.enter_context(make_progress(mode.quiet))
-        progress.note(
-            f"computes in {machine.precision} on {machine.device}: {machine.why_precision}"
-        )
-        if machine.ignored_settings:
-            progress.note(machine.ignored_settings)
-        if machine.compiles:
-            progress.note(f"compiled: {machine.why_compile}")
-        if machine.shards:
-            progress.note(f"in shares, over {machine.world_size} processes: {machine.why_shard}")
+        tell_how(machine, progress)
         if machine.is_first:
-            progress = stack.enter_context(_recorded(progress, folder, machine.described()))
+            progress = stack.enter_context(recorded(progress, folder, machine.described()))
         with others.hearing():
             yield Chain(
                 Surroundings(
                     recipe, standing(text, recipe), folder, machine, progress, stop, profile
                 )
             )
+
+
+def _be_silent() -> None:
+    """One process of a run talks; two JSON objects on one stdout could not be read."""
+    mode.json = False
+    mode.quiet = True
 
 
 def joined(
@@ -176,26 +170,27 @@ def joined(
     from vdiff.machine.processes import Processes
 
     try:
-        found = Processes(pick_device(device).type == "cpu", console.warn, check, is_asked)
+        processes = Processes(pick_device(device).type == "cpu", console.warn, check, is_asked)
     except Exception:
-        check()  # all were asked to stop, and another one has left sooner: that is no error
+        # all were asked to stop, and another one has left sooner: that is no error
+        check()
         raise
     with contextlib.ExitStack() as stack:
-        stack.push(found.close)
+        stack.push(processes.close)
         versions = {"vdiff": __version__, "torch": torch.__version__}
         fix = "install the same ones on every host"
-        found.agree(
+        processes.agree(
             versions, MachineError, "the processes of this run have different versions", fix
         )
         fix = "start the same command on every host"
-        found.agree(
+        processes.agree(
             asked,
             UsageError,
             "the processes of this run were not started with the same options",
             fix,
         )
         stack.pop_all()
-    return found
+    return processes
 
 
 def common_recipe(
@@ -217,19 +212,20 @@ def common_recipe(
         recipe, text = first[0]
         return standing(text, recipe)
 
-    told = recipe_text.read(processes.told(read), "the first process's recipe")
+    first_text = recipe_text.read(processes.told(read), "the first process's recipe")
 
-    def own() -> "tuple[Recipe, RecipeText]":
+    def read_here() -> "tuple[Recipe, RecipeText]":
         if first:
             return first[0]
         try:
             text = recipe_text.find(named, beside)
         except UsageError:
-            text = told
+            # a host that has no recipe follows the first one
+            text = first_text
         text = recipe_text.set_values(text, assignments or [])
         return recipe_text.validate(Recipe, text), text
 
-    recipe, text = processes.together(own)
+    recipe, text = processes.together(read_here)
     fix = "give all hosts the same recipe, or none but the first: the others are told"
     processes.agree(
         trajectory_values(recipe),
@@ -239,7 +235,7 @@ def common_recipe(
     )
     if first:
         return first[0]
-    common = recipe_text.validate(Recipe, told)
+    common = recipe_text.validate(Recipe, first_text)
     return common.model_copy(update={"data": recipe.data}), text
 
 
@@ -296,10 +292,11 @@ def company(
                 others = joined(device, lambda: bool(stop()), asked, check)
         else:
             stack.enter_context(leaving_at_once(what))
-            others, check = joined(device, bool, asked, _never), _never
+            others = joined(device, bool, asked, _never)
+            check = _never
         stack.push(others.close)
         if not others.is_first:
-            mode.json, mode.quiet = False, True
+            _be_silent()
         with others.hearing():
             yield Company(others, check)
 
@@ -315,7 +312,7 @@ def machine_of(
     from vdiff.cli import console
     from vdiff.machine.machine import Machine
 
-    found = Machine(
+    machine = Machine(
         precision,
         device,
         image_size=image_size,
@@ -325,38 +322,17 @@ def machine_of(
     )
     fix = "set `precision` in the recipe to one that all of them have"
     others.agree(
-        {"precision": found.precision},
+        {"precision": machine.precision},
         UsageError,
         "the processes of this run compute differently",
         fix,
     )
-    if found.ignored_settings:
-        console.warn(found.ignored_settings)
-    return found
+    if machine.ignored_settings:
+        console.warn(machine.ignored_settings)
+    return machine
 
 
 def _never() -> None: ...
-
-
-@contextlib.contextmanager
-def _recorded(progress: "Progress", folder: "RunFolder", machine: str) -> Iterator["Progress"]:
-    """`progress`, with a status.json that tells how the command ended."""
-    from vdiff.cli import failures
-    from vdiff.runs.status import Recorder
-
-    recorder = Recorder(progress, folder.status, resume_command(sys.argv[1:]), machine)
-    try:
-        yield recorder
-    except BaseException as err:
-        exit_code, reason = failures.ending(err)
-        recorder.ended("stopped" if exit_code > 128 else "failed", exit_code, reason)
-        raise
-    recorder.ended("done", 0)
-
-
-def resume_command(arguments: Sequence[str]) -> str:
-    """The command that goes on where this one was: the same again, but for what would begin anew."""
-    return shlex.join(["vdiff", *(word for word in arguments if word != "--force")])
 
 
 def summary(card: "ModelCard", folder: "RunFolder") -> dict[str, object]:

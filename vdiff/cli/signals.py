@@ -86,7 +86,8 @@ def work_is_done() -> None:
 def be_deaf_at_exit() -> None:
     """Have no signal that comes while Python takes itself down change the exit code or leave a traceback."""
     atexit.unregister(work_is_done)
-    atexit.register(work_is_done)  # who registers last is called first
+    # who registers last is called first
+    atexit.register(work_is_done)
 
 
 @contextlib.contextmanager
@@ -130,7 +131,10 @@ class StopRequest:
 
     def __init__(self, follows_parent: bool = False) -> None:
         self._orphaned = 0
-        self._parent = int(os.environ.get(LAUNCHER, _PARENT)) if follows_parent else None
+        self._parent: int | None = None
+        if follows_parent:
+            # `--gpus` tells its number; it may have died before this process could ask
+            self._parent = int(os.environ.get(LAUNCHER, _PARENT))
         self._is_orphan = follows_parent and _torchrun_is_gone()
         self._closed = threading.Event()
         self._ear = Ear(lambda number: None)
@@ -166,7 +170,7 @@ class StopRequest:
             if self._closed.wait(_POLL_SECONDS):
                 return
         if not self._closed.wait(GRACE_SECONDS):
-            os._exit(128 + self())  # what is on the disk is whole at any moment
+            end_at_once(self())
 
 
 class Ear:
@@ -182,7 +186,8 @@ class Ear:
     ) -> None:
         self.number = 0
         self.nothing_is_lost = False
-        self._first, self._again = first, again or end_at_once
+        self._first = first
+        self._again = again or end_at_once
         self._is_heard = False
         self._closed = threading.Event()
         self._bell = Bell()
@@ -198,7 +203,10 @@ class Ear:
             return
         if not _is_done:
             for number, handler in self._before.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+                # None: somebody in C listened before, which Python cannot put back
+                if handler is None:
+                    handler = signal.SIG_DFL
+                signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd_before)
         self._closed.set()
         self._bell.ring()
@@ -216,13 +224,17 @@ class Ear:
         came = b""
         while not came and not self._closed.is_set():
             came = self._take(None)
-        self.number = self.number or (came[0] if came else 0)
-        begun, is_burst = time.monotonic(), True
+        if came:
+            self.number = self.number or came[0]
+        begun = time.monotonic()
+        is_burst = True
         while not self._closed.is_set():
             if is_burst:
                 # first wait, then look: a thread that runs late on a busy machine makes the burst longer, not shorter
-                self._closed.wait(LAUNCHED_BURST_SECONDS if is_launched() else BURST_SECONDS)
-            came = self._take(0.0 if is_burst else _POLL_SECONDS)
+                self._closed.wait(_burst_seconds())
+                came = self._take(0.0)
+            else:
+                came = self._take(_POLL_SECONDS)
             if came and not (is_burst or _is_done or self._closed.is_set()):
                 self._again(came[0])
             is_burst = is_burst and bool(came)
@@ -235,17 +247,28 @@ class Ear:
 
     def _patience(self) -> float:
         """How many seconds after the first signal this process may still be there."""
+        if self._is_heard and not self.nothing_is_lost:
+            # it finishes its update and saves, which may take minutes
+            return float("inf")
         if self._is_heard:
-            return GRACE_SECONDS if self.nothing_is_lost else float("inf")
+            return GRACE_SECONDS
         if self.nothing_is_lost:
             return _STUCK_SECONDS
-        return (
-            GRACE_SECONDS if is_launched() else float("inf")
-        )  # it waits for others, who may be gone
+        if is_launched():
+            # it waits for others, who may be gone
+            return GRACE_SECONDS
+        return float("inf")
+
+
+def _burst_seconds() -> float:
+    if is_launched():
+        return LAUNCHED_BURST_SECONDS
+    return BURST_SECONDS
 
 
 def end_at_once(number: int) -> None:
     """End this process; what is on the disk is whole at any moment."""
+    # not sys.exit: the main thread may wait in a library for ever
     os._exit(128 + number)
 
 
@@ -275,12 +298,14 @@ def _torchrun_is_gone() -> bool:
     torchrun listens where its workers meet, from before they start until its end; on several machines, only one of them
     does.
     """
-    told = os.environ
-    if told.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or told.get("GROUP_WORLD_SIZE") != "1":
+    variables = os.environ
+    if variables.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False
+    if variables.get("GROUP_WORLD_SIZE") != "1":
         return False
     try:
         with socket.create_connection(
-            (told["MASTER_ADDR"], int(told["MASTER_PORT"])), timeout=5.0
+            (variables["MASTER_ADDR"], int(variables["MASTER_PORT"])), timeout=5.0
         ) as reached:
             # the system answers for one that is about to end; it never speaks first
             reached.settimeout(0.2)

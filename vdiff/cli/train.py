@@ -27,7 +27,8 @@ def train(
     from vdiff.cli import console, displays, estimates, launch, signals
 
     if gpus is not None and launch.may_start():
-        open_recipe(recipe, changes)  # one process tells its mistakes, not all of them
+        # one process tells its mistakes, not all of them
+        open_recipe(recipe, changes)
         return launch.start(gpus, device)
     if dry_run:
         parsed, _ = open_recipe(recipe, changes)

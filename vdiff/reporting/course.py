@@ -14,6 +14,7 @@ from vdiff.reporting.wording import count, counted, number
 def losses(record: Record) -> Markup:
     """A chart per stage that has written losses."""
     figures = []
+    # one chart each: losses against different teachers must not share an axis
     for stage in _in_order(record):
         points = record.losses[stage]
         lines = [

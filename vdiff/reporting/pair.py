@@ -157,18 +157,18 @@ def in_words(pair: Pair) -> str:
 def facts(pair: Pair) -> dict[str, Any]:
     """All of it for JSON; `psnr` is null for equal pictures. `pairs`: metrics of pairs beside agreement, by name."""
     compared = {name: dict(numbers) for name, numbers in pair.compared.items()}
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "a": _side_facts(pair.a),
         "b": _side_facts(pair.b),
         "num_images": len(pair.seeds),
     }
     if "agreement" in compared:
         # by itself, as before there were other metrics of pairs: scripts read it there
-        told["agreement"] = compared.pop("agreement")
+        content["agreement"] = compared.pop("agreement")
     if compared:
-        told["pairs"] = compared
-    told["same_protocol"] = pair.protocol is not None
-    return told
+        content["pairs"] = compared
+    content["same_protocol"] = pair.protocol is not None
+    return content
 
 
 def _side_facts(side: Side) -> dict[str, Any]:
