@@ -174,6 +174,7 @@ class Table(Generic[Part]):
         if not entries:
             raise KeyError(kind)
         if len(entries) > 1:
+            # which one wins would depend on the order in which they were installed
             makers = " and ".join(f"`{maker_of(entry)}`" for entry in entries)
             fix = f"uninstall one of them: pip uninstall {package_of(entries[-1])}"
             raise MachineError(
@@ -271,6 +272,7 @@ class Registry(Table[Kind]):
 
     def validate(self, value: Any, info: ValidationInfo) -> Kind:
         """A mapping with `kind`, a bare kind, or a finished section, as a section of the kind that it names."""
+        # a default in Python is a finished section
         if isinstance(value, Section):
             return value  # type: ignore[return-value]
         if isinstance(value, str):

@@ -46,6 +46,7 @@ def demo(
     begun = time.monotonic()
     _check(out)
     out.mkdir(parents=True, exist_ok=True)
+    # the recipe names its paths from here, and the commands that the demo prints at the end work
     os.chdir(out)
     _recipe_here()
     # a mistake in `--set` is told before anything is made

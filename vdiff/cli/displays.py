@@ -243,8 +243,7 @@ class ChainDisplay(FitDisplay):
     def _visible(self) -> list[StageRow]:
         """The rows that fit on the screen, with the running one among them."""
         rows = list(self.rows.values())
-        # two lines of head, two of bar and facts, and two that stay free: were the region higher
-        # than the screen, each drawing would leave a copy of its top behind
+        # two lines of head, two of bar and facts, and two that stay free
         room = max(stderr.height - 6, 1)
         active = next(
             (i for i, row in enumerate(rows) if row.state in ("running", "waiting")), len(rows)

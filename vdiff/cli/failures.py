@@ -62,6 +62,7 @@ def explain(err: BaseException) -> VdiffError:
     if hasattr(err, "format_message"):
         return _usage(err)
     names = {kind.__name__ for kind in type(err).__mro__}
+    # by name: torch is not imported only to tell what failed
     if names & {"OutOfMemoryError", "MemoryError"} or any(
         words in str(err) for words in _NO_MEMORY
     ):
@@ -77,6 +78,7 @@ def explain(err: BaseException) -> VdiffError:
         return UsageError(
             (err.strerror or "the system refuses").lower(), _NAMES[err.errno], str(err.filename)
         )
+    # gloo and NCCL tell of a lost neighbour in words of sockets
     if names & {"DistBackendError", "DistNetworkError"} or "gloo/transport" in str(err):
         fix = "its own message says why; of several networks, name the right one: GLOO_SOCKET_IFNAME=eth0"
         return MachineError(
@@ -173,6 +175,7 @@ def _usage(err: Any) -> UsageError:
     if context is not None:
         command = context.command_path
         known = [name for parameter in context.command.params for name in parameter.opts]
+    # click's quotes become the backticks of all other messages, which the console paints
     words = re.sub(r"'([^']*)'", r"`\1`", err.format_message().strip().rstrip("."))
     option = getattr(err, "option_name", None)
     if option and type(err).__name__ == "NoSuchOption":

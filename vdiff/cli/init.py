@@ -95,6 +95,7 @@ def _keep_edited(output: Path) -> None:
         output.with_name(f"{output.stem}-{number}{output.suffix}") for number in itertools.count(1)
     )
     kept = next(path for path in free if not path.exists() and not path.is_symlink())
+    # with --force too: nothing that somebody wrote is lost
     output.rename(kept)
     console.say(f"the recipe that was there, and was changed, is kept as `{kept}`")
 

@@ -79,6 +79,7 @@ def _run(recipe: str | None, run: Path | None) -> Path:
                 "--run",
             )
         return run
+    # the name alone, unchecked: a run must be seen when its recipe has a mistake
     name = recipe_text.find(recipe).data.get("name")
     if isinstance(name, str) and name[:1].isalnum() and Path(name).name == name:
         return Path("runs") / name

@@ -120,6 +120,7 @@ def _worker(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
         LAUNCHER: os.getpid(),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
+        # each worker would take all cores for itself
         "OMP_NUM_THREADS": os.environ.get(
             "OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // count)
         ),
@@ -167,6 +168,7 @@ def _killed(rank: int, number: int) -> MachineError:
     problem = f"process {rank} of the run was killed by signal {number}; the others were asked to save and leave"
     fix = "run the same command again: it goes on from the last save"
     if number == _KILL:
+        # the kernel kills the largest process, and tells nobody but its log
         fix += "; if memory ran out (`dmesg` tells), lower `micro_batch` first"
     return MachineError(problem, fix)
 

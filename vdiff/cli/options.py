@@ -71,6 +71,7 @@ def with_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(**given: Any) -> Any:
         for name in _MODE:
+            # `vdiff --json inspect` and `vdiff inspect --json` mean the same
             setattr(mode, name, given.pop(name) or getattr(mode, name))
         return function(**{name: _at_home(value, name) for name, value in given.items()})
 

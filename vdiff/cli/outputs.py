@@ -18,6 +18,7 @@ def check_file(path: Path, is_ours: IsOurs, force: bool, fix: str = FIX) -> None
     check_parents(path)
     if not os.path.lexists(path):
         return
+    # a link to a folder is a link: it is refused below, as whatever is not ours
     if path.is_dir() and not path.is_symlink():
         raise UsageError(f"`{path}` is a folder already", "name a file", path)
     refuse_strange_file(path, is_ours, fix)

@@ -219,6 +219,7 @@ class _Watcher:
         self._request: StopRequest | None = None
 
     def __call__(self, now: "Progress") -> None:
+        # the first call: from here on a stopped job goes on where it was
         self._request = self._request or StopRequest()
         self._progress.update(now.done, now.skipped, now.total)
         if number := self._request():
@@ -288,6 +289,7 @@ def _tell_left_out(groups: "list[Group]", names: Path | None) -> None:
 
 def _kinds(report: "Report") -> list[tuple[str, int]]:
     """What was amiss with pictures that were taken all the same, without its details, and with how many."""
+    # ten thousand notes that differ in a file's name are one line
     return Counter(words.partition(":")[0] for _, words in report.notes).most_common()
 
 

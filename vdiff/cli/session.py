@@ -84,6 +84,7 @@ def _refuse_own_recipe(text: "RecipeText", folder: "RunFolder", copy: str) -> No
     """UsageError where the run's copy of the recipe, changed by --set, would take the place of the recipe itself."""
     if text.path is None or not folder.recipe.exists() or not text.path.samefile(folder.recipe):
         return
+    # in a recipe inside the run's own folder there may be comments that nobody wants to lose
     if folder.recipe.read_bytes() != copy.encode():
         problem = (
             f"`{folder.recipe}` is your recipe: the run would leave a changed copy in its place"
@@ -121,6 +122,7 @@ def chain(
         stop = StopRequest(follows_parent=launch.has_launcher())
         stack.callback(stop.close)
         check = functools.partial(stop.leave_if_asked, NOTHING_BEGUN)
+        # it may wait minutes for hosts that never come; Ctrl-C must end that
         with stop.joining():
             others = joined(device, lambda: bool(stop()), asked or {}, check)
         stack.push(others.close)
@@ -129,6 +131,7 @@ def chain(
         others.told(lambda: _refuse_own_recipe(text, folder, standing(text, recipe)))
         machine = training_machine(recipe, device, others)
         if machine.is_first:
+            # two trainings of one run would write over each other's saves
             stack.enter_context(folder.lock(console.warn))
         else:
             _be_silent()
@@ -235,6 +238,7 @@ def common_recipe(
     )
     if first:
         return first[0]
+    # paths differ from host to host, and change no weights
     common = recipe_text.validate(Recipe, first_text)
     return common.model_copy(update={"data": recipe.data}), text
 

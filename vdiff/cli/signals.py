@@ -94,6 +94,7 @@ def be_deaf_at_exit() -> None:
 def restored() -> Iterator[None]:
     """After it, signals do what they did before: for a command that is not the whole of its process."""
     global _is_done
+    # a notebook or a program that calls vdiff has handlers of its own
     before = {number: signal.getsignal(number) for number in ASKING}
     try:
         yield
@@ -142,6 +143,7 @@ class StopRequest:
             threads.start(threading.Thread(target=self._follow, name="launcher watch", daemon=True))
 
     def __call__(self) -> int:
+        # a process whose parent ends becomes a child of init, or of whoever collects orphans here
         if self._is_orphan or self._parent not in (None, os.getppid()):
             self._orphaned = signal.SIGTERM
         return self._ear.number or self._orphaned
@@ -298,6 +300,8 @@ def _torchrun_is_gone() -> bool:
     torchrun listens where its workers meet, from before they start until its end; on several machines, only one of them
     does.
     """
+    # Where torchrun is killed while Python starts, its worker is a child of init from the beginning
+    # and never sees its parent change. The place where the workers meet tells.
     variables = os.environ
     if variables.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return False

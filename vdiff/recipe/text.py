@@ -66,6 +66,7 @@ def set_values(recipe: RecipeText, assignments: Sequence[str]) -> RecipeText:
         place = f"--set {left.strip()}"
         values = recipe_yaml.read_line(right, place)
         _section_for(data, keys[:-1], place)[keys[-1]] = values.data
+        # what stood inside the old value stands nowhere now
         _forget(places, keys)
         places |= {keys: place} | {(*keys, *inside): place for inside in values.places}
     return replace(
@@ -179,6 +180,7 @@ def _in_folder(folder: Path) -> RecipeText | None:
 
 def _mistakes_error(recipe: RecipeText, mistakes: Sequence[Mistake]) -> UsageError:
     fix = "change this; `vdiff recipes schema` describes every key, `vdiff recipes show digits` prints a whole recipe"
+    # from top to bottom, as somebody goes through the file
     order = {place: index for index, place in enumerate(recipe.places.values())}
     in_order = sorted(mistakes, key=lambda mistake: order.get(_written(recipe, mistake.keys), -1))
     placed = [(_place(recipe, mistake.keys), str(mistake)) for mistake in in_order]

@@ -20,6 +20,7 @@ def entries_of(group: str) -> list[EntryPoint]:
 @lru_cache(maxsize=1)
 def _entry_points(places: tuple[tuple[str, int], ...]) -> dict[str, list[EntryPoint]]:
     """What other packages bring, by group. Remembered, as reading what is installed takes long.   places: where."""
+    # `pip install` in a notebook that runs changes a folder's time, and so the key of the cache
     installed = entry_points()
     return {
         group: list(installed.select(group=group))
