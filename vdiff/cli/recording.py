@@ -22,11 +22,11 @@ def recorded(progress: "Progress", folder: "RunFolder", machine: str) -> Iterato
         yield recorder
     except BaseException as err:
         exit_code, reason = failures.ending(err)
-        state = "failed"
         # 128 and the number of the signal: somebody asked for it, nothing went wrong
         if exit_code > 128:
-            state = "stopped"
-        recorder.ended(state, exit_code, reason)
+            recorder.ended("stopped", exit_code, reason)
+        else:
+            recorder.ended("failed", exit_code, reason)
         raise
     recorder.ended("done", 0)
 
