@@ -38,7 +38,7 @@ from vdiff.objectives import OBJECTIVES
 from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import Recipe
 from vdiff.runs.folder import RunFolder
-from vdiff.samplers.ddim import Ddim
+from vdiff.samplers.ddim import DdimSection
 
 MOST_STEPS = 64
 """Students with more steps are not sampled: they take the most time and tell the least."""
@@ -175,7 +175,7 @@ def measure(study: Study, run: RunFolder, base: RunFolder, start_steps: int) -> 
     ]
     subjects = [original, *(each for each in students if each.num_steps <= MOST_STEPS)]
     metrics = named(["agreement", "fd_pixel:48", "swd"])
-    wanted = Wanted(Ddim(), study.num_images, 0, 256)
+    wanted = Wanted(DdimSection(), study.num_images, 0, 256)
     evaluation = Evaluation(
         subjects, metrics, wanted, recipe.data.open(), Path(f"{base.path}-{start_steps}")
     )

@@ -28,7 +28,7 @@ from vdiff.machine.machine import Machine
 from vdiff.metrics.metric import named
 from vdiff.networks.unet import UNet
 from vdiff.runs.folder import RunFolder
-from vdiff.samplers.ddim import Ddim
+from vdiff.samplers.ddim import DdimSection
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def work(
     batch_size: int,
 ) -> dict[str, float]:
     """One row; the seconds of its parts."""
-    wanted = Wanted(Ddim(), num_images, 0, batch_size)
+    wanted = Wanted(DdimSection(), num_images, 0, batch_size)
     evaluation = Evaluation([subject], named(["fd_pixel:48", "swd"]), wanted, images, folder)
     times = [time.perf_counter()]
     metrics = evaluation.ready(machine.device)

@@ -23,7 +23,7 @@ from vdiff.errors import MachineError
 from vdiff.field_docs import field_docs
 from vdiff.system.guests import look_at_result, unusable
 from vdiff.system.home import expanded
-from vdiff.system.packages import entries_of, loaded, maker_of
+from vdiff.system.packages import entries_of, loaded, maker_of, package_of
 
 MARK = "vdiff"
 """The key in a field's JSON schema that says `trajectory` or `harmless`."""

@@ -33,7 +33,7 @@ from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import SampleSection
 from vdiff.reporting.markup import tag
 from vdiff.runs.folder import RunFolder
-from vdiff.samplers.advised import advised
+from vdiff.samplers.advised import sampler_for
 from vdiff.samplers.sampler import Sampler
 
 _LARGEST_PICTURE = 2**21
@@ -159,9 +159,8 @@ class Model:
 
     def _sampler(self, given: str | Mapping[str, object] | None) -> Sampler:
         if given is None:
-            if self.card.sampler is not None and "sampler" not in self._drawn.model_fields_set:
-                return advised(self.card.sampler, self.card.name).build()
-            return self._drawn.sampler.build()
+            by_recipe = self._drawn.named_sampler
+            return sampler_for(by_recipe, self.card.sampler, self.card.name).build()
         text = given if isinstance(given, str) else dict(given)
         named = recipe_text.RecipeText({"sampler": text}, {("sampler",): "sampler"}, "sampler")
         return recipe_text.validate(SampleSection, named).sampler.build()

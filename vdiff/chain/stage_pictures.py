@@ -1,6 +1,8 @@
 """Pictures of a stage's networks while they learn: always from the same seeds, each process draws its share."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -10,11 +12,48 @@ from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.images.images import grid
 from vdiff.machine.machine import Machine
+from vdiff.model_folder.card import ModelCard
 from vdiff.recipe.recipe import SampleSection
+from vdiff.samplers.advised import sampler_for
 from vdiff.samplers.draw import draw
+from vdiff.samplers.sampler import Sampler
 
 PREVIEW_STEPS = 32
 """A preview of a model with more sampler steps uses this many."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """How a model is meant to be drawn with; the model card of a finished one says the same.
+
+    name: what messages call the model.   num_steps: of the sampler.   times: N, where it knows the times i / N only.
+    sampler: as `ObjectiveSection.advised_sampler` has it, None for DDIM.
+    """
+
+    name: str
+    num_steps: int
+    times: int | None
+    sampler: Mapping[str, Any] | None
+
+    def with_at_most(self, num_steps: int) -> "Advice":
+        """The same, in fewer steps where these are more."""
+        return replace(self, num_steps=min(self.num_steps, num_steps))
+
+
+def advice_of_stage(stage: Stage) -> Advice:
+    """Of the network that a stage trains."""
+    objective = stage.settings.objective
+    times = objective.known_times(stage.num_steps)
+    return Advice(stage.name, stage.num_steps, times, objective.advised_sampler())
+
+
+def advice_of_card(card: ModelCard) -> Advice:
+    """Of a finished model."""
+    return Advice(card.name, card.num_steps, card.times, card.sampler)
+
+
+Draw = Callable[[Denoiser, Advice, int], Tensor]
+"""Pictures of a model, drawn as its advice says, so many: float [n, C, H, W], in every process."""
 
 
 @dataclass(frozen=True)
@@ -33,28 +72,29 @@ class StagePictures:
 
     def preview(self, denoiser: Denoiser) -> Tensor:
         """A grid of pictures, uint8 [C, H, W].   Errors: DivergedError, in every process, for NaN or Inf in them."""
-        steps = min(self.stage.num_steps, PREVIEW_STEPS)
-        times = self.stage.settings.objective.known_times(self.stage.num_steps)
-        pictures = self.draw(denoiser, steps, times, self.section.num_images)
-        return grid(
-            self.codec.decode(pictures, self.stage.name), scale=max(1, 32 // self.shape[-1])
-        )
+        advice = advice_of_stage(self.stage).with_at_most(PREVIEW_STEPS)
+        drawn = self.draw(denoiser, advice, self.section.num_images)
+        scale = max(1, 32 // self.shape[-1])
+        return grid(self.codec.decode(drawn, self.stage.name), scale=scale)
 
-    def draw(
-        self, denoiser: Denoiser, num_steps: int, model_steps: int | None, count: int
-    ) -> Tensor:
-        """So many pictures, float [count, C, H, W].   model_steps: the grid of times that the model knows, if any."""
+    def sampler(self, advice: Advice) -> Sampler:
+        """The sampler that draws with a model.   Errors: ModelFileError for one that is not to be had here."""
+        return sampler_for(self.section.named_sampler, advice.sampler, advice.name).build()
+
+    def draw(self, denoiser: Denoiser, advice: Advice, count: int) -> Tensor:
+        """So many pictures, float [count, C, H, W].   Errors: ModelFileError, see `sampler`."""
+        sampler = self.sampler(advice)
         seeds = range(count)
         condition = of_seeds(seeds, self.num_classes)
 
         def share(places: slice) -> Tensor:
             return draw(
                 denoiser,
-                self.section.sampler.build(),
+                sampler,
                 seeds[places],
                 self.codec.shape(self.shape),
-                num_steps,
-                model_steps=model_steps,
+                advice.num_steps,
+                model_steps=advice.times,
                 condition=condition.of(places),
                 batch_size=self.section.batch_size,
                 device=self.machine.device,

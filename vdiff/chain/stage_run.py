@@ -24,7 +24,12 @@ from vdiff.chain.stage_parts import (
     open_images,
     shaping,
 )
-from vdiff.chain.stage_pictures import PREVIEW_STEPS, StagePictures
+from vdiff.chain.stage_pictures import (
+    PREVIEW_STEPS,
+    StagePictures,
+    advice_of_card,
+    advice_of_stage,
+)
 from vdiff.chain.trend import Trend
 from vdiff.data.dataset import Images
 from vdiff.data.loader import Batch, batches
@@ -157,6 +162,10 @@ class StageRun:
             recipe.sample, stage, self._codec, images.shape, self._num_classes, machine
         )
         self._trend = Trend(recipe, stage, teacher, images, machine, run.evaluation / "reference")
+        # samplers that are not to be had are told now, and not after hours at the first picture
+        self._pictures.sampler(advice_of_stage(stage))
+        if teacher is not None and self._trend.has_pairs:
+            self._pictures.sampler(advice_of_card(teacher.card))
         self._profile: Profile | None = None
         if surroundings.profile and machine.is_first:
             self._profile = Profile(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vdiff.chain.plan import Stage
+from vdiff.chain.stage_pictures import Draw, advice_of_card, advice_of_stage
 from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
@@ -20,9 +21,6 @@ from vdiff.metrics.reference import StorePictures
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
 from vdiff.recipe.recipe import Recipe
 from vdiff.runs.folder import RunFolder
-
-Draw = Callable[[Denoiser, int, int | None, int], Tensor]
-"""Pictures of a model, in so many steps, on its grid of times, so many: float [n, C, H, W], in every process."""
 
 
 class Trend:
@@ -83,17 +81,17 @@ class Trend:
 
         Errors: DivergedError, in every process, for pictures that hold NaN or Inf; DataError.
         """
-        is_student, own = self._teacher is not None, self._stage.num_steps
-        steps = own if is_student else min(own, most_steps)
-        drawn = draw(
-            student, steps, self._stage.settings.objective.known_times(own), self.num_images
-        )
+        advice = advice_of_stage(self._stage)
+        if self._teacher is None:
+            # a base has many steps; a student is compared with its teacher in its own
+            advice = advice.with_at_most(most_steps)
+        drawn = draw(student, advice, self.num_images)
         pictures = self._codec.decode(drawn, self._stage.name)
         values: dict[str, float | None] = {}
         if self.has_pairs and self._teacher is not None:
-            card = self._teacher.card
             if self._drawn_by_teacher is None:
-                drawn = draw(self._teacher.denoiser, card.num_steps, card.times, self.num_images)
+                card = self._teacher.card
+                drawn = draw(self._teacher.denoiser, advice_of_card(card), self.num_images)
                 self._drawn_by_teacher = self._codec.decode(drawn, card.name)
             if self._machine.is_first:
                 values |= self._pairs.compare(pictures, self._drawn_by_teacher)

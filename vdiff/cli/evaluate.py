@@ -259,7 +259,7 @@ def _evaluation(
     from vdiff.evaluation.samples import Wanted
 
     num_images, first_seed, batch_size = asked
-    wanted = Wanted(recipe.sample.sampler.build(), num_images, first_seed, batch_size)
+    wanted = Wanted(recipe.sample.named_sampler, num_images, first_seed, batch_size)
     return Evaluation(subjects, metrics, wanted, images, place, weights)
 
 

@@ -40,7 +40,7 @@ def show(table: "EvaluationTable", path: Path | None) -> None:
         columns, [_cells(row, names, pairs) for row in table.rows], columns[1:], importance
     )
     console.write("")
-    console.prose(table.protocol.line())
+    console.prose(table.line())
     for name, features in table.protocol.features.items():
         console.prose(f"{name}: {features}")
     console.prose(

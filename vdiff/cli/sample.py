@@ -267,15 +267,11 @@ def _sampler(
     Options that are None change nothing.
     """
     from vdiff.samplers import SAMPLERS
-    from vdiff.samplers.advised import advised
+    from vdiff.samplers.advised import sampler_for
 
     section = recipe.sample.sampler
-    if (
-        card.sampler is not None
-        and kind is None
-        and "sampler" not in recipe.sample.model_fields_set
-    ):
-        section = advised(card.sampler, card.name)
+    if kind is None:
+        section = sampler_for(recipe.sample.named_sampler, card.sampler, card.name)
     if kind is not None and kind not in SAMPLERS:
         raise UsageError(
             SAMPLERS.unknown(kind), f"choose one of: {', '.join(SAMPLERS)}", "--sampler"

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.model_folder.checkpoint import Checkpoint
-from vdiff.samplers.advised import advised
-from vdiff.samplers.ddim import Ddim
+from vdiff.samplers.advised import sampler_for
 from vdiff.samplers.draw import Replays, draw
 from vdiff.samplers.sampler import Sampler, Watch
 
@@ -34,7 +33,7 @@ def draw_with(
     """
     card = model.card
     if sampler is None:
-        sampler = Ddim() if card.sampler is None else advised(card.sampler, card.name).build()
+        sampler = sampler_for(None, card.sampler, card.name).build()
     return draw(
         model.denoiser,
         sampler,

@@ -17,11 +17,15 @@ class Earlier:
 
     table: EvaluationTable | None = None
 
-    def row(self, subject: Subject) -> Row | None:
-        """What is known of a model at this number of steps."""
-        key = (*subject.key, subject.role)
-        rows = self.table.rows if self.table is not None else ()
-        return next((row for row in rows if (row.hash, row.num_steps, row.role) == key), None)
+    def row(self, subject: Subject, sampler: str | None = None) -> Row | None:
+        """What is known of a model at this number of steps, drawn like this.   sampler: as in `Row`."""
+        if self.table is None:
+            return None
+        key = (*subject.key, subject.role, sampler)
+        for row in self.table.rows:
+            if (row.hash, row.num_steps, row.role, row.sampler) == key:
+                return row
+        return None
 
     def with_rows(self, rows: Sequence[Row], protocol: Protocol, machine: str) -> EvaluationTable:
         """The table of these rows. protocol, machine: of those that are new."""

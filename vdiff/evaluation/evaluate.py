@@ -62,11 +62,12 @@ class Evaluation:
         names = {section.name for section in self.metrics if not are_pairs(section)}
         pairs, needed = pair_numbers(self.metrics), set()
         for subject in self.subjects:
-            known = earlier.row(subject)
-            partners = self._partners(subject).items()
-            others = [
-                each for whom, each in partners if not pairs <= _known_of(known, whom, each).keys()
-            ]
+            known = self._known(subject, earlier)
+            others = []
+            for whom, each in self._partners(subject).items():
+                numbers = self._known_of(known, whom, each)
+                if not pairs <= numbers.keys():
+                    others.append(each)
             if subject.is_shown and (known is None or others or not names <= set(known.metrics)):
                 needed |= {subject.key, *((other.hash, other.num_steps) for other in others)}
         return needed
@@ -78,13 +79,15 @@ class Evaluation:
         """
         needed, samples = self.needed(earlier), self.samples()
         for subject in {subject.key: subject for subject in self.subjects}.values():
-            steps = subject.num_steps
-            on_batch = lambda count, steps=steps: on_passes(count * steps)  # noqa: E731
-            samples[subject.key].draw(machine, on_batch, subject.key in needed)
+            own = samples[subject.key]
+            on_batch = lambda count, calls=own.num_calls: on_passes(count * calls)  # noqa: E731
+            own.draw(machine, on_batch, subject.key in needed)
 
     def num_passes(self, earlier: Earlier) -> int:
         """How many times a picture goes through a network for what is not known yet."""
-        return sum(num_steps for _, num_steps in self.needed(earlier)) * self.wanted.num_images
+        samples = self.samples()
+        calls = sum(samples[key].num_calls for key in self.needed(earlier))
+        return calls * self.wanted.num_images
 
     def ready(self, device: torch.device | str, watch: Watch = lambda done, total: None) -> Ready:
         """The metrics, the reference looked at.   Errors: DataError, MachineError, ModelFileError, UsageError."""
@@ -112,7 +115,7 @@ class Evaluation:
         return Protocol(
             num_images=self.wanted.num_images,
             first_seed=self.wanted.first_seed,
-            sampler=str(self.wanted.sampler),
+            sampler=str(self.wanted.usual_sampler),
             shape=card.shape,
             resizing="none",
             reference=Reference(fingerprint=images.fingerprint, num_images=images.num_images)
@@ -129,7 +132,8 @@ class Evaluation:
         samples, rows = self.samples(), []
         for subject in self.subjects:
             if subject.is_shown:
-                rows.append(self._row(subject, ready, samples, earlier.row(subject)))
+                known = self._known(subject, earlier)
+                rows.append(self._row(subject, ready, samples, known))
                 on_row(rows[-1])
         threads = torch.get_num_threads()
         here = f"{machine.described()}, {threads} thread{'s' * (threads != 1)}, torch {torch.__version__}"
@@ -179,11 +183,16 @@ class Evaluation:
         }
         compared = {whom: known.partner(whom) for whom in PARTNERS} if known else {}
         for whom, other in self._partners(subject).items():
-            before = _known_of(known, whom, other)
+            before = self._known_of(known, whom, other)
             found = ready.of_pairs.compare(own, samples[other.hash, other.num_steps], before)
             if found:
-                facts = {"name": other.name, "hash": other.hash, "num_steps": other.num_steps}
-                compared[whom] = PairNumbers(**facts, numbers=before | found)
+                compared[whom] = PairNumbers(
+                    name=other.name,
+                    hash=other.hash,
+                    num_steps=other.num_steps,
+                    numbers=before | found,
+                    sampler=self.wanted.other_sampler(other),
+                )
         seconds = known.seconds_per_image if known else own.seconds_per_image()
         return Row(
             model=card.name,
@@ -194,6 +203,7 @@ class Evaluation:
             metrics=values,
             teacher=compared.get("teacher"),
             original=compared.get("original"),
+            sampler=self.wanted.other_sampler(card),
         )
 
     def _partners(self, subject: Subject) -> dict[Partner, ModelCard]:
@@ -209,9 +219,18 @@ class Evaluation:
                 found["original"] = other
         return found
 
+    def _known(self, subject: Subject, earlier: Earlier) -> Row | None:
+        """What is known of a model whose pictures are drawn as they would be now."""
+        return earlier.row(subject, self.wanted.other_sampler(subject.card))
 
-def _known_of(known: Row | None, whom: Partner, other: ModelCard) -> dict[str, float | None]:
-    """The numbers that a row tells of the comparison with this very model."""
-    found = known.partner(whom) if known is not None else None
-    is_same = found is not None and (found.hash, found.num_steps) == (other.hash, other.num_steps)
-    return dict(found.numbers) if found is not None and is_same else {}
+    def _known_of(
+        self, known: Row | None, whom: Partner, other: ModelCard
+    ) -> dict[str, float | None]:
+        """The numbers that a row tells of the comparison with this very model, drawn as it would be now."""
+        told = known.partner(whom) if known is not None else None
+        if told is None:
+            return {}
+        now = (other.hash, other.num_steps, self.wanted.other_sampler(other))
+        if (told.hash, told.num_steps, told.sampler) != now:
+            return {}
+        return dict(told.numbers)

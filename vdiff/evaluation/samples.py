@@ -23,8 +23,10 @@ from vdiff.errors import DataError
 from vdiff.evaluation.subjects import Subject
 from vdiff.machine.machine import Machine
 from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import ModelCard
 from vdiff.runs import telling
-from vdiff.samplers.sampler import Sampler
+from vdiff.samplers.advised import sampler_for
+from vdiff.samplers.sampler import Sampler, SamplerSection
 
 _CHUNK_BYTES, _MOST_IN_CHUNK = 2**26, 1024
 
@@ -34,12 +36,27 @@ class Wanted:
     """Which pictures: seeds first_seed, first_seed + 1, ...; a seed's class is the seed modulo their number.
 
     So a picture is the same whatever the range that it is drawn in.   batch_size: at once, per process.
+    named: the sampler for all models; None for the one that each is meant for.
     """
 
-    sampler: Sampler
+    named: SamplerSection | None
     num_images: int
     first_seed: int
     batch_size: int
+
+    def sampler(self, card: ModelCard) -> Sampler:
+        """The sampler that draws with a model.   Errors: ModelFileError for one that is not to be had here."""
+        return sampler_for(self.named, card.sampler, card.name).build()
+
+    @property
+    def usual_sampler(self) -> Sampler:
+        """The sampler for all models that advise no other one."""
+        return sampler_for(self.named, None, "").build()
+
+    def other_sampler(self, card: ModelCard) -> str | None:
+        """The sampler that draws with a model, in words, where it is not the usual one; else None."""
+        own = str(self.sampler(card))
+        return None if own == str(self.usual_sampler) else own
 
     def labels(self, num_classes: int) -> str | None:
         """The classes in words, None without any. Words of their own where counting from the first picture differs."""
@@ -52,9 +69,10 @@ class Samples:
 
     def __init__(self, folder: Path, subject: Subject, wanted: Wanted) -> None:
         self._subject, self._wanted = subject, wanted
+        self._sampler = wanted.sampler(subject.card)
         about = [
             *subject.key,
-            str(wanted.sampler),
+            str(self._sampler),
             wanted.num_images,
             wanted.first_seed,
             _MOST_IN_CHUNK,
@@ -68,6 +86,11 @@ class Samples:
         self._size = max(1, min(_MOST_IN_CHUNK, _CHUNK_BYTES // size))
         self._open: tuple[int, Tensor] | None = None
         self._starts = range(0, wanted.num_images, self._size)
+
+    @property
+    def num_calls(self) -> int:
+        """Network calls for one picture."""
+        return self._subject.num_steps * self._sampler.calls_per_step
 
     def __len__(self) -> int:
         return self._wanted.num_images
@@ -153,7 +176,7 @@ class Samples:
                 model,
                 seeds,
                 self._subject.num_steps,
-                sampler=self._wanted.sampler,
+                sampler=self._sampler,
                 batch_size=self._wanted.batch_size,
                 device=machine.device,
                 graphs=machine.graphs,

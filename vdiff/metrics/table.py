@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from vdiff.disk import whole_folder
 from vdiff.disk.ours import beginning
@@ -34,6 +41,7 @@ class Reference(_Part):
 class Protocol(_Part):
     """What a number depends on beside the model: numbers of two protocols must not be compared.
 
+    sampler: of all models that advise no other one, see `Row`.
     features: metric -> what it compares, in words.   resizing: what is done to pictures before, `none` for nothing.
     labels: which classes were asked for, None without classes.
     """
@@ -91,6 +99,7 @@ class PairNumbers(_Part):
     """What metrics of pairs say of a model's pictures and those of another from the same noise.
 
     name, hash, num_steps: of the other model.   numbers: by name, None for an infinite one: that of equal pictures.
+    sampler: that drew the other model's pictures, None for the one of the protocol.
     In a file the numbers stand among the other facts.
     """
 
@@ -98,6 +107,7 @@ class PairNumbers(_Part):
     hash: str
     num_steps: int
     numbers: dict[str, float | None]
+    sampler: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -112,10 +122,17 @@ class PairNumbers(_Part):
 
     @model_serializer(mode="plain")
     def _spread(self) -> dict[str, Any]:
-        return {"name": self.name, "hash": self.hash, "num_steps": self.num_steps, **self.numbers}
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "hash": self.hash,
+            "num_steps": self.num_steps,
+        }
+        if self.sampler is not None:
+            facts["sampler"] = self.sampler
+        return facts | self.numbers
 
 
-PAIR_FACTS = ("name", "hash", "num_steps", "numbers")
+PAIR_FACTS = ("name", "hash", "num_steps", "numbers", "sampler")
 """What no measure of pairs may be called: see `PairNumbers`."""
 
 
@@ -123,6 +140,7 @@ class Row(_Part):
     """One model at one number of steps.
 
     role: `original` is the base at its full number, `undistilled` the base at fewer.   metrics: by name.
+    sampler: that drew, None for the one of the protocol. A file says it only where it is another one.
     teacher, original: compared with the model's own teacher and with the base at its full number of steps.
     """
 
@@ -134,6 +152,14 @@ class Row(_Part):
     metrics: dict[str, Value] = {}
     teacher: PairNumbers | None = None
     original: PairNumbers | None = None
+    sampler: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _in_few_words(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = handler(self)
+        if self.sampler is None:
+            del told["sampler"]
+        return told
 
     def partner(self, whom: Literal["original", "teacher"]) -> PairNumbers | None:
         """One of the two."""
@@ -156,13 +182,31 @@ class EvaluationTable(_Part):
             found = [row for row in self.rows if row.model == model and row.num_steps == num_steps]
         return found[0] if found else None
 
+    @property
+    def format(self) -> int:
+        """The oldest format that can say all of it: to format 1, one sampler has drawn everything."""
+        partners = [each for row in self.rows for each in (row.teacher, row.original)]
+        drawn = [*self.rows, *(each for each in partners if each is not None)]
+        return 2 if any(each.sampler is not None for each in drawn) else 1
+
+    def line(self, has_reference: bool = True) -> str:
+        """The protocol in one line, and which models were drawn with a sampler of their own."""
+        models: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.sampler is not None:
+                models.setdefault(row.sampler, []).append(row.model)
+        others = [
+            f"{', '.join(dict.fromkeys(names))} with {sampler}" for sampler, names in models.items()
+        ]
+        return "; ".join([self.protocol.line(has_reference), *others])
+
 
 def read(path: Path) -> EvaluationTable | None:
     """The table in a file that `write` left; None where there is none.   Errors: ModelFileError."""
     if not path.is_file():
         return None
     content = whole_folder.read_json(path)
-    newer = content.pop("format", _FORMAT) != _FORMAT
+    newer = content.pop("format", 1) not in _FORMATS
     try:
         return EvaluationTable.model_validate(content)
     except ValidationError as err:
@@ -173,7 +217,7 @@ def read(path: Path) -> EvaluationTable | None:
 
 def write(path: Path, table: EvaluationTable) -> None:
     """Leave the table in a file, in one step.   Errors: MachineError."""
-    content = {"format": _FORMAT, **table.model_dump(mode="json")}
+    content = {"format": table.format, **table.model_dump(mode="json")}
     whole_folder.write_text(
         path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", is_ours
     )
@@ -184,4 +228,4 @@ def is_ours(path: Path) -> bool:
     return re.match(rb'\{\s*"(format|protocol)": ', beginning(path, 100)) is not None
 
 
-_FORMAT = 1
+_FORMATS = (1, 2)

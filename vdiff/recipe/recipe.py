@@ -209,6 +209,13 @@ class SampleSection(Section):
     cuda_graphs: CudaGraphs = harmless("auto")
     """Whether a GPU replays recorded network calls: on, off, or auto (off, as no GPU has shown that it pays)."""
 
+    @property
+    def named_sampler(self) -> SamplerSection | None:
+        """The sampler, if the recipe names one; None leaves the choice to each model, see `samplers.advised`."""
+        if "sampler" in self.model_fields_set:
+            return self.sampler
+        return None
+
 
 class EvaluateSection(Section):
     """A cheap trend while networks learn. `vdiff evaluate` measures finished models with more pictures."""

@@ -61,7 +61,7 @@ def numbers(table: EvaluationTable) -> Markup:
     rows = [_number_row(row, metrics, pairs) for row in table.rows]
     line = tag(
         "p",
-        f"{table.protocol.line()}. In small print: 95 % intervals by bootstrap.",
+        f"{table.line()}. In small print: 95 % intervals by bootstrap.",
         class_="protocol",
     )
     caption = tag("caption", "All numbers of the evaluation", class_="unseen")
@@ -81,7 +81,7 @@ def protocol(
     table: EvaluationTable, metric: str | None = None, has_reference: bool = True
 ) -> Markup:
     """The line that stands with a number. has_reference: whether the metric looks at the reference pictures."""
-    line = table.protocol.line(has_reference)
+    line = table.line(has_reference)
     features = ""
     if metric is not None:
         features = table.protocol.features.get(metric, "")
