@@ -245,3 +245,75 @@ def test_a_training_that_ends_in_its_warm_up_is_doubted() -> None:
 
 def recipe(*changes: str) -> Recipe:
     return recipe_text.validate(Recipe, recipe_text.set_values(recipe_text.find("digits"), changes))
+
+
+# What messages advise where no stage starts at the teacher's steps
+
+
+def listing(tiny_run: TinyRun, stages: str, start: int = 16) -> list[Stage]:
+    """The plan of a recipe that lists its stages."""
+    text = tiny_run.text.replace(
+        "start_steps: 8, end_steps: 1,", f"start_steps: {start}, stages: {stages},"
+    )
+    assert text != tiny_run.text
+    return plan(recipe_text.validate(Recipe, recipe_text.read(text, "recipe.yaml")))
+
+
+def advised(stages: list[Stage], teacher_steps: int) -> UsageError:
+    with pytest.raises(UsageError) as found:
+        stages_after(stages, teacher_steps, "given")
+    return found.value
+
+
+def test_where_stages_are_listed_the_advice_is_a_change_of_the_list(tiny_run: TinyRun) -> None:
+    before = listing(tiny_run, "[{steps: 8}, {factor: 4}, {steps: 1}]")
+    found = advised(before, 4)
+    assert found.problem.endswith("no stage of the recipe starts there (they start at 16, 8, 2)")
+    assert found.fix == (
+        "in `distill.stages`, put a stage `{steps: 4}` before that of `base_1`, and give that one `steps: 2`"
+    )
+    after = listing(tiny_run, "[{steps: 8}, {steps: 4}, {steps: 2}, {steps: 1}]")
+    assert [stage.num_steps for stage in stages_after(after, 4, "given")] == [2, 1]
+
+
+def test_a_list_that_passes_over_the_teachers_steps_at_its_end_is_no_finished_chain(
+    tiny_run: TinyRun,
+) -> None:
+    found = advised(listing(tiny_run, "[{steps: 8}, {steps: 1}]"), 4)
+    assert "no stage of the recipe starts there" in found.problem
+    assert "put a stage `{steps: 4}` before that of `base_1`, and give that one `steps: 1`" in str(
+        found.fix
+    )
+    short = plan(tiny_run.recipe("distill.start_steps=16", "distill.factor=[2, 8]"))
+    assert advised(short, 4).fix == (
+        "set `distill.start_steps` to 4, as in --set distill.start_steps=4"
+    )
+
+
+def test_a_list_that_starts_below_the_teacher_has_to_lead_on_from_there(tiny_run: TinyRun) -> None:
+    fix = advised(listing(tiny_run, "[{steps: 8}, {steps: 1}]"), 32).fix
+    assert "--set distill.start_steps=32" in fix
+    assert "let the first of `distill.stages` lead on from there" in fix
+    after = listing(tiny_run, "[{steps: 8}, {steps: 1}]", start=32)
+    assert [stage.num_steps for stage in stages_after(after, 32, "given")] == [8, 1]
+
+
+def test_a_number_of_steps_that_has_no_place_in_the_list_is_given_none(tiny_run: TinyRun) -> None:
+    fix = advised(listing(tiny_run, "[{steps: 8}, {steps: 2}]"), 3).fix
+    assert "put a stage" not in fix
+    assert "list in `distill.stages` what follows 3 steps" in fix
+
+
+@pytest.mark.parametrize(
+    ("teacher_steps", "fix"),
+    [
+        (4, "add another stage to `distill.stages`"),
+        (2, "add a stage `{steps: 2}` to `distill.stages`, and what follows it"),
+    ],
+)
+def test_a_list_that_ends_at_the_teacher_or_before_goes_on_with_another_stage(
+    tiny_run: TinyRun, teacher_steps: int, fix: str
+) -> None:
+    found = advised(listing(tiny_run, "[{steps: 8}, {steps: 4}]"), teacher_steps)
+    assert "nothing is left to distill" in found.problem
+    assert found.fix == fix

@@ -104,25 +104,52 @@ def stages_after(
     following = [stage for stage in stages[1:] if stage.start_steps <= start_steps]
     if index is not None and index < len(stages) and stages[index].num_steps == start_steps:
         following = list(stages[index + 1 :])
-    if not following:
-        fewer = f"--set distill.end_steps={max(start_steps // 2, 1)} goes on"
-        if stages[-1].is_listed:
-            fewer = "add another stage to `distill.stages`"
-        raise UsageError(
-            f"`{name}` is the last stage ({counted(start_steps)}): nothing is left to distill",
-            fewer
-            if start_steps > 1 or stages[-1].is_listed
-            else "one step is as few as it gets; take an earlier teacher to make it again",
-            "--from",
-        )
-    if following[0].start_steps != start_steps:
+    is_passed_over = start_steps > stages[-1].num_steps
+    if not following and not is_passed_over:
+        problem = f"`{name}` is the last stage ({counted(start_steps)}): nothing is left to distill"
+        raise UsageError(problem, _how_to_go_on(stages, start_steps), "--from")
+    if not following or following[0].start_steps != start_steps:
         known = ", ".join(str(stage.start_steps) for stage in stages[1:])
-        raise UsageError(
-            f"`{name}` has {start_steps} steps, but no stage of the recipe starts there (they start at {known})",
-            f"set `distill.start_steps` to {start_steps}, as in --set distill.start_steps={start_steps}",
-            "--from",
+        problem = (
+            f"`{name}` has {counted(start_steps)}, but no stage of the recipe starts there "
+            f"(they start at {known})"
         )
+        raise UsageError(problem, _how_to_start_at(stages, start_steps), "--from")
     return following
+
+
+def _how_to_go_on(stages: Sequence[Stage], start_steps: int) -> str:
+    """What makes another stage follow the last one, or a model with fewer steps than that."""
+    if stages[-1].is_listed and start_steps < stages[-1].num_steps:
+        return f"add a stage `{{steps: {start_steps}}}` to `distill.stages`, and what follows it"
+    if stages[-1].is_listed:
+        return "add another stage to `distill.stages`"
+    if start_steps > 1:
+        return f"--set distill.end_steps={start_steps // 2} goes on"
+    return "one step is as few as it gets; take an earlier teacher to make it again"
+
+
+def _how_to_start_at(stages: Sequence[Stage], start_steps: int) -> str:
+    """What makes a stage start at a number of steps at which none does; the last one ends at fewer."""
+    change = (
+        f"set `distill.start_steps` to {start_steps}, as in --set distill.start_steps={start_steps}"
+    )
+    if not stages[-1].is_listed:
+        return change
+    earlier = [stage for stage in stages[1:] if stage.start_steps > start_steps]
+    if not earlier:
+        return f"{change}, and let the first of `distill.stages` lead on from there"
+    # the list passes over this number of steps: one of its stages leads from more to fewer
+    passing = earlier[-1]
+    if passing.start_steps % start_steps or start_steps % passing.num_steps:
+        return (
+            f"take a teacher of as many steps as one of `distill.stages` starts at, or {change}, "
+            f"and list in `distill.stages` what follows {counted(start_steps)}"
+        )
+    return (
+        f"in `distill.stages`, put a stage `{{steps: {start_steps}}}` before that of `{passing.name}`, "
+        f"and give that one `steps: {passing.num_steps}`"
+    )
 
 
 def same_start(stages: Sequence[Stage], following: Sequence[Stage]) -> str:

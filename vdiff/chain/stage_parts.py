@@ -130,13 +130,22 @@ def check_targets(stage: Stage, teacher: Checkpoint) -> None:
     times = teacher.card.times
     if times is not None and times % stage.start_steps:
         problem = f"`{teacher.folder}` knows the times i / {times} only, not all of its {stage.start_steps} steps"
-        raise UsageError(
-            problem, "take a number of steps that divides them, or another teacher", "--from"
-        )
+        fix = "take a number of steps that divides them, or another teacher"
+        if stage.is_listed:
+            fix = (
+                f"have `{stage.name}` of `distill.stages` start at a number of steps that divides {times}, "
+                "or take another teacher"
+            )
+        raise UsageError(problem, fix, "--from")
     try:
         check_chain(teacher.denoiser.schedule, (stage.start_steps, stage.num_steps))
     except ValueError as err:
         fix = "set a smaller `distill.start_steps`, or take another teacher"
+        if stage.is_listed:
+            fix = (
+                f"give `{stage.name}` fewer `steps` in `distill.stages`, or take another teacher "
+                "(of fewer steps, with a `distill.start_steps` and `distill.stages` that start there)"
+            )
         raise UsageError(f"with the schedule of `{teacher.folder}`, {err}", fix, "--from") from err
 
 

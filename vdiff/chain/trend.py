@@ -125,8 +125,11 @@ def check_floor(
     if psnr is not None and psnr < floor:
         of = f" of {num_images:,} pictures" if isinstance(num_images, int) else ""
         problem = f"`{stage.name}` agrees with its teacher to {psnr:.2f} dB only{of}, under the floor of {floor:g} dB"
+        more = "more `distill.updates`"
+        if stage.is_listed:
+            more = f"more `updates` for `{stage.name}` in `distill.stages`"
         fix = (
-            "add --force to make it again with more `distill.updates`, "
+            f"add --force to make it again with {more}, "
             f"or go on with `--set distill.stop_if.psnr_below={math.floor(psnr)}`"
         )
         raise DivergedError(problem, fix, f"{run.model(stage.name)} (it stays)")

@@ -292,9 +292,12 @@ class Recipe(Section):
         # None: it learned all times, so any number of steps can be drawn with
         if times is not None and times % steps:
             kind = self.train.objective.kind
+            fix = f"`--set distill.start_steps={times}` fits"
+            if self.distill.stages is not None:
+                fix += ", with a first stage in `distill.stages` that leads on from there"
             raise ValueError(
                 f"`train.objective`: with `{kind}` the base knows {times:,} times, and `distill.start_steps` wants "
-                f"{steps:,} steps of it; `--set distill.start_steps={times}` fits"
+                f"{steps:,} steps of it; {fix}"
             )
         for number, stage in enumerate(self.distill.listed()):
             objective = stage.objective or self.distill.objective
