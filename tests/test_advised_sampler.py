@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.test_evaluate import QUICK, content, evaluate, measured, measured_place, place, run  # noqa: F401 - fixtures
+from tests.test_evaluate import (  # noqa: F401 - some are fixtures
+    content,
+    evaluate,
+    measured,
+    measured_place,
+    place,
+)
 from tests.test_sample import models  # noqa: F401 - a fixture
 from tests.test_stages import with_stages
 from tests.test_stateful_objective import Consistency
@@ -79,11 +86,11 @@ def test_previews_and_trend_of_a_network_are_drawn_with_the_sampler_that_its_obj
     expected = grid(drawn(model, AncestralSection(variance="small").build()), scale=4)
     assert torch.equal(pixels(model / "samples.png"), expected)
 
-    def seen(run: str) -> list[str]:
-        place = tiny_run.folder(run)
-        preview = next(place.previews.iterdir())
-        pictures = [place.model("original") / "samples.png", preview]
-        return [*map(sha256, pictures), *tiny_run.hashes(run).values()]
+    def seen(name: str) -> list[str]:
+        folder = tiny_run.folder(name)
+        preview = next(folder.previews.iterdir())
+        pictures = [folder.model("original") / "samples.png", preview]
+        return [*map(sha256, pictures), *tiny_run.hashes(name).values()]
 
     named = "sample.sampler={kind: ancestral, variance: small}"
     tiny_run.base(*BASE, named, run="named")
@@ -146,16 +153,14 @@ def test_advice_that_nobody_here_knows_is_told_before_anything_is_trained(
 # What `vdiff evaluate` draws
 
 
-def advise(run: RunFolder, name: str, sampler: dict[str, Any]) -> None:  # noqa: F811
+def advise(folder: RunFolder, name: str, sampler: dict[str, Any]) -> None:
     """Have a finished model's card name a sampler; its weights, and so its hash, stay."""
-    from dataclasses import replace
-
-    model = checkpoint.load(run.model(name))
-    checkpoint.save(run.model(name), replace(model.card, sampler=sampler), model.denoiser)
+    model = checkpoint.load(folder.model(name))
+    checkpoint.save(folder.model(name), replace(model.card, sampler=sampler), model.denoiser)
 
 
-def rows(run: RunFolder) -> dict[tuple[str, int], Any]:  # noqa: F811
-    return {(row["model"], row["num_steps"]): row for row in content(run)["rows"]}
+def rows(folder: RunFolder) -> dict[tuple[str, int], Any]:
+    return {(row["model"], row["num_steps"]): row for row in content(folder)["rows"]}
 
 
 SAID = f"ancestral mix={AncestralSection(variance='small').build().mix}"
