@@ -344,6 +344,47 @@ def test_a_chore_sees_what_was_measured_and_why_the_loop_ends(machine: Machine) 
     assert [(now.update, now.is_complete, now.is_stopped) for now in moments] == [(2, False, True)]
 
 
+def test_the_loop_hands_over_the_batch_as_it_is_and_prepares_once(machine: Machine) -> None:
+    """Pictures through the codec, labels, and randomness of this seed, stage and update."""
+    steps: list[tuple[Tensor, Condition, RngOf]] = []
+    prepared: list[str] = []
+
+    class Noting(Learner):
+        def settle(self, x: Tensor, condition: Condition, rng_of: RngOf) -> None:
+            prepared.append(f"settle before {self.update + 1}")
+
+        def rehearse(self, x: Tensor, condition: Condition, rng_of: RngOf) -> None:
+            prepared.append(f"rehearse before {self.update + 1}")
+
+        def step(self, x: Tensor, condition: Condition, rng_of: RngOf) -> Tensor:
+            steps.append((x, condition, rng_of))
+            return super().step(x, condition, rng_of)
+
+    student = Denoiser(network(num_classes=2), COSINE, "v")
+    made = Noting(student, DenoisingObjective("snr"), settings(updates=5), machine)
+    made.update = 2
+    places, labels = torch.tensor([1, 3, 5, 7, 9, 11]), torch.tensor([0, 1, 0, 1, 0, 1])
+    batches = (batch._replace(places=places, labels=labels) for batch in stream(2))
+    fit(
+        made,
+        batches,
+        machine,
+        codec=PixelCodec(),
+        seed=7,
+        stage=3,
+        should_stop=never,
+        chores=[],
+    )
+    assert prepared == ["settle before 3", "rehearse before 3"]
+    assert torch.equal(steps[0][0], to_float(next(stream()).images))
+    for update, (_, condition, rng_of) in enumerate(steps, start=2):
+        expected = RngOf(7, 3, update, places, 6)(slice(0, 6)).uniform()
+        assert torch.equal(rng_of(slice(0, 6)).uniform(), expected)
+        assert condition.label is not None
+        assert torch.equal(condition.label, labels)
+    assert len(steps) == 3
+
+
 def test_a_training_that_is_complete_learns_no_more(machine: Machine) -> None:
     made = learner(machine, updates=1)
     assert run(machine, made) == (True, ["third 1"])

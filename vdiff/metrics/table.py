@@ -185,9 +185,11 @@ class EvaluationTable(_Part):
     @property
     def format(self) -> int:
         """The oldest format that can say all of it: to format 1, one sampler has drawn everything."""
-        partners = [each for row in self.rows for each in (row.teacher, row.original)]
-        drawn = [*self.rows, *(each for each in partners if each is not None)]
-        return 2 if any(each.sampler is not None for each in drawn) else 1
+        for row in self.rows:
+            for told in (row, row.teacher, row.original):
+                if told is not None and told.sampler is not None:
+                    return 2
+        return 1
 
     def line(self, has_reference: bool = True) -> str:
         """The protocol in one line, and which models were drawn with a sampler of their own."""
