@@ -34,18 +34,29 @@ class Style:
 
 
 class DownLevel(nn.Module):
-    """Residual blocks of one resolution, with attention if asked for, then a halving unless it is the last."""
+    """One level on the way down: diffusers' `DownBlock2D`, or `AttnDownBlock2D` with `attention`.
+
+    Residual blocks of one resolution, each followed by attention if there is any; then, if `halves`, a halving.
+    before, width: channels of the input and of the output.
+    """
 
     def __init__(
         self, before: int, width: int, num_blocks: int, style: Style, attention: bool, halves: bool
     ) -> None:
         super().__init__()
-        widths = [before, *[width] * num_blocks]
-        self.resnets = nn.ModuleList(ResidualBlock(w, width, style) for w in widths[:-1])
-        self.attentions = nn.ModuleList(
-            Attention(width, style, style.groups) for _ in range(num_blocks * attention)
-        )
-        self.downsamplers = nn.ModuleList([Downsample(width, style.padding)] if halves else [])
+        # All residual blocks are made before the attentions: the order in which layers are made decides
+        # which random numbers their weights get, and one seed must give the same network for ever.
+        self.resnets = nn.ModuleList()
+        for i in range(num_blocks):
+            width_in = before if i == 0 else width
+            self.resnets.append(ResidualBlock(width_in, width, style))
+        self.attentions = nn.ModuleList()
+        if attention:
+            self.attentions.extend(Attention(width, style, style.groups) for _ in range(num_blocks))
+        # A list of one or none, as in diffusers: its weights are called `downsamplers.0.conv`.
+        self.downsamplers = nn.ModuleList()
+        if halves:
+            self.downsamplers.append(Downsample(width, style.padding))
 
     def forward(
         self, h: Tensor, embedding: Tensor, skips: list[Tensor], dropout_keys: Tensor | None
@@ -63,17 +74,17 @@ class DownLevel(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two residual blocks at the lowest resolution, with attention between them if asked for.
+    """The lowest resolution: diffusers' `UNetMidBlock2D`. Two residual blocks, with attention between them if any.
 
-    norm_groups: of the group norm before the attention, None for no norm.
+    norm_groups: of the group norm before the attention; None: there is no norm.
     """
 
     def __init__(self, width: int, style: Style, attention: bool, norm_groups: int | None) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResidualBlock(width, width, style) for _ in range(2))
-        self.attentions = nn.ModuleList(
-            Attention(width, style, norm_groups) for _ in range(attention)
-        )
+        self.attentions = nn.ModuleList()
+        if attention:
+            self.attentions.append(Attention(width, style, norm_groups))
 
     def forward(self, h: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
         """The same shape as `h`."""
@@ -85,9 +96,11 @@ class Middle(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Residual blocks that each take in one skip connection, with attention if asked for, then a doubling.
+    """One level on the way up: diffusers' `UpBlock2D`, or `AttnUpBlock2D` with `attention`.
 
-    before: width of what comes from below.   skips: widths of the skip connections in the order of their use.
+    Residual blocks that each take in one skip connection and are followed by attention if there is any; then, if
+    `doubles`, a doubling.   before: channels of what comes from below.   width: channels of the output.
+    skips: channels of the skip connections, in the order of their use.
     """
 
     def __init__(
@@ -100,15 +113,18 @@ class UpLevel(nn.Module):
         doubles: bool,
     ) -> None:
         super().__init__()
-        inputs = [
-            current + skip
-            for current, skip in zip([before, *[width] * len(skips)], skips, strict=False)
-        ]
-        self.resnets = nn.ModuleList(ResidualBlock(w, width, style) for w in inputs)
-        self.attentions = nn.ModuleList(
-            Attention(width, style, style.groups) for _ in range(len(skips) * attention)
-        )
-        self.upsamplers = nn.ModuleList([Upsample(width)] if doubles else [])
+        self.resnets = nn.ModuleList()
+        width_in = before
+        for skip in skips:
+            # `forward` puts the channels of the skip connection behind the others.
+            self.resnets.append(ResidualBlock(width_in + skip, width, style))
+            width_in = width
+        self.attentions = nn.ModuleList()
+        if attention:
+            self.attentions.extend(Attention(width, style, style.groups) for _ in skips)
+        self.upsamplers = nn.ModuleList()
+        if doubles:
+            self.upsamplers.append(Upsample(width))
 
     def forward(
         self, h: Tensor, embedding: Tensor, skips: list[Tensor], dropout_keys: Tensor | None
@@ -124,18 +140,28 @@ class UpLevel(nn.Module):
 
 
 class ResidualBlock(Repeated):
-    """x + conv(dropout(silu(norm(conv(silu(norm(x))), time)))). At first the last convolution is zero."""
+    """diffusers' `ResnetBlock2D`: x + conv(dropout(silu(norm(conv(silu(norm(x))), time)))).
+
+    At first the last convolution is zero, so a fresh block passes `x` on.
+    """
 
     def __init__(self, before: int, width: int, style: Style) -> None:
         super().__init__()
         self.scale_shift = style.scale_shift
+        # The time gives each channel a scale and a shift, or one number that is added to it.
+        width_of_time = width
+        if style.scale_shift:
+            width_of_time = 2 * width
         self.norm1 = nn.GroupNorm(style.groups, before, style.eps)
         self.conv1 = nn.Conv2d(before, width, 3, padding=1)
-        self.time_emb_proj = nn.Linear(style.embedding, width * (2 if style.scale_shift else 1))
+        self.time_emb_proj = nn.Linear(style.embedding, width_of_time)
         self.norm2 = nn.GroupNorm(style.groups, width, style.eps)
         self.dropout = Dropout(style.dropout)
         self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
-        self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
+        # Without a change of width there is nothing to learn here, and diffusers has no such weights.
+        self.conv_shortcut: nn.Module = nn.Identity()
+        if before != width:
+            self.conv_shortcut = nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
         """x: [B, C, H, W].   embedding: the time after its activation, [B, embedding].   Returns [B, width, H, W]."""
@@ -148,25 +174,31 @@ class ResidualBlock(Repeated):
             h = self.norm2(h + time[:, :, None, None])
         h = self.conv2(self.dropout(F.silu(h), dropout_keys))
         shortcut: Tensor = self.conv_shortcut(x)
+        # The shortcut comes first: the sum takes over the memory format of its first term.
         return shortcut + h
 
     def scaled(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """shift + (1 + scale) * norm2(h).   h: [B, C, H, W].   scale, shift: [B, C]."""
+        # A method of its own, so that `cpu/blocks.py` can do it in one pass over the activations.
         return torch.addcmul(shift[:, :, None, None], self.norm2(h), 1 + scale[:, :, None, None])
 
 
 class Attention(Repeated):
-    """x + attention among all pixels of each image. At first it passes `x` on: the output projection is zero."""
+    """x + attention among all pixels of each image (Vaswani et al. 2017).
+
+    At first it passes `x` on: the output projection is zero.   norm_groups: as in `Middle`.
+    """
 
     def __init__(self, width: int, style: Style, norm_groups: int | None) -> None:
         super().__init__()
         self.head_dim = style.head_dim or width
-        self.group_norm = (
-            nn.GroupNorm(norm_groups, width, style.eps) if norm_groups else nn.Identity()
-        )
+        self.group_norm: nn.Module = nn.Identity()
+        if norm_groups:
+            self.group_norm = nn.GroupNorm(norm_groups, width, style.eps)
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
+        # A list, as in diffusers, where a dropout layer follows: the weights are called `to_out.0`.
         self.to_out = nn.ModuleList([zeroed(nn.Linear(width, width))])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,6 +230,7 @@ class Downsample(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
         if self.pads_one_side:
+            # DDPM was written for TensorFlow, whose padding "same" of a stride of 2 is right and bottom.
             h = F.pad(h, (0, 1, 0, 1))
         out: Tensor = self.conv(h)
         return out
@@ -236,11 +269,13 @@ class TimeEmbedding(nn.Module):
         # float32 whatever the weights are: bfloat16 cannot tell time 1022 from 1023.
         exponent = torch.arange(half, dtype=torch.float32, device=time.device) * -math.log(10_000)
         angle = time.float()[:, None] * torch.exp(exponent / (half - self.freq_shift))
-        waves = [angle.cos(), angle.sin()] if self.cosine_first else [angle.sin(), angle.cos()]
+        waves = [angle.sin(), angle.cos()]
+        if self.cosine_first:
+            waves.reverse()
+        # Sines and cosines come in pairs: an odd width is filled up with a zero.
         features = F.pad(torch.cat(waves, dim=1), (0, self.width % 2))
-        embedded: Tensor = self.linear_2(
-            F.silu(self.linear_1(features.to(self.linear_1.weight.dtype)))
-        )
+        features = features.to(self.linear_1.weight.dtype)
+        embedded: Tensor = self.linear_2(F.silu(self.linear_1(features)))
         return embedded
 
 

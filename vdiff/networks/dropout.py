@@ -21,10 +21,11 @@ class Dropout(nn.Module):
             return h
         if keys is None:
             raise ValueError("a network with dropout needs `dropout_keys` [B] while it trains")
-        dropped = (
-            random_int16(keys, self.layer, h[0].numel()).view(h.shape) < self.threshold - 2**15
-        )
-        dropped = dropped.to(h.device)  # the keys are on the CPU where the device cannot mix them
+        # The numbers run from -2**15: so many of the 2**16 values lie below this limit as are to be dropped.
+        limit = self.threshold - 2**15
+        dropped = random_int16(keys, self.layer, h[0].numel()).view(h.shape) < limit
+        # The keys are on the CPU where the device cannot mix them.
+        dropped = dropped.to(h.device)
         return h.masked_fill(dropped, 0.0) * (2**16 / (2**16 - self.threshold))
 
 
@@ -38,11 +39,15 @@ def random_int16(keys: Tensor, layer: int, count: int) -> Tensor:
 
     keys: int64 [B].   count: below 2**31.
     """
-    # Few processors multiply vectors of 64-bit integers: only the keys have 64 bits, and a word serves two elements.
+    # Few processors multiply vectors of 64-bit integers: only the keys have 64 bits.
     key = _mix64(_mix64(keys) + layer)
-    high, low = (key >> 32).int()[:, None], ((key << 32) >> 32).int()[:, None]
+    high = (key >> 32).int()[:, None]
+    # Shifted there and back: so the lower half is a number that fits int32, sign and all, before it is cast.
+    low = ((key << 32) >> 32).int()[:, None]
+    # A word of 32 bits serves two elements.
     pair = _mix32(torch.arange((count + 1) // 2, dtype=torch.int32, device=keys.device))
-    return _mix32((pair ^ high).mul_(0x7FEB352D) ^ low).view(torch.int16)[:, :count]
+    words = _mix32((pair ^ high).mul_(0x7FEB352D) ^ low)
+    return words.view(torch.int16)[:, :count]
 
 
 def _mix64(x: Tensor) -> Tensor:

@@ -12,23 +12,25 @@ Module = TypeVar("Module", bound=nn.Module)
 class Fast(nn.Module):
     """A layer that computes what a layer of the class `plain` computes, to rounding, from the same weights.
 
-    It is not built but put in the place of such a layer by a change of class. So it has no `__init__` and no weights
-    of its own, and names in the state dict, hooks and optimizers do not notice. Where a call does not suit it (another
-    device, an unusual shape), it computes as `plain` does.
+    It is never built. A plain layer becomes a fast one by a change of its class, so a fast class has no `__init__` and
+    no weights of its own. Names in the state dict, hooks and optimizers stay as they are. Where a call does not suit
+    the fast layer (another device, an unusual shape), it computes as `plain` does.
     """
 
     plain: ClassVar[type[nn.Module]]
 
 
 def fast_on(network: Module, device: torch.device | str, is_sharded: bool = False) -> Module:
-    """Put in the fast layers for `device`, in the place of torch's and of vdiff's plain ones; the same network.
+    """Put in the fast layers for `device`, in the place of torch's and of vdiff's plain ones; returns `network`.
 
-    For any network. A layer of another class, be it a subclass, stays as it is. Copies of the network have the fast
-    layers too. Called again, for another device too, it changes what has to change.
+    It works for any network. A layer of another class stays as it is, also if the class is derived from a plain one.
+    Copies of the network have the fast layers too. A second call, for this device or another one, changes what has to
+    change.
 
     is_sharded: the weights are about to be distributed over several processes (see `sharded.py`).
     """
     kind = torch.device(device).type
+    # Imported here: the fast layers are derived from the plain ones, and those know nothing of them.
     if kind == "cpu":
         from vdiff.networks.cpu.fast import fast_on_cpu
 
@@ -41,16 +43,15 @@ def fast_on(network: Module, device: torch.device | str, is_sharded: bool = Fals
 
 
 def put_in(network: Module, layers: Iterable[type[Fast]]) -> Module:
-    """Have the layers of a network compute as these fast classes where there is one for them, else plainly."""
-    fast = {layer.plain: layer for layer in layers}
+    """Make each layer of a network one of these fast classes where there is one for it, else plain; the same network."""
+    fast_classes = {layer.plain: layer for layer in layers}
     for module in network.modules():
-        now = type(module)
-        plain: type[nn.Module] = now
-        if issubclass(now, Fast) and "plain" in vars(
-            now
-        ):  # not a class that somebody else has put over a fast one
-            plain = now.plain
-        wanted = fast.get(plain, plain)
-        if wanted is not now:
-            module.__class__ = wanted
+        old_class = type(module)
+        plain: type[nn.Module] = old_class
+        # `vars`: a class that somebody else has derived from a fast one is not ours to change.
+        if issubclass(old_class, Fast) and "plain" in vars(old_class):
+            plain = old_class.plain
+        new_class = fast_classes.get(plain, plain)
+        if new_class is not old_class:
+            module.__class__ = new_class
     return network

@@ -22,6 +22,7 @@ class GroupNorm(Fast, nn.GroupNorm):
         """h: [B, C, ...]; the same shape and dtype come back."""
         if not h.is_cuda or not self.affine:
             return super().forward(h)
+        # Autocast lists group norm among what is computed in float32; torch's kernel adds in float32 anyway.
         with torch.autocast("cuda", enabled=False):
             weight = self.weight.to(h.dtype)
             bias = self.bias.to(h.dtype)

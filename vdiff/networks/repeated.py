@@ -20,6 +20,7 @@ class Repeated(nn.Module):
     def __call__(self, *given: Any) -> Any:
         """`forward`, as ever."""
         if self.recomputes and torch.is_grad_enabled():
+            # No generator is to be restored: dropout is a function of its keys.
             return checkpoint(
                 super().__call__, *given, use_reentrant=False, preserve_rng_state=False
             )

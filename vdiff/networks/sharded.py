@@ -14,15 +14,13 @@ from vdiff.networks.repeated import repeated
 
 
 def resolve(wanted: Shard, num_processes: int) -> tuple[bool, str]:
-    """Whether networks lie in shares, and why.   Errors: MachineError where there is nobody to share with.
+    """Whether the weights are sharded, and why.   Errors: MachineError where there is one process only.
 
     `auto` asks nothing of the machine: the same training must always compute in the same way.
     """
     if wanted == "auto":
-        return (
-            False,
-            "bringing weights together takes time, and who lacks no memory gains nothing by it",
-        )
+        reason = "bringing weights together takes time, and who lacks no memory gains nothing by it"
+        return False, reason
     if wanted == "on" and num_processes == 1:
         fix = "start several with `--gpus N`, or set `shard: auto`"
         raise MachineError("one process has nobody to share its networks with", fix, "shard")
@@ -35,11 +33,10 @@ def turn_on(network: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for part in [
-        *reversed(repeated(network)),
-        network,
-    ]:  # inner ones first; what is left is the whole network's
+    # Inner parts first, as FSDP2 wants it: each call takes the weights that no call before it has taken.
+    for part in reversed(repeated(network)):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network
 
 
@@ -49,45 +46,53 @@ def meta_copy(network: nn.Module) -> nn.Module:
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"))
         for weight in network.parameters()
     }
-    return deepcopy(network, weights)  # what a copy is to have in their place
+    # As if they were copied already: `deepcopy` puts them in the place of the weights.
+    return deepcopy(network, weights)
 
 
 @torch.no_grad()
 def copied(network: nn.Module, empty: nn.Module, device: torch.device) -> nn.Module:
     """A copy of a network whose weights are sharded, with shards of its own.   empty: its `meta_copy`."""
-    gc.collect()  # earlier copies: the hooks of a sharded network hold on to it
+    # The hooks of a sharded network hold on to it in a circle: earlier copies go only when Python looks for such.
+    gc.collect()
     copy = turn_on(deepcopy(empty), device).to_empty(device=device)
-    pairs = [*zip(copy.parameters(), network.parameters(), strict=True)]
-    for mine, other in [*pairs, *zip(copy.buffers(), network.buffers(), strict=True)]:
-        local_shard(mine).copy_(local_shard(other))
+    for weight, source in zip(copy.parameters(), network.parameters(), strict=True):
+        local_shard(weight).copy_(local_shard(source))
+    for buffer, value in zip(copy.buffers(), network.buffers(), strict=True):
+        local_shard(buffer).copy_(local_shard(value))
     return copy
 
 
 def local_shard(tensor: Tensor) -> Tensor:
     """This process's shard, not copied and without a gradient; all of a tensor that is not sharded."""
-    if not is_sharded(tensor):  # asked for every weight after every update
+    # Before `no_grad`, which takes time: this is asked for every weight after every update.
+    if not is_sharded(tensor):
         return tensor
     with torch.no_grad():
-        found: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return found
+        shard: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return shard
 
 
 @torch.no_grad()
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor brought together, in every process, and all must ask; not copied where it is not sharded."""
-    found: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-    return found
+    """The whole tensor, in every process, and every process must ask; not copied where it is not sharded."""
+    if not is_sharded(tensor):
+        return tensor
+    whole: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return whole
 
 
 @torch.no_grad()
 def scatter_into(tensor: Tensor, values: Tensor) -> Tensor:
-    """Fill a tensor, or this process's shard of it, with what belongs there of all `values`."""
-    mine = local_shard(tensor)
-    if mine is tensor:
+    """Fill a tensor, or this process's shard of it, from the whole tensor `values`."""
+    shard = local_shard(tensor)
+    if shard is tensor:
         return tensor.copy_(values)
     mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
-    size = -(-len(values) // mesh.size())  # rows of every shard but the last ones
-    mine.copy_(values[mesh.get_local_rank() * size :][: len(mine)])
+    # FSDP2 splits the rows as `torch.chunk` does: equal shards, and the last ones may be shorter or empty.
+    rows_per_shard = -(-len(values) // mesh.size())
+    first_row = mesh.get_local_rank() * rows_per_shard
+    shard.copy_(values[first_row:][: len(shard)])
     return tensor
 
 
@@ -98,14 +103,17 @@ def on_host(
 
     keeps: whether this process gets them; the others get nothing.   copy: also where they are there already.
     """
-    found = {}
+    kept = {}
     for name, tensor in tensors.items():
-        together = full_tensor(tensor.detach())
+        # Also where nothing is kept: bringing it together needs every process.
+        whole = full_tensor(tensor.detach())
         if keeps:
-            found[name] = together.to("cpu", copy=copy and not is_sharded(tensor)).contiguous()
-    return found
+            # A tensor that was brought together is a copy already.
+            kept[name] = whole.to("cpu", copy=copy and not is_sharded(tensor)).contiguous()
+    return kept
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process has a shard of it only."""
-    return hasattr(type(tensor), "full_tensor")  # importing the class to ask for it would take long
+    # By an attribute: importing the class of sharded tensors takes long.
+    return hasattr(type(tensor), "full_tensor")

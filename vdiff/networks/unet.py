@@ -20,21 +20,20 @@ class UNet(Network):
         super().__init__()
         self._config = config
         widths = config.block_out_channels
+        style = _style(config)
+        # The names are those of diffusers, and the order decides the weights that a seed gives: both stay.
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(
             widths[0], config.embedding, config.freq_shift, config.flip_sin_to_cos
         )
         self.class_embedding = _class_embedding(config)
-        self.down_blocks, skips = _down_levels(config)
-        self.mid_block = Middle(
-            widths[-1], _style(config), config.add_attention, config.mid_norm_groups
-        )
-        self.up_blocks = _up_levels(config, skips)
+        self.down_blocks, skips = _down_levels(config, style)
+        self.mid_block = Middle(widths[-1], style, config.add_attention, config.mid_norm_groups)
+        self.up_blocks = _up_levels(config, style, skips)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        # Zero, as the last layer of every block: a fresh network predicts 0 whatever it sees.
         self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
-        dropouts = (module for module in self.modules() if isinstance(module, Dropout))
-        for layer, dropout in enumerate(dropouts):
-            dropout.layer = layer
+        self._number_dropouts()
 
     @classmethod
     def from_config(cls, config: object) -> Self:
@@ -60,8 +59,10 @@ class UNet(Network):
 
         Returns [B, out_channels, H, W] in the dtype of `z`.   ValueError: a label is missing or not expected.
         """
+        # diffusers computes this activation again in every residual block.
         embedding = F.silu(self._embedding(time, condition.label))
         h = self.conv_in(z.to(self.conv_in.weight.dtype))
+        # Down: every result is kept.   Up: the last one kept is used first.
         skips = [h]
         for level in self.down_blocks:
             h = level(h, embedding, skips, dropout_keys)
@@ -73,14 +74,20 @@ class UNet(Network):
 
     def _embedding(self, time: Tensor, label: Tensor | None) -> Tensor:
         embedding: Tensor = self.time_embedding(time)
-        if (label is None) != (self.class_embedding is None):
-            raise ValueError(
-                "this network "
-                + ("takes no `label`" if label is not None else "needs a `label` [B]")
-            )
-        return (
-            embedding if self.class_embedding is None else embedding + self.class_embedding(label)
-        )
+        if self.class_embedding is None:
+            if label is not None:
+                raise ValueError("this network takes no `label`")
+            return embedding
+        if label is None:
+            raise ValueError("this network needs a `label` [B]")
+        class_embedding: Tensor = self.class_embedding(label)
+        return embedding + class_embedding
+
+    def _number_dropouts(self) -> None:
+        """Tell each dropout layer which one it is: layers with one number would drop the same places."""
+        dropouts = (module for module in self.modules() if isinstance(module, Dropout))
+        for number, dropout in enumerate(dropouts):
+            dropout.layer = number
 
 
 def _style(config: UNetConfig) -> Style:
@@ -104,38 +111,33 @@ def _class_embedding(config: UNetConfig) -> nn.Embedding | None:
     return embedding
 
 
-def _down_levels(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+def _down_levels(config: UNetConfig, style: Style) -> tuple[nn.ModuleList, list[int]]:
     """The levels on the way down, and the widths of the skip connections that they leave behind."""
     levels = nn.ModuleList()
+    # The first skip connection is what `conv_in` gives.
     skips = [config.block_out_channels[0]]
-    for i, (block_type, width) in enumerate(
-        zip(config.down_block_types, config.block_out_channels, strict=True)
-    ):
-        halves = i < len(config.down_block_types) - 1
-        attention = block_type == "AttnDownBlock2D"
-        levels.append(
-            DownLevel(skips[-1], width, config.layers_per_block, _style(config), attention, halves)
-        )
+    last = len(config.block_out_channels) - 1
+    for i, width in enumerate(config.block_out_channels):
+        before = skips[-1]
+        attention = config.down_block_types[i] == "AttnDownBlock2D"
+        halves = i < last
+        levels.append(DownLevel(before, width, config.layers_per_block, style, attention, halves))
+        # One of each block, and one of the halving.
         skips += [width] * (config.layers_per_block + halves)
     return levels, skips
 
 
-def _up_levels(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
+def _up_levels(config: UNetConfig, style: Style, skips: list[int]) -> nn.ModuleList:
+    """The levels on the way up.   skips: what `_down_levels` gave; it is used up."""
     levels = nn.ModuleList()
     before = config.block_out_channels[-1]
-    for block_type, width in zip(
-        config.up_block_types, reversed(config.block_out_channels), strict=True
-    ):
+    widths = reversed(config.block_out_channels)
+    for block_type, width in zip(config.up_block_types, widths, strict=True):
+        # One block more than on the way down: the halving left a skip connection too.
         used = [skips.pop() for _ in range(config.layers_per_block + 1)]
-        levels.append(
-            UpLevel(
-                before,
-                width,
-                used,
-                _style(config),
-                block_type == "AttnUpBlock2D",
-                doubles=bool(skips),
-            )
-        )
+        attention = block_type == "AttnUpBlock2D"
+        # What is left belongs to higher resolutions.
+        doubles = len(skips) > 0
+        levels.append(UpLevel(before, width, used, style, attention, doubles))
         before = width
     return levels

@@ -10,7 +10,8 @@ from pydantic_core import ErrorDetails
 from vdiff.errors import ModelFileError, UsageError
 
 CLASS_NAME = "UNet2DModel"
-MOST_LEVELS, MOST_LAYERS = 12, 16
+MOST_LEVELS = 12
+MOST_LAYERS = 16
 """More than any picture or any published U-Net needs; a stranger's file could ask for minutes of building otherwise."""
 Width = Annotated[int, Field(ge=1, le=65536)]
 DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D"]
@@ -125,23 +126,28 @@ class UNetConfig(BaseModel):
     @property
     def mid_norm_groups(self) -> int | None:
         """Groups of the norm before the attention in the middle; None: there is no such norm."""
-        without = None if self.resnet_time_scale_shift == "scale_shift" else self.norm_num_groups
-        return self.attn_norm_num_groups or without
+        if self.attn_norm_num_groups is not None:
+            return self.attn_norm_num_groups
+        # The code of diffusers gives this attention no norm where the time scales and shifts.
+        if self.resnet_time_scale_shift == "scale_shift":
+            return None
+        return self.norm_num_groups
 
     @property
     def attended_widths(self) -> list[int]:
         """The widths at which attention sits."""
         down = zip(self.down_block_types, self.block_out_channels, strict=True)
         up = zip(self.up_block_types, reversed(self.block_out_channels), strict=True)
-        middle = [self.block_out_channels[-1]] * self.add_attention
-        return [
-            width for block_type, width in (*down, *up) if block_type.startswith("Attn")
-        ] + middle
+        widths = [width for block_type, width in (*down, *up) if block_type.startswith("Attn")]
+        if self.add_attention:
+            widths.append(self.block_out_channels[-1])
+        return widths
 
 
 def _refusal(error: ErrorDetails) -> ModelFileError | UsageError:
-    """A value outside a Literal, or a key that vdiff does not know, is diffusers' business; the rest is nobody's."""
+    """The error for a value that the checks refuse, or a key that they do not know."""
     key = str(error["loc"][0])
+    # diffusers may well compute this one, and vdiff does not. Anything else is right nowhere: the file is damaged.
     if error["type"] in ("literal_error", "extra_forbidden"):
         return _unsupported(key, error["input"], error["msg"])
     return _impossible(key, f"is {str(error['input'])[:40]!r}: {error['msg']}")

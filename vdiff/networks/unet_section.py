@@ -9,10 +9,21 @@ from pydantic import Field, PositiveInt
 from vdiff.config import trajectory
 from vdiff.errors import UsageError
 from vdiff.networks.section import NetworkSection
-from vdiff.networks.unet_config import MOST_LAYERS, MOST_LEVELS, UNetConfig
+from vdiff.networks.unet_config import (
+    MOST_LAYERS,
+    MOST_LEVELS,
+    DownBlockType,
+    UNetConfig,
+    UpBlockType,
+)
 
 if TYPE_CHECKING:
     from vdiff.networks.unet import UNet
+
+
+_DOWN_BLOCK_TYPES: dict[bool, DownBlockType] = {False: "DownBlock2D", True: "AttnDownBlock2D"}
+_UP_BLOCK_TYPES: dict[bool, UpBlockType] = {False: "UpBlock2D", True: "AttnUpBlock2D"}
+"""The kinds of levels, without attention and with it, as diffusers calls them."""
 
 
 class UNetSection(NetworkSection):
@@ -60,7 +71,7 @@ class UNetSection(NetworkSection):
     def misfit(
         cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int
     ) -> str | None:
-        channels, *size = shape
+        channels, height, width = shape
         expected = {
             "in_channels": channels,
             "out_channels": channels,
@@ -69,10 +80,13 @@ class UNetSection(NetworkSection):
         for name, value in expected.items():
             if config.get(name, value) != value:
                 return name
-        sizes: list[object] = [None, size]
-        if size[0] == size[1]:
-            sizes.append(size[0])
-        return None if config.get("sample_size") in sizes else "sample_size"
+        # diffusers writes nothing, one number for a square, or a list.
+        sizes: list[object] = [None, [height, width]]
+        if height == width:
+            sizes.append(height)
+        if config.get("sample_size") not in sizes:
+            return "sample_size"
+        return None
 
     def check(self, image_size: int, channels: int) -> None:
         self.configure(image_size, channels)
@@ -90,24 +104,24 @@ class UNetSection(NetworkSection):
         )
         groups = self._groups(math.gcd(*widths))
         self._check_norm(resolutions[-1] ** 2 * widths[-1] // groups)
+        time_scale_shift: Literal["default", "scale_shift"] = "default"
+        if self.time_scale_shift:
+            time_scale_shift = "scale_shift"
         return UNetConfig(
             sample_size=image_size,
             in_channels=channels,
             out_channels=channels,
             flip_sin_to_cos=False,
-            down_block_types=tuple(
-                "AttnDownBlock2D" if attends else "DownBlock2D" for attends in attended
-            ),
-            up_block_types=tuple(
-                "AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attended)
-            ),
+            down_block_types=tuple(_DOWN_BLOCK_TYPES[attends] for attends in attended),
+            up_block_types=tuple(_UP_BLOCK_TYPES[attends] for attends in reversed(attended)),
             block_out_channels=widths,
             layers_per_block=self.blocks,
             dropout=self.dropout,
             attention_head_dim=self.head_dim,
             norm_num_groups=groups,
+            # Said, as diffusers would leave the norm before the attention in the middle out.
             attn_norm_num_groups=groups,
-            resnet_time_scale_shift="scale_shift" if self.time_scale_shift else "default",
+            resnet_time_scale_shift=time_scale_shift,
             add_attention=self.mid_attention,
             num_class_embeds=self.num_classes,
         )
@@ -115,10 +129,11 @@ class UNetSection(NetworkSection):
     def _resolutions(self, image_size: int) -> list[int]:
         halvings = len(self.multipliers) - 1
         if image_size % 2**halvings:
-            sizes = [
-                size for size in (image_size >> halvings, (image_size >> halvings) + 1) if size
-            ]
-            near = " or ".join(str(size << halvings) for size in sizes)
+            # The nearest sizes below and above that can be halved so often, but for 0.
+            below = image_size >> halvings
+            sizes = [size << halvings for size in (below, below + 1) if size]
+            near = " or ".join(map(str, sizes))
+            # The lowest bit that is set tells how often a number can be halved.
             most = (image_size & -image_size).bit_length()
             raise UsageError(
                 f"pictures of {image_size} pixels cannot be halved {halvings} times for {halvings + 1} levels",

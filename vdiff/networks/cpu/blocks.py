@@ -1,4 +1,4 @@
-"""The U-Net and its blocks, with the parts that are faster on a CPU otherwise."""
+"""The U-Net and its blocks, with parts that do the same faster on a CPU."""
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class ResidualBlock(Fast, blocks.ResidualBlock):
 
     def scaled(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """shift + (1 + scale) * norm2(h).   h: [B, C, H, W].   scale, shift: [B, C]."""
+        # torch's compiler fuses the two by itself.
         if h.device.type != "cpu" or torch.compiler.is_compiling():
             return super().scaled(h, scale, shift)
         return scaled_norm(self.norm2, h, scale, shift)
@@ -52,7 +53,7 @@ class Attention(Fast, blocks.Attention):
 
 
 class Downsample(Fast, blocks.Downsample):
-    """A smaller image may want another memory format."""
+    """The halved image is laid out anew, as a smaller one may be faster in another memory format."""
 
     plain = blocks.Downsample
 
@@ -68,8 +69,7 @@ class Upsample(Fast, blocks.Upsample):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
-        if h.device.type != "cpu" or not isinstance(
-            self.conv, Conv2d
-        ):  # somebody may have put another layer there
+        # Somebody may have put another layer in the place of the convolution.
+        if h.device.type != "cpu" or not isinstance(self.conv, Conv2d):
             return super().forward(h)
         return convolved_double(h, self.conv)

@@ -17,4 +17,6 @@ def laid_out(h: Tensor) -> Tensor:
     if h.device.type != "cpu":
         return h
     is_large = h.shape[2] * h.shape[3] >= LEAST_LARGE_PIXELS
-    return h.contiguous(memory_format=torch.channels_last if is_large else torch.contiguous_format)
+    if is_large:
+        return h.contiguous(memory_format=torch.channels_last)
+    return h.contiguous()
