@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.conftest import MakePictures
 from tests.tiny import TinyRun
@@ -16,6 +17,7 @@ from vdiff.chain.plan import plan
 from vdiff.cli import estimates
 from vdiff.data.prepare import prepare
 from vdiff.errors import DataError, InUseError, ModelFileError, Stopped, UsageError
+from vdiff.machine.machine import Machine
 from vdiff.model_folder import checkpoint
 from vdiff.training.settings import FitSection
 
@@ -224,6 +226,31 @@ def test_the_micro_batch_may_change_on_the_way(tiny_run: TinyRun) -> None:
     assert FitSection(updates=1, micro_batch=3).micro_batch == 3
     stopped(tiny_run, 3)
     assert tiny_run.chain("train.micro_batch=2").train().updates == 5
+
+
+class Tight(Machine):
+    """A CPU that tells of so little memory that some pictures must wait."""
+
+    def available_bytes(self) -> int | None:
+        return 600_000
+
+
+def test_a_chain_finds_how_many_pictures_fit_and_keeps_that_number_when_it_goes_on(
+    tiny_run: TinyRun,
+) -> None:
+    alone = ("train.micro_batch=null", "distill.micro_batch=null", "distill.start_steps=4")
+    with pytest.raises(Stopped):
+        tiny_run.chain(*alone, stop_after=2, machine=Tight("fp32", "cpu")).train()
+    assert [line.split(":")[0] for line in tiny_run.said if "at once" in line] == [
+        "2 of 6 pictures at once"
+    ]
+    tiny_run.said.clear()
+    tiny_run.chain(*alone).train()
+    save = tiny_run.folder().points("original")[0]
+    assert load_file(save / "course.safetensors")["micro_batch"] == 2
+    assert not [line for line in tiny_run.said if "at once" in line]
+    tiny_run.chain(*alone, machine=Tight("fp32", "cpu")).distill()
+    assert [line for line in tiny_run.said if "of 6 pictures at once" in line]
 
 
 def test_another_size_is_refused(tiny_run: TinyRun) -> None:
