@@ -11,6 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -36,6 +38,62 @@ def vdiff(arguments: Sequence[str]) -> int:
     return main()
 
 
+def vdiff_and_workers(arguments: Sequence[str]) -> int:
+    """As `vdiff`; the processes that `--gpus` starts are forks of this one, in which everything is imported."""
+    from vdiff.cli import launch
+
+    # what it asks of the module `subprocess`; the rest of the launcher stays as it is
+    launch.subprocess = SimpleNamespace(Popen=_Worker)  # type: ignore[assignment]
+    return vdiff(arguments)
+
+
+class _Worker:
+    """A fork that does what `python -m vdiff ...` does, as far as a launcher uses a `subprocess.Popen`."""
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], start_new_session: bool
+    ) -> None:
+        assert list(command[:3]) == [sys.executable, "-m", "vdiff"]
+        assert start_new_session
+        self.returncode: int | None = None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._work(command[3:], env)
+
+    def _work(self, arguments: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+        code = 1
+        try:
+            os.setsid()
+            for number in signal.valid_signals():
+                # a new program starts with the usual handlers, and with those signals ignored that were before
+                if callable(signal.getsignal(number)):
+                    signal.signal(number, signal.SIG_DFL)
+            _take(variables)
+            code = vdiff(arguments)
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal that ended it; None while it works."""
+        if self.returncode is None:
+            pid, state = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(state)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it is there still."""
+        if self.poll() is None:
+            os.kill(self._pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+
 class Forked:
     """A process in a folder, with more variables than this one has; to be used as a `subprocess.Popen` is."""
 
@@ -53,6 +111,12 @@ class Forked:
     def returncode(self) -> int | None:
         """The exit code, negative for a signal that ended it; None while it works."""
         return self._process.exitcode
+
+    @property
+    def pid(self) -> int:
+        """Its number in the system."""
+        assert self._process.pid is not None
+        return self._process.pid
 
     def poll(self) -> int | None:
         """As `returncode`."""
@@ -81,9 +145,20 @@ def _run(
     output = os.open(said, os.O_WRONLY | os.O_APPEND)
     for number in (1, 2):
         os.dup2(output, number)
-    os.environ.clear()
-    os.environ.update(variables)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # the tests may run under `nohup` and with `&`
+    _take(variables)
     os.chdir(folder)
     code = work(arguments)
     sys.stdout.flush()
     os._exit(code)
+
+
+def _take(variables: Mapping[str, str]) -> None:
+    """Have these variables and no others, and what torch reads of them while it is imported."""
+    import torch
+
+    os.environ.clear()
+    os.environ.update(variables)
+    if "OMP_NUM_THREADS" in variables:
+        torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))

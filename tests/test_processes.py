@@ -4,19 +4,25 @@ import contextlib
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.tiny import TinyRun
+from tests.conftest import noise_picture
+from tests.forked import Forked, Work, vdiff_and_workers
+from tests.tiny import RECIPE, TinyRun
 from vdiff import cli
+from vdiff.data.prepare import prepare
 from vdiff.model_folder import checkpoint
 from vdiff.runs import status
 from vdiff.runs.folder import RunFolder, points
@@ -27,7 +33,7 @@ SECONDS = 180.0
 CHANGES = [
     "network={width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false, num_classes: 2}",
     "network.dropout=0.1",
-    "train={updates: 250, batch_size: 5, learning_rate: 1.0e-4, ema: 0.9, log_every: 5}",
+    "train={updates: 250, batch_size: 5, micro_batch: 5, learning_rate: 1.0e-4, ema: 0.9, log_every: 5}",
     "sample={num_images: 1}",
 ]
 """As in test_training: no weight whose gradient is 0 but for rounding. A batch of 5 makes the shares uneven."""
@@ -45,36 +51,61 @@ TORCHRUN = [
 ]
 
 
-@pytest.fixture
-def unbroken(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
-    """A run in one process that nobody stopped, called `unbroken`; the current folder holds its recipe."""
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A store, a recipe and the run `unbroken`, in a folder that no test writes to."""
     from vdiff.recipe.strict_yaml import dump
 
-    recipe = tiny_run.recipe(*CHANGES)
-    tiny_run.text = dump(recipe.model_dump(mode="json"))
-    (tiny_run.path / "recipe.yaml").write_text(tiny_run.text)
-    monkeypatch.chdir(tiny_run.path)
-    tiny_run.base(run="runs/unbroken")
-    return tiny_run
+    folder = tmp_path_factory.mktemp("unbroken")
+    for index in range(12):
+        path = folder / "pictures" / ("cat", "dog")[index % 2] / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(12, 10, index).save(path)
+    prepare(folder / "pictures", folder / "store", sizes=[8])
+    made = TinyRun(folder, RECIPE.format(store=folder / "store"))
+    made.text = dump(made.recipe(*CHANGES).model_dump(mode="json"))
+    (folder / "recipe.yaml").write_text(made.text)
+    made.base(run="runs/unbroken")
+    return made
+
+
+@pytest.fixture
+def unbroken(made_once: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
+    """A run in one process that nobody stopped, called `unbroken`; the current folder holds its recipe."""
+    shutil.copytree(made_once.path / "runs", tmp_path / "runs")
+    shutil.copy(made_once.path / "recipe.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return TinyRun(tmp_path, made_once.text)
+
+
+VARIABLES = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+"""As in this process, see conftest."""
 
 
 def start(
-    *arguments: str, program: list[str] = VDIFF, run: str = "run", command: str = "train"
+    *arguments: str,
+    run: str = "run",
+    command: str = "train",
+    work: Work = vdiff_and_workers,
+) -> Forked:
+    """A command in a process that has everything imported, as the workers that it starts have."""
+    return Forked(work, [command, "--set", f"name={run}", *arguments], Path.cwd(), VARIABLES)
+
+
+def start_anew(
+    *arguments: str, program: list[str] = VDIFF, run: str = "run"
 ) -> "subprocess.Popen[str]":
-    threads = {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }  # as in this process, see conftest
+    """A training in a process that begins with nothing, as it does when it is typed."""
     return subprocess.Popen(
-        [*program, command, "--set", f"name={run}", *arguments],
-        env={**os.environ, **threads},
+        [*program, "train", "--set", f"name={run}", *arguments],
+        env={**os.environ, **VARIABLES},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def ended(process: "subprocess.Popen[str]") -> int:
+def ended(process: "subprocess.Popen[str] | Forked") -> int:
     """The exit code; what it printed is shown when the test fails."""
     try:
         sys.stdout.write(process.communicate(timeout=SECONDS)[0])
@@ -177,7 +208,7 @@ def read_all(terminal: int) -> None:
 
 def test_what_slurm_and_torchrun_send_within_a_moment_counts_once(unbroken: TinyRun) -> None:
     """Slurm tells every process of a step, and torchrun, told too, tells its workers again."""
-    process = start(program=TORCHRUN)
+    process = start_anew(program=TORCHRUN)
     wait_for_update(Path("runs/run/log.jsonl"), 10)
     for pid in children(process.pid):
         os.kill(pid, signal.SIGTERM)
@@ -187,12 +218,12 @@ def test_what_slurm_and_torchrun_send_within_a_moment_counts_once(unbroken: Tiny
     assert told is not None
     assert (told.state, told.exit_code) == ("stopped", 143)
     assert RunFolder(Path("runs/run")).points("original")
-    assert ended(start(program=TORCHRUN)) == 0
+    assert ended(start("--gpus", "2", "--device", "cpu")) == 0
     assert losses("run") == pytest.approx(losses("unbroken"), rel=1e-5)
 
 
 def test_two_processes_are_one(unbroken: TinyRun) -> None:
-    assert ended(start(program=TORCHRUN, run="two")) == 0
+    assert ended(start_anew(program=TORCHRUN, run="two")) == 0
     assert losses("two") == pytest.approx(losses("unbroken"), rel=1e-5)
     one, two = (
         checkpoint.load(Path("runs") / run / "original").denoiser.network
@@ -201,7 +232,7 @@ def test_two_processes_are_one(unbroken: TinyRun) -> None:
     for weight, other in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(other, weight, rtol=0, atol=1e-5)
 
-    process = start("--gpus", "2", "--device", "cpu")
+    process = start_anew("--gpus", "2", "--device", "cpu")
     wait_for_update(Path("runs/run/log.jsonl"), 10)
     workers = children(process.pid)
     assert len(workers) == 2
@@ -232,26 +263,31 @@ def test_two_processes_are_one(unbroken: TinyRun) -> None:
         assert np.array_equal(alone["images"], together["images"])
 
 
-BROKEN = """
-from vdiff import cli
-from vdiff.training.learner import Learner
-sound = Learner.step
-def step(self, *given):
-    measured = sound(self, *given)
-    if self.update == 40 and not self.rollbacks:
-        next(self._network.parameters()).data.fill_(float("inf"))
-    return measured
-Learner.step = step
-raise SystemExit(cli.main())
-"""
+def with_a_weight_that_is_lost(arguments: Sequence[str]) -> int:
+    """The command, where at update 40 a weight becomes infinite, once."""
+    from vdiff.training.learner import Learner
+
+    sound = Learner.step
+
+    def step(self: Learner, *given: Any) -> Any:
+        measured = sound(self, *given)
+        if self.update == 40 and not self.rollbacks:
+            next(self._network.parameters()).data.fill_(float("inf"))
+        return measured
+
+    Learner.step = step  # type: ignore[method-assign]
+    return vdiff_and_workers(arguments)
 
 
 def test_two_processes_go_back_together(unbroken: TinyRun) -> None:
-    (unbroken.path / "broken.py").write_text(BROKEN)
     changes = ("train.save_every=20", "train.updates=60", "train.rollbacks=1")
     process = start(
+        "--gpus",
+        "2",
+        "--device",
+        "cpu",
         *(word for change in changes for word in ("--set", change)),
-        program=[*TORCHRUN[:-2], "broken.py"],
+        work=with_a_weight_that_is_lost,
     )
     assert ended(process) == 0
     rates = [
@@ -264,7 +300,10 @@ def test_two_processes_go_back_together(unbroken: TinyRun) -> None:
 
 
 def test_a_killed_process_ends_both_and_the_same_command_goes_on(unbroken: TinyRun) -> None:
-    distill = "distill={start_steps: 2, end_steps: 1, updates: 40, batch_size: 5, save_every: 10, log_every: 5}"
+    distill = (
+        "distill={start_steps: 2, end_steps: 1, updates: 40, batch_size: 5, micro_batch: 5, "
+        "save_every: 10, log_every: 5}"
+    )
     changes = ("train.save_every=10", "train.updates=40", distill)
     more = (
         "--gpus",
@@ -314,7 +353,7 @@ def test_a_run_does_not_outlive_accelerate_and_goes_on_from_what_it_saved(
         "1",
         "--cpu",
     ]
-    process = start("--device", "cpu", program=[*accelerate, "-m", "vdiff"])
+    process = start_anew("--device", "cpu", program=[*accelerate, "-m", "vdiff"])
     wait_for_update(Path("runs/run/log.jsonl"), 10)
     process.terminate()
     process.communicate(
