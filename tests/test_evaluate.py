@@ -1,12 +1,9 @@
 """`vdiff evaluate`: one table of a whole run, that goes on where it was, and what it refuses."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import noise_picture
+from tests.forked import Forked, vdiff, vdiff_and_workers
 from tests.full_disk import full_disk
 from tests.test_sample import models  # noqa: F401 - a fixture
 from tests.tiny import RECIPE, TinyRun
@@ -299,17 +297,15 @@ def test_a_signal_ends_an_evaluation_that_goes_on_with_what_is_drawn(run: RunFol
         "cpu",
         "--keep-samples",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     drawn: dict[Path, int] = {}
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        command = [sys.executable, "-m", "vdiff", "evaluate", *more]
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        process = Forked(vdiff, ["evaluate", *more], Path.cwd(), {"OMP_NUM_THREADS": "1"})
         deadline = time.monotonic() + 120
         while len(list(run.evaluation.glob("samples/*/[0-9]*.npz"))) == len(drawn):
             assert time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(number)
-        told = process.communicate(timeout=60)[1]
+        told = process.communicate(timeout=60)[0]
         assert process.returncode == code, told
         assert "Traceback" not in told
         assert not run.table.exists()
@@ -673,12 +669,10 @@ def test_a_run_without_models_is_refused(
 def test_two_processes_make_the_table_of_one(measured: RunFolder) -> None:
     one = content(measured)
     measured.table.unlink()
-    command = [sys.executable, "-m", "vdiff", "evaluate", *QUICK, "--gpus", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = ["evaluate", *QUICK, "--gpus", "2"]
+    process = Forked(vdiff_and_workers, arguments, Path.cwd(), {"OMP_NUM_THREADS": "1"})
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
     two = content(measured)
     assert one["protocol"] == two["protocol"]
     for row, other in zip(one["rows"], two["rows"], strict=True):
