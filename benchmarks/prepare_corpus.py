@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from vdiff.choices import Encoding
 from vdiff.data.prepare import prepare
 from vdiff.data.sources import open_source
 from vdiff.data.store import ImageStore
@@ -164,7 +165,7 @@ def _run(
     return found
 
 
-def _work(folder: Path, size: int, channels: int, encoding: str) -> dict[str, Any]:
+def _work(folder: Path, size: int, channels: int, encoding: Encoding) -> dict[str, Any]:
     before = time.monotonic()
     found: dict[str, Any] = {"files": 0, "taken": 0, "notes": 0, "skipped": {}, "wrong": []}
     with tempfile.TemporaryDirectory() as place:
@@ -172,7 +173,7 @@ def _work(folder: Path, size: int, channels: int, encoding: str) -> dict[str, An
         try:
             report = prepare(
                 folder, store, sizes=[size], channels=channels, encoding=encoding, max_bad=1.0
-            )  # type: ignore[arg-type]
+            )
         except VdiffError as err:
             found["skipped"] = {folder.name: err.problem}
             found["files"] = len([path for path in folder.rglob("*") if path.is_file()])
