@@ -28,6 +28,7 @@ LONGEST = (
     "test_estimate.py",
     "test_longer.py",
     "test_readme.py",
+    "test_data_faults.py",
     "test_compare.py",
 )
 """Files that take a minute or more. They are begun first, so that no core is left alone with one of them at the end."""
