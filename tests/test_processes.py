@@ -300,10 +300,8 @@ def test_two_processes_go_back_together(unbroken: TinyRun) -> None:
 
 
 def test_a_killed_process_ends_both_and_the_same_command_goes_on(unbroken: TinyRun) -> None:
-    distill = (
-        "distill={start_steps: 2, end_steps: 1, updates: 40, batch_size: 5, micro_batch: 5, "
-        "save_every: 10, log_every: 5}"
-    )
+    # without `micro_batch`: two processes find one together
+    distill = "distill={start_steps: 2, end_steps: 1, updates: 40, batch_size: 5, save_every: 10, log_every: 5}"
     changes = ("train.save_every=10", "train.updates=40", distill)
     more = (
         "--gpus",
