@@ -25,7 +25,7 @@ FLOORS = [
     {"data", "digits", "formats", "machine", "objectives", "samplers"},
     {"metrics", "model_folder", "training"},
     {"drawing", "recipe", "runs"},
-    {"chain", "conformance", "evaluation"},
+    {"chain", "conformance", "evaluation", "exchange"},
     {"reporting"},
     {"api"},
     {"cli"},
@@ -35,7 +35,7 @@ FLOORS = [
 DOORS = {
     "lmdb": {"data/lmdb_pages.py", "data/opened.py", "data/store.py"},
     "PIL": {"images"},
-    "safetensors": {"model_folder/checkpoint.py"},
+    "safetensors": {"formats/weights.py", "model_folder/checkpoint.py"},
     "accelerate": {"machine/processes.py", "machine/trackers.py"},
     "wandb": {"machine/trackers.py"},
     "yaml": {"recipe/strict_yaml.py"},
@@ -55,7 +55,7 @@ DOORS = {
         "recipe",
     },
     "torchvision": set(),
-    "diffusers": set(),
+    "diffusers": {"formats/diffusers_network.py"},
     "sklearn": set(),
     "torch_fidelity": {"metrics/extractor.py", "metrics/fidelity.py"},
 }

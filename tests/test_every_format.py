@@ -87,7 +87,7 @@ def test_what_it_cannot_do_is_an_error_in_words(name: str, tmp_path: Path) -> No
     if "write" not in vars(kind):
         model = ForeignModel(NOTHING, "unet", {}, (3, 8, 8), num_classes=0, num_steps=4)
         with pytest.raises(ModelFileError, match="cannot write models of this format"):
-            kind().write(model, tmp_path / "out")
+            kind().write(model, tmp_path / "out", {})
 
 
 def test_a_file_is_described_without_torch(tmp_path: Path) -> None:

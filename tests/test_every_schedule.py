@@ -1,7 +1,7 @@
 """What every noise schedule does, for every kind and choice of the table: its published formula and what all share."""
 
 from collections.abc import Callable
-from math import atan, cos, exp, pi, tan
+from math import atan, copysign, cos, exp, log, pi, sqrt, tan
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -49,6 +49,13 @@ def spread(first: float, last: float, grid: int) -> list[float]:
     return [first + (last - first) * i / (grid - 1) for i in range(grid)]
 
 
+def laplace(t: float) -> float:
+    """alpha^2 before the betas are limited: the snr follows a Laplace distribution (Hang & Gu 2024)."""
+    sign = copysign(1, 0.5 - t)
+    snr = exp(-0.5 * sign * log(1 - 2 * abs(0.5 - t) + 1e-6))
+    return sqrt(snr / (1 + snr))
+
+
 EXPECTED: dict[str, list[tuple[dict[str, Any], Signal]]] = {
     "cosine": [({}, cosine(1024)), ({"grid": 8}, cosine(8))],
     "cosine_logsnr": [
@@ -66,6 +73,14 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Signal]]] = {
         (
             {"table": "squaredcos_cap_v2", "grid": 64},
             table([1 - cosine(64)((i + 1) / 64) / cosine(64)(i / 64) for i in range(64)]),
+        ),
+        (
+            {"table": "sigmoid", "grid": 50, "first": 0.001, "last": 0.3},
+            table([0.001 + 0.299 / (1 + exp(-place)) for place in spread(-6, 6, 50)]),
+        ),
+        (
+            {"table": "laplace", "grid": 40},
+            table([min(1 - laplace((i + 1) / 40) / laplace(i / 40), 0.999) for i in range(40)]),
         ),
     ],
 }

@@ -337,7 +337,7 @@ def test_a_format_of_it_is_described_read_and_written(
     diffusion = {"schedule": "straight", "predicts": "v"}
     model = ForeignModel(made.denoiser, "dit", diffusion, (1, 8, 8), num_classes=10, num_steps=1024)
     path = here / "loose.safetensors"
-    FORMATS.find("loose")().write(model, path)
+    FORMATS.find("loose")().write(model, path, {})
     capsys.readouterr()
     vdiff("inspect", str(path), changes=[])
     told = capsys.readouterr().out

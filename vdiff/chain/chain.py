@@ -48,8 +48,17 @@ class Chain:
         self.stages = plan(surroundings.recipe)
 
     def train(self, force: bool = False) -> ModelCard:
-        """Make the base network, or go on where it was stopped; a finished one is kept unless `force`."""
+        """Make the base network, or go on where it was stopped; a finished one is kept unless `force`.
+
+        Errors: UsageError where the base was imported.
+        """
+        self._processes.told(self._refuse_imported)
         return self._go([self.stages[0]], None, force)[0]
+
+    def _refuse_imported(self) -> None:
+        if self._surroundings.recipe.network.kind == "imported":
+            problem = f"the base of `{self.run.path}` was imported: there is nothing to train"
+            raise UsageError(problem, "`vdiff distill` goes on from it", "network.kind")
 
     def distill(
         self,
@@ -181,6 +190,8 @@ class Chain:
 
     def _tell_changes(self, stage: Stage, card: ModelCard, wanted: dict[str, object]) -> None:
         """What the recipe says otherwise than when a model was made that is kept."""
+        if card.origin is not None:
+            return  # it was imported: no recipe made it
         known = _known(card, wanted)
         different = savepoint.changes(known, wanted)
         if not different:
@@ -308,7 +319,12 @@ def choose(
     card = checkpoint.read_card(teacher)
     is_of_run = teacher.resolve().parent == run.path.resolve() and card.name == teacher.name
     index = card.stage if is_of_run else None
-    return teacher, chosen(stages_after(stages, card.num_steps, name, index), count, to)
+    num_steps = card.num_steps
+    if card.origin is not None and card.times is None:
+        # it was trained for no number of steps: the recipe lays its own over all times
+        num_steps = stages[0].num_steps
+        index = 0
+    return teacher, chosen(stages_after(stages, num_steps, name, index), count, to)
 
 
 def _before(stage: Stage) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vdiff.chain.plan import Stage, trajectory
+from vdiff.choices import Predicts
 from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.limits import check_chain
@@ -18,7 +19,7 @@ from vdiff.machine.processes import Processes
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
 from vdiff.networks.network import as_network
 from vdiff.objectives.objective import Objective, Task
-from vdiff.recipe.recipe import Recipe
+from vdiff.recipe.recipe import DistillSection, Recipe
 
 
 def open_images(recipe: Recipe, classes: int) -> Images:
@@ -83,8 +84,11 @@ def fresh(recipe: Recipe, shape: tuple[int, int, int]) -> Denoiser:
     return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
 
 
-def copied(teacher: Checkpoint, images: Images) -> Denoiser:
-    """A student that starts as its teacher is: to be made before the teacher is frozen, which rounds its weights."""
+def copied(teacher: Checkpoint, images: Images, predicts: Predicts | None = None) -> Denoiser:
+    """A student that starts as its teacher is: to be made before the teacher is frozen, which rounds its weights.
+
+    predicts: what the student is to predict, None for what its teacher does.
+    """
     if teacher.card.shape != images.shape:
         raise DataError(
             f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
@@ -99,7 +103,11 @@ def copied(teacher: Checkpoint, images: Images) -> Denoiser:
         problem = f"the weights of the teacher `{teacher.card.name}` are not finite"
         raise ModelFileError(problem, "take another teacher", f"{teacher.folder}: `{bad[0]}`")
     network = deepcopy(teacher.denoiser.network)
-    return replace(teacher.denoiser, network=network.requires_grad_(True))
+    return replace(
+        teacher.denoiser,
+        network=network.requires_grad_(True),
+        predicts=predicts or teacher.denoiser.predicts,
+    )
 
 
 def freeze(teacher: Checkpoint, machine: Machine) -> Checkpoint:
@@ -149,6 +157,18 @@ def check_targets(stage: Stage, teacher: Checkpoint) -> None:
         raise UsageError(f"with the schedule of `{teacher.folder}`, {err}", fix, "--from") from err
 
 
+def student_predicts(stage: Stage) -> Predicts | None:
+    """What the recipe wants the student of a stage to predict; None for what its teacher predicts."""
+    settings = stage.settings
+    return settings.predicts if isinstance(settings, DistillSection) else None
+
+
+def _diffusion_of(stage: Stage, teacher: ModelCard) -> dict[str, Any]:
+    """A student has the noise process of its teacher, but may predict something else of it."""
+    predicts = student_predicts(stage)
+    return teacher.diffusion if predicts is None else teacher.diffusion | {"predicts": predicts}
+
+
 def card_of(
     recipe: Recipe,
     text: str,
@@ -187,7 +207,7 @@ def card_of(
         card,
         num_classes=teacher.num_classes,
         network=teacher.network,
-        diffusion=teacher.diffusion,
+        diffusion=_diffusion_of(stage, teacher),
         codec=teacher.codec,
         parent={"name": teacher.name, "num_steps": teacher.num_steps, "hash": teacher.hash},
     )

@@ -23,6 +23,7 @@ from vdiff.chain.stage_parts import (
     objective_of,
     open_images,
     shaping,
+    student_predicts,
 )
 from vdiff.chain.stage_pictures import (
     PREVIEW_STEPS,
@@ -95,7 +96,7 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     images = machine.processes.together(lambda: _opened(recipe, teacher))
     agree(machine.processes, shaping(recipe, stage, teacher, images, machine.precision), images)
     if teacher is not None:
-        student = copied(teacher, images)
+        student = copied(teacher, images, student_predicts(stage))
         check_targets(stage, teacher)
         teacher = freeze(
             teacher, machine

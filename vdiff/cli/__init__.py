@@ -9,6 +9,14 @@ COMMANDS = {
     "train": ("vdiff.cli.train:train", "Train the base network on the pictures"),
     "distill": ("vdiff.cli.distill:distill", "Halve the number of sampler steps, stage by stage"),
     "sample": ("vdiff.cli.sample:sample", "Draw pictures with a model"),
+    "import": (
+        "vdiff.cli.import_model:import_model",
+        "Take in a model that another program made",
+    ),
+    "export": (
+        "vdiff.cli.export_model:export_model",
+        "Write a model for another program",
+    ),
     "evaluate": (
         "vdiff.cli.evaluate:evaluate",
         "Measure how good models are at each number of steps",

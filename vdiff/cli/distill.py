@@ -45,8 +45,10 @@ def distill(
     """
     from vdiff.chain.plan import check_count, counted
     from vdiff.cli import console, displays, estimates, launch, signals
+    from vdiff.cli.taking_in import taken_in
 
     check_count(stages)
+    source = taken_in(source)
     beside = session.model_folder(source)
     if gpus is not None and launch.may_start():
         # one process tells its mistakes, not all of them

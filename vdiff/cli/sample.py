@@ -131,7 +131,9 @@ def sample(
       vdiff sample --checkpoint runs/digits/base_3 --seeds 0-15 --out digits.png
     """
     from vdiff.cli import launch
+    from vdiff.cli.taking_in import taken_in
 
+    checkpoint = taken_in(checkpoint) or checkpoint
     numbers = _seeds(seeds, num_images)
     limits = _limits(clipped, clipping_value, clip_noise)
     asked = {

@@ -104,10 +104,14 @@ class CosineLogsnrSchedule(Schedule):
 
 
 class BetaSchedule(Schedule):
-    """A DDPM table of betas: alpha^2(i / T) = product of the first i (1 - beta), linear in between."""
+    """A DDPM table of betas: alpha^2(i / T) = product of the first i (1 - beta), linear in between.
 
-    def __init__(self, betas: Tensor) -> None:
+    time_scale: factor on the network's time input, which then is time_scale (T t - 1).
+    """
+
+    def __init__(self, betas: Tensor, time_scale: float = 1.0) -> None:
         super().__init__(len(betas))
+        self.time_scale = time_scale
         signal = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas.double()).cumprod(0)])
         self._tables = {signal.device: signal}
 
@@ -121,6 +125,9 @@ class BetaSchedule(Schedule):
         left = place.floor().long().clamp(0, self.grid - 1)
         signal = torch.lerp(table[left], table[left + 1], place - left)
         return signal, 1 - signal
+
+    def time_input(self, t: Tensor) -> Tensor:
+        return super().time_input(t) * self.time_scale
 
     def diffusers_config(self) -> dict[str, Any]:
         return _tabled(self)

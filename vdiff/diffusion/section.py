@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from math import atan, cos, exp, floor, pi, sin, sqrt
+from math import atan, cos, exp, floor, log, pi, sin, sqrt
 from operator import mul
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from vdiff.config import KindSection, trajectory
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vdiff.diffusion.schedule import Schedule
 
 Scales = tuple[float, float]
@@ -95,19 +97,27 @@ Table = Annotated[
 ]
 
 
+TableName = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"]
+"""As diffusers calls them."""
+
+
 class BetasSection(ScheduleSection):
     """A table of betas, for models that were trained elsewhere."""
 
     kind: Literal["betas"] = trajectory("betas")
     """Which schedule."""
-    table: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | Table = trajectory("linear")
+    table: TableName | Table = trajectory("linear")
     """The table's name in DDPM code, or its values; the last one may be 1 (no signal is left then, so not with eps)."""
     grid: int = trajectory(1000, ge=1, le=1 << 16)
     """Entries of a named table."""
     first: float = trajectory(1e-4, ge=_SMALLEST_BETA, lt=1)
-    """First beta of `linear` and `scaled_linear`."""
+    """First beta of `linear` and `scaled_linear`; the lower limit of `sigmoid`."""
     last: float = trajectory(0.02, ge=_SMALLEST_BETA, lt=1)
-    """Last beta of `linear` and `scaled_linear`."""
+    """Last beta of `linear` and `scaled_linear`; the upper limit of `sigmoid`."""
+    zero_terminal: bool = trajectory(False)
+    """Shift and stretch the table so that no signal is left at its end (Lin et al. 2023, algorithm 1)."""
+    time_scale: float = trajectory(1.0, gt=0, le=1000)
+    """Factor on the network's time input: 0.25 where a network with 4000 base steps is told of 1000."""
 
     @model_validator(mode="after")
     def _check_signal(self) -> Self:
@@ -123,20 +133,34 @@ class BetasSection(ScheduleSection):
         return self
 
     def build(self) -> "Schedule":
+        from vdiff.diffusion.schedule import BetaSchedule
+        from vdiff.diffusion.tables import zero_terminal
+
+        betas = self._table()
+        if self.zero_terminal:
+            betas = zero_terminal(betas)
+        return BetaSchedule(betas, self.time_scale)
+
+    def _table(self) -> "Tensor":
         import torch
 
-        from vdiff.diffusion.schedule import BetaSchedule, CosineSchedule, tabled_betas
+        from vdiff.diffusion import tables
+        from vdiff.diffusion.schedule import CosineSchedule, tabled_betas
 
-        if self.table == "linear":
-            return BetaSchedule(
-                torch.linspace(self.first, self.last, self.grid, dtype=torch.float64)
-            )
-        if self.table == "scaled_linear":
-            roots = torch.linspace(self.first**0.5, self.last**0.5, self.grid, dtype=torch.float64)
-            return BetaSchedule(roots**2)
-        if self.table == "squaredcos_cap_v2":
-            return BetaSchedule(tabled_betas(CosineSchedule(self.grid)))
-        return BetaSchedule(torch.tensor(self.table, dtype=torch.float64))
+        match self.table:
+            case "linear":
+                return torch.linspace(self.first, self.last, self.grid, dtype=torch.float64)
+            case "scaled_linear":
+                ends = self.first**0.5, self.last**0.5
+                return torch.linspace(*ends, self.grid, dtype=torch.float64) ** 2
+            case "squaredcos_cap_v2":
+                return tabled_betas(CosineSchedule(self.grid))
+            case "sigmoid":
+                return tables.sigmoid(self.grid, self.first, self.last)
+            case "laplace":
+                return tables.laplace(self.grid)
+            case _:
+                return torch.tensor(self.table, dtype=torch.float64)
 
     def scales_at(self, times: Sequence[float]) -> list[Scales]:
         table = self._signal()
@@ -151,7 +175,12 @@ class BetasSection(ScheduleSection):
 
     def _signal(self) -> list[float]:
         """alpha^2 after 0, 1, ..., T betas."""
-        return [1.0, *accumulate((1 - beta for beta in self._betas()), mul)]
+        signal = [1.0, *accumulate((1 - beta for beta in self._betas()), mul)]
+        if not self.zero_terminal:
+            return signal
+        first = sqrt(signal[1])
+        last = sqrt(signal[-1])
+        return [1.0, *(((sqrt(each) - last) * first / (first - last)) ** 2 for each in signal[1:])]
 
     def _betas(self) -> Sequence[float]:
         if self.table == "linear":
@@ -161,7 +190,21 @@ class BetasSection(ScheduleSection):
         if self.table == "squaredcos_cap_v2":
             signal = [1.0, *(_cosine(i / self.grid, self.grid)[0] for i in range(1, self.grid + 1))]
             return [1 - after / before for before, after in pairwise(signal)]
+        if self.table == "sigmoid":
+            places = _evenly(-6.0, 6.0, self.grid)
+            return [self.first + (self.last - self.first) / (1 + exp(-place)) for place in places]
+        if self.table == "laplace":
+            signal = [_laplace(i / self.grid) for i in range(self.grid + 1)]
+            largest = LARGEST_COSINE_BETA
+            return [min(1 - after / before, largest) for before, after in pairwise(signal)]
         return self.table
+
+
+def _laplace(t: float) -> float:
+    """alpha^2 of diffusers' `laplace` table before its betas are limited."""
+    sign = -1 if t > 0.5 else 1
+    snr = exp(-0.5 * sign * log(1 - 2 * abs(0.5 - t) + 1e-6))
+    return sqrt(snr / (1 + snr))
 
 
 def _scales(t: float, signal: float, noise: float) -> Scales:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vdiff.disk.tensor_facts import FormatError, printable
-from vdiff.formats.adapter import Format
+from vdiff.formats.adapter import ForeignModel, Format, Outputs
 from vdiff.formats.contents import Contents, contents_of
 from vdiff.formats.facts import ForeignFile, warning
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_ITEMS = 64
 """How many items of a list in a configuration are shown among the facts."""
@@ -67,6 +70,18 @@ class DiffusersFormat(Format):
         if (found.path / "model_index.json").is_file():
             kind = "diffusers pipeline"
         return ForeignFile(found.path, kind, tensors, facts)
+
+    def read(self, found: Contents, asked: Mapping[str, str]) -> ForeignModel:
+        from vdiff.formats.diffusers_network import read
+
+        return read(found)
+
+    def outputs(
+        self, found: Contents, z: "Tensor", time: "Tensor", label: "Tensor | None"
+    ) -> Outputs | None:
+        from vdiff.formats.diffusers_network import outputs
+
+        return outputs(found, z, time, label)
 
 
 def _part(path: Path) -> Contents:

@@ -10,7 +10,6 @@ from pathlib import Path
 from vdiff.disk.tensor_facts import FormatError, TensorFact
 from vdiff.errors import MachineError, ModelFileError
 from vdiff.formats import FORMATS
-from vdiff.formats.adapter import Format
 from vdiff.formats.contents import Contents, contents_of
 from vdiff.formats.diffusers import DiffusersFormat
 from vdiff.formats.facts import ForeignFile, warning
@@ -30,9 +29,9 @@ def describe(path: Path) -> ForeignFile:
     unusable: list[str] = []
     try:
         contents = contents_of(path)
-        known = _format_of(contents, unusable)
-        if known is not None:
-            described = known.describe(contents)
+        name = format_of(contents, unusable)
+        if name is not None:
+            described = FORMATS.find(name)().describe(contents)
         else:
             described = _unknown(contents)
     except FormatError as err:
@@ -47,8 +46,8 @@ def describe(path: Path) -> ForeignFile:
     return described
 
 
-def _format_of(found: Contents, unusable: list[str]) -> Format | None:
-    """The first format that recognises it. For each that cannot be loaded, the reason is added to `unusable`."""
+def format_of(found: Contents, unusable: list[str]) -> str | None:
+    """The name of the first format that recognises it. For each that cannot be loaded, the reason is added to `unusable`."""
     for name in FORMATS:
         try:
             kind = FORMATS.find(name)
@@ -60,7 +59,7 @@ def _format_of(found: Contents, unusable: list[str]) -> Format | None:
             unusable.append(reason)
             continue
         if kind.recognises(found):
-            return kind()
+            return name
     return None
 
 

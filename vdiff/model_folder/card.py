@@ -100,6 +100,7 @@ class ModelCard:
     codec: between its pictures and what the network sees, a kind or a section.
     shape: (C, H, W) of its pictures.   num_classes: 0 without labels.   parent: the teacher's name, steps and hash.
     agreement: with the teacher's pictures, {psnr, num_images}, if the training measured it.
+    origin: of a model that another program made: its format, file, SHA-256, licence and what proved the conversion.
     recipe: the YAML text.   trajectory: every value that shaped the weights.   files: {path: {size, sha256}}.
     """
 
@@ -116,6 +117,7 @@ class ModelCard:
     recipe: str
     parent: Annotated[dict[str, Any], AfterValidator(_parent)] | None = None
     agreement: Annotated[dict[str, Any], AfterValidator(_agreement)] | None = None
+    origin: dict[str, Any] | None = None
     data: dict[str, Any] = field(default_factory=dict)
     trajectory: dict[str, Any] = field(default_factory=dict)
     versions: dict[Word, Word] = field(default_factory=dict)

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 NETWORKS: "Registry[NetworkSection]" = Registry(
     "network",
-    {"unet": "vdiff.networks.unet_section:UNetSection"},
+    {
+        "unet": "vdiff.networks.unet_section:UNetSection",
+        "imported": "vdiff.networks.imported:ImportedSection",
+    },
     default="unet",
     group="vdiff.networks",
     contract="vdiff.networks.section:NetworkSection",

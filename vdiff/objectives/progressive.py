@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vdiff.config import trajectory
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.diffusion.denoiser import Denoiser, beside, ddim_step
+from vdiff.diffusion.denoiser import Denoiser, beside, ddim_step, scales
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
 from vdiff.objectives.weighting import Weighting, weighted_loss
 from vdiff.phases import phase
@@ -31,10 +31,18 @@ class ProgressiveSection(ObjectiveSection):
     """How the student learns."""
     stratified: bool = trajectory(True)
     """Spread the steps of a batch evenly over the student's grid; the loss varies less."""
+    clip: float | None = trajectory(None, gt=0)
+    """Limit of the picture that a teacher predicts which predicts eps; its x is eps divided by almost nothing at the
+    end of the schedule. Teachers that predict v or x are never clipped."""
 
     def build(self, task: Task) -> Objective:
         return ProgressiveObjective(
-            task.weighting, task.taught_by, task.num_steps, task.teacher_steps, self.stratified
+            task.weighting,
+            task.taught_by,
+            task.num_steps,
+            task.teacher_steps,
+            self.stratified,
+            self.clip,
         )
 
 
@@ -42,6 +50,7 @@ class ProgressiveObjective(Objective):
     """weight(SNR) * |x_predicted - x~|^2 at the student's times {1/N, ..., N/N}.
 
     num_steps: N, the student's.   teacher_steps: K, how many of the teacher's steps one of the student's replaces.
+    clip: limit of the x of a teacher that predicts eps; None leaves it free.
     """
 
     def __init__(
@@ -51,12 +60,14 @@ class ProgressiveObjective(Objective):
         num_steps: int,
         teacher_steps: int = 2,
         stratified: bool = True,
+        clip: float | None = None,
     ) -> None:
         self.weighting = weighting
         self.teacher = teacher
         self.num_steps = num_steps
         self.teacher_steps = teacher_steps
         self.stratified = stratified
+        self.clip = clip if teacher.predicts == "eps" else None
 
     def __call__(
         self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
@@ -71,7 +82,7 @@ class ProgressiveObjective(Objective):
         z = add_noise(x, alpha, sigma, rng)
         with phase("teacher"):
             target = progressive_target(
-                self.teacher, z, step, self.num_steps, self.teacher_steps, condition
+                self.teacher, z, step, self.num_steps, self.teacher_steps, condition, self.clip
             )
         pred = student(z, t, condition, rng)
         return weighted_loss(self.weighting, pred.x, target, alpha, sigma)
@@ -84,12 +95,14 @@ def progressive_target(
     num_steps: int,
     teacher_steps: int,
     condition: Condition = NOTHING,
+    clip: float | None = None,
 ) -> Tensor:
     """The x~ with which one DDIM step of 1/N lands where `teacher_steps` steps of the teacher land.
 
     x~ = sum_k w_k x_k       over the teacher's predictions x_k on its way from t to s = t - 1/N
 
     z: noisy images at t = step / num_steps, [B, C, H, W].   step: [B], whole numbers in 1..num_steps.
+    clip: limit of the teacher's x, from which its eps is made anew; None leaves it free.
     """
     import torch
 
@@ -101,6 +114,8 @@ def progressive_target(
     with torch.no_grad():
         for (t, s), weight in zip(pairwise(times), weights, strict=True):
             pred = teacher(z, t, condition)
+            if clip is not None:
+                pred = pred.clipped(clip, z, *scales(teacher.schedule, t, z))
             target = torch.addcmul(target, beside(weight, z)[:, None, None, None], pred.x)
             z = ddim_step(pred, s, teacher.schedule)
     return target

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
-from vdiff.choices import Compile, CudaGraphs, Precision, Shard, TrackerKind, Weighting
+from vdiff.choices import (
+    Compile,
+    CudaGraphs,
+    Precision,
+    Predicts,
+    Shard,
+    TrackerKind,
+    Weighting,
+)
 from vdiff.config import Registry, Section, harmless, trajectory
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
@@ -114,6 +122,9 @@ class DistillSection(FitSection):
     """Every stage by itself, in the place of `end_steps`, `factor` and `overrides`, `[{steps: 8}, {factor: 1}]`."""
     learning_rate: float = trajectory(5e-5, gt=0)
     """Step size of Adam at its highest."""
+    predicts: Predicts | None = trajectory(None)
+    """What students predict, if not what their teacher does: v for one that predicts eps, which cannot draw in few
+    steps. The first student has to learn it, so give it more updates."""
     decay: Decay = trajectory("linear")
     """How the learning rate goes on after the warm-up."""
     dropout: bool = trajectory(False)

@@ -210,7 +210,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
+        if before.get(name, _MEANT.get(name)) != now.get(name)
         and (name, before.get(name)) != _UNTOLD
         and name not in _HARMLESS_NOW
     ]
@@ -218,6 +218,9 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 LENGTHS = ("train.updates", "distill.updates")
 """The length of a stage: what was learned until now does not depend on it but by the learning rate."""
+
+_MEANT = {"diffusion.schedule.time_scale": 1.0, "diffusion.schedule.zero_terminal": False}
+"""What earlier versions did, and so did not record."""
 
 _UNTOLD = ("precision", "auto")
 """Runs of earlier versions did not record what `auto` came to."""

@@ -51,7 +51,7 @@ class LooseFormat(Format):
             assumed=("the schedule is `straight`, with 1024 steps, and the network predicts v",),
         )
 
-    def write(self, model: ForeignModel, path: Path) -> None:
+    def write(self, model: ForeignModel, path: Path, asked: Mapping[str, str]) -> None:
         from safetensors.torch import save_file
 
         from vdiff_example.dit import DiT

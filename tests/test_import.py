@@ -1,0 +1,157 @@
+"""Models of other programs come in whole and proved, or not at all."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vdiff import cli
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.prediction import Prediction
+from vdiff.diffusion.schedule import BetasSection
+from vdiff.errors import ModelFileError
+from vdiff.exchange import proof
+from vdiff.model_folder import checkpoint
+from vdiff.networks.unet import UNet
+from vdiff.objectives.progressive import progressive_target
+
+CONFIG = {
+    "_class_name": "UNet2DModel",
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 4,
+}
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "prediction_type": "epsilon",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as diffusers writes one, with a network that predicts noise."""
+    monkeypatch.chdir(tmp_path)
+    made = tmp_path / "theirs"
+    for name, content in {
+        "model_index.json": {"_class_name": "DDPMPipeline"},
+        "unet/config.json": CONFIG,
+        "scheduler/scheduler_config.json": SCHEDULER,
+    }.items():
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_text(json.dumps(content))
+    torch.manual_seed(0)
+    network = UNet.from_config(CONFIG)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    save_file(network.state_dict(), made / "unet/diffusion_pytorch_model.safetensors")
+    return made
+
+
+def recorded(folder: Path, spoil: Callable[[Tensor], Tensor] = lambda output: output) -> Path:
+    network = UNet.from_config(CONFIG).eval()
+    network.load_state_dict(load_file(folder / "unet/diffusion_pytorch_model.safetensors"))
+    z = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    time = torch.tensor([0.0, 400.0, 999.0])
+    with torch.no_grad():
+        output = spoil(network(z, time))
+    path = folder.parent / "expected.npz"
+    np.savez(path, z=z.numpy(), time=time.numpy(), output=output.numpy())
+    return path
+
+
+def test_an_import_is_compared_with_recorded_outputs_and_leaves_a_run(folder: Path) -> None:
+    assert cli.main(["import", str(folder), "--expected", str(recorded(folder))]) == 0
+    loaded = checkpoint.load(Path("runs/theirs/original"))
+    card = loaded.card
+    assert card.origin is not None
+    assert card.origin["proof"]["how"] == "outputs"
+    assert card.origin["proof"]["difference"] < 1e-6
+    assert len(card.origin["sha256"]) == 64
+    assert (card.parent, card.times, card.network) == (None, None, "unet")
+    assert cli.main(["recipes", "check", "runs/theirs/recipe.yaml"]) == 0
+
+
+def test_one_that_is_off_leaves_nothing_and_says_by_how_much(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = recorded(folder, lambda output: output + 1e-3 * torch.ones(8))
+    assert cli.main(["import", str(folder), "--expected", str(expected)]) == 4
+    assert "differ by up to 0.001" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_missing_and_a_foreign_tensor_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.other"] = tensors.pop("conv_in.bias")
+    save_file(tensors, weights)
+    assert cli.main(["import", str(folder)]) == 4
+    told = capsys.readouterr().err
+    assert "lacks `conv_in.bias`" in told
+    assert "`conv_in.other`" in told
+    assert not Path("runs").exists()
+
+
+def test_pictures_choose_among_readings_or_refuse_them() -> None:
+    with pytest.raises(ModelFileError, match="cannot tell noise"):
+        proof.of_pictures({"a": 1.7}, "store")
+    with pytest.raises(ModelFileError, match="cannot tell `a` from `b`"):
+        proof.of_pictures({"a": 0.1, "b": 0.1001}, "store")
+    best, checked = proof.of_pictures({"a": 0.2, "b": 0.1}, "store")
+    assert (best, checked.difference) == ("b", 0.1)
+
+
+@pytest.mark.parametrize("table", ["linear", "squaredcos_cap_v2", "sigmoid", "laplace"])
+@pytest.mark.parametrize("zero_terminal", [False, True])
+def test_tables_without_torch_agree_with_those_with(table: str, zero_terminal: bool) -> None:
+    section = BetasSection.model_validate({"table": table, "zero_terminal": zero_terminal})
+    times = [i / 1000 for i in range(1001)]
+    exact = section.build().scales_at(times)
+    assert np.allclose(section.scales_at(times), exact, rtol=0, atol=1e-9)
+    assert (section.build().alpha_sigma(torch.ones(1))[0] == 0) == zero_terminal
+
+
+def test_a_network_may_be_told_of_other_times_than_the_table_has() -> None:
+    schedule = BetasSection(table="squaredcos_cap_v2", grid=4000, time_scale=0.25).build()
+    t = torch.tensor([1 / 4000, 1.0], dtype=torch.float64)
+    assert schedule.time_input(t).tolist() == [0.0, 999.75]
+
+
+class Constant(torch.nn.Module):
+    """Predicts the same noise everywhere."""
+
+    def forward(self, z: Tensor, time: Tensor, condition: object, keys: object) -> Tensor:
+        return torch.full_like(z, 0.5)
+
+
+def test_a_teacher_that_predicts_noise_is_clipped_inside_the_target() -> None:
+    """At the end of the schedule its x is eps over almost nothing: z = 3 gives 390 where pictures end at 1."""
+    teacher = Denoiser(Constant(), BetasSection().build(), "eps")
+    z = torch.full((1, 1, 2, 2), 3.0)
+    step = torch.tensor([4.0], dtype=torch.float64)
+    free = progressive_target(teacher, z, step, 4, 2)
+    clipped = progressive_target(teacher, z, step, 4, 2, clip=1.0)
+    assert free.abs().max() > 10
+    assert clipped.abs().max() <= 1
+    inside: Prediction = teacher(z * 0.1, torch.tensor([0.1]))
+    assert inside.x.abs().max() < 1  # where nothing is to clip, the target is what it was
+    low = torch.tensor([1.0], dtype=torch.float64)
+    same = progressive_target(teacher, z * 0.1, low, 8, 2, clip=1.0)
+    assert torch.allclose(same, progressive_target(teacher, z * 0.1, low, 8, 2), atol=1e-5)

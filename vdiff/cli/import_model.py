@@ -1,0 +1,168 @@
+"""`vdiff import`: a model of another program becomes the base of a run, or a student in it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vdiff.cli import completion, outputs
+from vdiff.cli.options import DryRunOption, ForceOption, mode
+from vdiff.errors import UsageError
+
+if TYPE_CHECKING:
+    from vdiff.exchange.bring import Brought
+
+Assume = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--assume",
+        metavar="NAME=VALUE",
+        help="What the file does not tell, see `--formats`; may be repeated",
+    ),
+]
+
+
+def import_model(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="File or folder of another program",
+            autocompletion=completion.anything,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="Run folder [runs/<name of SOURCE>]")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Pictures of its kind, a store or a folder, to prove the import with"
+        ),
+    ] = None,
+    expected: Annotated[
+        Path | None,
+        typer.Option("--expected", help="Recorded outputs: an .npz of z, time, output (and label)"),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Whose file it is [found out]")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="A released file by its name, as guided_64")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, help="Pixels of its pictures")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option("--heads", min=1, help="Attention heads at every level")
+    ] = None,
+    head_dim: Annotated[
+        int | None, typer.Option("--head-dim", min=1, help="Channels per attention head")
+    ] = None,
+    qkv_order: Annotated[
+        str | None, typer.Option("--qkv-order", metavar="legacy|new", help="Order inside attention")
+    ] = None,
+    assume: Assume = None,
+    formats: Annotated[
+        bool, typer.Option("--formats", help="List what can be imported and what to tell of it")
+    ] = False,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Take in a model that another program made
+
+    Leaves `original` in a run, with a recipe that `vdiff distill` goes on with. The import is proved at once: against
+    the program itself where it is installed, recorded outputs, or real pictures. One that is off leaves nothing.
+
+    Examples:
+      vdiff import google/ddpm-cifar10-32 --out runs/cifar
+      vdiff import ema_0.9999_500000.pt --data photographs/
+      vdiff import --formats
+    """
+    from vdiff.cli import console
+    from vdiff.exchange import bring, into_run
+    from vdiff.runs.folder import RunFolder
+
+    if formats:
+        _list_formats()
+        return
+    if source is None:
+        raise UsageError("there is nothing to import", "name a file or a folder", "SOURCE")
+    told = _told(
+        assume,
+        {
+            "preset": preset,
+            "size": size,
+            "heads": heads,
+            "head_dim": head_dim,
+            "qkv_order": qkv_order,
+        },
+    )
+    path = Path(source)
+    run = out or Path("runs") / into_run.run_name(path)
+    folder = RunFolder(run).model("original")
+    outputs.check_parents(folder)
+    if not force and folder.exists():
+        raise UsageError(
+            f"`{folder}` is there already",
+            "`--force` replaces it; or name another run: --out",
+            folder,
+        )
+    brought = bring.read(bring.Source(path, format, told, expected, data), console.warn)
+    if not dry_run:
+        into_run.write(brought, path, run, data, console.warn)
+    _tell(brought, folder, dry_run)
+
+
+def _told(assume: list[str] | None, named: dict[str, object]) -> dict[str, str]:
+    """What the user says of the file: `--assume`, and the options for what is often asked."""
+    told = {name: str(value) for name, value in named.items() if value is not None}
+    for each in assume or []:
+        name, equals, value = each.partition("=")
+        if not equals or not name or not value:
+            raise UsageError(
+                f"`{each}` is not NAME=VALUE", "write it like `--assume theta=1000`", "--assume"
+            )
+        told[name.replace("-", "_")] = value
+    return told
+
+
+def _tell(brought: "Brought", folder: Path, dry_run: bool) -> None:
+    from vdiff.cli import console
+
+    model = brought.model
+    channels, height, width = model.shape
+    checked = brought.proof
+    for each in model.assumed:
+        console.warn(f"not in the file, and taken for given: {each}")
+    console.say(checked.told())
+    verb = "would import" if dry_run else "imported"
+    kind = f"{width} x {height}, {channels} channel{'s' * (channels != 1)}, predicts {model.diffusion['predicts']}"
+    console.say(f"{verb} a model of {brought.format} ({kind}): `{folder}`", "green")
+    if not dry_run:
+        run = folder.parent
+        console.say(
+            f"next: `vdiff sample --checkpoint {folder}`, or `vdiff distill -r {run}/recipe.yaml --run {run}`"
+        )
+    if mode.json:
+        console.emit_json(
+            {
+                "path": str(folder),
+                "format": brought.format,
+                "sha256": brought.sha256,
+                "proof": checked.facts(),
+                "assumed": list(model.assumed),
+                "dry_run": dry_run,
+            }
+        )
+
+
+def _list_formats() -> None:
+    from vdiff.cli import console
+    from vdiff.formats import FORMATS
+
+    for name in FORMATS:
+        kind = FORMATS.find(name)
+        console.write(f"{name}: {(kind.__doc__ or '').strip().partition(chr(10))[0]}")
+        for option, meaning in kind.options.items():
+            console.write(f"  {option}: {meaning}")

@@ -1,0 +1,38 @@
+"""An imported model and its recipe in a run folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vdiff.data.store import is_store
+from vdiff.exchange import bring
+from vdiff.exchange.recipe import recipe_text
+from vdiff.model_folder.card import ModelCard
+from vdiff.runs import contents
+from vdiff.runs.folder import RunFolder
+
+BASE = "original"
+"""What the base of every chain is called; see `chain.plan`."""
+
+
+def run_name(path: Path) -> str:
+    """What the run of an imported file or folder is called, if nobody says otherwise."""
+    place = path.resolve()
+    return place.name if place.is_dir() else place.stem
+
+
+def write(
+    brought: bring.Brought, source: Path, run: Path, data: Path | None, say: Callable[[str], None]
+) -> ModelCard:
+    """Leave the model as `original` in `run`, and a recipe that distills it beside it.
+
+    data: the pictures it was compared with; a store of them goes into the recipe.   say: told of what is kept.
+    Errors: InUseError, MachineError; UsageError for what vdiff did not make.
+    """
+    store = data if data is not None and is_store(data) else None
+    recipe = recipe_text(brought.model, run.resolve().name, store)
+    folder = RunFolder(run)
+    contents.check_recipe(run, recipe)
+    with folder.lock(say):
+        card = bring.write(brought, source, folder.model(BASE), recipe)
+        contents.write_recipe(run, recipe, say)
+    return card

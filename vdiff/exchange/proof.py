@@ -1,0 +1,205 @@
+"""Whether a converted model is the model it was: its outputs beside recorded ones, or real pictures without noise.
+
+A conversion goes wrong silently. With the heads of the attention in a wrong order, outputs of about 1 differ by 0.02:
+the pictures still look like pictures. So nothing is left behind that was not compared with something.
+"""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdiff.data.codec import codec_of
+from vdiff.diffusion.condition import NOTHING, Condition
+from vdiff.diffusion.denoiser import Denoiser, scales
+from vdiff.errors import ModelFileError
+from vdiff.formats.adapter import ForeignModel
+from vdiff.randomness import Randomness
+
+TOLERANCE = 2e-5
+"""Largest difference of outputs that rounding explains, relative to outputs of about 1."""
+
+TIMES = (0.2, 0.4, 0.6, 0.8)
+"""At which real pictures are denoised: between them, most of what a network knows is asked for."""
+
+WORST_SHARE = 0.9
+"""Of the noise's own square: a network that predicts noise worse than that has learned other noise."""
+
+CLEAR_RATIO = 1.005
+"""By which the second best reading of a file is to be worse than the best, or the pictures cannot tell."""
+
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a conversion was compared with.
+
+    how: `outputs` of another program, `denoising` of real pictures, or `none`.   by: whose.
+    difference: the largest one, relative to outputs of about 1; or the mean square of the error in eps.
+    limit: what was allowed.
+    """
+
+    how: str
+    by: str
+    difference: float
+    limit: float
+
+    def told(self) -> str:
+        """A sentence for people."""
+        if self.how == "outputs":
+            return (
+                f"largest difference from {self.by}: {self.difference:.2g} (limit {self.limit:g})"
+            )
+        if self.how == "denoising":
+            return f"error in the noise of {self.by}: {self.difference:.3f} of 1 (limit {self.limit:g})"
+        return "nothing proved it"
+
+    def facts(self) -> dict[str, object]:
+        """For a card."""
+        return asdict(self)
+
+
+def of_file(model: ForeignModel, path: Path) -> Proof:
+    """The network's outputs beside those in an .npz file: `z`, `time`, `output`, and `label` where it has classes.
+
+    time: what the network is fed.   output: as the other program gave it; a learned variance behind it is passed over.
+    Errors: ModelFileError.
+    """
+    arrays = _arrays(path)
+    missing = {"z", "time", "output"} - arrays.keys()
+    if missing:
+        problem = f"`{path}` has no `{min(missing)}`"
+        fix = "give it the arrays `z`, `time` and `output` (and `label` with classes)"
+        raise ModelFileError(problem, fix, "--expected")
+    label = arrays.get("label")
+    return of_outputs(
+        model,
+        _tensor(arrays["z"]),
+        _tensor(arrays["time"]),
+        Condition(None if label is None else torch.from_numpy(label.astype(np.int64))),
+        _tensor(arrays["output"]),
+        path.name,
+    )
+
+
+def of_outputs(
+    model: ForeignModel,
+    z: Tensor,
+    time: Tensor,
+    condition: Condition,
+    output: Tensor,
+    by: str,
+    tolerance: float | None = None,
+) -> Proof:
+    """The network's outputs beside those of another program for the same inputs.
+
+    z: [B, C, H, W].   time: [B], what the network is fed.   output: [B, C or 2 C, H, W].   by: whose outputs.
+    tolerance: largest difference allowed; None for that of rounding.
+    Errors: ModelFileError for inputs that do not fit the network, or a difference over the tolerance.
+    """
+    shape = codec_of(model.codec).shape(model.shape)
+    channels = shape[0]
+    if z.shape[1:] != shape or output.shape[2:] != z.shape[2:] or len(output) != len(z):
+        problem = (
+            f"the recorded pictures have the shape {list(z.shape[1:])}, the network's {list(shape)}"
+        )
+        raise ModelFileError(problem, "give outputs that were recorded with this model", by)
+    limit = TOLERANCE if tolerance is None else tolerance
+    ours = output_of(model, z, time, condition)
+    wanted = output[:, :channels]
+    size = max(1.0, float(wanted.square().mean().sqrt()))
+    difference = float((ours - wanted).abs().max()) / size
+    if not difference <= limit:
+        problem = (
+            f"the converted network is not the one that made {by}: outputs of about 1 differ by up to "
+            f"{difference:.2g}, and {limit:.0e} is allowed"
+        )
+        raise ModelFileError(problem, "tell what the file leaves open, see `--assume`", by)
+    return Proof("outputs", by, difference, limit)
+
+
+def output_of(model: ForeignModel, z: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """What the network of a model gives, [B, C, H, W]."""
+    with torch.no_grad():
+        output: Tensor = model.denoiser.network(z, time.float(), condition)
+    return output
+
+
+def inputs(model: ForeignModel, count: int = 6) -> tuple[Tensor, Tensor, Condition]:
+    """Noisy inputs, the network's time inputs and classes, to compare two programs with: the same every time."""
+    seeds = torch.arange(count, dtype=torch.int64)
+    shape = codec_of(model.codec).shape(model.shape)
+    z = Randomness.for_images(seeds).normal(*shape)
+    t = (torch.arange(count, dtype=torch.float64) + 1) / count
+    time = model.denoiser.schedule.time_input(t).float()
+    label = seeds % model.num_classes if model.num_classes else None
+    return z, time, Condition(label)
+
+
+def denoising_error(denoiser: Denoiser, x: Tensor, label: Tensor | None = None) -> float:
+    """Mean square of the error in eps over the pictures and `TIMES`; 1 for a network that predicts no noise at all.
+
+    x: what the network sees of real pictures, [N, C, H, W].   label: int64 [N] for a network with classes.
+    The noise is the same for every network, so small differences between two of them mean something.
+    """
+    errors = []
+    for time in TIMES:
+        for start in range(0, len(x), _BATCH):
+            part = x[start : start + _BATCH]
+            seeds = torch.arange(start, start + len(part), dtype=torch.int64)
+            noise = Randomness.for_images(seeds).normal(*part.shape[1:])
+            t = torch.full((len(part),), time, dtype=torch.float64)
+            alpha, sigma = scales(denoiser.schedule, t, part)
+            condition = NOTHING
+            if label is not None:
+                condition = Condition(label[start : start + len(part)])
+            with torch.no_grad():
+                eps = denoiser(alpha * part + sigma * noise, t, condition).eps
+            errors.append((eps - noise).square().mean(dim=(1, 2, 3)).double())
+    return float(torch.cat(errors).mean())
+
+
+def of_pictures(errors: Mapping[str, float], by: str) -> tuple[str, Proof]:
+    """The reading of a file that denoises best, and the proof; see `denoising_error`.
+
+    errors: of every reading, by its name.   by: whose pictures.
+    Errors: ModelFileError where none of them knows the pictures' noise, or where the best two cannot be told apart.
+    """
+    ranked = sorted(errors, key=lambda name: (not errors[name] < float("inf"), errors[name]))
+    best = ranked[0]
+    if not errors[best] < WORST_SHARE:
+        problem = f"the converted network cannot tell noise from the pictures of {by}: it is off by {errors[best]:.3g} of 1"
+        fix = "give pictures of the kind that it was trained on, and tell what the file leaves open"
+        raise ModelFileError(problem, fix, "--data")
+    if len(ranked) > 1 and errors[ranked[1]] < errors[best] * CLEAR_RATIO:
+        problem = f"the pictures of {by} cannot tell `{best}` from `{ranked[1]}`"
+        raise ModelFileError(problem, "give more pictures, or say which it is", "--data")
+    return best, Proof("denoising", by, errors[best], WORST_SHARE)
+
+
+def told(errors: Mapping[str, float]) -> Sequence[str]:
+    """Every reading with its error, a line each, the best first."""
+    ranked = sorted(errors.items(), key=lambda item: item[1])
+    least = ranked[0][1]
+    return [f"{name}: {error:.4f} ({error / least:.3f} x)" for name, error in ranked]
+
+
+def _arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
+    """Those that are compared, of an .npz file; no pickle is read.   Errors: ModelFileError."""
+    try:
+        # the file may hold many more, such as recorded samples
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("z", "time", "output", "label") if name in file}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as err:
+        problem = f"`{path}` cannot be read as an .npz file of arrays"
+        raise ModelFileError(problem, "write it with numpy's `savez`", "--expected") from err
+
+
+def _tensor(array: "np.ndarray[Any, Any]") -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -1,0 +1,96 @@
+"""A model of vdiff in the format of another program: written beside its place, proved, and only then given its name."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from vdiff.disk import whole_folder
+from vdiff.disk.tensor_facts import FormatError
+from vdiff.errors import ModelFileError, UsageError
+from vdiff.exchange import proof
+from vdiff.exchange.proof import Proof
+from vdiff.formats import FORMATS
+from vdiff.formats.adapter import ForeignModel, Format
+from vdiff.formats.contents import contents_of
+from vdiff.model_folder.checkpoint import Checkpoint
+
+
+def model_of(loaded: Checkpoint) -> ForeignModel:
+    """A model folder as a format sees it."""
+    card = loaded.card
+    origin = card.origin or {}
+    licence = origin.get("licence")
+    return ForeignModel(
+        denoiser=loaded.denoiser,
+        network=card.network,
+        diffusion=card.diffusion,
+        shape=card.shape,
+        num_classes=card.num_classes,
+        num_steps=card.num_steps,
+        is_distilled=card.times is not None,
+        sampler=card.sampler,
+        codec=card.codec,
+        licence=licence if isinstance(licence, str) else None,
+        facts={"name": card.name, "card": card},
+    )
+
+
+def write(loaded: Checkpoint, name: str, path: Path, asked: Mapping[str, str]) -> Proof:
+    """Write the model at `path` in the format `name`, where nothing is, and compare it with what it was.
+
+    asked: values for some of the format's `write_options`.
+    Errors: UsageError, ModelFileError for a model that the format cannot hold or that came out different,
+    MachineError for a package that is missing or a disk that refuses. Whatever fails, nothing is left at `path`.
+    """
+    if os.path.lexists(path):
+        raise UsageError(
+            f"`{path}` is there already", "move it away, or name another place", "--out"
+        )
+    kind = FORMATS.find(name)()
+    for option in asked:
+        if option not in kind.write_options:
+            known = ", ".join(kind.write_options) or "nothing"
+            raise UsageError(
+                f"the format `{name}` is not asked for `{option}`", f"it knows: {known}", "--set"
+            )
+    model = model_of(loaded)
+    beside = whole_folder.free_beside(path).with_suffix(path.suffix)
+    try:
+        with whole_folder.refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kind.write(model, beside, asked)
+            checked = _proved(kind, name, model, beside, asked)
+            os.rename(beside, path)
+    finally:
+        _forget(beside)
+    return checked
+
+
+def _proved(
+    kind: Format, name: str, model: ForeignModel, path: Path, asked: Mapping[str, str]
+) -> Proof:
+    """What was written beside what it was written from: by the program it is for, or read back."""
+    z, time, condition = proof.inputs(model)
+    try:
+        found = contents_of(path)
+        theirs = kind.outputs(found, z, time, condition.label)
+        if theirs is not None:
+            return proof.of_outputs(
+                model, z, time, condition, theirs.output, theirs.by, kind.tolerance(asked)
+            )
+        again = kind.read(found, kind.to_read_back(model))
+    except FormatError as err:
+        problem = f"what was written as {name} cannot be read back: it {err.reason}"
+        raise ModelFileError(problem, "report this: it is a fault of vdiff", path) from err
+    output = proof.output_of(again, z, time, condition)
+    return proof.of_outputs(
+        model, z, time, condition, output, "the file, read back", kind.tolerance(asked)
+    )
+
+
+def _forget(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
