@@ -75,12 +75,12 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Signal]]] = {
             table([1 - cosine(64)((i + 1) / 64) / cosine(64)(i / 64) for i in range(64)]),
         ),
         (
-            {"table": "sigmoid", "grid": 50, "first": 0.001, "last": 0.3},
-            table([0.001 + 0.299 / (1 + exp(-place)) for place in spread(-6, 6, 50)]),
+            {"table": "sigmoid", "grid": 64, "first": 0.001, "last": 0.3},
+            table([0.001 + 0.299 / (1 + exp(-place)) for place in spread(-6, 6, 64)]),
         ),
         (
-            {"table": "laplace", "grid": 40},
-            table([min(1 - laplace((i + 1) / 40) / laplace(i / 40), 0.999) for i in range(40)]),
+            {"table": "laplace", "grid": 32},
+            table([min(1 - laplace((i + 1) / 32) / laplace(i / 32), 0.999) for i in range(32)]),
         ),
     ],
 }
