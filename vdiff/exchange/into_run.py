@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from vdiff.data.store import is_store
+from vdiff.data.seal import is_store
 from vdiff.exchange import bring
 from vdiff.exchange.recipe import recipe_text
 from vdiff.model_folder.card import ModelCard

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdiff.data.seal import is_store
 from vdiff.data.sources import open_source
-from vdiff.data.store import ImageStore, is_store
+from vdiff.data.store import ImageStore
 from vdiff.errors import DataError
 from vdiff.images.images import decode, fit_square, from_picture, open_picture
 
