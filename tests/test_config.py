@@ -96,7 +96,11 @@ def test_a_field_without_a_mark_has_none() -> None:
 
 
 class Ring(Round):
-    """A circle with a hole."""
+    """A circle with
+    a hole.
+
+    It looks like a letter.
+    """
 
     radius: float = trajectory(2.0, gt=0)
     hole: float = trajectory(1.0, gt=0)
@@ -107,7 +111,9 @@ class Ring(Round):
 def test_the_text_beneath_a_field_is_that_of_the_class_that_states_it_last() -> None:
     assert field_docs(Round)["radius"] == "Radius, in pixels."
     assert "radius" not in field_docs(Ring)
-    assert field_docs(Ring)["hole"] == "Radius of the hole, in\npixels."
+    assert field_docs(Ring)["hole"] == "Radius of the hole, in pixels."
+    told = Ring.model_json_schema()["description"]
+    assert told == "A circle with a hole.\n\nIt looks like a letter."
     made = type("Made", (Round,), {"__module__": __name__})
     assert field_docs(made) == field_docs(Round)
 

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from vdiff.errors import MachineError
-from vdiff.field_docs import field_docs
+from vdiff.field_docs import field_docs, unwrapped
 from vdiff.system.guests import look_at_result, unusable
 from vdiff.system.home import expanded
 from vdiff.system.packages import entries_of, loaded, maker_of, package_of
@@ -72,7 +72,10 @@ class Section(BaseModel):
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         described = handler(schema)
-        properties = handler.resolve_ref_schema(described)["properties"]
+        resolved = handler.resolve_ref_schema(described)
+        if "description" in resolved:
+            resolved["description"] = unwrapped(resolved["description"])
+        properties = resolved["properties"]
         for name, text in field_docs(cls).items():
             if name in properties:
                 properties[name].setdefault("description", text)

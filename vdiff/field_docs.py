@@ -8,6 +8,12 @@ from functools import cache
 from pydantic import BaseModel
 
 
+def unwrapped(doc: str) -> str:
+    """A docstring as it is shown: each paragraph is one line, wherever the source is wrapped."""
+    paragraphs = inspect.cleandoc(doc).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in paragraphs)
+
+
 def field_docs(section: type[BaseModel]) -> dict[str, str]:
     """Field -> the text beneath it, of the class that states the field last; nothing for one without.
 
@@ -42,6 +48,6 @@ def _stated(section: type[BaseModel]) -> dict[str, str | None]:
                 last = name
                 continue
             case ast.Expr(value=ast.Constant(value=str(text))) if last is not None:
-                docs[last] = inspect.cleandoc(text)
+                docs[last] = unwrapped(text)
         last = None
     return docs
