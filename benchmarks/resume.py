@@ -55,13 +55,15 @@ name: resume
 seed: 3
 data: {{path: STORE, size: 8, flip: true}}
 network:
-  {{width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false, dropout: 0.1, num_classes: 2}}
+  {{width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false,
+    dropout: 0.1, num_classes: 2}}
 diffusion: {{schedule: {{kind: cosine, grid: 64}}}}
 train:
-  {{updates: {STAGES["original"]}, batch_size: 6, warmup_updates: 10, ema: 0.9, learning_rate: 1.0e-4, log_every: 7}}
-distill:
-  {{start_steps: 8, end_steps: 2, updates: {STAGES["base_0"]}, batch_size: 6, ema: 0.9, dropout: true,
+  {{updates: {STAGES["original"]}, batch_size: 6, warmup_updates: 10, ema: 0.9,
     learning_rate: 1.0e-4, log_every: 7}}
+distill:
+  {{start_steps: 8, end_steps: 2, updates: {STAGES["base_0"]}, batch_size: 6, ema: 0.9,
+    dropout: true, learning_rate: 1.0e-4, log_every: 7}}
 sample: {{num_images: 1}}
 """
 

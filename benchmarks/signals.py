@@ -36,7 +36,8 @@ RECIPE = """\
 name: run
 data: {path: store, size: 8, channels: 1}
 network: {width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false}
-train: {updates: UPDATES, batch_size: 4, learning_rate: 1.0e-3, ema: 0.9, log_every: 1, save_every: 50}
+train: {updates: UPDATES, batch_size: 4, learning_rate: 1.0e-3, ema: 0.9,
+        log_every: 1, save_every: 50}
 distill: {start_steps: 2, end_steps: 1, updates: 1}
 sample: {num_images: 1}
 """

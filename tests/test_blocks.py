@@ -83,9 +83,7 @@ def _hashed(key: int, layer: int, element: int) -> int:
     return half - 2**16 * (half >= 2**15)
 
 
-def test_dropout_does_not_depend_on_the_memory_format_and_passes_gradients_only_where_it_keeps() -> (
-    None
-):
+def test_dropout_is_the_same_in_all_memory_formats_and_passes_gradients_where_it_keeps() -> None:
     h = torch.randn(3, 5, 7, 7, requires_grad=True)
     keys = torch.tensor([4, 2**62, -1])
     out = Dropout(0.4)(h, keys)

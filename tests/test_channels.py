@@ -24,7 +24,8 @@ RECIPE = """\
 name: tiny
 data: {{source: pictures, path: store, size: 8, channels: {channels}}}
 network: {{width: 4, multipliers: [1, 2], blocks: 1}}
-train: {{updates: 6, batch_size: 4, warmup_updates: 0, save_every: 5, preview_every: 3, log_every: 2}}
+train: {{updates: 6, batch_size: 4, warmup_updates: 0, save_every: 5,
+        preview_every: 3, log_every: 2}}
 distill: {{start_steps: 4, end_steps: 2, updates: 2, batch_size: 4}}
 sample: {{num_images: 4, batch_size: 4}}
 evaluate: {{every: 3, num_images: 4, metrics: [swd]}}

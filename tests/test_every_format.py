@@ -113,7 +113,8 @@ from vdiff.formats.facts import ForeignFile
 class Guest(Format):
     @classmethod
     def recognises(cls, found):
-        return found.beginning.startswith(b"guest") or (found.config("config.json") or {}).get("of") == "guest"
+        config = found.config("config.json") or {}
+        return found.beginning.startswith(b"guest") or config.get("of") == "guest"
 
     def describe(self, found):
         return ForeignFile(found.path, "a guest", (), {"num_bytes": found.num_bytes})

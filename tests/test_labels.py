@@ -73,9 +73,7 @@ def test_folders_that_count_pictures_are_no_classes(names: list[str]) -> None:
     assert len(found(names, "folders").names) == 4
 
 
-def test_numbered_classes_of_unequal_size_do_not_count_even_if_their_pictures_are_numbered_through() -> (
-    None
-):
+def test_numbered_classes_of_unequal_size_do_not_count_even_if_numbered_through() -> None:
     names = [f"{index % 7 % 3:02d}/x.png" for index in range(0)]
     for label, count in enumerate((40, 25, 33)):
         names += [f"{label:02d}/{len(names) + index:05d}.png" for index in range(count)]

@@ -544,9 +544,7 @@ def test_every_picture_update_stage_and_seed_has_a_dropout_key_of_its_own(sectio
     assert torch.equal(again.student.network.heard[0][2], seen[0][2:5])
 
 
-def test_a_base_is_trained_with_dropout_and_a_student_taught_without_unless_a_recipe_says_otherwise() -> (
-    None
-):
+def test_by_default_a_base_is_trained_with_dropout_and_a_student_without() -> None:
     assert TrainSection(updates=1).dropout
     assert not DistillSection(updates=1).dropout
     assert (TrainSection(updates=1).weighting, DistillSection(updates=1).weighting) == (

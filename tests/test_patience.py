@@ -402,7 +402,8 @@ from vdiff.data import conversion
 from vdiff.data.prepare import prepare
 from vdiff.errors import MachineError
 conversion._CHUNK_PICTURES = 1
-kind, folder, store, limit, workers = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), 4
+kind, folder, store = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+limit, workers = int(sys.argv[4]), 4
 if kind == "memory":
     now = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     resource.setrlimit(resource.RLIMIT_AS, (now + limit, now + limit))

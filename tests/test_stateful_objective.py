@@ -395,9 +395,7 @@ def test_with_a_decay_of_0_the_target_is_the_student_bit_for_bit(before: float) 
     assert torch.equal(target.state()["weight"], layer.weight)
 
 
-def test_the_target_predicts_with_the_students_schedule_and_words_and_stays_what_it_was_made_of() -> (
-    None
-):
+def test_the_target_predicts_as_the_student_does_and_stays_what_it_was_made_of() -> None:
     student = Denoiser(Curved(), COSINE, "eps")
     target = Target(student, Curved, DECAY).denoiser
     assert (target.schedule, target.predicts) == (student.schedule, student.predicts)

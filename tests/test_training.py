@@ -392,9 +392,7 @@ def test_a_training_that_is_complete_learns_no_more(machine: Machine) -> None:
     assert made.update == 1
 
 
-def test_a_machine_that_need_not_be_deterministic_does_not_wait_for_the_compiler_to_be_imported() -> (
-    None
-):
+def test_a_machine_that_need_not_be_deterministic_does_not_import_the_compiler() -> None:
     code = (
         "import sys; from vdiff.machine.machine import Machine; Machine('fp32', 'cpu');"
         "print([name for name in ('torch', 'torch._inductor', 'torch._dynamo') if name in sys.modules])"

@@ -99,9 +99,7 @@ def test_without_an_interval_nothing_is_called_as_good(metric: str) -> None:
         assert equal_down_to(students(metric, {4: BETTER[direction(metric)]}, best)) is None
 
 
-def test_the_sentence_tells_the_fewest_steps_the_original_and_the_same_steps_without_distillation() -> (
-    None
-):
+def test_the_sentence_tells_the_fewest_steps_beside_the_original_and_undistilled() -> None:
     found = table(
         row("original", "original", 1024, "fid", Value(value=2.5, low=2.4, high=2.6)),
         row("original", "undistilled", 8, "fid", Value(value=30.0)),

@@ -196,8 +196,12 @@ def _difference(part: str, found: Any, wanted: Any) -> str:
 
 def _unlike(found: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[str]:
     for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            yield f"{name} {'missing' if name not in found else 'unexpected' if name not in wanted else 'changed'}"
+        if name not in found:
+            yield f"{name} missing"
+        elif name not in wanted:
+            yield f"{name} unexpected"
+        elif found[name] != wanted[name]:
+            yield f"{name} changed"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ network: {kind: unet, width: 8, multipliers: [1], blocks: 1, dropout: 0.1}
 diffusion: {schedule: {kind: cosine, grid: 64}}
 train: {updates: 48, batch_size: 8, learning_rate: 2.0e-3, ema: 0.99, warmup_updates: 10,
         log_every: 7, save_every: 6, preview_every: 20}
-distill: {start_steps: 4, end_steps: 1, updates: 28, batch_size: 8, learning_rate: 5.0e-4, log_every: 7, save_every: 5}
+distill: {start_steps: 4, end_steps: 1, updates: 28, batch_size: 8, learning_rate: 5.0e-4,
+          log_every: 7, save_every: 5}
 sample: {num_images: 4, batch_size: 4}
 """
 FORMS = ("pictures.png", "pictures.npz", "pictures.zip", "pictures")

@@ -29,10 +29,13 @@ RECIPE = """\
 name: golden
 seed: 3
 data: {path: store, size: 8, flip: true}
-network: {width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false, num_classes: 2}
+network: {width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false,
+          num_classes: 2}
 diffusion: {schedule: {kind: cosine, grid: 64}}
-train: {updates: 30, batch_size: 6, warmup_updates: 2, ema: 0.9, learning_rate: 1.0e-2, log_every: 10}
-distill: {start_steps: 8, end_steps: 4, updates: 8, batch_size: 6, learning_rate: 1.0e-3, log_every: 2}
+train: {updates: 30, batch_size: 6, warmup_updates: 2, ema: 0.9, learning_rate: 1.0e-2,
+        log_every: 10}
+distill: {start_steps: 8, end_steps: 4, updates: 8, batch_size: 6, learning_rate: 1.0e-3,
+          log_every: 2}
 sample: {num_images: 2, batch_size: 2}
 """
 

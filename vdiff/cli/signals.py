@@ -1,15 +1,16 @@
 """Signals: what each does to vdiff, and how a run hears of them.
 
-    HUP 1, INT 2, USR1 10, USR2 12, ALRM 14,    ask: the update at work is finished, everything is saved, status.json
-    TERM 15, XCPU 24, VTALRM 26, PROF 27,       says `stopped`, the exit code is 128 + the number; commands without
-    IO 29, PWR 30, 34 to 64                     updates leave at once, what is finished lies on the disk
+    HUP 1, INT 2, USR1 10, USR2 12, ALRM 14,    ask: the update at work is finished, everything is
+    TERM 15, XCPU 24, VTALRM 26, PROF 27,       saved, status.json says `stopped`, the exit code is
+    IO 29, PWR 30, 34 to 64                     128 + the number; commands without updates leave at
+                                                once, what is finished lies on the disk
     QUIT 3 (Ctrl-\\)                             the emergency exit: the end at once
     ILL 4, TRAP 5, ABRT 6, BUS 7, FPE 8,        tell of a fault in the program: the end at once
     SEGV 11, STKFLT 16, SYS 31
     KILL 9                                      cannot be heard: the end at once
     32 and 33                                   belong to the C library: the end at once, or nothing
-    PIPE 13, XFSZ 25                            ignored: whoever writes is told that the reader is gone, or that the
-                                                file may not grow
+    PIPE 13, XFSZ 25                            ignored: whoever writes is told that the reader is
+                                                gone, or that the file may not grow
     CHLD 17, CONT 18, URG 23, WINCH 28          ignored
     STOP 19, TSTP 20 (Ctrl-Z), TTIN 21,         a pause; CONT (`fg`) goes on
     TTOU 22

@@ -15,7 +15,12 @@ from vdiff.data.sources.names import folder_of, parts_of
 from vdiff.system.printable import printable
 
 _SPLITS = frozenset(
-    "train training trainset val valid validation valset dev eval test testing testset extra unlabeled".split()  # noqa: SIM905
+    {
+        *("train", "training", "trainset"),
+        *("val", "valid", "validation", "valset", "dev", "eval"),
+        *("test", "testing", "testset"),
+        *("extra", "unlabeled"),
+    }
 )
 _COUNT = re.compile(r"\d{2,}")
 _NUMBER = re.compile(r"(\d+)\D*$")
