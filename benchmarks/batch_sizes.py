@@ -28,7 +28,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"| model | batches of | largest difference to {options.count} at once | 8-bit values of another shade |"
+        f"| model | batches of | largest difference to {options.count} at once | 8-bit "
+        "values of another shade |"
     )
     print("|---" * 4 + "|")
     for folder in options.models:
@@ -40,7 +41,9 @@ def main() -> None:
 
 
 def compared(folder: Path, count: int) -> dict[int, tuple[float, int, int]]:
-    """For batches of 1 and of 7 against all at once: the largest difference, other shades, and of how many values."""
+    """For batches of 1 and of 7 against all at once:
+    the largest difference, other shades, and of how many values.
+    """
     model = checkpoint.load(folder)
     card = model.card
     drawn = {

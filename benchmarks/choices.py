@@ -48,8 +48,9 @@ MOST_STEPS = 64
 class Study:
     """Chains to compare.
 
-    recipe: where base and chains come from.   short: what every chain has beside it.   chains: what each has beside
-    that; `exact` is what the others are compared with.   start_steps: of the original that all are compared with.
+    recipe: where base and chains come from.   short: what every chain has beside it.
+    chains: what each has beside that; `exact` is what the others are compared with.
+    start_steps: of the original that all are compared with.
     """
 
     recipe: Path

@@ -52,13 +52,15 @@ def main() -> None:
                 work()
                 taken[key].append(time.process_time() - begun)
     print(
-        "| precision | compiled | first update, s | an update, s | against eager |\n|---|---|---|---|---|"
+        "| precision | compiled | first update, s | an update, s | against eager |\n"
+        "|---|---|---|---|---|"
     )
     for (precision, mode), found in taken.items():
         median, eager = statistics.median(found), statistics.median(taken[precision, "off"])
         spread = f"{median:.3f} ({min(found):.3f} - {max(found):.3f})"
         print(
-            f"| {precision} | {mode} | {first[precision, mode]:.1f} | {spread} | {median / eager:.2f} |"
+            f"| {precision} | {mode} | {first[precision, mode]:.1f} | {spread} | "
+            f"{median / eager:.2f} |"
         )
 
 

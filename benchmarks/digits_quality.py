@@ -38,7 +38,8 @@ def main() -> None:
     teacher_steps = base.card.num_steps
     teacher = distance(measure, base, teacher_steps)
     print(
-        f"fd_pixel, {NUM_COMPONENTS} components, n = {NUM_SAMPLES}, seeds 0-{NUM_SAMPLES - 1}, reference 1,797 digits"
+        f"fd_pixel, {NUM_COMPONENTS} components, n = {NUM_SAMPLES}, seeds 0-{NUM_SAMPLES - 1}, "
+        "reference 1,797 digits"
     )
     print(f"model {base.card.hash[:12]}, {base.card.num_parameters:,} parameters")
     print(f"floor ({NUM_SAMPLES} digits drawn with replacement): {floor(measure, reference):.4f}\n")
@@ -48,7 +49,8 @@ def main() -> None:
         steps = student.card.num_steps
         found = distance(measure, student, steps)
         print(
-            f"| {steps} | {distance(measure, base, steps):.4f} | {found:.4f} | {found / teacher:.2f} |",
+            f"| {steps} | {distance(measure, base, steps):.4f} | {found:.4f} | "
+            f"{found / teacher:.2f} |",
             flush=True,
         )
 

@@ -60,7 +60,9 @@ def show(
     least: int,
     rounds: int,
 ) -> None:
-    """A row for each: the time at once over the time one after the other, learning and drawing, in both dtypes."""
+    """A row for each: the time at once over the time one after the other, learning and drawing,
+    in both dtypes.
+    """
     print(
         f"| {what} | "
         + " | ".join(f"{kind}, {name}" for name in DTYPES for kind in ("learning", "drawing"))

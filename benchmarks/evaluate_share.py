@@ -55,10 +55,12 @@ def main() -> None:
         parts = work(subject, images, machine, Path(folder), given.n, given.batch_size)
         whole = time.perf_counter() - begun
     print(
-        f"n = {given.n:,}, {given.steps} steps, batches of {given.batch_size}, {torch.get_num_threads()} threads"
+        f"n = {given.n:,}, {given.steps} steps, batches of {given.batch_size}, "
+        f"{torch.get_num_threads()} threads"
     )
     print(
-        f"whole {whole:.2f} s, inside the network {clock.seconds:.2f} s: {clock.seconds / whole:.1%}"
+        f"whole {whole:.2f} s, inside the network {clock.seconds:.2f} s: "
+        f"{clock.seconds / whole:.1%}"
     )
     print(", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items()))
 

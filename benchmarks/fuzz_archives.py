@@ -51,7 +51,10 @@ GOOD = (
 
 @dataclass(frozen=True)
 class Sample:
-    """An archive of the corpus.   pack: what is done to it after a mutation.   is_tar: whether it has tar's blocks."""
+    """An archive of the corpus.
+
+    pack: what is done to it after a mutation.   is_tar: whether it has tar's blocks.
+    """
 
     name: str
     data: bytes
@@ -163,7 +166,8 @@ def corpus() -> list[Sample]:
 def mutated(sample: Sample, rng: random.Random) -> tuple[bytes, int]:
     """The archive with one to four changes, and how many pictures can still be missed.
 
-    A tar file whose blocks have lost both the header and the data of a member is one that never had it.
+    A tar file whose blocks have lost both the header and the data of a member is one that never had
+    it.
     """
     data = bytearray(sample.data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
@@ -307,7 +311,10 @@ def mend_checksums(data: bytearray) -> None:
 
 
 def outcome(path: Path, known: set[bytes], wanted: int) -> str:
-    """What becomes of an archive: one of GOOD, or what is bad.   wanted: how many pictures are in it."""
+    """What becomes of an archive: one of GOOD, or what is bad.
+
+    wanted: how many pictures are in it.
+    """
     try:
         source: Any = open_source(path)
         taken = unreadable = 0
@@ -341,7 +348,9 @@ def outcome(path: Path, known: set[bytes], wanted: int) -> str:
 
 
 def members(path: Path) -> float:
-    """How many files another reader finds in a tar file: a header may say that a file holds the ones behind it."""
+    """How many files another reader finds in a tar file:
+    a header may say that a file holds the ones behind it.
+    """
     try:
         with tarfile.open(path) as archive:
             return sum(not member.isdir() for member in archive)

@@ -1,12 +1,15 @@
-"""Damaged pictures by the thousand through `vdiff prepare`: none may crash it, keep it busy or fill the memory.
+"""Damaged pictures by the thousand through `vdiff prepare`:
+none may crash it, keep it busy or fill the memory.
 
     python benchmarks/fuzz_pictures.py [--count 5000] [--seed 0] [--keep FOLDER]
 
-The seeds are small pictures of every format, mode and compression that Pillow writes, made on the spot. A case is one
-of them with one to four changes: bits, bytes, numbers in headers, pieces cut out, doubled or swapped, chunks of PNG
-with their checksums made good, tags of TIFF, the end cut off. The same seed and number give the same case. Bad
-outcomes: the process dies, an error that is a bug, more than 10 seconds, more than 500 MB, a record that does not
-decode, a line on the terminal. Cases with a bad outcome are written to the folder that `--keep` names.
+The seeds are small pictures of every format, mode and compression that Pillow writes, made on the
+spot. A case is one of them with one to four changes: bits, bytes, numbers in headers, pieces cut
+out, doubled or swapped, chunks of PNG with their checksums made good, tags of TIFF, the end cut
+off. The same seed and number give the same case. Bad
+outcomes: the process dies, an error that is a bug, more than 10 seconds, more than 500 MB, a record
+that does not decode, a line on the terminal. Cases with a bad outcome are written to the folder
+that `--keep` names.
 """
 
 import argparse
@@ -85,7 +88,8 @@ def main() -> int:
         print(f"{number:6} {outcome}")
     took = time.monotonic() - began
     print(
-        f"{len(bad)} bad outcomes; slowest {slowest:.1f} s, most memory {largest:.0f} MB; {took:.0f} s in all"
+        f"{len(bad)} bad outcomes; slowest {slowest:.1f} s, most memory {largest:.0f} MB; "
+        f"{took:.0f} s in all"
     )
     return int(bool(bad))
 
@@ -298,7 +302,9 @@ _OF_FORMAT: dict[str, list[Mutation]] = {
 
 
 def _tried(cases: list[Seed]) -> list[dict[str, Any]]:
-    """What became of each, in a process of its own; after one that ends it, another goes on with the next case."""
+    """What became of each, in a process of its own;
+    after one that ends it, another goes on with the next case.
+    """
     found: list[dict[str, Any]] = []
     while len(found) < len(cases):
         with tempfile.TemporaryDirectory() as place:
@@ -361,7 +367,9 @@ def _convert_all(folder: Path) -> None:
 
 
 def _captured_stderr() -> Callable[[], bytes]:
-    """From now on what anybody writes to the standard error stream is kept; a function that gives what is new of it."""
+    """From now on what anybody writes to the standard error stream is kept;
+    a function that gives what is new of it.
+    """
     import os
 
     file = tempfile.TemporaryFile()  # noqa: SIM115

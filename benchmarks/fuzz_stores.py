@@ -129,13 +129,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not outcome.is_good:
                 case = outcome.case
                 print(
-                    f"{case.number}: {case.specimen.name}: {case.how} -> {outcome.reading}; {outcome.verify}",
+                    f"{case.number}: {case.specimen.name}: {case.how} -> {outcome.reading}; "
+                    f"{outcome.verify}",
                     flush=True,
                 )
     bad = sum(not each.is_good for each in outcomes)
     print(table(outcomes, "part" if options.exhaustive else "store"))
     print(
-        f"{len(outcomes):,} cases, seed {options.seed}, {bad:,} bad, {time.monotonic() - started:.0f} s"
+        f"{len(outcomes):,} cases, seed {options.seed}, {bad:,} bad, "
+        f"{time.monotonic() - started:.0f} s"
     )
     return 1 if bad else 0
 

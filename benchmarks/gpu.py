@@ -76,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass
 class Row:
-    """A line of the table. seconds: of one update or drawing in each round.   note: why there are none."""
+    """A line of the table. seconds: of one update or drawing in each round.
+
+    note: why there are none.
+    """
 
     case: str
     what: str
@@ -95,7 +98,8 @@ class Row:
 class Bench:
     """Everything that is measured, within its time.
 
-    seconds: after so many nothing new begins.   slice_seconds: for each party in each round.   most: pictures at once.
+    seconds: after so many nothing new begins.   slice_seconds: for each party in each round.
+    most: pictures at once.
     """
 
     def __init__(
@@ -119,7 +123,8 @@ class Bench:
         self._peak = 2 * size**3 / statistics.median(times)
         name = self._machine.described()
         print(
-            f"{name}, torch {torch.__version__}, auto = {self._machine.precision}, sampling in {STEPS} steps;"
+            f"{name}, torch {torch.__version__}, auto = {self._machine.precision}, "
+            f"sampling in {STEPS} steps;"
         )
         print(
             f"bf16 products of {size} x {size} matrices: {self._peak / 1e12:.2f} TFLOP/s\n",
@@ -144,9 +149,8 @@ class Bench:
         flops = 0
         with contextlib.suppress(RuntimeError):
             flops = arithmetic(makers[next(who for who in makers if who.startswith("vdiff"))](1))
-        for row in reversed(
-            rows
-        ):  # CUDA graphs first: the others do with the memory that these do not hold
+        # CUDA graphs first: the others do with the memory that these do not hold
+        for row in reversed(rows):
             row.flops = flops
             works[row.who], row.count = self._fitted(row, makers[row.who])
         for number in range(self._rounds):

@@ -1,4 +1,6 @@
-"""Who takes part in benchmarks/gpu.py, and with what: a plain loop, diffusers, and vdiff as its commands use it."""
+"""Who takes part in benchmarks/gpu.py, and with what:
+a plain loop, diffusers, and vdiff as its commands use it.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -57,9 +59,8 @@ class Case:
         with machine.device:
             network = section.build(size, channels)
             for weight in network.parameters():
-                if (
-                    not weight.any()
-                ):  # zeros are multiplied faster, for a card that is short of power
+                # zeros are multiplied faster, for a card that is short of power
+                if not weight.any():
                     nn.init.normal_(weight, std=0.02)
         return cls(name, recipe, network, machine, (channels, size, size))
 

@@ -46,7 +46,8 @@ def main() -> None:
     torch.set_num_threads(1)
     memory.arrange(sparing=False)
     print(
-        "| norm of [B, C, H, W] | contiguous, ms | channels-last, torch | channels-last, vdiff |\n|---|---|---|---|"
+        "| norm of [B, C, H, W] | contiguous, ms | channels-last, torch | channels-last, vdiff |\n"
+        "|---|---|---|---|"
     )
     for shape in NORMS:
         for name, dtype in DTYPES.items():

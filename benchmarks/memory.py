@@ -78,7 +78,10 @@ def main() -> None:
         total = sum(found[part] for part in PARTS)
         spared_total = total - found["kernels"] + spared["kernels"]
         tight = f"{spared['peak'] / 1e6:.1f} | {1 - spared_total / spared['peak']:.0%}"
-        loose = f"{found['peak'] / 1e6:.1f} | {found['gaps'] / 1e6:.1f} | {1 - (total + found['gaps']) / found['peak']:.0%}"
+        loose = (
+            f"{found['peak'] / 1e6:.1f} | {found['gaps'] / 1e6:.1f} | "
+            f"{1 - (total + found['gaps']) / found['peak']:.0%}"
+        )
         print(f"| {name} | {row} | {total / 1e6:.1f} | {tight} | {loose} |", flush=True)
 
 
@@ -198,7 +201,8 @@ def heap_bytes() -> int:
 def kept_bytes(network: Any, forward: Callable[[], Any]) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights aside, each memory once.
 
-    Where blocks compute again, their arguments are kept, and what the largest of them makes when it does.
+    Where blocks compute again, their arguments are kept, and what the largest of them makes when it
+    does.
     """
     from vdiff.networks.repeated import repeated
 

@@ -1,4 +1,6 @@
-"""The target of diffusion_distiller, to measure what it costs: the teacher's x at the last of its steps alone."""
+"""The target of diffusion_distiller, to measure what it costs:
+the teacher's x at the last of its steps alone.
+"""
 
 from typing import ClassVar, Literal
 
@@ -28,7 +30,9 @@ class MidpointSection(ObjectiveSection):
 
 
 class Midpoint(Objective):
-    """weight(SNR) * |x_predicted - x_teacher(z_mid, mid)|^2, the times drawn as `progressive` draws them."""
+    """weight(SNR) * |x_predicted - x_teacher(z_mid, mid)|^2,
+    the times drawn as `progressive` draws them.
+    """
 
     def __init__(self, weighting: Weighting, teacher: Denoiser, num_steps: int) -> None:
         self.weighting, self.teacher, self.num_steps = weighting, teacher, num_steps

@@ -83,7 +83,9 @@ def mutants(path: str, source: str) -> list[Mutant]:
 
 
 def drawn(candidates: list[Mutant], count: int, seed: int) -> list[Mutant]:
-    """So many of them, the same ones for a seed; a file that changes a little changes the choice a little."""
+    """So many of them, the same ones for a seed;
+    a file that changes a little changes the choice a little.
+    """
     ranked, alike = [], Counter[tuple[str, str, str]]()
     for mutant in candidates:
         name = repr((seed, mutant.key, alike[mutant.key])).encode()

@@ -151,7 +151,8 @@ def _chosen(tree: Path, rooms: Sequence[str], count: int, seed: int) -> list[Mut
         for path in files:
             found += mutants(path.relative_to(tree).as_posix(), path.read_text(encoding="utf-8"))
     print(
-        f"{len(found)} mutants in {len(rooms)} rooms, of which {min(count, len(found))} are tried (seed {seed})"
+        f"{len(found)} mutants in {len(rooms)} rooms, "
+        f"of which {min(count, len(found))} are tried (seed {seed})"
     )
     return drawn(found, count, seed)
 
@@ -318,7 +319,8 @@ def _run(home: Path, files: Sequence[str], limit: float) -> tuple[int, str, floa
     """Run test files in a fork until one fails.
 
     limit: seconds that it may compute; it may wait for others four times as long.
-    Returns pytest's exit code, not 0 for a process that hung or died; words; and the seconds that it computed.
+    Returns pytest's exit code, not 0 for a process that hung or died; words; and the seconds that
+    it computed.
     """
     if not files:
         return 0, "no test concerns it", 0.0
@@ -422,7 +424,9 @@ def _module(file: Path, tree: Path) -> str:
 
 @cache
 def _imports(file: Path, tree: Path) -> frozenset[str]:
-    """Dotted names of the modules of vdiff that a file imports, a test also through helpers beside it."""
+    """Dotted names of the modules of vdiff that a file imports,
+    a test also through helpers beside it.
+    """
     found: set[str] = set()
     for name in _named(ast.parse(file.read_text(encoding="utf-8"))):
         helper = tree / f"{name.replace('.', '/')}.py"
@@ -468,7 +472,10 @@ def _report(chosen: Sequence[Mutant], known: dict[str, dict[str, Any]], tree: Pa
 
 
 def _row(name: str, tried: int, seen: int, explained: int) -> str:
-    return f"| {name} | {tried} | {seen} ({seen / max(tried, 1):.0%}) | {explained} | {tried - seen - explained} |"
+    return (
+        f"| {name} | {tried} | {seen} ({seen / max(tried, 1):.0%}) | {explained} | "
+        f"{tried - seen - explained} |"
+    )
 
 
 def _room(mutant: Mutant) -> str:
@@ -479,7 +486,8 @@ def _room(mutant: Mutant) -> str:
 def _show(mutant: Mutant, tree: Path, result: dict[str, Any]) -> None:
     why = EXPLAINED.get(mutant.key)
     print(
-        f"\n{mutant.path}:{mutant.line}: {mutant.kind}, {'explained: ' + why if why else 'not seen'}"
+        f"\n{mutant.path}:{mutant.line}: {mutant.kind}, "
+        f"{'explained: ' + why if why else 'not seen'}"
     )
     if not why:
         before = (tree / mutant.path).read_text(encoding="utf-8")
@@ -488,7 +496,8 @@ def _show(mutant: Mutant, tree: Path, result: dict[str, Any]) -> None:
         )
         print("\n".join(line for line in lines if not line.startswith(("---", "+++", "@@"))))
         print(
-            f"  ({result['files']} test files concern it{': ' + result['by'] if result['by'] else ''})"
+            f"  ({result['files']} test files concern "
+            f"it{': ' + result['by'] if result['by'] else ''})"
         )
 
 

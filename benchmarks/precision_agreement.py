@@ -35,7 +35,8 @@ def main() -> None:
     options = parser.parse_args()
     measure = PixelFrechet(to_float(torch.from_numpy(digits.load()[0])), NUM_COMPONENTS)
     print(
-        f"fd_pixel, {NUM_COMPONENTS} components, n = {NUM_SAMPLES}, reference 1,797 digits; {options.changes or ''}\n"
+        f"fd_pixel, {NUM_COMPONENTS} components, n = {NUM_SAMPLES}, reference 1,797 digits; "
+        f"{options.changes or ''}\n"
     )
     print("| seed | steps | fp32 | bf16 | bf16 / fp32 |\n|---|---|---|---|---|")
     for seed in options.seeds.split(","):
@@ -47,13 +48,16 @@ def main() -> None:
             steps = exact.card.num_steps
             found = [distance(measure, each, steps) for each in (exact, fast)]
             print(
-                f"| {seed} | {steps} | {found[0]:.4f} | {found[1]:.4f} | {found[1] / found[0]:.3f} |",
+                f"| {seed} | {steps} | {found[0]:.4f} | {found[1]:.4f} | "
+                f"{found[1] / found[0]:.3f} |",
                 flush=True,
             )
 
 
 def distilled(options: argparse.Namespace, seed: str, precision: str) -> RunFolder:
-    """The run with the students of this seed and precision; the same command again goes on where it stopped."""
+    """The run with the students of this seed and precision;
+    the same command again goes on where it stopped.
+    """
     folder = options.out.absolute() / f"{precision}-{seed}"
     command = [
         sys.executable,
@@ -74,9 +78,8 @@ def distilled(options: argparse.Namespace, seed: str, precision: str) -> RunFold
     ]
     for change in (f"seed={seed}", f"precision={precision}", *options.changes):
         command += ["--set", change]
-    subprocess.run(
-        command, check=True, cwd=options.run.parent.parent
-    )  # the store's path counts from there
+    # the store's path counts from there
+    subprocess.run(command, check=True, cwd=options.run.parent.parent)
     return RunFolder(folder)
 
 

@@ -59,7 +59,8 @@ def main() -> None:
                         compare(folder, command, options.scale, more)
                     )
     print(
-        "| run | command | predicted s | real s | predicted / real | predicted MB | real MB | predicted / real |"
+        "| run | command | predicted s | real s | predicted / real | predicted MB | real MB | "
+        "predicted / real |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for (name, command), rows in found.items():
@@ -70,8 +71,8 @@ def main() -> None:
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})"
         memory_ratio = statistics.median(row[2] / row[3] for row in rows)
         print(
-            f"| {name} | {command} | {seconds:.1f} | {took:.1f} | {spread} | {memory:.0f} | {used:.0f} "
-            f"| {memory_ratio:.2f} |"
+            f"| {name} | {command} | {seconds:.1f} | {took:.1f} | {spread} | {memory:.0f} | "
+            f"{used:.0f} | {memory_ratio:.2f} |"
         )
 
 

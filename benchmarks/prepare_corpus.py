@@ -1,10 +1,13 @@
-"""What becomes of a folder of odd pictures: `vdiff prepare` at 1, 3 and 4 channels and in every encoding.
+"""What becomes of a folder of odd pictures:
+`vdiff prepare` at 1, 3 and 4 channels and in every encoding.
 
-    python benchmarks/prepare_corpus.py FOLDER... [--size 64] [--encodings png webp jpeg] [--reasons]
+    python benchmarks/prepare_corpus.py FOLDER... [--size 64] [--encodings png webp jpeg]
+    [--reasons]
 
-Each combination runs in a process of its own, so that a crash is counted and not suffered: first all files together,
-and where that ends otherwise than well, one after the other. Every record that was stored is decoded again and compared
-with a conversion of its own. Folders worth trying: the pictures in Pillow's source package (`Tests/images`), PngSuite.
+Each combination runs in a process of its own, so that a crash is counted and not suffered: first
+all files together, and where that ends otherwise than well, one after the other. Every record that
+was stored is decoded again and compared with a conversion of its own. Folders worth trying: the
+pictures in Pillow's source package (`Tests/images`), PngSuite.
 """
 
 import argparse
@@ -32,12 +35,16 @@ from vdiff.images import images
 
 SECONDS = 600
 JPEG_TOLERANCE = 16
-"""How far a value of a JPEG of quality 100 may be from the picture: noise, and the way to YCbCr and back."""
+"""How far a value of a JPEG of quality 100 may be from the picture:
+noise, and the way to YCbCr and back.
+"""
 
 
 @dataclass
 class Outcome:
-    """What one combination gave. wrong: records that do not show the picture. noise: lines that were not ours."""
+    """What one combination gave. wrong: records that do not show the picture. noise:
+    lines that were not ours.
+    """
 
     files: int = 0
     taken: int = 0
@@ -65,7 +72,8 @@ def main() -> int:
         return 0
     bad = 0
     print(
-        "folder, channels, encoding: files, taken, skipped, noted, crashes, wrong records, noise, MB, seconds"
+        "folder, channels, encoding: files, taken, skipped, noted, crashes, wrong records, "
+        "noise, MB, seconds"
     )
     for folder in given.folders:
         for channels in (1, 3, 4):

@@ -49,7 +49,8 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
 SECONDS = 300.0
 """So long may a start take; then it hangs."""
 
-# No weight whose gradient is 0 but for rounding: Adam would move it at random. A batch of 6 makes uneven shares of 4.
+# No weight whose gradient is 0 but for rounding: Adam would move it at random. A batch of 6 makes
+# uneven shares of 4.
 RECIPE = f"""\
 name: resume
 seed: 3
@@ -131,7 +132,8 @@ def places(count: int, seed: int) -> list[Place]:
 
 
 def heard(told: Place, before: Place | None, processes: int) -> Place:
-    """Where processes stop of which one is told at a place: several let one update pass, or finish the stage.
+    """Where processes stop of which one is told at a place:
+    several let one update pass, or finish the stage.
 
     before: where they go on from; they are asked after every update.
     """
@@ -160,10 +162,12 @@ class Benchmark:
         )
         print(f"{what}: {sum(STAGES.values())} updates in 3 stages,")
         print(
-            f"stopped at {len(self._stops)} updates, {at_saves} of them saves and {at_borders} ends of stages\n"
+            f"stopped at {len(self._stops)} updates, "
+            f"{at_saves} of them saves and {at_borders} ends of stages\n"
         )
         print(
-            "| processes | workers | equal at the stops | equal at the end | losses against 1 process | minutes |"
+            "| processes | workers | equal at the stops | equal at the end | losses against 1 "
+            "process | minutes |"
         )
         print("|---|---|---|---|---|---|", flush=True)
         for processes in self._options.processes:
@@ -269,7 +273,8 @@ class Benchmark:
     ) -> bool:
         """Start the run, or go on with it, until a stop; whether it ended as it should.
 
-        told: the rank of the one process that hears of the stop.   keep: save after every update, and keep all saves.
+        told: the rank of the one process that hears of the stop.
+        keep: save after every update, and keep all saves.
         ends: whether the chain is complete before it stops.
         """
         what = {
@@ -407,7 +412,9 @@ def make_store(folder: Path) -> None:
 
 
 def same_batches(folder: Path, counts: Sequence[int]) -> int:
-    """In how many updates of the chain any number of processes sees the same pictures, in the same places."""
+    """In how many updates of the chain any number of processes sees the same pictures,
+    in the same places.
+    """
     text = recipe_text.read(RECIPE.replace("STORE", str(folder / "store")), "recipe.yaml")
     recipe = recipe_text.validate(Recipe, text)
     found = recipe.data.open()

@@ -59,7 +59,8 @@ def main() -> None:
     count = sum(weight.numel() for weight in learner.result().network.parameters())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{count / 1e6:.0f} M parameters, CPU, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
+        f"{count / 1e6:.0f} M parameters, CPU, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads\n"
     )
     print("| what | |\n|---|---|")
     print(f"| a save on the disk | {num_bytes / 1e9:.2f} GB |")
@@ -67,12 +68,14 @@ def main() -> None:
     print(f"| until it is on the disk, read back and verified | {safe:.1f} s |")
     print(f"| an update alone; while a save is under way | {alone:.2f} s; {beside:.2f} s |")
     print(
-        f"| share of training time, a save every {options.save_every} updates of {per_update:.2f} s | ",
+        f"| share of training time, a save every {options.save_every} updates of "
+        f"{per_update:.2f} s | ",
         end="",
     )
     print(f"{wait / (options.save_every * per_update):.3%} |")
     print(
-        f"| the same if it waited for the disk too | {safe / (options.save_every * per_update):.3%} |"
+        "| the same if it waited for the disk too | "
+        f"{safe / (options.save_every * per_update):.3%} |"
     )
     print(f"| peak memory | {memory:.1f} GB |")
 

@@ -72,15 +72,16 @@ def main() -> None:
 def show(changes: list[dict[str, Any]], seconds: list[list[float]], flops: list[int]) -> None:
     base_seconds, base_flops = statistics.median(seconds[0]), flops[0]
     print(
-        "| changed | s per update: median (fastest - slowest) | GFLOP | time / base | arithmetic / base | GFLOP/s |"
+        "| changed | s per update: median (fastest - slowest) | GFLOP | time / base | arithmetic / "
+        "base | GFLOP/s |"
     )
     print("|---|---|---|---|---|---|")
     for change, found, count in zip(changes, seconds, flops, strict=True):
         middle = statistics.median(found)
         name = ", ".join(f"{key} {value}" for key, value in change.items()) or f"nothing: {BASE}"
         print(
-            f"| {name} | {middle:.3f} ({min(found):.3f} - {max(found):.3f}) | {count / 1e9:.2f} "
-            f"| {middle / base_seconds:.2f} | {count / base_flops:.2f} | {count / middle / 1e9:.0f} |"
+            f"| {name} | {middle:.3f} ({min(found):.3f} - {max(found):.3f}) | {count / 1e9:.2f} | "
+            f"{middle / base_seconds:.2f} | {count / base_flops:.2f} | {count / middle / 1e9:.0f} |"
         )
 
 
@@ -127,13 +128,16 @@ def counted(work: Callable[[], object]) -> int:
 
 
 def in_processes(rounds: int, most: int) -> None:
-    """One process and more, in turn: seconds of wall time, which other work on the machine disturbs."""
+    """One process and more, in turn: seconds of wall time,
+    which other work on the machine disturbs.
+    """
     found: dict[int, list[float]] = {1: [], most: []}
     for _ in range(2):
         for count, times in found.items():
             times += inner_seconds(count, rounds)
     print(
-        "\n| processes of one thread | s per update: median (fastest - slowest) | speed-up |\n|---|---|---|"
+        "\n| processes of one thread | s per update: median (fastest - slowest) | speed-up |\n"
+        "|---|---|---|"
     )
     for count, times in found.items():
         middle = statistics.median(times)
@@ -146,7 +150,9 @@ CHAIN_UPDATES = 100
 
 
 def chains(rounds: int) -> None:
-    """Chains of 2, 4 and 6 halvings of the digits from 64 steps, in turn: seconds of wall time of the whole command."""
+    """Chains of 2, 4 and 6 halvings of the digits from 64 steps, in turn:
+    seconds of wall time of the whole command.
+    """
     found: dict[int, list[float]] = {16: [], 4: [], 1: []}
     with tempfile.TemporaryDirectory() as place:
         changes = [
@@ -171,12 +177,14 @@ def chains(rounds: int) -> None:
                 )
                 times.append(time.perf_counter() - begun)
     print(
-        f"\n| halvings of {CHAIN_UPDATES} updates | s: median (fastest - slowest) | s per halving |\n|---|---|---|"
+        f"\n| halvings of {CHAIN_UPDATES} updates | s: "
+        "median (fastest - slowest) | s per halving |\n|---|---|---|"
     )
     for end, times in found.items():
         count, middle = 7 - end.bit_length(), statistics.median(times)
         print(
-            f"| {count} | {middle:.1f} ({min(times):.1f} - {max(times):.1f}) | {middle / count:.2f} |"
+            f"| {count} | {middle:.1f} ({min(times):.1f} - {max(times):.1f}) | "
+            f"{middle / count:.2f} |"
         )
 
 

@@ -148,7 +148,10 @@ def every_number() -> int:
 
 
 def how_it_ended(run: RunFolder, code: int, update: int) -> tuple[tuple[str, str, str], bool]:
-    """Cells of the table, and whether it is as it should be.   update: the last one of the log before the end."""
+    """Cells of the table, and whether it is as it should be.
+
+    update: the last one of the log before the end.
+    """
     told = status.read(run.status)
     rows = inspection.run(run.path, verify=True)["models"]
     saved = int(run.points("original")[0].name)

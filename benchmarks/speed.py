@@ -68,7 +68,8 @@ def main() -> None:
     precision = Machine("auto", "cpu").precision
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?"
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, auto = {precision}, load at the start {load}\n"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, auto = {precision}, "
+        f"load at the start {load}\n"
     )
     if options.overhead:
         return show_overhead(options.rounds, clock)
@@ -134,7 +135,8 @@ def show(seconds: dict[Arm, list[float]]) -> None:
     peak = 2 * 2048**3 * 4 / statistics.median(seconds.pop(("peak", "bf16 matrix product"))) / 1e9
     print(f"bf16 matrix products of 2048 x 2048 in this run: {peak:.0f} GFLOP/s\n")
     print(
-        "| what | who | pictures/s: median (slowest - fastest) | against the plain loop |\n|---|---|---|---|"
+        "| what | who | pictures/s: median (slowest - fastest) | against the plain loop |\n"
+        "|---|---|---|---|"
     )
     for (what, who), times in sorted(
         seconds.items(), key=lambda each: ["training", "stage", "sampling"].index(each[0][0])
@@ -343,7 +345,8 @@ def show_overhead(rounds: int, clock: Clock) -> None:
         found = {each: statistics.median(seconds) for each, seconds in times.items()}
         ratio = found["update"] / found["bare"]
         print(
-            f"| {name}, {machine.precision} | {found['bare'] * 1e3:.1f} | {found['update'] * 1e3:.1f} | {ratio:.3f} |",
+            f"| {name}, {machine.precision} | {found['bare'] * 1e3:.1f} | "
+            f"{found['update'] * 1e3:.1f} | {ratio:.3f} |",
             flush=True,
         )
 

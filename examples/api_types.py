@@ -1,4 +1,6 @@
-"""What a type checker sees of the Python API: mypy checks this file, and refuses a type that is not the one stated."""
+"""What a type checker sees of the Python API:
+mypy checks this file, and refuses a type that is not the one stated.
+"""
 
 from pathlib import Path
 from typing import assert_type

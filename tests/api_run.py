@@ -8,7 +8,9 @@ from vdiff.data.prepare import prepare
 
 
 def make(folder: Path) -> None:
-    """Leave a store in `store` and a run in `runs/tiny`, as the examples in `docs/api.md` name them."""
+    """Leave a store in `store` and a run in `runs/tiny`, as the examples in
+    `docs/api.md` name them.
+    """
     for index in range(12):
         path = folder / "pictures" / ("cat", "dog")[index % 2] / f"{index:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

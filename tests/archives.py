@@ -70,11 +70,15 @@ def tar_block(name: bytes, size: int, kind: bytes = b"0") -> bytes:
 def zip_bytes(
     members: list[tuple[bytes, bytes]], comment: bytes = b"", extra: bytes = b"", flags: int = 0
 ) -> bytes:
-    """A zip file of stored members; with each, in the list at the end, an extra field and a comment."""
+    """A zip file of stored members; with each, in the list at the end,
+    an extra field and a comment.
+    """
     body, index = bytearray(), bytearray()
     for name, data in members:
         crc, size = zlib.crc32(data), len(data)
-        index += struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, 0, flags, 0, 0, 0, crc, size, size,
+        index += struct.pack("<4s4B4HL2L5H2L", (
+            b"PK\1\2"
+        ), 20, 3, 20, 0, flags, 0, 0, 0, crc, size, size,
                              len(name), len(extra), len(comment), 0, 0, 0, len(body))  # fmt: skip
         index += name + extra + comment
         body += (

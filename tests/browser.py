@@ -1,4 +1,6 @@
-"""A real browser for tests of pages: the system's Chromium, without a window; what it complains of and asks for."""
+"""A real browser for tests of pages: the system's Chromium, without a window;
+what it complains of and asks for.
+"""
 
 import json
 import shutil

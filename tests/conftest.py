@@ -31,7 +31,9 @@ LONGEST = (
     "test_data_faults.py",
     "test_compare.py",
 )
-"""Files that take a minute or more. They are begun first, so that no core is left alone with one of them at the end."""
+"""Files that take a minute or more. They are begun first,
+so that no core is left alone with one of them at the end.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,13 +58,17 @@ def noise_picture(width: int, height: int, seed: int, mode: str = "RGB") -> Imag
 
 @pytest.fixture(autouse=True)
 def fresh_mode() -> None:
-    """Each test talks as a fresh process does, whatever `--json` or `--quiet` another one has said in this process."""
+    """Each test talks as a fresh process does, whatever `--json` or `--quiet` another one has said
+    in this process.
+    """
     mode.json = mode.quiet = mode.debug = False
 
 
 @pytest.fixture
 def usual_signals() -> Iterator[None]:
-    """What a test starts hears HUP and QUIT, although the tests themselves may run under `nohup` and with `&`."""
+    """What a test starts hears HUP and QUIT, although the tests themselves may run
+    under `nohup` and with `&`.
+    """
     before = {
         number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGQUIT)
     }
@@ -97,8 +103,11 @@ def store(make_pictures: MakePictures, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_run(store: Path, tmp_path: Path) -> Iterator[TinyRun]:
-    """A place to train and distill in: the store's pictures in size 8, and the recipe of a very small network."""
-    gc.freeze()  # every stage ends with a collection: what is imported need not be looked through again
+    """A place to train and distill in: the store's pictures in size 8,
+    and the recipe of a very small network.
+    """
+    # every stage ends with a collection: what is imported need not be looked through again
+    gc.freeze()
     text = RECIPE.format(store=store)
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     yield TinyRun(tmp_path, text)

@@ -1,4 +1,5 @@
-"""A program that goes through vdiff as it would run on macOS or Windows: what they lack is hidden, in this process.
+"""A program that goes through vdiff as it would run on macOS or Windows:
+what they lack is hidden, in this process.
 
     python -m tests.elsewhere darwin|win32 FOLDER
 
@@ -19,21 +20,22 @@ from typing import Any
 import pytest
 
 OTHERS = (
-    "accelerate torch.distributed torch.utils.data torch.utils.tensorboard typer rich.progress rich.live rich.table"
-    " rich.console rich.traceback lmdb lmdb.verify PIL.Image PIL.PngImagePlugin PIL.features yaml safetensors.torch"
-    " pydantic psutil numpy multiprocessing.spawn torch.multiprocessing asyncio shutil zipfile tempfile uuid"
+    "accelerate torch.distributed torch.utils.data torch.utils.tensorboard typer rich.progress "
+    "rich.live rich.table rich.console rich.traceback lmdb lmdb.verify PIL.Image "
+    "PIL.PngImagePlugin PIL.features yaml safetensors.torch pydantic psutil numpy "
+    "multiprocessing.spawn torch.multiprocessing asyncio shutil zipfile tempfile uuid"
 )
 
 NO_UNIX = (
-    "O_NOFOLLOW O_NONBLOCK O_CLOEXEC O_DIRECTORY pread pwrite sched_getaffinity posix_fadvise POSIX_FADV_DONTNEED fork"
-    " posix_fallocate register_at_fork getuid geteuid getpgid killpg setsid sysconf statvfs set_blocking getloadavg"
-    " uname chown fchmod mkfifo"
+    "O_NOFOLLOW O_NONBLOCK O_CLOEXEC O_DIRECTORY pread pwrite sched_getaffinity posix_fadvise "
+    "POSIX_FADV_DONTNEED fork posix_fallocate register_at_fork getuid geteuid getpgid killpg "
+    "setsid sysconf statvfs set_blocking getloadavg uname chown fchmod mkfifo"
 )
 NO_LINUX = "sched_getaffinity posix_fadvise POSIX_FADV_DONTNEED posix_fallocate"
 NO_UNIX_SIGNALS = (
-    "SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGALRM SIGVTALRM SIGPROF SIGXCPU SIGXFSZ SIGIO SIGPWR SIGCHLD SIGPIPE SIGKILL"
-    " SIGSTOP SIGCONT SIGTSTP SIGRTMIN SIGRTMAX SIGURG SIGWINCH alarm setitimer pthread_sigmask sigwait SIG_BLOCK"
-    " SIG_UNBLOCK SIG_SETMASK pause siginterrupt"
+    "SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGALRM SIGVTALRM SIGPROF SIGXCPU SIGXFSZ SIGIO SIGPWR SIGCHLD "
+    "SIGPIPE SIGKILL SIGSTOP SIGCONT SIGTSTP SIGRTMIN SIGRTMAX SIGURG SIGWINCH alarm setitimer "
+    "pthread_sigmask sigwait SIG_BLOCK SIG_UNBLOCK SIG_SETMASK pause siginterrupt"
 )
 NO_LINUX_SIGNALS = "SIGPWR SIGRTMIN SIGRTMAX SIGSTKFLT"
 NO_UNIX_MODULES = ("fcntl", "resource", "termios", "tty", "pwd", "grp", "pty")
@@ -126,7 +128,9 @@ def _msvcrt(unix: _Unix) -> types.ModuleType:
 
 
 def _unless_open(act: Callable[..., None], replacing: object = None) -> Callable[..., None]:
-    """Of a file that is open, and of a folder with one in it, Windows refuses it; `rename` also replaces nothing."""
+    """Of a file that is open, and of a folder with one in it, Windows refuses it;
+    `rename` also replaces nothing.
+    """
 
     def refuse_or_act(*paths: Any, **more: Any) -> None:
         if more:  # within an open folder, which only Unix has

@@ -1,4 +1,6 @@
-"""A disk that fails at a chosen call: every change that Python or safetensors makes below a folder is counted here."""
+"""A disk that fails at a chosen call: every change that Python or safetensors makes below a folder
+is counted here.
+"""
 
 import builtins
 import contextlib
@@ -26,7 +28,8 @@ class Killed(BaseException):
 
 
 class Call(NamedTuple):
-    """One change: `open` (for writing), `write`, `save_file`, `fsync`, `rename`, `mkdir`, `unlink`, `rmdir`, `chmod`.
+    """One change: `open` (for writing), `write`, `save_file`, `fsync`, `rename`, `mkdir`,
+    `unlink`, `rmdir`, `chmod`.
 
     path: what it changes.   to: of a rename.
     """
@@ -37,10 +40,11 @@ class Call(NamedTuple):
 
 
 class Disk:
-    """Counts and passes on the changes below `folder`; `fail_at` is the number of the call that fails, None for none.
+    """Counts and passes on the changes below `folder`;
+    `fail_at` is the number of the call that fails, None for none.
 
-    A write that fails leaves half of what it should have written, as full disks do. watch: told of every call, before
-    and after it is carried out.
+    A write that fails leaves half of what it should have written, as full disks do. watch: told of
+    every call, before and after it is carried out.
     """
 
     def __init__(
@@ -152,7 +156,9 @@ class Disk:
 
 
 class _File:
-    """A file open for writing; nothing stays in its buffer, where a kill would lose it or a late flush write it."""
+    """A file open for writing; nothing stays in its buffer,
+    where a kill would lose it or a late flush write it.
+    """
 
     def __init__(self, disk: Disk, place: Path, real: Any) -> None:
         self._disk, self._place, self._real = disk, place, real
@@ -194,7 +200,9 @@ def _place(path: Any, folder: int | None = None) -> Path:
 
 
 class Outcome(NamedTuple):
-    """What came of one failure: `call` is the one that failed, `error` what the work raised, None if it went on."""
+    """What came of one failure: `call` is the one that failed, `error` what the work raised,
+    None if it went on.
+    """
 
     failure: Failure
     call: Call
@@ -207,7 +215,8 @@ class Outcome(NamedTuple):
 def outcomes(
     folder: Path, begin: Callable[[], object], work: Callable[[], object]
 ) -> Iterator[Outcome]:
-    """Do `work` once for every call it makes below `folder` and every failure of that call; `begin` comes before.
+    """Do `work` once for every call it makes below `folder` and every failure of that call;
+    `begin` comes before.
 
     The work must end, be killed or raise a MachineError.
     """

@@ -1,6 +1,8 @@
-"""Processes that begin with everything imported: as those of a command, without the seconds that torch takes to load.
+"""Processes that begin with everything imported:
+as those of a command, without the seconds that torch takes to load.
 
-For tests of what several processes say and do. Tests of starts, launchers, terminals and memory need real ones.
+For tests of what several processes say and do. Tests of starts, launchers, terminals and memory
+need real ones.
 """
 
 import multiprocessing
@@ -39,7 +41,9 @@ def vdiff(arguments: Sequence[str]) -> int:
 
 
 def vdiff_and_workers(arguments: Sequence[str]) -> int:
-    """As `vdiff`; the processes that `--gpus` starts are forks of this one, in which everything is imported."""
+    """As `vdiff`; the processes that `--gpus` starts are forks of this one,
+    in which everything is imported.
+    """
     from vdiff.cli import launch
 
     # what it asks of the module `subprocess`; the rest of the launcher stays as it is
@@ -48,7 +52,9 @@ def vdiff_and_workers(arguments: Sequence[str]) -> int:
 
 
 class _Worker:
-    """A fork that does what `python -m vdiff ...` does, as far as a launcher uses a `subprocess.Popen`."""
+    """A fork that does what `python -m vdiff ...` does, as far as a launcher uses a
+    `subprocess.Popen`.
+    """
 
     def __init__(
         self, command: Sequence[str], env: Mapping[str, str], start_new_session: bool
@@ -67,7 +73,8 @@ class _Worker:
         try:
             os.setsid()
             for number in signal.valid_signals():
-                # a new program starts with the usual handlers, and with those signals ignored that were before
+                # a new program starts with the usual handlers, and with those signals ignored that
+                # were before
                 if callable(signal.getsignal(number)):
                     signal.signal(number, signal.SIG_DFL)
             _take(variables)
@@ -95,7 +102,9 @@ class _Worker:
 
 
 class Forked:
-    """A process in a folder, with more variables than this one has; to be used as a `subprocess.Popen` is."""
+    """A process in a folder, with more variables than this one has;
+    to be used as a `subprocess.Popen` is.
+    """
 
     def __init__(
         self, work: Work, arguments: Sequence[str], folder: Path, variables: Mapping[str, str]

@@ -1,4 +1,6 @@
-"""What a power cut may leave of a folder: what was flushed is there, and of the rest anything may be."""
+"""What a power cut may leave of a folder: what was flushed is there,
+and of the rest anything may be.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -13,7 +15,10 @@ class _File:
 
 
 class _Folder:
-    """entries: as the process sees them.   flushed: as they surely are on the disk.   changes: since then, in order."""
+    """entries: as the process sees them.
+
+    flushed: as they surely are on the disk.   changes: since then, in order.
+    """
 
     def __init__(self, entries: "dict[str, _Folder | _File] | None" = None) -> None:
         self.entries = entries or {}
@@ -29,10 +34,11 @@ class _Folder:
 
 
 class PowerCut:
-    """Follows the calls that change `folder` (see `Disk`) and knows all that a power cut may leave of it now.
+    """Follows the calls that change `folder` (see `Disk`) and knows all that a power
+    cut may leave of it now.
 
-    The model: a file that was not flushed has its flushed content, nothing, or what was written; the changes of a
-    folder that was not flushed came onto the disk in order, up to any of them.
+    The model: a file that was not flushed has its flushed content, nothing, or what was written;
+    the changes of a folder that was not flushed came onto the disk in order, up to any of them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +53,9 @@ class PowerCut:
             self._change(call, self._folder(names[:-1]), names[-1])
 
     def leftovers(self, place: Path) -> Iterator[Path]:
-        """Every state that may be found after the power is back, each in a folder of its own below `place`."""
+        """Every state that may be found after the power is back,
+        each in a folder of its own below `place`.
+        """
         lengths = range(len(self._root.changes) + 1)
         for number, (length, is_inner, is_data) in enumerate(
             itertools.product(lengths, (False, True), (False, True))
@@ -105,7 +113,10 @@ def _read(folder: Path) -> _Folder:
 
 
 def _write(node: _Folder | _File, path: Path, is_inner: bool, is_data: bool) -> None:
-    """is_inner: whether changes in folders further in came onto the disk.   is_data: whether contents did."""
+    """is_inner: whether changes in folders further in came onto the disk.
+
+    is_data: whether contents did.
+    """
     if isinstance(node, _File):
         path.write_bytes(node.data if is_data else node.flushed)
         return

@@ -65,7 +65,9 @@ def of_greys(gamma: float) -> bytes:
 
 
 def of_press(padding: int = 0) -> bytes:
-    """A profile of a press with four inks, none of which is as strong as its name. padding: bytes more than needed."""
+    """A profile of a press with four inks, none of which is as strong as its name. padding:
+    bytes more than needed.
+    """
     inks = [(0.75, -0.35, -0.45), (0.65, 0.70, -0.05), (0.95, -0.05, 0.85), (0.25, 0.0, 0.02)]
     nodes = b""
     for amounts in itertools.product((0, 1), repeat=4):

@@ -1,10 +1,11 @@
-"""Whether everything public has complete types, as a second type checker sees it: what docs/api.md lists, all of it.
+"""Whether everything public has complete types, as a second type checker sees it:
+what docs/api.md lists, all of it.
 
     python -m tests.public_types      (part of `make types`)
 
-`basedpyright --verifytypes` judges a whole package. vdiff's public names are those of docs/api.md, wherever they stand,
-so of its answer only they count. A name is complete when everything is that it is made of: a parameter whose class has
-an attribute without a type makes the function incomplete.
+`basedpyright --verifytypes` judges a whole package. vdiff's public names are those of docs/api.md,
+wherever they stand, so of its answer only they count. A name is complete when everything is that it
+is made of: a parameter whose class has an attribute without a type makes the function incomplete.
 """
 
 import json
@@ -21,7 +22,9 @@ DOCS = Path(__file__).parents[1] / "docs" / "api.md"
 
 
 def listed(text: str) -> list[str]:
-    """The public names in the text of docs/api.md, with their modules: `vdiff.load`, `vdiff.config.harmless`."""
+    """The public names in the text of docs/api.md, with their modules:
+    `vdiff.load`, `vdiff.config.harmless`.
+    """
     names = [f"vdiff.{name}" for name in re.findall(r"(?m)^### `vdiff\.(\w+)", text)]
     for module, row in re.findall(r"(?m)^\| `(vdiff\.[\w.]+)` \| (.+) \|$", text):
         names += [f"{module}.{name}" for name in re.findall(r"`(\w+)`", row)]
@@ -29,7 +32,8 @@ def listed(text: str) -> list[str]:
 
 
 def incomplete(names: Sequence[str], symbols: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the types of these names and of what is in them, a line each; also a name that is not there.
+    """What is wrong with the types of these names and of what is in them, a line each;
+    also a name that is not there.
 
     symbols: those of `typeCompleteness` in the answer of `--verifytypes --outputjson`.
     """
@@ -52,11 +56,15 @@ def incomplete(names: Sequence[str], symbols: Sequence[Mapping[str, Any]]) -> li
 
 
 def symbols_of(package: str) -> list[dict[str, Any]]:
-    """What basedpyright knows of a package that is installed beside it.   Errors: RuntimeError with its own words."""
+    """What basedpyright knows of a package that is installed beside it.
+
+    Errors: RuntimeError with its own words.
+    """
     folder = str(Path(sys.executable).parent)  # it asks the first `python` where packages are
     environment = os.environ | {"PATH": os.pathsep.join([folder, os.environ.get("PATH", "")])}
     command = [sys.executable, "-m", "basedpyright", "--ignoreexternal", "--outputjson"]
-    # elsewhere: the folder that it starts in would not count as a place where packages are installed
+    # elsewhere: the folder that it starts in would not count as a place where packages are
+    # installed
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
             [*command, "--verifytypes", package],

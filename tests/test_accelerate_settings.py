@@ -1,4 +1,6 @@
-"""Settings of `accelerate` in the environment: none of them shapes the weights, and those that ask for it are named."""
+"""Settings of `accelerate` in the environment:
+none of them shapes the weights, and those that ask for it are named.
+"""
 
 import ast
 import os
@@ -32,7 +34,9 @@ OWN = re.compile(rf"({'|'.join(PREFIXES)})[A-Z0-9_]*[A-Z0-9]")
 
 
 def all_settings() -> list[str]:
-    """Every variable of its own that `accelerate` reads, out of its source: of the version that is installed."""
+    """Every variable of its own that `accelerate` reads, out of its source:
+    of the version that is installed.
+    """
     found = {"FORK_LAUNCHED"}
     root = Path(accelerate.__path__[0])
     for path in root.rglob("*.py"):
@@ -72,7 +76,9 @@ VALUES = {
     "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
     "ACCELERATE_TORCH_DEVICE": "meta",
 }
-"""What asks for something; of the others, which are flags, numbers and words, `true` is either obeyed or an error."""
+"""What asks for something; of the others, which are flags, numbers and words,
+`true` is either obeyed or an error.
+"""
 
 
 def value_of(name: str) -> str:

@@ -1,4 +1,6 @@
-"""Activations that are computed again instead of kept: the same gradient to the last bit, and less memory."""
+"""Activations that are computed again instead of kept:
+the same gradient to the last bit, and less memory.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""A model that is meant for another sampler than DDIM is drawn with that one, unless the recipe names one."""
+"""A model that is meant for another sampler than DDIM is drawn with that one,
+unless the recipe names one.
+"""
 
 import json
 import shutil

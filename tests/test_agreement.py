@@ -1,4 +1,6 @@
-"""Agreement with the teacher: closed forms, the published definition, and what cannot be compared."""
+"""Agreement with the teacher: closed forms, the published definition,
+and what cannot be compared.
+"""
 
 import math
 

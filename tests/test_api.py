@@ -1,4 +1,6 @@
-"""The Python API: the same bits as the commands, errors that a person can read, and results that show themselves."""
+"""The Python API: the same bits as the commands, errors that a person can read,
+and results that show themselves.
+"""
 
 import hashlib
 import io
@@ -47,7 +49,10 @@ def python(code: str) -> str:
 
 
 def test_importing_vdiff_imports_neither_torch_nor_numpy_nor_pydantic() -> None:
-    code = "import sys, vdiff; print(sorted({'torch', 'numpy', 'pydantic', 'PIL', 'rich'} & set(sys.modules)))"
+    code = (
+        "import sys, vdiff; print(sorted({'torch', 'numpy', 'pydantic', 'PIL', "
+        "'rich'} & set(sys.modules)))"
+    )
     assert (
         python(f"{code}; print('load' in dir(vdiff), vdiff.UsageError.exit_code)") == "[]\nTrue 2"
     )
@@ -349,7 +354,8 @@ def test_what_is_damaged_in_a_log_or_a_run_is_left_out(here: Path) -> None:
     before = vdiff.run("runs/tiny").log
     with open("runs/tiny/log.jsonl", "a") as log:
         log.write(
-            '{"stage": "base_2", "update": 3, "loss": {"a": 1}, "grad_norm": Infinity, "skipped": true}\n'
+            '{"stage": "base_2", "update": 3, "loss": {"a": 1}, "grad_norm": '
+            'Infinity, "skipped": true}\n'
         )
         log.write('{"stage": "base_2", "update"')
     Path("runs/tiny/base_0/vdiff.json").write_text("{}")

@@ -1,4 +1,6 @@
-"""The Python API as it is promised: all of it in docs/api.md, with complete types, and examples that run."""
+"""The Python API as it is promised: all of it in docs/api.md, with complete types,
+and examples that run.
+"""
 
 import ast
 import doctest
@@ -45,7 +47,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def listed() -> dict[str, Members]:
-    """Of docs/api.md: name -> its attributes, each as it is written there, by name. Functions stand under their own."""
+    """Of docs/api.md: name -> its attributes, each as it is written there, by name.
+
+    Functions stand under their own.
+    """
     found: dict[str, Members] = {}
     for part in re.split(r"(?m)^### ", DOCS.read_text("utf-8"))[1:]:
         part = part.partition("\n## ")[0]
@@ -130,9 +135,8 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
         for attribute, each in vars(kind).items():
             if isinstance(each, property) and each.fget is not None:
                 yield f"{name}.{attribute}", each.fget
-            elif inspect.isfunction(each) and each.__code__.co_filename.endswith(
-                ".py"
-            ):  # written, not made
+            elif inspect.isfunction(each) and each.__code__.co_filename.endswith(".py"):
+                # written, not made
                 yield f"{name}.{attribute}", each
 
 

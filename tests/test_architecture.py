@@ -1,4 +1,6 @@
-"""The house: who may import whom, one door per outside package, and how long a file or a function may be."""
+"""The house: who may import whom, one door per outside package,
+and how long a file or a function may be.
+"""
 
 import ast
 import importlib
@@ -30,7 +32,9 @@ FLOORS = [
     {"api"},
     {"cli"},
 ]
-"""From the ground up: an import points to a lower floor, or stays in its room. There are no exceptions."""
+"""From the ground up: an import points to a lower floor, or stays in its room.
+There are no exceptions.
+"""
 
 DOORS = {
     "lmdb": {"data/lmdb_pages.py", "data/opened.py", "data/store.py"},
@@ -76,7 +80,9 @@ NO_TORCH = (
     "runs/folder.py",
     "runs/status.py",
 )
-"""Files, or beginnings of paths, that import nothing that imports torch; nor does any `__init__` of a package."""
+"""Files, or beginnings of paths, that import nothing that imports torch;
+nor does any `__init__` of a package.
+"""
 HEAVY = ("torch", "torchvision", "accelerate", "safetensors")
 SECTIONS_OF_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -105,7 +111,9 @@ def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
 
 
 def at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """What runs when the module is imported: not the inside of functions, nor what is only there for a type checker."""
+    """What runs when the module is imported: not the inside of functions,
+    nor what is only there for a type checker.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, SECTIONS_OF_FUNCTIONS):
             continue
@@ -137,7 +145,9 @@ def test_an_import_points_down(path: Path) -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """What is imported inside functions counts only where it must: such imports are there to break circles."""
+    """What is imported inside functions counts only where it must:
+    such imports are there to break circles.
+    """
     modules = {module(path): path for path in FILES}
     left = {
         name: {
@@ -211,7 +221,9 @@ def modules(path: Path) -> set[str]:
 
 
 def way_to_torch(path: Path, seen: set[Path]) -> list[str]:
-    """The files through which a file imports something heavy when it is imported itself; none if it does not."""
+    """The files through which a file imports something heavy when it is imported itself;
+    none if it does not.
+    """
     seen.add(path)
     for name in sorted(modules(path)):
         if name in HEAVY:

@@ -1,4 +1,6 @@
-"""Archives with gigabytes of headers, or with a million files, cost neither the process nor the memory."""
+"""Archives with gigabytes of headers, or with a million files,
+cost neither the process nor the memory.
+"""
 
 import lzma
 import struct
@@ -35,7 +37,9 @@ print(of_this_process("VmHWM"), of_this_process("VmHWM") - before)
 
 
 def outcome(archive: Path) -> tuple[str, int]:
-    """What opening the archive gives in a process that may not grow by 500 MB, and by how much it has grown."""
+    """What opening the archive gives in a process that may not grow by 500 MB,
+    and by how much it has grown.
+    """
     arguments = [sys.executable, "-c", MEASURE, str(archive)]
     ran = subprocess.run(arguments, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -65,9 +69,9 @@ def test_a_name_or_comment_of_gigabytes_is_refused_by_its_size(kind: bytes, tmp_
         b"junk" + bytes(1532),
     )
     said, grown = outcome(path)
-    assert (
-        said
-        == f"3 the archive `{path}` cannot be read: it is damaged at byte 0: a name or a comment of {size:,} bytes"
+    assert said == (
+        f"3 the archive `{path}` cannot be read: it is damaged at byte 0: "
+        f"a name or a comment of {size:,} bytes"
     )
     assert grown < 20 * 10**6
 
@@ -99,7 +103,9 @@ def test_the_map_of_a_sparse_file_is_not_kept(tmp_path: Path) -> None:
 
 
 def large_list(path: Path, count: int, more: int) -> Path:
-    """A zip file of so many pictures, with two holes of `more` bytes behind each entry of its list."""
+    """A zip file of so many pictures, with two holes of `more` bytes behind
+    each entry of its list.
+    """
     data, place = png(), 0
     crc, pieces, index = zlib.crc32(data), list[bytes | int](), list[bytes | int]()
     for number in range(count):
@@ -109,7 +115,9 @@ def large_list(path: Path, count: int, more: int) -> Path:
             + name
             + data
         )
-        index.append(struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, 0, 0, 0, 0, 0, crc, len(data), len(data),
+        index.append(struct.pack("<4s4B4HL2L5H2L", (
+            b"PK\1\2"
+        ), 20, 3, 20, 0, 0, 0, 0, 0, crc, len(data), len(data),
                                  12, more, more, 0, 0, 0, place) + name)  # fmt: skip
         index += [2 * more] if more else []
         place += 42 + len(data)
@@ -176,9 +184,8 @@ def test_more_files_than_an_archive_of_its_size_can_have_are_refused(
 def test_a_dictionary_of_gigabytes_is_refused(tmp_path: Path) -> None:
     data = as_tar({"a.png": png()}, tmp_path / "plain.tar").read_bytes()
     packed = bytearray(lzma.compress(data))
-    assert (
-        packed[12:16] == b"\2\0\x21\1"
-    )  # the header of a block, whose next byte is the size of the dictionary
+    # the header of a block, whose next byte is the size of the dictionary
+    assert packed[12:16] == b"\2\0\x21\1"
     packed[16] = 39  # 3 GiB
     packed[20:24] = struct.pack("<L", zlib.crc32(packed[12:20]))
     (tmp_path / "a.tar").write_bytes(packed)

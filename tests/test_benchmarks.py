@@ -1,4 +1,6 @@
-"""The benchmark for a GPU: as far as it goes without one, and what it does when memory or time run out."""
+"""The benchmark for a GPU: as far as it goes without one,
+and what it does when memory or time run out.
+"""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""The parts of a U-Net: a dropout that depends on the image alone, and a time that float32 resolves."""
+"""The parts of a U-Net: a dropout that depends on the image alone,
+and a time that float32 resolves.
+"""
 
 import math
 
@@ -60,7 +62,8 @@ def test_every_pair_of_keys_shares_only_chance() -> None:
 
 
 def test_dropout_bits_are_those_of_the_same_hash_in_unbounded_integers() -> None:
-    # Runs on disk depend on these bits: they may not change with torch, the device or a later version.
+    # Runs on disk depend on these bits: they may not change with torch, the device or a later
+    # version.
     keys, layer, count = [5, -3, 2**62 + 1], 2, 7
     expected = [[_hashed(key, layer, element) for element in range(count)] for key in keys]
     assert random_int16(torch.tensor(keys), layer, count).tolist() == expected

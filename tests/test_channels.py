@@ -156,7 +156,10 @@ def test_a_tracker_that_fails_is_left_out_which_is_said_once(where: str) -> None
         found.picture("samples", torch.zeros(4, 8, 8, dtype=torch.uint8), step)
     found.close()
     assert said == [
-        f"the tracker `broken` failed and is left out from here on: AssertionError: {where} does not work"
+        (
+            "the tracker `broken` failed and is left out from here on: AssertionError: "
+            f"{where} does not work"
+        )
     ]
     assert sound.told == 7
 

@@ -1,4 +1,6 @@
-"""Model folders: whole or not there at all, every damage found before use, and diffusers pipelines as they stand."""
+"""Model folders: whole or not there at all, every damage found before use,
+and diffusers pipelines as they stand.
+"""
 
 import json
 import os
@@ -335,9 +337,11 @@ def test_diffusers_opens_the_folder_and_draws_the_same_pictures(
 def test_diffusers_draws_the_same_with_a_model_that_predicts_eps(
     tmp_path: Path, pipeline_of: Callable[[Path], Any]
 ) -> None:
-    """Before the last clamp: x = (z - sigma eps) / alpha is far from [-1, 1] for weights that were never trained.
+    """Before the last clamp: x = (z - sigma eps) / alpha is far from [-1, 1] for weights
+    that were never trained.
 
-    A linear table still has some signal at t = 1. The other schedules end at alpha = 5e-5, where no two programs agree.
+    A linear table still has some signal at t = 1. The other schedules end at alpha = 5e-5, where no
+    two programs agree.
     """
     checkpoint.save(tmp_path / "m", card("betas", "eps", 1024), denoiser("betas", "eps", 1024))
     model, pipeline = checkpoint.load(tmp_path / "m").denoiser, pipeline_of(tmp_path / "m")
@@ -371,7 +375,9 @@ OF_FORMAT_1 = [
     "format",
     "files",
 ]
-"""The keys of a mark of format 1, in their order, as version 0.1 wrote them; the checksum of the mark itself aside."""
+"""The keys of a mark of format 1, in their order, as version 0.1 wrote them;
+the checksum of the mark itself aside.
+"""
 
 
 @pytest.mark.parametrize("is_student", [True, False])

@@ -49,9 +49,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_help_of_a_command_imports_nothing_that_it_does_not_need() -> None:
-    assert imported_by("recipes", "check", "--help") <= {
-        "pydantic"
-    }  # some versions of typer use it
+    # some versions of typer use it
+    assert imported_by("recipes", "check", "--help") <= {"pydantic"}
 
 
 def test_python_m_vdiff_is_the_same_program() -> None:
@@ -304,7 +303,10 @@ def test_whoever_closes_stdout_early_has_read_enough(arguments: list[str]) -> No
 
 
 def test_a_command_goes_on_when_nobody_reads_its_data_any_more() -> None:
-    code = "import sys; from vdiff.cli import console; console.write('a'); console.write('b'); console.say('alive')"
+    code = (
+        "import sys; from vdiff.cli import console; console.write('a'); console.write('b'); "
+        "console.say('alive')"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
@@ -380,7 +382,10 @@ def test_errors_are_red_in_a_terminal_but_not_with_no_color() -> None:
 
 
 def test_a_terminal_gets_a_bar_and_a_log_gets_lines() -> None:
-    code = "from vdiff.cli import displays; print(type(displays.fit_progress()).__name__, file=__import__('sys').stderr)"
+    code = (
+        "from vdiff.cli import displays; print(type(displays.fit_progress()).__name__, "
+        "file=__import__('sys').stderr)"
+    )
     assert "FitDisplay" in in_terminal(code, TERM="xterm-256color")
     assert "FitLines" in in_terminal(code, TERM="dumb")
     assert "FitLines" in python(code, FORCE_COLOR="1").stderr
@@ -414,7 +419,9 @@ with displays.chain_progress() as shown:
 def test_a_notebook_gets_a_few_lines_and_nothing_that_paints_over_them(
     notebook: dict[str, str],
 ) -> None:
-    """Its cells look like a terminal, but know no way back up, and keep all that was ever printed."""
+    """Its cells look like a terminal, but know no way back up,
+    and keep all that was ever printed.
+    """
     terminal = in_terminal(SIXTEEN_SECONDS)
     assert (terminal.count("\x1b[1A") > 100, len(terminal) > 15_000) == (True, True)
     cell = in_terminal(SIXTEEN_SECONDS, **notebook)
@@ -473,10 +480,14 @@ def test_without_a_terminal_there_is_a_line_at_each_change_and_every_half_minute
     assert lines[0] == "base_0: 1024 -> 512 steps, is complete already, skipped"
     assert lines[1] == "base_1: 512 -> 256 steps, 300 updates, going on at update 100"
     assert lines[2] == (
-        "base_1: update 130 of 300 (43%), loss 0.5000, gradient 0.2500, rate 2.00e-04, 1,234 images/s, 2:50 left"
+        "base_1: update 130 of 300 (43%), loss 0.5000, gradient 0.2500, rate 2.00e-04, "
+        "1,234 images/s, 2:50 left"
     )
     assert lines[-3:] == [
-        "base_1: update 290 of 300 (96%), loss 0.5000, gradient 0.2500, rate 2.00e-04, 1,234 images/s, 0:10 left",
+        (
+            "base_1: update 290 of 300 (96%), loss 0.5000, gradient 0.2500, rate 2.00e-04, "
+            "1,234 images/s, 0:10 left"
+        ),
         "a note",
         "base_1: done, loss 0.5000, 3:20",
     ]

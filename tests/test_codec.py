@@ -1,4 +1,6 @@
-"""Codecs: pixels go through unchanged, and everything that trains, draws or shows asks the codec of its model."""
+"""Codecs: pixels go through unchanged, and everything that trains,
+draws or shows asks the codec of its model.
+"""
 
 import ast
 import json
@@ -31,7 +33,9 @@ OF_PIXELS = {
     "metrics/pair_metric.py",
     "reporting/verdict.py",
 }
-"""Who may turn pixels into numbers: the codec itself, and what measures pictures whatever the network sees of them."""
+"""Who may turn pixels into numbers: the codec itself,
+and what measures pictures whatever the network sees of them.
+"""
 
 
 EXPECTED = {"pixels": ((3, 8, 6), (3, 8, 6))}
@@ -39,7 +43,9 @@ EXPECTED = {"pixels": ((3, 8, 6), (3, 8, 6))}
 
 
 class Halved(Codec):
-    """The network sees the mean of 2 x 2 pixels, and one channel that is the negative of the others' mean."""
+    """The network sees the mean of 2 x 2 pixels, and one channel that is the
+    negative of the others' mean.
+    """
 
     def shape(self, pictures: Shape) -> Shape:
         channels, height, width = pictures

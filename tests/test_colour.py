@@ -30,7 +30,9 @@ SRGB_TO_XYZ = np.array(
         [0.0139322, 0.0971045, 0.7141733],
     ]
 )
-"""Adapted to D50 by Bradford's matrix, as in http://www.brucelindbloom.com/Eqn_RGB_XYZ_Matrix.html."""
+"""Adapted to D50 by Bradford's matrix, as in
+http://www.brucelindbloom.com/Eqn_RGB_XYZ_Matrix.html.
+"""
 
 
 def as_bytes(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:

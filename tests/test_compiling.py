@@ -1,4 +1,6 @@
-"""Compiled networks: only where the machine can and where it pays; names, averages and resuming stay as they are."""
+"""Compiled networks: only where the machine can and where it pays;
+names, averages and resuming stay as they are.
+"""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""What a network is told beside picture and time: in parts of a batch, on a device, and from seeds."""
+"""What a network is told beside picture and time:
+in parts of a batch, on a device, and from seeds.
+"""
 
 import torch
 

@@ -1,4 +1,6 @@
-"""Sections and the tables of kinds: strict, frozen, documented, and imported when they are named."""
+"""Sections and the tables of kinds: strict, frozen, documented,
+and imported when they are named.
+"""
 
 import importlib
 import importlib.metadata
@@ -184,8 +186,9 @@ def test_the_json_schema_allows_every_kind() -> None:
 
 def test_a_table_imports_nothing_until_a_kind_is_named() -> None:
     code = (
-        "import sys; from vdiff.networks import NETWORKS; from vdiff.data import DATASETS; list(NETWORKS);"
-        "print([name for name in ('torch', 'lmdb', 'PIL', 'vdiff.networks.unet') if name in sys.modules])"
+        "import sys; from vdiff.networks import NETWORKS; from vdiff.data import DATASETS; "
+        "list(NETWORKS);print([name for name in ('torch', 'lmdb', 'PIL', 'vdiff.networks.unet') if "
+        "name in sys.modules])"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
@@ -216,7 +219,9 @@ every_part = pytest.mark.parametrize("part", TABLES)
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts a package of one module where Python finds it, as pip does. kinds: what its class `Guest` is to be."""
+    """Puts a package of one module where Python finds it, as pip does. kinds:
+    what its class `Guest` is to be.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     names: list[str] = []
 
@@ -261,7 +266,9 @@ def guest(part: str, lacks: str = "") -> str:
 
 
 def broken(part: str) -> Iterator[tuple[str, str, str]]:
-    """What can be wrong with a kind of another package: in a word, as a module, and as it is told."""
+    """What can be wrong with a kind of another package:
+    in a word, as a module, and as it is told.
+    """
     contract = contract_of(part)
     names = [name.replace(":", ".") for name in TABLES[part]._contracts]
     unfit = "it is no subclass of " + " or ".join(f"`{name}`" for name in names)
@@ -316,7 +323,7 @@ def test_another_package_adds_a_kind_and_replaces_none(install: Install, part: s
     assert table.unknown("guess").startswith(
         f"unknown kind `guess` of {part}; did you mean `guest`?"
     )
-    assert holder(part).model_validate({"it": "guest"}).it.kind == "guest"  # type: ignore[attr-defined]
+    assert holder(part).model_validate({"it": "guest"}).it.kind == ("guest")  # type: ignore[attr-defined]
 
 
 @every_part
@@ -328,7 +335,10 @@ def test_a_name_that_vdiff_has_stays_its_own_and_that_is_doubted(
     install(part, 'raise RuntimeError("nobody asked for it")\n', table.default)
     assert list(table) == list(table.sections()) == kinds
     assert table.section(table.default).__module__.startswith("vdiff.")
-    told = f"the package `guest 1.0` brings a {part} called `{table.default}`, which vdiff has; vdiff's own is used"
+    told = (
+        f"the package `guest 1.0` brings a {part} called `{table.default}`, which vdiff has; "
+        "vdiff's own is used"
+    )
     assert table.doubts() == [told]
 
 

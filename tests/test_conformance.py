@@ -1,4 +1,6 @@
-"""The contracts, over every kind of every table, and each theorem seen broken by a kind that breaks it alone."""
+"""The contracts, over every kind of every table, and each theorem seen broken by a
+kind that breaks it alone.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

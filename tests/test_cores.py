@@ -1,4 +1,6 @@
-"""Systems that do not tell which cores a process may use, as macOS, prepare and train all the same."""
+"""Systems that do not tell which cores a process may use, as macOS,
+prepare and train all the same.
+"""
 
 import os
 from pathlib import Path

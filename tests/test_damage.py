@@ -1,4 +1,6 @@
-"""Damage to any file of a model folder or of a save: found before use, named, and what is whole is used instead."""
+"""Damage to any file of a model folder or of a save:
+found before use, named, and what is whole is used instead.
+"""
 
 import random
 import shutil
@@ -73,7 +75,9 @@ def run(whole_run: Path, tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> list[str]:
-    """What a mark vouches for, and the mark: all but the README, which people complete before they publish a model."""
+    """What a mark vouches for, and the mark: all but the README,
+    which people complete before they publish a model.
+    """
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in found if name != README)
 

@@ -1,4 +1,6 @@
-"""Whatever happens to pictures, stores and the processes that read them: one clear error, or the right pictures."""
+"""Whatever happens to pictures, stores and the processes that read them:
+one clear error, or the right pictures.
+"""
 
 import contextlib
 import io
@@ -42,7 +44,9 @@ FORKS = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
 
 def ending(work: Callable[[], object]) -> int:
-    """How a child process that does `work` ends: 0, the exit code of a VdiffError, 1 for another, or minus a signal."""
+    """How a child process that does `work` ends:
+    0, the exit code of a VdiffError, 1 for another, or minus a signal.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -140,7 +144,9 @@ def test_reading_leaves_no_trace_in_the_folder_of_the_store(store: Path) -> None
 
 
 def outcome(original: Path, damaged: Path, expected: object, writes: bool) -> str:
-    """What becomes of a damaged store when it is read through, and gone on with when it was not finished."""
+    """What becomes of a damaged store when it is read through,
+    and gone on with when it was not finished.
+    """
     try:
         opened = ImageStore(damaged)
         is_same = [read_all(opened), opened.metadata, opened.fingerprint] == expected
@@ -159,7 +165,9 @@ def outcome(original: Path, damaged: Path, expected: object, writes: bool) -> st
 def campaign(
     original: Path, flips: list[tuple[int, int]], scratch: Path, writes: bool = False
 ) -> Counter[str]:
-    """Flip each of these bits (place in the file, bit), alone, and count what comes of it; crashes are counted too."""
+    """Flip each of these bits (place in the file, bit), alone, and count what comes of it;
+    crashes are counted too.
+    """
     opened = ImageStore(original)
     expected = [read_all(opened), opened.metadata, opened.fingerprint]
     data = (original / FILE).read_bytes()
@@ -175,9 +183,8 @@ def campaign(
                 changed = bytearray(data)
                 changed[place] ^= 1 << bit
                 (scratch / "new").write_bytes(changed)
-                (scratch / "new").replace(
-                    scratch / FILE
-                )  # another file, as far as LMDB's map is concerned
+                # another file, as far as LMDB's map is concerned
+                (scratch / "new").replace(scratch / FILE)
                 os.write(
                     writing, bytes([words.index(outcome(original, scratch, expected, writes))])
                 )
@@ -291,7 +298,9 @@ def as_bytes(picture: Image.Image, kind: str = "PNG", **options: object) -> byte
 def png(
     width: int, height: int, depth: int, kind: int, data: bytes = b"", more: bytes = b""
 ) -> bytes:
-    """A PNG with this header; the colours of `kind` 2 are RGB, of 0 grey. more: chunks before the data."""
+    """A PNG with this header; the colours of `kind` 2 are RGB, of 0 grey. more:
+    chunks before the data.
+    """
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     chunks = (
         chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
@@ -328,7 +337,9 @@ def palette_with_alpha() -> bytes:
 
 
 def turned() -> bytes:
-    """A camera's picture, red above and blue below when it is shown as it was taken: lying on its side in the file."""
+    """A camera's picture, red above and blue below when it is shown as it was taken:
+    lying on its side in the file.
+    """
     picture, exif = plain(RED), Image.Exif()
     picture.paste(BLUE, (8, 0, 16, 16))
     exif[0x0112] = 6
@@ -448,9 +459,8 @@ def test_picture_bombs_are_refused_from_their_headers_in_little_memory(tmp_path:
     *lines, kilobytes = ran.stdout.splitlines()
     assert len(lines) == len(bombs())
     accepted = {line.split()[0] for line in lines if "(3, 16, 16)" in line}
-    assert accepted <= {"data.png", "colours.png", "text.png", "text.webp.png"}, (
-        lines
-    )  # small, whatever lies in them
+    # small, whatever lies in them
+    assert accepted <= {"data.png", "colours.png", "text.png", "text.webp.png"}, lines
     assert int(kilobytes) * 1024 < 500 * 10**6, lines
 
 
@@ -546,9 +556,8 @@ def test_the_largest_transparent_picture_needs_no_third_copy_of_itself(tmp_path:
     ran = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=SECONDS)
     shape, kilobytes = ran.stdout.splitlines()
     assert shape == "a.png (3, 5000, 5000)"
-    assert (
-        int(kilobytes) * 1024 < 5000 * 5000 * (4 + 4 + 3) + 100 * 10**6
-    )  # from, to, and the array of the latter
+    # from, to, and the array of the latter
+    assert int(kilobytes) * 1024 < 5000 * 5000 * (4 + 4 + 3) + 100 * 10**6
 
 
 def test_of_large_pictures_only_one_is_in_memory_at_a_time(
@@ -622,9 +631,8 @@ def test_the_second_of_two_prepares_names_the_first_and_a_dead_one_is_in_nobodys
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "holding\n"
-        with pytest.raises(
-            InUseError, match=f"process {first.pid} on"
-        ):  # without a look at the pictures
+        # without a look at the pictures
+        with pytest.raises(InUseError, match=f"process {first.pid} on"):
             prepare(tmp_path / "no pictures", store, sizes=[8])
         second = command(folder, store)
         said = second.communicate(timeout=SECONDS)[0]
@@ -647,7 +655,9 @@ def test_the_second_of_two_prepares_names_the_first_and_a_dead_one_is_in_nobodys
 
 
 class Killer:
-    """Ends its process, by SIGKILL, just before the n-th thing that is done to the disk, or to the progress."""
+    """Ends its process, by SIGKILL, just before the n-th thing that is done to the disk,
+    or to the progress.
+    """
 
     def __init__(self, place: Path, moment: int | None) -> None:
         self._place, self._moment = str(place), moment

@@ -1,4 +1,6 @@
-"""Pictures from the wild: taken with a note, or skipped with the reason, and never a line that nobody asked for."""
+"""Pictures from the wild: taken with a note, or skipped with the reason,
+and never a line that nobody asked for.
+"""
 
 import contextlib
 import gc
@@ -138,7 +140,11 @@ def test_segments_of_a_jpeg_that_make_no_sense_do_not_cost_the_picture() -> None
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("PNG", "PNG"), ("JPEG", "JPEG"), ("WEBP", "WebP"), ("GIF", "GIF"), ("TIFF", "TIFF"), ("BMP", "BMP"),
+        ("PNG", "PNG"), ("JPEG", "JPEG"), ("WEBP", "WebP"), ("GIF", "GIF"), ("TIFF", "TIFF"), ((
+            "BMP"
+        ), (
+            "BMP"
+        )),
         ("PPM", "PPM"), ("JPEG2000", "JPEG 2000"), ("AVIF", "AVIF"),
     ],
 )  # fmt: skip
@@ -235,7 +241,9 @@ def test_a_large_webp_of_a_photograph_is_no_bomb() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_a_damaged_picture_does_not_stay_in_memory(kind: str) -> None:
-    """An exception that a frame of its own traceback holds would keep the pixels until the next collection."""
+    """An exception that a frame of its own traceback holds would keep the pixels
+    until the next collection.
+    """
     data = as_bytes(noise_picture(64, 64, seed=0), kind)[:-2000]
     gc.collect()
     gc.disable()

@@ -44,7 +44,9 @@ def grey(data: bytes, bits: int = 16) -> npt.NDArray[np.uint8]:
 def tiff(
     values: npt.NDArray[Any], tags: dict[int, tuple[int, int | float]], packed: bytes | None = None
 ) -> bytes:
-    """A TIFF of one strip. tags: number -> (type, value): 3 short, 4 long, 9 signed long, 11 float."""
+    """A TIFF of one strip. tags: number -> (type, value):
+    3 short, 4 long, 9 signed long, 11 float.
+    """
     height, width = values.shape
     data = values.tobytes() if packed is None else packed
     sample = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]

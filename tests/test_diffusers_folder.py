@@ -1,4 +1,6 @@
-"""What a model folder tells diffusers and people is true: its README's lines run, and it claims no class it is not."""
+"""What a model folder tells diffusers and people is true:
+its README's lines run, and it claims no class it is not.
+"""
 
 import json
 import logging

@@ -1,4 +1,6 @@
-"""The digits inside the package: the right ones, and a folder of them that survives interruptions."""
+"""The digits inside the package: the right ones, and a folder of them that
+survives interruptions.
+"""
 
 import hashlib
 import subprocess

@@ -1,4 +1,6 @@
-"""What vdiff is called where packages are, and what happens when its namesake is installed over it."""
+"""What vdiff is called where packages are, and what happens when its
+namesake is installed over it.
+"""
 
 import os
 import re

@@ -1,4 +1,6 @@
-"""Doubling the resolution: every pixel four times, and the convolution after it, whichever way it is computed."""
+"""Doubling the resolution: every pixel four times, and the convolution after it,
+whichever way it is computed.
+"""
 
 from unittest import mock
 
@@ -37,7 +39,9 @@ def is_at_once(h: Tensor, conv: Conv2d) -> bool:
 
 
 def at_once_and_after(h: Tensor, conv: Conv2d) -> tuple[list[Tensor], list[Tensor]]:
-    """The result and its gradients as vdiff computes them, and by a convolution of the doubled picture."""
+    """The result and its gradients as vdiff computes them,
+    and by a convolution of the doubled picture.
+    """
     found = []
     for way in (lambda h: convolved_double(h, conv), lambda h: conv(doubled(h))):
         mine = h.clone().requires_grad_()
@@ -62,9 +66,8 @@ def test_both_at_once_is_the_convolution_of_what_was_doubled(
 def test_in_bf16_it_is_about_as_exact_as_the_convolution() -> None:
     torch.manual_seed(0)
     conv, h = Conv2d(16, 16, 3, padding=1), torch.randn(4, 16, 16, 16).bfloat16()
-    with torch.autocast(
-        "cpu", torch.bfloat16
-    ):  # which rounds the sums of the weights, once, in place of the weights
+    # which rounds the sums of the weights, once, in place of the weights
+    with torch.autocast("cpu", torch.bfloat16):
         once, after = convolved_double(h, conv), conv(doubled(h))
     assert errors(once, after, conv, h) < 1.2
     conv = conv.bfloat16()  # here the weights are exact, and their sums are not

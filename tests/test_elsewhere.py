@@ -1,6 +1,8 @@
-"""macOS and Windows: with what they lack hidden, pictures are prepared, and a model is trained, stopped and drawn with.
+"""macOS and Windows: with what they lack hidden, pictures are prepared,
+and a model is trained, stopped and drawn with.
 
-None of them is here, so this shows that nothing is asked for that is not there, and not that all works there.
+None of them is here, so this shows that nothing is asked for that is not there, and not that all
+works there.
 """
 
 import subprocess

@@ -1,4 +1,6 @@
-"""What `--dry-run` tells of time and memory: every part of a run is in it, and grows as the run does."""
+"""What `--dry-run` tells of time and memory:
+every part of a run is in it, and grows as the run does.
+"""
 
 import json
 import subprocess
@@ -49,9 +51,8 @@ def test_a_stage_costs_what_its_parts_cost_as_often_as_they_are_done(tiny_run: T
     found = stage_estimate(recipe, base, COST, (100.0, 10.0))
     assert (found.start, found.updates) == (0.5, 30.0)
     assert found.saves == 7.0 * (3 + 1)  # at updates 4, 8 and 10, and the model folder
-    assert found.pictures == pytest.approx(
-        0.01 * (3 + 1) * 4 * 5
-    )  # previews at 3, 6 and 9, and the last grid
+    # previews at 3, 6 and 9, and the last grid
+    assert found.pictures == pytest.approx(0.01 * (3 + 1) * 4 * 5)
     assert found.trend == pytest.approx(100.0 + 2 * 10.0 + 0.01 * 2 * 4 * 6)  # at updates 5 and 10
     assert found.seconds == pytest.approx(0.5 + 30 + 28 + 0.8 + 120.48)
     measured = (student.settings.updates - 1) // 5 + 1

@@ -38,7 +38,9 @@ QUICK = ("--n", "12", "--metrics", "agreement,fd_pixel:4,swd", "--device", "cpu"
 
 @pytest.fixture(scope="module")
 def place(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """A recipe, stores and a run of three models: the second is the first one's student, the third the second one's."""
+    """A recipe, stores and a run of three models:
+    the second is the first one's student, the third the second one's.
+    """
     found = tmp_path_factory.mktemp("place")
     for number in range(12):
         picture = found / "pictures" / ("cat", "dog")[number % 2] / f"{number}.png"
@@ -258,7 +260,9 @@ def test_seconds_per_picture_leave_out_the_first_batch_and_what_is_shown_between
     seconds: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """clock: when the drawing begins, then for each batch when it is there and when that has been told."""
+    """clock: when the drawing begins, then for each batch when it is there and
+    when that has been told.
+    """
     monkeypatch.setattr(
         "vdiff.evaluation.samples.time", SimpleNamespace(perf_counter=iter(clock).__next__)
     )

@@ -1,4 +1,6 @@
-"""What every kind of picture data must do: the pictures that were put in, their classes, and a print of both."""
+"""What every kind of picture data must do: the pictures that were put in, their classes,
+and a print of both.
+"""
 
 import pickle
 from collections.abc import Callable
@@ -25,7 +27,9 @@ def lmdb(pictures: Path, out: Path, channels: int) -> Any:
 
 
 EXPECTED: dict[str, Callable[[Path, Path, int], Any]] = {"lmdb": lmdb}
-"""For every kind, from a folder of pictures to a section. Data without an entry here fails every test below."""
+"""For every kind, from a folder of pictures to a section.
+Data without an entry here fails every test below.
+"""
 
 every_kind = pytest.mark.parametrize("kind", list(DATASETS))
 

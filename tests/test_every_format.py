@@ -1,4 +1,6 @@
-"""What every format of other programs must do: know its own files alone, and describe them in what JSON can hold."""
+"""What every format of other programs must do:
+know its own files alone, and describe them in what JSON can hold.
+"""
 
 import importlib
 import json
@@ -42,7 +44,9 @@ def diffusers(path: Path) -> Path:
 
 
 EXPECTED: dict[str, Make] = {"diffusion_distiller": distiller, "diffusers": diffusers}
-"""For every format: a file or folder of it, put into a folder. One without an entry here fails every test below."""
+"""For every format: a file or folder of it, put into a folder.
+One without an entry here fails every test below.
+"""
 
 NOTHING = Denoiser(torch.nn.Identity(), CosineSection().build(), "v")
 

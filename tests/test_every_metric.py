@@ -1,4 +1,6 @@
-"""What every metric must do: find nothing wrong with equal pictures, and something with bad ones, in its own words."""
+"""What every metric must do: find nothing wrong with equal pictures,
+and something with bad ones, in its own words.
+"""
 
 import math
 from collections.abc import Callable
@@ -31,7 +33,9 @@ EXPECTED: dict[str, tuple[Option, Callable[[float], bool]]] = {
     "recall": (":small", perfect(1)),
     "inception_score": (":small", lambda found: 1 < found <= 12),  # between one class and all
 }
-"""For every kind, an option that needs no download, and what equal pictures give. A metric without one fails."""
+"""For every kind, an option that needs no download, and what equal pictures give.
+A metric without one fails.
+"""
 
 every_kind = pytest.mark.parametrize("kind", list(METRICS))
 

@@ -1,4 +1,6 @@
-"""What every kind of network must do: one picture at a time, told of time, class and dropout, and restored."""
+"""What every kind of network must do: one picture at a time, told of time, class and dropout,
+and restored.
+"""
 
 import json
 from typing import Any
@@ -23,7 +25,9 @@ SIZE, CHANNELS, CLASSES = 8, 3, 4
 EXPECTED: dict[str, dict[str, Any]] = {
     "unet": {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention_at": (4,)},
 }
-"""For every kind, the options of a small one. A network without an entry here fails every test below."""
+"""For every kind, the options of a small one.
+A network without an entry here fails every test below.
+"""
 
 every_kind = pytest.mark.parametrize("kind", list(NETWORKS))
 

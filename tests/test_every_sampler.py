@@ -45,7 +45,9 @@ class Scales(NamedTuple):
 
 
 def ddim(section: Any, at: Scales) -> Step:
-    """Song et al. 2021, equations 12 and 16, with alpha^2 and sigma^2 for their alpha and 1 - alpha."""
+    """Song et al. 2021, equations 12 and 16, with alpha^2 and sigma^2 for
+    their alpha and 1 - alpha.
+    """
     variance = (
         section.eta**2 * (at.sigma_s**2 / at.sigma_t**2) * (1 - at.alpha_t**2 / at.alpha_s**2)
     )
@@ -53,7 +55,9 @@ def ddim(section: Any, at: Scales) -> Step:
 
 
 def ancestral(section: Any, at: Scales) -> Step:
-    """Ho et al. 2020, equation 7; the variance is that of the posterior, that of the step, or between the two."""
+    """Ho et al. 2020, equation 7; the variance is that of the posterior, that of the step,
+    or between the two.
+    """
     small, large = at.share * at.sigma_s**2, at.share * at.sigma_t**2
     mix = {"small": 0.0, "medium": section.mix, "large": 1.0}[section.variance]
     of_z = (1 - at.share) * at.alpha_s / at.alpha_t
@@ -73,7 +77,9 @@ EXPECTED: dict[str, tuple[Callable[[Any, Scales], Step], list[dict[str, Any]]]] 
         ],
     ),
 }
-"""For every kind, its step and the options it is tried with. A sampler without an entry here fails the tests below."""
+"""For every kind, its step and the options it is tried with.
+A sampler without an entry here fails the tests below.
+"""
 
 CASES = [(kind, options) for kind in SAMPLERS for options in EXPECTED.get(kind, (ddim, []))[1]]
 every_case = pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""What every noise schedule does, for every kind and choice of the table: its published formula and what all share."""
+"""What every noise schedule does, for every kind and choice of the table:
+its published formula and what all share.
+"""
 
 from collections.abc import Callable
 from math import atan, copysign, cos, exp, log, pi, sqrt, tan
@@ -50,7 +52,9 @@ def spread(first: float, last: float, grid: int) -> list[float]:
 
 
 def laplace(t: float) -> float:
-    """alpha^2 before the betas are limited: the snr follows a Laplace distribution (Hang & Gu 2024)."""
+    """alpha^2 before the betas are limited: the snr follows a Laplace
+    distribution (Hang & Gu 2024).
+    """
     sign = copysign(1, 0.5 - t)
     snr = exp(-0.5 * sign * log(1 - 2 * abs(0.5 - t) + 1e-6))
     return sqrt(snr / (1 + snr))
@@ -84,7 +88,9 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Signal]]] = {
         ),
     ],
 }
-"""For every kind, options and the formula. A schedule without an entry here fails the tests below."""
+"""For every kind, options and the formula. A schedule without an entry
+here fails the tests below.
+"""
 
 CASES = [
     (kind, options, signal) for kind in SCHEDULES for options, signal in EXPECTED.get(kind, [])

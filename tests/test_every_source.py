@@ -1,4 +1,6 @@
-"""What every kind of source must do: the same pictures in the same order, classes, marks and stores, however packed."""
+"""What every kind of source must do: the same pictures in the same order, classes,
+marks and stores, however packed.
+"""
 
 import importlib
 import os
@@ -26,7 +28,8 @@ EXPECTED: dict[str, Pack] = {
     "tar": lambda files, path: as_tar(files, path / "pictures.tar"),
     "zip": lambda files, path: as_zip(files, path / "pictures.zip"),
 }
-"""For every kind: files by name, colour pictures of 8 pixels in two class folders, packed into a folder.
+"""For every kind: files by name, colour pictures of 8 pixels in two class folders,
+packed into a folder.
 
 A source without an entry here fails every test below.
 """

@@ -1,4 +1,6 @@
-"""A package that pip installs brings one kind of everything, and vdiff does with them what it does with its own."""
+"""A package that pip installs brings one kind of everything,
+and vdiff does with them what it does with its own.
+"""
 
 import io
 import json
@@ -203,9 +205,9 @@ def test_a_base_is_not_asked_for_more_steps_than_its_objective_knows(
     vdiff("recipes", "check", changes=["distill.start_steps=16"], code=2)
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        "with `consistency_toy` the base knows 8 times, and `distill.start_steps` wants 16 steps of it"
-        in said
-    )
+        "with `consistency_toy` the base knows 8 times, "
+        "and `distill.start_steps` wants 16 steps of it"
+    ) in said
 
 
 def test_a_stopped_run_of_it_has_the_bits_of_an_unbroken_one(here: Path) -> None:

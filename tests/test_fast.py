@@ -1,4 +1,6 @@
-"""Fast layers are put in from outside: with and without them a network computes the same to rounding."""
+"""Fast layers are put in from outside: with and without them a network
+computes the same to rounding.
+"""
 
 import copy
 from collections.abc import Callable
@@ -28,15 +30,19 @@ from vdiff.recipe.recipe import Recipe
 MOST_WRONG = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Beside the largest value of the same tensor.
 
-The worst gradient may also miss that of float64 by five times what the worst of torch's own layers misses in this
-dtype: in channels-last, the norm's sums over all pixels are less exact than torch's (3.4 times its error here).
+The worst gradient may also miss that of float64 by five times what the worst of torch's own layers
+misses in this
+dtype: in channels-last, the norm's sums over all pixels are less exact than torch's (3.4 times its
+error here).
 """
 SMALLER: dict[str, tuple[int, dict[str, Any]]] = {
     "celeba_u": (64, {"width": 16, "head_dim": 16, "attention_at": (8, 4), "blocks": 1}),
     "cifar10": (32, {"width": 32, "blocks": 1}),
     "digits": (8, {}),
 }
-"""The shipped recipes' networks and images, smaller so that a test takes a second; the levels stay."""
+"""The shipped recipes' networks and images, smaller so that a test takes a second;
+the levels stay.
+"""
 
 
 def shipped(name: str) -> tuple[UNet, int]:
@@ -48,7 +54,9 @@ def shipped(name: str) -> tuple[UNet, int]:
 
 
 def other(**changed: Any) -> tuple[UNet, int]:
-    """What no shipped recipe has: the time added, padding on one side, no attention head's width, classes."""
+    """What no shipped recipe has: the time added, padding on one side,
+    no attention head's width, classes.
+    """
     levels = {
         "block_out_channels": (8, 16),
         "norm_num_groups": 4,
@@ -60,7 +68,9 @@ def other(**changed: Any) -> tuple[UNet, int]:
 
 
 class Strangers(nn.Module):
-    """A network of somebody who does not know vdiff: every way of using the layers that have a fast one."""
+    """A network of somebody who does not know vdiff:
+    every way of using the layers that have a fast one.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,7 +23,9 @@ from tests.tiny import TinyRun
 from vdiff.data.prepare import prepare
 
 SEED, COUNT = 9, 14
-"""Of these 14, four are kills, and of every other kind there is one or two; each strikes a single process."""
+"""Of these 14, four are kills, and of every other kind there is one or two;
+each strikes a single process.
+"""
 
 
 @pytest.fixture

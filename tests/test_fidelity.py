@@ -1,4 +1,6 @@
-"""FID, KID, precision, recall and inception score: as torch-fidelity has them on the same folders of pictures."""
+"""FID, KID, precision, recall and inception score:
+as torch-fidelity has them on the same folders of pictures.
+"""
 
 import json
 import pickle
@@ -21,7 +23,10 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: 
 
 
 class Small(FeatureExtractorBase):  # type: ignore[misc]
-    """A random convolution: features that need no download. Its weights are those of a fixed seed, or a file's."""
+    """A random convolution: features that need no download.
+
+    Its weights are those of a fixed seed, or a file's.
+    """
 
     seen = 0
     seed = 0
@@ -79,7 +84,10 @@ def test_the_numbers_are_those_of_torch_fidelitys_own_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reference, samples = pictures(0, 1010, channels), pictures(1, 1030, channels, high=200)
-    options = "--cpu --fid --kid --prc --isc --feature-extractor small --json --silent --no-cache --save-cpu-ram"
+    options = (
+        "--cpu --fid --kid --prc --isc --feature-extractor small --json --silent "
+        "--no-cache --save-cpu-ram"
+    )
     folders = folder(tmp_path / "samples", samples), folder(tmp_path / "reference", reference)
     monkeypatch.setattr(
         "sys.argv", ["fidelity", *options.split(), "--input1", folders[0], "--input2", folders[1]]

@@ -1,4 +1,6 @@
-"""Other people's model files: described as torch and safetensors would load them, and nothing in them is ever run."""
+"""Other people's model files: described as torch and safetensors would load them,
+and nothing in them is ever run.
+"""
 
 import io
 import json
@@ -339,7 +341,10 @@ def test_a_missing_or_short_storage_is_found(tmp_path: Path) -> None:
 def test_a_tensor_outside_its_storage_is_refused(
     tmp_path: Path, shape: str, strides: str, problem: str
 ) -> None:
-    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+    storage = (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+    )
     tail = f"K\x00{shape}{strides}".encode("latin-1") + b"\x89NtR."
     program = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + tail
     with zipfile.ZipFile(tmp_path / "odd.pt", "w") as archive:
@@ -424,7 +429,10 @@ def test_zip_files_that_lie_or_are_not_of_pytorch_are_refused(tmp_path: Path) ->
 
 
 def test_a_record_larger_than_the_file_is_refused(tmp_path: Path) -> None:
-    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\x00\x00\x00\x10tQ"
+    storage = (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\x00\x00\x00\x10tQ"
+    )
     tensor = (
         b"ctorch._utils\n_rebuild_tensor_v2\n("
         + storage
@@ -434,9 +442,8 @@ def test_a_record_larger_than_the_file_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("a/data/0", b"")
     content = path.read_bytes()
-    at = (
-        content.rindex(b"PK\x01\x02") + 20
-    )  # the two sizes of the last record in the list of records
+    # the two sizes of the last record in the list of records
+    at = content.rindex(b"PK\x01\x02") + 20
     path.write_bytes(content[:at] + (2**30).to_bytes(4, "little") * 2 + content[at + 8 :])
     with pytest.raises(ModelFileError, match="claim more bytes than it has"):
         describe(path)
@@ -605,7 +612,9 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def description(path: Path, content: bytes) -> dict[str, Any] | None:
-    """What is told of a file, as JSON holds it; None where it is refused, in an error of three lines."""
+    """What is told of a file, as JSON holds it;
+    None where it is refused, in an error of three lines.
+    """
     path.write_bytes(content)
     try:
         found = describe(path)

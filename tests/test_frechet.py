@@ -196,9 +196,8 @@ def test_what_is_known_of_the_reference_is_kept_and_a_damaged_file_made_anew(
     reference, samples = bytes_of(0), bytes_of(1)
     expected = section(5, reference, tmp_path).value(samples)
     (file,) = tmp_path.iterdir()
-    assert (
-        section(5, reference[:7].repeat(3, 1, 1, 1), tmp_path).value(samples) == expected
-    )  # the fingerprint counts
+    # the fingerprint counts
+    assert section(5, reference[:7].repeat(3, 1, 1, 1), tmp_path).value(samples) == expected
     whole = file.read_bytes()
     for damaged in (
         whole[:100],

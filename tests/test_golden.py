@@ -1,4 +1,6 @@
-"""Folders that earlier versions of vdiff wrote: they load, draw what they drew then, and go on from their saves."""
+"""Folders that earlier versions of vdiff wrote:
+they load, draw what they drew then, and go on from their saves.
+"""
 
 import json
 import shutil
@@ -19,7 +21,9 @@ VERSIONS = sorted(path.name for path in GOLDEN.glob("format_*"))
 
 @pytest.fixture(params=VERSIONS)
 def here(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a golden folder, as the current one; `golden.make` wrote it and the numbers in `pictures.json`."""
+    """A copy of a golden folder, as the current one;
+    `golden.make` wrote it and the numbers in `pictures.json`.
+    """
     shutil.copytree(GOLDEN / request.param, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -43,7 +47,9 @@ def test_a_golden_model_is_whole_and_draws_what_it_drew(here: Path) -> None:
 
 
 def test_a_golden_model_knows_the_times_that_its_card_says() -> None:
-    """To format 1, a base knew all times; the new fields mean what an older vdiff did with every model."""
+    """To format 1, a base knew all times; the new fields mean what an older
+    vdiff did with every model.
+    """
     cards = {
         version: checkpoint.read_card(GOLDEN / version / "runs/golden/original")
         for version in VERSIONS

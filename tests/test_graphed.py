@@ -1,4 +1,6 @@
-"""Replayed network calls: the same pictures, only of networks that learn nothing, and never where a check fails."""
+"""Replayed network calls: the same pictures, only of networks that learn nothing,
+and never where a check fails.
+"""
 
 import copy
 import gc

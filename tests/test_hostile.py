@@ -1,4 +1,6 @@
-"""Files made up to harm: whatever they say, a VdiffError of the right kind comes out, soon, and nothing else does."""
+"""Files made up to harm: whatever they say, a VdiffError of the right kind comes out, soon,
+and nothing else does.
+"""
 
 import io
 import json
@@ -30,7 +32,8 @@ from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import Recipe
 from vdiff.runs import savepoint
 
-# No shrinking and no data base of examples: a failure is printed as it was found, the same one every time.
+# No shrinking and no data base of examples: a failure is printed as it was found, the same one
+# every time.
 CHEAP = {
     "derandomize": True,
     "deadline": None,
@@ -51,7 +54,9 @@ ODD_VALUES = st.one_of(
 
 
 def outcome(work: Callable[[], object], *kinds: type[VdiffError]) -> object:
-    """What `work` gives, or the error of one of these kinds that came; every other one is a failure."""
+    """What `work` gives, or the error of one of these kinds that came;
+    every other one is a failure.
+    """
     try:
         return work()
     except kinds as err:
@@ -65,7 +70,9 @@ def read_recipe(text: str) -> Recipe:
 
 
 def is_recipe_or_mistake(text: str) -> bool:
-    """A recipe that means the same when it is written down and read again, or a mistake of the recipe."""
+    """A recipe that means the same when it is written down and read again,
+    or a mistake of the recipe.
+    """
     found = outcome(lambda: read_recipe(text), UsageError)
     if isinstance(found, UsageError):
         return True
@@ -419,9 +426,8 @@ def test_a_save_with_odd_values_is_a_save_or_refused(
         UsageError,
         DataError,
     )
-    assert (
-        isinstance(found, savepoint.SavePoint | VdiffError) or said
-    )  # one that is passed over is told of
+    # one that is passed over is told of
+    assert isinstance(found, savepoint.SavePoint | VdiffError) or said
     shutil.rmtree(folder)
 
 

@@ -1,4 +1,6 @@
-"""A GPU that is only imagined: tensors without numbers tell what runs where, and in which precision."""
+"""A GPU that is only imagined: tensors without numbers tell what runs where,
+and in which precision.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -56,7 +58,9 @@ class Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def gpu() -> Iterator[None]:
-    """Tensors are on a GPU, and networks compute in bfloat16, as `Machine.autocast` has it; it wants to see the GPU."""
+    """Tensors are on a GPU, and networks compute in bfloat16, as `Machine.autocast` has it;
+    it wants to see the GPU.
+    """
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     torch.autocast_increment_nesting()  # else nothing is kept

@@ -142,7 +142,9 @@ class Constant(torch.nn.Module):
 
 
 def test_a_teacher_that_predicts_noise_is_clipped_inside_the_target() -> None:
-    """At the end of the schedule its x is eps over almost nothing: z = 3 gives 390 where pictures end at 1."""
+    """At the end of the schedule its x is eps over almost nothing:
+    z = 3 gives 390 where pictures end at 1.
+    """
     teacher = Denoiser(Constant(), BetasSection().build(), "eps")
     z = torch.full((1, 1, 2, 2), 3.0)
     step = torch.tensor([4.0], dtype=torch.float64)

@@ -1,4 +1,6 @@
-"""`vdiff inspect`: what it tells of runs, models, stores, recipes and foreign files, and that no stranger harms it."""
+"""`vdiff inspect`: what it tells of runs, models, stores, recipes and foreign files,
+and that no stranger harms it.
+"""
 
 import json
 import os
@@ -385,9 +387,8 @@ def test_a_store_tells_what_it_says_about_itself(
     with (store / "data.mdb").open("r+b") as file:
         file.seek(file.read().index(record) + 40)
         file.write(bytes([record[40] ^ 1]))
-    assert (
-        main(["inspect", str(store)]) == 3
-    )  # so small a picture lies in a page that leads to others
+    # so small a picture lies in a page that leads to others
+    assert main(["inspect", str(store)]) == 3
     (store / "store.json").unlink()
     assert main(["inspect", str(store)]) == 0
     assert main(["inspect", str(store), "--verify"]) == DataError.exit_code
@@ -463,7 +464,10 @@ def test_nothing_is_changed(run: Path, here: Path) -> None:
 
 
 def test_runs_and_models_are_described_without_torch(run: Path) -> None:
-    code = "import sys; from vdiff.cli import main; main(['inspect']); main(['inspect', 'base_0']); print(*sys.modules)"
+    code = (
+        "import sys; from vdiff.cli import main; main(['inspect']); main(['inspect', 'base_0']); "
+        "print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "base_1" in done.stdout
     assert not {"torch", "safetensors"} & set(done.stdout.splitlines()[-1].split())

@@ -1,4 +1,6 @@
-"""Where classes come from: labels that are there are used, or it is told why not and what would use them."""
+"""Where classes come from: labels that are there are used,
+or it is told why not and what would use them.
+"""
 
 import json
 from collections.abc import Sequence
@@ -35,20 +37,32 @@ def in_folders(*folders: str, count: int = 2) -> list[str]:
         (in_folders(*"0123456789"), list("0123456789"), "by their folders"),
         (in_folders("n01440764", "n01443537"), ["n01440764", "n01443537"], "by their folders"),
         (in_folders("00000", "00001", "00042"), ["00000", "00001", "00042"], "by their folders"),
-        (in_folders("train/a", "train/b", "val/a", "val/b"), ["a", "b"], "by the folders in train, val"),
+        (in_folders("train/a", "train/b", "val/a", "val/b"), ["a", "b"], (
+            "by the folders in train, val"
+        )),
         (in_folders("train/a", "train/b", "test/a"), ["a", "b"], "by the folders in test, train"),
-        (in_folders("photo/a", "photo/b", "draft/a", "draft/b"), ["a", "b"], "by the folders in draft, photo"),
+        (in_folders("photo/a", "photo/b", "draft/a", "draft/b"), ["a", "b"], (
+            "by the folders in draft, photo"
+        )),
         (["1.png", "2.png"], [], "all pictures lie in one folder"),
         (in_folders("only"), [], "all pictures lie in one folder"),
         (in_folders("train", "val"), [], "train, val are parts of a data set, not classes"),
-        (["cover.png", *in_folders("cats", "dogs")], [], "`cover.png` lies outside of the class folders; "
+        (["cover.png", *in_folders("cats", (
+            "dogs"
+        ))], [], "`cover.png` lies outside of the class folders; "
          "`--labels folders` leaves it out and finds 2 classes (cats, dogs)"),
-        (["d/1.png", "d/2.png", *in_folders("d/cats", "d/dogs")], [], "`d/1.png` and 1 more lie outside of the class "
-         "folders; `--labels folders` leaves them out and finds 2 classes (cats, dogs)"),
-        (["test/1.png", *in_folders("train/a", "train/b")], [], "`test/1.png` lies outside of the class folders; "
+        (["d/1.png", "d/2.png", *in_folders("d/cats", "d/dogs")], [], (
+            "`d/1.png` and 1 more lie outside of the class folders; "
+            "`--labels folders` leaves them out and finds 2 classes (cats, dogs)"
+        )),
+        (["test/1.png", *in_folders("train/a", (
+            "train/b"
+        ))], [], "`test/1.png` lies outside of the class folders; "
          "`--labels folders` leaves it out and finds 2 classes (a, b)"),
-        (["a/1.png", "b/deep/2.png"], [], "the folders differ in depth; `--labels folders` takes the topmost ones as "
-         "2 classes (a, b)"),
+        (["a/1.png", "b/deep/2.png"], [], (
+            "the folders differ in depth; `--labels folders` takes the topmost "
+            "ones as 2 classes (a, b)"
+        )),
     ],
 )  # fmt: skip
 def test_folders_are_classes_where_they_can_be_nothing_else(
@@ -58,7 +72,9 @@ def test_folders_are_classes_where_they_can_be_nothing_else(
 
 
 def ffhq(count: int, missing: int = 3) -> list[str]:
-    """FFHQ's own names: a folder for each thousand, called by its first picture; here a hundred each."""
+    """FFHQ's own names: a folder for each thousand, called by its first picture;
+    here a hundred each.
+    """
     names = [f"{number // 100 * 100:05d}/{number:05d}.png" for number in range(count)]
     del names[150 : 150 + missing]
     return names
@@ -110,12 +126,20 @@ def test_the_labels_of_dataset_json_are_used(pack: Pack, top: str, tmp_path: Pat
     [
         ({"labels": None}, "`dataset.json` has no labels"),
         ({"images": []}, "`dataset.json` has no labels"),
-        ({"labels": []}, "`dataset.json` has no label for 20 of 20 pictures, `00000/img00000000.png` for one"),
-        ({"labels": LABELS[:-1]}, "`dataset.json` has no label for 1 of 20 pictures, `00003/img00000019.png` for one"),
+        ({"labels": []}, (
+            "`dataset.json` has no label for 20 of 20 pictures, `00000/img00000000.png` for one"
+        )),
+        ({"labels": LABELS[:-1]}, (
+            "`dataset.json` has no label for 1 of 20 pictures, `00003/img00000019.png` for one"
+        )),
         ({"labels": [[name, 0] for name in NVLABS]}, "`dataset.json` has one label only"),
-        ({"labels": [[name, [0.5, 0.5]] for name in NVLABS]}, "`dataset.json` cannot be used: its labels are not p"),
+        ({"labels": [[name, [0.5, 0.5]] for name in NVLABS]}, (
+            "`dataset.json` cannot be used: its labels are not p"
+        )),
         ({"labels": dict(LABELS)}, "`dataset.json` cannot be used: its labels are not a list"),
-        ({"labels": [["\x1b[2J", None]]}, r"`dataset.json` cannot be used: its labels are not pairs"),
+        ({"labels": [["\x1b[2J", None]]}, (
+            r"`dataset.json` cannot be used: its labels are not pairs"
+        )),
     ],
 )  # fmt: skip
 def test_why_the_labels_of_dataset_json_are_not_used_is_told(dataset: object, told: str) -> None:

@@ -54,7 +54,10 @@ def test_a_worker_that_is_asked_while_it_leaves_was_stopped_and_not_killed(
     number: signal.Signals,
 ) -> None:
     """Python puts the default back before it ends, and then a signal is the end at once."""
-    leaving = f"import os, signal; signal.signal({number:d}, signal.SIG_DFL); os.kill(os.getpid(), {number:d})"
+    leaving = (
+        f"import os, signal; signal.signal({number:d}, signal.SIG_DFL); "
+        f"os.kill(os.getpid(), {number:d})"
+    )
     assert launch._watch([started(leaving), started("")], asked=[number]) == 128 + number
     with pytest.raises(MachineError, match=f"killed by signal {number:d}"):
         launch._watch([started(leaving), started("")], asked=[])

@@ -1,4 +1,6 @@
-"""How activations lie in memory: where it is free, as the layers are fastest, and never other values."""
+"""How activations lie in memory: where it is free, as the layers are fastest,
+and never other values.
+"""
 
 import torch
 

@@ -1,4 +1,6 @@
-"""One update in numbers: decay of the weights, what a save holds, and the memory that is still to come."""
+"""One update in numbers: decay of the weights, what a save holds,
+and the memory that is still to come.
+"""
 
 import pytest
 import torch
@@ -24,7 +26,9 @@ def weights(made: Learner) -> dict[str, torch.Tensor]:
 def test_weights_decay_by_the_share_that_is_asked_for_and_by_none_otherwise(
     machine: Machine, decay: float
 ) -> None:
-    """The first step of Adam is rate * g / (|g| + 1e-8), whatever the decay is; that takes rate * decay of a weight."""
+    """The first step of Adam is rate * g / (|g| + 1e-8), whatever the decay is;
+    that takes rate * decay of a weight.
+    """
     rate = 1e-2
     made = learner(machine, weight_decay=decay, clip_norm=None, learning_rate=rate)
     before = weights(made)
@@ -137,7 +141,9 @@ class Roomy(Machine):
 
 
 def test_memory_for_adam_and_for_a_copy_of_everything_is_left_free_until_they_have_it() -> None:
-    """Adam's two averages, and on a CPU the weights, their average and Adam's two, copied while a save is written."""
+    """Adam's two averages, and on a CPU the weights, their average and Adam's two,
+    copied while a save is written.
+    """
     machine = Roomy(10**9)
     made = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr"), settings(), machine)
     made.settle(pictures(), NOTHING, rng_of())

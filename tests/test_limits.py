@@ -1,4 +1,6 @@
-"""What a schedule cannot serve is refused, and whatever is accepted gives finite numbers at every step."""
+"""What a schedule cannot serve is refused, and whatever is accepted gives
+finite numbers at every step.
+"""
 
 from itertools import pairwise
 from math import acos, ceil, cos, pi
@@ -128,7 +130,9 @@ def test_whatever_is_accepted_is_finite_at_every_step_and_the_rest_is_refused(
 def test_only_what_leaves_no_signal_is_refused_within_the_limits_of_the_fields(
     section: Any,
 ) -> None:
-    """Of eps more is refused than of v, and of betas those whose product vanishes before the last."""
+    """Of eps more is refused than of v, and of betas those whose product
+    vanishes before the last.
+    """
     if opened(section, "v") is not None:
         alpha = opened(section, "x").alpha_sigma(torch.ones(()))[0]  # type: ignore[union-attr]
         assert (opened(section, "eps") is None) == bool(alpha < 2.0**-50)
@@ -205,7 +209,9 @@ def test_hardly_any_signal_is_too_little_for_eps() -> None:
 
 @pytest.mark.parametrize("grid", [1, 7, 32, 64, 1024])
 def test_a_cosine_student_has_at_most_31_times_the_grids_steps(grid: int) -> None:
-    """The last beta of 0.999 leaves 0.001 of alpha^2, which the free cosine reaches at about t = 1 - 0.0316 / grid."""
+    """The last beta of 0.999 leaves 0.001 of alpha^2, which the free cosine reaches at about t = 1
+    - 0.0316 / grid.
+    """
     schedule = CosineSchedule(grid)
     angle = acos(0.001**0.5 * cos((1 - 1 / grid + 0.008) / 1.008 * pi / 2))
     flat = angle * 2 / pi * 1.008 - 0.008

@@ -50,7 +50,7 @@ class Dying(Numbers):
 
 
 def first(count: int, source: Images, **options: int | bool) -> list[Batch]:
-    stream = batches(source, **{"seed": 1, "stage": 0, "batch_size": 4, **options})  # type: ignore[arg-type]
+    stream = batches(source, **{"seed": 1, "stage": 0, ("batch_size"): 4, **options})  # type: ignore[arg-type]
     return [next(stream) for _ in range(count)]
 
 
@@ -78,7 +78,8 @@ def test_the_order_depends_on_seed_and_stage() -> None:
 
 
 def test_the_order_is_the_same_in_every_version() -> None:
-    # Written down when the first version was made; a change would break the resumption of every run.
+    # Written down when the first version was made; a change would break the resumption of every
+    # run.
     assert sample_indices(10, 0, 0, 0, 10).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
     assert sample_indices(10, 3, 2, 7, 4).tolist() == [2, 1, 8, 9]
     assert flips(0, 0, 0, 8).astype(int).tolist() == [1, 1, 1, 1, 1, 1, 0, 1]
@@ -238,7 +239,9 @@ def test_decoded_pictures_do_not_travel_to_workers(store: Path) -> None:
 
 
 class Signalling(Numbers):
-    """Pictures that send their process a signal, as happens to the whole group at Ctrl-C or at the end of a job."""
+    """Pictures that send their process a signal, as happens to the whole group at Ctrl-C
+    or at the end of a job.
+    """
 
     def __init__(self, num_images: int, number: int) -> None:
         super().__init__(num_images)
@@ -259,7 +262,9 @@ def test_a_worker_outlives_the_first_signals_so_that_the_update_can_be_finished(
 
 
 def test_a_signal_that_reaches_workers_while_they_start_does_not_end_them() -> None:
-    """As that of a terminal which is closed then; the trainer, which hears it too, needs them for its last update."""
+    """As that of a terminal which is closed then;
+    the trainer, which hears it too, needs them for its last update.
+    """
     resource_tracker.ensure_running()  # it would be taken for a worker
     me, told = os.getpid(), []
     others = [

@@ -1,4 +1,6 @@
-"""The lock of a folder: one process at a time holds it, whatever goes and comes in its place meanwhile."""
+"""The lock of a folder: one process at a time holds it,
+whatever goes and comes in its place meanwhile.
+"""
 
 import errno
 import fcntl

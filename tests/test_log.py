@@ -1,4 +1,6 @@
-"""log.jsonl: every line is the mean of what was sound since the last one, and says how much was not."""
+"""log.jsonl: every line is the mean of what was sound since the last one,
+and says how much was not.
+"""
 
 import json
 import math

@@ -1,4 +1,6 @@
-"""A training can be made longer, finished or not; and what does not shape the weights never keeps it from going on."""
+"""A training can be made longer, finished or not;
+and what does not shape the weights never keeps it from going on.
+"""
 
 import shutil
 from typing import Any
@@ -188,7 +190,9 @@ def test_saves_of_earlier_versions_that_recorded_what_is_harmless_go_on(tiny_run
 
 
 def harmless_fields(section: type[Section] | Section, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> field of everything in a recipe that is marked as harmless and holds no section."""
+    """Dotted name -> field of everything in a recipe that is marked as
+    harmless and holds no section.
+    """
     found = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -228,7 +232,9 @@ OTHER = {
 """Another value for each harmless field that a base training meets."""
 
 NOT_MET = {"train.micro_batch", "data.path"}
-"""Another micro-batch rounds differently, which the save tells; another place of the store must hold the same."""
+"""Another micro-batch rounds differently, which the save tells;
+another place of the store must hold the same.
+"""
 
 
 def test_every_harmless_field_is_tried(tiny_run: TinyRun) -> None:

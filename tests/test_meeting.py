@@ -1,4 +1,6 @@
-"""What the processes of a run tell one another, here as threads with one store: facts, errors, signs of life."""
+"""What the processes of a run tell one another, here as threads with one store:
+facts, errors, signs of life.
+"""
 
 import signal
 import threading
@@ -280,7 +282,9 @@ def test_a_run_that_was_suspended_misses_nobody(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_processes_that_lost_one_another_or_were_too_slow_say_so() -> None:
-    """As where the disk of one of them hung for minutes: both are alive, and neither has a reason to give."""
+    """As where the disk of one of them hung for minutes:
+    both are alive, and neither has a reason to give.
+    """
     both_are_here = threading.Barrier(2)
 
     def hears(found: Meeting) -> None:

@@ -1,4 +1,7 @@
-"""Memory that does not suffice: half as many pictures at once, said once; then it is an error. And who keeps it."""
+"""Memory that does not suffice: half as many pictures at once, said once; then it is an error.
+
+And who keeps it.
+"""
 
 import ctypes
 import platform
@@ -84,7 +87,9 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
 
 
 class MallocInfo(ctypes.Structure):
-    """What the GNU C library tells of its memory: bytes it has in all, and bytes of pieces with memory of their own."""
+    """What the GNU C library tells of its memory:
+    bytes it has in all, and bytes of pieces with memory of their own.
+    """
 
     _fields_ = (
         ("common", ctypes.c_size_t),
@@ -96,7 +101,8 @@ class MallocInfo(ctypes.Structure):
 def has_memory_of_its_own() -> bool:
     """Whether a tensor has that is larger than what is free already.
 
-    It is of 16 MiB: a thread whose memory was once refused gets it from heaps of 64 MiB from then on.
+    It is of 16 MiB: a thread whose memory was once refused gets it from heaps of 64 MiB from then
+    on.
     """
     ask = ctypes.CDLL(None).mallinfo2
     ask.restype = MallocInfo

@@ -1,4 +1,6 @@
-"""Micro-batches that find themselves: as large as the memory holds, and the training is the same whatever they are."""
+"""Micro-batches that find themselves: as large as the memory holds,
+and the training is the same whatever they are.
+"""
 
 import contextlib
 from pathlib import Path

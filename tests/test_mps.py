@@ -1,4 +1,7 @@
-"""The GPU of a Mac, which has no float64. None is here: the device `meta` takes its place, which computes nothing."""
+"""The GPU of a Mac, which has no float64.
+
+None is here: the device `meta` takes its place, which computes nothing.
+"""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""The benchmark of the tests: which mistakes it makes, and that it tells seen ones from those that are not."""
+"""The benchmark of the tests: which mistakes it makes,
+and that it tells seen ones from those that are not.
+"""
 
 import ast
 from pathlib import Path
@@ -78,13 +80,11 @@ def test_the_choice_is_that_of_the_seed_and_outlives_other_lines() -> None:
 
 def test_tests_that_import_a_module_concern_it_also_by_a_helper() -> None:
     found = concerned(ROOT, "vdiff/diffusion/schedule.py")
-    assert {"tests/test_schedule.py", "tests/test_weighting.py"} <= set(
-        found
-    )  # the second by toys.py
+    # the second by toys.py
+    assert {"tests/test_schedule.py", "tests/test_weighting.py"} <= set(found)
     assert "tests/test_digits.py" not in found
-    assert "tests/test_depth.py" in concerned(
-        ROOT, "vdiff/images/decoding/depth.py"
-    )  # by the package's door
+    # by the package's door
+    assert "tests/test_depth.py" in concerned(ROOT, "vdiff/images/decoding/depth.py")
 
 
 def test_what_is_seen_and_what_is_not_is_told(
@@ -94,7 +94,9 @@ def test_what_is_seen_and_what_is_not_is_told(
         "vdiff/__init__.py": "",
         "vdiff/sums.py": "def double(x):\n    return x + x\n\n\ndef unseen(x):\n    return x + 1\n",
         "tests/__init__.py": "",
-        "tests/test_sums.py": "from vdiff.sums import double\n\n\ndef test_it():\n    assert double(3) == 6\n",
+        "tests/test_sums.py": (
+            "from vdiff.sums import double\n\n\ndef test_it():\n    assert double(3) == 6\n"
+        ),
     }.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_text(text)

@@ -1,4 +1,6 @@
-"""Group normalization: torch's own function and gradients, whatever the layout, the precision and the time."""
+"""Group normalization: torch's own function and gradients, whatever the layout,
+the precision and the time.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from vdiff.networks.cpu.norm import GroupNorm, scaled_norm
 from vdiff.networks.fast import fast_on
 
 CPU_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# beside the largest value; torch's own norm in float32 and below misses by up to 3e-6, 0.007 and 0.001 here
+# beside the largest value; torch's own norm in float32 and below misses by up to 3e-6, 0.007 and
+# 0.001 here
 MOST_WRONG = {
     torch.float64: 1e-14,
     torch.float32: 3e-6,

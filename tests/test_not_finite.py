@@ -1,4 +1,6 @@
-"""NaN and Inf: no picture, number, report or model comes of them, and whoever meets them is told what to do."""
+"""NaN and Inf: no picture, number, report or model comes of them,
+and whoever meets them is told what to do.
+"""
 
 import json
 import math
@@ -53,9 +55,9 @@ def test_no_process_waits_for_one_whose_pictures_are_no_numbers() -> None:
             return True
 
     with pytest.raises(DivergedError, match="drawn by another process, hold NaN or Inf"):
-        decoded_share(torch.zeros(2, 1, 4, 4), PixelCodec(), "base_2", OfTwo())  # type: ignore[arg-type]
+        decoded_share(torch.zeros(2, 1, 4, 4), PixelCodec(), ("base_2"), OfTwo())  # type: ignore[arg-type]
     with pytest.raises(DivergedError, match="error: 1 of 1 pictures"):
-        decoded_share(torch.full((1, 1, 4, 4), math.nan), PixelCodec(), "base_2", OfTwo())  # type: ignore[arg-type]
+        decoded_share(torch.full((1, 1, 4, 4), math.nan), PixelCodec(), ("base_2"), OfTwo())  # type: ignore[arg-type]
     assert (
         decoded_share(torch.zeros(2, 1, 4, 4), PixelCodec(), "base_2", Machine("fp32", "cpu")).dtype
         == torch.uint8
@@ -174,7 +176,9 @@ def test_a_student_whose_error_is_no_number_is_told(tiny_run: TinyRun) -> None:
 
 @pytest.fixture
 def unsound(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Learner], bool]], None]:
-    """Makes what is learned, where a function of the learner says so, finite weights whose predictions are not."""
+    """Makes what is learned, where a function of the learner says so,
+    finite weights whose predictions are not.
+    """
     sound = Learner.result
 
     def mix(is_bad: Callable[[Learner], bool]) -> None:

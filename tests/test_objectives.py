@@ -1,4 +1,6 @@
-"""What every objective does: its times, its weights, its noise, its labels and its dropout, in closed form."""
+"""What every objective does: its times, its weights, its noise, its labels and its dropout,
+in closed form.
+"""
 
 import itertools
 import math
@@ -31,17 +33,22 @@ from vdiff.training.learner import RngOf
 GRID = 16
 NUM_STEPS, TEACHER_STEPS, UPDATES = 8, 4, 10
 PICTURE, STUDENT, TEACHER = 0.75, -0.25, 0.5
-"""What all pixels of the pictures, of the student's and of the teacher's predictions are, where they are constant."""
+"""What all pixels of the pictures, of the student's and of the teacher's predictions are,
+where they are constant.
+"""
 
 KOLMOGOROV = 1.95
-"""Over the root of the number of draws: a larger distance from the distribution comes once in a thousand tests."""
+"""Over the root of the number of draws: a larger distance from the distribution comes
+once in a thousand tests.
+"""
 
 
 class Expected(NamedTuple):
     """What an objective is to do.
 
-    num_times: its times are i / num_times; None for any time in (0, 1].   is_stratified: one time in each of as many
-    equal parts as the batch has pictures.   learns_from: the value that the student is to predict.
+    num_times: its times are i / num_times; None for any time in (0, 1].
+    is_stratified: one time in each of as many equal parts as the batch has pictures.
+    learns_from: the value that the student is to predict.
     """
 
     num_times: int | None
@@ -95,7 +102,9 @@ class Listening(CosineSchedule):
 
 
 class Asked(NamedTuple):
-    """One call of an objective: what it gave, and what its student and its teacher (None for none) were asked."""
+    """One call of an objective: what it gave, and what its student and its teacher
+    (None for none) were asked.
+    """
 
     loss: Tensor
     student: Denoiser
@@ -221,7 +230,9 @@ def times_of(section: Any, updates: int, count: int, num_steps: int = NUM_STEPS)
 
 
 def distance_from_uniform(t: Tensor, num_times: int | None) -> float:
-    """Kolmogorov's: the largest difference of the distribution functions, on (0, 1] or on the points i / num_times."""
+    """Kolmogorov's: the largest difference of the distribution functions,
+    on (0, 1] or on the points i / num_times.
+    """
     t = t.flatten().sort().values
     if num_times is not None:
         points = torch.arange(1, num_times + 1, dtype=torch.float64) / num_times
@@ -335,7 +346,9 @@ def test_the_smallest_and_the_largest_number_give_times_too(section: Any, u: flo
 
 @every_way
 def test_numbers_are_drawn_in_the_order_that_saved_runs_rely_on(section: Any) -> None:
-    """First the times, then the noise, then the keys: else a run that goes on would see other numbers."""
+    """First the times, then the noise, then the keys:
+    else a run that goes on would see other numbers.
+    """
     wanted, x = expected(section), pictures(6, 1, 2, 2, seed=0)
     asked, again = ask(section, x, rng(6), training=True), rng(6)
     u = again.stratified() if wanted.is_stratified else again.uniform()

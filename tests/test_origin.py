@@ -1,4 +1,6 @@
-"""Pictures that have changed since a store was made are seen, those that were only touched are not made again."""
+"""Pictures that have changed since a store was made are seen,
+those that were only touched are not made again.
+"""
 
 import json
 import os
@@ -60,7 +62,9 @@ def prepared(source: Path, **more: object) -> tuple[Report, Heard]:
 
 
 def replace(pack: Pack, files: dict[str, bytes], source: Path) -> None:
-    """Write other pictures into the place of a source, a moment later as far as clocks of disks can tell."""
+    """Write other pictures into the place of a source, a moment later as far as
+    clocks of disks can tell.
+    """
     times = source.stat().st_mtime_ns
     while (pack(files, source)).stat().st_mtime_ns == times and source.is_file():
         pass
@@ -142,7 +146,10 @@ def test_the_command_names_force_and_how_it_was_decided(
     assert main(arguments) == 0
     capsys.readouterr()
     assert main(arguments) == 0
-    said = f"`{tmp_path}/store` holds these pictures already, by names, sizes and times: nothing to do; `--force` makes"
+    said = (
+        f"`{tmp_path}/store` holds these pictures already, by names, sizes and times: "
+        "nothing to do; `--force` makes"
+    )
     assert said in capsys.readouterr().err
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["decided_by"] == "names, sizes and times"
@@ -170,7 +177,10 @@ def test_a_store_of_an_older_vdiff_is_kept_by_names_and_sizes(
         [RED, RED],
     )
     assert report.hints == [
-        "an older vdiff made the store, which kept no times: if pictures changed since, type `--force`"
+        (
+            "an older vdiff made the store, which kept no times: "
+            "if pictures changed since, type `--force`"
+        )
     ]
     assert colours(prepared(source, force=True)[0].store) == [BLUE, BLUE]
 

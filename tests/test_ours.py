@@ -1,4 +1,6 @@
-"""How vdiff knows what it made: what others put beside, inside or in between stays, also when a process is killed."""
+"""How vdiff knows what it made: what others put beside, inside or in between stays,
+also when a process is killed.
+"""
 
 import itertools
 import json
@@ -409,9 +411,8 @@ def play(work: str, disk: Path, moment: int, kill_at: int | None = None) -> tupl
         if next(count) == moment and not target.is_file():
             if target.exists():  # the user moves it away
                 subprocess.run(["mv", target, disk.with_name("moved")], check=True)
-            subprocess.run(
-                ["mv", mine, target], check=True
-            )  # not this process, whose calls are counted
+            # not this process, whose calls are counted
+            subprocess.run(["mv", mine, target], check=True)
             is_put = True
 
     with Disk(disk, kill_at, "killed", watch).in_use() as used:

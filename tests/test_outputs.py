@@ -1,4 +1,6 @@
-"""Every place where a command leaves something: what somebody else has there stays, byte for byte, and is named."""
+"""Every place where a command leaves something:
+what somebody else has there stays, byte for byte, and is named.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -51,9 +53,12 @@ OBSTACLES: dict[str, Callable[[Path], None]] = {
 class Output:
     """Something that a command leaves.
 
-    command: as it is typed.   place: the path of it.   state: what is there before, `store`, `base` or `student`.
-    codes: of obstacles that end in another exit code than 2.   has_force: whether the command takes --force.
-    is_first: whether nothing at all has been written when it is refused.   kinds: of obstacles, to save time.
+    command: as it is typed.   place: the path of it.
+    state: what is there before, `store`, `base` or `student`.
+    codes: of obstacles that end in another exit code than 2.
+    has_force: whether the command takes --force.
+    is_first: whether nothing at all has been written when it is refused.
+    kinds: of obstacles, to save time.
     """
 
     command: str
@@ -73,7 +78,10 @@ TRAIN = f"train --run proj {ON_CPU}"
 DISTILL = f"distill --stages 1 {ON_CPU}"
 SAMPLE = f"sample --checkpoint original -n 2 --steps 1 {ON_CPU}"
 EVALUATE = f"evaluate --n 2 --metrics swd {ON_CPU}"
-QUICK = "--set train.updates=1 --set distill.updates=1 --set distill.overrides={} --set sample.num_images=4"
+QUICK = (
+    "--set train.updates=1 --set distill.updates=1 --set distill.overrides={} --set "
+    "sample.num_images=4"
+)
 DEMO = f"demo --out . -q {QUICK}"
 
 LINKS = {"link": 6, "dangling": 6, "link to a folder": 6}
@@ -156,7 +164,9 @@ OUTPUTS = [
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`store`: pictures, a store of them and a recipe; `base`: the first model too; `student`: and a second one."""
+    """`store`: pictures, a store of them and a recipe; `base`: the first model too;
+    `student`: and a second one.
+    """
     root = tmp_path_factory.mktemp("worlds")
     store = root / "store"
     (store / "pictures").mkdir(parents=True)
@@ -198,7 +208,9 @@ def here(
 
 
 def tree(folder: Path) -> dict[str, bytes | str | None]:
-    """All paths below, with what they hold: bytes of a file, where a link leads, None for a folder."""
+    """All paths below, with what they hold: bytes of a file, where a link leads,
+    None for a folder.
+    """
     found: dict[str, bytes | str | None] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

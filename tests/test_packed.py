@@ -1,4 +1,6 @@
-"""Layers that learn nothing: torch's own results, from weights that are reordered once and again when they change."""
+"""Layers that learn nothing: torch's own results, from weights that are reordered once and again
+when they change.
+"""
 
 import copy
 import io

@@ -1,4 +1,6 @@
-"""Metrics of pairs: what they may state, how their numbers are called and told, and what is kept in a table."""
+"""Metrics of pairs: what they may state, how their numbers are called and told,
+and what is kept in a table.
+"""
 
 import json
 import math

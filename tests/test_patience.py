@@ -1,4 +1,6 @@
-"""A picture that the machine cannot read for now is not a bad one: another try, or a stop from which it goes on."""
+"""A picture that the machine cannot read for now is not a bad one:
+another try, or a stop from which it goes on.
+"""
 
 import errno
 import io

@@ -56,8 +56,10 @@ def test_every_stage_can_have_a_factor_of_its_own(tiny_run: TinyRun) -> None:
     [
         (
             ["distill.start_steps=6"],
-            "`factor` 2 leads from 6 steps to 3, which 2 does not divide: `factor: [2, 3]` leads to 1; "
-            "with `factor` as it is, `end_steps` may be 3",
+            (
+                "`factor` 2 leads from 6 steps to 3, which 2 does not divide: "
+                "`factor: [2, 3]` leads to 1; with `factor` as it is, `end_steps` may be 3"
+            ),
         ),
         (["distill.factor=3"], "`factor` 3 does not divide 8 steps: `factor: 2` leads to 1"),
         (
@@ -74,12 +76,17 @@ def test_every_stage_can_have_a_factor_of_its_own(tiny_run: TinyRun) -> None:
         ),
         (
             ["distill.factor=[2, 2]"],
-            "`factor` [2, 2] leads from 8 steps to 2, and `end_steps` is 1: `factor: 2` leads to 1; "
-            "with `factor` as it is, `end_steps` may be 2",
+            (
+                "`factor` [2, 2] leads from 8 steps to 2, and `end_steps` is 1: "
+                "`factor: 2` leads to 1; with `factor` as it is, `end_steps` may be 2"
+            ),
         ),
         (
             ["distill.factor=[4, 2, 2]"],
-            "`factor` [4, 2, 2] is at `end_steps` 1 before its last number: `factor: [4, 2]` leads to 1",
+            (
+                "`factor` [4, 2, 2] is at `end_steps` 1 before its last number: "
+                "`factor: [4, 2]` leads to 1"
+            ),
         ),
         (
             ["distill.factor=4", "distill.end_steps=4"],
@@ -88,8 +95,11 @@ def test_every_stage_can_have_a_factor_of_its_own(tiny_run: TinyRun) -> None:
         ),
         (
             ["distill.start_steps=1024", "distill.end_steps=3"],
-            "`factor` 2 leads from 4 steps to 2, past `end_steps` 3: no factors lead from 1024 steps to 3, which does "
-            "not divide it; with `factor` as it is, `end_steps` may be 4 or 2",
+            (
+                "`factor` 2 leads from 4 steps to 2, past `end_steps` 3: no factors lead from 1024 "
+                "steps to 3, which does not divide it; with `factor` as it is, `end_steps` may be "
+                "4 or 2"
+            ),
         ),
         (
             ["distill.end_steps=16"],
@@ -270,7 +280,8 @@ def test_where_stages_are_listed_the_advice_is_a_change_of_the_list(tiny_run: Ti
     found = advised(before, 4)
     assert found.problem.endswith("no stage of the recipe starts there (they start at 16, 8, 2)")
     assert found.fix == (
-        "in `distill.stages`, put a stage `{steps: 4}` before that of `base_1`, and give that one `steps: 2`"
+        "in `distill.stages`, put a stage `{steps: 4}` before that of `base_1`, "
+        "and give that one `steps: 2`"
     )
     after = listing(tiny_run, "[{steps: 8}, {steps: 4}, {steps: 2}, {steps: 1}]")
     assert [stage.num_steps for stage in stages_after(after, 4, "given")] == [2, 1]

@@ -1,4 +1,6 @@
-"""Precision: what `auto` comes to, what is refused, and that a run is told when it would go on in another one."""
+"""Precision: what `auto` comes to, what is refused, and that a run is told when it
+would go on in another one.
+"""
 
 import json
 from types import SimpleNamespace
@@ -52,7 +54,7 @@ def test_auto_is_bf16_where_the_cpu_multiplies_it_but_not_for_tiny_pictures() ->
 
 @needs_bf16
 def test_in_bf16_the_weights_stay_float32_and_the_loss_is_close() -> None:
-    made, exact = (learner(Machine(precision, "cpu")) for precision in ("bf16", "fp32"))  # type: ignore[arg-type]
+    made, exact = (learner(Machine(precision, "cpu")) for precision in ("bf16", ("fp32")))  # type: ignore[arg-type]
     losses = [float(each.step(pictures(), NOTHING, rng_of())[0]) for each in (made, exact)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

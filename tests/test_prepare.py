@@ -1,4 +1,6 @@
-"""Pictures become a store: which, in what order, how they look, and what a stop, a bad file or a full disk leaves."""
+"""Pictures become a store: which, in what order, how they look, and what a stop,
+a bad file or a full disk leaves.
+"""
 
 import fcntl
 import io
@@ -269,7 +271,9 @@ def test_a_truncated_archive_is_one_clear_error(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"sizes": []}, {"sizes": [0]}, {"channels": 2}, {"encoding": "bmp"}, {"resampling": "nearest"},
+        {"sizes": []}, {"sizes": [0]}, {"channels": 2}, {"encoding": "bmp"}, {"resampling": (
+            "nearest"
+        )},
         {"encoding": "jpeg", "channels": 4}, {"encoding": "jpeg", "quality": 0},
     ],
 )  # fmt: skip
@@ -278,7 +282,7 @@ def test_settings_that_do_not_exist_are_refused(
 ) -> None:
     folder = make_pictures(1)
     with pytest.raises(UsageError):
-        prepare(folder, folder.with_name("store"), **{"sizes": [8], **wrong})  # type: ignore[arg-type]
+        prepare(folder, folder.with_name("store"), **{("sizes"): [8], **wrong})  # type: ignore[arg-type]
     assert not folder.with_name("store.partial").exists()
 
 

@@ -1,4 +1,6 @@
-"""Whole processes: signals, two processes that act as one, and that nothing is lost or left over."""
+"""Whole processes: signals, two processes that act as one,
+and that nothing is lost or left over.
+"""
 
 import contextlib
 import json
@@ -31,12 +33,20 @@ pytestmark = pytest.mark.usefixtures("usual_signals")
 
 SECONDS = 180.0
 CHANGES = [
-    "network={width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false, num_classes: 2}",
+    (
+        "network={width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: "
+        "false, num_classes: 2}"
+    ),
     "network.dropout=0.1",
-    "train={updates: 250, batch_size: 5, micro_batch: 5, learning_rate: 1.0e-4, ema: 0.9, log_every: 5}",
+    (
+        "train={updates: 250, batch_size: 5, micro_batch: 5, learning_rate: 1.0e-4, ema: "
+        "0.9, log_every: 5}"
+    ),
     "sample={num_images: 1}",
 ]
-"""As in test_training: no weight whose gradient is 0 but for rounding. A batch of 5 makes the shares uneven."""
+"""As in test_training: no weight whose gradient is 0 but for rounding.
+A batch of 5 makes the shares uneven.
+"""
 
 VDIFF = [sys.executable, "-m", "vdiff"]
 TORCHRUN = [
@@ -71,7 +81,9 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 @pytest.fixture
 def unbroken(made_once: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
-    """A run in one process that nobody stopped, called `unbroken`; the current folder holds its recipe."""
+    """A run in one process that nobody stopped, called `unbroken`;
+    the current folder holds its recipe.
+    """
     shutil.copytree(made_once.path / "runs", tmp_path / "runs")
     shutil.copy(made_once.path / "recipe.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -187,7 +199,9 @@ def test_a_closed_terminal_saves_and_an_emergency_exit_leaves_a_run_that_goes_on
 
 
 def in_a_terminal_that_is_closed(*command: str) -> int:
-    """The exit code of a training whose terminal goes away after ten updates, as when a connection is lost."""
+    """The exit code of a training whose terminal goes away after ten updates,
+    as when a connection is lost.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(command[0], command, {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"})
@@ -301,7 +315,10 @@ def test_two_processes_go_back_together(unbroken: TinyRun) -> None:
 
 def test_a_killed_process_ends_both_and_the_same_command_goes_on(unbroken: TinyRun) -> None:
     # without `micro_batch`: two processes find one together
-    distill = "distill={start_steps: 2, end_steps: 1, updates: 40, batch_size: 5, save_every: 10, log_every: 5}"
+    distill = (
+        "distill={start_steps: 2, end_steps: 1, updates: 40, batch_size: 5, save_every: "
+        "10, log_every: 5}"
+    )
     changes = ("train.save_every=10", "train.updates=40", distill)
     more = (
         "--gpus",
@@ -354,9 +371,8 @@ def test_a_run_does_not_outlive_accelerate_and_goes_on_from_what_it_saved(
     process = start_anew("--device", "cpu", program=[*accelerate, "-m", "vdiff"])
     wait_for_update(Path("runs/run/log.jsonl"), 10)
     process.terminate()
-    process.communicate(
-        timeout=SECONDS
-    )  # until its worker has left too, which writes to the same pipe
+    # until its worker has left too, which writes to the same pipe
+    process.communicate(timeout=SECONDS)
     told = status.read(Path("runs/run/status.json"), is_at_work=False)
     assert told is not None
     assert (told.state, told.exit_code) == ("stopped", 143)

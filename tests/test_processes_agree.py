@@ -1,4 +1,6 @@
-"""Several processes without a common disk: what they tell one another, what they compare, and how long they wait."""
+"""Several processes without a common disk: what they tell one another, what they compare,
+and how long they wait.
+"""
 
 import contextlib
 import json
@@ -31,7 +33,9 @@ VDIFF = [sys.executable, "-m", "vdiff"]
 
 
 class Hosts:
-    """Two processes of one run, each in a folder of its own, as on two machines without a common disk."""
+    """Two processes of one run, each in a folder of its own,
+    as on two machines without a common disk.
+    """
 
     def __init__(
         self,
@@ -203,7 +207,9 @@ def test_hosts_in_another_order_do_not_begin_anew(hosts: list[Path]) -> None:
 
 
 def in_each_process(arguments: Sequence[str]) -> int:
-    """Chains of two processes that share no folder: stopped and gone on with, rolled back, in shares."""
+    """Chains of two processes that share no folder:
+    stopped and gone on with, rolled back, in shares.
+    """
     folder, shard = Path.cwd(), "on" if "shares" in arguments else "off"
     machine = Machine("fp32", "cpu", shard=shard)
     run = TinyRun(folder, (folder / "recipe.yaml").read_text())

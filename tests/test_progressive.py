@@ -1,4 +1,6 @@
-"""The progressive target, as theorems: where it lands, and what becomes of Gaussian data over a whole chain."""
+"""The progressive target, as theorems: where it lands,
+and what becomes of Gaussian data over a whole chain.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ STD = 0.5
 
 
 def land(denoiser, z, num_steps, teacher_steps):
-    """Where one student step with the exact target leads, and where the teacher's steps lead, at every time."""
+    """Where one student step with the exact target leads, and where the teacher's steps lead,
+    at every time.
+    """
     step = torch.arange(1, num_steps + 1).double()
     t, s = step / num_steps, (step - 1) / num_steps
     target = progressive_target(denoiser, z, step, num_steps, teacher_steps)
@@ -111,7 +115,9 @@ def test_exact_targets_keep_the_spread_of_gaussian_data_down_to_one_step(factor)
 
 
 def midpoint_target(teacher, z, step, num_steps):
-    """What diffusion_distiller trains on: the teacher's x in the middle, as if the weights were (0, 1) everywhere."""
+    """What diffusion_distiller trains on: the teacher's x in the middle,
+    as if the weights were (0, 1) everywhere.
+    """
     t = step / num_steps
     middle = ddim_step(teacher(z, t), t - 0.5 / num_steps, teacher.schedule)
     return teacher(middle, t - 0.5 / num_steps).x

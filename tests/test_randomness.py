@@ -1,4 +1,6 @@
-"""Randomness: the published generator, and numbers that depend on nothing but their place or seed."""
+"""Randomness: the published generator, and numbers that depend on nothing
+but their place or seed.
+"""
 
 import hashlib
 import math
@@ -69,9 +71,8 @@ def test_uniform_numbers_fill_the_unit_interval():
     assert u.min() >= 0
     assert u.max() < 1
     counts = torch.histc(u.float(), 20, 0, 1)
-    assert (
-        float(((counts - 1000) ** 2 / 1000).sum()) < 43.8
-    )  # chi-square, 19 degrees of freedom, 0.1 %
+    # chi-square, 19 degrees of freedom, 0.1 %
+    assert float(((counts - 1000) ** 2 / 1000).sum()) < 43.8
 
 
 def test_stratified_numbers_are_evenly_spread():
@@ -120,7 +121,9 @@ def polar(first, second):
 
 
 def test_numbers_are_those_of_the_counters_and_keys_that_saved_runs_rely_on():
-    """By the definition: with another layout, the same seed would be other weights and other pictures."""
+    """By the definition: with another layout, the same seed would be other
+    weights and other pictures.
+    """
     key, number = key_of(b"('update', 3, 2)"), 7
     random = update([0, 5], number=number, seed=3, stage=2, num_places=6)
     drawn = [random.normal(6), random.uniform(), random.keys(), random.stratified()]

@@ -1,4 +1,6 @@
-"""The README's commands work as they stand, in their order, on real pictures of the promised size."""
+"""The README's commands work as they stand, in their order,
+on real pictures of the promised size.
+"""
 
 import re
 import shlex
@@ -27,7 +29,9 @@ train: {updates: 1, batch_size: 1, warmup_updates: 0}
 distill: {start_steps: 1024, end_steps: 8, updates: 1, batch_size: 1}
 sample: {num_images: 1}
 """
-"""A network and trainings that take no time, with the names, sizes and steps of the recipe in the README."""
+"""A network and trainings that take no time, with the names,
+sizes and steps of the recipe in the README.
+"""
 
 
 def commands() -> list[str]:

@@ -254,7 +254,10 @@ def test_a_right_recipe_becomes_frozen_sections() -> None:
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
-    text = "flip: 7\nnet: {kind: large, widht: 3}\ntrain:\n  learning_rate: 0\n  weighting: snx\ntrian: {}\n"
+    text = (
+        "flip: 7\nnet: {kind: large, widht: 3}\ntrain:\n  learning_rate: 0\n  weighting: snx\n"
+        "trian: {}\n"
+    )
     err = mistakes(text, "train.updates=0")
     assert err.problem == "7 mistakes in `r.yaml`"
     assert err.where.splitlines() == [
@@ -262,7 +265,10 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file() -> None:
         "r.yaml:1:1           `flip`: should be true or false, is 7",
         "r.yaml:2:20          `net.widht`: is unknown; did you mean `width`?",
         "r.yaml:4:3           `train.learning_rate`: should be more than 0, is 0",
-        "r.yaml:5:3           `train.weighting`: should be `constant` or `snr`, is the text `snx`; did you mean `snr`?",
+        (
+            "r.yaml:5:3           `train.weighting`: "
+            "should be `constant` or `snr`, is the text `snx`; did you mean `snr`?"
+        ),
         "r.yaml:6:1           `trian`: is unknown; did you mean `train`?",
         "--set train.updates  `train.updates`: should be at least 1, is 0",
     ]

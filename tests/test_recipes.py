@@ -1,4 +1,6 @@
-"""The recipes that ship with vdiff: each of them loads, plans, and describes a network that can be built."""
+"""The recipes that ship with vdiff: each of them loads, plans,
+and describes a network that can be built.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""What is kept of the reference: believed only where it is what would be computed, and never in a number's way."""
+"""What is kept of the reference: believed only where it is what would be computed,
+and never in a number's way.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -135,9 +137,8 @@ def test_pictures_are_taken_in_parts_that_fit_into_memory_in_order() -> None:
     images, _ = digits.load()
     pictures = torch.from_numpy(images)
     assert torch.equal(torch.cat(list(chunks(pictures))), pictures)
-    large = torch.zeros(1, dtype=torch.uint8).expand(
-        5, 3, 1024, 1024
-    )  # as float64 32 MiB hold 1.33 of them
+    # as float64 32 MiB hold 1.33 of them
+    large = torch.zeros(1, dtype=torch.uint8).expand(5, 3, 1024, 1024)
     assert [len(part) for part in chunks(large)] == [1] * 5
     half = torch.zeros(1, dtype=torch.uint8).expand(5, 2, 1024, 1024)
     assert [len(part) for part in chunks(half)] == [2, 2, 1]

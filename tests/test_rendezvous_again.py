@@ -1,4 +1,6 @@
-"""Processes that torchrun starts again meet anew: what was said in an earlier life does not count."""
+"""Processes that torchrun starts again meet anew:
+what was said in an earlier life does not count.
+"""
 
 import itertools
 import threading
@@ -52,9 +54,8 @@ def test_who_is_started_again_waits_for_the_new_others(
         threads = [
             threading.Thread(target=meets, args=(rank, has_met[rank], waits)) for rank in (0, 1)
         ]
-        monkeypatch.setenv(
-            "TORCHELASTIC_RESTART_COUNT", "0"
-        )  # of the host of the first one: it lost nobody
+        # of the host of the first one: it lost nobody
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
         threads[early].start()
         assert waits.wait(30)
         assert not has_met[early].wait(0.5)
@@ -84,9 +85,8 @@ def test_what_is_opened_is_waited_for_without_hurry_and_no_longer(
     looked = itertools.count()
     found = rendezvous._opened(lives(29_400)[0], lambda: stop_after(20, next(looked)))
     assert isinstance(found, Opening)
-    assert [thread.daemon for thread in begun] == [
-        True
-    ]  # else a stranger that says nothing would keep the process
+    # else a stranger that says nothing would keep the process
+    assert [thread.daemon for thread in begun] == [True]
 
 
 def stop_after(most: int, count: int) -> None:

@@ -1,4 +1,6 @@
-"""`vdiff report`: one page that works offline, whatever the run has come to and whatever its texts say."""
+"""`vdiff report`: one page that works offline, whatever the run has come to and
+whatever its texts say.
+"""
 
 import json
 import re
@@ -116,7 +118,9 @@ def made(*arguments: str, out: str = "page.html") -> str:
 
 
 def check(text: str) -> Page:
-    """What holds of every page: whole, nothing from elsewhere, every picture in words, every id once."""
+    """What holds of every page: whole, nothing from elsewhere, every picture in words,
+    every id once.
+    """
     page = Page(text)
     assert page.open == []
     ids = [found["id"] for _, found in page.elements if "id" in found]
@@ -188,10 +192,14 @@ def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(done_run: 
     page = check(made(str(done_run)))
     assert "A trend, no measurement" in page.text
     assert charts_of_trends(page) == [
-        "Trend of Sliced Wasserstein distance, of 256 pictures. Against updates of all stages in turn. "
-        "original: 0.500 at 5; base_0: 0.250 at 6, 0.125 at 7",
-        "Trend of PSNR with the own teacher, in dB, of 256 pictures. Against updates of all stages in turn. "
-        "base_0: 20.0 at 6",
+        (
+            "Trend of Sliced Wasserstein distance, of 256 pictures. Against updates of all stages "
+            "in turn. original: 0.500 at 5; base_0: 0.250 at 6, 0.125 at 7"
+        ),
+        (
+            "Trend of PSNR with the own teacher, in dB, of 256 pictures. "
+            "Against updates of all stages in turn. base_0: 20.0 at 6"
+        ),
     ]
     assert "less is better; of 256 pictures" in page.text
 
@@ -268,10 +276,11 @@ def test_on_a_phone_a_wide_table_moves_under_its_row_names(done_run: Path) -> No
     made(str(done_run))
     with opened(Path("page.html"), width=390) as driver:
         places = driver.execute_script(
-            "const wide = [...document.querySelectorAll('.wide')].find(each => each.scrollWidth > each.clientWidth);"
-            "const name = wide.querySelector('tbody th'), number = wide.querySelector('tbody td');"
-            "const places = () => [name, number].map(each => each.getBoundingClientRect().left);"
-            "const before = places(); wide.scrollLeft = 40; return [before, places()];"
+            "const wide = [...document.querySelectorAll('.wide')].find(each => each.scrollWidth > "
+            "each.clientWidth);const name = wide.querySelector('tbody th'), number = "
+            "wide.querySelector('tbody td');const places = () => [name, number].map(each => "
+            "each.getBoundingClientRect().left);const before = places(); wide.scrollLeft = 40; "
+            "return [before, places()];"
         )
     assert places[1][0] == places[0][0]
     assert places[1][1] == pytest.approx(places[0][1] - 40, abs=1)
@@ -458,7 +467,10 @@ def test_in_a_browser_nothing_complains_nothing_is_asked_for_and_the_divider_mov
         driver.find_element("id", "choose-base_0").click()
         words: Any = driver.find_element("id", "right-end").text
         assert words == "base_0, 4 steps"
-        shown = "return document.querySelector('.pair .above').src === document.getElementById('p-base_0-0').src"
+        shown = (
+            "return document.querySelector('.pair .above').src === "
+            "document.getElementById('p-base_0-0').src"
+        )
         assert driver.execute_script(shown)
         assert complaints(driver) == []
 

@@ -1,4 +1,6 @@
-"""`vdiff sample`: the forms pictures are left in, what they say about themselves, and what is refused."""
+"""`vdiff sample`: the forms pictures are left in, what they say about themselves,
+and what is refused.
+"""
 
 import copy
 import json
@@ -38,7 +40,9 @@ from vdiff.training.learner import Learner, RngOf
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three models whose weights are random but never zero: `original` (8 steps), `base_0` and `base_1`."""
+    """A run of three models whose weights are random but never zero:
+    `original` (8 steps), `base_0` and `base_1`.
+    """
     from vdiff.networks.unet import UNetSection
 
     run = tmp_path_factory.mktemp("models")
@@ -131,7 +135,7 @@ def test_all_forms_hold_the_same_pictures(here: Path) -> None:
             ):
                 assert np.array_equal(np.asarray(zipped), expected[place])
                 assert np.array_equal(np.asarray(single), expected[place])
-                assert single.text["vdiff.seeds"] == str(int(name[:6]))  # type: ignore[attr-defined]
+                assert single.text[("vdiff.seeds")] == str(int(name[:6]))  # type: ignore[attr-defined]
 
 
 def test_a_seed_that_is_asked_for_twice_gives_two_files(here: Path) -> None:
@@ -197,7 +201,9 @@ def test_the_batch_size_changes_numbers_by_rounding_at_most(models: Path, sample
 
 @pytest.fixture(scope="module")
 def taught() -> Denoiser:
-    """The network of the recipe `digits` after a few updates: none of its layers is zero any more."""
+    """The network of the recipe `digits` after a few updates:
+    none of its layers is zero any more.
+    """
     more = ["train.updates=12", "train.batch_size=16", "train.warmup_updates=0", "train.ema=null"]
     recipe = recipe_text.validate(Recipe, recipe_text.set_values(recipe_text.find("digits"), more))
     with torch.random.fork_rng(devices=[]):
@@ -216,10 +222,11 @@ def taught() -> Denoiser:
 def test_a_real_network_draws_the_same_pictures_in_any_batch_to_rounding(
     taught: Denoiser, sampler: Any
 ) -> None:
-    """float32 rounds by 6e-8; sums of some 600 products and 8 steps make of that less than 1e-4, 1/78 of a shade.
+    """float32 rounds by 6e-8; sums of some 600 products and 8 steps make of that less than 1e-4,
+    1/78 of a shade.
 
-    In float64, which rounds by 1e-16, the same must be below 1e-12: so it is rounding, and nothing of the other
-    pictures gets in.
+    In float64, which rounds by 1e-16, the same must be below 1e-12: so it is rounding, and nothing
+    of the other pictures gets in.
     """
     sizes = (1, 7, 64)
     alone, few, all_at_once = (

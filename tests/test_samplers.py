@@ -77,7 +77,9 @@ def states(sampler, denoiser, z, num_steps):
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_with_x_clipped_the_noise_is_what_is_left_of_z(schedule):
-    """z_t = alpha_t c + sigma_t eps for a prediction that is clipped to c at every step, with the eps of the start."""
+    """z_t = alpha_t c + sigma_t eps for a prediction that is clipped to c at every step,
+    with the eps of the start.
+    """
     z = 2 * noise(4)
     alpha, sigma = scalars(schedule, 1.0)
     eps = (z - alpha * 1.2) / sigma
@@ -103,7 +105,9 @@ GLOSSY = {
     (0.0, 1.2): "14781f737ada4df97cd951b5690b46687675a5b0af228a937f6455cae05d7d55",
     (0.5, 0.3): "5f3860ec14df4cf8e3cc84daeedf1cdc0fbf4f3f89ac3a7c6278107285f58c0b",
 }
-"""SHA-256 of 8-bit pictures that `Ddim(eta, clip)` drew at commit 390a5e2, when `clip` limited the noise too."""
+"""SHA-256 of 8-bit pictures that `Ddim(eta, clip)` drew at commit 390a5e2,
+when `clip` limited the noise too.
+"""
 
 
 @pytest.mark.parametrize(("eta", "limit"), GLOSSY)
@@ -253,7 +257,9 @@ def test_the_variance_of_one_step_is_the_published_one():
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_the_ancestral_mean_is_the_quotient_it_was_before(schedule):
-    """alpha_t sigma_s^2 / (sigma_t^2 alpha_s) has no 0 / 0 at alpha_t = 0, and is r alpha_s / alpha_t elsewhere."""
+    """alpha_t sigma_s^2 / (sigma_t^2 alpha_s) has no 0 / 0 at alpha_t = 0,
+    and is r alpha_s / alpha_t elsewhere.
+    """
 
     class Nothing:
         def normal(self, *shape):
@@ -292,7 +298,9 @@ def test_every_sampler_begins_where_no_signal_is_left(kind, predicts):
 
 
 def test_a_sampler_says_its_limits_otherwise_than_when_one_word_meant_both():
-    """`clip=1.2` in older pictures and tables was x and noise; numbers must not be taken for those."""
+    """`clip=1.2` in older pictures and tables was x and noise;
+    numbers must not be taken for those.
+    """
     assert str(Ddim(0.5)) == "ddim eta=0.5"
     assert str(DdimSection(clip=1.2).build()) == "ddim eta=0.0 clip_x=1.2"
     assert (

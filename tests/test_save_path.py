@@ -1,4 +1,6 @@
-"""Saving on a disk that fails at any call, or a process that is killed there: the last save stays whole and is used."""
+"""Saving on a disk that fails at any call, or a process that is killed there:
+the last save stays whole and is used.
+"""
 
 import hashlib
 import shutil
@@ -35,7 +37,9 @@ def save(folder: Path, update: int) -> None:
 
 
 def newest(folder: Path) -> int:
-    """The update of the point that a run would go on from; nothing may be damaged on the way to it."""
+    """The update of the point that a run would go on from;
+    nothing may be damaged on the way to it.
+    """
     said: list[str] = []
     point = savepoint.newest(folder, TRAJECTORY, said.append)
     assert said == []
@@ -49,7 +53,9 @@ def temporaries(folder: Path) -> list[str]:
 
 
 def look_for_rests(outcome: Outcome, folder: Path) -> None:
-    """A killed process may leave something beside, until the next one cleans; a failed one what cannot be removed."""
+    """A killed process may leave something beside, until the next one cleans;
+    a failed one what cannot be removed.
+    """
     if outcome.failure == "killed" or outcome.call.kind in ("unlink", "rmdir"):
         whole_folder.clean(
             folder, SAVE if folder.name == "saves" else MODEL, files=run_contents.FILES
@@ -105,7 +111,9 @@ PUT = Callable[[int], None]
 
 @pytest.fixture
 def save_model(tmp_path: Path) -> PUT:
-    """Saves a model with this number of updates as run/original; so have its weights 1 / 4 of it."""
+    """Saves a model with this number of updates as run/original;
+    so have its weights 1 / 4 of it.
+    """
     made = models()
 
     def picture(target: Path) -> None:
@@ -119,7 +127,9 @@ def save_model(tmp_path: Path) -> PUT:
 
 
 def content(folder: Path) -> str:
-    """A digest of all names and bytes below: the same work on the same content need not be done again."""
+    """A digest of all names and bytes below: the same work on the same content
+    need not be done again.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         digest.update(

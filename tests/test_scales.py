@@ -1,4 +1,6 @@
-"""What a recipe's schedule tells of itself without torch is what the schedule computes with torch."""
+"""What a recipe's schedule tells of itself without torch is what the
+schedule computes with torch.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Literal

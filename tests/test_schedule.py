@@ -68,9 +68,8 @@ def test_cosine_ends_where_the_design_says():
 
 def test_a_table_rebuilt_for_every_stage_would_move_the_end():
     ends = [float(CosineSchedule(steps).alpha_sigma(torch.ones(1))[0]) for steps in (1024, 8, 1)]
-    assert ends == pytest.approx(
-        [4.8e-5, 6.1e-3, 0.032], rel=0.02
-    )  # the reason why one grid serves all stages
+    # the reason why one grid serves all stages
+    assert ends == pytest.approx([4.8e-5, 6.1e-3, 0.032], rel=0.02)
 
 
 def test_cosine_noise_has_no_cancellation_near_zero():

@@ -1,4 +1,6 @@
-"""What recipes may rely on: the values that are meant where they name none, and where a value stops to make sense."""
+"""What recipes may rely on: the values that are meant where they name none,
+and where a value stops to make sense.
+"""
 
 from typing import Any
 
@@ -57,7 +59,9 @@ MEANT: dict[type[Section], dict[str, Any]] = {
     RecallSection: {"extractor": "vgg16"},
     FrechetDinoSection: {"extractor": "dinov2-vit-l-14"},
 }
-"""With another default, a run that names none could not be gone on with, and a number would mean another thing."""
+"""With another default, a run that names none could not be gone on with,
+and a number would mean another thing.
+"""
 
 LIMITS: dict[tuple[type[Section], str], tuple[list[Any], list[Any]]] = {
     (CosineSection, "grid"): ([1, 2**16], [0, 2**16 + 1]),

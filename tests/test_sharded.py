@@ -1,4 +1,6 @@
-"""Networks that lie in shares, over two processes: the same training, the same saves, half of the memory."""
+"""Networks that lie in shares, over two processes:
+the same training, the same saves, half of the memory.
+"""
 
 import contextlib
 import gc
@@ -28,10 +30,19 @@ from vdiff.training.learner import Learner, RngOf
 
 ROOT = Path(__file__).parents[1]
 COMMON = [
-    "network={width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: false, num_classes: 2}",
+    (
+        "network={width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: "
+        "false, num_classes: 2}"
+    ),
     "network.dropout=0.1",
-    "train={updates: 6, batch_size: 5, learning_rate: 1.0e-4, warmup_updates: 0, ema: 0.9, log_every: 1}",
-    "distill={start_steps: 4, end_steps: 2, updates: 3, batch_size: 5, learning_rate: 1.0e-4, log_every: 1}",
+    (
+        "train={updates: 6, batch_size: 5, learning_rate: 1.0e-4, warmup_updates: 0, ema: "
+        "0.9, log_every: 1}"
+    ),
+    (
+        "distill={start_steps: 4, end_steps: 2, updates: 3, batch_size: 5, learning_rate: "
+        "1.0e-4, log_every: 1}"
+    ),
 ]
 """As in test_processes."""
 MORE = [
@@ -40,13 +51,17 @@ MORE = [
     "distill.checkpoint_activations=true",
     "evaluate={every: 3, num_images: 3, metrics: [agreement]}",
 ]
-"""What must not change the weights. Shares of 3 and 2 pictures, two at once: one process has a part less to do."""
+"""What must not change the weights. Shares of 3 and 2 pictures, two at once:
+one process has a part less to do.
+"""
 
 
 def make(
     run: TinyRun, name: str, machine: Machine | None = None, stop_after: int | None = None
 ) -> None:
-    """Train and distill, or the rest of it; or until somebody stops it, `stop_after` updates from where it stands."""
+    """Train and distill, or the rest of it; or until somebody stops it,
+    `stop_after` updates from where it stands.
+    """
     chain = run.chain(
         *COMMON, *(MORE if machine else []), stop_after=stop_after, run=name, machine=machine
     )
@@ -75,9 +90,8 @@ def in_each_process(folder: Path) -> None:
     machine.close()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(
-        0
-    )  # not through Python's end, where torch now and then aborts, as its threads outlive their group
+    # not through Python's end, where torch now and then aborts, as its threads outlive their group
+    os._exit(0)
 
 
 def shares_are_halves_and_one_bad_share_skips_all(run: TinyRun, machine: Machine) -> None:

@@ -1,4 +1,6 @@
-"""Signals and the launcher's end, as a run hears of them; see test_launch for processes that wait for others."""
+"""Signals and the launcher's end, as a run hears of them;
+see test_launch for processes that wait for others.
+"""
 
 import json
 import os
@@ -46,7 +48,10 @@ def test_a_launcher_that_ended_before_its_worker_looked_is_missed(
 
 def test_a_ctrl_c_while_python_takes_itself_down_leaves_no_traceback() -> None:
     late = "atexit.register(os.kill, os.getpid(), signal.SIGINT)"
-    code = f"import atexit, os, signal, sys; {late}; from vdiff.cli import main; sys.exit(main(['--version']))"
+    code = (
+        f"import atexit, os, signal, sys; {late}; from vdiff.cli import main; "
+        "sys.exit(main(['--version']))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stderr == ""
@@ -107,7 +112,8 @@ def test_every_signal_does_what_the_table_says(number: int, tmp_path: Path) -> N
     process = started(tmp_path / "note")
     os.kill(process.pid, number)
     if number in PAUSES:
-        # the system leaves out all but STOP where nobody could let the process go on, as without a terminal
+        # the system leaves out all but STOP where nobody could let the process go on, as without a
+        # terminal
         while number == signal.SIGSTOP and state_of(process.pid) != "T":
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGCONT)
@@ -165,7 +171,9 @@ def test_a_second_ctrl_c_is_an_order_to_leave_at_once(
 
 
 def test_what_was_ignored_at_the_start_stays_ignored(tmp_path: Path) -> None:
-    """As `nohup` does with HUP; INT is ignored by all that a shell starts with `&`, and heard all the same."""
+    """As `nohup` does with HUP; INT is ignored by all that a shell starts with `&`,
+    and heard all the same.
+    """
     before = {
         number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)
     }
@@ -200,7 +208,9 @@ for _ in range(2):  # the second time it waits for itself, in C; Python runs no 
 def test_a_process_that_waits_in_a_library_for_ever_hears_nevertheless(
     doing: str, launcher: str
 ) -> None:
-    """Started by a launcher, it waits for others that may be gone; while it joins them, nothing is lost."""
+    """Started by a launcher, it waits for others that may be gone;
+    while it joins them, nothing is lost.
+    """
     environment = alone() | ({launcher: str(os.getpid())} if launcher else {})
     process = subprocess.Popen(
         [sys.executable, "-c", STUCK, doing], stdout=subprocess.PIPE, text=True, env=environment
@@ -256,7 +266,10 @@ def test_a_signal_that_comes_when_the_work_is_done_changes_nothing(
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, ASKING[-1]])
 def test_a_signal_that_comes_while_python_takes_itself_down_changes_nothing(number: int) -> None:
     late = f"atexit.register(os.kill, os.getpid(), {number:d})"
-    code = f"import atexit, os, signal, sys; {late}; from vdiff.cli import main; sys.argv[1:] = ['--version']; "
+    code = (
+        f"import atexit, os, signal, sys; {late}; from vdiff.cli import main; "
+        "sys.argv[1:] = ['--version']; "
+    )
     done = subprocess.run(
         [sys.executable, "-c", code + "sys.exit(main())"],
         capture_output=True,

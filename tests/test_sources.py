@@ -1,4 +1,6 @@
-"""What a folder or an archive gives: all its pictures, by links too, and a reason for everything that is not taken."""
+"""What a folder or an archive gives: all its pictures, by links too,
+and a reason for everything that is not taken.
+"""
 
 import io
 import os
@@ -54,10 +56,16 @@ def test_everything_that_is_not_taken_is_counted_with_its_reason(
 ) -> None:
     heic, jxl = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\xff\x0a junk"
     files = {
-        "a.png": png(), "1.heic": heic, "2.HEIC": heic, "noname": heic, "3.jxl": jxl, "4.dng": b"II*\0 junk",
-        "clip.mp4": b"junk", "clip": b"\0\0\0\x18ftypisom", "inner.zip": b"PK", "inner": b"PK\3\4 and so on",
+        "a.png": png(), "1.heic": heic, "2.HEIC": heic, "noname": heic, "3.jxl": jxl, "4.dng": (
+            b"II*\0 junk"
+        ),
+        "clip.mp4": b"junk", "clip": b"\0\0\0\x18ftypisom", "inner.zip": b"PK", "inner": (
+            b"PK\3\4 and so on"
+        ),
         "notes.txt": b"BMW", "labels.csv": b"a,b", "README": b"P6 is what I am not", "nothing": b"",
-        ".hidden.png": png(), "._a.png": b"\0\5\x16\7", "Thumbs.db": b"junk", "half.jpg.part": png(),
+        ".hidden.png": png(), "._a.png": b"\0\5\x16\7", "Thumbs.db": b"junk", (
+            "half.jpg.part"
+        ): png(),
     }  # fmt: skip
     source = open_source(pack(files, tmp_path / "source"))
     assert names(source) == ["a.png"]
@@ -244,8 +252,14 @@ def test_links_in_an_archive_never_lead_out_of_it(tmp_path: Path) -> None:
     path = as_tar({"a/1.png": png()}, tmp_path / "t.tar")
     outside = as_folder({"outside.png": png(9)}, tmp_path) / "outside.png"
     for name, target in {
-        "a/abs.png": str(outside), "a/up.png": "../../outside.png", "a/self.png": "self.png", "a/round": ".",
-        "top": "a/..", "ping": "pong", "pong": "ping", "a/lost.png": "none.png", "long": "x/" * 5000,
+        "a/abs.png": str(outside), "a/up.png": "../../outside.png", "a/self.png": "self.png", (
+            "a/round"
+        ): (
+            "."
+        ),
+        "top": "a/..", "ping": "pong", "pong": "ping", "a/lost.png": "none.png", "long": (
+            "x/"
+        ) * 5000,
     }.items():  # fmt: skip
         add_link(path, name, target)
     source = open_source(path)
@@ -261,7 +275,9 @@ def test_links_in_an_archive_never_lead_out_of_it(tmp_path: Path) -> None:
 def test_what_systems_keep_on_a_disk_is_none_of_the_pictures(pack: Pack, tmp_path: Path) -> None:
     files = {f"{kind}/{index}.png": png(index) for kind in ("cats", "dogs") for index in range(2)}
     theirs = {
-        "cats/@eaDir/0.png/SYNOFILE_THUMB_M.png": png(), "$RECYCLE.BIN/S-1-5/old.png": png(), "#recycle/b.png": png(),
+        "cats/@eaDir/0.png/SYNOFILE_THUMB_M.png": png(), "$RECYCLE.BIN/S-1-5/old.png": png(), (
+            "#recycle/b.png"
+        ): png(),
         "System Volume Information/x": b"junk", "lost+found/7": png(),
     }  # fmt: skip
     source = open_source(pack(files | theirs, tmp_path / "source"))
@@ -402,7 +418,7 @@ def test_every_form_of_tar_gives_the_same(mode: str, format_: int, tmp_path: Pat
     files = {"short.png": png(1), "ü/" + "n" * 90 + ".png": png(2), "d/" * 60 + "x.png": png(3)}
     if format_ != tarfile.USTAR_FORMAT:
         files["l" * 150 + "/" + "n" * 200 + ".png"] = png(4)
-    with tarfile.open(tmp_path / "a.tar", mode, format=format_) as archive:  # type: ignore[call-overload]
+    with tarfile.open(tmp_path / ("a.tar"), mode, format=format_) as archive:  # type: ignore[call-overload]
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size, member.mtime = len(data), 1.5  # type: ignore[assignment]

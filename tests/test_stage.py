@@ -27,10 +27,11 @@ from vdiff.training.loop import Chore, Moment
 def test_whoever_asks_the_teacher_finds_it_frozen_and_the_student_starts_from_its_whole_weights(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The objective and the trend get the teacher in the run's precision, and neither of them puts it there."""
-    monkeypatch.setattr(
-        machines, "cpu_multiplies_bf16", lambda: True
-    )  # emulated where the CPU does not
+    """The objective and the trend get the teacher in the run's precision,
+    and neither of them puts it there.
+    """
+    # emulated where the CPU does not
+    monkeypatch.setattr(machines, "cpu_multiplies_bf16", lambda: True)
     found: list[tuple[str, bool, set[torch.dtype]]] = []
 
     def see(who: str, teacher: Denoiser) -> None:

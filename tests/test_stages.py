@@ -1,4 +1,6 @@
-"""Stages that a recipe lists one by one: what they mean, that the old words mean the same, and which comes next."""
+"""Stages that a recipe lists one by one: what they mean, that the old words mean the same,
+and which comes next.
+"""
 
 import json
 import shutil
@@ -41,7 +43,8 @@ def with_stages(tiny_run: TinyRun, stages: str) -> TinyRun:
 def listed(tiny_run: TinyRun) -> TinyRun:
     return with_stages(
         tiny_run,
-        "[{factor: 1}, {steps: 4, updates: 3}, {steps: 4, objective: {kind: progressive, stratified: false}}]",
+        "[{factor: 1}, {steps: 4, updates: 3}, {steps: 4, objective: {kind: "
+        "progressive, stratified: false}}]",
     )
 
 
@@ -70,8 +73,14 @@ def test_a_list_may_keep_the_number_of_steps_and_name_another_objective(listed: 
         ("end_steps: 2, factor: 4", "[{factor: 4}]"),
         ("end_steps: 1, factor: [2, 4]", "[{factor: 2}, {steps: 1}]"),
         (
-            "end_steps: 2, overrides: {2: {updates: 7, batch_size: 3, learning_rate: 0.5, weighting: snr}}",
-            "[{factor: 2}, {factor: 2, updates: 7, batch_size: 3, learning_rate: 0.5, weighting: snr}]",
+            (
+                "end_steps: 2, overrides: {2: {updates: 7, batch_size: 3, learning_rate: "
+                "0.5, weighting: snr}}"
+            ),
+            (
+                "[{factor: 2}, {factor: 2, updates: 7, batch_size: 3, learning_rate: "
+                "0.5, weighting: snr}]"
+            ),
         ),
     ],
 )

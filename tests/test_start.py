@@ -15,7 +15,10 @@ SCHEDULES = ["{kind: cosine_logsnr}", "{kind: betas}", "{kind: betas, table: squ
 
 def start(*arguments: str, code: int = 0) -> tuple[str, set[str]]:
     """What a command said on both streams, and what of the heavy packages it imported."""
-    source = f"import sys; from vdiff.cli import main; code = main({arguments}); print(*sys.modules); sys.exit(code)"
+    source = (
+        f"import sys; from vdiff.cli import main; code = main({arguments}); "
+        "print(*sys.modules); sys.exit(code)"
+    )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     *said, modules = done.stdout.splitlines()

@@ -1,4 +1,6 @@
-"""Objectives that remember: their state is saved and gone on from, and they are told of every update once."""
+"""Objectives that remember: their state is saved and gone on from,
+and they are told of every update once.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,9 +32,11 @@ DECAY = 0.5
 
 
 class Consistency(Objective):
-    """The student says at every time what a slow copy of it says nearer to the picture, and nearer the later it is.
+    """The student says at every time what a slow copy of it says nearer to the picture,
+    and nearer the later it is.
 
-    Beside the copy it remembers how many updates were not skipped, as an example of a state without a shape.
+    Beside the copy it remembers how many updates were not skipped, as an example of a state without
+    a shape.
     heard: what it was told between the calls.
     """
 
@@ -358,7 +362,9 @@ def one_weight(value: float) -> nn.Linear:
 
 
 def test_the_target_is_the_closed_form() -> None:
-    """Weights 1, 2, 3, ...: target_u = d target_(u-1) + (1 - d) u from the weight at the start, without a warm-up."""
+    """Weights 1, 2, 3, ...: target_u = d target_(u-1) + (1 - d) u from the weight at the start,
+    without a warm-up.
+    """
     layer, expected = one_weight(10), 10.0
     target = Target(Denoiser(layer, COSINE, "v"), lambda: one_weight(10), 0.75)
     for update in range(1, 20):

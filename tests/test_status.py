@@ -109,9 +109,8 @@ def test_a_run_that_was_killed_is_known_by_its_free_lock(tmp_path: Path) -> None
         running = run_status.read(place.status, place.is_at_work())
     killed = run_status.read(place.status, place.is_at_work())
     with place.lock():
-        assert (
-            run_status.read(place.status) == running
-        )  # who does not say whether it works has the lock looked at
+        # who does not say whether it works has the lock looked at
+        assert run_status.read(place.status) == running
     assert run_status.read(place.status) == killed
     assert running is not None
     assert killed is not None

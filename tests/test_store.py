@@ -1,4 +1,6 @@
-"""Image stores: what they hold, what they say of themselves, and every way in which they can be damaged."""
+"""Image stores: what they hold, what they say of themselves,
+and every way in which they can be damaged.
+"""
 
 import json
 import multiprocessing
@@ -222,7 +224,9 @@ def test_metadata_that_contradicts_itself_is_refused(changed: Changed, store: Pa
 
 def test_metadata_survives_its_own_text() -> None:
     metadata = Metadata(
-        made_by="vdiff", count=1, sizes=[8], channels=1, encoding="png", quality=None, resampling="box",
+        made_by="vdiff", count=1, sizes=[8], channels=1, encoding="png", quality=None, resampling=(
+            "box"
+        ),
         labels=[0], class_names=["größer"], source="0", crcs={8: "01234567"},
     )  # fmt: skip
     assert Metadata.from_json(metadata.to_json()) == metadata
@@ -274,9 +278,8 @@ def test_a_flipped_bit_in_a_picture_is_found_before_use(store: Path) -> None:
 
 def test_a_flipped_bit_in_the_metadata_is_found(store: Path) -> None:
     def damage(data: bytearray) -> None:
-        for found in re.finditer(
-            b'"cat"', bytes(data)
-        ):  # also in pages that are not in use any more
+        # also in pages that are not in use any more
+        for found in re.finditer(b'"cat"', bytes(data)):
             data[found.start() + 1] ^= 1
 
     with pytest.raises(DataError, match="`vdiff`: it is not what was written"):

@@ -1,4 +1,7 @@
-"""Every bit of a store of ours: found, or of no use to anybody. And whatever LMDB would trust is looked at before."""
+"""Every bit of a store of ours: found, or of no use to anybody.
+
+And whatever LMDB would trust is looked at before.
+"""
 
 import contextlib
 import json
@@ -312,7 +315,9 @@ def test_a_store_whose_pages_are_not_in_order_is_refused_where_reading_had_no_en
 
 
 def test_a_leaf_that_says_it_has_fewer_records_is_refused(store: Path) -> None:
-    """The last record of all, of which nothing else would tell that it is gone, is that of a store of ours."""
+    """The last record of all, of which nothing else would tell that it is gone,
+    is that of a store of ours.
+    """
     as_older_versions_left_it(store)
 
     def shorten(data: bytearray) -> None:
@@ -327,7 +332,9 @@ def test_a_leaf_that_says_it_has_fewer_records_is_refused(store: Path) -> None:
 
 
 def test_keys_of_branches_are_looked_at_too(tmp_path: Path) -> None:
-    """Three levels: a key of a branch that does not divide what lies below hides records from LMDB."""
+    """Three levels: a key of a branch that does not divide what lies below
+    hides records from LMDB.
+    """
     with StoreWriter(tmp_path) as writer:
         writer.commit({f"8-{index:05d}": bytes(180) for index in range(6000)} | {"length": b"6000"})
     whole = (tmp_path / FILE).read_bytes()
@@ -373,9 +380,8 @@ def test_what_lmdb_writes_is_never_refused(seed: int, tmp_path: Path) -> None:
                         + "x" * rng.choice([0, 0, 40])
                     )
                     is_there = key in keys and key not in records
-                    if (
-                        is_there or key not in keys
-                    ):  # a long value that a shorter one replaces is lmdb.verify's mistake
+                    # a long value that a shorter one replaces is lmdb.verify's mistake
+                    if is_there or key not in keys:
                         records[key] = (
                             None
                             if is_there
@@ -425,9 +431,8 @@ def upper_bound(data: bytearray) -> None:
     for page in range(8192, len(data), 4096):
         if data[page + 10] == 2:
             upper = struct.unpack_from("<H", data, page + 14)[0]
-            struct.pack_into(
-                "<H", data, page + 14, upper - 2
-            )  # nor here: the page has more space than it says
+            # nor here: the page has more space than it says
+            struct.pack_into("<H", data, page + 14, upper - 2)
 
 
 def count_of_a_free_record(data: bytearray) -> None:
@@ -444,9 +449,8 @@ def a_used_page_is_free(data: bytearray) -> None:
 
 
 def pictures(data: bytearray) -> None:
-    for match in re.finditer(
-        b"IDAT", bytes(data)
-    ):  # those on pages that are not used any more, too
+    # those on pages that are not used any more, too
+    for match in re.finditer(b"IDAT", bytes(data)):
         data[match.end() + 5] ^= 1
 
 
@@ -548,7 +552,10 @@ def test_a_list_of_free_pages_that_asks_for_gigabytes_gets_none(tmp_path: Path) 
         file.seek(0)
         file.write(data)
         file.truncate((last + 1) * 4096)
-    code = "import sys; from pathlib import Path; from vdiff.data.lmdb_pages import check_for_writing as check"
+    code = (
+        "import sys; from pathlib import Path; from vdiff.data.lmdb_pages import "
+        "check_for_writing as check"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", f"{code}; check(Path(sys.argv[1]))", str(tmp_path / FILE)],
         capture_output=True,

@@ -1,4 +1,6 @@
-"""What a run survives: losses that are not finite, saves that go wrong, and damage to all that it could go on from."""
+"""What a run survives: losses that are not finite, saves that go wrong,
+and damage to all that it could go on from.
+"""
 
 import json
 import threading

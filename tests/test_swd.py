@@ -41,7 +41,9 @@ def test_in_many_dimensions_a_shift_counts_by_the_root_of_their_number() -> None
 
 
 def test_quantiles_are_the_middles_of_equal_shares() -> None:
-    """Of LEVELS equal shares of as many values, each is one value, and of three times as many the middle one."""
+    """Of LEVELS equal shares of as many values, each is one value,
+    and of three times as many the middle one.
+    """
     for times, wanted in ((1, torch.arange(LEVELS)), (3, 3 * torch.arange(LEVELS) + 1)):
         values = torch.arange(times * LEVELS)
         found = _quantiles(values.double()[None], values[None], torch.ones_like(values))

@@ -1,4 +1,6 @@
-"""Every table of kinds is a test's parameter: what is added to a table without a test that knows it is found here."""
+"""Every table of kinds is a test's parameter:
+what is added to a table without a test that knows it is found here.
+"""
 
 import importlib
 import pkgutil

@@ -27,7 +27,9 @@ EXPECTS = {"raises", "warns", "fail", "assert_close"}
 CONFORMANCE = {
     f"conformance.check{kind}" for kind in ("", "_dataset", "_metric", "_network", "_objective")
 }
-"""Theorems of `vdiff.conformance` that a kind must keep; `test_conformance.py` sees each of them fail."""
+"""Theorems of `vdiff.conformance` that a kind must keep;
+`test_conformance.py` sees each of them fail.
+"""
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -41,7 +43,9 @@ def name_of(call: ast.Call) -> str:
 
 
 def can_fail(node: ast.AST) -> bool:
-    """Whether something in it asserts: not in a handler of errors, nor in a function of its own, which may not run."""
+    """Whether something in it asserts: not in a handler of errors,
+    nor in a function of its own, which may not run.
+    """
     if isinstance(node, ast.Assert):
         return True
     if isinstance(node, ast.Call) and (

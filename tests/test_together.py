@@ -1,4 +1,6 @@
-"""What several processes say to one another, here threads of one process with what Accelerate would give them."""
+"""What several processes say to one another, here threads of one process with what
+Accelerate would give them.
+"""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""Trackers: curves and pictures of a chain on one axis, on which nothing is there twice; and what is not installed."""
+"""Trackers: curves and pictures of a chain on one axis, on which nothing is there twice;
+and what is not installed.
+"""
 
 import inspect
 import json

@@ -1,4 +1,6 @@
-"""Training: the learning rate, the average, one update however it is split, and what an objective must do."""
+"""Training: the learning rate, the average, one update however it is split,
+and what an objective must do.
+"""
 
 import json
 import math
@@ -56,7 +58,8 @@ def settings(**more: Any) -> FitSection:
 
 def network(dropout: float = 0.0, num_classes: int | None = None) -> nn.Module:
     torch.manual_seed(1)
-    # one norm group and no attention: a weight whose gradient is 0 but for rounding would be moved at random by Adam
+    # one norm group and no attention: a weight whose gradient is 0 but for rounding would be moved
+    # at random by Adam
     section = UNetSection(
         width=4,
         multipliers=(1,),
@@ -114,7 +117,9 @@ def test_the_learning_rate_rises_and_then_stays_or_falls() -> None:
 
 
 def test_the_average_is_the_closed_form() -> None:
-    """Weights 1, 2, 3, ...: average_u = d_u average_(u-1) + (1 - d_u) u with d_u = min(decay, (1 + u) / (10 + u))."""
+    """Weights 1, 2, 3, ...: average_u = d_u average_(u-1) + (1 - d_u) u with d_u =
+    min(decay, (1 + u) / (10 + u)).
+    """
     layer = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(layer.weight)
     average, expected = Average(layer, 0.5), 0.0
@@ -229,9 +234,8 @@ def test_the_average_is_what_is_meant_for_sampling(machine: Machine) -> None:
     before = {name: weight.clone() for name, weight in plain.result().network.state_dict().items()}
     result = plain.result().network
     taught(plain, 1)
-    assert all(
-        torch.equal(weight, before[name]) for name, weight in result.state_dict().items()
-    )  # it is a copy
+    # it is a copy
+    assert all(torch.equal(weight, before[name]) for name, weight in result.state_dict().items())
 
 
 def test_the_loss_of_a_toy_falls(machine: Machine) -> None:
@@ -394,8 +398,8 @@ def test_a_training_that_is_complete_learns_no_more(machine: Machine) -> None:
 
 def test_a_machine_that_need_not_be_deterministic_does_not_import_the_compiler() -> None:
     code = (
-        "import sys; from vdiff.machine.machine import Machine; Machine('fp32', 'cpu');"
-        "print([name for name in ('torch', 'torch._inductor', 'torch._dynamo') if name in sys.modules])"
+        "import sys; from vdiff.machine.machine import Machine; Machine('fp32', 'cpu');print([name "
+        "for name in ('torch', 'torch._inductor', 'torch._dynamo') if name in sys.modules])"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout

@@ -1,4 +1,6 @@
-"""The trend in log and trackers: it changes nothing, is the same after a stop, and stops a chain at its floor."""
+"""The trend in log and trackers: it changes nothing, is the same after a stop,
+and stops a chain at its floor.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""The U-Net: the same function as diffusers' `UNet2DModel`, one image at a time, and what it refuses."""
+"""The U-Net: the same function as diffusers' `UNet2DModel`, one image at a time,
+and what it refuses.
+"""
 
 import copy
 import json
@@ -57,7 +59,9 @@ FOREIGN: dict[str, dict[str, Any]] = {
 
 
 def randomized(network: Any) -> Any:
-    """The same network with every parameter drawn at random, at a scale that keeps the output near 1."""
+    """The same network with every parameter drawn at random,
+    at a scale that keeps the output near 1.
+    """
     rng = torch.Generator().manual_seed(7)
     for name, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=rng)
@@ -186,7 +190,9 @@ def test_a_new_network_predicts_zero() -> None:
 
 
 def test_the_class_of_a_new_network_is_told_more_quietly_than_the_time() -> None:
-    """Numbers of N(0, 0.02^2): with torch's own deviation of 1 they would drown the time at first."""
+    """Numbers of N(0, 0.02^2): with torch's own deviation of 1 they would
+    drown the time at first.
+    """
     torch.manual_seed(0)
     network = UNetSection(**DIGITS, num_classes=500).build(8, 1)
     weights = network.class_embedding.weight.detach().double()

@@ -1,4 +1,6 @@
-"""The settings of a U-Net: diffusers' meaning for those we compute, a refusal by name for the rest."""
+"""The settings of a U-Net: diffusers' meaning for those we compute,
+a refusal by name for the rest.
+"""
 
 import json
 import warnings

@@ -1,4 +1,6 @@
-"""The report's sentence: which students are as good as the original, whichever way a metric is to be read."""
+"""The report's sentence: which students are as good as the original,
+whichever way a metric is to be read.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -108,9 +110,9 @@ def test_the_sentence_tells_the_fewest_steps_beside_the_original_and_undistilled
         row("base_6", "student", 8, "fid", Value(value=2.6)),
     )
     assert measured(found) == (
-        "Down to 8 steps the students' FID stays within the 95 % interval of the original's in 1,024, or on its better "
-        "side. In 4 steps, `base_7` has a FID of 3.10 (3.00 to 3.20); the original in 1,024 has 2.50 (2.40 to 2.60), "
-        "without distillation 90.0 (85.0 to 95.0)."
+        "Down to 8 steps the students' FID stays within the 95 % interval of the original's in "
+        "1,024, or on its better side. In 4 steps, `base_7` has a FID of 3.10 (3.00 to 3.20); the "
+        "original in 1,024 has 2.50 (2.40 to 2.60), without distillation 90.0 (85.0 to 95.0)."
     )
 
 
@@ -182,8 +184,8 @@ def test_what_was_measured_is_said_before_what_was_only_seen_or_counted() -> Non
     assert verdict(record(numbers, original=8, base_0=4), gallery) == measured(numbers)
     seen = verdict(record(table(row("original", "original", 8)), original=8, base_0=4), gallery)
     assert seen == (
-        "On the 2 pictures below, `base_0` draws in 4 steps what the original draws in 8 to a PSNR of 14.0 dB. "
-        "Few pictures: a first look, no measurement."
+        "On the 2 pictures below, `base_0` draws in 4 steps what the original draws in 8 to a PSNR "
+        "of 14.0 dB. Few pictures: a first look, no measurement."
     )
 
 
@@ -203,7 +205,10 @@ def test_pictures_are_compared_with_the_original_and_with_as_few_steps_without_d
 
 
 def test_where_no_student_is_drawn_steps_are_counted() -> None:
-    wanted = "The last student, `base_0`, draws in 4 steps instead of 1,024: 256 times fewer. How well is not measured yet."
+    wanted = (
+        "The last student, `base_0`, draws in 4 steps instead of 1,024: 256 times fewer. "
+        "How well is not measured yet."
+    )
     assert verdict(record(original=1024, base_0=4), None) == wanted
     assert (
         verdict(

@@ -1,4 +1,6 @@
-"""Folders and files that appear complete or not at all: in what order, and what is left when it is interrupted."""
+"""Folders and files that appear complete or not at all:
+in what order, and what is left when it is interrupted.
+"""
 
 import contextlib
 import errno
@@ -94,7 +96,9 @@ def test_what_a_killed_writer_of_a_text_left_is_removed(tmp_path: Path) -> None:
 def followed(
     root: Path, work: Callable[[], object], look: Callable[[list[Path]], None], place: Path
 ) -> PowerCut:
-    """Do `work`, and after every call that it makes below `root` let `look` see all that a power cut may leave then."""
+    """Do `work`, and after every call that it makes below `root` let `look` see all that a power
+    cut may leave then.
+    """
     cut, count = PowerCut(root), 0
 
     def watch(call: Call) -> None:

@@ -1,4 +1,6 @@
-"""Runs that take a moment: a recipe of a very small network, the chain that follows it, and what it leaves behind."""
+"""Runs that take a moment: a recipe of a very small network, the chain that follows it,
+and what it leaves behind.
+"""
 
 import hashlib
 import signal
@@ -28,11 +30,15 @@ distill:
    log_every: 1}}
 sample: {{num_images: 4, batch_size: 4}}
 """
-"""All pictures go at once: to find a `micro_batch` takes longer than these trainings, and has tests of its own."""
+"""All pictures go at once: to find a `micro_batch` takes longer than these trainings,
+and has tests of its own.
+"""
 
 
 class StopAfter:
-    """A stop request that comes during the update with this number, counted from where the run goes on."""
+    """A stop request that comes during the update with this number,
+    counted from where the run goes on.
+    """
 
     def __init__(self, updates: int) -> None:
         self._left = updates
@@ -48,7 +54,9 @@ def never() -> int:
 
 @dataclass
 class TinyRun:
-    """A folder with a store and a recipe; chains work in sub-folders of it. said: what they told."""
+    """A folder with a store and a recipe; chains work in sub-folders of it. said:
+    what they told.
+    """
 
     path: Path
     text: str
@@ -81,7 +89,9 @@ class TinyRun:
         return self.chain(*changes, run=run).train()
 
     def hashes(self, run: str = "run") -> dict[str, str]:
-        """SHA-256 of every model's weights and of the log: what must not depend on how a run was interrupted."""
+        """SHA-256 of every model's weights and of the log:
+        what must not depend on how a run was interrupted.
+        """
         place = self.folder(run)
         files = {
             name: place.model(name) / "unet/diffusion_pytorch_model.safetensors"

@@ -1,6 +1,8 @@
-"""vdiff: progressive distillation. Train a diffusion model, then make it draw in 4 steps instead of 1024.
+"""vdiff: progressive distillation. Train a diffusion model, then make it draw in 4 steps instead of
+1024.
 
-The names below are the Python API; `docs/api.md` describes them. Everything else may change in any version.
+The names below are the Python API; `docs/api.md` describes them. Everything else may change in any
+version.
 """
 
 from typing import TYPE_CHECKING

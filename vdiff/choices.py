@@ -1,4 +1,6 @@
-"""The words that a recipe may choose among where what they choose needs torch: a recipe is checked without it."""
+"""The words that a recipe may choose among where what they choose needs torch:
+a recipe is checked without it.
+"""
 
 from typing import Literal
 
@@ -22,5 +24,8 @@ Encoding = Literal["png", "webp", "jpeg"]
 Resampling = Literal["lanczos", "bicubic", "box"]
 """See `images.images`."""
 Labels = Literal["auto", "folders", "none"]
-"""Where classes come from. auto: `dataset.json`, WebDataset's .cls files, or class folders if all pictures lie in such.
-folders: the topmost folders, as torchvision's ImageFolder has it, and pictures outside of them are left out."""
+"""Where classes come from. auto: `dataset.json`, WebDataset's .cls files, or class folders if all
+pictures lie in such.
+folders: the topmost folders, as torchvision's ImageFolder has it, and pictures outside of them are
+left out.
+"""

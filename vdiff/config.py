@@ -1,4 +1,6 @@
-"""Sections of a recipe: frozen, strict, documented; and the tables that say which kinds of each part exist."""
+"""Sections of a recipe: frozen, strict, documented;
+and the tables that say which kinds of each part exist.
+"""
 
 import contextlib
 import difflib
@@ -30,7 +32,9 @@ MARK = "vdiff"
 
 
 class Section(BaseModel):
-    """One part of a recipe. Unknown keys are refused; a docstring beneath a field is its documentation."""
+    """One part of a recipe. Unknown keys are refused;
+    a docstring beneath a field is its documentation.
+    """
 
     # defer_build: of the sections that are imported, few are ever asked to check anything alone
     model_config: ClassVar[ConfigDict] = ConfigDict(
@@ -54,7 +58,9 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _mean_what_people_write(cls, value: Any, info: ValidationInfo) -> Any:
-        """`none` for a number that may be left out, whose YAML is `null`; `~` for the home folder in a path."""
+        """`none` for a number that may be left out, whose YAML is `null`;
+        `~` for the home folder in a path.
+        """
         if not isinstance(value, str):
             return value
         annotation = cls.model_fields[info.field_name or ""].annotation
@@ -114,11 +120,14 @@ def trajectory_values(section: Section, prefix: str = "") -> dict[str, Any]:
 
 
 class KindSection(Section):
-    """A section of which there are several kinds, each with a class of its own, in a table: a `Registry`.
+    """A section of which there are several kinds, each with a class of its own, in a table:
+    a `Registry`.
 
-    kind: its name in the table; every kind declares it as `kind: Literal["name"] = trajectory("name")`.
+    kind: its name in the table; every kind declares it as
+    `kind: Literal["name"] = trajectory("name")`.
     needed_fields: what every kind must declare.
-    makes: the method that makes what the section is of, and the contract of that as "module:Class"; None for no look.
+    makes: the method that makes what the section is of, and the contract of that as "module:Class";
+    None for no look.
     """
 
     needed_fields: ClassVar[tuple[str, ...]] = ("kind",)
@@ -134,9 +143,10 @@ Part = TypeVar("Part")
 class Table(Generic[Part]):
     """The kinds of one thing: kind -> "module:Class". Nothing is imported until it is named.
 
-    part: what one of them is, for messages.   group: the entry points by which other packages add kinds; the built-in
-    ones win.   contract: "module:Class" of which every class is a subclass, with nothing left abstract; several where
-    the thing comes in several sorts, each with a contract of its own.
+    part: what one of them is, for messages.   group: the entry points by which other packages add
+    kinds; the built-in ones win.   contract: "module:Class" of which every class is a subclass,
+    with nothing left abstract; several where the thing comes in several sorts, each with a contract
+    of its own.
     """
 
     def __init__(
@@ -206,8 +216,8 @@ class Table(Generic[Part]):
         for entry in self._entries():
             if entry.name in self._builtin:
                 sentences.append(
-                    f"the package `{maker_of(entry)}` brings a {self.part} called `{entry.name}`, which vdiff has; "
-                    "vdiff's own is used"
+                    f"the package `{maker_of(entry)}` brings a {self.part} called `{entry.name}`, "
+                    "which vdiff has; vdiff's own is used"
                 )
                 continue
             try:
@@ -228,7 +238,9 @@ class Table(Generic[Part]):
         return entries_of(self.group)
 
     def _complete(self, part: type[Part], entry: EntryPoint) -> type[Part]:
-        """A class of another package, after a look whether it can be used at all; it may raise anything."""
+        """A class of another package, after a look whether it can be used at all;
+        it may raise anything.
+        """
         return part
 
     def _checked(self, candidate: Any) -> type[Part]:
@@ -274,7 +286,9 @@ class Registry(Table[Kind]):
         return self.usable()
 
     def validate(self, value: Any, info: ValidationInfo) -> Kind:
-        """A mapping with `kind`, a bare kind, or a finished section, as a section of the kind that it names."""
+        """A mapping with `kind`, a bare kind, or a finished section,
+        as a section of the kind that it names.
+        """
         # a default in Python is a finished section
         if isinstance(value, Section):
             return value  # type: ignore[return-value]

@@ -1,4 +1,5 @@
-"""Whether kinds of networks, samplers and the other parts keep their contracts: theorems to run over one of one's own.
+"""Whether kinds of networks, samplers and the other parts keep their contracts:
+theorems to run over one of one's own.
 
 A package that brings a kind calls these in its tests, with a section as a recipe would give it:
 
@@ -6,7 +7,8 @@ A package that brings a kind calls these in its tests, with a section as a recip
     def test_adams() -> None:
         check_sampler(AdamsSection())
 
-Each raises BrokenContractError with the first theorem that does not hold. vdiff's own kinds pass the same ones.
+Each raises BrokenContractError with the first theorem that does not hold. vdiff's own kinds pass
+the same ones.
 """
 
 import copy
@@ -35,7 +37,9 @@ _BATCH = 3
 """Pictures that are looked at together."""
 _STEPS = 4
 _TOLERANCE = 1e-4
-"""Between a picture alone and in a batch: float32 sums in another order differ by about 1e-6, a mistake by 0.01 and more."""
+"""Between a picture alone and in a batch: float32 sums in another order differ by about 1e-6,
+a mistake by 0.01 and more.
+"""
 
 
 class BrokenContractError(AssertionError):
@@ -43,9 +47,11 @@ class BrokenContractError(AssertionError):
 
 
 def check_network(section: NetworkSection, image_size: int = 8, channels: int = 3) -> None:
-    """Shape, precision, equal bits, each picture by itself, and the same again from `config` and weights.
+    """Shape, precision, equal bits, each picture by itself,
+    and the same again from `config` and weights.
 
-    image_size: height and width of the pictures that it is tried on, in pixels.   channels: of these pictures.
+    image_size: height and width of the pictures that it is tried on, in pixels.
+    channels: of these pictures.
     Errors: BrokenContractError.
     """
     section.check(image_size, channels)
@@ -79,7 +85,10 @@ def check_network(section: NetworkSection, image_size: int = 8, channels: int = 
 
 
 def check_schedule(section: ScheduleSection) -> None:
-    """alpha^2 + sigma^2 = 1, no noise at t = 0, and less signal the later it is.   Errors: BrokenContractError."""
+    """alpha^2 + sigma^2 = 1, no noise at t = 0, and less signal the later it is.
+
+    Errors: BrokenContractError.
+    """
     schedule = section.build()
     t = torch.linspace(0, 1, 65, dtype=torch.float64)
     alpha, sigma = schedule.alpha_sigma(t)
@@ -93,7 +102,8 @@ def check_schedule(section: ScheduleSection) -> None:
 
 
 def check_sampler(section: SamplerSection) -> None:
-    """Times, shapes, equal bits, nothing kept of a batch, and the picture itself from a denoiser that knows it.
+    """Times, shapes, equal bits, nothing kept of a batch,
+    and the picture itself from a denoiser that knows it.
 
     Errors: BrokenContractError.
     """
@@ -155,7 +165,8 @@ def _check_pictures(sampler: Sampler, schedule: Schedule) -> None:
 
 
 def check_objective(section: ObjectiveSection) -> None:
-    """Losses [B], finite and float32, equal bits, gradients for the student alone, and a state that comes back.
+    """Losses [B], finite and float32, equal bits, gradients for the student alone,
+    and a state that comes back.
 
     Errors: BrokenContractError.
     """
@@ -190,10 +201,11 @@ def check_objective(section: ObjectiveSection) -> None:
 def check_metric(
     section: MetricSection | PairMetricSection, means: Means | None = None, channels: int = 1
 ) -> None:
-    """Numbers that are the same for the same pictures, however they are cut, and words for what is compared.
+    """Numbers that are the same for the same pictures, however they are cut,
+    and words for what is compared.
 
-    means: what the metric works with, as the device; None for the usual.   channels: of the pictures that it is
-    tried on.   Errors: BrokenContractError.
+    means: what the metric works with, as the device; None for the usual.
+    channels: of the pictures that it is tried on.   Errors: BrokenContractError.
     """
     least = max(section.least, 128)
     own = coloured_pictures(least, channels, seed=0)
@@ -245,7 +257,10 @@ def _check_pairs(section: PairMetricSection, own: Tensor, other: Tensor, means: 
 
 
 def check_dataset(section: DatasetSection) -> None:
-    """Pictures and classes as they are told, the same when opened again and in a copy.   Errors: BrokenContractError."""
+    """Pictures and classes as they are told, the same when opened again and in a copy.
+
+    Errors: BrokenContractError.
+    """
     images = section.open()
     again = section.open()
     wanted = (section.channels, section.size, section.size)
@@ -280,7 +295,8 @@ def check_dataset(section: DatasetSection) -> None:
 
 
 def check(section: KindSection) -> None:
-    """The theorems of whatever part this is a kind of; of networks and metrics with pictures of usual shapes.
+    """The theorems of whatever part this is a kind of;
+    of networks and metrics with pictures of usual shapes.
 
     Errors: BrokenContractError; TypeError for a section of a part that has no theorems.
     """

@@ -5,10 +5,12 @@ from pathlib import Path
 
 
 class VdiffError(Exception):
-    """Something that the user can mend: the problem, the place where it was found and what to do about it.
+    """Something that the user can mend: the problem, the place where it was found
+    and what to do about it.
 
     problem: what was found, one sentence without a full stop; backticks round names and values.
-    fix: what to type or change.   where: a file, a file with a line, or an option; empty when the problem names it.
+    fix: what to type or change.   where: a file, a file with a line, or an option; empty when the
+    problem names it.
     """
 
     exit_code: int = 1
@@ -31,7 +33,9 @@ class VdiffError(Exception):
 
 
 class UsageError(VdiffError):
-    """The command line or the recipe asks for something that does not exist or does not fit together."""
+    """The command line or the recipe asks for something that does not exist
+    or does not fit together.
+    """
 
     exit_code = 2
 
@@ -49,7 +53,9 @@ class ModelFileError(VdiffError):
 
 
 class DivergedError(VdiffError):
-    """Training produced losses or gradients that are not finite, or a network pictures that are not."""
+    """Training produced losses or gradients that are not finite,
+    or a network pictures that are not.
+    """
 
     exit_code = 5
 
@@ -61,7 +67,10 @@ class MachineError(VdiffError):
 
 
 class PausedError(MachineError):
-    """The machine refuses for now. What was done is kept, and the same command goes on from there."""
+    """The machine refuses for now.
+
+    What was done is kept, and the same command goes on from there.
+    """
 
 
 class InUseError(VdiffError):
@@ -74,7 +83,8 @@ class InUseError(VdiffError):
 class Stopped(Exception):  # noqa: N818 - it is news, not an error
     """Somebody asked the run to stop, and everything is saved.
 
-    exit_code: 128 + the number of the signal, as shells have it.   saved: what was saved, a sentence for users.
+    exit_code: 128 + the number of the signal, as shells have it.
+    saved: what was saved, a sentence for users.
     """
 
     def __init__(self, signal_number: int, saved: str) -> None:
@@ -84,8 +94,8 @@ class Stopped(Exception):  # noqa: N818 - it is news, not an error
 
 
 def _asking() -> tuple[int, ...]:
-    # Whatever a scheduler, a launcher or a shell may send; the default action of each of them ends a process
-    # that has saved nothing.
+    # Whatever a scheduler, a launcher or a shell may send; the default action of each of them ends
+    # a process that has saved nothing.
     names = "HUP INT TERM USR1 USR2 ALRM VTALRM PROF XCPU IO PWR BREAK"
     # Windows and macOS lack some of them.
     numbers = [getattr(signal, f"SIG{name}", None) for name in names.split()]
@@ -99,7 +109,9 @@ def _asking() -> tuple[int, ...]:
 
 
 ASKING = _asking()
-"""Signals that ask a process to save and leave. `vdiff.cli.signals` has the others, and what they do."""
+"""Signals that ask a process to save and leave.
+`vdiff.cli.signals` has the others, and what they do.
+"""
 
 # Parts of messages: of these libraries, only the text tells lack of memory from other errors.
 OUT_OF_MEMORY = (

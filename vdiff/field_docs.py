@@ -15,7 +15,8 @@ def unwrapped(doc: str) -> str:
 
 
 def field_docs(section: type[BaseModel]) -> dict[str, str]:
-    """Field -> the text beneath it, of the class that states the field last; nothing for one without.
+    """Field -> the text beneath it, of the class that states the field last;
+    nothing for one without.
 
     pydantic can read them too, but does so for every class as soon as it is imported.
     """

@@ -1,4 +1,6 @@
-"""The phases of an update, marked so that a profile tells them apart; nobody waits while none is made."""
+"""The phases of an update, marked so that a profile tells them apart;
+nobody waits while none is made.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +10,9 @@ PHASES = ("data", "teacher", "forward", "backward", "optimizer", "average", "log
 """In the order of an update; `teacher` lies within what the trace calls `forward`."""
 
 gpu_is_measured = False
-"""Whether a phase is over only when the GPU has done it: what it launches is not told apart otherwise."""
+"""Whether a phase is over only when the GPU has done it:
+what it launches is not told apart otherwise.
+"""
 
 
 def phase(name: str) -> Any:

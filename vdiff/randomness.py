@@ -1,4 +1,6 @@
-"""Random numbers as a function of (seed, stage, update, place in the batch), or of an image's own seed."""
+"""Random numbers as a function of (seed, stage, update, place in the batch),
+or of an image's own seed.
+"""
 
 import hashlib
 from math import pi
@@ -14,13 +16,17 @@ _NO_PLACE = _WORD
 
 
 LACK_64_BITS = ("mps",)
-"""Kinds of devices without float64 (Metal has none), on which 64-bit whole numbers are not relied upon either."""
+"""Kinds of devices without float64 (Metal has none), on which 64-bit whole numbers are
+not relied upon either.
+"""
 
 
 def exact(device: torch.device | str) -> torch.device:
-    """Where random numbers, times and schedules are computed for a device: there, or on the CPU where it cannot.
+    """Where random numbers, times and schedules are computed for a device:
+    there, or on the CPU where it cannot.
 
-    They are a few numbers per image, and the noise. What goes to the device is cast to float32 first.
+    They are a few numbers per image, and the noise. What goes to the device is cast to float32
+    first.
     """
     found = torch.device(device)
     return torch.device("cpu") if found.type in LACK_64_BITS else found
@@ -31,7 +37,8 @@ def philox(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four 32-bit random words per counter; a counter-based generator needs no state and no order.
 
-    counter: four int64 tensors that broadcast, each in [0, 2^32).   key: 64 bits.   Returns the same, scrambled.
+    counter: four int64 tensors that broadcast, each in [0, 2^32).   key: 64 bits.
+    Returns the same, scrambled.
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (10 rounds).
     """
     a, b, c, d = counter
@@ -48,9 +55,11 @@ def philox(
 
 
 class Randomness:
-    """The random numbers of a batch; image i's numbers depend on its own place or seed and on nothing beside it.
+    """The random numbers of a batch; image i's numbers depend on its own place or seed and on
+    nothing beside it.
 
-    Every call draws anew: the n-th call gives the same numbers whatever the batch is split into, and on any device.
+    Every call draws anew: the n-th call gives the same numbers whatever the batch is split into,
+    and on any device.
     """
 
     def __init__(self, key: int, low: Tensor, high: Tensor, num_places: int) -> None:
@@ -63,12 +72,16 @@ class Randomness:
     def for_update(
         cls, seed: int, stage: int, update: int, places: Tensor, num_places: int
     ) -> "Randomness":
-        """Numbers of one update of training. places: int64 [B], positions in the global batch of `num_places`."""
+        """Numbers of one update of training. places:
+        int64 [B], positions in the global batch of `num_places`.
+        """
         return cls(_key("update", seed, stage), places, torch.full_like(places, update), num_places)
 
     @classmethod
     def for_images(cls, seeds: Tensor) -> "Randomness":
-        """Numbers of pictures to be sampled. seeds: int64 [B], one per picture, 0 <= seed < 2^63."""
+        """Numbers of pictures to be sampled. seeds:
+        int64 [B], one per picture, 0 <= seed < 2^63.
+        """
         return cls(_key("image"), seeds & _WORD, seeds >> 32, len(seeds))
 
     def normal(self, *shape: int) -> Tensor:
@@ -89,7 +102,8 @@ class Randomness:
         return _unit(*self._words(1)[:2])[:, 0]
 
     def stratified(self) -> Tensor:
-        """Numbers in [0, 1), float64 [B], spread evenly over the global batch: (u + place / num_places) mod 1.
+        """Numbers in [0, 1), float64 [B], spread evenly over the global batch: (u + place /
+        num_places) mod 1.
 
         One u serves the batch: each number is uniform by itself, and together they vary less.
         Source: Kingma et al. 2021, "Variational diffusion models", the low-variance sampler of t.
@@ -101,7 +115,9 @@ class Randomness:
         return (_unit(*words[:2])[0, 0] + self._low[:, 0].double() / self._num_places) % 1
 
     def keys(self) -> Tensor:
-        """One 62-bit key per image, int64 [B], for whoever derives random numbers of its own (dropout)."""
+        """One 62-bit key per image, int64 [B], for whoever derives random
+        numbers of its own (dropout).
+        """
         high, low = self._words(1)[:2]
         return ((high >> 1 << 31) | (low >> 1))[:, 0]
 

@@ -31,7 +31,8 @@ Task = Callable[[], list[Outcome]]
 class Campaign:
     """Faults, and a folder in which they strike.
 
-    jobs: how many at once.   seconds: no new ones are begun after that.   say: told about failures and progress.
+    jobs: how many at once.   seconds: no new ones are begun after that.
+    say: told about failures and progress.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Campaign:
         )
 
     def _tasks(self) -> list[Task]:
-        """Several strikes at one run are a task, and so is every other fault; in the order of their numbers."""
+        """Several strikes at one run are a task, and so is every other fault;
+        in the order of their numbers.
+        """
         groups = _together(self._strikes())
         episodes = [
             (strikes[0].fault.number, partial(self._episode, strikes)) for strikes in groups
@@ -101,7 +104,8 @@ class Campaign:
                 self._say(line)
         self._num_done += len(outcomes)
         self._say(
-            f"{self._num_done} of {len(self._faults)}: {'; '.join(outcome.what for outcome in outcomes)}"
+            f"{self._num_done} of {len(self._faults)}: "
+            f"{'; '.join(outcome.what for outcome in outcomes)}"
         )
         return outcomes
 
@@ -140,7 +144,9 @@ _CASES = {
 
 
 def _together(strikes: Sequence[Strike]) -> Iterator[list[Strike]]:
-    """Strikes at the same program, `MOST` at a time (fewer where two processes work: they are slow to complete)."""
+    """Strikes at the same program, `MOST` at a time (fewer where two processes work:
+    they are slow to complete).
+    """
     waiting: dict[str, list[Strike]] = {}
     for each in strikes:
         group = waiting.setdefault(each.program.name, [])
@@ -172,7 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         outcomes = campaign.run()
     print(
-        f"\nseed {given.seed}, vdiff {_commit()}, {given.jobs} at a time, {(time.monotonic() - began) / 60:.1f} minutes"
+        f"\nseed {given.seed}, vdiff {_commit()}, {given.jobs} at a time, "
+        f"{(time.monotonic() - began) / 60:.1f} minutes"
     )
     if len(outcomes) < len(faults):
         print(f"the time was up: {len(outcomes)} of {len(faults)} faults were drawn")

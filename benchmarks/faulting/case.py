@@ -1,4 +1,6 @@
-"""One damaged file or hostile input: a working folder, commands in it, and what must be true after each."""
+"""One damaged file or hostile input: a working folder, commands in it,
+and what must be true after each.
+"""
 
 import json
 import os
@@ -49,7 +51,8 @@ class Case:
         fails: Mapping[str, int] | None = None,
         meanwhile: Meanwhile | None = None,
     ) -> Ended:
-        """Run a command that must end with one of `codes`; with 0 in spite of them, it has used what it should not.
+        """Run a command that must end with one of `codes`;
+        with 0 in spite of them, it has used what it should not.
 
         fails, meanwhile: see `Service`.
         """
@@ -127,7 +130,9 @@ class Case:
 
 
 def named(root: Path, name: str) -> list[Path]:
-    """The paths of this name below a folder where other cases work: what vanishes meanwhile is passed by."""
+    """The paths of this name below a folder where other cases work:
+    what vanishes meanwhile is passed by.
+    """
     return [
         Path(place, name) for place, folders, files in os.walk(root) if name in (*folders, *files)
     ]

@@ -1,4 +1,6 @@
-"""Damaged files: a bit flipped, a file cut, emptied or deleted, in everything that vdiff reads again."""
+"""Damaged files: a bit flipped, a file cut, emptied or deleted,
+in everything that vdiff reads again.
+"""
 
 import random
 from collections.abc import Callable
@@ -73,9 +75,8 @@ def _model(case: Case) -> None:
     if case.rng.random() < 0.7:
         case.vdiff("sample", "--checkpoint", name, "-n", "4", *CPU, codes=_codes_of_part(path))
     else:
-        is_unmarked = (
-            how == "deleted" and path.name == "vdiff.json"
-        )  # a diffusers folder like any other
+        # a diffusers folder like any other
+        is_unmarked = how == "deleted" and path.name == "vdiff.json"
         case.vdiff(
             "inspect",
             f"{RUN}/{name}",
@@ -87,7 +88,9 @@ def _model(case: Case) -> None:
 
 
 def _codes_of_part(path: Path) -> set[int]:
-    """How a command ends that uses a model of which this file is damaged; its README is for people to change."""
+    """How a command ends that uses a model of which this file is damaged;
+    its README is for people to change.
+    """
     return {0} if path.name == "README.md" else {4}
 
 
@@ -100,7 +103,9 @@ def _mend(case: Case, name: str, path: Path, content: bytes) -> None:
 
 
 def _save(case: Case) -> None:
-    """A save of a stage that was stopped: the one before it is used, and that is said; without any, nothing is."""
+    """A save of a stage that was stopped: the one before it is used, and that is said;
+    without any, nothing is.
+    """
     folder = _unfinished(case)
     newest, older = sorted(folder.iterdir(), reverse=True)
     _spoil_one(case, newest)

@@ -17,7 +17,9 @@ from .world import World
 
 
 def strike(world: World, service: Service, outcome: Outcome, keep: bool = False) -> None:
-    """Draw or measure with a network that predicts NaN, or train one with a rate at which it must diverge."""
+    """Draw or measure with a network that predicts NaN, or train one with a rate
+    at which it must diverge.
+    """
     rng = random.Random(f"what {outcome.fault.seed} {outcome.fault.number}")
     is_training = rng.random() < 0.3
     case = Case(world, service, outcome, "prepared" if is_training else "complete", keep)

@@ -1,4 +1,6 @@
-"""Which faults a campaign has: the n-th fault of a seed is always the same, however many are asked for."""
+"""Which faults a campaign has: the n-th fault of a seed is always the same,
+however many are asked for.
+"""
 
 import random
 from collections.abc import Collection, Iterator

@@ -102,7 +102,9 @@ def _weights(case: Case) -> tuple[Path, Path]:
 
 
 def believe(mark: Path, **changes: Any) -> None:
-    """Make a manifest vouch for what lies there now, as its maker could; a seal is an offer, not a duty."""
+    """Make a manifest vouch for what lies there now, as its maker could;
+    a seal is an offer, not a duty.
+    """
     content = {
         key: value
         for key, value in json.loads(mark.read_bytes()).items()
@@ -269,7 +271,9 @@ def _link(case: Case) -> None:
 
 
 def _in_the_way(case: Case) -> None:
-    """Something of the user's where vdiff would leave, replace or remove something: it stays, with --force too."""
+    """Something of the user's where vdiff would leave, replace or remove something:
+    it stays, with --force too.
+    """
     run = case.folder / RUN
     name, more, codes = case.rng.choice(
         [
@@ -315,7 +319,9 @@ def _archive(case: Case) -> None:
 
 
 def _pictures(case: Case) -> None:
-    """Bombs and broken pictures: refused when there are many, skipped and listed when they may be."""
+    """Bombs and broken pictures: refused when there are many,
+    skipped and listed when they may be.
+    """
     source = case.folder / "evil"
     source.mkdir()
     broken, odd = poison.broken_pictures(), poison.odd_pictures()

@@ -27,7 +27,9 @@ _WORKS: list[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...], str]] = [
 
 
 def strike(world: World, service: Service, outcome: Outcome, keep: bool = False) -> None:
-    """Let a call fail, or the memory be short; the same command must then lead to what an undisturbed one does."""
+    """Let a call fail, or the memory be short; the same command must then lead to what an
+    undisturbed one does.
+    """
     rng = random.Random(f"what {outcome.fault.seed} {outcome.fault.number}")
     begins, command, completing, like = rng.choice(_WORKS)
     case = Case(world, service, outcome, begins, keep)
@@ -48,7 +50,8 @@ def strike(world: World, service: Service, outcome: Outcome, keep: bool = False)
             ended = case.vdiff(
                 *command, codes={0, 6}, meanwhile=_short_of_memory(megabytes * 2**20, rng.random())
             )
-            service.renew()  # modules whose import failed would stay half there, which no command finds
+            # modules whose import failed would stay half there, which no command finds
+            service.renew()
         if command[0] == "prepare" and ended.code == 0 and "skipped.tsv" in ended.output:
             case.miss("lost", "good pictures were taken for bad ones")
         parts = ("store",) if begins == "empty" else ("models", "store")
@@ -58,7 +61,9 @@ def strike(world: World, service: Service, outcome: Outcome, keep: bool = False)
 
 
 def _short_of_memory(num_bytes: int, delay: float) -> Meanwhile:
-    """For two seconds, or until the command ends, a process may take only so much more than it has."""
+    """For two seconds, or until the command ends, a process may take only
+    so much more than it has.
+    """
 
     def limit(pid: int) -> Callable[[], None]:
         has_ended = threading.Event()

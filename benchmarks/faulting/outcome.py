@@ -42,7 +42,10 @@ class Outcome:
         found = "; ".join(f"{goal}: {text}" for goal, text in self.missed)
         again = f"--seed {self.fault.seed} --only {self.fault.number}"
         return [
-            f"FAILED {self.fault.kind} {self.fault.number} ({self.what}): {found}{self.where}   [{again}]"
+            (
+                f"FAILED {self.fault.kind} {self.fault.number} ({self.what}): "
+                f"{found}{self.where}   [{again}]"
+            )
         ]
 
 

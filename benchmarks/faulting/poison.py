@@ -1,4 +1,6 @@
-"""Files that mean harm: pickles that run code, safetensors that lie, recipes that explode, broken pictures."""
+"""Files that mean harm: pickles that run code, safetensors that lie, recipes that explode,
+broken pictures.
+"""
 
 import io
 import json
@@ -102,7 +104,9 @@ def _packed(header: bytes, data: bytes) -> bytes:
 
 
 def hostile_recipe(text: str, canary: Path, rng: random.Random) -> tuple[str, bytes, bool]:
-    """A recipe that no one should read to the end: how, its bytes, and whether a message can name a line."""
+    """A recipe that no one should read to the end:
+    how, its bytes, and whether a message can name a line.
+    """
     bomb = "a0: &a0 [x, x]\n" + "".join(
         f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)
     )
@@ -182,7 +186,9 @@ def broken_pictures() -> dict[str, bytes]:
         "cut.png": good[: len(good) // 2],
         "head.png": good[:20],
         "page.jpg": b"<html>not found</html>",
-        "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file closefile\n",
+        "script.png": (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file closefile\n"
+        ),
         "noise.webp": b"RIFF\x10\0\0\0WEBPVP8 " + b"\xff" * 64,
         "thin.png": picture(size=(2_000_000, 1)),
     }

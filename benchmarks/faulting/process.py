@@ -1,4 +1,6 @@
-"""A command in a process of its own: its output, the moment to strike it, and what it leaves running."""
+"""A command in a process of its own: its output, the moment to strike it,
+and what it leaves running.
+"""
 
 import contextlib
 import glob
@@ -33,7 +35,9 @@ _tags = itertools.count()
 
 @dataclass(frozen=True)
 class Moment:
-    """When to strike: so many seconds after the start, or after files of a pattern appeared or changed n times."""
+    """When to strike: so many seconds after the start, or after files of a pattern appeared or
+    changed n times.
+    """
 
     seconds: float
     pattern: str = ""

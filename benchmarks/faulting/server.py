@@ -1,4 +1,7 @@
-"""One long-lived process that runs many vdiff commands: imports are paid once. Speaks JSON lines; see `service.py`."""
+"""One long-lived process that runs many vdiff commands: imports are paid once.
+
+Speaks JSON lines; see `service.py`.
+"""
 
 import builtins
 import contextlib
@@ -17,7 +20,9 @@ from typing import Any
 
 
 def main() -> None:
-    """Answer requests {cwd, arguments} with {code, output, seconds, grown_bytes, held} until stdin ends."""
+    """Answer requests {cwd, arguments} with {code, output, seconds, grown_bytes,
+    held} until stdin ends.
+    """
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     _import_all()
     replies.write("ready\n")
@@ -50,9 +55,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             with _refusing(request["fails"]):
                 code = app.run(request["arguments"])
         finally:
-            resource.setrlimit(
-                resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2
-            )  # see `machine.py`
+            # see `machine.py`
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             for number, old in zip((1, 2), kept, strict=True):
@@ -134,7 +138,9 @@ def _status(name: str) -> int:
 
 
 def _held(folder: str) -> list[str]:
-    """What a command should have let go of: files of its folder, but for stores (they stay open), and threads."""
+    """What a command should have let go of: files of its folder,
+    but for stores (they stay open), and threads.
+    """
     gc.collect()
     links = [_target(number) for number in os.listdir("/proc/self/fd")]
     files = [

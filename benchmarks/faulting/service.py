@@ -22,7 +22,8 @@ _CALLS = 60
 class Ended:
     """How a command ended. code: None where it hung, negative where the process died with it.
 
-    grown_bytes: how much its memory grew at the peak.   held: files and threads it did not let go of.
+    grown_bytes: how much its memory grew at the peak.
+    held: files and threads it did not let go of.
     """
 
     code: int | None
@@ -54,8 +55,10 @@ class Service:
     ) -> Ended:
         """Run a command in `folder`.
 
-        meanwhile: called with the server's process id while it works; what that returns, when the command has ended.
-        fails: {errno, at, times}: the openings of files from number `at` on that are refused, so many times.
+        meanwhile: called with the server's process id while it works; what that returns, when the
+        command has ended.
+        fails: {errno, at, times}: the openings of files from number `at` on that are refused, so
+        many times.
         """
         server = self._ready()
         self._calls += 1

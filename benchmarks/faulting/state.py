@@ -1,4 +1,6 @@
-"""What lies on the disk, judged without vdiff's own checks: which folders are published, and whether each is whole."""
+"""What lies on the disk, judged without vdiff's own checks:
+which folders are published, and whether each is whole.
+"""
 
 import hashlib
 import json
@@ -25,8 +27,10 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 class Seen:
     """A working folder at one moment.
 
-    models: the SHA-256 of each published model's weights.   points: the newest whole save of each stage.
-    store: SHA-256 of the records.   log: its lines.   pictures: SHA-256 of each file that `vdiff sample` left.
+    models: the SHA-256 of each published model's weights.
+    points: the newest whole save of each stage.
+    store: SHA-256 of the records.   log: its lines.
+    pictures: SHA-256 of each file that `vdiff sample` left.
     invalid: what claims to be whole and is not.
     """
 
@@ -90,7 +94,9 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def damage(mark: Path) -> list[str]:
-    """What is wrong with a folder whose manifest is `mark`: `vdiff.json` of a model, `state.json` of a save."""
+    """What is wrong with a folder whose manifest is `mark`:
+    `vdiff.json` of a model, `state.json` of a save.
+    """
     try:
         files = json.loads(mark.read_bytes())["files"]
         found = [

@@ -1,4 +1,6 @@
-"""Blows from outside at a command that works: kills, signals and full disks; when, at whom, and how it may end."""
+"""Blows from outside at a command that works: kills, signals and full disks;
+when, at whom, and how it may end.
+"""
 
 import random
 import signal
@@ -78,7 +80,9 @@ def _program(kind: str, rng: random.Random) -> Program:
 
 
 def _moment(rng: random.Random, program: Program, duration: float, startup: float) -> Moment:
-    """Anywhere in the command, anywhere in its work, or aimed at something that it is about to do."""
+    """Anywhere in the command, anywhere in its work, or aimed at something
+    that it is about to do.
+    """
     choice, share, mark = rng.random(), rng.random(), rng.choice(program.marks)
     if choice < 0.4:
         return Moment(share * duration)

@@ -1,4 +1,6 @@
-"""Where a campaign works: pictures, recipe, the commands, and the states of an undisturbed chain to begin at."""
+"""Where a campaign works: pictures, recipe, the commands,
+and the states of an undisturbed chain to begin at.
+"""
 
 import shutil
 import time
@@ -32,8 +34,10 @@ BY_TWO = ("train --gpus 2", "torchrun train")
 class Program:
     """A command that is struck.
 
-    begins: the state it starts from.   ends: the state it must lead to, in these `parts` of what `look` sees.
-    works: a file that is there once it does more than import.   marks: files that appear while it works, to aim at.
+    begins: the state it starts from.   ends: the state it must lead to, in these `parts` of what
+    `look` sees.
+    works: a file that is there once it does more than import.
+    marks: files that appear while it works, to aim at.
     """
 
     name: str
@@ -136,7 +140,9 @@ PROGRAMS = {program.name: program for program in _PROGRAMS}
 
 
 class World:
-    """A folder with the pictures, and `states/<name>`: working folders at known points of an undisturbed chain."""
+    """A folder with the pictures, and `states/<name>`:
+    working folders at known points of an undisturbed chain.
+    """
 
     def __init__(self, root: Path, service: Service) -> None:
         self.root = root
@@ -148,7 +154,8 @@ class World:
     def build(self, programs: Collection[str]) -> None:
         """Go the chain once without any fault, and stop twice within a stage.
 
-        programs: what will be struck; of samples and of several processes only what these need is made.
+        programs: what will be struck; of samples and of several processes only what these need is
+        made.
         """
         first = self._new("empty")
         self._run(first, "init", "digits", "--out", str(self.root / "recipe.yaml"))

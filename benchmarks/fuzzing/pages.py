@@ -1,4 +1,7 @@
-"""Where things lie in an LMDB file (0.9, 64 bits), and ways to damage them. Knows nothing of vdiff's own page check."""
+"""Where things lie in an LMDB file (0.9, 64 bits), and ways to damage them.
+
+Knows nothing of vdiff's own page check.
+"""
 
 import random
 import struct

@@ -1,4 +1,6 @@
-"""Stores to damage: finished ones of ours, new and old, foreign ones, and what a stopped `prepare` leaves behind."""
+"""Stores to damage: finished ones of ours, new and old, foreign ones,
+and what a stopped `prepare` leaves behind.
+"""
 
 import hashlib
 import io
@@ -57,7 +59,9 @@ def read(path: Path) -> Content:
 
 
 def build(folder: Path) -> list[Specimen]:
-    """Every kind of store, made in the empty `folder`, where the pictures stay for those that are not finished."""
+    """Every kind of store, made in the empty `folder`, where the pictures stay for
+    those that are not finished.
+    """
     few, many = folder / "few", folder / "many"
     _pictures(few, 10, ())
     _pictures(many, 36, ("cat", "dog"))
@@ -102,7 +106,9 @@ def _finished(name: str, folder: Path, pictures: Path, sizes: list[int]) -> Spec
 
 
 def _foreign(name: str, path: Path, count: int, sizes: tuple[int, ...]) -> Specimen:
-    """As rosinality and diffusion_distiller write it: a transaction for every few pictures, and `length` last."""
+    """As rosinality and diffusion_distiller write it:
+    a transaction for every few pictures, and `length` last.
+    """
     path.mkdir()
     rng = np.random.default_rng(0)
     with lmdb.open(str(path), map_size=2**26, lock=False) as environment:
@@ -122,7 +128,9 @@ def _foreign(name: str, path: Path, count: int, sizes: tuple[int, ...]) -> Speci
 
 @contextmanager
 def small_steps() -> Iterator[None]:
-    """Every picture is converted alone and committed at once: as many pages as can be are freed again."""
+    """Every picture is converted alone and committed at once:
+    as many pages as can be are freed again.
+    """
     before = conversion._CHUNK_PICTURES, conversion._COMMIT_SECONDS
     conversion._CHUNK_PICTURES, conversion._COMMIT_SECONDS = 1, -1.0
     try:
@@ -134,7 +142,9 @@ def small_steps() -> Iterator[None]:
 def _partial(
     name: str, folder: Path, pictures: Path, stop: int, sizes: list[int], junk: int = 0
 ) -> Specimen:
-    """What is left when `prepare` is stopped after `stop` pictures; junk: so many pages are free in one go."""
+    """What is left when `prepare` is stopped after `stop` pictures;
+    junk: so many pages are free in one go.
+    """
 
     def stopping(progress: Progress) -> None:
         if progress.done >= stop:

@@ -1,4 +1,6 @@
-"""Damaged stores are read, verified and gone on with in child processes that have little time and memory."""
+"""Damaged stores are read, verified and gone on with in child processes that have
+little time and memory.
+"""
 
 import contextlib
 import os
@@ -39,7 +41,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """reading: what a training, or `prepare` that goes on, finds.   verify: whether `inspect --verify` complains."""
+    """reading: what a training, or `prepare` that goes on, finds.
+
+    verify: whether `inspect --verify` complains.
+    """
 
     case: Case
     reading: str
@@ -55,7 +60,10 @@ class Outcome:
 
 
 def run(cases: Sequence[Case], scratch: Path) -> Iterator[Outcome]:
-    """What becomes of each case, in order. A child does one after the other until one of them ends it."""
+    """What becomes of each case, in order.
+
+    A child does one after the other until one of them ends it.
+    """
     done = 0
     while done < len(cases):
         ended, lines = _in_child(cases[done:], scratch)
@@ -186,7 +194,9 @@ def _gone_on(case: Case, scratch: Path) -> str:
 
 
 def _peak(reset: bool = False) -> int:
-    """The most memory of this process so far in kB, since the last reset where the system can do that."""
+    """The most memory of this process so far in kB, since the last reset where
+    the system can do that.
+    """
     if reset:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

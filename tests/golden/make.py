@@ -1,8 +1,10 @@
-"""Writes a golden folder with the vdiff that is installed: once for every format, and never again for the same one.
+"""Writes a golden folder with the vdiff that is installed:
+once for every format, and never again for the same one.
 
     python -m tests.golden.make format_1
 
-An image store, the base model of a run, and its first student, stopped half-way: a save point to go on from.
+An image store, the base model of a run, and its first student, stopped half-way: a save point to go
+on from.
 """
 
 import contextlib
@@ -52,7 +54,9 @@ def pictures(folder: Path) -> list[float]:
 
 
 def use_what_is_new(folder: Path) -> None:
-    """Write the card anew with something that format 1 cannot say, and that no objective of vdiff's own does."""
+    """Write the card anew with something that format 1 cannot say,
+    and that no objective of vdiff's own does.
+    """
     found = load(folder)
     picture = (folder / "samples.png").read_bytes()
 

@@ -1,4 +1,6 @@
-"""Images that were drawn or read: as numbers, as one grid, as files, and as what a notebook shows."""
+"""Images that were drawn or read: as numbers, as one grid, as files,
+and as what a notebook shows.
+"""
 
 import os
 from collections.abc import Sequence
@@ -20,10 +22,12 @@ _FILES = (".png", ".npz", ".zip")
 class ImageBatch:
     """Images of one shape. In a notebook they show themselves as a grid.
 
-    `model.sample`, `model.show` and `store.show` make them; `len(batch)`, `batch[3]` and `batch[:8]` work.
+    `model.sample`, `model.show` and `store.show` make them; `len(batch)`, `batch[3]` and
+    `batch[:8]` work.
 
     uint8: the images as files hold them, uint8 [N, C, H, W] from 0 to 255, on the CPU.
-    float: the same before rounding, float32 [N, C, H, W] on the CPU. Black is -1 and white is 1. A drawn image is not
+    float: the same before rounding, float32 [N, C, H, W] on the CPU. Black is -1 and white is 1. A
+    drawn image is not
     clamped: what the network overshoots is still there.
     seeds: one per image; of images from a store, their places in it.
     labels: the class of each image, None where the model or store has no classes.
@@ -66,7 +70,8 @@ class ImageBatch:
 
         path: `grid.png`, arrays in `file.npz`, PNGs in `file.zip`, or a folder of PNGs.
         force: replace what vdiff left there; nothing else is ever replaced.
-        Errors: UsageError for another name, for no images, and for what is there already; MachineError.
+        Errors: UsageError for another name, for no images, and for what is there already;
+        MachineError.
         """
         place = path_of(path)
         is_folder = place.suffix == ""

@@ -53,7 +53,8 @@ class Model:
     """A model folder in memory, ready to draw; `load` makes it.
 
     path: the folder.   card: what the folder says about itself.
-    denoiser: the predictor, for code of your own: `denoiser(z, t, condition)`. Its network is frozen.
+    denoiser: the predictor, for code of your own: `denoiser(z, t, condition)`. Its network is
+    frozen.
     device: where it computes.   precision: what it computes in: fp32, bf16 or fp16.
     """
 
@@ -89,19 +90,25 @@ class Model:
         batch_size: int | None = None,
         watch: Callable[[int, int], None] | None = None,
     ) -> ImageBatch:
-        """Draw one image per seed: bit for bit those of `vdiff sample --recipe FOLDER --checkpoint FOLDER`.
+        """Draw one image per seed: bit for bit those of
+        `vdiff sample --recipe FOLDER --checkpoint FOLDER`.
 
-        seeds: whole numbers from 0 on; the same seed gives the same image, whatever the others are, to rounding.
+        seeds: whole numbers from 0 on; the same seed gives the same image, whatever the others are,
+        to rounding.
         steps: of the sampler; None for those that the model is meant for (`card.num_steps`).
-        label: a class for all images, or classes that are taken in turn; None for seed modulo the number of classes.
-        sampler: its name, or a mapping with options as a recipe has them, `{"kind": "ddim", "eta": 0.5}`; None for
-        that of the recipe in the folder, or where it names none the one that the model is meant for.
-        batch_size: images at once; None for the recipe's. It changes memory, and images by rounding only.
-        watch: called after every batch with the numbers of images that are done and wanted; `vdiff.show_progress`
-        is one.
+        label: a class for all images, or classes that are taken in turn; None for seed modulo the
+        number of classes.
+        sampler: its name, or a mapping with options as a recipe has them,
+        `{"kind": "ddim", "eta": 0.5}`; None for that of the recipe in the folder, or where it names
+        none the one that the model is meant for.
+        batch_size: images at once; None for the recipe's. It changes memory, and images by rounding
+        only.
+        watch: called after every batch with the numbers of images that are done and wanted;
+        `vdiff.show_progress` is one.
 
-        Errors: UsageError for what cannot be drawn; DivergedError for images that are not finite; MachineError when
-        memory runs out. A warning (UserWarning) where the choice draws worse images than the model can.
+        Errors: UsageError for what cannot be drawn; DivergedError for images that are not finite;
+        MachineError when memory runs out. A warning (UserWarning) where the choice draws worse
+        images than the model can.
 
         >>> model = load("runs/tiny/base_1")
         >>> images = model.sample(seeds=range(4), label=1)
@@ -126,7 +133,10 @@ class Model:
         return ImageBatch(pictures, exact, tuple(numbers), condition.label, about)
 
     def show(self, count: int = 16) -> ImageBatch:
-        """The images of the seeds 0 to count - 1, which show themselves in a notebook.   Errors: as of `sample`."""
+        """The images of the seeds 0 to count - 1, which show themselves in a notebook.
+
+        Errors: as of `sample`.
+        """
         _check_positive(count, "count")
         return self.sample(range(count))
 
@@ -186,7 +196,10 @@ class Model:
 
     def __repr__(self) -> str:
         card = self.card
-        return f"Model({str(self.path)!r}, {card.num_steps} steps, {card.num_parameters:,} weights, {self.device})"
+        return (
+            f"Model({str(self.path)!r}, {card.num_steps} steps, "
+            f"{card.num_parameters:,} weights, {self.device})"
+        )
 
     def _repr_html_(self) -> str:
         card = self.card
@@ -212,7 +225,9 @@ class Model:
         return tag("div", tag("b", card.name), tag("table", rows), self._picture())
 
     def _picture(self) -> str | None:
-        """The picture of the folder, which `load` has found to be whole; None where there is none, or a large one."""
+        """The picture of the folder, which `load` has found to be whole;
+        None where there is none, or a large one.
+        """
         name = "samples.png"
         if self.card.files.get(name, {}).get("size", _LARGEST_PICTURE) >= _LARGEST_PICTURE:
             return None
@@ -232,10 +247,11 @@ def load(
 ) -> Model:
     """A model folder, verified by its SHA-256 sums, ready to draw.
 
-    path: of the model folder, as in `runs/x/base_4`.   device: "cpu" or "cuda"; None for the GPU where there is one.
+    path: of the model folder, as in `runs/x/base_4`.
+    device: "cpu" or "cuda"; None for the GPU where there is one.
     precision: "fp32", "bf16", "fp16" or "auto"; None for that of the recipe in the folder.
-    Errors: ModelFileError for no model folder, a damaged one or a newer format; UsageError, MachineError for a device
-    or a precision that is not there.
+    Errors: ModelFileError for no model folder, a damaged one or a newer format; UsageError,
+    MachineError for a device or a precision that is not there.
 
     >>> model = load("runs/tiny/base_1", device="cpu")
     >>> model.card.num_steps, model.card.shape, model.precision
@@ -274,14 +290,19 @@ def _no_model(place: Path) -> ModelFileError:
         else "name a folder that `vdiff train` or `vdiff distill` made"
     )
     if place.is_dir():
-        problem = f"`{place}` has no {MARK}, which vdiff writes last: it is no model folder of vdiff, or not whole"
+        problem = (
+            f"`{place}` has no {MARK}, which vdiff writes last: "
+            "it is no model folder of vdiff, or not whole"
+        )
     else:
         problem = f"there is no model folder `{place}`"
     return ModelFileError(problem, fix, place.parent if beside else "")
 
 
 def _drawing_part(card: ModelCard, folder: Path) -> _DrawingPart:
-    """What the recipe in the folder says of drawing; the other sections may need packages that are not here."""
+    """What the recipe in the folder says of drawing;
+    the other sections may need packages that are not here.
+    """
     if not card.recipe:
         return _DrawingPart()
     text = recipe_text.read(card.recipe, str(folder / MARK))
@@ -332,7 +353,9 @@ def _memory_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _multiplying_as_commands_do(device: torch.device) -> Iterator[None]:
-    """Within it, a GPU multiplies what stays float32 in TF32, as it does for `vdiff sample`; then as before."""
+    """Within it, a GPU multiplies what stays float32 in TF32, as it does for `vdiff sample`;
+    then as before.
+    """
     if device.type != "cuda":
         yield
         return

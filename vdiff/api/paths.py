@@ -10,7 +10,10 @@ from vdiff.system.home import NoHome, expanded
 
 
 def path_of(given: str | os.PathLike[str]) -> Path:
-    """The path, with the home folder for a leading `~`.   Errors: UsageError for what no path can be."""
+    """The path, with the home folder for a leading `~`.
+
+    Errors: UsageError for what no path can be.
+    """
     text = os.fspath(given)
     if "\0" in text:
         raise UsageError(f"{text!r} is no path: it holds a zero byte", "name a file or a folder")

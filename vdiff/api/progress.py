@@ -1,4 +1,6 @@
-"""Progress as one line of text that writes over itself, in a terminal and in the cell of a notebook."""
+"""Progress as one line of text that writes over itself,
+in a terminal and in the cell of a notebook.
+"""
 
 import sys
 
@@ -6,8 +8,8 @@ import sys
 def show_progress(done: int, total: int) -> None:
     """Tell on stderr how far a work is: `model.sample(..., watch=vdiff.show_progress)`.
 
-    done, total: numbers of pictures. In a terminal and in a notebook the line writes over itself; where the output
-    goes into a file, only the end is told.
+    done, total: numbers of pictures. In a terminal and in a notebook the line writes over itself;
+    where the output goes into a file, only the end is told.
 
     >>> from contextlib import redirect_stderr
     >>> with redirect_stderr(sys.stdout):

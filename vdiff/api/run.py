@@ -27,12 +27,12 @@ _HEIGHT = 720
 _STYLE = tag(
     "style",
     Markup(
-        ".vdiff-run .losses { display: flex; flex-wrap: wrap; gap: 1rem; } .vdiff-run .losses > div { width: 20rem; }"
-        ".vdiff-run svg { max-width: 24rem; overflow: visible; }"
-        ".vdiff-run svg text { font-size: 11.5px; fill: currentColor; opacity: .7; }"
-        ".vdiff-run .up { text-anchor: end; } .vdiff-run .across, .vdiff-run .axis { text-anchor: middle; }"
-        ".vdiff-run .rule { stroke: currentColor; opacity: .2; }"
-        ".vdiff-run .line { fill: none; stroke: currentColor; stroke-width: 1.4; }"
+        ".vdiff-run .losses { display: flex; flex-wrap: wrap; gap: 1rem; } .vdiff-run .losses > "
+        "div { width: 20rem; }.vdiff-run svg { max-width: 24rem; overflow: visible; }.vdiff-run "
+        "svg text { font-size: 11.5px; fill: currentColor; opacity: .7; }.vdiff-run .up { "
+        "text-anchor: end; } .vdiff-run .across, .vdiff-run .axis { text-anchor: middle; "
+        "}.vdiff-run .rule { stroke: currentColor; opacity: .2; }.vdiff-run .line { fill: none; "
+        "stroke: currentColor; stroke-width: 1.4; }"
     ),
 )
 """Of the charts: the colour of the text, so that they are seen in light and in dark notebooks."""
@@ -71,7 +71,8 @@ class Report:
 
 
 class Run:
-    """A run folder, read anew with every question: also of a run that is still going. `run` makes it.
+    """A run folder, read anew with every question: also of a run that is still going. `run` makes
+    it.
 
     path: the folder.
     """
@@ -99,7 +100,10 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that the run was begun with.   Errors: UsageError for none, or for one with mistakes."""
+        """The recipe that the run was begun with.
+
+        Errors: UsageError for none, or for one with mistakes.
+        """
         if not self._folder.recipe.is_file():
             raise UsageError(
                 f"there is no recipe in `{self.path}`", "`vdiff train` leaves one there", self.path
@@ -111,8 +115,10 @@ class Run:
         """What the trainings told, a row per line of the log: `pandas.DataFrame(run.log)`.
 
         stage: the name of the model.   update: optimizer updates done in this stage, from 1 on.
-        loss: mean over the updates since the row before, with the recipe's weighting; None where none was finite.
-        grad_norm: norm of the gradient before clipping, mean likewise.   learning_rate: of this update.
+        loss: mean over the updates since the row before, with the recipe's weighting; None where
+        none was finite.
+        grad_norm: norm of the gradient before clipping, mean likewise.
+        learning_rate: of this update.
         skipped: updates of the stage until here whose loss or gradient was not finite.
         Lines that are damaged are left out.   Errors: MachineError.
         """
@@ -126,10 +132,13 @@ class Run:
 
     @property
     def trends(self) -> list[dict[str, str | float | None]]:
-        """What was measured while networks learned (`evaluate.every` in the recipe), a row per number.
+        """What was measured while networks learned (`evaluate.every` in the recipe),
+        a row per number.
 
-        stage, update: as in `log`.   metric: as `vdiff evaluate` names it.   value: in the metric's unit.
-        num_images: how many were drawn for it; numbers of different numbers of images cannot be compared.
+        stage, update: as in `log`.   metric: as `vdiff evaluate` names it.
+        value: in the metric's unit.
+        num_images: how many were drawn for it; numbers of different numbers of images cannot be
+        compared.
         """
         with reading(self.path):
             return [
@@ -154,11 +163,17 @@ class Run:
     def load(
         self, name: str, *, device: str | None = None, precision: Precision | None = None
     ) -> Model:
-        """The model with this name, as in `models`; see `vdiff.load`.   Errors: ModelFileError naming the others."""
+        """The model with this name, as in `models`; see `vdiff.load`.
+
+        Errors: ModelFileError naming the others.
+        """
         return load(self._folder.model(name), device=device, precision=precision)
 
     def report(self) -> Report:
-        """The page of `vdiff report`: quality, losses, lineage, time. `vdiff report` also draws pictures for it."""
+        """The page of `vdiff report`: quality, losses, lineage, time.
+
+        `vdiff report` also draws pictures for it.
+        """
         with reading(self.path):
             undrawn = (
                 f"`vdiff report {self.path}` draws pictures of all stages from the same noise."

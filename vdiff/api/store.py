@@ -43,8 +43,8 @@ class Store:
     def fingerprint(self) -> str:
         """SHA-256 of the images of this size and of their classes, 64 hexadecimal digits.
 
-        A model that was trained on them has it in `model.card.data`. A store of diffusion_distiller is read through
-        once for it.
+        A model that was trained on them has it in `model.card.data`. A store of diffusion_distiller
+        is read through once for it.
         """
         return self._images.fingerprint
 

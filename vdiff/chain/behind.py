@@ -1,4 +1,6 @@
-"""Whether the first process, whose run folder counts, has less of the run than another one has on its own disk."""
+"""Whether the first process, whose run folder counts,
+has less of the run than another one has on its own disk.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +15,8 @@ from vdiff.runs.folder import STATE, RunFolder
 class _Standing(NamedTuple):
     """How far a stage is in one run folder.
 
-    is_complete: whether it is a model.   update: its updates, or those of its newest save; -1 for nothing at all.
+    is_complete: whether it is a model.   update: its updates, or those of its newest save; -1 for
+    nothing at all.
     content: SHA-256 of the model's weights, or of the list of the save's files.
     """
 
@@ -22,7 +25,9 @@ class _Standing(NamedTuple):
     content: str
 
     def is_no_copy_of(self, first: "_Standing") -> bool:
-        """Whether it is further than the first process's, or as far with another content; older copies do no harm."""
+        """Whether it is further than the first process's, or as far with another content;
+        older copies do no harm.
+        """
         own, other = self[:2], first[:2]
         return own > other or (own == other and self.content != first.content)
 
@@ -34,10 +39,11 @@ class _Standing(NamedTuple):
 
 
 def refuse_if_behind(processes: Meeting, run: RunFolder, stages: Sequence[str]) -> None:
-    """UsageError, in all processes, where another one has more of these stages, or something else, than the first one.
+    """UsageError, in all processes, where another one has more of these stages,
+    or something else, than the first one.
 
-    A process without a run folder is told everything, and one with an older copy too. But who starts the hosts in
-    another order than before would begin anew, and not notice.
+    A process without a run folder is told everything, and one with an older copy too. But who
+    starts the hosts in another order than before would begin anew, and not notice.
     """
     if processes.world_size == 1:
         return
@@ -47,9 +53,12 @@ def refuse_if_behind(processes: Meeting, run: RunFolder, stages: Sequence[str]) 
         for name, first, standing in zip(stages, standings[0], one, strict=True):
             if standing.is_no_copy_of(first):
                 raise UsageError(
-                    f"{processes.named(rank)} has another `{run.path}` than the first process, or more of it",
-                    "start that host as the first one, copy its run folder to the first host, or remove it there",
-                    f"{name}: {first} in {processes.named(0)}, {standing} in {processes.named(rank)}",
+                    f"{processes.named(rank)} has another `{run.path}` than the first "
+                    "process, or more of it",
+                    "start that host as the first one, copy its run folder to the first host, "
+                    "or remove it there",
+                    f"{name}: {first} in {processes.named(0)}, "
+                    f"{standing} in {processes.named(rank)}",
                 )
 
 

@@ -1,4 +1,5 @@
-"""The chain: one training after another, each student the next one's teacher; whatever was finished is kept.
+"""The chain: one training after another, each student the next one's teacher;
+whatever was finished is kept.
 
 The first process looks into the run folder and decides; the others, which may have none, are told.
 """
@@ -48,7 +49,8 @@ class Chain:
         self.stages = plan(surroundings.recipe)
 
     def train(self, force: bool = False) -> ModelCard:
-        """Make the base network, or go on where it was stopped; a finished one is kept unless `force`.
+        """Make the base network, or go on where it was stopped;
+        a finished one is kept unless `force`.
 
         Errors: UsageError where the base was imported.
         """
@@ -67,10 +69,13 @@ class Chain:
         to: int | None = None,
         force: bool = False,
     ) -> list[ModelCard]:
-        """Make the students that follow the teacher `source`; finished ones are kept unless `force`.
+        """Make the students that follow the teacher `source`;
+        finished ones are kept unless `force`.
 
-        source: a name in the run or a path to any model folder; None goes on where the chain stands.
-        count: how many stages.   to: steps of the last one.   Returns the cards of all stages asked for.
+        source: a name in the run or a path to any model folder; None goes on where the chain
+        stands.
+        count: how many stages.   to: steps of the last one.
+        Returns the cards of all stages asked for.
         """
 
         def chosen_here() -> tuple[str, list[str]]:
@@ -146,9 +151,11 @@ class Chain:
         )
 
     def _refuse_to_replace(self, stages: Sequence[Stage], force: bool) -> None:
-        """Errors, before any work: UsageError for what vdiff did not make, in a place where something is to be left.
+        """Errors, before any work: UsageError for what vdiff did not make,
+        in a place where something is to be left.
 
-        ModelFileError for what would be made anew although only the mark of the model that is there is missing.
+        ModelFileError for what would be made anew although only the mark of the model that is there
+        is missing.
         """
         self.run.refuse_to_replace([stage.name for stage in stages], self._surroundings.text)
         lost = {stage.name for stage in stages} & set(self.run.unmarked())
@@ -160,7 +167,9 @@ class Chain:
             )
 
     def _prepare(self, unwanted: Sequence[Stage]) -> None:
-        """Copy the recipe into the run, and forget the stages that are to be made again; in the first process."""
+        """Copy the recipe into the run, and forget the stages that are to be made again;
+        in the first process.
+        """
         self.run.path.mkdir(parents=True, exist_ok=True)
         run_contents.write_recipe(self.run.path, self._surroundings.text, self._progress.note)
         places = [
@@ -175,7 +184,8 @@ class Chain:
             whole_folder.remove(self.run.model(stage.name), MODEL)
 
     def _kept(self, stage: Stage, teacher: Path | None) -> ModelCard:
-        """The card of a finished stage, after a look whether it is what the recipe and the teacher would make.
+        """The card of a finished stage, after a look whether it is what the recipe and
+        the teacher would make.
 
         To be called in the first process.
         """
@@ -204,8 +214,8 @@ class Chain:
             keeping = f"`{_section(stage)}.keep_state: true` keeps it"
             why = f"; its last save is gone, from which it could go on ({keeping})"
         self._progress.note(
-            f"`{stage.name}` is kept as it was made; the recipe has changed: {'; '.join(different)}{why};"
-            " `--force` makes it anew"
+            f"`{stage.name}` is kept as it was made; "
+            f"the recipe has changed: {'; '.join(different)}{why}; `--force` makes it anew"
         )
 
     def _tidy_saves(self, stage: Stage) -> None:
@@ -218,7 +228,8 @@ class Chain:
     def _check_kept(
         self, stages: Sequence[Stage], done: Sequence[str], teacher: Path | None
     ) -> None:
-        """UsageError for a finished student that is none of its teacher, before anything is told or done.
+        """UsageError for a finished student that is none of its teacher,
+        before anything is told or done.
 
         Of one whose teacher is still to be made, nothing is known yet.
         """
@@ -230,7 +241,9 @@ class Chain:
             teacher = self.run.model(stage.name) if stage.name in done else None
 
     def _tell_outdated(self, last: Stage) -> None:
-        """Say which finished students that follow have become those of a model that is there no more."""
+        """Say which finished students that follow have become those of a
+        model that is there no more.
+        """
         following = self.stages[last.index + 1 :]
         finished = [
             *itertools.takewhile(
@@ -269,15 +282,19 @@ class Chain:
                 where,
             )
         if card.parent is not None and card.parent["hash"] != checkpoint.read_card(teacher).hash:
-            problem = f"`{stage.name}` was distilled from another `{card.parent['name']}` than the one that is there now"
+            problem = (
+                f"`{stage.name}` was distilled from another `{card.parent['name']}` than the one "
+                "that is there now"
+            )
             raise UsageError(problem, fix, where)
 
 
 def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool:
-    """Whether its model folder is there; not where the recipe wants a longer training, and there is what it takes.
+    """Whether its model folder is there; not where the recipe wants a longer training,
+    and there is what it takes.
 
-    wanted: the stage's `trajectory`.   Errors: ModelFileError for a card that cannot be believed, or a model that is
-    not all there.
+    wanted: the stage's `trajectory`.   Errors: ModelFileError for a card that cannot be believed,
+    or a model that is not all there.
     """
     folder = run.model(stage.name)
     if not is_model_folder(folder):
@@ -304,10 +321,11 @@ def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool
 def choose(
     run: RunFolder, stages: Sequence[Stage], source: str | None, count: int | None, to: int | None
 ) -> tuple[Path, list[Stage]]:
-    """The first teacher's folder, and the stages of a plan that a command means; nothing is written.
+    """The first teacher's folder, and the stages of a plan that a command means;
+    nothing is written.
 
-    source: the teacher, a name in the run or a path; None: with a `count`, the last model of the unbroken sequence from
-    the base on, else the base.   Errors: UsageError, ModelFileError.
+    source: the teacher, a name in the run or a path; None: with a `count`, the last model of the
+    unbroken sequence from the base on, else the base.   Errors: UsageError, ModelFileError.
     """
     name = source if source is not None else BASE
     if source is None and count is not None:

@@ -1,4 +1,6 @@
-"""What a chain will cost: time, memory and disk, from a few measured updates, drawings, measurements and a save."""
+"""What a chain will cost: time, memory and disk, from a few measured updates,
+drawings, measurements and a save.
+"""
 
 import contextlib
 import math
@@ -48,8 +50,10 @@ _SAVED_BYTES = 2**26
 class StageEstimate:
     """What one stage will cost, in seconds.
 
-    updates: the training itself.   saves: points to resume from and the model folder.   pictures: previews.
-    trend: what `evaluate` measures.   start: making the networks, and what the first update takes longer.
+    updates: the training itself.   saves: points to resume from and the model folder.
+    pictures: previews.
+    trend: what `evaluate` measures.   start: making the networks, and what the first update takes
+    longer.
     """
 
     stage: Stage
@@ -69,7 +73,8 @@ class StageEstimate:
 class Estimate:
     """What all stages will cost.
 
-    start: seconds until the first stage begins.   disk_bytes: model folders and the saves of one stage.
+    start: seconds until the first stage begins.   disk_bytes: model folders and the saves of one
+    stage.
     memory_bytes: the peak, on a CPU of the whole process, on a GPU of torch's tensors.
     """
 
@@ -87,7 +92,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured of one sort of stage. Seconds: of an update, of a network call per drawn picture, of a save."""
+    """Measured of one sort of stage.
+
+    Seconds: of an update, of a network call per drawn picture, of a save.
+    """
 
     start: float
     update: float
@@ -105,8 +113,10 @@ def estimate(
 ) -> Estimate:
     """Measure every sort of stage on random pictures; writes nothing but into temporary folders.
 
-    All processes of the machine must come here. What the first one returns counts; it alone measures the metrics.
-    start: seconds until the first stage begins.   reference: the folder of what the run knows of its reference.
+    All processes of the machine must come here. What the first one returns counts; it alone
+    measures the metrics.
+    start: seconds until the first stage begins.   reference: the folder of what the run knows of
+    its reference.
     """
     network = fresh(recipe, _image_shape(recipe)).network
     num_weights = sum(weight.numel() for weight in network.parameters())
@@ -132,7 +142,9 @@ def estimate(
 def stage_estimate(
     recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]
 ) -> StageEstimate:
-    """What a stage costs when its parts cost so much; metrics: seconds before the first measurement, and of each."""
+    """What a stage costs when its parts cost so much;
+    metrics: seconds before the first measurement, and of each.
+    """
     settings = stage.settings
     steps = min(stage.num_steps, PREVIEW_STEPS)
     previews = 0
@@ -174,7 +186,8 @@ _Sort = tuple[int, int, str]
 
 
 def _sort(stage: Stage) -> _Sort:
-    """Stages that learn alike, with as many network calls per picture and as many pictures, cost the same.
+    """Stages that learn alike, with as many network calls per picture and as many pictures,
+    cost the same.
 
     0 calls for the base.
     """
@@ -231,7 +244,8 @@ def _learner(recipe: Recipe, stage: Stage, machine: Machine) -> Learner:
 
 def _update(recipe: Recipe, learner: Learner, machine: Machine, count: int) -> None:
     """An update of `count` random pictures in each process, waited for."""
-    # those who share a network have as many micro-batches as this asks for, whatever pictures they have
+    # those who share a network have as many micro-batches as this asks for, whatever pictures they
+    # have
     learner.settings = learner.settings.model_copy(
         update={"batch_size": count * machine.world_size}
     )
@@ -253,7 +267,9 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _median_seconds(work: Callable[[], object], machine: Machine) -> float:
-    """Of one run, after one that sets up memory; other work on the machine disturbs a median less than a mean."""
+    """Of one run, after one that sets up memory;
+    other work on the machine disturbs a median less than a mean.
+    """
     times = [_timed(work)]
 
     def are_too_few() -> bool:
@@ -312,7 +328,9 @@ def _shape(recipe: Recipe) -> tuple[int, int, int]:
 
 
 def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, float]:
-    """Of getting to know the reference, and of one measurement; on random pictures where there is no store yet."""
+    """Of getting to know the reference, and of one measurement;
+    on random pictures where there is no store yet.
+    """
     samples = torch.randint(
         0, 256, (recipe.evaluate.num_images, *_image_shape(recipe)), dtype=torch.uint8
     )

@@ -1,4 +1,6 @@
-"""The stages of a chain: the base training, then one stage per student; and which of them a command means."""
+"""The stages of a chain: the base training, then one stage per student;
+and which of them a command means.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ BASE = "original"
 class Stage:
     """One training of the chain.
 
-    index: 0 for the base, k for the k-th student.   start_steps, num_steps: of the teacher and of the student; equal
-    for the base.   settings: how long and how fast.   is_listed: whether it stands in `distill.stages`.
+    index: 0 for the base, k for the k-th student.   start_steps, num_steps: of the teacher and of
+    the student; equal for the base.   settings: how long and how fast.
+    is_listed: whether it stands in `distill.stages`.
     """
 
     index: int
@@ -53,22 +56,25 @@ def doubts(stages: Sequence[Stage]) -> list[str]:
         settings = stage.settings
         if stage.index and stage.teacher_steps == 1 and settings.objective.needs_fewer_steps:
             found.append(
-                f"`{stage.name}` has as many steps as its teacher: with `{settings.objective.kind}` it has nothing to "
-                "learn; give it fewer `steps`, or another `objective`"
+                f"`{stage.name}` has as many steps as its teacher: with "
+                f"`{settings.objective.kind}` it has nothing to learn; give it fewer `steps`, or "
+                "another `objective`"
             )
         if settings.warmup_updates > settings.updates:
             section = "train" if stage.index == 0 else "distill"
             reached = settings.rate(settings.updates - 1) / settings.learning_rate
             found.append(
-                f"`{stage.name}` ends before its warm-up of {settings.warmup_updates:,} updates does: its learning "
-                f"rate reaches {reached:.2g} of the {settings.learning_rate:g} that the recipe names; "
-                f"`--set {section}.warmup_updates={settings.updates // 10}` lets it rise in time"
+                f"`{stage.name}` ends before its warm-up of {settings.warmup_updates:,} updates "
+                f"does: its learning rate reaches {reached:.2g} of the {settings.learning_rate:g} "
+                f"that the recipe names; `--set {section}.warmup_updates={settings.updates // 10}` "
+                "lets it rise in time"
             )
     return found
 
 
 def trajectory(recipe: Recipe, stage: Stage, precision: str) -> dict[str, object]:
-    """Every value that shapes the weights of a stage, by dotted name; its teacher and its data are not among them.
+    """Every value that shapes the weights of a stage, by dotted name;
+    its teacher and its data are not among them.
 
     precision: what the machine computes in; `auto` is not the same everywhere.
     """
@@ -96,10 +102,11 @@ def keeps_state(recipe: Recipe, stage: Stage) -> bool:
 def stages_after(
     stages: Sequence[Stage], start_steps: int, name: str, index: int | None = None
 ) -> list[Stage]:
-    """The stages that follow a teacher of `start_steps` steps.   Errors: UsageError when there is none.
+    """The stages that follow a teacher of `start_steps` steps.
+    Errors: UsageError when there is none.
 
-    name: what messages call the teacher.   index: of the stage that it is in this run; None for a teacher from
-    elsewhere, which is followed by the first stage that starts at its number of steps.
+    name: what messages call the teacher.   index: of the stage that it is in this run; None for a
+    teacher from elsewhere, which is followed by the first stage that starts at its number of steps.
     """
     following = [stage for stage in stages[1:] if stage.start_steps <= start_steps]
     if index is not None and index < len(stages) and stages[index].num_steps == start_steps:
@@ -130,7 +137,9 @@ def _how_to_go_on(stages: Sequence[Stage], start_steps: int) -> str:
 
 
 def _how_to_start_at(stages: Sequence[Stage], start_steps: int) -> str:
-    """What makes a stage start at a number of steps at which none does; the last one ends at fewer."""
+    """What makes a stage start at a number of steps at which none does;
+    the last one ends at fewer.
+    """
     change = (
         f"set `distill.start_steps` to {start_steps}, as in --set distill.start_steps={start_steps}"
     )
@@ -147,18 +156,23 @@ def _how_to_start_at(stages: Sequence[Stage], start_steps: int) -> str:
             f"and list in `distill.stages` what follows {counted(start_steps)}"
         )
     return (
-        f"in `distill.stages`, put a stage `{{steps: {start_steps}}}` before that of `{passing.name}`, "
-        f"and give that one `steps: {passing.num_steps}`"
+        f"in `distill.stages`, put a stage `{{steps: {start_steps}}}` before that of "
+        f"`{passing.name}`, and give that one `steps: {passing.num_steps}`"
     )
 
 
 def same_start(stages: Sequence[Stage], following: Sequence[Stage]) -> str:
-    """A sentence on which of several stages that start at the same number of steps was taken; empty for only one."""
+    """A sentence on which of several stages that start at the same number of steps was taken;
+    empty for only one.
+    """
     names = [stage.name for stage in stages[1:] if stage.start_steps == following[0].start_steps]
     if len(names) == 1:
         return ""
     told = ", ".join(f"`{name}`" for name in names)
-    return f"{told} all start at {counted(following[0].start_steps)}: `{following[0].name}` is what comes next"
+    return (
+        f"{told} all start at {counted(following[0].start_steps)}: "
+        f"`{following[0].name}` is what comes next"
+    )
 
 
 def counted(num_steps: int) -> str:

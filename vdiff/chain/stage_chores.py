@@ -1,4 +1,6 @@
-"""What a stage does after an update besides learning, and when: report, profile, trend, save, preview."""
+"""What a stage does after an update besides learning, and when:
+report, profile, trend, save, preview.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,7 +63,8 @@ class StageChores:
             )
         chores.append(Chore(always, self.tell_saved))
         chores.append(Chore(lambda now: now.is_last or now.is_each(settings.save_every), self.save))
-        # a stage that is complete is drawn in any case, and one that is stopped leaves as soon as it is saved
+        # a stage that is complete is drawn in any case, and one that is stopped leaves as soon as
+        # it is saved
         chores.append(
             Chore(lambda now: not now.is_last and now.is_each(settings.preview_every), self.preview)
         )
@@ -78,7 +81,10 @@ class StageChores:
             self.profile.after_update()
 
     def measure_trend(self, now: Moment) -> None:
-        """Measure what was learned so far.   Errors: DivergedError, for the result of the training only."""
+        """Measure what was learned so far.
+
+        Errors: DivergedError, for the result of the training only.
+        """
         try:
             values = self.trend.measure(self.learner.result(), self.pictures.draw, PREVIEW_STEPS)
         except DivergedError as err:
@@ -97,7 +103,9 @@ class StageChores:
             self.agreement = {"psnr": values["psnr"], "num_images": self.trend.num_images}
 
     def tell_saved(self, now: Moment | None = None) -> None:
-        """Say which save has come onto the disk since the last time; what went wrong with it is raised here."""
+        """Say which save has come onto the disk since the last time;
+        what went wrong with it is raised here.
+        """
         update = self.saver.saved()
         if update is not None:
             self.progress.saved(f"{self.stage.name} at update {update}")

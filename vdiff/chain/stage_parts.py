@@ -1,4 +1,6 @@
-"""What a stage is made of: its pictures, a student that starts somewhere, and the objective it learns by."""
+"""What a stage is made of: its pictures, a student that starts somewhere,
+and the objective it learns by.
+"""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -23,11 +25,16 @@ from vdiff.recipe.recipe import DistillSection, Recipe
 
 
 def open_images(recipe: Recipe, classes: int) -> Images:
-    """The pictures of the recipe, after a look whether their labels fit a network of so many classes."""
+    """The pictures of the recipe, after a look whether their labels fit a
+    network of so many classes.
+    """
     images: Images = recipe.data.open()
     if classes and images.num_classes == 0:
         problem = "the network has classes, but the pictures have no labels"
-        fix = "`vdiff prepare --dry-run` tells why, `vdiff prepare --labels folders --force` may find some"
+        fix = (
+            "`vdiff prepare --dry-run` tells why, "
+            "`vdiff prepare --labels folders --force` may find some"
+        )
         raise DataError(problem, f"{fix}; or leave out `network.num_classes`")
     if classes and images.num_classes > classes:
         fix = f"set `network.num_classes` to {images.num_classes}"
@@ -40,7 +47,9 @@ def open_images(recipe: Recipe, classes: int) -> Images:
 def shaping(
     recipe: Recipe, stage: Stage, teacher: Checkpoint | None, images: Images, precision: str
 ) -> dict[str, Any]:
-    """Every value that shapes the weights of a stage, by name: of the recipe, the pictures and the teacher."""
+    """Every value that shapes the weights of a stage, by name:
+    of the recipe, the pictures and the teacher.
+    """
     return trajectory(recipe, stage, precision) | {
         "data": images.fingerprint,
         "teacher": teacher.card.hash if teacher else None,
@@ -50,7 +59,8 @@ def shaping(
 def agree(processes: Processes, values: Mapping[str, Any], images: Images) -> None:
     """See that all processes are about to train the same.
 
-    values: of `shaping`.   Errors, in all of them: UsageError for another recipe, DataError for other pictures.
+    values: of `shaping`.   Errors, in all of them: UsageError for another recipe, DataError for
+    other pictures.
     """
     recipe = {name: value for name, value in values.items() if name != "data"}
     fix = "give all of them the same recipe; `precision: auto` is not the same on every machine"
@@ -66,17 +76,25 @@ def agree_on_pictures(processes: Processes, images: Images) -> None:
         "fingerprint": processes.together(lambda: images.fingerprint),
         "pictures": images.num_images,
     }
-    fix = "copy the store of the first host to the others; `vdiff inspect STORE` shows its fingerprint"
+    fix = (
+        "copy the store of the first host to the others; "
+        "`vdiff inspect STORE` shows its fingerprint"
+    )
     processes.agree(pictures, DataError, "the processes of this run have different pictures", fix)
 
 
 def num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
-    """Of the network that is trained, 0 for none: a student has its teacher's, whatever the recipe says."""
+    """Of the network that is trained, 0 for none:
+    a student has its teacher's, whatever the recipe says.
+    """
     return teacher.card.num_classes if teacher else recipe.network.told_classes
 
 
 def fresh(recipe: Recipe, shape: tuple[int, int, int]) -> Denoiser:
-    """A student with random weights, the same for the same seed.   shape: of a picture, [C, H, W]."""
+    """A student with random weights, the same for the same seed.
+
+    shape: of a picture, [C, H, W].
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         channels, size, _ = codec_for(None).shape(shape)
@@ -85,13 +103,15 @@ def fresh(recipe: Recipe, shape: tuple[int, int, int]) -> Denoiser:
 
 
 def copied(teacher: Checkpoint, images: Images, predicts: Predicts | None = None) -> Denoiser:
-    """A student that starts as its teacher is: to be made before the teacher is frozen, which rounds its weights.
+    """A student that starts as its teacher is: to be made before the teacher is frozen,
+    which rounds its weights.
 
     predicts: what the student is to predict, None for what its teacher does.
     """
     if teacher.card.shape != images.shape:
         raise DataError(
-            f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, the store holds {images.shape}",
+            f"`{teacher.card.name}` makes pictures of {teacher.card.shape}, "
+            f"the store holds {images.shape}",
             f"prepare pictures of {teacher.card.shape[-1]} pixels, or take another teacher",
         )
     bad = [
@@ -131,18 +151,22 @@ def objective_of(stage: Stage, teacher: Denoiser | None) -> Objective:
 
 
 def check_targets(stage: Stage, teacher: Checkpoint) -> None:
-    """UsageError for a teacher that does not know the times of a stage, or whose schedule has no targets for them.
+    """UsageError for a teacher that does not know the times of a stage,
+    or whose schedule has no targets for them.
 
     The recipe was checked with its own schedule, but a student has its teacher's.
     """
     times = teacher.card.times
     if times is not None and times % stage.start_steps:
-        problem = f"`{teacher.folder}` knows the times i / {times} only, not all of its {stage.start_steps} steps"
+        problem = (
+            f"`{teacher.folder}` knows the times i / {times} only, "
+            f"not all of its {stage.start_steps} steps"
+        )
         fix = "take a number of steps that divides them, or another teacher"
         if stage.is_listed:
             fix = (
-                f"have `{stage.name}` of `distill.stages` start at a number of steps that divides {times}, "
-                "or take another teacher"
+                f"have `{stage.name}` of `distill.stages` start at a number of steps that divides "
+                f"{times}, or take another teacher"
             )
         raise UsageError(problem, fix, "--from")
     try:
@@ -152,13 +176,16 @@ def check_targets(stage: Stage, teacher: Checkpoint) -> None:
         if stage.is_listed:
             fix = (
                 f"give `{stage.name}` fewer `steps` in `distill.stages`, or take another teacher "
-                "(of fewer steps, with a `distill.start_steps` and `distill.stages` that start there)"
+                "(of fewer steps, with a `distill.start_steps` and `distill.stages` that start "
+                "there)"
             )
         raise UsageError(f"with the schedule of `{teacher.folder}`, {err}", fix, "--from") from err
 
 
 def student_predicts(stage: Stage) -> Predicts | None:
-    """What the recipe wants the student of a stage to predict; None for what its teacher predicts."""
+    """What the recipe wants the student of a stage to predict;
+    None for what its teacher predicts.
+    """
     settings = stage.settings
     return settings.predicts if isinstance(settings, DistillSection) else None
 

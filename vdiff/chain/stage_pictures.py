@@ -1,4 +1,6 @@
-"""Pictures of a stage's networks while they learn: always from the same seeds, each process draws its share."""
+"""Pictures of a stage's networks while they learn:
+always from the same seeds, each process draws its share.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +28,8 @@ PREVIEW_STEPS = 32
 class Advice:
     """How a model is meant to be drawn with; the model card of a finished one says the same.
 
-    name: what messages call the model.   num_steps: of the sampler.   times: N, where it knows the times i / N only.
+    name: what messages call the model.   num_steps: of the sampler.
+    times: N, where it knows the times i / N only.
     sampler: as `ObjectiveSection.advised_sampler` has it, None for DDIM.
     """
 
@@ -58,9 +61,11 @@ Draw = Callable[[Denoiser, Advice, int], Tensor]
 
 @dataclass(frozen=True)
 class StagePictures:
-    """Draws for one stage. Every process must ask, as each does a share of the work; all get all pictures.
+    """Draws for one stage. Every process must ask, as each does a share of the work; all get all
+    pictures.
 
-    codec: between pictures and what the network sees.   shape: (C, H, W) of a picture.   num_classes: 0 without labels.
+    codec: between pictures and what the network sees.   shape: (C, H, W) of a picture.
+    num_classes: 0 without labels.
     """
 
     section: SampleSection
@@ -71,14 +76,20 @@ class StagePictures:
     machine: Machine
 
     def preview(self, denoiser: Denoiser) -> Tensor:
-        """A grid of pictures, uint8 [C, H, W].   Errors: DivergedError, in every process, for NaN or Inf in them."""
+        """A grid of pictures, uint8 [C, H, W].
+
+        Errors: DivergedError, in every process, for NaN or Inf in them.
+        """
         advice = advice_of_stage(self.stage).with_at_most(PREVIEW_STEPS)
         drawn = self.draw(denoiser, advice, self.section.num_images)
         scale = max(1, 32 // self.shape[-1])
         return grid(self.codec.decode(drawn, self.stage.name), scale=scale)
 
     def sampler(self, advice: Advice) -> Sampler:
-        """The sampler that draws with a model.   Errors: ModelFileError for one that is not to be had here."""
+        """The sampler that draws with a model.
+
+        Errors: ModelFileError for one that is not to be had here.
+        """
         return sampler_for(self.section.named_sampler, advice.sampler, advice.name).build()
 
     def draw(self, denoiser: Denoiser, advice: Advice, count: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""One stage: a teacher and a store become a model folder; stopped anywhere, it goes on from its last save."""
+"""One stage: a teacher and a store become a model folder;
+stopped anywhere, it goes on from its last save.
+"""
 
 import signal
 import time
@@ -58,7 +60,8 @@ class Surroundings:
     """What all stages of a run share.
 
     text: the recipe as it is copied into the run and its model folders.
-    stop: asked after every update; the number of the signal that came, 0 for none.   profile: measures some updates.
+    stop: asked after every update; the number of the signal that came, 0 for none.
+    profile: measures some updates.
     """
 
     recipe: Recipe
@@ -75,13 +78,18 @@ class Surroundings:
         return Stopped(number, what)
 
     def leave_if_asked(self, what: str) -> None:
-        """Where nothing is under way that could be lost; every process must ask.   Errors: Stopped, in all of them."""
+        """Where nothing is under way that could be lost; every process must ask.
+
+        Errors: Stopped, in all of them.
+        """
         if self.machine.any(bool(self.stop())):
             raise self.stopped(what)
 
 
 class Made(NamedTuple):
-    """The model folder that a stage has left: its card, and in the first process its weights, in the host's memory."""
+    """The model folder that a stage has left: its card, and in the first process its weights,
+    in the host's memory.
+    """
 
     card: ModelCard
     weights: dict[str, Tensor]
@@ -90,7 +98,8 @@ class Made(NamedTuple):
 def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -> Made:
     """Train one stage, from its last save or from the start, and leave its model folder.
 
-    teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError, MachineError.
+    teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError,
+    MachineError.
     """
     recipe, machine = surroundings.recipe, surroundings.machine
     images = machine.processes.together(lambda: _opened(recipe, teacher))
@@ -98,9 +107,8 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     if teacher is not None:
         student = copied(teacher, images, student_predicts(stage))
         check_targets(stage, teacher)
-        teacher = freeze(
-            teacher, machine
-        )  # after the student was copied, and before anybody asks the teacher
+        # after the student was copied, and before anybody asks the teacher
+        teacher = freeze(teacher, machine)
     else:
         student = fresh(recipe, images.shape)
     for tensor in student.network.state_dict().values():
@@ -125,9 +133,11 @@ def _opened(recipe: Recipe, teacher: Checkpoint | None) -> Images:
 class Trained(NamedTuple):
     """What a training has come to.
 
-    result: a copy with the weights that are meant for sampling.   picture: what it draws, a grid, uint8 [C, H, W].
+    result: a copy with the weights that are meant for sampling.
+    picture: what it draws, a grid, uint8 [C, H, W].
     loss: of the last line of the log; NaN where an earlier start did the last update.
-    agreement: with the teacher's pictures, for the model card; in the first process, and if it was to be measured.
+    agreement: with the teacher's pictures, for the model card; in the first process, and if it was
+    to be measured.
     """
 
     result: Denoiser
@@ -137,9 +147,11 @@ class Trained(NamedTuple):
 
 
 class StageRun:
-    """A stage at work: `train` goes back to the last save as often as it must, `publish` leaves the model folder.
+    """A stage at work: `train` goes back to the last save as often as it must,
+    `publish` leaves the model folder.
 
-    teacher: frozen.   learner: of the student, as a new training begins; `train` takes it on from the last save.
+    teacher: frozen.   learner: of the student, as a new training begins; `train` takes it on from
+    the last save.
     """
 
     def __init__(
@@ -227,20 +239,30 @@ class StageRun:
         return saved
 
     def _tell_length(self, saved: SavePoint) -> None:
-        """Where the recipe asks for another number of updates than before: whether that changes the learning rate."""
+        """Where the recipe asks for another number of updates than before:
+        whether that changes the learning rate.
+        """
         settings = self._stage.settings
         if saved.length == settings.updates:
             return
-        told = f"`{self._stage.name}` was to have {saved.length:,} updates, and is to have {settings.updates:,} now: "
+        told = (
+            f"`{self._stage.name}` was to have {saved.length:,} updates, "
+            f"and is to have {settings.updates:,} now: "
+        )
         if settings.decay == "constant":
             told += "it goes on as if that had been asked for from the start"
         else:
             before = settings.model_copy(update={"updates": saved.length}).rate(saved.update - 1)
-            told += f"the learning rate was {before:.3g} and goes on at {settings.rate(saved.update):.3g}"
+            told += (
+                f"the learning rate was {before:.3g} and goes on at "
+                f"{settings.rate(saved.update):.3g}"
+            )
         self._surroundings.progress.note(told)
 
     def _roll_back(self, err: DivergedError) -> SavePoint | None:
-        """Go back to the last save and on at half the learning rate, if the recipe says so and there is a save."""
+        """Go back to the last save and on at half the learning rate,
+        if the recipe says so and there is a save.
+        """
         machine, run = self._surroundings.machine, self._surroundings.run
         machine.wait()  # all come here together; none may look while the first one still saves
         newest = machine.processes.told(
@@ -251,7 +273,10 @@ class StageRun:
         done = self._learner.rollbacks
         if done >= self._stage.settings.rollbacks or not newest:
             section = "distill" if self._teacher else "train"
-            fix = f"`--set {section}.rollbacks={done + 3}` goes on from there at half the learning rate"
+            fix = (
+                f"`--set {section}.rollbacks={done + 3}` goes on from there at "
+                "half the learning rate"
+            )
             last = f"the last save, at update {int(newest[0])}, is finite" if newest else ""
             raise DivergedError(
                 err.problem, f"{fix}; or {err.fix}" if newest else err.fix, last
@@ -263,7 +288,10 @@ class StageRun:
         return saved
 
     def _fit(self, saved: SavePoint | None) -> Trained:
-        """Train from where the learner is.   saved: what it was restored from.   Errors: Stopped, DivergedError."""
+        """Train from where the learner is.
+
+        saved: what it was restored from.   Errors: Stopped, DivergedError.
+        """
         machine, learner, name = self._surroundings.machine, self._learner, self._stage.name
         first = learner.update
         self._surroundings.progress.begin(name, self._stage.settings.updates, first)
@@ -286,21 +314,24 @@ class StageRun:
         if self._profile:
             self._profile.close()
         work.tell_saved()
-        machine.wait()  # else one that leaves early would have its launcher end the one that still writes
+        # else one that leaves early would have its launcher end the one that still writes
+        machine.wait()
         if trained is None:
             raise self._surroundings.stopped(f"`{name}` is saved at update {learner.update}")
         return trained
 
     def _finish(self, work: StageChores, has_learned: bool) -> Trained:
-        """What the training has come to.   has_learned: not if an earlier start had done the last update already."""
+        """What the training has come to.
+
+        has_learned: not if an earlier start had done the last update already.
+        """
         work.report.check_learned()
         result = self._learner.result()
         picture = self._pictures.preview(result)
         if has_learned:
             work.show(picture)
-        elif (
-            self._trend.has_pairs
-        ):  # it was measured, but nothing that lies on the disk is read back for it
+        elif self._trend.has_pairs:
+            # it was measured, but nothing that lies on the disk is read back for it
             work.keep_agreement(self._trend.measure(result, self._pictures.draw, PREVIEW_STEPS))
             self._surroundings.machine.wait()  # the first process measures alone
         return Trained(result, picture, work.report.loss, work.agreement)

@@ -1,4 +1,6 @@
-"""The trend: cheap numbers of a network while it learns and when it is done; the floor under which a chain stops."""
+"""The trend: cheap numbers of a network while it learns and when it is done;
+the floor under which a chain stops.
+"""
 
 import json
 import math
@@ -27,8 +29,10 @@ class Trend:
     """What is measured of one stage. Nothing of the training is touched.
 
     has_pairs: whether the student is compared with its teacher.
-    is_on: whether anything is, at least once, when the stage is complete.   every: updates; None for only then.
-    teacher: frozen.   num_images: drawn for each measurement.   draw: every process must call it, and does its share.
+    is_on: whether anything is, at least once, when the stage is complete.
+    every: updates; None for only then.
+    teacher: frozen.   num_images: drawn for each measurement.
+    draw: every process must call it, and does its share.
     cache: for what is known of the reference pictures.
     Errors: DataError, UsageError for pictures that a metric cannot do with.
     """
@@ -104,7 +108,10 @@ class Trend:
         found = ", ".join(
             f"{name} {value:.4g}" for name, value in values.items() if value is not None
         )
-        return f"{self._stage.name}: trend at update {update:,}, of {self.num_images:,} pictures: {found}"
+        return (
+            f"{self._stage.name}: trend at update {update:,}, "
+            f"of {self.num_images:,} pictures: {found}"
+        )
 
 
 def check_floor(
@@ -124,7 +131,10 @@ def check_floor(
     psnr, num_images = agreement["psnr"], agreement["num_images"]
     if psnr is not None and psnr < floor:
         of = f" of {num_images:,} pictures" if isinstance(num_images, int) else ""
-        problem = f"`{stage.name}` agrees with its teacher to {psnr:.2f} dB only{of}, under the floor of {floor:g} dB"
+        problem = (
+            f"`{stage.name}` agrees with its teacher to {psnr:.2f} dB only{of}, "
+            f"under the floor of {floor:g} dB"
+        )
         more = "more `distill.updates`"
         if stage.is_listed:
             more = f"more `updates` for `{stage.name}` in `distill.stages`"
@@ -136,7 +146,9 @@ def check_floor(
 
 
 def _of_log(log: Path, stage: str, updates: int) -> dict[str, Any] | None:
-    """The agreement that the trend told after the last of so many updates; a shorter training had another one."""
+    """The agreement that the trend told after the last of so many updates;
+    a shorter training had another one.
+    """
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     for line in reversed(lines):
         try:

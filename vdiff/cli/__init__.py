@@ -1,4 +1,7 @@
-"""The command line: which commands there are. A command's module is imported when the command is called."""
+"""The command line: which commands there are.
+
+A command's module is imported when the command is called.
+"""
 
 from collections.abc import Sequence
 
@@ -29,7 +32,9 @@ COMMANDS = {
     "compare": ("vdiff.cli.compare:compare", "Show two models side by side, from the same noise"),
     "demo": ("vdiff.cli.demo:demo", "Go the whole way with handwritten digits"),
 }
-"""Command -> (its function as "module:name", its one-line help), in the order in which a user meets them."""
+"""Command -> (its function as "module:name", its one-line help),
+in the order in which a user meets them.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

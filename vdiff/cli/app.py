@@ -21,13 +21,17 @@ from vdiff.system.printable import printable
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line as `answer` does, in a process that goes on: signals do afterwards what they did before."""
+    """Run one command line as `answer` does, in a process that goes on:
+    signals do afterwards what they did before.
+    """
     with signals.restored():
         return answer(arguments)
 
 
 def answer(arguments: Sequence[str] | None) -> int:
-    """Run one command line, that of this process by default; every failure is shown and becomes an exit code."""
+    """Run one command line, that of this process by default;
+    every failure is shown and becomes an exit code.
+    """
     if arguments is None:
         arguments = sys.argv[1:]
     given = list(arguments)
@@ -63,7 +67,9 @@ def root() -> TyperGroup:
     """The group that holds all commands."""
     app = typer.Typer(cls=Group, add_completion=True, **_SETTINGS)
     app.callback(
-        help="Train a diffusion model on your pictures, then make it draw in 4 steps instead of 1024"
+        help=(
+            "Train a diffusion model on your pictures, then make it draw in 4 steps instead of 1024"
+        )
     )(options.with_mode(_root))
     group: TyperGroup = typer.main.get_command(app)  # type: ignore[assignment]
     for name, (place, text) in COMMANDS.items():
@@ -72,7 +78,9 @@ def root() -> TyperGroup:
 
 
 class _Readable:
-    """What commands and groups share: painted help, and mistakes that know the command they were made in."""
+    """What commands and groups share: painted help, and mistakes that know the
+    command they were made in.
+    """
 
     def get_help(self, ctx: Any) -> str:
         return _painted(super().get_help(ctx))  # type: ignore[misc]
@@ -106,7 +114,9 @@ class Group(_Readable, TyperGroup):
 
 
 class LazyCommand(TyperCommand):
-    """The name and one-line help of a command or group; the real one is imported when it is called."""
+    """The name and one-line help of a command or group;
+    the real one is imported when it is called.
+    """
 
     def __init__(self, name: str, place: str, text: str) -> None:
         super().__init__(name, help=text, rich_markup_mode=None)
@@ -170,7 +180,9 @@ def _root(
 
 
 def _check_installation() -> None:
-    """A warning, or a MachineError, where vdiff's namesake on the package index was installed over it."""
+    """A warning, or a MachineError, where vdiff's namesake on the package
+    index was installed over it.
+    """
     warning = distribution.check(Path(__file__).parents[1])
     if warning:
         typer.echo(f"warning: {printable(warning)}", err=True)

@@ -48,7 +48,8 @@ def compare(
 ) -> None:
     """Show two models side by side, from the same noise
 
-    Says how far their pictures agree, and puts the numbers of their evaluations together where the protocols are equal.
+    Says how far their pictures agree, and puts the numbers of their evaluations together where the
+    protocols are equal.
 
     Examples:
       vdiff compare original base_4
@@ -127,7 +128,10 @@ def _metrics(given: str) -> "list[PairMetricSection]":
     sections = []
     for section in named(given.split(",")):
         if not isinstance(section, PairMetricSection):
-            problem = f"the metric `{section.name}` compares sets of pictures, not the pictures of two models"
+            problem = (
+                f"the metric `{section.name}` compares sets of pictures, "
+                "not the pictures of two models"
+            )
             raise UsageError(
                 problem, "name metrics of pairs, as in --metrics agreement", "--metrics"
             )

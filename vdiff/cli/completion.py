@@ -1,4 +1,7 @@
-"""What <TAB> offers: recipes, runs, models and samplers that are there, and folders to walk into. No torch here."""
+"""What <TAB> offers: recipes, runs, models and samplers that are there, and folders to walk into.
+
+No torch here.
+"""
 
 import glob
 from collections.abc import Iterable
@@ -60,7 +63,9 @@ def samplers(incomplete: str) -> list[str]:
 
 
 def _run(ctx: typer.Context) -> Path | None:
-    """The run of `--run`, or of the recipe; its name is read, the rest of the recipe is not checked."""
+    """The run of `--run`, or of the recipe; its name is read,
+    the rest of the recipe is not checked.
+    """
     from vdiff.recipe import text as recipe_text
 
     given = ctx.params.get("run")
@@ -90,7 +95,9 @@ def _beginning(words: Iterable[str], incomplete: str) -> list[str]:
 
 
 def _paths(incomplete: str, suffixes: tuple[str, ...] = ()) -> list[str]:
-    """Folders, with a slash, and files with one of the suffixes, that a path begun like this may mean."""
+    """Folders, with a slash, and files with one of the suffixes,
+    that a path begun like this may mean.
+    """
     try:
         start = expanded(incomplete)
     except NoHome:

@@ -23,7 +23,9 @@ from vdiff.system.printable import printable, printable_json
 _KEPT = "\n\t"
 
 _GONE = (errno.EPIPE, errno.EIO)
-"""How the system says that nobody reads any longer: the reader has left, or the terminal is closed."""
+"""How the system says that nobody reads any longer:
+the reader has left, or the terminal is closed.
+"""
 
 
 class _Names(RegexHighlighter):
@@ -69,7 +71,9 @@ class _Stderr:
 
 
 class _Console(Console):
-    """A console on which only our own styles and displays act: texts that would are made visible."""
+    """A console on which only our own styles and displays act:
+    texts that would are made visible.
+    """
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -139,10 +143,11 @@ def table(
     right: Sequence[str] = (),
     importance: Sequence[str] = (),
 ) -> list[str]:
-    """A table on stdout, whole in a file; in a terminal, with as many columns as fit. Returns those that are left out.
+    """A table on stdout, whole in a file; in a terminal, with as many columns as fit. Returns those
+    that are left out.
 
-    right: columns that hold numbers.   importance: columns that may be left out, the last one first; those that may not
-    are cut.
+    right: columns that hold numbers.   importance: columns that may be left out, the last one
+    first; those that may not are cut.
     """
     # in a file a row is one line, whatever its width: people grep in it
     width: int | None = _ENDLESS

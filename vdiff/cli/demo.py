@@ -1,4 +1,6 @@
-"""`vdiff demo`: handwritten digits, from pictures to a one-step sampler, without network and GPU."""
+"""`vdiff demo`: handwritten digits, from pictures to a one-step sampler,
+without network and GPU.
+"""
 
 import os
 import time
@@ -31,8 +33,8 @@ def demo(
 ) -> None:
     """Go the whole way with handwritten digits
 
-    Trains a small model on 1,797 digits that ship with vdiff, distills it to one step and shows both side by side, as a
-    picture and as a page.
+    Trains a small model on 1,797 digits that ship with vdiff, distills it to one step and shows
+    both side by side, as a picture and as a page.
     A few minutes on two CPU cores. Stopped anywhere, the same command goes on.
 
     Examples:
@@ -79,7 +81,9 @@ def demo(
 
 
 def _check(out: Path) -> None:
-    """UsageError for what vdiff did not make, in the place of anything that the demo leaves in its folder."""
+    """UsageError for what vdiff did not make, in the place of anything that the
+    demo leaves in its folder.
+    """
     from vdiff.digits import check_folder
     from vdiff.reporting.page import is_ours
 

@@ -31,7 +31,9 @@ from vdiff.training.report import Progress, StageRow
 
 
 def fit_progress(is_silent: bool = False) -> Progress:
-    """Progress of training one network: live in a terminal, else lines; nothing with --quiet or when `is_silent`."""
+    """Progress of training one network: live in a terminal, else lines;
+    nothing with --quiet or when `is_silent`.
+    """
     if _is_live(is_silent):
         return FitDisplay()
     return FitLines(_writer(is_silent), pause=_pause())
@@ -45,7 +47,9 @@ def chain_progress(is_silent: bool = False) -> Progress:
 
 
 def prepare_progress(is_silent: bool = False, unit: str | None = None) -> PrepareProgress:
-    """Progress of preparing pictures, as `fit_progress`. unit: what is counted instead, where none is skipped."""
+    """Progress of preparing pictures, as `fit_progress`. unit:
+    what is counted instead, where none is skipped.
+    """
     if _is_live(is_silent):
         return PrepareDisplay(unit=unit)
     return PrepareLines(_writer(is_silent), unit=unit, pause=_pause())
@@ -61,7 +65,8 @@ def _is_live(is_silent: bool) -> bool:
 def is_notebook() -> bool:
     """Whether what is printed goes into the cell of a notebook.
 
-    It looks like a terminal, but nothing that was printed there can be painted over, and all of it is kept.
+    It looks like a terminal, but nothing that was printed there can be painted over, and all of it
+    is kept.
     """
     if "JPY_PARENT_PID" in os.environ or "COLAB_RELEASE_TAG" in os.environ:
         return True
@@ -87,8 +92,8 @@ def _silence(text: str) -> None: ...
 class _Display:
     """A live region at the foot of the terminal.
 
-    It is drawn when it is told something, ten times a second at most, and by no thread of its own: threads and the
-    forked workers of a data loader do not mix.
+    It is drawn when it is told something, ten times a second at most, and by no thread of its own:
+    threads and the forked workers of a data loader do not mix.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:

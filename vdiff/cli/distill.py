@@ -37,7 +37,8 @@ def distill(
 ) -> int | None:
     """Halve the number of sampler steps, stage by stage
 
-    Without options: the whole chain of the recipe. Finished stages are kept; an unfinished one goes on.
+    Without options: the whole chain of the recipe. Finished stages are kept; an unfinished one goes
+    on.
 
     Examples:
       vdiff distill

@@ -1,4 +1,6 @@
-"""`--dry-run` of train and distill: the stages, and what they will cost, measured in as many processes as asked for."""
+"""`--dry-run` of train and distill: the stages, and what they will cost,
+measured in as many processes as asked for.
+"""
 
 import contextlib
 from collections.abc import Mapping
@@ -123,7 +125,8 @@ def _tell(
         each = f" in each of {num_processes} processes" * (num_processes > 1)
         console.say(
             f"{found.num_parameters:,} parameters; about {duration(found.seconds)}, "
-            f"{found.memory_bytes / 1e6:,.0f} MB of memory at most{each}, {found.disk_bytes / 1e6:,.0f} MB of disk"
+            f"{found.memory_bytes / 1e6:,.0f} MB of memory at most{each}, "
+            f"{found.disk_bytes / 1e6:,.0f} MB of disk"
         )
         parts = {name: sum(getattr(each, name) for each in found.stages) for name in _PARTS}
         parts["start"] += found.start
@@ -139,7 +142,10 @@ def _tell(
 
 
 def stages_of(recipe: "Recipe", choice: Choice | None, run: "RunFolder") -> "list[Stage]":
-    """The stages that train (choice None) or distill would make.   Errors: UsageError for one that there is not."""
+    """The stages that train (choice None) or distill would make.
+
+    Errors: UsageError for one that there is not.
+    """
     from vdiff.chain.chain import choose
     from vdiff.chain.plan import BASE, chosen, plan
 

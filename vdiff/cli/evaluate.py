@@ -89,10 +89,12 @@ def evaluate(
 ) -> int | None:
     """Measure how good models are at each number of steps
 
-    Every finished stage of a run, and the undistilled base at the same numbers of steps: agreement with the teacher,
-    distances to the reference pictures, seconds per picture. The table is kept in the run's evaluation/ folder; what it
-    knows is not measured again, and numbers that must not stand beside it are refused.
-    A model alone gets one row, which is only printed; outside a run its pictures lie in a temporary folder.
+    Every finished stage of a run, and the undistilled base at the same numbers of steps: agreement
+    with the teacher, distances to the reference pictures, seconds per picture. The table is kept in
+    the run's evaluation/ folder; what it knows is not measured again, and numbers that must not
+    stand beside it are refused.
+    A model alone gets one row, which is only printed; outside a run its pictures lie in a temporary
+    folder.
     The same command again goes on where it was interrupted.
 
     Examples:
@@ -112,9 +114,8 @@ def evaluate(
     }
     with contextlib.ExitStack() as stack:
         here: session.Company | None = None
-        if (
-            launch.is_worker() and not dry_run
-        ):  # a process that is alone hears of mistakes before it opens a device
+        # a process that is alone hears of mistakes before it opens a device
+        if launch.is_worker() and not dry_run:
             here = stack.enter_context(session.company(device, options, _UNDONE))
         parsed, folder, subjects = _found(
             here.processes if here else None, places or [], recipe, changes, run
@@ -151,7 +152,8 @@ def _found(
     changes: list[str] | None,
     run: Path | None,
 ) -> "tuple[Recipe, RunFolder | None, list[Subject]]":
-    """The recipe, the run and what is to be evaluated; the first process looks, the others get no run.
+    """The recipe, the run and what is to be evaluated;
+    the first process looks, the others get no run.
 
     others: None where this process decides for itself.
     """
@@ -186,7 +188,10 @@ def _models(places: Sequence[str]) -> list[str]:
 def _subjects(
     places: Sequence[str], recipe: "Recipe", run: Path | None
 ) -> "tuple[RunFolder | None, list[Subject]]":
-    """What is to be evaluated, and the run that it belongs to.   Errors: UsageError, ModelFileError."""
+    """What is to be evaluated, and the run that it belongs to.
+
+    Errors: UsageError, ModelFileError.
+    """
     from vdiff.evaluation import subjects
     from vdiff.runs.folder import RunFolder
 
@@ -241,7 +246,10 @@ def _opened(data: Path, shape: tuple[int, int, int]) -> "Images":
         )
     if size not in store.sizes:
         there = ", ".join(map(str, store.sizes))
-        problem = f"the store holds no pictures of size {size}, which the model draws (there are: {there})"
+        problem = (
+            f"the store holds no pictures of size {size}, "
+            f"which the model draws (there are: {there})"
+        )
         raise DataError(problem, fix, data)
     return LmdbImages(store, size, channels, 0)
 
@@ -268,8 +276,8 @@ def _warn_of_few(evaluation: "Evaluation") -> None:
     for section in evaluation.metrics:
         if section.enough is not None and count < section.enough:
             console.warn(
-                f"`{section.name}` of {count:,} samples is too high: compare it only with others of as many, "
-                f"or add --n {section.enough}"
+                f"`{section.name}` of {count:,} samples is too high: "
+                f"compare it only with others of as many, or add --n {section.enough}"
             )
 
 
@@ -284,7 +292,8 @@ def _work(
 ) -> int | None:
     """Draw in all processes, then measure in the first one while the others have left.
 
-    table_path: where the table is kept, None where it is only printed.   lock: keeps other evaluations out.
+    table_path: where the table is kept, None where it is only printed.
+    lock: keeps other evaluations out.
     check: is called after every batch.
     """
     from vdiff.cli import displays, evaluation_table, signals
@@ -332,7 +341,9 @@ def _work(
 
 
 class _Looking:
-    """Shows how far the networks of metrics are, one set of pictures after another. check: called after every batch."""
+    """Shows how far the networks of metrics are, one set of pictures after another. check:
+    called after every batch.
+    """
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
@@ -363,7 +374,10 @@ class _Looking:
 
 
 def _earlier(protocol: "Protocol", path: Path | None, force: bool) -> "Earlier":
-    """What the table knows already.   Errors: UsageError where the new numbers must not stand beside the old."""
+    """What the table knows already.
+
+    Errors: UsageError where the new numbers must not stand beside the old.
+    """
     from vdiff.evaluation.earlier import Earlier, check_comparable
     from vdiff.metrics import table
 

@@ -72,7 +72,9 @@ def _cells(
 
 
 def _value(value: "Value | None") -> str:
-    """A number, and half of its interval to two digits, both as exact as that: `0.185 ±0.052`, `0.0480 ±0.0046`."""
+    """A number, and half of its interval to two digits, both as exact as that:
+    `0.185 ±0.052`, `0.0480 ±0.0046`.
+    """
     if value is None:
         return ""
     half = 0.0

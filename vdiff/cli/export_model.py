@@ -37,8 +37,8 @@ def export_model(
 ) -> None:
     """Write a model for another program
 
-    What was written is compared at once with the model: by the program itself where it is installed, else by reading
-    it back. One that came out different leaves nothing.
+    What was written is compared at once with the model: by the program itself where it is
+    installed, else by reading it back. One that came out different leaves nothing.
 
     Examples:
       vdiff export base_4 --to diffusers

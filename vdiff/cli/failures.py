@@ -66,7 +66,10 @@ def explain(err: BaseException) -> VdiffError:
     if names & {"OutOfMemoryError", "MemoryError"} or any(
         words in str(err) for words in _NO_MEMORY
     ):
-        fix = "send fewer pictures at once: `--set train.micro_batch=8` when training, `--batch-size 8` when sampling"
+        fix = (
+            "send fewer pictures at once: `--set train.micro_batch=8` when training, "
+            "`--batch-size 8` when sampling"
+        )
         return MachineError(f"out of memory: {_first_line(err)}", fix)
     # of a library in C that failed and did not say why
     if isinstance(err, SystemError):
@@ -80,13 +83,19 @@ def explain(err: BaseException) -> VdiffError:
         )
     # gloo and NCCL tell of a lost neighbour in words of sockets
     if names & {"DistBackendError", "DistNetworkError"} or "gloo/transport" in str(err):
-        fix = "its own message says why; of several networks, name the right one: GLOO_SOCKET_IFNAME=eth0"
+        fix = (
+            "its own message says why; of several networks, name the right one: "
+            "GLOO_SOCKET_IFNAME=eth0"
+        )
         return MachineError(
             "another process of this run has ended, or cannot be reached", fix, _first_line(err)
         )
     maker = raised_in(err)
     if maker is not None:
-        fix = "run it again with `--debug` and report what it prints to those who made it, or do without its kinds"
+        fix = (
+            "run it again with `--debug` and report what it prints to those who made it, "
+            "or do without its kinds"
+        )
         return MachineError(
             f"the package `{maker}` failed: {type(err).__name__}: {_first_line(err)}", fix
         )
@@ -128,7 +137,9 @@ _AWAY = (
 _MACHINE = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some of your quota, or write to another disk",
-    errno.EFBIG: "files of that size are not allowed here: write to another disk, or look at `ulimit -f`",
+    errno.EFBIG: (
+        "files of that size are not allowed here: write to another disk, or look at `ulimit -f`"
+    ),
     errno.EROFS: "this file system is read-only: write to another place",
     errno.EACCES: "change the permissions, or work in another place",
     errno.EPERM: "change the permissions, or work in another place",

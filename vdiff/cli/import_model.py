@@ -71,8 +71,9 @@ def import_model(
 ) -> None:
     """Take in a model that another program made
 
-    Leaves `original` in a run, with a recipe that `vdiff distill` goes on with. The import is proved at once: against
-    the program itself where it is installed, recorded outputs, or real pictures. One that is off leaves nothing.
+    Leaves `original` in a run, with a recipe that `vdiff distill` goes on with. The import is
+    proved at once: against the program itself where it is installed, recorded outputs, or real
+    pictures. One that is off leaves nothing.
 
     Examples:
       vdiff import google/ddpm-cifar10-32 --out runs/cifar
@@ -137,12 +138,16 @@ def _tell(brought: "Brought", folder: Path, dry_run: bool) -> None:
         console.warn(f"not in the file, and taken for given: {each}")
     console.say(checked.told())
     verb = "would import" if dry_run else "imported"
-    kind = f"{width} x {height}, {channels} channel{'s' * (channels != 1)}, predicts {model.diffusion['predicts']}"
+    kind = (
+        f"{width} x {height}, {channels} channel{'s' * (channels != 1)}, "
+        f"predicts {model.diffusion['predicts']}"
+    )
     console.say(f"{verb} a model of {brought.format} ({kind}): `{folder}`", "green")
     if not dry_run:
         run = folder.parent
         console.say(
-            f"next: `vdiff sample --checkpoint {folder}`, or `vdiff distill -r {run}/recipe.yaml --run {run}`"
+            f"next: `vdiff sample --checkpoint {folder}`, "
+            f"or `vdiff distill -r {run}/recipe.yaml --run {run}`"
         )
     if mode.json:
         console.emit_json(

@@ -30,8 +30,8 @@ def init(
 ) -> None:
     """Write a recipe to start from
 
-    The copy's first line points editors at the JSON schema of recipes, which is written beside it, in .vdiff/.
-    Of `digits`, the pictures are written too.
+    The copy's first line points editors at the JSON schema of recipes, which is written beside it,
+    in .vdiff/. Of `digits`, the pictures are written too.
 
     Examples:
       vdiff init digits
@@ -122,7 +122,9 @@ _FIRST_LINE = f"# yaml-language-server: $schema={SCHEMA.as_posix()}"
 
 
 def _is_our_recipe(path: Path) -> bool:
-    """Whether a recipe was written by this command, and maybe changed, or is a shipped one word for word."""
+    """Whether a recipe was written by this command, and maybe changed,
+    or is a shipped one word for word.
+    """
     from vdiff.recipe import text as recipe_text
 
     data = path.read_bytes()

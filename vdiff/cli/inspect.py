@@ -29,8 +29,8 @@ def inspect(
 ) -> int | None:
     """Describe runs, models, stores, recipes and foreign files
 
-    Without a path: every model folder of the run. Nothing is changed, and no file is trusted: none of the code that
-    may be in one is run. What is damaged is named, and gives exit code 4.
+    Without a path: every model folder of the run. Nothing is changed, and no file is trusted: none
+    of the code that may be in one is run. What is damaged is named, and gives exit code 4.
     With --json: the facts as one object; of several paths, as the list `inspected` in one.
 
     Examples:
@@ -68,7 +68,9 @@ def _show_each(things: Sequence[dict[str, Any]]) -> None:
 
 
 def _run(recipe: str | None, run: Path | None) -> Path:
-    """The run folder, there or not; mistakes in a recipe do not hide its run, as long as it has a name."""
+    """The run folder, there or not; mistakes in a recipe do not hide its run,
+    as long as it has a name.
+    """
     from vdiff.recipe import text as recipe_text
 
     if run is not None:

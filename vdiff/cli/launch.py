@@ -1,4 +1,6 @@
-"""`--gpus N`: one process per GPU, watched; a signal reaches all of them, and the first failure ends all."""
+"""`--gpus N`: one process per GPU, watched;
+a signal reaches all of them, and the first failure ends all.
+"""
 
 import contextlib
 import os
@@ -33,7 +35,10 @@ def is_worker() -> bool:
 
 
 def may_start() -> bool:
-    """Whether `--gpus` may start processes, or somebody has; the user is told.   Errors: as `is_worker`."""
+    """Whether `--gpus` may start processes, or somebody has; the user is told.
+
+    Errors: as `is_worker`.
+    """
     from vdiff.cli import console
 
     if not is_worker():
@@ -47,7 +52,9 @@ def may_start() -> bool:
 
 
 def has_launcher() -> bool:
-    """Whether this process must not outlive the one that started it; `accelerate launch` also starts lone ones."""
+    """Whether this process must not outlive the one that started it;
+    `accelerate launch` also starts lone ones.
+    """
     names = (LAUNCHER, "TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND", "OMPI_COMM_WORLD_SIZE")
     return any(name in os.environ for name in names)
 
@@ -58,12 +65,16 @@ def is_echo() -> bool:
 
 
 def start(count: int, device: str | None) -> int:
-    """Run this very command in `count` processes and give the exit code of the first that failed, or 0.
+    """Run this very command in `count` processes and give the exit code of the
+    first that failed, or 0.
 
     Errors: MachineError for more processes than GPUs, and on Windows.
     """
     if sys.platform == "win32":
-        problem = "`--gpus` starts no processes on Windows: there they could not be asked to save and leave"
+        problem = (
+            "`--gpus` starts no processes on Windows: "
+            "there they could not be asked to save and leave"
+        )
         raise MachineError(
             problem, "leave it out, and one process works; WSL 2 has several", "--gpus"
         )
@@ -136,13 +147,16 @@ def _worker(rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
 
 
 def _watch(workers: Sequence[subprocess.Popen[bytes]], asked: Sequence[int] = ()) -> int:
-    """Wait for all workers; the exit code of the first that failed, or 0.   Errors: MachineError for a killed one.
+    """Wait for all workers; the exit code of the first that failed, or 0.
+    Errors: MachineError for a killed one.
 
-    asked: signals that were passed on. One of them ends a worker at once that is leaving already, with all saved.
+    asked: signals that were passed on. One of them ends a worker at once that is leaving already,
+    with all saved.
     """
     first: subprocess.Popen[bytes] | None = None
     deadline = float("inf")
-    # every worker is asked each time: one that waits for another must not hide that this one has died
+    # every worker is asked each time: one that waits for another must not hide that this one has
+    # died
     while None in [worker.poll() for worker in workers]:
         first = first or next((worker for worker in workers if worker.returncode), None)
         if first is not None and deadline == float("inf"):
@@ -165,7 +179,10 @@ def _watch(workers: Sequence[subprocess.Popen[bytes]], asked: Sequence[int] = ()
 
 def _killed(rank: int, number: int) -> MachineError:
     """What a worker cannot say itself, because a signal ended it at once."""
-    problem = f"process {rank} of the run was killed by signal {number}; the others were asked to save and leave"
+    problem = (
+        f"process {rank} of the run was killed by signal {number}; "
+        "the others were asked to save and leave"
+    )
     fix = "run the same command again: it goes on from the last save"
     if number == _KILL:
         # the kernel kills the largest process, and tells nobody but its log

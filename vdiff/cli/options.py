@@ -1,4 +1,6 @@
-"""Options that several commands share, and the three that all of them have: --json, --quiet, --debug."""
+"""Options that several commands share, and the three that all of them have:
+--json, --quiet, --debug.
+"""
 
 import functools
 import inspect
@@ -66,7 +68,9 @@ def open_recipe(
 
 
 def with_mode(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as a command that also takes --json, --quiet and --debug and keeps them in `mode`."""
+    """`function` as a command that also takes --json, --quiet and --debug
+    and keeps them in `mode`.
+    """
 
     @functools.wraps(function)
     def command(**given: Any) -> Any:
@@ -83,7 +87,9 @@ def with_mode(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _at_home(value: Any, name: str) -> Any:
-    """An option's value with the home folder for a leading `~`, which a shell leaves in `--run=~/x`."""
+    """An option's value with the home folder for a leading `~`,
+    which a shell leaves in `--run=~/x`.
+    """
     if isinstance(value, list):
         return [_at_home(item, name) for item in value]
     if not isinstance(value, str | Path) or not str(value).startswith("~"):

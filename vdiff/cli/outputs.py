@@ -1,4 +1,6 @@
-"""Where commands leave what they make: before any work they refuse a place that holds what vdiff did not make."""
+"""Where commands leave what they make: before any work they refuse a place that holds
+what vdiff did not make.
+"""
 
 import os
 from pathlib import Path
@@ -13,7 +15,8 @@ FIX = "move it away, or name another place: --out PATH"
 def check_file(path: Path, is_ours: IsOurs, force: bool, fix: str = FIX) -> None:
     """UsageError for a file that may not be written.
 
-    is_ours: whether vdiff made the file that is there; any other is never replaced.   force: whether ours is.
+    is_ours: whether vdiff made the file that is there; any other is never replaced.
+    force: whether ours is.
     """
     check_parents(path)
     if not os.path.lexists(path):

@@ -82,9 +82,10 @@ def prepare(
 ) -> None:
     """Turn a folder of pictures into an image store
 
-    Class folders, or a dataset.json, give labels; with --labels folders the topmost folders do, and pictures outside
-    of them are left out. Stopped anywhere, the same command goes on. Unreadable pictures are listed in skipped.tsv,
-    other files in left_out.tsv. With a source, a size and --out, no recipe is needed.
+    Class folders, or a dataset.json, give labels; with --labels folders the topmost folders do, and
+    pictures outside of them are left out. Stopped anywhere, the same command goes on. Unreadable
+    pictures are listed in skipped.tsv, other files in left_out.tsv. With a source, a size and
+    --out, no recipe is needed.
 
     Examples:
       vdiff prepare --size 256
@@ -173,14 +174,16 @@ def _show_plan(job: Job) -> None:
     )
     console.write(f"classes   {classes}\nsizes     {', '.join(map(str, planned.sizes))}")
     console.write(
-        f"MB        about {facts.size(planned.estimated_bytes)}, {facts.size(planned.free_bytes)} free"
+        f"MB        about {facts.size(planned.estimated_bytes)}, "
+        f"{facts.size(planned.free_bytes)} free"
     )
     _tell_left_out(planned.left_out, None)
     for hint in planned.hints:
         console.warn(hint)
     if planned.already_done:
         console.say(
-            f"the store is there already, by {planned.decided_by}: nothing would be done without `--force`"
+            f"the store is there already, by {planned.decided_by}: "
+            "nothing would be done without `--force`"
         )
     else:
         console.say("nothing was written")
@@ -211,7 +214,8 @@ def _run(job: Job, how: dict[str, Any], data: Any) -> None:
 class _Watcher:
     """Shows how far it is, and stops when a signal asks for it.
 
-    Signals are only caught from the first pictures on: before them there is nothing to save, and the default is right.
+    Signals are only caught from the first pictures on: before them there is nothing to save, and
+    the default is right.
     """
 
     def __init__(self, progress: "PrepareProgress") -> None:
@@ -250,7 +254,8 @@ def _tell(report: "Report", data: Any) -> None:
         console.say(what, "green")
     if report.class_names:
         console.say(
-            f"{count(len(report.class_names), 'class')}: {some(report.class_names)} ({report.classes_told})"
+            f"{count(len(report.class_names), 'class')}: "
+            f"{some(report.class_names)} ({report.classes_told})"
         )
     else:
         console.say(f"no classes: {report.classes_told}")
@@ -268,7 +273,9 @@ def _tell(report: "Report", data: Any) -> None:
 
 
 def _tell_left_out(groups: "list[Group]", names: Path | None) -> None:
-    """What else is in the source, a line for each reason; as a warning if pictures may be among it."""
+    """What else is in the source, a line for each reason;
+    as a warning if pictures may be among it.
+    """
     from vdiff.cli import console
 
     if not groups:
@@ -288,7 +295,9 @@ def _tell_left_out(groups: "list[Group]", names: Path | None) -> None:
 
 
 def _kinds(report: "Report") -> list[tuple[str, int]]:
-    """What was amiss with pictures that were taken all the same, without its details, and with how many."""
+    """What was amiss with pictures that were taken all the same, without its details,
+    and with how many.
+    """
     # ten thousand notes that differ in a file's name are one line
     return Counter(words.partition(":")[0] for _, words in report.notes).most_common()
 
@@ -305,7 +314,8 @@ def _tell_next(report: "Report", data: Any) -> None:
         changes.append(f"data.size={report.sizes[-1]}")
     if data is None:
         console.say(
-            f"next: `vdiff init`, set `path: {report.store}` under `data:` in recipe.yaml, then `vdiff train`"
+            f"next: `vdiff init`, set `path: {report.store}` under `data:` in recipe.yaml, "
+            "then `vdiff train`"
         )
     elif changes:
         console.say("next: `vdiff train" + "".join(f" --set {change}" for change in changes) + "`")

@@ -23,7 +23,8 @@ def steadily(seconds: float) -> float:
 
 
 def ever_more_rarely(seconds: float) -> float:
-    """The same where every line stays on the page: 3 s at first, 30 s after five minutes, 5 minutes after an hour.
+    """The same where every line stays on the page:
+    3 s at first, 30 s after five minutes, 5 minutes after an hour.
 
     seconds: since the work began.
     """
@@ -54,7 +55,9 @@ def number(value: float | None) -> str:
 
 
 class Pace:
-    """How much of `total` is done, how fast, and how long the rest will take at the speed of the last half minute."""
+    """How much of `total` is done, how fast, and how long the rest will take at the speed of the
+    last half minute.
+    """
 
     def __init__(self, total: int, done: int = 0, clock: Clock = time.monotonic) -> None:
         self.total = total
@@ -169,7 +172,9 @@ class Fit:
 
 
 class PrepareProgress(Protocol):
-    """Whoever wants to know how far the pictures are; used as a context manager, `close` comes last."""
+    """Whoever wants to know how far the pictures are;
+    used as a context manager, `close` comes last.
+    """
 
     def update(self, stored: int, skipped: int, total: int) -> None:
         """Of `total` pictures, `stored` are in the store and `skipped` are left out."""
@@ -186,7 +191,9 @@ class PrepareProgress(Protocol):
 
 
 class _Lines:
-    """Progress as lines: one at every change, and others between. pause: until the next one, see `steadily`."""
+    """Progress as lines: one at every change, and others between. pause:
+    until the next one, see `steadily`.
+    """
 
     def __init__(
         self,
@@ -268,7 +275,9 @@ class FitLines(_Lines):
 
 
 class PrepareLines(_Lines):
-    """Preparing pictures as lines. unit: what is counted instead of pictures, where none is skipped."""
+    """Preparing pictures as lines. unit: what is counted instead of pictures,
+    where none is skipped.
+    """
 
     _pace: Pace | None = None
 

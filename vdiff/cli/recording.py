@@ -32,5 +32,7 @@ def recorded(progress: "Progress", folder: "RunFolder", machine: str) -> Iterato
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """The command that goes on where this one was: the same again, but for what would begin anew."""
+    """The command that goes on where this one was:
+    the same again, but for what would begin anew.
+    """
     return shlex.join(["vdiff", *(word for word in arguments if word != "--force")])

@@ -57,8 +57,9 @@ def report(
 ) -> None:
     """Show a run on one page that works offline
 
-    One HTML file: pictures of all stages from the same noise, quality against steps, losses, lineage, time and cost.
-    Works on a run that is still going. An earlier report is replaced, and no other file.
+    One HTML file: pictures of all stages from the same noise, quality against steps, losses,
+    lineage, time and cost. Works on a run that is still going. An earlier report is replaced, and
+    no other file.
 
     Examples:
       vdiff report
@@ -102,7 +103,8 @@ def write(
 ) -> None:
     """Leave the page of a run in a file.
 
-    count: pictures per model, 0 for none.   say: told what is being drawn.   more: see `reporting.report`.
+    count: pictures per model, 0 for none.   say: told what is being drawn.
+    more: see `reporting.report`.
     """
     from vdiff.disk import whole_folder
     from vdiff.reporting import record as records

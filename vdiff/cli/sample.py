@@ -153,9 +153,8 @@ def sample(
     }
     with contextlib.ExitStack() as stack:
         here: session.Company | None = None
-        if (
-            launch.is_worker() and not dry_run
-        ):  # a process that is alone hears of mistakes before it opens a device
+        # a process that is alone hears of mistakes before it opens a device
+        if launch.is_worker() and not dry_run:
             here = stack.enter_context(session.company(device, asked))
         parsed, folder, card = session.model_of(
             here.processes if here else None, checkpoint, recipe, changes, run
@@ -195,7 +194,8 @@ def _draw(
     strip: bool,
     gif: bool,
 ) -> Mapping[str, object] | None:
-    """Draw with the model in `folder`, in all processes; what the first one has to tell of it, None in the others.
+    """Draw with the model in `folder`, in all processes;
+    what the first one has to tell of it, None in the others.
 
     wanted: sampler, seeds, steps, condition and batch size of the `Drawing`.
     """
@@ -214,9 +214,8 @@ def _draw(
         signals.work_is_done()
         return drawing.facts()
     if not (strip or gif):
-        drawing.pictures(
-            lambda pictures, seeds: check()
-        )  # its share of each batch; the first process writes them
+        # its share of each batch; the first process writes them
+        drawing.pictures(lambda pictures, seeds: check())
         signals.work_is_done()
     return None
 
@@ -264,7 +263,8 @@ def _limits(is_clipped: bool, value: float | None, noise: float | None) -> dict[
 def _sampler(
     recipe: "Recipe", card: "ModelCard", kind: str | None, options: Mapping[str, Any]
 ) -> "Sampler":
-    """The recipe's sampler, or where it names none the model's, changed by what the command line says.
+    """The recipe's sampler, or where it names none the model's,
+    changed by what the command line says.
 
     Options that are None change nothing.
     """
@@ -339,7 +339,9 @@ def _target(out: str | None, folder: Path, how: str, strip: bool, gif: bool, for
 
 
 def _condition(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> "Condition":
-    """The classes that were asked for, in turn; else each seed's own, as `compare` and `evaluate` have it."""
+    """The classes that were asked for, in turn;
+    else each seed's own, as `compare` and `evaluate` have it.
+    """
     import torch
 
     from vdiff.diffusion.condition import NOTHING, Condition, of_seeds

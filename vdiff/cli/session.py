@@ -1,4 +1,6 @@
-"""What `train` and `distill` share: recipe, run folder, machine, signals and progress, put together."""
+"""What `train` and `distill` share: recipe, run folder, machine, signals and progress,
+put together.
+"""
 
 import contextlib
 import functools
@@ -72,7 +74,9 @@ def model_folder(given: str | None) -> Path | None:
 
 
 def standing(text: "RecipeText", recipe: "Recipe") -> str:
-    """The recipe as it goes into the run: word for word, or written anew where `--set` changed it."""
+    """The recipe as it goes into the run: word for word, or written anew
+    where `--set` changed it.
+    """
     from vdiff.recipe.strict_yaml import dump
 
     if text.assignments:
@@ -81,7 +85,9 @@ def standing(text: "RecipeText", recipe: "Recipe") -> str:
 
 
 def _refuse_own_recipe(text: "RecipeText", folder: "RunFolder", copy: str) -> None:
-    """UsageError where the run's copy of the recipe, changed by --set, would take the place of the recipe itself."""
+    """UsageError where the run's copy of the recipe, changed by --set,
+    would take the place of the recipe itself.
+    """
     if text.path is None or not folder.recipe.exists() or not text.path.samefile(folder.recipe):
         return
     # in a recipe inside the run's own folder there may be comments that nobody wants to lose
@@ -106,7 +112,8 @@ def chain(
     profile: bool = False,
     asked: Mapping[str, object] | None = None,
 ) -> Iterator["Chain"]:
-    """A chain that is ready to work; on leaving, the screen and the other processes are in good order.
+    """A chain that is ready to work; on leaving, the screen and the other
+    processes are in good order.
 
     asked: options that must be the same in all processes.
     """
@@ -161,9 +168,10 @@ def joined(
 ) -> "Processes":
     """This process, alone or among those that a launcher started.
 
-    is_asked: whether it was asked to stop; `check` raises then.   asked: options that must be the same in all
-    processes.
-    Errors, in all of them: MachineError for other versions of vdiff or torch, UsageError for other options.
+    is_asked: whether it was asked to stop; `check` raises then.
+    asked: options that must be the same in all processes.
+    Errors, in all of them: MachineError for other versions of vdiff or torch, UsageError for other
+    options.
     """
     import torch
 
@@ -199,10 +207,11 @@ def joined(
 def common_recipe(
     processes: "Processes", named: str | None, assignments: list[str] | None, beside: Path | None
 ) -> "tuple[Recipe, RecipeText]":
-    """The recipe of the first process, in all of them; each takes its pictures from where its own recipe says.
+    """The recipe of the first process, in all of them;
+    each takes its pictures from where its own recipe says.
 
-    A process that finds no recipe follows the first one.   Errors: UsageError, in all of them, for recipes that would
-    not make the same weights.
+    A process that finds no recipe follows the first one.
+    Errors: UsageError, in all of them, for recipes that would not make the same weights.
     """
     from vdiff.config import trajectory_values
     from vdiff.recipe import text as recipe_text
@@ -268,7 +277,9 @@ def model_of(
 
 
 class Company(NamedTuple):
-    """The processes of a command that draws, and a function to be called after every batch; see `company`."""
+    """The processes of a command that draws, and a function to be called after every batch;
+    see `company`.
+    """
 
     processes: "Processes"
     check: Callable[[], None]
@@ -280,8 +291,8 @@ def company(
 ) -> Iterator[Company]:
     """This process, alone or among those that a launcher started; only the first one talks.
 
-    With it comes a function to be called after every batch: it raises Stopped in a process whose launcher is gone, or
-    was told to stop. A process that is alone leaves as soon as it is told.
+    With it comes a function to be called after every batch: it raises Stopped in a process whose
+    launcher is gone, or was told to stop. A process that is alone leaves as soon as it is told.
     asked: options that must be the same in all processes.   what: is left undone then.
     """
     from vdiff.cli import launch
@@ -312,7 +323,10 @@ def machine_of(
     image_size: int,
     graphs: "CudaGraphs",
 ) -> "Machine":
-    """The machine that draws pictures of so many pixels.   Errors: MachineError; UsageError for unequal precisions."""
+    """The machine that draws pictures of so many pixels.
+
+    Errors: MachineError; UsageError for unequal precisions.
+    """
     from vdiff.cli import console
     from vdiff.machine.machine import Machine
 

@@ -15,16 +15,19 @@
     STOP 19, TSTP 20 (Ctrl-Z), TTIN 21,         a pause; CONT (`fg`) goes on
     TTOU 22
 
-After an end at once the disk is whole too, as of the last save: the same command goes on from there, and the free lock
-tells `vdiff inspect` that the run was killed, whatever status.json says. The numbers are those of Linux on PCs. Windows
-has INT (Ctrl-C) and BREAK 21 (Ctrl-Break), which ask.
+After an end at once the disk is whole too, as of the last save: the same command goes on from
+there, and the free lock tells `vdiff inspect` that the run was killed, whatever status.json says.
+The numbers are those of Linux on PCs. Windows has INT (Ctrl-C) and BREAK 21 (Ctrl-Break), which
+ask.
 
-One that was ignored when vdiff began stays ignored (HUP under `nohup`), but for INT, TERM and USR1: shells start what
-ends in `&` without ears for INT. One that something else in this process listens to, such as a profiler, is left to it.
+One that was ignored when vdiff began stays ignored (HUP under `nohup`), but for INT, TERM and USR1:
+shells start what ends in `&` without ears for INT. One that something else in this process listens
+to, such as a profiler, is left to it.
 
-Signals that come shortly after one another count once: launchers send them twice. Shortly means within 5 seconds where
-a launcher or a scheduler is at work, else within 0.3, in which nobody types Ctrl-C twice. One that comes after such a
-pause ends the process at once. One that comes when the work is done changes nothing: the exit code stays 0.
+Signals that come shortly after one another count once: launchers send them twice. Shortly means
+within 5 seconds where a launcher or a scheduler is at work, else within 0.3, in which nobody types
+Ctrl-C twice. One that comes after such a pause ends the process at once. One that comes when the
+work is done changes nothing: the exit code stays 0.
 """
 
 import atexit
@@ -45,7 +48,9 @@ LAUNCHER = "VDIFF_LAUNCHER"
 """The environment variable in which `--gpus` tells its workers its process id."""
 
 GRACE_SECONDS = 25.0
-"""How long a process that cannot save may take to leave; launchers and schedulers kill it after 30."""
+"""How long a process that cannot save may take to leave;
+launchers and schedulers kill it after 30.
+"""
 
 _STUCK_SECONDS = 5.0
 """How long one that has nothing to lose, and does not even hear, is waited for."""
@@ -66,13 +71,17 @@ _LAUNCHERS = (
 """Environment variables that tell of a launcher or a scheduler."""
 
 _PARENT = os.getppid()
-"""Who started this process. Asked when it begins: torch takes seconds to import, and the launcher may die meanwhile."""
+"""Who started this process. Asked when it begins:
+torch takes seconds to import, and the launcher may die meanwhile.
+"""
 
 _is_done = False
 
 
 def is_launched() -> bool:
-    """Whether signals may come from a launcher or a scheduler, which send them twice, and kill after 30 seconds."""
+    """Whether signals may come from a launcher or a scheduler, which send them twice,
+    and kill after 30 seconds.
+    """
     return any(name in os.environ for name in _LAUNCHERS)
 
 
@@ -85,7 +94,9 @@ def work_is_done() -> None:
 
 
 def be_deaf_at_exit() -> None:
-    """Have no signal that comes while Python takes itself down change the exit code or leave a traceback."""
+    """Have no signal that comes while Python takes itself down change the exit
+    code or leave a traceback.
+    """
     atexit.unregister(work_is_done)
     # who registers last is called first
     atexit.register(work_is_done)
@@ -93,7 +104,9 @@ def be_deaf_at_exit() -> None:
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """After it, signals do what they did before: for a command that is not the whole of its process."""
+    """After it, signals do what they did before:
+    for a command that is not the whole of its process.
+    """
     global _is_done
     # a notebook or a program that calls vdiff has handlers of its own
     before = {number: signal.getsignal(number) for number in ASKING}
@@ -108,7 +121,8 @@ def restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def leaving_at_once(undone: str) -> Iterator[None]:
-    """Within it, a signal raises Stopped wherever this process is: for work whose finished parts lie on the disk.
+    """Within it, a signal raises Stopped wherever this process is:
+    for work whose finished parts lie on the disk.
 
     undone: what is not done then, in words.
     """
@@ -127,8 +141,8 @@ def leaving_at_once(undone: str) -> Iterator[None]:
 class StopRequest:
     """Call it to learn the number of the signal that came, 0 for none.
 
-    follows_parent: the end of the process that started this one counts as a SIGTERM; one that does not leave then,
-    because it waits for others that are gone too, is ended.
+    follows_parent: the end of the process that started this one counts as a SIGTERM; one that does
+    not leave then, because it waits for others that are gone too, is ended.
     """
 
     def __init__(self, follows_parent: bool = False) -> None:
@@ -156,7 +170,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def joining(self) -> Iterator[None]:
-        """Within it, a process that does not stop when told is ended: it waits for others, nothing is begun."""
+        """Within it, a process that does not stop when told is ended:
+        it waits for others, nothing is begun.
+        """
         self._ear.nothing_is_lost = True
         try:
             yield
@@ -164,7 +180,9 @@ class StopRequest:
             self._ear.nothing_is_lost = False
 
     def close(self) -> None:
-        """Nobody asks any longer: signals do again what they did before, if the work is not done."""
+        """Nobody asks any longer: signals do again what they did before,
+        if the work is not done.
+        """
         self._closed.set()
         self._ear.close()
 
@@ -177,11 +195,14 @@ class StopRequest:
 
 
 class Ear:
-    """Hears the signals of ASKING, in a thread too: Python itself hears none while it waits in a library.
+    """Hears the signals of ASKING, in a thread too:
+    Python itself hears none while it waits in a library.
 
-    number: of the first signal that came, else 0.   nothing_is_lost: it may be ended if it does not leave.
+    number: of the first signal that came, else 0.   nothing_is_lost: it may be ended if it does not
+    leave.
     first: called with that number by the main thread, as soon as it hears.
-    again: called by the other thread for a signal that comes when the first ones are over; by default, the end at once.
+    again: called by the other thread for a signal that comes when the first ones are over; by
+    default, the end at once.
     """
 
     def __init__(
@@ -194,7 +215,8 @@ class Ear:
         self._is_heard = False
         self._closed = threading.Event()
         self._bell = Bell()
-        # Python's part in C writes the number of each signal there, at once and whatever the main thread does
+        # Python's part in C writes the number of each signal there, at once and whatever the main
+        # thread does
         self._fd_before = signal.set_wakeup_fd(self._bell.number, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._hear) for number in _heard()}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
@@ -223,7 +245,9 @@ class Ear:
             self._first(self.number)
 
     def _listen(self) -> None:
-        """Take the first signal; then wait until no more come, and take the next one as an order to leave at once."""
+        """Take the first signal; then wait until no more come,
+        and take the next one as an order to leave at once.
+        """
         came = b""
         while not came and not self._closed.is_set():
             came = self._take(None)
@@ -233,7 +257,8 @@ class Ear:
         is_burst = True
         while not self._closed.is_set():
             if is_burst:
-                # first wait, then look: a thread that runs late on a busy machine makes the burst longer, not shorter
+                # first wait, then look: a thread that runs late on a busy machine makes the burst
+                # longer, not shorter
                 self._closed.wait(_burst_seconds())
                 came = self._take(0.0)
             else:
@@ -283,7 +308,9 @@ def _heard() -> list[int]:
 
 
 def _is_free(handler: object) -> bool:
-    """Whether a signal with this handler does what the system does with it, or is heard by an Ear."""
+    """Whether a signal with this handler does what the system does with it,
+    or is heard by an Ear.
+    """
     return handler == signal.SIG_DFL or isinstance(getattr(handler, "__self__", None), Ear)
 
 
@@ -296,10 +323,11 @@ when_forked(_forget_in_child)
 
 
 def _torchrun_is_gone() -> bool:
-    """Whether the torchrun of this machine has ended, maybe before this process could ask who started it.
+    """Whether the torchrun of this machine has ended, maybe before this process
+    could ask who started it.
 
-    torchrun listens where its workers meet, from before they start until its end; on several machines, only one of them
-    does.
+    torchrun listens where its workers meet, from before they start until its end; on several
+    machines, only one of them does.
     """
     # Where torchrun is killed while Python starts, its worker is a child of init from the beginning
     # and never sees its parent change. The place where the workers meet tells.

@@ -1,4 +1,6 @@
-"""Models of other programs where a command takes a model: each is imported once, into a run of its own."""
+"""Models of other programs where a command takes a model:
+each is imported once, into a run of its own.
+"""
 
 from pathlib import Path
 
@@ -6,9 +8,11 @@ from vdiff.errors import UsageError
 
 
 def taken_in(given: str | None) -> str | None:
-    """What an option names, or the model folder that was made of it if it is a file or folder of another program.
+    """What an option names, or the model folder that was made of it if it is a file or folder of
+    another program.
 
-    It becomes `original` in `runs/<its name>`, as with `vdiff import`, unless that is there already.
+    It becomes `original` in `runs/<its name>`, as with `vdiff import`, unless that is there
+    already.
     Errors: as `vdiff import`; UsageError where another model has that place.
     """
     if given is None or not _may_be_foreign(Path(given)):
@@ -35,7 +39,9 @@ def taken_in(given: str | None) -> str | None:
 
 
 def _may_be_foreign(path: Path) -> bool:
-    """Whether there is something that vdiff did not make and a format may know; a run's own names come first."""
+    """Whether there is something that vdiff did not make and a format may know;
+    a run's own names come first.
+    """
     if not path.exists() or (path / "vdiff.json").is_file():
         return False
     if path.is_file():

@@ -44,7 +44,8 @@ def train(
                 f"`{chain.run.model(card.name)}` is ready: {counted(card.num_steps)}", "green"
             )
             console.say(
-                "next: `vdiff distill`, or look at it with `vdiff sample --checkpoint original --steps 64`"
+                "next: `vdiff distill`, or look at it with "
+                "`vdiff sample --checkpoint original --steps 64`"
             )
         if mode.json and chain.is_first:
             console.emit_json(session.summary(card, chain.run))

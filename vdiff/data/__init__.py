@@ -1,4 +1,6 @@
-"""Pictures: the tables of what training reads, what `prepare` reads, and what lies between pictures and networks."""
+"""Pictures: the tables of what training reads, what `prepare` reads,
+and what lies between pictures and networks.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,9 @@ SOURCES: "Table[Source]" = Table(
     group="vdiff.sources",
     contract="vdiff.data.sources.source:Source",
 )
-"""What a path given to `vdiff prepare` can be, in the order in which they are asked; see `data.sources.opening`."""
+"""What a path given to `vdiff prepare` can be, in the order in which they are asked;
+see `data.sources.opening`.
+"""
 
 CODECS: "Registry[CodecSection]" = Registry(
     "codec",

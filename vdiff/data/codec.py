@@ -1,7 +1,8 @@
 """What stands between pictures and what the network sees. Read this to write one.
 
-A new codec is one file with a section and a class, and a line in the table of `data/__init__.py`. Whatever trains,
-draws or shows goes through the codec of its model. `PixelCodec` is the first: the network sees the pixels themselves.
+A new codec is one file with a section and a class, and a line in the table of `data/__init__.py`.
+Whatever trains, draws or shows goes through the codec of its model. `PixelCodec` is the first: the
+network sees the pixels themselves.
 """
 
 from abc import ABC, abstractmethod
@@ -30,11 +31,15 @@ class CodecSection(KindSection, ABC):
 
     @abstractmethod
     def build(self) -> "Codec":
-        """The codec with these options.   Errors: DataError, ModelFileError for weights that it lacks."""
+        """The codec with these options.
+
+        Errors: DataError, ModelFileError for weights that it lacks.
+        """
 
 
 class Codec(ABC):
-    """encode(pictures) -> x, decode(x) -> pictures. It is fixed: equal pictures always give equal x.
+    """encode(pictures) -> x, decode(x) -> pictures. It is fixed: equal pictures always give equal
+    x.
 
     A codec whose network sees every second pixel, and its section:
 
@@ -60,11 +65,17 @@ class Codec(ABC):
 
     @abstractmethod
     def shape(self, pictures: Shape) -> Shape:
-        """(C, H, W) of the x of pictures of this shape.   Errors: UsageError for pictures that it cannot take."""
+        """(C, H, W) of the x of pictures of this shape.
+
+        Errors: UsageError for pictures that it cannot take.
+        """
 
     @abstractmethod
     def encode(self, pictures: "Tensor") -> "Tensor":
-        """x, float32 [B, *shape], about in [-1, 1], on the pictures' device.   pictures: uint8 [B, C, H, W]."""
+        """x, float32 [B, *shape], about in [-1, 1], on the pictures' device.
+
+        pictures: uint8 [B, C, H, W].
+        """
 
     @abstractmethod
     def decode(self, x: "Tensor", made_by: str = "the network") -> "Tensor":
@@ -98,9 +109,11 @@ class PixelCodec(Codec):
 
 
 def codec_of(said: str | Mapping[str, Any]) -> Codec:
-    """The codec that a model's card or a recipe names: a kind, or a mapping with `kind` and options.
+    """The codec that a model's card or a recipe names:
+    a kind, or a mapping with `kind` and options.
 
-    Errors: UsageError for one that does not exist or does not take these options; those of its `build`.
+    Errors: UsageError for one that does not exist or does not take these options; those of its
+    `build`.
     """
     options: dict[str, Any]
     if isinstance(said, str):

@@ -1,4 +1,7 @@
-"""Pictures are converted in parallel and handed back in order. A ledger records what has become of them."""
+"""Pictures are converted in parallel and handed back in order.
+
+A ledger records what has become of them.
+"""
 
 import json
 import time
@@ -32,7 +35,8 @@ MAX_DEPTH = 16
 _CHUNK_PICTURES = 16
 _CHUNK_BYTES = 2**20
 
-# A kill loses at most this much work. A commit waits for the disk, so it is not made for each picture.
+# A kill loses at most this much work. A commit waits for the disk, so it is not made for each
+# picture.
 _COMMIT_SECONDS = 5.0
 _COMMIT_BYTES = 64 * 2**20
 
@@ -40,7 +44,9 @@ _LARGE_PIXELS = 2**24
 _LARGE_BYTES = 2**24
 _BYTES_PER_PIXEL = 8
 _BYTES_AROUND = 2**25
-"""What a picture of 4 channels takes while it is converted, and everything else that is needed with it."""
+"""What a picture of 4 channels takes while it is converted,
+and everything else that is needed with it.
+"""
 
 # Of pictures that take hundreds of megabytes, only one is in memory at a time.
 _one_large = Lock()
@@ -51,9 +57,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are stored: square `sizes` in pixels, 1, 3 or 4 channels, file format, filter for resizing.
+    """How pictures are stored: square `sizes` in pixels, 1, 3 or 4 channels, file format,
+    filter for resizing.
 
-    quality: 1 to 100 for jpeg, None for the lossless formats.   depth: bits that grey pictures of 16 bits use.
+    quality: 1 to 100 for jpeg, None for the lossless formats.
+    depth: bits that grey pictures of 16 bits use.
     """
 
     sizes: tuple[int, ...]
@@ -68,8 +76,8 @@ class Settings:
 class Converted:
     """A picture's encoded bytes in each size; or, where there are none, the reason.
 
-    notes: what was not as it should be.   largest: the largest value of a grey picture of 16 bits that does not state
-    how many of them it uses; None for any other.   mark: as `Picture.mark`.
+    notes: what was not as it should be.   largest: the largest value of a grey picture of 16 bits
+    that does not state how many of them it uses; None for any other.   mark: as `Picture.mark`.
     """
 
     name: str
@@ -84,10 +92,12 @@ class Converted:
 class Part:
     """What became of some files, one after the other.
 
-    num_files: how many.   labels: of the files that were stored.   crcs: their CRC-32 in each size, eight hexadecimal
-    digits each.   skipped: names of the other files, with the reason.
-    notes: names of stored files, with what was not as it should be.   num_deep: how many stored files are grey pictures
-    of 16 bits that do not state how many of them they use.   largest: the largest value in those.
+    num_files: how many.   labels: of the files that were stored.
+    crcs: their CRC-32 in each size, eight hexadecimal digits each.
+    skipped: names of the other files, with the reason.
+    notes: names of stored files, with what was not as it should be.
+    num_deep: how many stored files are grey pictures of 16 bits that do not state how many of them
+    they use.   largest: the largest value in those.
     marks: of all files, eight letters each.
     """
 
@@ -114,7 +124,10 @@ class Part:
 
 
 class Ledger:
-    """What has been stored, and what waits to be. One commit writes pictures together with the part that lists them."""
+    """What has been stored, and what waits to be.
+
+    One commit writes pictures together with the part that lists them.
+    """
 
     def __init__(self, writer: StoreWriter) -> None:
         self._writer = writer
@@ -170,7 +183,8 @@ class Ledger:
             return
         # Ten digits: the keys stand in the order in which the parts were written.
         key = f"{PART}{self.stored.num_files:010d}"
-        # One transaction: after a kill, the store holds both the pictures and their part, or neither.
+        # One transaction: after a kill, the store holds both the pictures and their part, or
+        # neither.
         self._writer.commit({**self._waiting, key: _sealed(self._part)})
         self.stored.extend(self._part)
         self._begin()
@@ -219,8 +233,12 @@ def _unsealed(record: bytes) -> Part:
 def convert(
     pictures: Iterable[Picture], settings: Settings, workers: int
 ) -> Generator[list[Converted]]:
-    """Every picture in every size, in order, a few at a time. `workers` threads work a little ahead."""
-    # Threads, not processes: Pillow releases the interpreter's lock while it decodes, resizes and encodes.
+    """Every picture in every size, in order, a few at a time.
+
+    `workers` threads work a little ahead.
+    """
+    # Threads, not processes: Pillow releases the interpreter's lock while it decodes, resizes and
+    # encodes.
     return in_order(partial(_convert_chunk, settings), _chunks(pictures), workers, _has_large)
 
 
@@ -249,7 +267,8 @@ def in_order(
         try:
             for count, item in enumerate(items):
                 pending.append(_submitted(pool, partial(work, item), starts_thread=count < workers))
-                # Files of hundreds of megabytes in each thread would take all memory. `exception` waits for the end.
+                # Files of hundreds of megabytes in each thread would take all memory. `exception`
+                # waits for the end.
                 if is_large(item):
                     pending[-1].exception()
                 if len(pending) >= 2 * workers:
@@ -274,7 +293,10 @@ def _submitted(
         # Python has no error of its own for this.
         if "can't start new thread" not in str(err):
             raise
-        fix = "use fewer `--workers`, or allow more threads and memory; the same command then goes on from here"
+        fix = (
+            "use fewer `--workers`, or allow more threads and memory; "
+            "the same command then goes on from here"
+        )
         raise PausedError("no further thread can be started", fix) from err
 
 
@@ -319,7 +341,10 @@ def _convert(settings: Settings, picture: Picture) -> Converted:
 
 
 def _converted(settings: Settings, name: str, data: bytes) -> Converted:
-    """The picture in these bytes.   Errors: ValueError if there is none, MemoryError if memory ran out."""
+    """The picture in these bytes.
+
+    Errors: ValueError if there is none, MemoryError if memory ran out.
+    """
     num_pixels = images.count_pixels(data)
     # The number may be a lie: no picture may have more than MAX_PIXELS.
     needed = _BYTES_PER_PIXEL * min(num_pixels, images.MAX_PIXELS) + _BYTES_AROUND
@@ -327,8 +352,9 @@ def _converted(settings: Settings, name: str, data: bytes) -> Converted:
     if num_pixels > _LARGE_PIXELS:
         turn = _one_large
     reason = ""
-    # Without memory, some decoders say that the file is damaged; and a damaged file may ask for more memory than
-    # there is. So a file is called bad only if it fails twice, with enough memory for it after both times.
+    # Without memory, some decoders say that the file is damaged; and a damaged file may ask for
+    # more memory than there is. So a file is called bad only if it fails twice, with enough memory
+    # for it after both times.
     for _ in range(2):
         try:
             with turn:

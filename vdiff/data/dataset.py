@@ -1,8 +1,9 @@
-"""What training reads pictures from, and what a recipe says of it. Read this to train on something else than a store.
+"""What training reads pictures from, and what a recipe says of it. Read this to train on something
+else than a store.
 
-A new kind is one file with a section and a class, and a line in the table of `data/__init__.py` or an entry point
-`vdiff.datasets` of another package. `vdiff prepare` makes stores of the kind `lmdb` only; what it reads is another
-table, `SOURCES`, with its contract in `data/sources/source.py`.
+A new kind is one file with a section and a class, and a line in the table of `data/__init__.py` or
+an entry point `vdiff.datasets` of another package. `vdiff prepare` makes stores of the kind `lmdb`
+only; what it reads is another table, `SOURCES`, with its contract in `data/sources/source.py`.
 """
 
 from typing import Protocol, runtime_checkable
@@ -19,7 +20,8 @@ Pixels = npt.NDArray[np.uint8]
 class Images(Protocol):
     """Pictures of one shape.
 
-    shape: (C, H, W).   num_classes: 0 without labels.   fingerprint: SHA-256 of the content, hexadecimal.
+    shape: (C, H, W).   num_classes: 0 without labels.
+    fingerprint: SHA-256 of the content, hexadecimal.
     num_workers: how many processes should decode ahead of training.
     """
 
@@ -38,7 +40,10 @@ class Images(Protocol):
 
 @runtime_checkable
 class TakesMany(Protocol):
-    """Pictures that can be taken many at once, faster than one by one. A dataset may offer it beside `Images`."""
+    """Pictures that can be taken many at once, faster than one by one.
+
+    A dataset may offer it beside `Images`.
+    """
 
     def take(self, indices: Indices, /) -> tuple[Pixels, Indices]:
         """uint8 [B, C, H, W] and their classes [B]."""

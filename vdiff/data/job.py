@@ -1,4 +1,6 @@
-"""The work on one image store: begin it or go on with it, fill it, write the files beside it, close it."""
+"""The work on one image store: begin it or go on with it, fill it, write the files beside it,
+close it.
+"""
 
 import hashlib
 import itertools
@@ -33,7 +35,9 @@ from vdiff.errors import DataError, PausedError, Stopped
 from vdiff.system.printable import printable
 
 _DARK = 1 / 8
-"""Share of the range. If no picture of 16 bits has a brighter value, they probably use fewer bits than they have."""
+"""Share of the range. If no picture of 16 bits has a brighter value,
+they probably use fewer bits than they have.
+"""
 # For photographs, where one value takes one byte unpacked.
 _BYTES_PER_VALUE = {"png": 0.65, "webp": 0.45, "jpeg": 0.4}
 
@@ -63,7 +67,8 @@ class Job:
     """A store made in `folder` from all pictures of `source`.
 
     max_bad: the share of files that may be unreadable.   workers: threads.
-    said: why the work of an earlier start was thrown away.   tell: is called with a sentence before slow work.
+    said: why the work of an earlier start was thrown away.
+    tell: is called with a sentence before slow work.
     """
 
     source: Source
@@ -77,8 +82,8 @@ class Job:
     def run(self, on_progress: Callable[[Progress], None]) -> Done:
         """Store what is not stored yet.
 
-        DataError if too many files are unreadable. PausedError if the machine refuses to read a picture. Whatever stops
-        it, the next `run` goes on from the last commit.
+        DataError if too many files are unreadable. PausedError if the machine refuses to read a
+        picture. Whatever stops it, the next `run` goes on from the last commit.
         """
         with self._writer() as writer:
             text = writer.get(METADATA)
@@ -90,7 +95,8 @@ class Job:
                 ledger = Ledger(writer)
                 resumed_at = ledger.num_files
                 self._store_all(ledger, on_progress)
-                # The files beside the store come before its last record: a store that says it is complete is.
+                # The files beside the store come before its last record: a store that says it is
+                # complete is.
                 self._write_lists(ledger)
                 self._write_preview(writer, ledger.num_stored)
                 Origin.of(self.source, ledger.stored.marks).write(self.folder)
@@ -126,7 +132,8 @@ class Job:
                 is_lost = True
             if is_lost:
                 self.said.append(
-                    f"what an earlier start left in `{self.folder}` cannot be gone on with: {reason}"
+                    f"what an earlier start left in `{self.folder}` cannot be "
+                    f"gone on with: {reason}"
                 )
             clear(self.folder)
         writer = StoreWriter(self.folder, expected)
@@ -164,7 +171,8 @@ class Job:
             return f"what it says of itself is damaged: {err}"
         if not is_this:
             return "it was begun from other pictures, or they have changed, or with other settings"
-        # All pictures are read again: after a crash, the disk may hold other bytes than were written.
+        # All pictures are read again: after a crash, the disk may hold other bytes than were
+        # written.
         if not is_sound(writer, crcs, count):
             return "a picture in it is not what was written"
         return ""
@@ -184,9 +192,11 @@ class Job:
         if self.source.marks is not None:
             is_same = self.source.marks.startswith(stored.marks)
         else:
-            # Copying or checking out a folder changes its times, not its pictures: only reading them tells.
+            # Copying or checking out a folder changes its times, not its pictures: only reading
+            # them tells.
             self.tell(
-                f"`{self.source.path}` was touched since the last start: what was done is compared with it"
+                f"`{self.source.path}` was touched since the last start: "
+                "what was done is compared with it"
             )
             done = itertools.islice(self.source.pictures_from(0), stored.num_files)
             is_same = have_marks(done, stored.marks, self.workers)
@@ -195,7 +205,9 @@ class Job:
         return is_same
 
     def _name(self, stamp: str) -> bytes:
-        """The name of the job: a hash of its files, classes and settings, and the stamp of its source."""
+        """The name of the job: a hash of its files, classes and settings,
+        and the stamp of its source.
+        """
         document = [self.source.fingerprint, self.source.labels_fingerprint, asdict(self.settings)]
         return f"{hashlib.sha256(json.dumps(document).encode()).hexdigest()} {stamp}".encode()
 
@@ -253,7 +265,9 @@ class Job:
         )
 
     def _write_lists(self, ledger: Ledger) -> None:
-        """The lists of files that were skipped, stored with a note, or left out; none that would be empty."""
+        """The lists of files that were skipped, stored with a note, or left out;
+        none that would be empty.
+        """
         left_out = [(printable(name), reason.text) for name, reason in self.source.left_out.names]
         # Only the names of the first hundred thousand are kept.
         num_unnamed = len(self.source.left_out) - len(left_out)
@@ -274,9 +288,15 @@ class Job:
         if not num_deep or largest >= _DARK * 2**self.settings.depth:
             return []
         bits = max(MIN_DEPTH, largest.bit_length())
-        what = f"no value of the {num_deep:,} grey pictures of 16 bits is above {largest:,}, so they are nearly black"
+        what = (
+            f"no value of the {num_deep:,} grey pictures of 16 bits is above {largest:,}, "
+            "so they are nearly black"
+        )
         return [
-            f"{what}: if they use only {bits} of their bits, prepare them with `--depth {bits} --force`"
+            (
+                f"{what}: if they use only {bits} of their bits, "
+                f"prepare them with `--depth {bits} --force`"
+            )
         ]
 
     def _write_preview(self, writer: StoreWriter, count: int) -> None:

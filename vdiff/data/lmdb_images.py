@@ -60,7 +60,9 @@ class LmdbImages:
         return pixels[0], int(labels[0])
 
     def take(self, indices: npt.NDArray[np.int64]) -> tuple[images.Pixels, npt.NDArray[np.int64]]:
-        """Several pictures at once, uint8 [B, C, H, W], and their classes [B], -1 if there are none."""
+        """Several pictures at once, uint8 [B, C, H, W], and their classes [B],
+        -1 if there are none.
+        """
         if self._labels is not None:
             labels = self._labels[indices]
         else:

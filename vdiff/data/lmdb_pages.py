@@ -1,9 +1,12 @@
-"""What an LMDB file says of its own pages, read without LMDB: is it whole, and can LMDB use it without harm?
+"""What an LMDB file says of its own pages, read without LMDB:
+is it whole, and can LMDB use it without harm?
 
-LMDB maps the file and trusts it. A page beyond the end is a SIGBUS, a page of the wrong kind an abort, keys that are
-not in order a search without end; nothing of that can be caught. So every branch and leaf page is checked before a
-file is read, and everything else too before one is written to. Values are not: they have checksums.
-Layout: MDB_meta, MDB_db, MDB_page and MDB_node of LMDB 0.9 (data format 1) on 64-bit little-endian machines.
+LMDB maps the file and trusts it. A page beyond the end is a SIGBUS, a page of the wrong kind an
+abort, keys that are not in order a search without end; nothing of that can be caught. So every
+branch and leaf page is checked before a file is read, and everything else too before one is written
+to. Values are not: they have checksums.
+Layout: MDB_meta, MDB_db, MDB_page and MDB_node of LMDB 0.9 (data format 1) on 64-bit little-endian
+machines.
 """
 
 import operator
@@ -45,7 +48,10 @@ _Read = Callable[[int, int], bytes]
 
 
 class Tree(NamedTuple):
-    """A database: its counts and its first page. `pad` of the list of free pages is the size of a page."""
+    """A database: its counts and its first page.
+
+    `pad` of the list of free pages is the size of a page.
+    """
 
     pad: int
     flags: int
@@ -70,9 +76,11 @@ class Meta(NamedTuple):
 
 
 def check(file: Path) -> int:
-    """Raise ValueError with the reason if LMDB cannot read `file` safely to its end, or would not find all its records.
+    """Raise ValueError with the reason if LMDB cannot read `file` safely to its end,
+    or would not find all its records.
 
-    Returns the CRC-32 of all that was checked, in the order of the keys: both meta pages, every branch and leaf page.
+    Returns the CRC-32 of all that was checked, in the order of the keys: both meta pages, every
+    branch and leaf page.
     """
     with _opened(file) as (read, num_bytes):
         meta = _newest_meta(read, num_bytes)
@@ -84,9 +92,9 @@ def check(file: Path) -> int:
 def check_for_writing(file: Path) -> None:
     """Raise ValueError with the reason if LMDB cannot write to `file` safely.
 
-    A writer also trusts the list of free pages, the heads of long values, every count, and that the nodes fill a page
-    to its end. lmdb's own verifier knows all but the last, and takes as much memory as a damaged list says: so that
-    and the size of the list are looked at first.
+    A writer also trusts the list of free pages, the heads of long values, every count, and that the
+    nodes fill a page to its end. lmdb's own verifier knows all but the last, and takes as much
+    memory as a damaged list says: so that and the size of the list are looked at first.
     """
     with _opened(file) as (read, num_bytes):
         meta = _newest_meta(read, num_bytes)
@@ -118,7 +126,10 @@ def whole_size(file: Path) -> int:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[tuple[_Read, int]]:
-    """A way to read the file, and its size. Not mapped: one that is cut off meanwhile must not end the process."""
+    """A way to read the file, and its size.
+
+    Not mapped: one that is cut off meanwhile must not end the process.
+    """
     with file.open("rb", buffering=0) as opened:
         num_bytes = os.fstat(opened.fileno()).st_size
         if not num_bytes:
@@ -158,9 +169,11 @@ def _check_length(meta: Meta, num_bytes: int) -> None:
 
 
 class _Walk:
-    """One way through a tree, in the order of its keys. No page can come twice: its keys would not be in order.
+    """One way through a tree, in the order of its keys. No page can come twice: its keys would not
+    be in order.
 
-    order: turns a key into bytes that sort as LMDB sorts the keys.   writing: look for what only a writer trusts, too.
+    order: turns a key into bytes that sort as LMDB sorts the keys.
+    writing: look for what only a writer trusts, too.
     """
 
     def __init__(
@@ -183,7 +196,10 @@ class _Walk:
         self.value_bytes = 0
 
     def check(self, crc: int) -> int:
-        """Visit every page.   ValueError with the reason if one is damaged.   Returns `crc`, gone on with over them."""
+        """Visit every page.
+
+        ValueError with the reason if one is damaged.   Returns `crc`, gone on with over them.
+        """
         self._crc = crc
         if self._tree.root != _NO_PAGE:
             if not 1 <= self._tree.depth <= _MOST_LEVELS:
@@ -198,7 +214,9 @@ class _Walk:
         return self._crc
 
     def _visit(self, number: int, levels: int) -> None:
-        """Check page `number` and all below it; `levels`: how many there must be, its own included."""
+        """Check page `number` and all below it; `levels`:
+        how many there must be, its own included.
+        """
         if not 2 <= number <= self._meta.last_page:
             raise ValueError(f"it refers to page {number:,}, which does not exist")
         page = self._read(number * self._meta.page_size, self._meta.page_size)
@@ -240,7 +258,8 @@ class _Walk:
             start = place + _NODE.size
             if start + key_size > len(page):
                 raise ValueError(f"page {number:,} is damaged: a key lies outside")
-            # the first node leads to all that is less than the second one's key, whatever its own is
+            # the first node leads to all that is less than the second one's key, whatever its own
+            # is
             if position:
                 self._take_keys([page[start : start + key_size]], number)
                 self._may_equal = True
@@ -272,7 +291,9 @@ def _nodes(page: bytes, number: int, kind: int) -> tuple[int, ...]:
 
 
 def _check_packed(page: bytes, number: int, kind: int) -> None:
-    """ValueError unless the nodes lie one after the other from the end of the free space to the end of the page."""
+    """ValueError unless the nodes lie one after the other from the end of the free space
+    to the end of the page.
+    """
     end = _PAGE.unpack_from(page)[4]
     for place in sorted(_nodes(page, number, kind)):
         low, high, flags, key_size = _NODE.unpack_from(page, place)

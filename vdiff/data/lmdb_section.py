@@ -30,26 +30,37 @@ class LmdbImagesSection(DatasetSection):
     """1 grey, 3 colour, 4 colour with transparency."""
 
     flip: bool = trajectory(False)
-    """Show half of the pictures mirrored left to right: more variety for faces, wrong for letters."""
+    """Show half of the pictures mirrored left to right:
+    more variety for faces, wrong for letters.
+    """
 
     encoding: Encoding = harmless("png")
-    """File format inside the store, used by `vdiff prepare`: png and webp are lossless, jpeg is small."""
+    """File format inside the store, used by `vdiff prepare`:
+    png and webp are lossless, jpeg is small.
+    """
 
     quality: int = harmless(100, ge=1, le=100)
     """JPEG quality from 1 to 100, used by `vdiff prepare`; the other formats ignore it."""
 
     resampling: Resampling = harmless("lanczos")
-    """Filter that `vdiff prepare` resizes with: lanczos is sharpest, box averages, bicubic lies between."""
+    """Filter that `vdiff prepare` resizes with:
+    lanczos is sharpest, box averages, bicubic lies between.
+    """
 
     depth: int = harmless(16, ge=8, le=16)
-    """Bits that grey pictures of 16 bits use, for `vdiff prepare`: 12 for many X-rays, whose white is 4095."""
+    """Bits that grey pictures of 16 bits use, for `vdiff prepare`:
+    12 for many X-rays, whose white is 4095.
+    """
 
     labels: Labels = harmless("auto")
-    """Where `vdiff prepare` takes classes from: auto (`dataset.json`, or folders if they hold all pictures), `folders`
-    (the topmost ones; pictures outside are left out) or `none`."""
+    """Where `vdiff prepare` takes classes from: auto (`dataset.json`, or folders if they hold all
+    pictures), `folders` (the topmost ones; pictures outside are left out) or `none`.
+    """
 
     workers: int | None = harmless(None, ge=0, le=64)
-    """Processes that decode ahead; null: none if all pictures fit in 256 MiB of memory, else up to 4."""
+    """Processes that decode ahead; null: none if all pictures fit in 256 MiB of memory,
+    else up to 4.
+    """
 
     def open(self) -> "LmdbImages":
         """The pictures; DataError if there is no such store or it lacks this size."""

@@ -1,6 +1,8 @@
-"""An endless stream of batches. The batch of update u is a pure function of (seed, stage, u); each rank has its share.
+"""An endless stream of batches. The batch of update u is a pure function of (seed, stage, u); each
+rank has its share.
 
-So a training that goes on from a savepoint sees the batches that it would have seen, with any number of processes.
+So a training that goes on from a savepoint sees the batches that it would have seen, with any
+number of processes.
 """
 
 import itertools
@@ -26,13 +28,17 @@ from vdiff.system import os_processes
 # The first part of a random key: which of two independent streams it is.
 _ORDER = 0
 _FLIP = 1
-_FEWER_WORKERS = "set `data.workers` to 0, or give the machine more memory (a container also shared memory: --shm-size)"
+_FEWER_WORKERS = (
+    "set `data.workers` to 0, or give the machine more memory (a container also "
+    "shared memory: --shm-size)"
+)
 
 
 class Batch(NamedTuple):
     """One rank's share of one update.
 
-    images: uint8 [b, C, H, W].   labels: int64 [b], None without classes.   places: int64 [b], in the global batch.
+    images: uint8 [b, C, H, W].   labels: int64 [b], None without classes.
+    places: int64 [b], in the global batch.
     """
 
     update: int
@@ -55,9 +61,10 @@ def batches(
 ) -> Iterator[Batch]:
     """The batches of the updates `start_update`, `start_update` + 1, ... for ever.
 
-    Sample g = update * batch_size + place of a stage is picture number g % n in the shuffled epoch g // n.
-    batch_size: of all ranks together.   workers: processes that work ahead; the batches are the same with any number.
-    UsageError if there is less than one picture per rank.
+    Sample g = update * batch_size + place of a stage is picture number g % n in the shuffled epoch
+    g // n.
+    batch_size: of all ranks together.   workers: processes that work ahead; the batches are the
+    same with any number. UsageError if there is less than one picture per rank.
     """
     if batch_size < world_size:
         problem = f"a batch of {batch_size} cannot be divided among {world_size} processes"
@@ -137,7 +144,10 @@ def take(images: Images, chosen: Indices) -> tuple[Pixels, Indices]:
 
 
 class _Failure(NamedTuple):
-    """A VdiffError on its way from a worker process. As an exception, torch would turn it into another one."""
+    """A VdiffError on its way from a worker process.
+
+    As an exception, torch would turn it into another one.
+    """
 
     kind: type[VdiffError]
     problem: str
@@ -159,15 +169,18 @@ class _Updates(Dataset[Batch | _Failure]):
 
 
 def _in_shared_memory(batch: Batch) -> Batch:
-    """The batch in shared memory, where the trainer can take it over; MachineError if that memory is too small."""
-    # torch would do it later, in the thread that sends the batch. There, an error is lost, and the trainer would
-    # wait for ever.
+    """The batch in shared memory, where the trainer can take it over;
+    MachineError if that memory is too small.
+    """
+    # torch would do it later, in the thread that sends the batch. There, an error is lost, and the
+    # trainer would wait for ever.
     try:
         for tensor in (batch.images, batch.labels, batch.places):
             if tensor is not None:
                 tensor.share_memory_()  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as err:
-        # torch leaves behind what it could not fill, and it would take up the memory until the next start.
+        # torch leaves behind what it could not fill, and it would take up the memory until the next
+        # start.
         for begun in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):
             begun.unlink(missing_ok=True)
         raise MachineError(
@@ -184,7 +197,8 @@ def _from_workers(share: _Share, updates: Iterator[int], workers: int) -> Iterat
         num_workers=workers,
         collate_fn=_unchanged,
         worker_init_fn=_outlive_signals,
-        # A forked process may inherit a lock that a thread of this one holds; and an LMDB must not be forked.
+        # A forked process may inherit a lock that a thread of this one holds; and an LMDB must not
+        # be forked.
         multiprocessing_context="spawn",
         # Without one, the loader draws a seed from the global generator, which others may use.
         generator=torch.Generator(),
@@ -203,11 +217,12 @@ def _from_workers(share: _Share, updates: Iterator[int], workers: int) -> Iterat
 
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     """Start the worker processes, with the signals of ASKING held back."""
-    # Workers inherit that signals are held back, until `_outlive_signals` lets them come. Otherwise a Ctrl-C, which
-    # reaches the whole process group, would end workers that are still starting; the trainer needs them until its
-    # update is finished.
-    # The end also removes torch's handler for dead workers, which raises wherever the trainer is, also in the middle
-    # of an update or a save. A batch that never comes is noticed within seconds anyway.
+    # Workers inherit that signals are held back, until `_outlive_signals` lets them come. Otherwise
+    # a Ctrl-C, which reaches the whole process group, would end workers that are still starting;
+    # the trainer needs them until its update is finished.
+    # The end also removes torch's handler for dead workers, which raises wherever the trainer is,
+    # also in the middle of an update or a save. A batch that never comes is noticed within seconds
+    # anyway.
     with os_processes.held_back(ASKING):
         return iter(loader)
 
@@ -217,7 +232,8 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _outlive_signals(worker: int) -> None:
-    # Signals reach the whole process group; the trainer finishes its update first and then stops its workers.
+    # Signals reach the whole process group; the trainer finishes its update first and then stops
+    # its workers.
     for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_soon)
@@ -225,7 +241,10 @@ def _outlive_signals(worker: int) -> None:
 
 
 def _leave_soon(number: int, frame: Any) -> None:
-    """After the first SIGTERM, leave in 30 seconds; at a later one, at once. Without a trainer, a worker must end."""
+    """After the first SIGTERM, leave in 30 seconds; at a later one, at once.
+
+    Without a trainer, a worker must end.
+    """
     # Signals of the first seconds count as one: Slurm and torchrun each send a SIGTERM.
     global _asked_at
     if _asked_at is None:

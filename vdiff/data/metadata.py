@@ -1,4 +1,7 @@
-"""What an image store says about itself: a record inside it and a file beside it. Both are JSON with a checksum."""
+"""What an image store says about itself: a record inside it and a file beside it.
+
+Both are JSON with a checksum.
+"""
 
 import json
 import zlib
@@ -23,7 +26,9 @@ class _Record(BaseModel):
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """The record that `to_json` wrote; ValueError if it is damaged, NewerFormatError if it is not format 1."""
+        """The record that `to_json` wrote; ValueError if it is damaged,
+        NewerFormatError if it is not format 1.
+        """
         try:
             document = json.loads(text)
             version = document["format"]
@@ -31,9 +36,11 @@ class _Record(BaseModel):
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
             raise ValueError("it is not JSON of an image store") from err
         is_whole = checksum == _checksum(json.dumps(document))
-        # Only a whole one is newer. With a wrong checksum, the number of the format may be what is damaged.
+        # Only a whole one is newer. With a wrong checksum, the number of the format may be what is
+        # damaged.
         if version != FORMAT and (is_whole or checksum is None):
-            # `repr`: a stranger may have written it, and his control characters must not reach a terminal.
+            # `repr`: a stranger may have written it, and his control characters must not reach a
+            # terminal.
             raise NewerFormatError(
                 f"the image store has format {repr(version)[:40]}; this vdiff reads format {FORMAT}"
             )
@@ -51,9 +58,11 @@ class _Record(BaseModel):
 
 
 class Seal(_Record):
-    """The file `store.json` beside a finished store: the second mark of a store of ours, by which damage is found.
+    """The file `store.json` beside a finished store:
+    the second mark of a store of ours, by which damage is found.
 
-    bytes: size of data.mdb.   pages: CRC-32 of its meta pages, branches and leaves, eight hexadecimal digits.
+    bytes: size of data.mdb.   pages: CRC-32 of its meta pages, branches and leaves, eight
+    hexadecimal digits.
     """
 
     count: int
@@ -65,7 +74,8 @@ class Seal(_Record):
 class Metadata(_Record):
     """The record under the key `vdiff`.
 
-    depth: bits that grey pictures of 16 bits were taken to use.   labels: the class of each picture.
+    depth: bits that grey pictures of 16 bits were taken to use.
+    labels: the class of each picture.
     source: SHA-256 of the listing that the pictures came from.
     crcs: for each size the CRC-32 of each record, eight hexadecimal digits apiece, in one string.
     """
@@ -84,7 +94,8 @@ class Metadata(_Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        # A label without a class would be an index error inside the network, in the middle of a training.
+        # A label without a class would be an index error inside the network, in the middle of a
+        # training.
         counts = [len(crcs) / 8 for crcs in self.crcs.values()]
         if self.labels is not None:
             counts.append(len(self.labels))

@@ -34,11 +34,15 @@ class Opened(NamedTuple):
     size: int
 
     def is_usable(self) -> bool:
-        """Whether this process may read from it: LMDB forbids that after a fork, and `forget` may have closed it."""
+        """Whether this process may read from it: LMDB forbids that after a fork,
+        and `forget` may have closed it.
+        """
         return self.process == os.getpid() and _files.get(self.identity) is self
 
     def is_cut_off(self, path: Path) -> bool:
-        """Whether the file has become too short: reading from the map would then end the process with SIGBUS."""
+        """Whether the file has become too short: reading from the map would then end
+        the process with SIGBUS.
+        """
         # A file that was deleted or replaced does no harm: the map keeps the old one as it is.
         with contextlib.suppress(FileNotFoundError):
             return _identity(path) == self.identity and (path / FILE).stat().st_size < self.size
@@ -53,7 +57,8 @@ def open_file(path: Path) -> Opened:
     forget(path)
     identity = _identity(path)
     size = lmdb_pages.whole_size(path / FILE)
-    # No lock: it would be a file beside the store, which may lie on a read-only disk. A finished store never changes.
+    # No lock: it would be a file beside the store, which may lie on a read-only disk. A finished
+    # store never changes.
     environment = lmdb.open(os.fsencode(path), readonly=True, lock=False, create=False)
     opened = Opened(os.getpid(), environment, identity, size)
     _files[identity] = opened
@@ -68,11 +73,14 @@ def forget(path: Path) -> None:
 
 
 def check_pages(path: Path, writing: bool = False) -> int:
-    """The CRC-32 of the pages that lead to the records. A file that has not changed is read only once.
+    """The CRC-32 of the pages that lead to the records. A file that has not changed is read only
+    once.
 
-    DataError if LMDB cannot read the file safely, or cannot write to it; PausedError if the machine refuses.
+    DataError if LMDB cannot read the file safely, or cannot write to it; PausedError if the machine
+    refuses.
     """
-    # liblmdb trusts its pages: at a damaged one it would abort, read beyond the file or go in a circle.
+    # liblmdb trusts its pages: at a damaged one it would abort, read beyond the file or go in a
+    # circle.
     try:
         status = (path / FILE).stat()
         state = (status.st_size, status.st_mtime_ns)
@@ -89,7 +97,9 @@ def check_pages(path: Path, writing: bool = False) -> int:
 
 
 def unreadable(path: Path, err: OSError | lmdb.Error | ValueError) -> VdiffError:
-    """The error for a store that cannot be read: PausedError if the machine refuses, DataError if it is damaged."""
+    """The error for a store that cannot be read:
+    PausedError if the machine refuses, DataError if it is damaged.
+    """
     if is_of_machine(err):
         return paused(str(path), err)
     if isinstance(err, lmdb.Error) and is_refusal(str(err)):

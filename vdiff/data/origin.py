@@ -1,6 +1,8 @@
-"""What a store was made from, kept in a file beside it. It tells, mostly in a moment, whether pictures have changed.
+"""What a store was made from, kept in a file beside it. It tells, mostly in a moment, whether
+pictures have changed.
 
-Stores of older vdiffs have no such file; they are compared by the names and sizes of their pictures alone.
+Stores of older vdiffs have no such file; they are compared by the names and sizes of their pictures
+alone.
 """
 
 import hashlib
@@ -43,7 +45,9 @@ class Origin:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """What `write` left in the folder of a store; None if there is nothing, or if it is damaged."""
+        """What `write` left in the folder of a store;
+        None if there is nothing, or if it is damaged.
+        """
         # Damaged, it is no loss: the pictures are compared by names and sizes.
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             document = json.loads((folder / ORIGIN).read_bytes())
@@ -53,7 +57,10 @@ class Origin:
         return None
 
     def write(self, folder: Path) -> None:
-        """Put it into the folder of a store, whole or not at all. MachineError if the disk refuses."""
+        """Put it into the folder of a store, whole or not at all.
+
+        MachineError if the disk refuses.
+        """
         document = asdict(self)
         write_text(
             folder / ORIGIN, json.dumps({"seal": _seal(document), **document}) + "\n", _is_ours
@@ -63,7 +70,8 @@ class Origin:
 class Comparison(NamedTuple):
     """How a source stands to a store.
 
-    verdict: `same`; `changed`: the same names and settings, but other pictures; `other`: other names or settings.
+    verdict: `same`; `changed`: the same names and settings, but other pictures; `other`: other
+    names or settings.
     decided_by: what was compared, in words.
     """
 
@@ -82,8 +90,8 @@ def compare(
 ) -> Comparison:
     """Whether the store in `folder` is what `source` and `settings` give.
 
-    If only the times of the pictures differ, the pictures are read again, by `workers` threads. `tell` is told so, and
-    the new times are kept beside the store, unless `is_dry`.
+    If only the times of the pictures differ, the pictures are read again, by `workers` threads.
+    `tell` is told so, and the new times are kept beside the store, unless `is_dry`.
     """
     stored_settings = {name: getattr(metadata, name) for name in asdict(settings)}
     # JSON has lists only.
@@ -105,12 +113,14 @@ def compare(
     if source.marks is not None:
         return Comparison("changed", source.decided_by)
     tell(
-        f"`{source.path}` was touched since the store was made: its pictures are read again, to compare them"
+        f"`{source.path}` was touched since the store was made: "
+        "its pictures are read again, to compare them"
     )
     if not have_marks(source.pictures_from(0), origin.marks, workers):
         return Comparison("changed", "content")
     if not is_dry:
-        # A store may lie where nothing can be written: then the pictures are read again the next time.
+        # A store may lie where nothing can be written: then the pictures are read again the next
+        # time.
         with suppress(VdiffError):
             Origin.of(source, origin.marks).write(folder)
     return Comparison("same", "content, which was read again")

@@ -1,4 +1,7 @@
-"""Whether an error is the picture's fault or the machine's. What the machine refuses is tried again for a while."""
+"""Whether an error is the picture's fault or the machine's.
+
+What the machine refuses is tried again for a while.
+"""
 
 import errno
 import os
@@ -11,7 +14,9 @@ import numpy as np
 from vdiff.errors import PausedError
 
 WAITS = (0.1, 0.4, 1.5)
-"""Seconds before another try. A file server that comes back needs no more, nor do threads that close their files."""
+"""Seconds before another try. A file server that comes back needs no more,
+nor do threads that close their files.
+"""
 
 # With these, the name leads to no file that could be read, whatever state the machine is in.
 _OF_THE_FILE = frozenset(
@@ -44,7 +49,10 @@ _FIXES = {
     errno.ENFILE: "too many files are open on this machine: close some programs",
     errno.ENOMEM: "close other programs, or use fewer `--workers`",
 }
-_FIX = "look at the disk or at the connection to it; a file that can never be read must be replaced or moved away"
+_FIX = (
+    "look at the disk or at the connection to it; "
+    "a file that can never be read must be replaced or moved away"
+)
 
 Result = TypeVar("Result")
 
@@ -58,14 +66,18 @@ def is_of_machine(err: BaseException) -> bool:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether the message of a library, which has no errno, says that the machine refuses for now; no full disk."""
+    """Whether the message of a library, which has no errno,
+    says that the machine refuses for now; no full disk.
+    """
     return any(os.strerror(number) in text for number in _REFUSALS)
 
 
 def patiently(work: Callable[[], Result], name: str, notes: list[str]) -> Result:
-    """The result of `work`, which is tried up to four times while the machine refuses. A later try adds a note.
+    """The result of `work`, which is tried up to four times while the machine refuses. A later try
+    adds a note.
 
-    name: of the file, for the message.   PausedError if the machine goes on refusing; other errors come at once.
+    name: of the file, for the message.   PausedError if the machine goes on refusing; other errors
+    come at once.
     """
     refusal = ""
     for wait in (*WAITS, None):

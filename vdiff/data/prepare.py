@@ -1,4 +1,6 @@
-"""Make an ImageStore of a folder or archive of pictures: in parallel, in order, resumable, published as a whole."""
+"""Make an ImageStore of a folder or archive of pictures:
+in parallel, in order, resumable, published as a whole.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,8 +31,9 @@ __all__ = ["Plan", "Progress", "Report", "plan", "prepare"]
 class Plan:
     """What `prepare` would do.
 
-    classes_told, left_out: as in `Report`.   already_done: there would be nothing to do; `decided_by` says what was
-    compared to find that out.   hints: what a user should know of the source.
+    classes_told, left_out: as in `Report`.   already_done: there would be nothing to do;
+    `decided_by` says what was compared to find that out.
+    hints: what a user should know of the source.
     """
 
     num_images: int
@@ -95,14 +98,18 @@ def prepare(
     on_progress: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Report:
-    """Make the image store `out` from the pictures of `source`, or go on where an earlier start was stopped.
+    """Make the image store `out` from the pictures of `source`,
+    or go on where an earlier start was stopped.
 
-    sizes: in pixels, square.   quality: of JPEG, 1 to 100.   max_bad: the share of files that may be unreadable.
-    depth: bits that grey pictures of 16 bits use, unless they state it.   labels: see `Labels`.   workers: threads, at
-    most 16 by default.   force: replace a store made in another way.   tell: is called before slow work.
-    DataError: no pictures, or too many unreadable.   UsageError: `out` is there already.   InUseError: another process
-    prepares it.   MachineError: no space or no permission; nothing is left behind.   PausedError: a picture could not
-    be read, which is not its fault; what was done is kept.
+    sizes: in pixels, square.   quality: of JPEG, 1 to 100.
+    max_bad: the share of files that may be unreadable.
+    depth: bits that grey pictures of 16 bits use, unless they state it.   labels: see `Labels`.
+    workers: threads, at most 16 by default.   force: replace a store made in another way.
+    tell: is called before slow work.
+    DataError: no pictures, or too many unreadable.   UsageError: `out` is there already.
+    InUseError: another process prepares it.   MachineError: no space or no permission; nothing is
+    left behind.   PausedError: a picture could not be read, which is not its fault; what was done
+    is kept.
     """
     started = time.monotonic()
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
@@ -134,7 +141,9 @@ def prepare(
 
 
 def _run(job: Job, on_progress: Callable[[Progress], None]) -> Done:
-    """Do the job. After an error, the unfinished store stays only if there is work in it to go on from."""
+    """Do the job. After an error, the unfinished store stays only if there is
+    work in it to go on from.
+    """
     try:
         return job.run(on_progress)
     except (MemoryError, OSError) as err:
@@ -146,7 +155,8 @@ def _run(job: Job, on_progress: Callable[[Progress], None]) -> Done:
             discard(job.folder)
         raise
     except MachineError:
-        # No space or no permission here: it must be made elsewhere, and what is left would fill the disk.
+        # No space or no permission here: it must be made elsewhere, and what is left would fill the
+        # disk.
         discard(job.folder)
         raise
 
@@ -209,7 +219,10 @@ def _settings(
 
 
 def _unfinished(out: Path) -> Path:
-    """The folder in which the store is made before it gets the name `out`. UsageError for `out` without a name."""
+    """The folder in which the store is made before it gets the name `out`.
+
+    UsageError for `out` without a name.
+    """
     # Beside `out`, on the same disk: only there, a rename is one step.
     if out.name in ("", ".."):
         raise UsageError(
@@ -239,7 +252,8 @@ def _unwatched(progress: Progress) -> None: ...
 def _compared(out: Path, job: Job, force: bool = False, is_dry: bool = False) -> Comparison:
     """How the store at `out` compares with what the job would make.
 
-    force: it is `other` without a look.   is_dry: nothing is written.   DataError if it is a damaged store.
+    force: it is `other` without a look.   is_dry: nothing is written.
+    DataError if it is a damaged store.
     """
     # With `--force`, a damaged store is replaced too, so it is not even opened.
     if force or not is_store(out):
@@ -253,20 +267,26 @@ def _compared(out: Path, job: Job, force: bool = False, is_dry: bool = False) ->
     )
     if comparison.verdict == "changed":
         job.tell(
-            f"the pictures have changed since `{out}` was made, by their {comparison.decided_by}: it is made again"
+            f"the pictures have changed since `{out}` was made, by their {comparison.decided_by}: "
+            "it is made again"
         )
     return comparison
 
 
 def _tidy_rests(out: Path, unfinished: Path) -> None:
-    """Remove what an earlier start left, if it left anything: taking the lock fails on a read-only disk."""
+    """Remove what an earlier start left, if it left anything:
+    taking the lock fails on a read-only disk.
+    """
     if has_rests(out):
         with lock.held(unfinished):
             tidy(out)
 
 
 def _state(out: Path) -> tuple[int, int] | None:
-    """What tells one store at `out` from another: the inode and the time of its data. None if there is none."""
+    """What tells one store at `out` from another: the inode and the time of its data.
+
+    None if there is none.
+    """
     if not is_store(out):
         return None
     status = (out / FILE).stat()
@@ -274,7 +294,9 @@ def _state(out: Path) -> tuple[int, int] | None:
 
 
 def _refuse_to_replace(out: Path, unfinished: Path, force: bool) -> None:
-    """UsageError for what vdiff did not make, in any place that it would take; and for a store, unless `force`."""
+    """UsageError for what vdiff did not make, in any place that it would take;
+    and for a store, unless `force`.
+    """
     STORE.refuse_stranger(out, OTHER_PLACE)
     STORE.refuse_stranger(unfinished, OTHER_PLACE)
     if out.is_dir() and any(out.iterdir()) and not force:

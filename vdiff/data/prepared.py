@@ -16,10 +16,12 @@ from vdiff.data.store import ImageStore
 class Report:
     """What `prepare` did.
 
-    num_skipped, skipped_file: pictures that could not be read.   left_out, left_out_file: what is not taken for one.
+    num_skipped, skipped_file: pictures that could not be read.
+    left_out, left_out_file: what is not taken for one.
     classes_told: where the classes come from, or why there are none.
-    resumed_at: how many files an earlier start had dealt with.   anew: why its work was thrown away; empty if it was
-    not.   already_done: nothing was to be done; `decided_by` says what was compared to find that out.
+    resumed_at: how many files an earlier start had dealt with.
+    anew: why its work was thrown away; empty if it was not.
+    already_done: nothing was to be done; `decided_by` says what was compared to find that out.
     notes: names of pictures that were stored although something was wrong, and what.
     hints: what else a user may want to know, and type.
     """
@@ -55,8 +57,9 @@ def report_of(
 ) -> Report:
     """The report on the store at `out`, which is finished.
 
-    started: when `prepare` began, by the monotonic clock.   comparison: what told that nothing was to be done, None if
-    there was work.   resumed_at, anew: as in `Report`.   hints: of the work; those of the source come after them.
+    started: when `prepare` began, by the monotonic clock.
+    comparison: what told that nothing was to be done, None if there was work.
+    resumed_at, anew: as in `Report`.   hints: of the work; those of the source come after them.
     """
     store = ImageStore(out)
     num_skipped = len(_rows(out / SKIPPED))
@@ -97,17 +100,26 @@ def _hints_on_older(store: ImageStore, source: Source, decided_by: str) -> list[
         # Older ones took a file for a picture by its suffix alone, and followed no links.
         num_more = len(source.files) - store.num_images
         return [
-            f"an older vdiff made the store and left out {num_more:,} pictures; `--force` takes them"
+            (
+                f"an older vdiff made the store and left out {num_more:,} pictures; "
+                "`--force` takes them"
+            )
         ]
     if store.class_names != source.classes.names:
         now = "no classes"
         if source.classes.names:
             now = f"{len(source.classes.names):,} classes"
         return [
-            f"an older vdiff made the store with {len(store.class_names):,} classes; `--force` finds {now}"
+            (
+                f"an older vdiff made the store with {len(store.class_names):,} classes; "
+                f"`--force` finds {now}"
+            )
         ]
     return [
-        "an older vdiff made the store, which kept no times: if pictures changed since, type `--force`"
+        (
+            "an older vdiff made the store, which kept no times: "
+            "if pictures changed since, type `--force`"
+        )
     ]
 
 
@@ -119,7 +131,9 @@ def _existing(path: Path) -> Path | None:
 
 
 def _rows(path: Path) -> list[tuple[str, str]]:
-    """The rows of a list beside the store, each a name and what is said of it; empty if there is no such list."""
+    """The rows of a list beside the store, each a name and what is said of it;
+    empty if there is no such list.
+    """
     if not path.exists():
         return []
     lines = [line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines()]

@@ -21,19 +21,24 @@ def write_preview(
 ) -> None:
     """Up to 64 pictures from all over a store of `count`, on at most 2048 x 2048 pixels.
 
-    size: of the pictures.   read: the bytes of one of them.   Errors: MachineError if the disk refuses.
+    size: of the pictures.   read: the bytes of one of them.
+    Errors: MachineError if the disk refuses.
     """
     most_columns = min(8, max(1, _PIXELS // size))
     chosen = np.linspace(0, count - 1, min(count, most_columns**2)).astype(int).tolist()
     pictures = np.stack([_decoded(read(index), channels) for index in chosen])
-    # A preview of an earlier start. Versions before 0.2 did not sign theirs, so they would not be replaced.
+    # A preview of an earlier start. Versions before 0.2 did not sign theirs, so they would not be
+    # replaced.
     with refusals(folder):
         (folder / PREVIEW).unlink(missing_ok=True)
     images.write_pixels(folder / PREVIEW, _side_by_side(pictures, max(1, 64 // size)))
 
 
 def _decoded(record: bytes, channels: int) -> images.Pixels:
-    """A picture that was just stored.   Errors: MemoryError, also where a decoder calls it damaged for lack of it."""
+    """A picture that was just stored.
+
+    Errors: MemoryError, also where a decoder calls it damaged for lack of it.
+    """
     try:
         return images.decode(record, channels)
     except ValueError as err:

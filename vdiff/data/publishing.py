@@ -1,4 +1,6 @@
-"""A store under construction: claimed by one process, built beside its final place, published by rename."""
+"""A store under construction: claimed by one process, built beside its final place,
+published by rename.
+"""
 
 import glob
 import os
@@ -22,8 +24,10 @@ OTHER_PLACE = "move it away, or choose another place: --out PATH"
 def publish(folder: Path, place: Path) -> None:
     """Rename the finished `folder` to `place`; the store that was there goes afterwards.
 
-    Everything is on the disk before the rename: a loss of power at any moment leaves the old or the new store.
-    Errors: MachineError; UsageError for anything at `place` that vdiff did not make. It stays, and `folder` too.
+    Everything is on the disk before the rename: a loss of power at any moment leaves the old or the
+    new store.
+    Errors: MachineError; UsageError for anything at `place` that vdiff did not make. It stays, and
+    `folder` too.
     """
     with refusals(place):
         for path in (*folder.iterdir(), folder):
@@ -46,9 +50,11 @@ def has_rests(place: Path) -> bool:
 
 
 def tidy(place: Path) -> None:
-    """Delete what publishing a store at `place` may have left: its lock, and the store that it replaced.
+    """Delete what publishing a store at `place` may have left:
+    its lock, and the store that it replaced.
 
-    If there is none at `place`, the one that was set aside has its name again. To be called with the lock held.
+    If there is none at `place`, the one that was set aside has its name again. To be called with
+    the lock held.
     """
     with refusals(place):
         if lock.is_signed(place):
@@ -77,7 +83,9 @@ def clear(folder: Path) -> None:
 
 
 def _is_proven(folder: Path) -> bool:
-    """Whether a folder with nothing but files of these names is a store that vdiff made, or began to make."""
+    """Whether a folder with nothing but files of these names is a store that vdiff made,
+    or began to make.
+    """
     if (
         lock.is_signed(folder)
         or is_picture(folder / PREVIEW)
@@ -93,7 +101,9 @@ def _is_proven(folder: Path) -> bool:
 
 
 def _mentions_vdiff(file: Path) -> bool:
-    """Whether the record of metadata, which is written last, or that of work under way is somewhere in a file."""
+    """Whether the record of metadata, which is written last,
+    or that of work under way is somewhere in a file.
+    """
     wanted, step = re.compile(rb'"made_by": "vdiff |vdiff-job'), 2**22
     with suppress(OSError), file.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
@@ -107,10 +117,13 @@ def _mentions_vdiff(file: Path) -> bool:
 STORE = Kind(
     "",
     re.compile(
-        r"data\.mdb|lock\.mdb|\.lock|(skipped|notes|left_out)\.tsv|preview\.png|(store|source)\.json"
+        r"data\.mdb|lock\.mdb|\.lock|(skipped|notes|left_out)\.tsv|preview\.png|"
+        r"(store|source)\.json"
         r"|\.preview\.png\.\d+\.tmp"
         r"|\.(preview\.png|(skipped|notes|left_out)\.tsv|(store|source)\.json)\.partial-\d+(-\d+)*"
     ),
     _is_proven,
 )
-"""How vdiff knows a store that it made, or began to make; LMDBs of others have files of the same names."""
+"""How vdiff knows a store that it made, or began to make;
+LMDBs of others have files of the same names.
+"""

@@ -1,8 +1,10 @@
-"""How a store of vdiff is told from one of another program: by the file `store.json` beside its data.
+"""How a store of vdiff is told from one of another program:
+by the file `store.json` beside its data.
 
-Inside `data.mdb`, only the record `vdiff` tells. If one bit of its key changed, the store would be taken for one of
-diffusion_distiller, and be read without checksums and labels. So a finished store has a second mark outside, which also
-holds the checksum of its pages. Older stores have none; they are known by what is left of their record.
+Inside `data.mdb`, only the record `vdiff` tells. If one bit of its key changed, the store would be
+taken for one of diffusion_distiller, and be read without checksums and labels. So a finished store
+has a second mark outside, which also holds the checksum of its pages. Older stores have none; they
+are known by what is left of their record.
 """
 
 from pathlib import Path
@@ -28,7 +30,8 @@ def is_store(path: Path) -> bool:
 
 
 def write_seal(folder: Path, metadata: Metadata, num_bytes: int, pages: int) -> None:
-    """Write the second mark of the finished store in `folder`.   pages: CRC-32, as `opened.check_pages` gives it.
+    """Write the second mark of the finished store in `folder`.
+    pages: CRC-32, as `opened.check_pages` gives it.
 
     Errors: MachineError when the disk refuses.
     """
@@ -47,7 +50,10 @@ def _is_seal(path: Path) -> bool:
 
 
 def read_seal(folder: Path) -> Seal | None:
-    """The second mark, or None where there is none.   ValueError if it is damaged, OSError if it cannot be read."""
+    """The second mark, or None where there is none.
+
+    ValueError if it is damaged, OSError if it cannot be read.
+    """
     try:
         with (folder / SEAL).open("rb") as file:
             text = file.read(_MOST_BYTES + 1)
@@ -59,7 +65,10 @@ def read_seal(folder: Path) -> Seal | None:
 
 
 def break_seal(folder: Path) -> None:
-    """Remove the second mark before the store is written to.   Errors: MachineError when the disk refuses."""
+    """Remove the second mark before the store is written to.
+
+    Errors: MachineError when the disk refuses.
+    """
     # Before the first write: else a kill would leave a store that its seal calls damaged.
     try:
         (folder / SEAL).unlink(missing_ok=True)
@@ -70,8 +79,8 @@ def break_seal(folder: Path) -> None:
 
 def is_ours(key: bytes, value: bytes) -> bool:
     """Whether this was the record of a store of ours, although its key is not `vdiff` any more."""
-    # If a bit of the key's length has changed, the key begins as `vdiff` does, and the value may be another.
-    # The keys of an unfinished store begin with `vdiff` too.
+    # If a bit of the key's length has changed, the key begins as `vdiff` does, and the value may be
+    # another. The keys of an unfinished store begin with `vdiff` too.
     if key.startswith(_RECORD) or _RECORD.startswith(key):
         return True
     # If a bit of the key's text has changed, the value is still what it was.

@@ -1,6 +1,7 @@
 """What a recipe says of its pictures: the contract of the section `data`.
 
-It imports no numpy, as checking a recipe must be quick. `dataset.py` has the contract of the pictures themselves.
+It imports no numpy, as checking a recipe must be quick. `dataset.py` has the contract of the
+pictures themselves.
 """
 
 from abc import ABC, abstractmethod
@@ -13,10 +14,12 @@ if TYPE_CHECKING:
 
 
 class DatasetSection(KindSection, ABC):
-    """What a recipe says of its pictures. A kind of its own adds `kind: Literal["its name"]` and its options.
+    """What a recipe says of its pictures. A kind of its own adds `kind: Literal["its name"]` and
+    its options.
 
-    size: height and width in pixels.   channels: 1, 3 or 4.   flip: whether half of the pictures are shown mirrored.
-    Each kind states these three itself, as it states what it allows.
+    size: height and width in pixels.   channels: 1, 3 or 4.
+    flip: whether half of the pictures are shown mirrored. Each kind states these three itself, as
+    it states what it allows.
     """
 
     needed_fields: ClassVar[tuple[str, ...]] = ("kind", "size", "channels", "flip")

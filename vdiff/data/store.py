@@ -1,7 +1,8 @@
 """ImageStore: one LMDB of encoded pictures in one or more sizes, and what it says about itself.
 
-Keys `256-00000`, ... and `length`, as diffusion_distiller and rosinality write them, and one record of metadata under
-`vdiff`. Stores without that record are read as they are, unless a second mark tells that they are ours.
+Keys `256-00000`, ... and `length`, as diffusion_distiller and rosinality write them, and one record
+of metadata under `vdiff`. Stores without that record are read as they are, unless a second mark
+tells that they are ours.
 """
 
 import contextlib
@@ -38,10 +39,11 @@ _SHOWN = ("format", "made_by", "channels", "encoding", "quality", "resampling", 
 
 
 class ImageStore:
-    """An image store opened for reading. It can be pickled and used after a fork: each process opens the file itself.
+    """An image store opened for reading. It can be pickled and used after a fork: each process
+    opens the file itself.
 
-    DataError if there is none, if it is damaged or if it does not hold what it says. PausedError if the machine refuses
-    to read it for now.
+    DataError if there is none, if it is damaged or if it does not hold what it says. PausedError if
+    the machine refuses to read it for now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,15 +115,18 @@ class ImageStore:
     def verify(self) -> None:
         """Read every picture and compare its checksum; a foreign store has none.
 
-        DataError if any byte that is used is damaged. Not used are free pages and, of a long value, the header of its
-        first page and what follows it on its last one.
+        DataError if any byte that is used is damaged. Not used are free pages and, of a long value,
+        the header of its first page and what follows it on its last one.
         """
         for size in self.sizes:
             for index in range(self.num_images):
                 self.read(index, size)
 
     def summary(self) -> dict[str, Any]:
-        """What `vdiff inspect` shows, ready for JSON. Foreign stores have None for what they do not say."""
+        """What `vdiff inspect` shows, ready for JSON.
+
+        Foreign stores have None for what they do not say.
+        """
         kind = "diffusion_distiller"
         shown: dict[str, Any] = dict.fromkeys(_SHOWN)
         if self.metadata:
@@ -199,10 +204,13 @@ class ImageStore:
         return tuple(sorted(sizes))
 
     def _refuse_ours(self, transaction: Any, seal: Seal | None) -> None:
-        """DataError for a store of vdiff that has lost its record: it would be read without checksums and labels."""
+        """DataError for a store of vdiff that has lost its record:
+        it would be read without checksums and labels.
+        """
         if seal:
             raise damaged(self.path, f"its record `{METADATA}` is missing")
-        # Pictures and the length, and nothing that could have been a record of ours: no need to look at every key.
+        # Pictures and the length, and nothing that could have been a record of ours: no need to
+        # look at every key.
         if transaction.stat()["entries"] == self.num_images * len(self.sizes) + 1:
             return
         cursor = transaction.cursor()
@@ -216,7 +224,8 @@ class ImageStore:
     def _check_keys(self, transaction: Any) -> None:
         if not self.sizes:
             raise damaged(self.path, "it holds no pictures under keys like `256-00000`")
-        # The first and the last key of each size, and the number of all keys: in a moment, also for millions.
+        # The first and the last key of each size, and the number of all keys: in a moment, also for
+        # millions.
         ends = [image_key(size, index) for size in self.sizes for index in (0, self.num_images - 1)]
         missing = [key for key in ends if transaction.get(key.encode()) is None]
         if missing:
@@ -229,7 +238,9 @@ class ImageStore:
             raise damaged(self.path, f"it says {self.num_images:,} pictures, but some are missing")
 
     def _crcs(self, size: int) -> str:
-        """The CRC-32 of each picture, eight hexadecimal digits each; a foreign store is read through once for it."""
+        """The CRC-32 of each picture, eight hexadecimal digits each;
+        a foreign store is read through once for it.
+        """
         if self.metadata:
             return self.metadata.crcs[size]
         return "".join(
@@ -238,7 +249,8 @@ class ImageStore:
 
 
 class StoreWriter:
-    """A store being written, by one process. What was committed survives a kill and a loss of power.
+    """A store being written, by one process. What was committed survives a kill and a loss of
+    power.
 
     expected_bytes: how much it will need, for the message when the disk is full.
     DataError if the folder holds a damaged file, MachineError if the disk refuses.
@@ -256,7 +268,8 @@ class StoreWriter:
         break_seal(path)
         with self._guarded():
             # No lock: a file lock beside the store keeps other processes out.
-            # The engine is named: an environment variable could ask for one whose files lmdb 2 cannot read.
+            # The engine is named: an environment variable could ask for one whose files lmdb 2
+            # cannot read.
             self._environment = lmdb.open(
                 os.fsencode(path), map_size=max(_FIRST_MAP, 2 * size), lock=False, lib_version=0
             )
@@ -297,7 +310,8 @@ class StoreWriter:
         """Let go of the file, which is then whole."""
         self._environment.close()
         file = self.path / FILE
-        # LMDB does not write pages at the end that were freed again at once: the file would look cut off.
+        # LMDB does not write pages at the end that were freed again at once: the file would look
+        # cut off.
         # On Windows it makes the file as large as the map.
         size = file.stat().st_size
         whole = lmdb_pages.whole_size(file)
@@ -325,9 +339,13 @@ class StoreWriter:
         except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as err:
             raise damaged(self.path, str(err)) from err
         except lmdb.Error as err:
-            # A full disk comes as an input/output error too, so that one is not taken for a refusal.
+            # A full disk comes as an input/output error too, so that one is not taken for a
+            # refusal.
             if is_refusal(str(err)) and os.strerror(errno.EIO) not in str(err):
-                fix = "give it more memory, files or a better disk; the same command then goes on from here"
+                fix = (
+                    "give it more memory, files or a better disk; "
+                    "the same command then goes on from here"
+                )
                 raise PausedError(f"cannot write the image store: {err}", fix, self.path) from err
             free = shutil.disk_usage(self.path).free
             space = f"it needs about {self._expected_bytes:,} bytes, {free:,} are free"

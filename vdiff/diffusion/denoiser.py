@@ -1,4 +1,6 @@
-"""The usable predictor: a network, its schedule and what it predicts; and the DDIM step that follows a prediction."""
+"""The usable predictor: a network, its schedule and what it predicts;
+and the DDIM step that follows a prediction.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """(z, t) -> Prediction(x, eps, v). Samplers and objectives see this and never the network behind it."""
+    """(z, t) -> Prediction(x, eps, v).
+
+    Samplers and objectives see this and never the network behind it.
+    """
 
     network: nn.Module
     schedule: Schedule
@@ -42,7 +47,9 @@ class Denoiser:
 
 
 def scales(schedule: Schedule, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at t [B] as [B, 1, 1, 1] in the dtype of z and beside it, from float64 where t is."""
+    """alpha and sigma at t [B] as [B, 1, 1, 1] in the dtype of z and beside it,
+    from float64 where t is.
+    """
     alpha, sigma = schedule.alpha_sigma(t)
     return beside(alpha, z)[:, None, None, None], beside(sigma, z)[:, None, None, None]
 
@@ -53,7 +60,8 @@ def beside(numbers: Tensor, z: Tensor) -> Tensor:
 
 
 def ddim_step(pred: Prediction, s: Tensor, schedule: Schedule) -> Tensor:
-    """Move images, each at a time of its own, to the earlier times `s` along the predicted direction.
+    """Move images, each at a time of its own, to the earlier times `s` along
+    the predicted direction.
 
     z_s = alpha_s x + sigma_s eps          (Song et al. 2021, DDIM with eta = 0)
 

@@ -1,4 +1,6 @@
-"""What a schedule cannot serve: eps where no signal is left, and students between whose steps nothing changes."""
+"""What a schedule cannot serve: eps where no signal is left,
+and students between whose steps nothing changes.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
@@ -7,10 +9,14 @@ from typing import Protocol
 from vdiff.choices import Predicts
 
 LEAST_ALPHA = 2.0**-50
-"""Of a network that predicts eps: x = (z - sigma eps) / alpha, whose square must be a finite float32."""
+"""Of a network that predicts eps: x = (z - sigma eps) / alpha,
+whose square must be a finite float32.
+"""
 
 _ALL = 1 << 16
-"""Of more times than these, only the first and the last are looked at: between its ends a schedule is smooth."""
+"""Of more times than these, only the first and the last are looked at:
+between its ends a schedule is smooth.
+"""
 
 
 class HasScales(Protocol):
@@ -41,8 +47,8 @@ def check_prediction(schedule: HasScales, predicts: Predicts) -> None:
 def check_chain(schedule: HasScales, steps: Sequence[int]) -> None:
     """ValueError unless all targets of a chain are finite.
 
-    steps: of the base and of every student; each divides the one before, so the times of the later ones are among those
-    of the first student.
+    steps: of the base and of every student; each divides the one before, so the times of the later
+    ones are among those of the first student.
     """
     [(_, sigma)] = schedule.scales_at([1 / steps[0]])
     if not sigma > 0:
@@ -55,14 +61,16 @@ def check_chain(schedule: HasScales, steps: Sequence[int]) -> None:
     if flat is None:
         return
     raise ValueError(
-        f"a student of {steps[1]:,} steps would have no target: the schedule does not change between its times "
-        f"{flat - 1 / steps[1]:.7g} and {flat:.7g}; with this schedule and its `grid`, the first student may have at "
-        f"most {_most_steps(schedule, steps[1]):,} steps"
+        f"a student of {steps[1]:,} steps would have no target: the schedule does not change "
+        f"between its times {flat - 1 / steps[1]:.7g} and {flat:.7g}; with this schedule and its "
+        f"`grid`, the first student may have at most {_most_steps(schedule, steps[1]):,} steps"
     )
 
 
 def _most_steps(schedule: HasScales, too_many: int) -> int:
-    """The largest number of steps, below one that is too large, at which every step changes something."""
+    """The largest number of steps, below one that is too large,
+    at which every step changes something.
+    """
     most = 1
     while too_many - most > 1:
         middle = (most + too_many) // 2
@@ -74,7 +82,9 @@ def _most_steps(schedule: HasScales, too_many: int) -> int:
 
 
 def _flat_times(schedule: HasScales, num_steps: int) -> Iterator[float]:
-    """The times of a student at which rho, which its targets are weighted by, is not below rho at the time before."""
+    """The times of a student at which rho, which its targets are weighted by,
+    is not below rho at the time before.
+    """
     times = _times(num_steps)
     steps = zip(times[1:], pairwise(schedule.scales_at(times)), strict=True)
     for time, ((alpha, sigma), (alpha_after, sigma_after)) in steps:
@@ -85,7 +95,9 @@ def _flat_times(schedule: HasScales, num_steps: int) -> Iterator[float]:
 
 
 def _times(num_steps: int) -> list[float]:
-    """The times i / N of a student, in rising order: all, or the first and the last of very many."""
+    """The times i / N of a student, in rising order:
+    all, or the first and the last of very many.
+    """
     num_first = min(num_steps, _ALL // 2)
     start_of_last = max(num_steps - _ALL // 2, num_first) + 1
     numbers = chain(range(1, num_first + 1), range(start_of_last, num_steps + 1))

@@ -1,4 +1,6 @@
-"""What a network predicts: the image x, the noise eps or the velocity v; each gives the other two."""
+"""What a network predicts: the image x, the noise eps or the velocity v;
+each gives the other two.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class Prediction(NamedTuple):
-    """The three views of one prediction, each [B, C, H, W]: z = alpha x + sigma eps, v = alpha eps - sigma x."""
+    """The three views of one prediction, each [B, C, H, W]:
+    z = alpha x + sigma eps, v = alpha eps - sigma x.
+    """
 
     x: Tensor
     eps: Tensor
@@ -22,13 +26,17 @@ class Prediction(NamedTuple):
         return predict("x", _within(limit, self.x), z, alpha, sigma)
 
     def with_noise_clipped(self, limit: float, alpha: Tensor, sigma: Tensor) -> Prediction:
-        """The prediction with eps in [-limit, limit], x as it is, and v from both: they no longer add up to z."""
+        """The prediction with eps in [-limit, limit], x as it is, and v from both:
+        they no longer add up to z.
+        """
         eps = _within(limit, self.eps)
         return Prediction(self.x, eps, alpha * eps - sigma * self.x)
 
 
 def _within(limit: float, values: Tensor) -> Tensor:
-    """Clamped; Inf becomes NaN, as a clamp would make a picture of a network that predicts no numbers."""
+    """Clamped; Inf becomes NaN, as a clamp would make a picture of a network
+    that predicts no numbers.
+    """
     import torch
 
     return torch.where(values.isfinite(), values.clamp(-limit, limit), torch.nan)
@@ -39,7 +47,8 @@ def predict(
 ) -> Prediction:
     """All three predictions from one of them.
 
-    output, z: [B, C, H, W].   alpha, sigma: broadcastable to them, sigma > 0; alpha > 0 where `predicts` is eps.
+    output, z: [B, C, H, W].   alpha, sigma: broadcastable to them, sigma > 0; alpha > 0 where
+    `predicts` is eps.
     """
     if predicts == "v":
         return Prediction(alpha * z - sigma * output, sigma * z + alpha * output, output)

@@ -1,4 +1,6 @@
-"""What a recipe and a model folder say of the noise process: its schedule, and what the network predicts of it."""
+"""What a recipe and a model folder say of the noise process:
+its schedule, and what the network predicts of it.
+"""
 
 from typing import TYPE_CHECKING, Annotated, Any, Self
 

@@ -1,4 +1,6 @@
-"""Noise schedules: how much signal and noise there is at time t (0 clean, 1 noise), and the times a sampler visits."""
+"""Noise schedules: how much signal and noise there is at time t (0 clean, 1 noise),
+and the times a sampler visits.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,10 +18,12 @@ from vdiff.diffusion.section import ScheduleSection as ScheduleSection
 
 
 class Schedule(ABC):
-    """z = alpha x + sigma eps with alpha^2 + sigma^2 = 1. All results are float64, on the device of `t`.
+    """z = alpha x + sigma eps with alpha^2 + sigma^2 = 1. All results are float64, on the device of
+    `t`.
 
-    grid: the number T of base steps; the network's time input is the base-grid index T t - 1, at every stage.
-    At t = 0 there is no noise at all, whatever the limit of the schedule: alpha = 1, sigma = 0, rho = infinity.
+    grid: the number T of base steps; the network's time input is the base-grid index T t - 1, at
+    every stage. At t = 0 there is no noise at all, whatever the limit of the schedule: alpha = 1,
+    sigma = 0, rho = infinity.
     """
 
     def __init__(self, grid: int) -> None:
@@ -53,15 +57,18 @@ class Schedule(ABC):
         return 2 * self.rho(t).log()
 
     def time_input(self, t: Tensor) -> Tensor:
-        """What the network is told about t: its index on the base grid, float64, fractional between grid points."""
+        """What the network is told about t: its index on the base grid, float64,
+        fractional between grid points.
+        """
         return t.double() * self.grid - 1
 
 
 class CosineSchedule(Schedule):
-    """alpha^2(t) = cos^2(a(t)) / cos^2(a(0)), a(t) = (t + 0.008) / 1.008 * pi/2       (Nichol & Dhariwal 2021)
+    """alpha^2(t) = cos^2(a(t)) / cos^2(a(0)), a(t) = (t + 0.008) / 1.008 * pi/2
+    (Nichol & Dhariwal 2021)
 
-    The last of the T tabled betas is clamped to 0.999, so alpha^2 ends at 0.001 alpha^2(1 - 1/T). Every stage shares
-    the table of the base grid.
+    The last of the T tabled betas is clamped to 0.999, so alpha^2 ends at 0.001 alpha^2(1 - 1/T).
+    Every stage shares the table of the base grid.
     """
 
     offset = COSINE_OFFSET
@@ -88,7 +95,9 @@ class CosineSchedule(Schedule):
 
 
 class CosineLogsnrSchedule(Schedule):
-    """alpha = cos(a t + b), sigma = sin(a t + b): logsnr falls from `largest` to `smallest`  (Salimans & Ho 2022)."""
+    """alpha = cos(a t + b), sigma = sin(a t + b):
+    logsnr falls from `largest` to `smallest`  (Salimans & Ho 2022).
+    """
 
     def __init__(self, grid: int, smallest: float, largest: float) -> None:
         super().__init__(grid)
@@ -116,9 +125,8 @@ class BetaSchedule(Schedule):
         self._tables = {signal.device: signal}
 
     def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        if (
-            t.device not in self._tables
-        ):  # kept there: copying it every time would wait for the device
+        # kept there: copying it every time would wait for the device
+        if t.device not in self._tables:
             self._tables[t.device] = next(iter(self._tables.values())).to(t.device)
         table = self._tables[t.device]
         place = t * self.grid
@@ -147,8 +155,9 @@ def tabled_betas(schedule: Schedule) -> Tensor:
 def sampling_times(num_steps: int, model_steps: int | None = None) -> list[float]:
     """The times 1 = t_N > ... > t_0 = 0 of a sampler of N steps.
 
-    model_steps: a distilled model knows the times i / model_steps only, so fewer steps visit the nearest of those and
-    the last one is always 0; None for a model of continuous time. ValueError for more steps than the model knows.
+    model_steps: a distilled model knows the times i / model_steps only, so fewer steps visit the
+    nearest of those and the last one is always 0; None for a model of continuous time. ValueError
+    for more steps than the model knows.
     """
     if model_steps is None:
         return [i / num_steps for i in range(num_steps, -1, -1)]

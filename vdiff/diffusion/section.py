@@ -1,4 +1,6 @@
-"""What a recipe says of a noise schedule, and its scales without torch; `schedule` has the formulas and sources."""
+"""What a recipe says of a noise schedule, and its scales without torch;
+`schedule` has the formulas and sources.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -25,7 +27,9 @@ LARGEST_COSINE_BETA = 0.999
 
 
 class ScheduleSection(KindSection, ABC):
-    """What a recipe says of a noise schedule. A kind of its own adds `kind: Literal["its name"]` and its options."""
+    """What a recipe says of a noise schedule. A kind of its own adds `kind: Literal["its name"]`
+    and its options.
+    """
 
     makes: ClassVar[tuple[str, str]] = ("build", "vdiff.diffusion.schedule:Schedule")
 
@@ -47,7 +51,9 @@ class CosineSection(ScheduleSection):
     kind: Literal["cosine"] = trajectory("cosine")
     """Which schedule."""
     grid: int = trajectory(1024, ge=1, le=1 << 16)
-    """Base steps T that the network's time input counts in; 1024 leaves exact room for ten halvings."""
+    """Base steps T that the network's time input counts in;
+    1024 leaves exact room for ten halvings.
+    """
 
     def build(self) -> "Schedule":
         from vdiff.diffusion.schedule import CosineSchedule
@@ -59,7 +65,9 @@ class CosineSection(ScheduleSection):
 
 
 class CosineLogsnrSection(ScheduleSection):
-    """The cosine schedule of the progressive distillation paper, between two limits of the signal-to-noise ratio."""
+    """The cosine schedule of the progressive distillation paper,
+    between two limits of the signal-to-noise ratio.
+    """
 
     kind: Literal["cosine_logsnr"] = trajectory("cosine_logsnr")
     """Which schedule."""
@@ -107,7 +115,9 @@ class BetasSection(ScheduleSection):
     kind: Literal["betas"] = trajectory("betas")
     """Which schedule."""
     table: TableName | Table = trajectory("linear")
-    """The table's name in DDPM code, or its values; the last one may be 1 (no signal is left then, so not with eps)."""
+    """The table's name in DDPM code, or its values;
+    the last one may be 1 (no signal is left then, so not with eps).
+    """
     grid: int = trajectory(1000, ge=1, le=1 << 16)
     """Entries of a named table."""
     first: float = trajectory(1e-4, ge=_SMALLEST_BETA, lt=1)
@@ -115,9 +125,13 @@ class BetasSection(ScheduleSection):
     last: float = trajectory(0.02, ge=_SMALLEST_BETA, lt=1)
     """Last beta of `linear` and `scaled_linear`; the upper limit of `sigmoid`."""
     zero_terminal: bool = trajectory(False)
-    """Shift and stretch the table so that no signal is left at its end (Lin et al. 2023, algorithm 1)."""
+    """Shift and stretch the table so that no signal is left at its end (Lin et
+    al. 2023, algorithm 1).
+    """
     time_scale: float = trajectory(1.0, gt=0, le=1000)
-    """Factor on the network's time input: 0.25 where a network with 4000 base steps is told of 1000."""
+    """Factor on the network's time input: 0.25 where a network with 4000
+    base steps is told of 1000.
+    """
 
     @model_validator(mode="after")
     def _check_signal(self) -> Self:
@@ -235,7 +249,9 @@ def _between(before: float, after: float, share: float) -> float:
 
 
 def _evenly(first: float, last: float, number: int) -> list[float]:
-    """`number` values from first to last, as torch's `linspace` takes them: from both ends towards the middle."""
+    """`number` values from first to last, as torch's `linspace` takes them:
+    from both ends towards the middle.
+    """
     if number == 1:
         return [first]
     step = (last - first) / (number - 1)

@@ -1,4 +1,6 @@
-"""Tables of betas that other programs train with, in float64; those that vdiff names itself are in `schedule`."""
+"""Tables of betas that other programs train with, in float64;
+those that vdiff names itself are in `schedule`.
+"""
 
 import torch
 from torch import Tensor
@@ -7,13 +9,16 @@ from vdiff.diffusion.section import LARGEST_COSINE_BETA
 
 
 def sigmoid(grid: int, first: float, last: float) -> Tensor:
-    """Betas [grid] that rise from about `first` to about `last` along a sigmoid   (diffusers' DDPMScheduler)."""
+    """Betas [grid] that rise from about `first` to about `last` along a sigmoid
+    (diffusers' DDPMScheduler).
+    """
     places = torch.linspace(-6, 6, grid, dtype=torch.float64)
     return first + (last - first) * torch.sigmoid(places)
 
 
 def laplace(grid: int) -> Tensor:
-    """Betas [grid] whose logsnr follows a Laplace distribution   (Hang & Gu 2024, as diffusers' DDPMScheduler has it).
+    """Betas [grid] whose logsnr follows a Laplace distribution
+    (Hang & Gu 2024, as diffusers' DDPMScheduler has it).
 
     alpha^2(t) = sqrt(snr / (1 + snr)),  snr = exp(-0.5 sign(0.5 - t) log(1 - 2 |0.5 - t| + 1e-6))
     """
@@ -26,7 +31,8 @@ def laplace(grid: int) -> Tensor:
 
 
 def zero_terminal(betas: Tensor) -> Tensor:
-    """The table with no signal left at its end, and the same first beta   (Lin et al. 2023, algorithm 1).
+    """The table with no signal left at its end, and the same first beta
+    (Lin et al. 2023, algorithm 1).
 
     alpha' = (alpha - alpha_T) alpha_1 / (alpha_1 - alpha_T).   betas: float64 [T].
     """

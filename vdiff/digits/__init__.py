@@ -1,4 +1,7 @@
-"""The 1,797 handwritten digits that ship with vdiff, as arrays or as a folder of pictures. Licence: see NOTICE."""
+"""The 1,797 handwritten digits that ship with vdiff, as arrays or as a folder of pictures.
+
+Licence: see NOTICE.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +19,9 @@ MOST_INK = 16
 
 
 def load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All pictures, uint8 [1797, 1, 8, 8] with 0 = paper and 255 = ink, and the digit in each, int64 [1797]."""
+    """All pictures, uint8 [1797, 1, 8, 8] with 0 = paper and 255 = ink,
+    and the digit in each, int64 [1797].
+    """
     with (
         resources.files(__name__).joinpath("digits.npz").open("rb") as file,
         np.load(file) as arrays,
@@ -30,9 +35,10 @@ def load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def write_folder(folder: Path) -> int:
     """Write every digit as `folder/<label>/<index>.png` and return how many there are.
 
-    Whole pictures that are already there are kept, so calling it again completes an interrupted call.
-    Errors: UsageError, before anything is written, for a file of somebody else in the place of a picture; MachineError
-    where the folder cannot be written.
+    Whole pictures that are already there are kept, so calling it again completes an interrupted
+    call.
+    Errors: UsageError, before anything is written, for a file of somebody else in the place of a
+    picture; MachineError where the folder cannot be written.
     """
     pictures = dict(_pictures())
     # Before the first write: half a folder beside somebody else's files would be worse than none.
@@ -42,7 +48,8 @@ def write_folder(folder: Path) -> int:
         whole_folder.forget_leftovers(folder / str(label))
     for name, content in pictures.items():
         if not _holds(folder / name, content):
-            # Not flushed: 1,797 flushes take long on a hard disk, and the next call makes what is missing again.
+            # Not flushed: 1,797 flushes take long on a hard disk, and the next call makes what is
+            # missing again.
             whole_folder.write_bytes(
                 folder / name, content, partial(_is_part, content), is_flushed=False
             )
@@ -50,7 +57,9 @@ def write_folder(folder: Path) -> int:
 
 
 def check_folder(folder: Path) -> None:
-    """UsageError for anything in the place of a picture or of its folder that vdiff did not write there."""
+    """UsageError for anything in the place of a picture or of its folder that
+    vdiff did not write there.
+    """
     with whole_folder.refusals(folder):
         for place in (folder, *(folder / str(label) for label in range(10))):
             if whole_folder.is_taken(place):

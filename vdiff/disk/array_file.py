@@ -1,6 +1,8 @@
-"""Arrays kept from one command to the next: an .npz whose headers are held against its size before they count.
+"""Arrays kept from one command to the next:
+an .npz whose headers are held against its size before they count.
 
-Not safetensors: it has no checksums, takes no text, and what earlier versions kept for hours of drawing is of this kind.
+Not safetensors: it has no checksums, takes no text, and what earlier versions kept for hours of
+drawing is of this kind.
 """
 
 import io
@@ -24,7 +26,9 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 MOST_BYTES = 2**31
 _MOST_BYTES_OF_NAMES = 2**16
 _END = struct.Struct("<4s4H2LH")
-"""The end of a zip: its mark, four counts, the size of the list of names, where that begins, the length of a remark."""
+"""The end of a zip: its mark, four counts, the size of the list of names, where that begins,
+the length of a remark.
+"""
 
 
 def packed(arrays: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
@@ -35,7 +39,9 @@ def packed(arrays: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file, which may be damaged, holds `packed` bytes: an array comes first, not compressed."""
+    """Whether a file, which may be damaged, holds `packed` bytes:
+    an array comes first, not compressed.
+    """
     if path.stat().st_size == 0:  # emptied: whoever made it, nothing is lost
         return True
     return _FIRST.match(beginning(path, 100)) is not None
@@ -47,8 +53,8 @@ _FIRST = re.compile(rb"PK\x03\x04.{4}\0\0.{20}[a-z_]+\.npy", re.DOTALL)
 def read(path: Path) -> Arrays | None:
     """The arrays in a file of `packed` bytes; None where it is not there, or is anything else.
 
-    It may be damaged or come from a stranger: no pickle is read, no link is followed, no more memory is taken than the
-    file has bytes, and the CRC of every array is checked.
+    It may be damaged or come from a stranger: no pickle is read, no link is followed, no more
+    memory is taken than the file has bytes, and the CRC of every array is checked.
     """
     try:
         data = _bytes(path)

@@ -1,4 +1,6 @@
-"""The lock of a folder: one process at a time works in it; it counts only while its file is the one in place."""
+"""The lock of a folder: one process at a time works in it;
+it counts only while its file is the one in place.
+"""
 
 import contextlib
 import errno
@@ -15,7 +17,9 @@ from vdiff.disk.whole_folder import is_taken, make, refusals
 from vdiff.errors import InUseError, MachineError, UsageError
 
 FILE = ".lock"
-"""In the folder; on Windows, where it would keep the folder from being renamed, beside it: see `_place`."""
+"""In the folder; on Windows, where it would keep the folder from being renamed, beside it:
+see `_place`.
+"""
 
 PATIENCE = 1.0
 """So many seconds a process waits for the lock: `is_held` of another one holds it for a moment."""
@@ -23,10 +27,12 @@ PATIENCE = 1.0
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`, which is made if it is not there; it goes again if nothing was put into it.
+    """Hold the lock of `folder`, which is made if it is not there;
+    it goes again if nothing was put into it.
 
     The system lets go of the lock when its process ends, however it dies.
-    Errors: InUseError naming who holds it; UsageError where something else is in its place; MachineError.
+    Errors: InUseError naming who holds it; UsageError where something else is in its place;
+    MachineError.
     """
     lock = _Lock(folder)
     lock.take(time.monotonic() + PATIENCE)
@@ -43,7 +49,10 @@ def is_held(folder: Path) -> bool:
 
 
 def refuse_if_held(folder: Path) -> None:
-    """InUseError if another process holds the lock of `folder`: to be asked before long work. Nothing is written."""
+    """InUseError if another process holds the lock of `folder`: to be asked before long work.
+
+    Nothing is written.
+    """
     holder = _holder(folder)
     if holder:
         raise _in_use(holder, folder)
@@ -90,7 +99,10 @@ class _Lock:
             os_files.replace_content(self._descriptor, signature.encode())
 
     def let_go(self) -> None:
-        """What was made for the lock goes too if nothing came of it. Who waits for it sees that, and makes it again."""
+        """What was made for the lock goes too if nothing came of it.
+
+        Who waits for it sees that, and makes it again.
+        """
         if os_files.OPEN_FILES_STAY_IN_PLACE:
             self._let_go_beside()
             return
@@ -108,7 +120,9 @@ class _Lock:
             os_files.unlock(self._descriptor)
 
     def _let_go_beside(self) -> None:
-        """The same where the file lies beside the folder, and cannot be removed before it is closed."""
+        """The same where the file lies beside the folder, and cannot be
+        removed before it is closed.
+        """
         os_files.unlock(self._descriptor)
         # of a file that another process has opened, which waits for it
         with contextlib.suppress(OSError):
@@ -154,7 +168,10 @@ class _Lock:
         return descriptor
 
     def _opened_again(self) -> int:
-        """The file that is there.   Errors: UsageError for a link, a folder or anything else that is no lock."""
+        """The file that is there.
+
+        Errors: UsageError for a link, a folder or anything else that is no lock.
+        """
         fix = "move it away, or choose another place"
         try:
             descriptor = os_files.open_no_link(self._path, os.O_RDWR)

@@ -1,4 +1,6 @@
-"""The mark of a finished folder: a JSON file that lists its files, with the SHA-256 of each one and of itself."""
+"""The mark of a finished folder: a JSON file that lists its files,
+with the SHA-256 of each one and of itself.
+"""
 
 import hashlib
 import json
@@ -22,10 +24,12 @@ def sealed(content: Mapping[str, Any]) -> str:
 
 
 def read(folder: Path, mark: str) -> dict[str, Any]:
-    """The content of the file `mark`.   Errors: ModelFileError when it is missing or is not what `write` left.
+    """The content of the file `mark`.   Errors: ModelFileError when it is missing or is not what
+    `write` left.
 
-    It may come from a stranger. So its size, depth and numbers are bounded, its files lie in the folder, and no text in
-    it holds control characters. Marks of vdiff 0.1.0 and before have no seal; they are read without one.
+    It may come from a stranger. So its size, depth and numbers are bounded, its files lie in the
+    folder, and no text in it holds control characters. Marks of vdiff 0.1.0 and before have no
+    seal; they are read without one.
     """
     path = folder / mark
     if not path.is_file():
@@ -50,9 +54,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path, content: Mapping[str, Any], hashed: bool = True) -> list[str]:
-    """What is wrong with the folder's files, one line each; empty when every byte is as it was written.
+    """What is wrong with the folder's files, one line each;
+    empty when every byte is as it was written.
 
-    content: what `read` gave.   hashed: read every byte; otherwise only look whether the files have the right sizes.
+    content: what `read` gave.   hashed: read every byte; otherwise only look whether the files have
+    the right sizes.
     """
     lines = (_damage_of(folder, name, entry, hashed) for name, entry in content["files"].items())
     return [line for line in lines if line]
@@ -81,15 +87,17 @@ _FIX = "take another folder, or make this one again"
 
 _SEALED = "sealed"
 _SEAL = "sha256"
-"""The first and the last key of a mark. The first one announces the last one. So no single damaged byte can make a
-mark with a seal look like an old one without."""
+"""The first and the last key of a mark. The first one announces the last one. So no single damaged
+byte can make a mark with a seal look like an old one without.
+"""
 _SEAL_AT_END = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
 
 # Limits for the marks of strangers: a parser needs many times the size of its text in memory,
 # and nesting ends in a RecursionError.
 _MOST_BYTES = 4 * 2**20
 _MOST_LEVELS = 20
-# Texts of a mark are shown in terminals, where control characters are commands. Lone surrogates cannot be printed.
+# Texts of a mark are shown in terminals, where control characters are commands. Lone surrogates
+# cannot be printed.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -135,7 +143,8 @@ def _is_sealed_right(data: bytes, content: Mapping[str, Any]) -> bool:
 
 
 def _whole(digits: str) -> int:
-    # Turning digits into an int takes quadratic time, so a hostile number could keep us busy for hours.
+    # Turning digits into an int takes quadratic time, so a hostile number could keep us busy for
+    # hours.
     if len(digits) > 20:
         raise ValueError(f"it holds a number of {len(digits):,} digits")
     return int(digits)

@@ -1,7 +1,8 @@
-"""Files as each system has them: opened, locked, read at a place, brought onto the disk, given another name.
+"""Files as each system has them: opened, locked, read at a place, brought onto the disk,
+given another name.
 
-Windows has no `fcntl`, `O_NOFOLLOW`, `pread` or `fsync` of a folder. A file that is open there can be neither removed
-nor renamed, and neither can the folders that it lies in.
+Windows has no `fcntl`, `O_NOFOLLOW`, `pread` or `fsync` of a folder. A file that is open there can
+be neither removed nor renamed, and neither can the folders that it lies in.
 """
 
 import contextlib
@@ -22,22 +23,28 @@ OPEN_FILES_STAY_IN_PLACE = sys.platform == "win32"
 """Whether a file that is open can be neither removed nor renamed."""
 
 _PATIENCE = 2.0
-"""Seconds for which a rename is tried again on Windows: a scanner or an indexer opens every new file for a moment."""
+"""Seconds for which a rename is tried again on Windows:
+a scanner or an indexer opens every new file for a moment.
+"""
 
 _LOCKED_BYTE = 2**30
-"""The byte that is locked on Windows. It lies beyond all content, because a locked byte cannot be read by others."""
+"""The byte that is locked on Windows. It lies beyond all content,
+because a locked byte cannot be read by others.
+"""
 
 # What the system raises when another process holds the lock.
 _IS_LOCKED: type[OSError] = BlockingIOError
 if sys.platform == "win32":
     _IS_LOCKED = PermissionError
 
-# Windows has no `pread`: between a seek and its read, no other thread may move the place in the file.
+# Windows has no `pread`: between a seek and its read, no other thread may move the place in the
+# file.
 _one_seeks = threading.Lock()
 
 
 def open_no_link(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor as of `os.open`: no link is followed, no pipe is waited for, other programs do not inherit it.
+    """A descriptor as of `os.open`: no link is followed, no pipe is waited for,
+    other programs do not inherit it.
 
     Errors: OSError, with ELOOP for a link.
     """
@@ -50,14 +57,20 @@ def open_no_link(path: str | Path, flags: int = os.O_RDONLY) -> int:
 
 
 def open_following(path: str | Path) -> int:
-    """A descriptor for reading, as of `os.open`; other programs do not inherit it.   Errors: OSError."""
+    """A descriptor for reading, as of `os.open`; other programs do not inherit it.
+
+    Errors: OSError.
+    """
     if sys.platform == "win32":
         return os.open(path, os.O_RDONLY | os.O_BINARY | os.O_NOINHERIT)
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def read_at(descriptor: int, size: int, place: int) -> bytes:
-    """The bytes at a place, fewer only at the end of the file; from any thread.   Errors: OSError."""
+    """The bytes at a place, fewer only at the end of the file; from any thread.
+
+    Errors: OSError.
+    """
     if sys.platform != "win32":
         return os.pread(descriptor, size, place)
     with _one_seeks:
@@ -66,7 +79,10 @@ def read_at(descriptor: int, size: int, place: int) -> bytes:
 
 
 def replace_content(descriptor: int, data: bytes) -> None:
-    """Make a file that is open for writing hold a few bytes, and nothing else.   Errors: OSError."""
+    """Make a file that is open for writing hold a few bytes, and nothing else.
+
+    Errors: OSError.
+    """
     os.ftruncate(descriptor, 0)
     if sys.platform != "win32":
         os.pwrite(descriptor, data, 0)
@@ -77,7 +93,8 @@ def replace_content(descriptor: int, data: bytes) -> None:
 
 
 def lock(descriptor: int, shared: bool = False) -> bool:
-    """Lock an open file, unless another one has locked it; `unlock`, or the end of the process, lets go.
+    """Lock an open file, unless another one has locked it;
+    `unlock`, or the end of the process, lets go.
 
     shared: several may hold it at once; Windows makes no difference.
     Errors: OSError where the file system has no locks.
@@ -100,7 +117,8 @@ def lock(descriptor: int, shared: bool = False) -> bool:
 def unlock(descriptor: int) -> None:
     """Let go of a lock that this descriptor holds, and close it.   Errors: OSError."""
     if sys.platform == "win32":
-        # Closing unlocks too, but Windows may do that later, and the next process would find it locked.
+        # Closing unlocks too, but Windows may do that later, and the next process would find it
+        # locked.
         with _one_seeks, contextlib.suppress(OSError):
             os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
@@ -108,9 +126,13 @@ def unlock(descriptor: int) -> None:
 
 
 def flush(descriptor: int) -> None:
-    """Bring what was written to an open file, or the names in an open folder, onto the disk.   Errors: OSError."""
+    """Bring what was written to an open file, or the names in an open folder, onto the disk.
+
+    Errors: OSError.
+    """
     if sys.platform == "darwin":
-        # On macOS, fsync leaves the data in the memory of the drive. Some network disks know only fsync.
+        # On macOS, fsync leaves the data in the memory of the drive. Some network disks know only
+        # fsync.
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
@@ -118,7 +140,9 @@ def flush(descriptor: int) -> None:
 
 
 def flush_path(path: Path) -> None:
-    """Bring a file, or the names in a folder, onto the disk; Windows cannot be asked to do so for a folder."""
+    """Bring a file, or the names in a folder, onto the disk;
+    Windows cannot be asked to do so for a folder.
+    """
     if sys.platform == "win32":
         if path.is_dir():
             return
@@ -133,7 +157,10 @@ def flush_path(path: Path) -> None:
 
 
 def forget_cached(path: Path) -> None:
-    """Drop what memory holds of a flushed file, so that the next read asks the disk. Only Linux can be asked to."""
+    """Drop what memory holds of a flushed file, so that the next read asks the disk.
+
+    Only Linux can be asked to.
+    """
     if sys.platform == "linux" and hasattr(os, "posix_fadvise"):
         with path.open("rb") as file, contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

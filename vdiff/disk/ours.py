@@ -1,4 +1,6 @@
-"""What vdiff made, and how it is told from what others made: nothing else is ever replaced or deleted."""
+"""What vdiff made, and how it is told from what others made:
+nothing else is ever replaced or deleted.
+"""
 
 import contextlib
 import os
@@ -14,7 +16,9 @@ from vdiff.disk.os_files import open_no_link
 from vdiff.errors import ModelFileError, UsageError
 
 IsOurs = Callable[[Path], bool]
-"""Whether vdiff made what lies at a path. It is asked only of files that exist and of folders that hold something."""
+"""Whether vdiff made what lies at a path. It is asked only of files that exist and of
+folders that hold something.
+"""
 
 ELSEWHERE = "move it away, or choose another place"
 
@@ -24,8 +28,10 @@ class Kind:
     """A kind of folder that vdiff makes, and how one of them is known.
 
     mark: name of the file in it that lists the others, empty for none.
-    parts: matches the paths of its files, also of those that no mark lists; paths of folders in it end in `/`.
-    is_proven: whether vdiff made a folder that has no mark, or lost it, as the content of its files shows.
+    parts: matches the paths of its files, also of those that no mark lists; paths of folders in it
+    end in `/`.
+    is_proven: whether vdiff made a folder that has no mark, or lost it, as the content of its files
+    shows.
     """
 
     mark: str
@@ -33,7 +39,9 @@ class Kind:
     is_proven: IsOurs = lambda folder: True
 
     def stranger(self, folder: Path) -> Path | None:
-        """The first thing here that vdiff did not make, which may be `folder` itself; None if there is none."""
+        """The first thing here that vdiff did not make, which may be `folder` itself;
+        None if there is none.
+        """
         if folder.is_symlink() or not folder.is_dir():
             return folder
         listed = self._listed(folder)
@@ -42,7 +50,10 @@ class Kind:
         return next(self._unknown(folder, listed), None)
 
     def refuse_stranger(self, folder: Path, fix: str = ELSEWHERE, name: Path | None = None) -> None:
-        """UsageError for what may not be replaced or deleted, if anything is there.   name: what it is called."""
+        """UsageError for what may not be replaced or deleted, if anything is there.
+
+        name: what it is called.
+        """
         if not os.path.lexists(folder):
             return
         stranger = self.stranger(folder)
@@ -56,7 +67,10 @@ class Kind:
         return is_folder and next(self._unknown(folder, self._listed(folder)), None) is None
 
     def delete(self, folder: Path) -> None:
-        """Delete what belongs to such a folder, as far as the disk allows. Anything else stays, and its folders."""
+        """Delete what belongs to such a folder, as far as the disk allows.
+
+        Anything else stays, and its folders.
+        """
         if folder.is_symlink() or not folder.is_dir():
             return
         unknown = set(self._unknown(folder, self._listed(folder)))
@@ -64,12 +78,15 @@ class Kind:
         for path in sorted(folder.rglob("*"), reverse=True):
             if path not in unknown and path != folder / self.mark:
                 _delete_one(path)
-        # The mark goes last. If a kill stops this half-way, the mark still tells that the other files are ours.
+        # The mark goes last. If a kill stops this half-way, the mark still tells that the other
+        # files are ours.
         _delete_one(folder / self.mark)
         _delete_one(folder)
 
     def _listed(self, folder: Path) -> set[str] | None:
-        """The paths of all files that the mark lists, itself too, and of their folders; None without one."""
+        """The paths of all files that the mark lists, itself too, and of their folders;
+        None without one.
+        """
         try:
             names = {*mark.read(folder, self.mark)["files"], self.mark}
         except ModelFileError:
@@ -132,7 +149,8 @@ def beginning(path: Path, count: int) -> bytes:
     """The first bytes of a file; none of one that cannot be read. No link is followed."""
     try:
         with open(open_no_link(path), "rb") as file:
-            # The open file is asked: the path may name another one by now. Reading a pipe or a device could wait.
+            # The open file is asked: the path may name another one by now. Reading a pipe or a
+            # device could wait.
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return b""
             return file.read(count)

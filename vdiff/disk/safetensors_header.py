@@ -1,4 +1,6 @@
-"""The header of a .safetensors file, checked against the size of the file before anything is believed."""
+"""The header of a .safetensors file, checked against the size of the file
+before anything is believed.
+"""
 
 import math
 from pathlib import Path
@@ -21,9 +23,19 @@ MOST_METADATA = 50
 """Entries that are repeated among the facts."""
 
 DTYPES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-    "C64": "complex64", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu",
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", (
+        "I32"
+    ): (
+        "int32"
+    ),
+    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", (
+        "F64"
+    ): (
+        "float64"
+    ),
+    "C64": "complex64", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": (
+        "float8_e8m0fnu"
+    ),
     "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F6_E2M3": "float6_e2m3",
     "F6_E3M2": "float6_e3m2", "F4": "float4_e2m1",
 }  # fmt: skip
@@ -31,12 +43,16 @@ DTYPES = {
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file that begins with `head` (9 bytes or more) claims to be one: a possible length, then `{`."""
+    """Whether a file that begins with `head` (9 bytes or more) claims to be one:
+    a possible length, then `{`.
+    """
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
 
 
 def read_header(path: Path) -> tuple[tuple[TensorFact, ...], dict[str, str]]:
-    """The tensors, in the order of their bytes, and the metadata of the file; FormatError if anything is odd."""
+    """The tensors, in the order of their bytes, and the metadata of the file;
+    FormatError if anything is odd.
+    """
     num_bytes = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -66,7 +82,8 @@ def _tensors(header: dict[str, Any], num_data_bytes: int) -> tuple[TensorFact, .
     for begin, next_end, tensor in placed:
         if begin != end:
             raise FormatError(
-                f"has a gap or an overlap before the tensor `{tensor.name}`, at byte {end} of its data"
+                f"has a gap or an overlap before the tensor `{tensor.name}`, "
+                f"at byte {end} of its data"
             )
         end = next_end
     if end != num_data_bytes:

@@ -6,7 +6,9 @@ from typing import Any
 from vdiff.disk.tensor_facts import FormatError, printable
 
 MOST_VALUES = 2_000_000
-"""More than ten times the header of the largest published models; keeps the parsed object under about 300 MB."""
+"""More than ten times the header of the largest published models;
+keeps the parsed object under about 300 MB.
+"""
 
 
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
@@ -25,8 +27,8 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _every_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Parsers differ in which of two values they take. A file with a key twice could show one thing here
-    # and load another elsewhere.
+    # Parsers differ in which of two values they take. A file with a key twice could show one thing
+    # here and load another elsewhere.
     values = dict(pairs)
     if len(values) < len(pairs):
         raise ValueError("a key appears twice")

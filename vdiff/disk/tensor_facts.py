@@ -1,4 +1,6 @@
-"""What can be said about a tensor that was not read, and the ways in which its file may be refused."""
+"""What can be said about a tensor that was not read, and the ways in which
+its file may be refused.
+"""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +31,10 @@ BUFFERS = ("inv_freq",)
 
 
 class FormatError(Exception):
-    """A file that does not keep to its format. `reason` goes on after the file's name; `fix` says what to do."""
+    """A file that does not keep to its format.
+
+    `reason` goes on after the file's name; `fix` says what to do.
+    """
 
     def __init__(
         self,
@@ -55,7 +60,9 @@ class TensorFact:
 
     @property
     def is_learned(self) -> bool:
-        """Whether it is a parameter, guessed from type and name: files do not tell parameters from buffers."""
+        """Whether it is a parameter, guessed from type and name:
+        files do not tell parameters from buffers.
+        """
         return "float" in self.dtype and self.name.rpartition(".")[2] not in BUFFERS
 
 

@@ -1,4 +1,6 @@
-"""Folders and files that appear complete or not at all: written beside, flushed to the disk, renamed."""
+"""Folders and files that appear complete or not at all:
+written beside, flushed to the disk, renamed.
+"""
 
 import contextlib
 import errno
@@ -54,22 +56,24 @@ def write(
     num_bytes: int,
     unlisted: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Make the folder `target` with what `fill` puts into it and the mark of its kind, which comes last.
+    """Make the folder `target` with what `fill` puts into it and the mark of its kind,
+    which comes last.
 
-    The mark is a JSON file that holds `facts` and `files`: {relative path: {size, sha256}}. Returns its content.
-    A folder of the kind that was there before is replaced, once the new one has been read back from the disk.
+    The mark is a JSON file that holds `facts` and `files`: {relative path: {size, sha256}}. Returns
+    its content. A folder of the kind that was there before is replaced, once the new one has been
+    read back from the disk.
     num_bytes: about how many it will have, for the message when the disk is full.
     unlisted: files that the mark does not list, because people may change them.
-    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make. After an error, what was there
-    before is still there, and nothing is left beside it.
+    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make. After an
+    error, what was there before is still there, and nothing is left beside it.
     """
     with _beside(target, kind, num_bytes) as folder:
         fill(folder)
         files = {name: file for name, file in manifest(folder).items() if name not in unlisted}
         content = {**facts, "files": files}
         (folder / kind.mark).write_text(sealed(content), encoding="utf-8", newline="\n")
-        # Flush, then read back, then rename. A rename may reach the disk before the data does: after a power cut,
-        # the new name would lead to empty files.
+        # Flush, then read back, then rename. A rename may reach the disk before the data does:
+        # after a power cut, the new name would lead to empty files.
         _flush(folder)
         check(folder, kind.mark, target)
         publish(folder, target, kind)
@@ -77,11 +81,14 @@ def write(
 
 
 def check(folder: Path, mark: str, target: Path | None = None) -> None:
-    """Read back what `write` left in `folder`: on Linux from the disk, elsewhere perhaps from memory.
+    """Read back what `write` left in `folder`: on Linux from the disk,
+    elsewhere perhaps from memory.
 
-    target: the name that errors give it.   Errors: MachineError when anything is not as it was written.
+    target: the name that errors give it.   Errors: MachineError when anything is not as it was
+    written.
     """
-    # Else memory would answer, and a failing disk would go unnoticed until the only other copy is deleted.
+    # Else memory would answer, and a failing disk would go unnoticed until the only other copy is
+    # deleted.
     for path in folder.rglob("*"):
         if path.is_file():
             os_files.forget_cached(path)
@@ -97,17 +104,21 @@ def check(folder: Path, mark: str, target: Path | None = None) -> None:
 
 
 def write_text(path: Path, text: str, is_ours: IsOurs) -> None:
-    """Make or replace the file `path` in one step: a reader finds the old text or the new one, also after a power cut.
+    """Make or replace the file `path` in one step:
+    a reader finds the old text or the new one, also after a power cut.
 
     is_ours: whether the file that is there was made by vdiff; any other is not replaced.
-    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make. After an error, the old text is
-    still there, and nothing is left beside it.
+    Errors: MachineError when the disk refuses, UsageError for what vdiff did not make. After an
+    error, the old text is still there, and nothing is left beside it.
     """
     write_bytes(path, text.encode(), is_ours)
 
 
 def write_bytes(path: Path, data: bytes, is_ours: IsOurs, is_flushed: bool = True) -> None:
-    """As `write_text`, with bytes.   is_flushed: False for what is quickly made again after a power cut."""
+    """As `write_text`, with bytes.
+
+    is_flushed: False for what is quickly made again after a power cut.
+    """
     with refusals(path, len(data)):
         make(path.parent)
         beside = free_beside(path)
@@ -128,13 +139,17 @@ def write_bytes(path: Path, data: bytes, is_ours: IsOurs, is_flushed: bool = Tru
 
 
 def publish_file(beside: Path, path: Path, is_ours: IsOurs) -> None:
-    """Give the finished file `beside` its name.   Errors: UsageError for what vdiff did not make; OSError."""
+    """Give the finished file `beside` its name.
+
+    Errors: UsageError for what vdiff did not make; OSError.
+    """
     refuse_strange_file(path, is_ours)
     os_files.replace(beside, path)
 
 
 def forget_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove half-written files that processes of this machine left in `folder`, if those processes have ended.
+    """Remove half-written files that processes of this machine left in `folder`,
+    if those processes have ended.
 
     name: of the file; None for any.
     """
@@ -142,13 +157,16 @@ def forget_leftovers(folder: Path, name: str | None = None) -> None:
         match = _LEFTOVER.fullmatch(leftover.name)
         if match is None or name not in (None, match["name"]):
             continue
-        # Another process may be writing this very file now: two commands may share a folder without a lock.
+        # Another process may be writing this very file now: two commands may share a folder without
+        # a lock.
         if is_leftover(leftover) and not _is_alive(leftover):
             leftover.unlink(missing_ok=True)
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether this is what a writer of a file left, or what it is writing: nobody else gives such a name."""
+    """Whether this is what a writer of a file left, or what it is writing:
+    nobody else gives such a name.
+    """
     match = _LEFTOVER.fullmatch(path.name)
     if match is None or match["old"]:
         return False
@@ -161,11 +179,14 @@ def clean(
     name: str | None = None,
     files: Collection[str] | None = None,
 ) -> None:
-    """Remove what writers that were killed left beside their targets in `parent`, and put back what they set aside.
+    """Remove what writers that were killed left beside their targets in `parent`,
+    and put back what they set aside.
 
-    kind: of the folders that are made there. What has another name, or holds anything else, stays as it is.
+    kind: of the folders that are made there. What has another name, or holds anything else, stays
+    as it is.
     name: of the only target that is meant; None for all of them.
-    files: names of the files that are written there. None means every file without `kind`, and no file with one.
+    files: names of the files that are written there. None means every file without `kind`, and no
+    file with one.
     """
     for leftover in parent.glob(f".*{_BESIDE}*"):
         match = _LEFTOVER.fullmatch(leftover.name)
@@ -174,7 +195,8 @@ def clean(
         is_of_a_file = kind is None
         if files is not None:
             is_of_a_file = match["name"] in files
-        # A kill between setting the old folder aside and giving the new one its name leaves no folder at all.
+        # A kill between setting the old folder aside and giving the new one its name leaves no
+        # folder at all.
         if match["old"] and not os.path.lexists(parent / match["name"]):
             os_files.rename(leftover, parent / match["name"])
         elif kind is not None and kind.is_leftover(leftover):
@@ -184,16 +206,19 @@ def clean(
 
 
 def remove(folder: Path, kind: Kind) -> None:
-    """Remove a folder in one step, if it is there: one that is half removed is never found under its name.
+    """Remove a folder in one step, if it is there:
+    one that is half removed is never found under its name.
 
-    What a kill leaves of it is for `clean`.   Errors: MachineError; UsageError for what vdiff did not make.
+    What a kill leaves of it is for `clean`.   Errors: MachineError; UsageError for what vdiff did
+    not make.
     """
     with refusals(folder):
         old = _set_aside(folder, kind)
         if old is not None:
             beside = _given_up(old, folder)
             try:
-                # Before the files go: after a power cut, the folder could have its name back and lack its files.
+                # Before the files go: after a power cut, the folder could have its name back and
+                # lack its files.
                 flush_one(folder.parent)
             finally:
                 kind.delete(beside)
@@ -201,7 +226,10 @@ def remove(folder: Path, kind: Kind) -> None:
 
 @contextlib.contextmanager
 def _beside(target: Path, kind: Kind, num_bytes: int) -> Iterator[Path]:
-    """A new folder beside `target`, on the same disk, as only there a rename is one step. It is gone afterwards."""
+    """A new folder beside `target`, on the same disk, as only there a rename is one step.
+
+    It is gone afterwards.
+    """
     with refusals(target, num_bytes):
         make(target.parent)
         folder = free_beside(target)
@@ -213,7 +241,10 @@ def _beside(target: Path, kind: Kind, num_bytes: int) -> Iterator[Path]:
 
 
 def free_beside(target: Path, aside: str = "") -> Path:
-    """A free name beside `target`, to write it or to set it aside. Each process and thread has its own names."""
+    """A free name beside `target`, to write it or to set it aside.
+
+    Each process and thread has its own names.
+    """
     name = f".{target.name}{_BESIDE}{aside}{os.getpid()}-{threading.get_native_id()}"
     place = target.with_name(name)
     number = 0
@@ -231,7 +262,9 @@ def _is_alive(leftover: Path) -> bool:
 
 @contextlib.contextmanager
 def refusals(target: Path, num_bytes: int = 0) -> Iterator[None]:
-    """Turn errors of the disk into MachineError while `target` is written, of about so many bytes."""
+    """Turn errors of the disk into MachineError while `target` is written,
+    of about so many bytes.
+    """
     try:
         yield
     except OSError as err:
@@ -248,19 +281,21 @@ def refusals(target: Path, num_bytes: int = 0) -> Iterator[None]:
 
 
 def publish(folder: Path, target: Path, kind: Kind) -> None:
-    """Give the finished `folder` its name. If anything fails, what had that name before has it again.
+    """Give the finished `folder` its name. If anything fails, what had that name before has it
+    again.
 
-    A folder of the kind that was there is deleted afterwards.   Errors: OSError; UsageError for what vdiff did not
-    make.
+    A folder of the kind that was there is deleted afterwards.
+    Errors: OSError; UsageError for what vdiff did not make.
     """
-    # A folder that holds something cannot be replaced by one rename, so the old one is set aside first.
+    # A folder that holds something cannot be replaced by one rename, so the old one is set aside
+    # first.
     old = _set_aside(target, kind)
     try:
         os_files.rename(folder, target)
         flush_one(target.parent)
     except BaseException as err:
-        # Also for Ctrl-C. If the new folder has its name already, that is undone too: a rename that was not
-        # flushed may be lost.
+        # Also for Ctrl-C. If the new folder has its name already, that is undone too: a rename that
+        # was not flushed may be lost.
         if not folder.exists():
             os_files.rename(target, folder)
         if old is not None:
@@ -282,15 +317,18 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def _set_aside(target: Path, kind: Kind) -> Path | None:
-    """Where a folder of this kind lies now, None if there was none.   Errors: UsageError for anything else."""
+    """Where a folder of this kind lies now, None if there was none.
+
+    Errors: UsageError for anything else.
+    """
     if not os.path.lexists(target):
         return None
     kind.refuse_stranger(target, _AGAIN)
     old = free_beside(target, _OLD)
     os_files.rename(target, old)
     try:
-        # Asked again, under a name that nobody else uses: between the first look and the rename, somebody may
-        # have put another folder there.
+        # Asked again, under a name that nobody else uses: between the first look and the rename,
+        # somebody may have put another folder there.
         kind.refuse_stranger(old, _AGAIN, target)
     except BaseException:
         _put_back(old, target)

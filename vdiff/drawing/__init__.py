@@ -1,1 +1,3 @@
-"""Pictures of models: the one hand that draws them, the work of several processes, and the forms they are left in."""
+"""Pictures of models: the one hand that draws them, the work of several processes,
+and the forms they are left in.
+"""

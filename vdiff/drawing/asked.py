@@ -1,4 +1,6 @@
-"""What somebody asks of a model that draws: refused where it cannot be, doubted where it is hardly meant."""
+"""What somebody asks of a model that draws:
+refused where it cannot be, doubted where it is hardly meant.
+"""
 
 from vdiff.model_folder.card import ModelCard, check_steps
 from vdiff.samplers.sampler import Sampler
@@ -21,6 +23,7 @@ def doubts(card: ModelCard, steps: int, sampler: Sampler) -> list[str]:
         found.append(f"{steps} does not divide {card.times}: the steps are not of equal length")
     if card.is_distilled and card.times is not None and card.sampler is None and sampler.is_noisy:
         found.append(
-            f"`{card.name}` was distilled to be sampled without fresh noise; ddim with eta 0 is what it knows"
+            f"`{card.name}` was distilled to be sampled without fresh noise; "
+            "ddim with eta 0 is what it knows"
         )
     return found

@@ -1,4 +1,6 @@
-"""Drawing pictures with a model folder, each process its share, with what they say of their origin."""
+"""Drawing pictures with a model folder, each process its share,
+with what they say of their origin.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,8 @@ _MAX_WAY_IMAGES = 256
 class Drawing:
     """What is to be drawn.
 
-    seeds: one per picture.   num_steps: of the sampler.   condition: what the model is told of each picture.
+    seeds: one per picture.   num_steps: of the sampler.
+    condition: what the model is told of each picture.
     batch_size: pictures at once, in each process.   machine: whose processes share the work.
     """
 
@@ -37,7 +40,8 @@ class Drawing:
     machine: Machine
 
     def pictures(self, on_batch: Callable[[Tensor, Sequence[int]], None]) -> None:
-        """Draw all pictures; `on_batch` takes uint8 [b, C, H, W] and their seeds, batch after batch.
+        """Draw all pictures; `on_batch` takes uint8 [b, C, H, W] and their seeds,
+        batch after batch.
 
         Every process must come here, and sees all pictures.
         """
@@ -55,7 +59,8 @@ class Drawing:
         return self.machine.share_out(work, len(part))
 
     def way(self, num_frames: int) -> Tensor:
-        """From noise to picture: uint8 [F, n, C, H, W], F <= num_frames, the first is noise, the last the picture.
+        """From noise to picture: uint8 [F, n, C, H, W], F <= num_frames, the first is noise,
+        the last the picture.
 
         Errors: UsageError for more pictures than fit into one strip or film.
         """
@@ -106,7 +111,8 @@ class Drawing:
 def decoded_share(drawn: Tensor, codec: Codec, made_by: str, machine: Machine) -> Tensor:
     """The pictures of this process's share, uint8 [n, C, H, W]; every process must come here.
 
-    Errors: DivergedError in all of them when the pictures of one hold NaN or Inf, so that none waits for it.
+    Errors: DivergedError in all of them when the pictures of one hold NaN or Inf, so that none
+    waits for it.
     """
     if machine.any(not bool(drawn.isfinite().all())):
         check_finite(drawn, made_by)

@@ -38,7 +38,8 @@ class Output(Protocol):
 
 @contextlib.contextmanager
 def output(path: Path, facts: Mapping[str, str], labels: Tensor | None = None) -> Iterator[Output]:
-    """The form that a name asks for: `.png` a grid, `.npz` arrays, `.zip` an archive of PNGs, else a folder of them.
+    """The form that a name asks for: `.png` a grid, `.npz` arrays, `.zip` an archive of PNGs,
+    else a folder of them.
 
     A file is there when everything went well, and not at all otherwise.
     Errors: MachineError; UsageError for a file that is there and that vdiff did not make.
@@ -103,9 +104,8 @@ class _Folder:
 class _Archive:
     def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
         self._path, self._beside, self._name = path, whole_folder.free_beside(path), _Names()
-        self._zip = zipfile.ZipFile(
-            self._beside, "x", zipfile.ZIP_STORED
-        )  # PNGs are compressed already
+        # PNGs are compressed already
+        self._zip = zipfile.ZipFile(self._beside, "x", zipfile.ZIP_STORED)
         self._zip.comment = "\n".join(f"{name}: {value}" for name, value in facts.items()).encode()[
             :65535
         ]
@@ -120,12 +120,15 @@ class _Archive:
 
     def abandon(self) -> None:
         with contextlib.suppress(OSError):
-            self._zip.close()  # else it would try when it is forgotten, and complain where nobody hears it
+            # else it would try when it is forgotten, and complain where nobody hears it
+            self._zip.close()
         self._beside.unlink(missing_ok=True)
 
 
 class _Arrays:
-    """`images` uint8 [n, H, W, C], `seeds` int64 [n], `about` in JSON and, for models with classes, `labels` [n]."""
+    """`images` uint8 [n, H, W, C], `seeds` int64 [n], `about` in JSON and,
+    for models with classes, `labels` [n].
+    """
 
     def __init__(self, path: Path, facts: Mapping[str, str], labels: Tensor | None) -> None:
         self._path, self._facts, self._labels = path, facts, labels
@@ -165,13 +168,17 @@ class _Names:
 
 
 def write_strip(path: Path, way: Tensor, facts: Mapping[str, str]) -> None:
-    """A row per picture, from noise on the left to the picture on the right. way: uint8 [F, n, C, H, W]."""
+    """A row per picture, from noise on the left to the picture on the right. way:
+    uint8 [F, n, C, H, W].
+    """
     pictures = way.transpose(0, 1).flatten(0, 1)
     write_png(path, grid(pictures, columns=len(way), scale=enlargement(way.shape[-1])), facts)
 
 
 def write_film(path: Path, way: Tensor) -> None:
-    """A GIF in which a grid of pictures comes out of the noise and stays a while. way: uint8 [F, n, C, H, W]."""
+    """A GIF in which a grid of pictures comes out of the noise and stays a while. way:
+    uint8 [F, n, C, H, W].
+    """
     frames = torch.stack([grid(pictures, scale=enlargement(way.shape[-1])) for pictures in way])
     write_gif(path, torch.cat([frames, frames[-1:].expand(15, -1, -1, -1)]))
 

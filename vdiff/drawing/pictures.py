@@ -1,4 +1,6 @@
-"""The one hand that draws with a model folder: in its own steps, by DDIM and in turn, unless told otherwise."""
+"""The one hand that draws with a model folder:
+in its own steps, by DDIM and in turn, unless told otherwise.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -25,11 +27,13 @@ def draw_with(
     watch: Watch | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """What the network draws, before `model.codec` decodes it: float32 [len(seeds), C, H, W] on the CPU.
+    """What the network draws, before `model.codec` decodes it:
+    float32 [len(seeds), C, H, W] on the CPU.
 
-    num_steps: of the sampler; None for those that the model is meant for.   sampler: None for the one that it is
-    meant for, which is DDIM unless its card names another.
-    condition: of all images; None for the class of each seed.   The rest is as in `samplers.draw.draw`.
+    num_steps: of the sampler; None for those that the model is meant for.
+    sampler: None for the one that it is meant for, which is DDIM unless its card names another.
+    condition: of all images; None for the class of each seed.
+    The rest is as in `samplers.draw.draw`.
     """
     card = model.card
     if sampler is None:

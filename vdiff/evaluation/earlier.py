@@ -1,4 +1,6 @@
-"""What an earlier evaluation knows already: its rows, as long as they hold under the same conditions."""
+"""What an earlier evaluation knows already:
+its rows, as long as they hold under the same conditions.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +20,10 @@ class Earlier:
     table: EvaluationTable | None = None
 
     def row(self, subject: Subject, sampler: str | None = None) -> Row | None:
-        """What is known of a model at this number of steps, drawn like this.   sampler: as in `Row`."""
+        """What is known of a model at this number of steps, drawn like this.
+
+        sampler: as in `Row`.
+        """
         if self.table is None:
             return None
         key = (*subject.key, subject.role, sampler)
@@ -52,8 +57,13 @@ class Earlier:
 
 
 def check_comparable(before: EvaluationTable | None, asked: Protocol, path: Path) -> None:
-    """UsageError for a table beside whose numbers the new ones must not stand; further metrics may."""
+    """UsageError for a table beside whose numbers the new ones must not stand;
+    further metrics may.
+    """
     different = before.protocol.difference(asked) if before is not None else None
     if different is not None:
-        problem = f"`{path}` holds numbers of another protocol ({different}), which cannot be compared with these"
+        problem = (
+            f"`{path}` holds numbers of another protocol ({different}), "
+            "which cannot be compared with these"
+        )
         raise UsageError(problem, "ask for the same again, or replace the table with --force", path)

@@ -42,7 +42,8 @@ NOT_READY = Ready({}, Pairs([]))
 class Evaluation:
     """What is to be measured, and where what is in the making lies.
 
-    images: the reference, None where no metric needs one.   folder: for samples and what is known of the reference.
+    images: the reference, None where no metric needs one.
+    folder: for samples and what is known of the reference.
     """
 
     subjects: Sequence[Subject]
@@ -75,7 +76,8 @@ class Evaluation:
     def draw(self, machine: Machine, on_passes: Callable[[int], None], earlier: Earlier) -> None:
         """Draw all that is missing; every process must come here.
 
-        on_passes: told how many more pictures went once through a network.   earlier: what the first process knows of.
+        on_passes: told how many more pictures went once through a network.
+        earlier: what the first process knows of.
         """
         needed, samples = self.needed(earlier), self.samples()
         for subject in {subject.key: subject for subject in self.subjects}.values():
@@ -90,7 +92,10 @@ class Evaluation:
         return calls * self.wanted.num_images
 
     def ready(self, device: torch.device | str, watch: Watch = lambda done, total: None) -> Ready:
-        """The metrics, the reference looked at.   Errors: DataError, MachineError, ModelFileError, UsageError."""
+        """The metrics, the reference looked at.
+
+        Errors: DataError, MachineError, ModelFileError, UsageError.
+        """
         self._check_weights()
         for section in self.metrics:
             self._check_number(section.name, section.least)  # before anything is downloaded
@@ -128,7 +133,10 @@ class Evaluation:
     def table(
         self, ready: Ready, machine: Machine, on_row: Callable[[Row], None], earlier: Earlier
     ) -> EvaluationTable:
-        """Measure what is drawn and not known yet; in the first process alone.   Errors: DataError."""
+        """Measure what is drawn and not known yet; in the first process alone.
+
+        Errors: DataError.
+        """
         samples, rows = self.samples(), []
         for subject in self.subjects:
             if subject.is_shown:
@@ -136,11 +144,16 @@ class Evaluation:
                 rows.append(self._row(subject, ready, samples, known))
                 on_row(rows[-1])
         threads = torch.get_num_threads()
-        here = f"{machine.described()}, {threads} thread{'s' * (threads != 1)}, torch {torch.__version__}"
+        here = (
+            f"{machine.described()}, {threads} thread{'s' * (threads != 1)}, "
+            f"torch {torch.__version__}"
+        )
         return earlier.with_rows(rows, self.protocol(ready), here)
 
     def refuse_strangers(self) -> None:
-        """UsageError for anything of somebody else in the place of pictures that are to be drawn."""
+        """UsageError for anything of somebody else in the place of
+        pictures that are to be drawn.
+        """
         for samples in self.samples().values():
             samples.refuse_strangers()
 
@@ -155,7 +168,9 @@ class Evaluation:
             raise UsageError(found, f"ask for more: --n {least}", "--n")
 
     def _check_weights(self) -> None:
-        """UsageError for a file of weights that no metric reads, or that two networks would have to read."""
+        """UsageError for a file of weights that no metric reads,
+        or that two networks would have to read.
+        """
         networks = sorted(
             {section.network for section in self.metrics if section.network is not None}
         )
@@ -226,7 +241,9 @@ class Evaluation:
     def _known_of(
         self, known: Row | None, whom: Partner, other: ModelCard
     ) -> dict[str, float | None]:
-        """The numbers that a row tells of the comparison with this very model, drawn as it would be now."""
+        """The numbers that a row tells of the comparison with this very model,
+        drawn as it would be now.
+        """
         told = known.partner(whom) if known is not None else None
         if told is None:
             return {}

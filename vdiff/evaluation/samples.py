@@ -1,4 +1,6 @@
-"""Pictures drawn for an evaluation, kept in chunks until its table is complete: an interrupted one goes on."""
+"""Pictures drawn for an evaluation, kept in chunks until its table is complete:
+an interrupted one goes on.
+"""
 
 import contextlib
 import hashlib
@@ -33,9 +35,11 @@ _CHUNK_BYTES, _MOST_IN_CHUNK = 2**26, 1024
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which pictures: seeds first_seed, first_seed + 1, ...; a seed's class is the seed modulo their number.
+    """Which pictures: seeds first_seed, first_seed + 1, ...;
+    a seed's class is the seed modulo their number.
 
-    So a picture is the same whatever the range that it is drawn in.   batch_size: at once, per process.
+    So a picture is the same whatever the range that it is drawn in.
+    batch_size: at once, per process.
     named: the sampler for all models; None for the one that each is meant for.
     """
 
@@ -45,7 +49,10 @@ class Wanted:
     batch_size: int
 
     def sampler(self, card: ModelCard) -> Sampler:
-        """The sampler that draws with a model.   Errors: ModelFileError for one that is not to be had here."""
+        """The sampler that draws with a model.
+
+        Errors: ModelFileError for one that is not to be had here.
+        """
         return sampler_for(self.named, card.sampler, card.name).build()
 
     @property
@@ -54,18 +61,25 @@ class Wanted:
         return sampler_for(self.named, None, "").build()
 
     def other_sampler(self, card: ModelCard) -> str | None:
-        """The sampler that draws with a model, in words, where it is not the usual one; else None."""
+        """The sampler that draws with a model, in words, where it is not the usual one;
+        else None.
+        """
         own = str(self.sampler(card))
         return None if own == str(self.usual_sampler) else own
 
     def labels(self, num_classes: int) -> str | None:
-        """The classes in words, None without any. Words of their own where counting from the first picture differs."""
+        """The classes in words, None without any.
+
+        Words of their own where counting from the first picture differs.
+        """
         order = "in turn" if not num_classes or self.first_seed % num_classes == 0 else "by seed"
         return f"classes 0-{num_classes - 1} {order}" if num_classes else None
 
 
 class Samples:
-    """The pictures of one model at one number of steps, uint8 [N, C, H, W]; a part is read at a time."""
+    """The pictures of one model at one number of steps, uint8 [N, C, H, W];
+    a part is read at a time.
+    """
 
     def __init__(self, folder: Path, subject: Subject, wanted: Wanted) -> None:
         self._subject, self._wanted = subject, wanted
@@ -108,7 +122,9 @@ class Samples:
         return found
 
     def _opened(self, start: int) -> Tensor:
-        """A chunk; the last one stays open until the last picture is read, since metrics read smaller parts."""
+        """A chunk; the last one stays open until the last picture is read,
+        since metrics read smaller parts.
+        """
         if self._open is None or self._open[0] != start:
             self._open = start, self._images(start)
         return self._open[1]
@@ -130,7 +146,8 @@ class Samples:
     ) -> None:
         """Draw what is missing; every process must come here, the first one writes.
 
-        on_batch: told how many more.   is_needed: whether to draw at all; what the first process says, counts.
+        on_batch: told how many more.   is_needed: whether to draw at all; what the first process
+        says, counts.
         """
         self._open, is_needed = None, is_needed and machine.is_first
         flags = [float(is_needed and not self._is_there(start)) for start in self._starts]

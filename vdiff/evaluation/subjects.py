@@ -1,4 +1,6 @@
-"""What an evaluation looks at: each model at its own number of steps, and the base at all of them."""
+"""What an evaluation looks at: each model at its own number of steps,
+and the base at all of them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +18,8 @@ from vdiff.runs.folder import RunFolder
 class Subject:
     """One model at one number of steps.
 
-    partners: hashes of those its pictures are compared with.   is_shown: whether it has a row, or is there for
-    comparison only.
+    partners: hashes of those its pictures are compared with.
+    is_shown: whether it has a row, or is there for comparison only.
     """
 
     folder: Path
@@ -47,7 +49,10 @@ def from_facts(facts: Mapping[str, Any]) -> Subject:
 
 
 def of_run(run: RunFolder) -> list[Subject]:
-    """The finished stages, and each number of steps undistilled.   Errors: UsageError when there is none."""
+    """The finished stages, and each number of steps undistilled.
+
+    Errors: UsageError when there is none.
+    """
     cards = {name: read_card(run.model(name)) for name in run.models()}
     if not cards:
         raise UsageError(
@@ -72,7 +77,9 @@ def of_run(run: RunFolder) -> list[Subject]:
 
 
 def of_models(folders: Sequence[Path]) -> list[Subject]:
-    """Each model at its own number of steps, and behind them its teacher and original where they lie beside it."""
+    """Each model at its own number of steps, and behind them its teacher and original
+    where they lie beside it.
+    """
     shown: list[Subject] = []
     behind: dict[tuple[str, int], Subject] = {}
     for folder in folders:
@@ -123,5 +130,8 @@ def _check_shapes(subjects: Sequence[Subject]) -> None:
             subject.card.shape != subjects[0].card.shape
             or subject.card.num_classes != subjects[0].card.num_classes
         ):
-            problem = f"`{subject.folder}` and `{subjects[0].folder}` make pictures of different shapes or classes"
+            problem = (
+                f"`{subject.folder}` and `{subjects[0].folder}` make pictures of "
+                "different shapes or classes"
+            )
             raise UsageError(problem, "evaluate them one by one")

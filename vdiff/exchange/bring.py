@@ -68,7 +68,10 @@ def read(source: Source, say: Say = lambda text: None) -> Brought:
 
 
 def card_of(brought: Brought, source: Path, recipe: str) -> ModelCard:
-    """What the folder of an imported model says about itself.   recipe: the YAML text of its run."""
+    """What the folder of an imported model says about itself.
+
+    recipe: the YAML text of its run.
+    """
     model = brought.model
     origin = {
         "format": brought.format,

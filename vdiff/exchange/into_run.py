@@ -25,7 +25,8 @@ def write(
 ) -> ModelCard:
     """Leave the model as `original` in `run`, and a recipe that distills it beside it.
 
-    data: the pictures it was compared with; a store of them goes into the recipe.   say: told of what is kept.
+    data: the pictures it was compared with; a store of them goes into the recipe.
+    say: told of what is kept.
     Errors: InUseError, MachineError; UsageError for what vdiff did not make.
     """
     store = data if data is not None and is_store(data) else None

@@ -1,4 +1,6 @@
-"""Real pictures to prove an import with: a few from an image store, or from a folder as `vdiff prepare` would take it."""
+"""Real pictures to prove an import with: a few from an image store,
+or from a folder as `vdiff prepare` would take it.
+"""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +19,10 @@ from vdiff.images.images import decode, fit_square, from_picture, open_picture
 
 @dataclass(frozen=True)
 class Pictures:
-    """pixels: uint8 [N, C, H, W].   label: int64 [N], None where there are no classes.   by: whose, for messages."""
+    """pixels: uint8 [N, C, H, W].
+
+    label: int64 [N], None where there are no classes.   by: whose, for messages.
+    """
 
     pixels: Tensor
     label: Tensor | None
@@ -25,7 +30,10 @@ class Pictures:
 
 
 def some(path: Path, shape: tuple[int, int, int], count: int = 64) -> Pictures:
-    """Up to `count` pictures, spread over all there are.   shape: (C, H, W).   Errors: DataError."""
+    """Up to `count` pictures, spread over all there are.
+
+    shape: (C, H, W).   Errors: DataError.
+    """
     channels, height, width = shape
     if height != width:
         raise DataError(f"pictures of {width} x {height} pixels are no squares", "leave out --data")

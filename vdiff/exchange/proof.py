@@ -1,7 +1,9 @@
-"""Whether a converted model is the model it was: its outputs beside recorded ones, or real pictures without noise.
+"""Whether a converted model is the model it was:
+its outputs beside recorded ones, or real pictures without noise.
 
-A conversion goes wrong silently. With the heads of the attention in a wrong order, outputs of about 1 differ by 0.02:
-the pictures still look like pictures. So nothing is left behind that was not compared with something.
+A conversion goes wrong silently. With the heads of the attention in a wrong order, outputs of about
+1 differ by 0.02: the pictures still look like pictures. So nothing is left behind that was not
+compared with something.
 """
 
 import zipfile
@@ -28,10 +30,14 @@ TIMES = (0.2, 0.4, 0.6, 0.8)
 """At which real pictures are denoised: between them, most of what a network knows is asked for."""
 
 WORST_SHARE = 0.9
-"""Of the noise's own square: a network that predicts noise worse than that has learned other noise."""
+"""Of the noise's own square: a network that predicts noise worse than that
+has learned other noise.
+"""
 
 CLEAR_RATIO = 1.005
-"""By which the second best reading of a file is to be worse than the best, or the pictures cannot tell."""
+"""By which the second best reading of a file is to be worse than the best,
+or the pictures cannot tell.
+"""
 
 _BATCH = 16
 
@@ -41,7 +47,8 @@ class Proof:
     """What a conversion was compared with.
 
     how: `outputs` of another program, `denoising` of real pictures, or `none`.   by: whose.
-    difference: the largest one, relative to outputs of about 1; or the mean square of the error in eps.
+    difference: the largest one, relative to outputs of about 1; or the mean square of the error in
+    eps.
     limit: what was allowed.
     """
 
@@ -57,7 +64,10 @@ class Proof:
                 f"largest difference from {self.by}: {self.difference:.2g} (limit {self.limit:g})"
             )
         if self.how == "denoising":
-            return f"error in the noise of {self.by}: {self.difference:.3f} of 1 (limit {self.limit:g})"
+            return (
+                f"error in the noise of {self.by}: {self.difference:.3f} of 1 "
+                f"(limit {self.limit:g})"
+            )
         return "nothing proved it"
 
     def facts(self) -> dict[str, object]:
@@ -66,9 +76,11 @@ class Proof:
 
 
 def of_file(model: ForeignModel, path: Path) -> Proof:
-    """The network's outputs beside those in an .npz file: `z`, `time`, `output`, and `label` where it has classes.
+    """The network's outputs beside those in an .npz file:
+    `z`, `time`, `output`, and `label` where it has classes.
 
-    time: what the network is fed.   output: as the other program gave it; a learned variance behind it is passed over.
+    time: what the network is fed.   output: as the other program gave it; a learned variance behind
+    it is passed over.
     Errors: ModelFileError.
     """
     arrays = _arrays(path)
@@ -99,9 +111,11 @@ def of_outputs(
 ) -> Proof:
     """The network's outputs beside those of another program for the same inputs.
 
-    z: [B, C, H, W].   time: [B], what the network is fed.   output: [B, C or 2 C, H, W].   by: whose outputs.
+    z: [B, C, H, W].   time: [B], what the network is fed.   output: [B, C or 2 C, H, W].
+    by: whose outputs.
     tolerance: largest difference allowed; None for that of rounding.
-    Errors: ModelFileError for inputs that do not fit the network, or a difference over the tolerance.
+    Errors: ModelFileError for inputs that do not fit the network, or a difference over the
+    tolerance.
     """
     shape = codec_of(model.codec).shape(model.shape)
     channels = shape[0]
@@ -117,8 +131,8 @@ def of_outputs(
     difference = float((ours - wanted).abs().max()) / size
     if not difference <= limit:
         problem = (
-            f"the converted network is not the one that made {by}: outputs of about 1 differ by up to "
-            f"{difference:.2g}, and {limit:.0e} is allowed"
+            f"the converted network is not the one that made {by}: "
+            f"outputs of about 1 differ by up to {difference:.2g}, and {limit:.0e} is allowed"
         )
         raise ModelFileError(problem, "tell what the file leaves open, see `--assume`", by)
     return Proof("outputs", by, difference, limit)
@@ -132,7 +146,9 @@ def output_of(model: ForeignModel, z: Tensor, time: Tensor, condition: Condition
 
 
 def inputs(model: ForeignModel, count: int = 6) -> tuple[Tensor, Tensor, Condition]:
-    """Noisy inputs, the network's time inputs and classes, to compare two programs with: the same every time."""
+    """Noisy inputs, the network's time inputs and classes, to compare two programs with:
+    the same every time.
+    """
     seeds = torch.arange(count, dtype=torch.int64)
     shape = codec_of(model.codec).shape(model.shape)
     z = Randomness.for_images(seeds).normal(*shape)
@@ -143,10 +159,13 @@ def inputs(model: ForeignModel, count: int = 6) -> tuple[Tensor, Tensor, Conditi
 
 
 def denoising_error(denoiser: Denoiser, x: Tensor, label: Tensor | None = None) -> float:
-    """Mean square of the error in eps over the pictures and `TIMES`; 1 for a network that predicts no noise at all.
+    """Mean square of the error in eps over the pictures and `TIMES`;
+    1 for a network that predicts no noise at all.
 
-    x: what the network sees of real pictures, [N, C, H, W].   label: int64 [N] for a network with classes.
-    The noise is the same for every network, so small differences between two of them mean something.
+    x: what the network sees of real pictures, [N, C, H, W].
+    label: int64 [N] for a network with classes.
+    The noise is the same for every network, so small differences between two of them mean
+    something.
     """
     errors = []
     for time in TIMES:
@@ -169,12 +188,16 @@ def of_pictures(errors: Mapping[str, float], by: str) -> tuple[str, Proof]:
     """The reading of a file that denoises best, and the proof; see `denoising_error`.
 
     errors: of every reading, by its name.   by: whose pictures.
-    Errors: ModelFileError where none of them knows the pictures' noise, or where the best two cannot be told apart.
+    Errors: ModelFileError where none of them knows the pictures' noise, or where the best two
+    cannot be told apart.
     """
     ranked = sorted(errors, key=lambda name: (not errors[name] < float("inf"), errors[name]))
     best = ranked[0]
     if not errors[best] < WORST_SHARE:
-        problem = f"the converted network cannot tell noise from the pictures of {by}: it is off by {errors[best]:.3g} of 1"
+        problem = (
+            f"the converted network cannot tell noise from the pictures of {by}: "
+            f"it is off by {errors[best]:.3g} of 1"
+        )
         fix = "give pictures of the kind that it was trained on, and tell what the file leaves open"
         raise ModelFileError(problem, fix, "--data")
     if len(ranked) > 1 and errors[ranked[1]] < errors[best] * CLEAR_RATIO:

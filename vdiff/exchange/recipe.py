@@ -1,4 +1,6 @@
-"""The recipe of a run whose base was imported: everything that `vdiff distill` asks for, with what may be changed."""
+"""The recipe of a run whose base was imported:
+everything that `vdiff distill` asks for, with what may be changed.
+"""
 
 import re
 from pathlib import Path
@@ -7,7 +9,9 @@ from vdiff.formats.adapter import ForeignModel
 from vdiff.recipe.strict_yaml import dump
 
 START_STEPS = 256
-"""Of the imported teacher: far fewer than it was trained with, and its pictures are hardly worse."""
+"""Of the imported teacher: far fewer than it was trained with,
+and its pictures are hardly worse.
+"""
 
 
 def recipe_text(model: ForeignModel, name: str, data: Path | None) -> str:

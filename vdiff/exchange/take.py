@@ -1,4 +1,6 @@
-"""A model of vdiff in the format of another program: written beside its place, proved, and only then given its name."""
+"""A model of vdiff in the format of another program:
+written beside its place, proved, and only then given its name.
+"""
 
 import os
 import shutil
@@ -37,11 +39,13 @@ def model_of(loaded: Checkpoint) -> ForeignModel:
 
 
 def write(loaded: Checkpoint, name: str, path: Path, asked: Mapping[str, str]) -> Proof:
-    """Write the model at `path` in the format `name`, where nothing is, and compare it with what it was.
+    """Write the model at `path` in the format `name`, where nothing is,
+    and compare it with what it was.
 
     asked: values for some of the format's `write_options`.
-    Errors: UsageError, ModelFileError for a model that the format cannot hold or that came out different,
-    MachineError for a package that is missing or a disk that refuses. Whatever fails, nothing is left at `path`.
+    Errors: UsageError, ModelFileError for a model that the format cannot hold or that came out
+    different, MachineError for a package that is missing or a disk that refuses. Whatever fails,
+    nothing is left at `path`.
     """
     if os.path.lexists(path):
         raise UsageError(

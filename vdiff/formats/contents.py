@@ -1,4 +1,7 @@
-"""What lies in a model file of a stranger, before it is known which program wrote it. Nothing in it is executed."""
+"""What lies in a model file of a stranger, before it is known which program wrote it.
+
+Nothing in it is executed.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,11 +26,15 @@ Container = Literal["safetensors", "torch", "torchscript", "pickle", "folder", "
 class Contents:
     """A file or a folder as its container tells of it.
 
-    container: how the bytes are laid out. `pickle` is one without a zip file around it, as torch before 1.6 wrote them;
-    its tensors are not found. `unknown` is a file that vdiff cannot read, for the reason in `trouble`.
-    beginning: the first 512 bytes of a file.   tensors: the facts of all tensors; their numbers are not read.
-    entries: the top level dict of a torch file, where dicts inside it are `Table`s; the metadata of safetensors.
-    names: functions and classes, other than tensors and dicts, that loading the file would import or call.
+    container: how the bytes are laid out. `pickle` is one without a zip file around it, as torch
+    before 1.6 wrote them; its tensors are not found. `unknown` is a file that vdiff cannot read,
+    for the reason in `trouble`.
+    beginning: the first 512 bytes of a file.   tensors: the facts of all tensors; their numbers are
+    not read.
+    entries: the top level dict of a torch file, where dicts inside it are `Table`s; the metadata of
+    safetensors.
+    names: functions and classes, other than tensors and dicts, that loading the file would import
+    or call.
     """
 
     path: Path
@@ -40,7 +47,10 @@ class Contents:
     trouble: FormatError | None = None
 
     def config(self, name: str) -> dict[str, object] | None:
-        """A JSON object in a folder; None if there is no file of this name.   Errors: FormatError, OSError."""
+        """A JSON object in a folder; None if there is no file of this name.
+
+        Errors: FormatError, OSError.
+        """
         path = self.path / name
         if self.container != "folder" or not path.is_file():
             return None

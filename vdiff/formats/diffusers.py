@@ -1,4 +1,6 @@
-"""Folders of diffusers: a pipeline (`model_index.json` beside its parts) or one network (`config.json` and weights)."""
+"""Folders of diffusers: a pipeline (`model_index.json` beside its parts) or one network
+(`config.json` and weights).
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +48,10 @@ class DiffusersFormat(Format):
 
     @classmethod
     def recognises(cls, found: Contents) -> bool:
-        """Whether a configuration in the folder names a class. Without one, formats of other packages come first."""
+        """Whether a configuration in the folder names a class.
+
+        Without one, formats of other packages come first.
+        """
         files = ("model_index.json", *(f"{place}config.json" for place in PLACES))
         return any("_class_name" in (found.config(name) or {}) for name in files)
 
@@ -98,10 +103,13 @@ def _part(path: Path) -> Contents:
 
 
 def _weights(network: Path) -> list[Path]:
-    """The weight files to describe: the plain one, else those of one kind (the parts of a large network)."""
+    """The weight files to describe: the plain one, else those of one kind (the
+    parts of a large network).
+    """
     for pattern in WEIGHTS:
         paths = sorted(network.glob(pattern))
-        # Beside the plain file may lie variants of the same weights, like `diffusion_pytorch_model.fp16`.
+        # Beside the plain file may lie variants of the same weights, like
+        # `diffusion_pytorch_model.fp16`.
         plain = [path for path in paths if path.stem == "diffusion_pytorch_model"]
         if paths:
             return plain or paths

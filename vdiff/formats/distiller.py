@@ -1,4 +1,6 @@
-"""Checkpoints of diffusion_distiller: how many steps they are for, and which U-Net their tensors belong to."""
+"""Checkpoints of diffusion_distiller: how many steps they are for,
+and which U-Net their tensors belong to.
+"""
 
 import math
 import re
@@ -24,7 +26,10 @@ class DistillerFormat(Format):
         return found.container == "torch" and are_counts and isinstance(top.get("G"), Table)
 
     def describe(self, found: Contents) -> ForeignFile:
-        """What the weights tell. The number of attention heads and dropout leave no trace in them."""
+        """What the weights tell.
+
+        The number of attention heads and dropout leave no trace in them.
+        """
         num_steps = found.entries["n_timesteps"]
         time_scale = found.entries["time_scale"]
         assert is_size(num_steps)
@@ -55,7 +60,8 @@ def _network_facts(shapes: Shapes) -> dict[str, Any]:
         return {"network": "not the U-Net of diffusion_distiller"}
     width = inlet[0]
     channels = inlet[1]
-    # The network may fold squares of pixels into channels. Colour pictures give 3 * fold**2 of them.
+    # The network may fold squares of pixels into channels. Colour pictures give 3 * fold**2 of
+    # them.
     fold = math.isqrt(channels // 3)
     if fold and channels % 3 == 0:
         channels //= fold**2
@@ -74,14 +80,19 @@ def _network_facts(shapes: Shapes) -> dict[str, Any]:
 
 
 def _ratio(channels: int, width: int) -> int | float:
-    """Channels of a level per channel of the first one: an int where it is whole, as configurations have it."""
+    """Channels of a level per channel of the first one:
+    an int where it is whole, as configurations have it.
+    """
     if channels % width:
         return channels / width
     return channels // width
 
 
 def _levels(shapes: Shapes) -> list[list[tuple[int, bool]]]:
-    """For each level of the way down, its blocks as (channels, has attention). A bare convolution ends a level."""
+    """For each level of the way down, its blocks as (channels, has attention).
+
+    A bare convolution ends a level.
+    """
     levels: list[list[tuple[int, bool]]] = [[]]
     indices = {
         int(match[1]) for match in map(re.compile(r"down\.(\d{1,4})\.").match, shapes) if match

@@ -21,12 +21,17 @@ class ForeignFile:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all tensors that look learned; averages and optimizer moments in the file count too."""
+        """Numbers in all tensors that look learned;
+        averages and optimizer moments in the file count too.
+        """
         return sum(tensor.num_elements for tensor in self.tensors if tensor.is_learned)
 
 
 def warning(names: tuple[str, ...]) -> dict[str, Any]:
-    """The fact that everybody should see: what loading a file would run. Empty if it would run nothing."""
+    """The fact that everybody should see: what loading a file would run.
+
+    Empty if it would run nothing.
+    """
     if not names:
         return {}
     shown = list(names[:MOST_NAMES])

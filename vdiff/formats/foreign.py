@@ -1,7 +1,8 @@
-"""What a model file or folder of another program holds, for `vdiff inspect`. Nothing in it is executed.
+"""What a model file or folder of another program holds, for `vdiff inspect`. Nothing in it is
+executed.
 
-vdiff's own formats are asked first, then those of other packages. A file that no format recognises is described by its
-container.
+vdiff's own formats are asked first, then those of other packages. A file that no format recognises
+is described by its container.
 """
 
 from dataclasses import replace
@@ -25,7 +26,9 @@ KINDS = {
 
 
 def describe(path: Path) -> ForeignFile:
-    """What the file or diffusers folder at `path` holds; ModelFileError if it is damaged, unsafe or unknown."""
+    """What the file or diffusers folder at `path` holds;
+    ModelFileError if it is damaged, unsafe or unknown.
+    """
     unusable: list[str] = []
     try:
         contents = contents_of(path)
@@ -47,7 +50,10 @@ def describe(path: Path) -> ForeignFile:
 
 
 def format_of(found: Contents, unusable: list[str]) -> str | None:
-    """The name of the first format that recognises it. For each that cannot be loaded, the reason is added to `unusable`."""
+    """The name of the first format that recognises it.
+
+    For each that cannot be loaded, the reason is added to `unusable`.
+    """
     for name in FORMATS:
         try:
             kind = FORMATS.find(name)

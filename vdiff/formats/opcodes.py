@@ -1,4 +1,7 @@
-"""Pickles are programs. Here one is followed opcode by opcode, without importing or calling what it names."""
+"""Pickles are programs.
+
+Here one is followed opcode by opcode, without importing or calling what it names.
+"""
 
 import pickletools
 from collections.abc import Callable, Sequence
@@ -8,7 +11,9 @@ from typing import IO, Any
 from vdiff.disk.tensor_facts import FormatError
 
 MOST_OPCODES = 2_000_000
-"""A tensor takes about 30; following this many takes a few seconds. It also bounds what calls may copy."""
+"""A tensor takes about 30; following this many takes a few seconds.
+It also bounds what calls may copy.
+"""
 
 LONGEST_NAME = 1000
 """Of a module and of what is imported from it, in characters together."""
@@ -16,7 +21,10 @@ LONGEST_NAME = 1000
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A function or class that the pickle names. Loading the pickle would import its module and may call it."""
+    """A function or class that the pickle names.
+
+    Loading the pickle would import its module and may call it.
+    """
 
     full: str
 
@@ -56,7 +64,9 @@ class Followed:
 
 
 def follow(file: IO[bytes]) -> Followed:
-    """Follow one pickle from its first opcode to its STOP; FormatError if it is damaged or endless."""
+    """Follow one pickle from its first opcode to its STOP;
+    FormatError if it is damaged or endless.
+    """
     machine = _Machine()
     try:
         for num_opcodes, (opcode, arg, _) in enumerate(pickletools.genops(file)):
@@ -66,7 +76,8 @@ def follow(file: IO[bytes]) -> Followed:
             machine.step(opcode.name, arg)
         return Followed(machine.pop(), tuple(machine.names))
     except (ValueError, IndexError, KeyError, AttributeError, TypeError, OverflowError) as err:
-        # The machine does to its stack what the opcodes say: where they make no sense, Python says so.
+        # The machine does to its stack what the opcodes say: where they make no sense, Python says
+        # so.
         raise FormatError("holds a pickle that is damaged or cut short") from err
 
 
@@ -221,12 +232,14 @@ class _Machine:
         if len(module) + len(name) > LONGEST_NAME:
             raise ValueError("nothing has such a name")
         full = f"{module}.{name}"
-        # Noted at once, whatever becomes of the value: a pickle may drop it and still have had it imported.
+        # Noted at once, whatever becomes of the value: a pickle may drop it and still have had it
+        # imported.
         self.names[full] = None
         return Name(full)
 
     def _memoize(self, index: int) -> None:
-        # Small numbers only: in a dict, well-chosen large ones all fall into one place and make it endlessly slow.
+        # Small numbers only: in a dict, well-chosen large ones all fall into one place and make it
+        # endlessly slow.
         if not 0 <= index < MOST_OPCODES:
             raise ValueError("picklers count from 0")
         self._memo[index] = self._stack[-1]

@@ -1,4 +1,6 @@
-"""PyTorch's .pt, .pth, .ckpt and .bin files, described from their pickles and zip records without unpickling them."""
+"""PyTorch's .pt, .pth, .ckpt and .bin files, described from their pickles and zip records without
+unpickling them.
+"""
 
 import io
 import zipfile
@@ -20,7 +22,9 @@ from vdiff.disk.tensor_facts import (
 from vdiff.formats.opcodes import Followed, Kept, Made, Name, Table, follow
 
 LARGEST_READ = 64 * 2**20
-"""Most bytes of a pickle, and of a zip file's list of records. The pickle of 1,000 tensors takes 0.2 MiB."""
+"""Most bytes of a pickle, and of a zip file's list of records.
+The pickle of 1,000 tensors takes 0.2 MiB.
+"""
 
 DEEPEST = 32
 """How deep dicts and lists may lie in each other; optimizer states in a checkpoint are 4 deep."""
@@ -32,7 +36,9 @@ LEGACY_MARK = 0x1950A86A20F9469CFC6C
 
 STORAGES = {
     "BoolStorage": "bool", "ByteStorage": "uint8", "CharStorage": "int8", "ShortStorage": "int16",
-    "IntStorage": "int32", "LongStorage": "int64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "IntStorage": "int32", "LongStorage": "int64", "HalfStorage": "float16", "BFloat16Storage": (
+        "bfloat16"
+    ),
     "FloatStorage": "float32", "DoubleStorage": "float64", "UntypedStorage": "uint8",
     "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
 }  # fmt: skip
@@ -55,8 +61,8 @@ _HARMLESS = {
 class TorchFile:
     """What a zip file of PyTorch holds.
 
-    root: the value of its pickle.   names: functions and classes, other than tensors and dicts, that loading it would
-    import or call.   has_code: whether it holds a TorchScript program.
+    root: the value of its pickle.   names: functions and classes, other than tensors and dicts,
+    that loading it would import or call.   has_code: whether it holds a TorchScript program.
     """
 
     root: Any
@@ -66,7 +72,9 @@ class TorchFile:
 
 
 def read_zip(path: Path) -> TorchFile:
-    """The tensors and names in a file of PyTorch 1.6 or later; FormatError if it is not one or is damaged."""
+    """The tensors and names in a file of PyTorch 1.6 or later;
+    FormatError if it is not one or is damaged.
+    """
     try:
         with _Sips(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
             records = _records(archive, path.stat().st_size)
@@ -95,7 +103,9 @@ _BAD_ZIP = (
 
 
 def legacy_names(path: Path) -> tuple[str, ...]:
-    """What loading a bare pickle, or PyTorch's older stream of pickles, would call; FormatError if it is neither."""
+    """What loading a bare pickle, or PyTorch's older stream of pickles, would call;
+    FormatError if it is neither.
+    """
     with path.open("rb") as raw:
         file = io.BytesIO(raw.read(LARGEST_READ))
     pickles = [follow(file)]
@@ -110,7 +120,8 @@ def legacy_names(path: Path) -> tuple[str, ...]:
 class _Sips(io.BufferedReader):
     """A file of which never more than LARGEST_READ bytes are read at once.
 
-    `zipfile` reads as many bytes as a zip file says that its list has: a hostile one would fill the memory.
+    `zipfile` reads as many bytes as a zip file says that its list has: a hostile one would fill the
+    memory.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -147,7 +158,8 @@ def _folder(records: Mapping[str, zipfile.ZipInfo]) -> str:
 def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if info.file_size > LARGEST_READ:
         raise FormatError(
-            f"holds a pickle of {info.file_size} bytes; it should hold tensors as records of their own"
+            f"holds a pickle of {info.file_size} bytes; "
+            "it should hold tensors as records of their own"
         )
     with archive.open(info) as member:
         # In pieces: its packed size is another claim, which `zipfile` would otherwise read at once.
@@ -167,8 +179,8 @@ def _walk(
         raise FormatError(f"nests its contents more than {DEEPEST} deep")
     if isinstance(value, Made):
         yield from _tensor(value, name, sizes)
-    # Each container is entered once: one that holds itself has no end, and 30 lists that each hold the next
-    # one twice have a billion ends.
+    # Each container is entered once: one that holds itself has no end, and 30 lists that each hold
+    # the next one twice have a billion ends.
     if not isinstance(value, Table | list | tuple) or id(value) in seen:
         return
     seen.add(id(value))
@@ -192,7 +204,9 @@ def _parts(value: Table | Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorFact]:
-    """The fact of a tensor or parameter, if `made` is one; FormatError if it does not lie inside its storage."""
+    """The fact of a tensor or parameter, if `made` is one;
+    FormatError if it does not lie inside its storage.
+    """
     maker = _full_name(made.maker)
     if maker in _PARAMETERS and _is_row(made.args, 1) and isinstance(made.args[0], Made):
         # A parameter is made of a tensor.
@@ -206,7 +220,8 @@ def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorF
         )
     storage, offset, shape, strides, *rest = made.args
     dtype, num_bytes = _storage(storage, sizes)
-    # Only version 3 states the type itself: it is for types that have no storage class of their own.
+    # Only version 3 states the type itself: it is for types that have no storage class of their
+    # own.
     if maker.endswith("_v3") and len(rest) > 2:
         dtype = _dtype(rest[2])
     fact = tensor_fact(name, shape, dtype)
@@ -218,7 +233,10 @@ def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorF
 
 
 def _storage(storage: Any, sizes: Mapping[str, int]) -> tuple[str, int]:
-    """Type of number and size in bytes of a storage.   FormatError if its record is missing or has another size."""
+    """Type of number and size in bytes of a storage.
+
+    FormatError if its record is missing or has another size.
+    """
     if not isinstance(storage, Kept) or not _is_row(storage.key, 5):
         raise FormatError("names a storage in a way that PyTorch does not")
     # PyTorch writes ("storage", class, record, device, number of elements).
@@ -235,13 +253,17 @@ def _storage(storage: Any, sizes: Mapping[str, int]) -> tuple[str, int]:
         if record in sizes:
             held = f"has {sizes[record]}"
         raise FormatError(
-            f"is damaged: the record `data/{printable(record)}` should have {num_bytes} bytes and {held}"
+            f"is damaged: the record `data/{printable(record)}` should have "
+            f"{num_bytes} bytes and {held}"
         )
     return dtype, num_bytes
 
 
 def _shown(key: object) -> str:
-    """A key for the name of a tensor. Texts and numbers are shown; anything else may be too large to show."""
+    """A key for the name of a tensor.
+
+    Texts and numbers are shown; anything else may be too large to show.
+    """
     if isinstance(key, str) or is_size(key):
         return printable(str(key))
     return "?"

@@ -1,7 +1,9 @@
-"""The values of the tensors in a stranger's file. Nothing in the file is executed, and only what is asked for is read.
+"""The values of the tensors in a stranger's file. Nothing in the file is executed, and only what is
+asked for is read.
 
-What `Contents` tells of a file was found without unpickling it. Here a file of torch is opened by torch's own reader of
-weights, which builds tensors and tables and nothing else, and only after the names in it were found harmless.
+What `Contents` tells of a file was found without unpickling it. Here a file of torch is opened by
+torch's own reader of weights, which builds tensors and tables and nothing else, and only after the
+names in it were found harmless.
 """
 
 import pickle
@@ -24,7 +26,8 @@ def read_tensors(
     """The tensors of a file by the names that `found.tensors` has, each with memory of its own.
 
     wanted: whether a name is to be read; the others cost nothing.
-    Errors: ModelFileError for a file that would run something, or whose contents are not what its head says.
+    Errors: ModelFileError for a file that would run something, or whose contents are not what its
+    head says.
     """
     names = [fact.name for fact in found.tensors if wanted(fact.name)]
     if found.container == "safetensors":
@@ -36,7 +39,10 @@ def read_tensors(
 
 
 def tensors_in(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    """As `read_tensors`, of the file at `path`.   Errors: also FormatError for a damaged file, OSError."""
+    """As `read_tensors`, of the file at `path`.
+
+    Errors: also FormatError for a damaged file, OSError.
+    """
     found = contents_of(path)
     if found.trouble is not None:
         raise found.trouble

@@ -1,4 +1,6 @@
-"""The four shapes of a picture: bytes of a file, uint8 [C, H, W], float in [-1, 1], and a cell of a picture grid."""
+"""The four shapes of a picture: bytes of a file, uint8 [C, H, W], float in [-1, 1],
+and a cell of a picture grid.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +35,25 @@ Picture = Image.Image
 
 
 def decode(data: bytes, channels: int) -> Pixels:
-    """The picture in a record of a store, uint8 [channels, H, W]; ValueError with the reason if that cannot be."""
+    """The picture in a record of a store, uint8 [channels, H, W];
+    ValueError with the reason if that cannot be.
+    """
     return from_picture(decoding.open_record(data, channels))
 
 
 def encode(image: Pixels, encoding: Encoding, quality: int = 95) -> bytes:
-    """The bytes of a file that holds `image`, uint8 [C, H, W]. PNG and WebP are lossless; `quality` is JPEG's."""
+    """The bytes of a file that holds `image`, uint8 [C, H, W].
+
+    PNG and WebP are lossless; `quality` is JPEG's.
+    """
     return encode_picture(to_picture(image), encoding, quality)
 
 
 def encode_picture(picture: Picture, encoding: Encoding, quality: int = 95) -> bytes:
-    """As `encode`, from a Pillow picture of 1, 3 or 4 channels of 8 bits. Nothing but its pixels is written."""
+    """As `encode`, from a Pillow picture of 1, 3 or 4 channels of 8 bits.
+
+    Nothing but its pixels is written.
+    """
     # Pillow hands on profiles, comments and more from picture to picture, and writes what it finds.
     pixels, file = Image.new(picture.mode, picture.size), io.BytesIO()
     pixels.paste(picture)
@@ -59,7 +69,8 @@ def encode_picture(picture: Picture, encoding: Encoding, quality: int = 95) -> b
 
 
 def open_picture(data: bytes, channels: int) -> Picture:
-    """The first frame of a file, upright, in sRGB, of 1, 3 or 4 channels of 8 bits; ValueError if it cannot be had.
+    """The first frame of a file, upright, in sRGB, of 1, 3 or 4 channels of 8 bits;
+    ValueError if it cannot be had.
 
     Transparent parts turn white, unless the fourth channel is wanted.
     """
@@ -80,9 +91,11 @@ def to_picture(image: Pixels) -> Picture:
 
 
 def fit_square(picture: Picture, size: int, resampling: Resampling) -> Picture:
-    """The middle `size` x `size` pixels after the shorter side was resized to `size`, as torchvision does it.
+    """The middle `size` x `size` pixels after the shorter side was resized to `size`,
+    as torchvision does it.
 
-    A picture that has this size already is not resampled. ValueError if the longer side would become absurd.
+    A picture that has this size already is not resampled. ValueError if the longer side would
+    become absurd.
     """
     if picture.size == (size, size):
         return picture
@@ -113,7 +126,9 @@ def to_uint8(x: Tensor, made_by: str = "the network") -> Tensor:
 
 
 def on_white(images: Tensor) -> Tensor:
-    """uint8 [..., 4, H, W] as [..., 3, H, W] on a white ground; pictures without transparency as they are."""
+    """uint8 [..., 4, H, W] as [..., 3, H, W] on a white ground;
+    pictures without transparency as they are.
+    """
     if images.shape[-3] != 4:
         return images
     colour, opacity = images[..., :3, :, :].int(), images[..., 3:, :, :].int()
@@ -128,14 +143,18 @@ def check_finite(x: Tensor, made_by: str) -> None:
     raise DivergedError(f"{bad} of {len(x)} pictures of `{made_by}` hold NaN or Inf", UNSOUND)
 
 
-UNSOUND = "draw with --set precision=fp32; if that does not help, make this model again: lower `learning_rate`, --force"
+UNSOUND = (
+    "draw with --set precision=fp32; if that does not help, make this model again: "
+    "lower `learning_rate`, --force"
+)
 """What to do about a network whose pictures are not finite."""
 
 
 def grid(images: Tensor, columns: int | None = None, padding: int = 2, scale: int = 1) -> Tensor:
     """Pictures uint8 [B, C, H, W] side by side on white, uint8 [C, H', W'].
 
-    columns: default near-square.   padding: pixels between and around.   scale: each pixel becomes scale x scale.
+    columns: default near-square.   padding: pixels between and around.
+    scale: each pixel becomes scale x scale.
     """
     images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     count, channels, height, width = images.shape
@@ -152,7 +171,8 @@ def grid(images: Tensor, columns: int | None = None, padding: int = 2, scale: in
 def write_png(path: Path, image: Tensor, text: Mapping[str, str] | None = None) -> None:
     """Write uint8 [C, H, W] as a PNG that carries `text`, whole or not at all.
 
-    Errors: MachineError if the disk refuses; UsageError for a file that is there and no picture of vdiff.
+    Errors: MachineError if the disk refuses; UsageError for a file that is there and no picture of
+    vdiff.
     """
     write_pixels(path, image.cpu().numpy(), text)
 
@@ -163,7 +183,10 @@ def write_pixels(path: Path, image: Pixels, text: Mapping[str, str] | None = Non
 
 
 class Row(NamedTuple):
-    """A labelled row of a picture that compares models. pictures: uint8 [n, C, H, W].   gap: some air above it."""
+    """A labelled row of a picture that compares models. pictures: uint8 [n, C, H, W].
+
+    gap: some air above it.
+    """
 
     label: str
     pictures: Tensor
@@ -171,7 +194,9 @@ class Row(NamedTuple):
 
 
 def write_rows(path: Path, rows: Sequence[Row], text: Mapping[str, str] | None = None) -> None:
-    """Write labelled rows of pictures of one size as a PNG that carries `text`, whole or not at all."""
+    """Write labelled rows of pictures of one size as a PNG that carries `text`,
+    whole or not at all.
+    """
     size = rows[0].pictures.shape[-1]
     strips = [
         grid(on_white(row.pictures), columns=len(row.pictures), scale=max(1, 48 // size))
@@ -196,9 +221,11 @@ def write_rows(path: Path, rows: Sequence[Row], text: Mapping[str, str] | None =
 
 
 def write_gif(path: Path, frames: Tensor, milliseconds: int = 80) -> None:
-    """Write uint8 [T, C, H, W] as a GIF that repeats for ever, `milliseconds` per frame, whole or not at all.
+    """Write uint8 [T, C, H, W] as a GIF that repeats for ever, `milliseconds` per frame,
+    whole or not at all.
 
-    Transparent parts are white: a GIF knows no half-transparent ones, and would keep the frame before in the others.
+    Transparent parts are white: a GIF knows no half-transparent ones, and would keep the frame
+    before in the others.
     """
     first, *rest = [to_picture(frame) for frame in on_white(frames).cpu().numpy()]
     file = io.BytesIO()

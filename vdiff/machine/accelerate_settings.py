@@ -1,8 +1,10 @@
-"""Settings of `accelerate` in the environment: a launcher or another tool left them there; the recipe is what counts.
+"""Settings of `accelerate` in the environment: a launcher or another tool left them there;
+the recipe is what counts.
 
-`accelerate` reads some hundred variables. Left to itself it divides gradients by one, compiles because of another, and
-ends with an error because of a third. What shapes the weights must stand in the recipe, so all of them are hidden
-while it works, but for the one that is followed here: `ACCELERATE_USE_CPU`.
+`accelerate` reads some hundred variables. Left to itself it divides gradients by one, compiles
+because of another, and ends with an error because of a third. What shapes the weights must stand in
+the recipe, so all of them are hidden while it works, but for the one that is followed here:
+`ACCELERATE_USE_CPU`.
 """
 
 import contextlib
@@ -13,7 +15,9 @@ USE_CPU = "ACCELERATE_USE_CPU"
 
 _PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED")
 _TALK = ("ACCELERATE_LOG_LEVEL", "ACCELERATE_ENABLE_RICH", "ACCELERATE_DEBUG_MODE")
-"""Those that change what it says, not what it does: nobody needs to be told that they are hidden."""
+"""Those that change what it says, not what it does:
+nobody needs to be told that they are hidden.
+"""
 
 _ASK_NOTHING = ("", "0", "no", "n", "none", "false", "f", "off", "default")
 """Values, in small letters, that `accelerate launch` gives to what nobody asked for."""
@@ -51,9 +55,11 @@ def hidden() -> Iterator[None]:
 
 
 def ignored(precision: str, environment: Mapping[str, str] | None = None) -> str:
-    """The line that names the settings which ask for something and are not followed; empty where there are none.
+    """The line that names the settings which ask for something and are not followed;
+    empty where there are none.
 
-    precision: what the run computes in; who asks for the same is not contradicted.   environment: else the process's.
+    precision: what the run computes in; who asks for the same is not contradicted.
+    environment: else the process's.
     """
     given = os.environ if environment is None else environment
     asked = {
@@ -69,9 +75,8 @@ def ignored(precision: str, environment: Mapping[str, str] | None = None) -> str
         del asked["ACCELERATE_MIXED_PRECISION"]
     if not asked:
         return ""
-    named = sorted(
-        asked, key=lambda name: (name not in _OURS, name)
-    )  # those that have a word of ours come first
+    # those that have a word of ours come first
+    named = sorted(asked, key=lambda name: (name not in _OURS, name))
     told = [_told(name, asked[name]) for name in named[:_MOST_NAMED]]
     more = len(named) - len(told)
     if more:

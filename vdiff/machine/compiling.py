@@ -15,7 +15,8 @@ from vdiff.networks.repeated import repeated
 
 
 def resolve(wanted: Compile, device: torch.device) -> tuple[bool, str]:
-    """Whether to compile, and why.   Errors: MachineError where it is asked for and the machine cannot.
+    """Whether to compile, and why.   Errors: MachineError where it is asked for and the machine
+    cannot.
 
     `auto` times nothing: the same training must always compute in the same way.
     """
@@ -47,11 +48,13 @@ def lacking(device: torch.device) -> str:
 
 
 def turn_on(network: nn.Module) -> None:
-    """Compile every repeated part when it is first used. Names and weights stay; copies of the network are eager."""
+    """Compile every repeated part when it is first used.
+
+    Names and weights stay; copies of the network are eager.
+    """
     parts = repeated(network)
-    config: Any = (
-        torch._dynamo.config
-    )  # else torch gives up after eight kinds; there and back count, and a last part
+    # else torch gives up after eight kinds; there and back count, and a last part
+    config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 4 * len(parts))
     for part in parts:
         part.compile(dynamic=False)

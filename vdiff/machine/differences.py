@@ -1,4 +1,6 @@
-"""What the processes of a run say differently, in words: each value with the hosts and the processes that have it."""
+"""What the processes of a run say differently, in words:
+each value with the hosts and the processes that have it.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +8,8 @@ from typing import Any
 
 
 def differences(said: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> list[str]:
-    """A line per fact that is not the same everywhere; a process that does not name a fact does not contradict.
+    """A line per fact that is not the same everywhere;
+    a process that does not name a fact does not contradict.
 
     said: the facts by name, per process in their order.   hosts: where each process runs.
     """

@@ -1,4 +1,6 @@
-"""CUDA graphs: what a frozen network does on a GPU is recorded once per shape and replayed, without Python's delay."""
+"""CUDA graphs: what a frozen network does on a GPU is recorded once per shape and replayed,
+without Python's delay.
+"""
 
 import dataclasses
 import threading
@@ -34,13 +36,18 @@ class Recorder(Protocol):
     """Whoever can record what a call does on the device."""
 
     def record(self, call: Callable[..., Tensor], given: Given) -> Replay:
-        """Call once or more, and record it. Only the shapes of `given` count.   Errors: RuntimeError."""
+        """Call once or more, and record it.
+
+        Only the shapes of `given` count.   Errors: RuntimeError.
+        """
 
 
 def opened(wanted: CudaGraphs, device: torch.device, say: Callable[[str], None]) -> "Graphs | None":
-    """The graphs of a process, None for none.   Errors: MachineError where they are asked for and there is no GPU.
+    """The graphs of a process, None for none.   Errors: MachineError where they are asked for and
+    there is no GPU.
 
-    `auto` is off: no GPU has shown yet that they work and pay.   say: told once if they do not work.
+    `auto` is off: no GPU has shown yet that they work and pay.
+    say: told once if they do not work.
     """
     if wanted == "on" and device.type != "cuda":
         problem = "there is no CUDA device to replay network calls on"
@@ -53,8 +60,9 @@ def opened(wanted: CudaGraphs, device: torch.device, say: Callable[[str], None])
 class Graphs:
     """The recorded calls of frozen networks; a recording goes with its network.
 
-    Before a recording is used it must give, bit for bit, what the network gives for arguments that it was not made
-    with; if it does not, or cannot be made, nothing is replayed any more in this process, and that is said.
+    Before a recording is used it must give, bit for bit, what the network gives for arguments that
+    it was not made with; if it does not, or cannot be made, nothing is replayed any more in this
+    process, and that is said.
     say: told that.
     """
 
@@ -73,9 +81,8 @@ class Graphs:
             or any(weight.requires_grad for weight in network.parameters())
         ):
             return denoiser
-        if any(
-            map(is_sharded, network.parameters())
-        ):  # bringing them together is no work of the device alone
+        # bringing them together is no work of the device alone
+        if any(map(is_sharded, network.parameters())):
             return denoiser
         with self._lock:
             places = _places(network)
@@ -107,7 +114,10 @@ class Graphs:
         return expected
 
     def _checked(self, network: nn.Module, given: Given, expected: Tensor) -> Replay:
-        """A recording that gives what is expected.   Errors: RuntimeError that says why there is none."""
+        """A recording that gives what is expected.
+
+        Errors: RuntimeError that says why there is none.
+        """
         other = tuple(None if each is None else torch.zeros_like(each) for each in given)
         with _HostTraffic(expected.device.type) as traffic:
             _called(network, *other)
@@ -126,9 +136,8 @@ class Graphs:
             with self._lock:
                 if not any(calls.replays for calls in self._calls.values()):
                     raise
-        self._give_up(
-            "the memory does not suffice"
-        )  # out of the handler, which holds on to the tensors
+        # out of the handler, which holds on to the tensors
+        self._give_up("the memory does not suffice")
         return _called(network, *given)
 
     def _give_up(self, reason: str) -> None:
@@ -168,7 +177,8 @@ class _Graphed(nn.Module):
 
 
 class _HostTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees what a recording cannot hold: results that Python waits for, and tensors elsewhere than on the device.
+    """Sees what a recording cannot hold: results that Python waits for,
+    and tensors elsewhere than on the device.
 
     found: the first such operation; empty for none.
     """
@@ -181,7 +191,8 @@ class _HostTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        # a result elsewhere that nobody uses does no harm: some kernels of attention leave the state of a generator
+        # a result elsewhere that nobody uses does no harm: some kernels of attention leave the
+        # state of a generator
         used = (args, kwargs, out if func is torch.ops.aten._to_copy.default else None)
         tensors = (leaf for leaf in tree_leaves(used) if isinstance(leaf, Tensor))
         if waits or any(tensor.device.type != self._device_type for tensor in tensors):
@@ -194,7 +205,8 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # one of each for all recordings: they share the scratch memory of matrix products, which belongs to the stream
+        # one of each for all recordings: they share the scratch memory of matrix products, which
+        # belongs to the stream
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
@@ -243,7 +255,9 @@ def _places(network: nn.Module) -> tuple[int, ...]:
 
 
 def _key(given: Given) -> Hashable:
-    """What a recording holds for: shapes, dtypes, and the precision that is asked for from outside."""
+    """What a recording holds for: shapes, dtypes, and the precision that is
+    asked for from outside.
+    """
     kind = next(each.device.type for each in given if each is not None)
     mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return mixed, tuple(

@@ -1,7 +1,9 @@
-"""A line between the processes of a run: small facts, signs of life, and the last words of one that failed.
+"""A line between the processes of a run: small facts, signs of life,
+and the last words of one that failed.
 
-It leads to the store where torch's processes meet. A store does not answer when its host is gone, and torch then waits
-for ever, deaf to signals. So a thread talks to it; whoever asks waits for the thread, as long as it likes.
+It leads to the store where torch's processes meet. A store does not answer when its host is gone,
+and torch then waits for ever, deaf to signals. So a thread talks to it; whoever asks waits for the
+thread, as long as it likes.
 """
 
 import contextlib
@@ -41,7 +43,8 @@ class Line:
     """One process's line.
 
     store: a `torch.distributed.Store` of this run alone.   rank: of this process, of `world_size`.
-    has_store: whether the store lives in this process; torchrun keeps it in one of its own.   place: where it is.
+    has_store: whether the store lives in this process; torchrun keeps it in one of its own.
+    place: where it is.
     """
 
     def __init__(
@@ -61,7 +64,8 @@ class Line:
         threads.start(self._thread)
 
     def ask(self, put: Callable[[Any], Any], seconds: float | None = None) -> Any:
-        """What `put` gives when it is called with the store.   Errors: MachineError where the store does not answer.
+        """What `put` gives when it is called with the store.
+        Errors: MachineError where the store does not answer.
 
         seconds: how long to wait, else SILENCE_SECONDS.
         """
@@ -100,7 +104,9 @@ class Line:
         return self.get([key])[0] if self.are_there([key]) else b""
 
     def silent(self, seconds: float) -> list[int]:
-        """The others that give no sign of life within so many seconds, or until a failed one has told why."""
+        """The others that give no sign of life within so many seconds,
+        or until a failed one has told why.
+        """
         before = {rank: self.beats(rank) for rank in self._others}
         deadline = time.monotonic() + seconds
         while self.farewell is None and time.monotonic() < deadline:
@@ -108,7 +114,9 @@ class Line:
         return [rank for rank in self._others if self.beats(rank) == before[rank]]
 
     def fail(self, words: bytes) -> None:
-        """Tell why this process fails, unless another one was first, and stay until the others have heard it."""
+        """Tell why this process fails, unless another one was first,
+        and stay until the others have heard it.
+        """
         have_heard = False
         with contextlib.suppress(MachineError):  # nobody is there to hear it
             self.ask(lambda store: store.compare_set(_FAREWELL, "", words), _FAREWELL_SECONDS)
@@ -116,7 +124,8 @@ class Line:
         self.close(_FAREWELL_SECONDS if have_heard else 0.1)
 
     def close(self, seconds: float = _LEAVING_SECONDS) -> None:
-        """Hang up. The process in which the store lives goes last: without it the others' torch would complain.
+        """Hang up. The process in which the store lives goes last:
+        without it the others' torch would complain.
 
         seconds: how long it waits for them.
         """
@@ -130,7 +139,10 @@ class Line:
             self._thread.join(seconds)
 
     def _lost(self, what: str) -> MachineError:
-        problem = f"the place where the processes of this run meet {what}: its host or the network is gone"
+        problem = (
+            f"the place where the processes of this run meet {what}: "
+            "its host or the network is gone"
+        )
         return MachineError(
             problem, "run the same command again: it goes on from the last save", self._place
         )
@@ -172,7 +184,9 @@ class Line:
 
 
 def _is_set_within(event: threading.Event, seconds: float) -> bool:
-    """Whether it is, in so many seconds in which this process was not suspended: a pause spends one part of them."""
+    """Whether it is, in so many seconds in which this process was not suspended:
+    a pause spends one part of them.
+    """
     return any(event.wait(seconds / _PARTS) for _ in range(_PARTS))
 
 

@@ -48,12 +48,15 @@ class Machine:
     ) -> None:
         """Join the other processes, if a launcher started any and none are given in `processes`.
 
-        compile: whether networks that learn are compiled.   shard: whether networks lie in shares, one in each process.
-        cuda_graphs: whether the calls of networks that draw are replayed; `say` is told if that does not work.
+        compile: whether networks that learn are compiled.
+        shard: whether networks lie in shares, one in each process.
+        cuda_graphs: whether the calls of networks that draw are replayed; `say` is told if that
+        does not work.
         say, check: also told for whom this process waits, and called meanwhile; `check` may raise.
         image_size: of the pictures, in pixels; where it is small, `auto` is float32 on a CPU.
 
-        deterministic: the same bits every time, on GPUs too; torch refuses an operation that cannot.
+        deterministic: the same bits every time, on GPUs too; torch refuses an operation that
+        cannot.
         device: "cpu", "cuda", "mps", or None for the GPU where there is one.
         Errors: MachineError for what it cannot do.
         """
@@ -62,12 +65,10 @@ class Machine:
         self.precision, self.why_precision = resolve_on(picked, precision, image_size)
         self.compiles, self.why_compile = compiling.resolve(compile, picked)
         if deterministic:
-            os.environ.setdefault(
-                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-            )  # read when CUDA is first used
-        if (
-            deterministic != torch.are_deterministic_algorithms_enabled()
-        ):  # it imports torch's compiler, for a second
+            # read when CUDA is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # it imports torch's compiler, for a second
+        if deterministic != torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(deterministic)
         memory.arrange(sparing=False)  # who draws asks for the same memory in every step
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -87,7 +88,9 @@ class Machine:
 
     @property
     def has_fused_step(self) -> bool:
-        """Whether AdamW's fused step knows `grad_scale` and `found_inf`; that of MPS drops both without a word."""
+        """Whether AdamW's fused step knows `grad_scale` and `found_inf`;
+        that of MPS drops both without a word.
+        """
         return bool(self.device.type != "mps")
 
     def described(self) -> str:
@@ -127,7 +130,9 @@ class Machine:
         return sharded.turn_on(network, self.device) if self.shards else network
 
     def freeze(self, network: nn.Module) -> nn.Module:
-        """Make a network that learns nothing more compute in the run's precision: its weights are cast once, here."""
+        """Make a network that learns nothing more compute in the run's precision:
+        its weights are cast once, here.
+        """
         if not self.shards:
             return frozen(network, self.device, self.precision)
         return self.shard(
@@ -147,7 +152,9 @@ class Machine:
     def unsynchronised(
         self, network: nn.Module, when: bool
     ) -> contextlib.AbstractContextManager[Any]:
-        """Within it, gradients stay in their process: for all micro-batches of an update but the last."""
+        """Within it, gradients stay in their process:
+        for all micro-batches of an update but the last.
+        """
         if self.shards:
             network.set_requires_gradient_sync(not when)  # type: ignore[operator] # of the class it was given
             return contextlib.nullcontext()
@@ -163,7 +170,8 @@ class Machine:
         return flag if self.world_size == 1 else bool(self._count(flag) > 0)
 
     def vote(self) -> Callable[[bool], bool]:
-        """A question for all processes, put again and again: whether it was true in any of them the last time.
+        """A question for all processes, put again and again:
+        whether it was true in any of them the last time.
 
         So nobody waits for what the device still computes. A process alone hears itself at once.
         """
@@ -179,9 +187,8 @@ class Machine:
         return put
 
     def _count(self, flag: bool) -> Tensor:
-        return self.sum(
-            torch.full((), float(flag), device=self.device)
-        )  # torch.tensor would wait for the device
+        # torch.tensor would wait for the device
+        return self.sum(torch.full((), float(flag), device=self.device))
 
     def take(self, tensor: Tensor) -> Tensor:
         """A tensor of the host on the device; the host does not wait until it is there."""
@@ -192,7 +199,9 @@ class Machine:
         )
 
     def take_exact(self, tensor: Tensor) -> Tensor:
-        """A tensor of the host where random numbers and times are computed for the device: see `exact`."""
+        """A tensor of the host where random numbers and times are computed for the device:
+        see `exact`.
+        """
         return self.take(tensor) if exact(self.device) == self.device else tensor
 
     def least(self, number: int) -> int:
@@ -201,15 +210,16 @@ class Machine:
         return number if self.world_size == 1 else int(self._accelerator.gather(given).min())
 
     def share_out(self, work: Callable[[slice], Tensor], count: int) -> Tensor:
-        """`work` on all of `count` items, in every process: each does its share, then all are brought together.
+        """`work` on all of `count` items, in every process:
+        each does its share, then all are brought together.
 
-        work: the results for a slice of the items, [n, ...] each.   Returns [count, ...] on the CPU.
+        work: the results for a slice of the items, [n, ...] each.
+        Returns [count, ...] on the CPU.
         """
         if self.world_size == 1:
             return work(slice(0, count))
-        size = -(
-            -count // self.world_size
-        )  # of every share, so that all are of equal shape; the last may overlap
+        # of every share, so that all are of equal shape; the last may overlap
+        size = -(-count // self.world_size)
         start = max(min(self.rank * size, count - size), 0)
         found: Tensor = self._accelerator.gather(
             work(slice(start, start + size)).to(self.device)
@@ -251,7 +261,10 @@ class Machine:
         first_step: int = 0,
         say: Callable[[str], None] = lambda text: None,
     ) -> Iterator[Trackers]:
-        """Those of the first process, as `trackers.opened`; the others' tell nobody.   Errors: MachineError."""
+        """Those of the first process, as `trackers.opened`; the others' tell nobody.
+
+        Errors: MachineError.
+        """
         trackers.check(kinds)  # in all processes, so that none waits for one that has failed
         with (
             trackers.opened(kinds, folder, name, first_step, say)
@@ -266,7 +279,8 @@ class Machine:
         err: BaseException | None = None,
         _: TracebackType | None = None,
     ) -> None:
-        """Leave the other processes in good order; with an error or a stop, which may be of this one alone, at once.
+        """Leave the other processes in good order; with an error or a stop,
+        which may be of this one alone, at once.
 
         kind, err: what is under way, as `ExitStack.push` tells it.
         """
@@ -274,14 +288,18 @@ class Machine:
 
 
 def placed(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network on a device, with the layers that are fast there, in the memory format that convolutions like."""
+    """The network on a device, with the layers that are fast there,
+    in the memory format that convolutions like.
+    """
     fast_on(network.to(device), device)
     # on CPUs, the fast layers lay out what passes through the network, level by level
     return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
 
 
 def frozen(network: nn.Module, device: torch.device, precision: Arithmetic) -> nn.Module:
-    """A network that learns nothing more, on a device and cast to what it computes in: for one process alone."""
+    """A network that learns nothing more, on a device and cast to what it computes in:
+    for one process alone.
+    """
     return placed(network, device).eval().requires_grad_(False).to(_DTYPES[precision])
 
 
@@ -289,7 +307,7 @@ def _on_its_way(count: Tensor) -> Callable[[], bool]:
     """Whether a number on the device is above 0, to be asked later."""
     if count.device.type != "cuda":
         return lambda: bool(count > 0)
-    there, arrived = count.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    there, arrived = count.to(("cpu"), non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
 
     def above_zero() -> bool:
@@ -304,7 +322,8 @@ def _nobody() -> contextlib.AbstractContextManager[Trackers]:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device with this name, or the GPU where there is one and ACCELERATE_USE_CPU does not say otherwise.
+    """The device with this name, or the GPU where there is one and ACCELERATE_USE_CPU
+    does not say otherwise.
 
     That of a Mac is for one process alone.   Errors: UsageError, MachineError.
     """

@@ -1,6 +1,7 @@
 """What the processes of a run tell one another: facts, errors, and that they are still there.
 
-A process that works may take hours while the others wait for it; one that is gone is noticed in a minute.
+A process that works may take hours while the others wait for it; one that is gone is noticed in a
+minute.
 """
 
 import contextlib
@@ -18,7 +19,9 @@ from vdiff.machine.differences import differences
 from vdiff.machine.line import Line
 
 LONGEST_WAIT = timedelta(hours=6)
-"""How long they wait for what one of them does alone (reading, measuring, saving) while it gives signs of life."""
+"""How long they wait for what one of them does alone (reading, measuring, saving) while
+it gives signs of life.
+"""
 
 _HURRIED_SECONDS = 5.0
 """The silence of another process that ends the waiting of one which was asked to stop."""
@@ -33,7 +36,8 @@ class Meeting:
     """The processes of a run, as one of them sees them.
 
     line: to the others; None for a process that is alone.   rank: of this process, of `world_size`.
-    is_asked: whether somebody asked this process to stop; it waits no longer then for one that seems to be gone.
+    is_asked: whether somebody asked this process to stop; it waits no longer then for one that
+    seems to be gone.
     """
 
     def __init__(
@@ -57,7 +61,8 @@ class Meeting:
         return self.rank == 0
 
     def told(self, find: Callable[[], Any]) -> Any:
-        """What the first process finds, as JSON holds it, in every process; its error is everybody's.
+        """What the first process finds, as JSON holds it, in every process;
+        its error is everybody's.
 
         find: is called in the first process alone, and may take hours.
         """
@@ -67,7 +72,9 @@ class Meeting:
         return answers[0]
 
     def everybody(self, find: Callable[[], Any]) -> list[Any]:
-        """What `find` gives in each process, as JSON holds it, in their order; an error in one is raised in all."""
+        """What `find` gives in each process, as JSON holds it, in their order;
+        an error in one is raised in all.
+        """
         return [find()] if self._line is None else self._answers(find)
 
     def named(self, rank: int) -> str:
@@ -76,7 +83,9 @@ class Meeting:
         return f"process {rank}{on}"
 
     def together(self, work: Callable[[], Found]) -> Found:
-        """What `work` gives in this process; where it fails in one process, it fails in all of them."""
+        """What `work` gives in this process; where it fails in one process,
+        it fails in all of them.
+        """
         if self._line is None:
             return work()
         found: list[Found] = []
@@ -93,7 +102,8 @@ class Meeting:
     ) -> None:
         """See that all processes say the same; each names only what it knows.
 
-        Errors: one of this `kind`, in every process, that names what differs, where, and both values.
+        Errors: one of this `kind`, in every process, that names what differs, where, and both
+        values.
         """
         if self._line is None:
             return
@@ -103,9 +113,11 @@ class Meeting:
 
     @contextlib.contextmanager
     def hearing(self) -> Iterator[None]:
-        """Within it, an error which only says that another process is gone becomes the one that it had.
+        """Within it, an error which only says that another process is gone
+        becomes the one that it had.
 
-        Errors: MachineError that names the process, where that has left no word; or says that one was too slow.
+        Errors: MachineError that names the process, where that has left no word; or says that one
+        was too slow.
         """
         try:
             yield
@@ -123,7 +135,10 @@ class Meeting:
                 raise MachineError(
                     problem, f"look at the host and at what was said there, then {_GO_ON}"
                 ) from err
-            problem = "the processes of this run lost one another, or one kept the others waiting for too long"
+            problem = (
+                "the processes of this run lost one another, "
+                "or one kept the others waiting for too long"
+            )
             raise MachineError(
                 problem, f"look whether a disk or a network hangs, then {_GO_ON}", _first_line(err)
             ) from err
@@ -138,7 +153,9 @@ class Meeting:
             self._line.fail(json.dumps(self._words(err)).encode())
 
     def _answers(self, find: Callable[[], Any]) -> list[Any]:
-        """What `find` gives in each process, in their order; an error in one of them is raised in all."""
+        """What `find` gives in each process, in their order;
+        an error in one of them is raised in all.
+        """
         own: VdiffError | None = None
         try:
             answer: dict[str, Any] = {"found": find()}
@@ -185,7 +202,10 @@ class Meeting:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _look_after(self, missing: Sequence[int], signs: dict[int, "_Sign"]) -> None:
-        """MachineError for one that is missing and seems to be gone.   signs: the last ones of each."""
+        """MachineError for one that is missing and seems to be gone.
+
+        signs: the last ones of each.
+        """
         assert self._line is not None
         now = time.monotonic()
         allowed = _HURRIED_SECONDS if self._is_asked() else lines.SILENCE_SECONDS
@@ -194,7 +214,8 @@ class Meeting:
             if last is None or last.beat != beat:
                 signs[rank] = _Sign(beat, now, 0.0)
                 continue
-            # a run that was suspended (Ctrl-Z, `scontrol suspend`) heard nothing meanwhile, which means nothing
+            # a run that was suspended (Ctrl-Z, `scontrol suspend`) heard nothing meanwhile, which
+            # means nothing
             silence = last.silence + min(now - last.looked, 2 * _LOOK_SECONDS)
             signs[rank] = _Sign(beat, now, silence)
             if silence > allowed:
@@ -232,7 +253,9 @@ _GO_ON = "run the same command again: it goes on from the last save"
 
 
 class _Sign(NamedTuple):
-    """A sign of life, when it was looked for last, and for how many seconds before it was the same."""
+    """A sign of life, when it was looked for last, and for how many seconds
+    before it was the same.
+    """
 
     beat: bytes
     looked: float

@@ -1,4 +1,6 @@
-"""Memory: how much was used at most, how much is left, how much a piece of work needs, and who keeps what is free."""
+"""Memory: how much was used at most, how much is left, how much a piece of work needs,
+and who keeps what is free.
+"""
 
 import contextlib
 import ctypes
@@ -25,10 +27,12 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
 
 def arrange(sparing: bool) -> None:
-    """Say what becomes of a tensor's memory on a CPU when it is free: given back at once, or kept for the next one.
+    """Say what becomes of a tensor's memory on a CPU when it is free:
+    given back at once, or kept for the next one.
 
-    Kept, an update takes 8 % less time, as no page is asked for twice; given back, the gaps between tensors go, which
-    are a fifth of the memory (docs/benchmarks.md). Does nothing without the GNU C library.
+    Kept, an update takes 8 % less time, as no page is asked for twice; given back, the gaps between
+    tensors go, which are a fifth of the memory (docs/benchmarks.md). Does nothing without the GNU C
+    library.
     """
     if (library := _gnu_c_library()) is not None:
         library.mallopt(_MMAP_THRESHOLD, 2**16 if sparing else 2**30)
@@ -42,7 +46,9 @@ def _gnu_c_library() -> ctypes.CDLL | None:
 
 
 def is_lacking(err: RuntimeError) -> bool:
-    """Whether an error says that memory ran out; torch has a class for it only where its own allocator asked."""
+    """Whether an error says that memory ran out;
+    torch has a class for it only where its own allocator asked.
+    """
     return isinstance(err, torch.OutOfMemoryError) or any(
         words in str(err) for words in OUT_OF_MEMORY
     )
@@ -60,7 +66,9 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most that was in use since then, or since the process began; on a CPU with all that Python and torch need."""
+    """The most that was in use since then, or since the process began;
+    on a CPU with all that Python and torch need.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -155,9 +163,8 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for holder, _ in _holders(
-            (args, kwargs)
-        ):  # what was there before is not counted when an operation returns it
+        # what was there before is not counted when an operation returns it
+        for holder, _ in _holders((args, kwargs)):
             self._meet(holder, 0)
         out = func(*args, **(kwargs or {}))
         for holder, size in _holders(out):
@@ -176,7 +183,9 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _holders(tree: Any) -> Iterator[tuple[object, int]]:
-    """What holds the memory of every tensor, and how many bytes; tensors that share memory have one holder."""
+    """What holds the memory of every tensor, and how many bytes;
+    tensors that share memory have one holder.
+    """
     for leaf in tree_leaves(tree):
         if isinstance(leaf, torch.Tensor):
             yield (leaf, leaf.numel() * leaf.itemsize) if leaf.is_mkldnn else _storage(leaf)

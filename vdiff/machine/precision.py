@@ -16,7 +16,10 @@ SMALLEST_BF16_PICTURE = 16
 def resolve_on(
     device: torch.device, precision: Precision, image_size: int | None = None
 ) -> tuple[Arithmetic, str]:
-    """What to compute in on a device, and why.   image_size: of the pictures, in pixels.   Errors: MachineError."""
+    """What to compute in on a device, and why.
+
+    image_size: of the pictures, in pixels.   Errors: MachineError.
+    """
     if device.type == "mps":
         return resolve_on_mps(precision)
     found, why = resolve(precision, device.type == "cpu", image_size)
@@ -51,7 +54,10 @@ def resolve(
         precision
     ]
     if not has_it:
-        fix = f"set `precision: {'bf16' if has_bf16 else 'fp32'}`, which it can do, or `precision: auto`"
+        fix = (
+            f"set `precision: {'bf16' if has_bf16 else 'fp32'}`, which it can do, "
+            "or `precision: auto`"
+        )
         raise MachineError(f"this {unit} does not multiply {precision}", fix, "precision")
     return precision, "the recipe says so"
 
@@ -71,7 +77,9 @@ def resolve_on_mps(precision: Precision) -> tuple[Arithmetic, str]:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for it (AVX-512 BF16 or AMX) and torch uses them; emulation is slow."""
+    """Whether the CPU has instructions for it (AVX-512 BF16 or AMX) and torch uses them;
+    emulation is slow.
+    """
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     has_instructions = any(getattr(torch.cpu, name, bool)() for name in asked)
     return has_instructions and bool(torch.backends.mkldnn.enabled)

@@ -17,7 +17,8 @@ from vdiff.machine.line import Line
 from vdiff.machine.meeting import Meeting
 
 PATIENCE = timedelta(minutes=5)
-"""How long processes wait for one another's tensors; all of them compute the same then, at about the same speed.
+"""How long processes wait for one another's tensors;
+all of them compute the same then, at about the same speed.
 
 Not 10 minutes: `accelerate` takes them for nothing said, and torch then waits 30.
 """
@@ -99,13 +100,15 @@ class Processes(Meeting):
         """Leave the others in good order; with an error, tell them."""
         self.leave(err)
         if kind is not None and self.world_size > 1 and torch.distributed.get_backend() == "nccl":
-            # in good order it would wait for the others, who wait for this one, and nobody would hear of the error
+            # in good order it would wait for the others, who wait for this one, and nobody would
+            # hear of the error
             torch.distributed.distributed_c10d._abort_process_group()
             return
         self.accelerator.end_training()
 
     def _own_store(self) -> PrefixStore:
-        # torchrun gives the same store to processes that it starts again: what they were told before must not count
+        # torchrun gives the same store to processes that it starts again: what they were told
+        # before must not count
         name = torch.tensor(secrets.randbits(62), device=self.accelerator.device)
         torch.distributed.broadcast(name, 0)
         store = torch.distributed.distributed_c10d._get_default_store()

@@ -1,4 +1,6 @@
-"""Where the processes of a run meet before they work: whoever is missing is named, and nobody waits in silence."""
+"""Where the processes of a run meet before they work:
+whoever is missing is named, and nobody waits in silence.
+"""
 
 import contextlib
 import os
@@ -20,7 +22,9 @@ LIMIT_SECONDS = 600.0
 """How long the others are waited for, as by torchrun."""
 
 TELL_SECONDS = 3.0
-"""After this time whoever waits says so, and again each time when it has waited three times as long."""
+"""After this time whoever waits says so, and again each time when it has
+waited three times as long.
+"""
 
 STARTED_TOGETHER_SECONDS = 20.0
 """The same where all are started together: then it is only the machine that is slow."""
@@ -34,7 +38,8 @@ _POLLS_OF_STRANGER = 25
 
 
 def meet(world: World, say: Callable[[str], None], check: Callable[[], None]) -> Store | None:
-    """Return when all processes of `world` are here. What it returns must be kept as long as they work together.
+    """Return when all processes of `world` are here. What it returns must be kept as long as they
+    work together.
 
     say: told for whom it waits, and how long.   check: called again and again meanwhile; may raise.
     Errors: MachineError if some have not come within LIMIT_SECONDS.
@@ -50,14 +55,13 @@ def meet(world: World, say: Callable[[str], None], check: Callable[[], None]) ->
 def _gather(world: World, store: Store, waiting: "_Waiting") -> None:
     """Return when all are here, in this life.
 
-    torchrun keeps the store when it starts processes again, and counts the restarts of each host by itself. So what was
-    said in an earlier life may still lie there, and nothing common tells the lives apart but what they make up: each
-    process leaves a word, the first one lists the words that it finds, each answers a list that holds its own, and the
-    first one lets all go.
+    torchrun keeps the store when it starts processes again, and counts the restarts of each host by
+    itself. So what was said in an earlier life may still lie there, and nothing common tells the
+    lives apart but what they make up: each process leaves a word, the first one lists the words
+    that it finds, each answers a list that holds its own, and the first one lets all go.
     """
-    store.set_timeout(
-        timedelta(seconds=_MOST_SECONDS)
-    )  # of an answer: it is open, and a busy host is only slow
+    # of an answer: it is open, and a busy host is only slow
+    store.set_timeout(timedelta(seconds=_MOST_SECONDS))
     word = secrets.token_hex(8)
     common = f"vdiff/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{world.size}"
     here, answers = (
@@ -86,7 +90,9 @@ def _gather(world: World, store: Store, waiting: "_Waiting") -> None:
 
 
 def _late(store: Store, here: Sequence[str], answers: Sequence[str], listed: str) -> list[int]:
-    """Who has not answered the list of all words yet; for the first process, which writes that list."""
+    """Who has not answered the list of all words yet;
+    for the first process, which writes that list.
+    """
     if not store.check(list(here)):
         # all may have come in this moment: they have not answered yet
         return [rank for rank, key in enumerate(here) if not store.check([key])] or list(
@@ -111,7 +117,10 @@ class _Waiting:
         self._tells_at = STARTED_TOGETHER_SECONDS if world.at_once else TELL_SECONDS
 
     def once_more(self, missing: Callable[[], Sequence[int]], why: str = "") -> None:
-        """Wait a little longer.   missing: the numbers of those that are not here.   Errors: MachineError."""
+        """Wait a little longer.
+
+        missing: the numbers of those that are not here.   Errors: MachineError.
+        """
         self.check()
         waited = time.monotonic() - self._begun
         if waited > LIMIT_SECONDS:
@@ -144,12 +153,21 @@ def _named(missing: Sequence[int]) -> str:
 
 
 def _store(world: World, waiting: _Waiting) -> Store:
-    """The common notes of all processes, which process 0 or torchrun holds.   Errors: MachineError."""
+    """The common notes of all processes, which process 0 or torchrun holds.
+
+    Errors: MachineError.
+    """
     if world.listens:
         store = _opened(world, waiting.check)
         if store is None:
-            problem = f"process 0 has to listen at port {world.port} of this machine, and cannot: it is taken"
-            fix = f"set MASTER_PORT to another number in all processes; to work alone, type `{world.alone}` first"
+            problem = (
+                f"process 0 has to listen at port {world.port} of this machine, "
+                "and cannot: it is taken"
+            )
+            fix = (
+                "set MASTER_PORT to another number in all processes; "
+                f"to work alone, type `{world.alone}` first"
+            )
             raise MachineError(problem, fix, world.told_by)
         return store
     at = f", which has to listen at {world.host}:{world.port}"
@@ -177,7 +195,8 @@ def _opened(world: World, check: Callable[[], None]) -> Store | None:
                 is_master=world.listens,
                 timeout=timedelta(seconds=_TRY_SECONDS),
                 wait_for_workers=False,
-                multi_tenant=True,  # so that torch finds it, and makes no second one, when it joins the processes
+                # so that torch finds it, and makes no second one, when it joins the processes
+                multi_tenant=True,
             )
             found.append(store)
 
@@ -194,7 +213,9 @@ def _opened(world: World, check: Callable[[], None]) -> Store | None:
 
 @contextlib.contextmanager
 def _torch_silent() -> Iterator[None]:
-    """Within it, nothing reaches stderr: for each failure, torch prints fifty lines there from below Python."""
+    """Within it, nothing reaches stderr: for each failure,
+    torch prints fifty lines there from below Python.
+    """
     try:
         kept = os.dup(2)
     except OSError:  # it is closed

@@ -1,7 +1,7 @@
 """Trackers: where the curves and pictures of a training go for others to look at.
 
-accelerate has a class for each of them. What is added here: no step is told twice, also after a stop; files lie in the
-run; and a tracker that fails ends no training.
+accelerate has a class for each of them. What is added here: no step is told twice, also after a
+stop; files lie in the run; and a tracker that fails ends no training.
 """
 
 import contextlib
@@ -42,9 +42,11 @@ Say = Callable[[str], None]
 
 
 class Trackers:
-    """Those that are open. Steps never go backwards: an update that is done again is not there twice.
+    """Those that are open. Steps never go backwards: an update that is done again is not there
+    twice.
 
-    One that fails is closed, which is said once: curves for others to look at are not worth a training.
+    One that fails is closed, which is said once: curves for others to look at are not worth a
+    training.
     """
 
     def __init__(self, say: Say = lambda text: None) -> None:
@@ -58,7 +60,9 @@ class Trackers:
                 self._open[kind].log(values, step)
 
     def picture(self, name: str, picture: Tensor, step: int) -> None:
-        """Show a picture, uint8 [C, H, W]; transparent parts are white, as not every tracker knows transparency."""
+        """Show a picture, uint8 [C, H, W]; transparent parts are white,
+        as not every tracker knows transparency.
+        """
         shown = on_white(picture)
         for kind in list(self._open):
             with self._guarding(kind):
@@ -110,7 +114,8 @@ def opened(
 ) -> Iterator[Trackers]:
     """Trackers that write into `folder`. kinds: None for TensorBoard where that is installed.
 
-    name: of the run, for people.   first_step: from here on steps are new; what an earlier sitting told of them goes.
+    name: of the run, for people.   first_step: from here on steps are new; what an earlier sitting
+    told of them goes.
     say: told of a tracker that fails.
     """
     check(kinds)
@@ -127,9 +132,11 @@ def opened(
 
 
 def begin_anew(folder: Path) -> None:
-    """Stages that were told of are to be made again: trackers whose steps never go back get a further run.
+    """Stages that were told of are to be made again:
+    trackers whose steps never go back get a further run.
 
-    TensorBoard needs no word: it drops what earlier sittings told of the same steps.   Errors: MachineError.
+    TensorBoard needs no word: it drops what earlier sittings told of the same steps.
+    Errors: MachineError.
     """
     for kind in get_args(TrackerKind):
         memory = _memory_of(folder, kind)
@@ -175,9 +182,11 @@ class _Tracker:
 
 class _TensorBoard(_Tracker):
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Begin a file, of which readers learn to drop what earlier files tell of steps from `first_step` on.
+        """Begin a file, of which readers learn to drop what earlier files tell of steps from
+        `first_step` on.
 
-        They read files by name, and names begin with the second: two of one second may come in the wrong order.
+        They read files by name, and names begin with the second: two of one second may come in the
+        wrong order.
         """
         from accelerate.tracking import TensorBoardTracker  # here, as in `processes`
 
@@ -203,13 +212,17 @@ def _names(folder: Path) -> set[str]:
 
 
 class _Told(_Tracker):
-    """A tracker whose steps never go back. A file in the run remembers how far it was told: that is not told again.
+    """A tracker whose steps never go back. A file in the run remembers how far it was told: that is
+    not told again.
 
     id: of its run; another one after `begin_anew`.
     """
 
     def __init__(self, kind: TrackerKind, folder: Path) -> None:
-        """Read what is remembered; a subclass opens the tracker.   Errors: UsageError, MachineError."""
+        """Read what is remembered; a subclass opens the tracker.
+
+        Errors: UsageError, MachineError.
+        """
         self._memory = _memory_of(folder, kind)
         refuse_strange_file(self._memory, _is_memory)
         known = whole_folder.read_json(self._memory) if self._memory.is_file() else {}
@@ -239,9 +252,11 @@ class _Told(_Tracker):
 
 
 class _Plain(_Told):
-    """Any other tracker of accelerate, with its own settings; where it has no pictures, it gets the curves alone.
+    """Any other tracker of accelerate, with its own settings;
+    where it has no pictures, it gets the curves alone.
 
-    One run for all sittings where the tracker can go on with one; aim and clearml begin a run of the same name.
+    One run for all sittings where the tracker can go on with one; aim and clearml begin a run of
+    the same name.
     """
 
     def __init__(self, kind: TrackerKind, folder: Path, name: str) -> None:
@@ -365,7 +380,9 @@ def _has_key(address: str) -> bool:
 
 @contextlib.contextmanager
 def _disk_errors_told_once() -> Iterator[None]:
-    """TensorBoard's writing thread raises an OSError again in the main thread: its own traceback is one too many."""
+    """TensorBoard's writing thread raises an OSError again in the main thread:
+    its own traceback is one too many.
+    """
     before = threading.excepthook
 
     def tell(caught: threading.ExceptHookArgs) -> None:

@@ -1,4 +1,6 @@
-"""Which processes work together, as the environment tells: launchers and schedulers say so in variables."""
+"""Which processes work together, as the environment tells:
+launchers and schedulers say so in variables.
+"""
 
 import contextlib
 import os
@@ -30,16 +32,21 @@ _MPI = (
 """Of torch's launchers, and of MPI's: number, count, number on this host, count on this host."""
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-"""Slurm numbers the steps that are no `srun` of the user's (batch script, interactive shell) from here on."""
+"""Slurm numbers the steps that are no `srun` of the user's (batch script,
+interactive shell) from here on.
+"""
 
 
 @dataclass(frozen=True)
 class World:
     """This process among those of its run.
 
-    rank: its number, from 0.   size: how many there are.   local_rank, local_size: the same on this host alone.
-    host, port: where process 0 listens, or torchrun in its place.   listens: whether this process does.
-    told_by: who says so, in words.   alone: what to type to work alone.   at_once: whether all are started together.
+    rank: its number, from 0.   size: how many there are.
+    local_rank, local_size: the same on this host alone.
+    host, port: where process 0 listens, or torchrun in its place.
+    listens: whether this process does.
+    told_by: who says so, in words.   alone: what to type to work alone.
+    at_once: whether all are started together.
     """
 
     rank: int = 0
@@ -123,7 +130,8 @@ def _of_launcher(told: Mapping[str, str]) -> World:
         )
     if "MASTER_ADDR" not in told:
         raise _misfit(
-            f"{words['RANK']} of {words['WORLD_SIZE']} without `MASTER_ADDR`, the host of process 0",
+            f"{words['RANK']} of {words['WORLD_SIZE']} without `MASTER_ADDR`, "
+            "the host of process 0",
             alone,
         )
     host, port = told["MASTER_ADDR"].strip(), _port(told, alone)
@@ -173,7 +181,8 @@ def _of_mpi(told: Mapping[str, str]) -> World | None:
                 return None
             if "MASTER_ADDR" not in told and local_size < size:
                 raise _misfit(
-                    f"`{names[1]}={size}` on several hosts, without `MASTER_ADDR`, that of process 0",
+                    f"`{names[1]}={size}` on several hosts, without `MASTER_ADDR`, "
+                    "that of process 0",
                     alone,
                 )
             told_by = f"{names[0]}={rank}, {names[1]}={size} in the environment"
@@ -232,5 +241,8 @@ def _misfit(what: str, alone: str) -> MachineError:
     problem = (
         f"variables of the environment that tell of several processes do not fit together: {what}"
     )
-    fix = f"to work alone, type `{alone}` first; to work together, start all with `--gpus N`, torchrun or srun"
+    fix = (
+        f"to work alone, type `{alone}` first; to work together, start all with `--gpus N`, "
+        "torchrun or srun"
+    )
     return MachineError(problem, fix, "the environment")

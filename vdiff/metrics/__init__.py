@@ -25,7 +25,9 @@ METRICS: "Registry[MetricSection | PairMetricSection]" = Registry(
     group="vdiff.metrics",
     contract=("vdiff.metrics.metric:MetricSection", "vdiff.metrics.pair_metric:PairMetricSection"),
 )
-"""The most telling first: so they stand in tables and on pages. Of two sorts: sets of pictures, and pairs of them."""
+"""The most telling first: so they stand in tables and on pages. Of two sorts:
+sets of pictures, and pairs of them.
+"""
 
 DEFAULT = ("agreement", "fd_pixel", "swd")
 """The metrics that need nothing but pictures."""

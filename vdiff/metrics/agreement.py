@@ -1,4 +1,6 @@
-"""Agreement with the teacher: how much two models' pictures from the same noise differ, pixel by pixel."""
+"""Agreement with the teacher: how much two models' pictures from the same noise differ,
+pixel by pixel.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _CONTRAST, _LUMINANCE = (0.03 * _RANGE) ** 2, (0.01 * _RANGE) ** 2
 
 
 class AgreementSection(PairMetricSection):
-    """Agreement with the own teacher and with the original, from the same noise; needs no reference pictures."""
+    """Agreement with the own teacher and with the original, from the same noise;
+    needs no reference pictures.
+    """
 
     is_cheap: ClassVar[bool] = True
     title: ClassVar[str] = "Agreement"
@@ -73,8 +77,9 @@ class PixelAgreement:
 class Agreement(NamedTuple):
     """What two sets of pictures, pair by pair, have in common.
 
-    mse: squared difference of pixels in [-1, 1], mean over all.   psnr: 10 log10(4 / mse) in dB, infinite for equal
-    pictures.   ssim: structural similarity in [-1, 1], 1 for equal pictures.
+    mse: squared difference of pixels in [-1, 1], mean over all.
+    psnr: 10 log10(4 / mse) in dB, infinite for equal pictures.
+    ssim: structural similarity in [-1, 1], 1 for equal pictures.
     """
 
     mse: float
@@ -83,7 +88,10 @@ class Agreement(NamedTuple):
 
 
 def agreement(a: Tensor, b: Tensor) -> Agreement:
-    """Compare pictures a and b, float [N, C, H, W] in [-1, 1], the n-th with the n-th.   Errors: DataError."""
+    """Compare pictures a and b, float [N, C, H, W] in [-1, 1], the n-th with the n-th.
+
+    Errors: DataError.
+    """
     mse = squared_differences(a, b)
     return from_means(float(mse.mean()), float(structural_similarity(a, b).mean()))
 
@@ -109,15 +117,18 @@ def squared_differences(a: Tensor, b: Tensor) -> Tensor:
 
 
 def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each pair of pictures, mean over channels and all whole windows: float64 [N].
+    """Structural similarity of each pair of pictures, mean over channels and all
+    whole windows: float64 [N].
 
-    A Gaussian window of 11 x 11 pixels with a spread of 1.5; the largest odd one that fits into smaller pictures.
+    A Gaussian window of 11 x 11 pixels with a spread of 1.5; the largest odd one that fits into
+    smaller pictures.
     Source: Wang, Bovik, Sheikh & Simoncelli 2004.
     """
     import torch
 
     _check(a, b)
-    # over small windows: E[a^2] - E[a]^2 of float32 would lose what is compared where a picture is flat
+    # over small windows: E[a^2] - E[a]^2 of float32 would lose what is compared where a picture is
+    # flat
     pictures = torch.stack([a, b]).double()
     mean_a, mean_b = _blurred(pictures)
     square_a, square_b = _blurred(pictures.square())
@@ -152,7 +163,10 @@ def _blurred(pictures: Tensor) -> Tensor:
 def _check(a: Tensor, b: Tensor) -> None:
     """DataError for what cannot be compared."""
     if a.shape != b.shape or a.ndim != 4 or not a.numel():
-        problem = f"pictures of the shapes {list(a.shape)} and {list(b.shape)} cannot be compared pair by pair"
+        problem = (
+            f"pictures of the shapes {list(a.shape)} and {list(b.shape)} cannot be "
+            "compared pair by pair"
+        )
         raise DataError(
             problem, "draw both from the same seeds, with models of one size and number of channels"
         )

@@ -16,7 +16,9 @@ _NORMAL_95 = 1.959964
 
 
 def resamples(count: int, repetitions: int) -> Iterator[Counts]:
-    """How often each of `count` samples comes in `count` draws with replacement, int64 [count]; always alike."""
+    """How often each of `count` samples comes in `count` draws with replacement,
+    int64 [count]; always alike.
+    """
     rng = Randomness.for_images(torch.arange(count))
     for _ in range(repetitions):
         drawn = (rng.uniform() * count).long()
@@ -30,10 +32,12 @@ def with_interval(
     repetitions: int = REPETITIONS,
     floor: float = 0.0,
 ) -> Value:
-    """`value` with its 95 % interval: 1.96 times the spread of `of(counts)` over the resamples, on both sides.
+    """`value` with its 95 % interval: 1.96 times the spread of `of(counts)` over the resamples,
+    on both sides.
 
-    Not the quantiles of the resamples: distances of sets are larger for resamples, which hold fewer distinct pictures,
-    and the interval would lie beside the value.   floor: what no value can be below.
+    Not the quantiles of the resamples: distances of sets are larger for resamples, which hold fewer
+    distinct pictures, and the interval would lie beside the value.
+    floor: what no value can be below.
     """
     if not repetitions:
         return Value(value=value)

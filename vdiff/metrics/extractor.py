@@ -1,4 +1,6 @@
-"""The networks whose features torch-fidelity compares, with weights that are read without running code from them."""
+"""The networks whose features torch-fidelity compares,
+with weights that are read without running code from them.
+"""
 
 import contextlib
 import hashlib
@@ -23,7 +25,8 @@ _SETS = 2
 
 
 class Extractor:
-    """One network with all layers that metrics ask of it; what it found for the last samples and reference is kept.
+    """One network with all layers that metrics ask of it;
+    what it found for the last samples and reference is kept.
 
     print: tells weights apart, for what is kept of the reference.   watch: as that of `Means`.
     """
@@ -46,7 +49,10 @@ class Extractor:
         return self._layers[metric]
 
     def of(self, pictures: Pictures, metric: str) -> Tensor:
-        """Features of pictures, uint8 [N, C, H, W]: float32 [N, D] on the CPU.   Errors: DataError."""
+        """Features of pictures, uint8 [N, C, H, W]: float32 [N, D] on the CPU.
+
+        Errors: DataError.
+        """
         found: dict[str, Tensor] = self.shared(
             pictures, "features", lambda: self._extract(pictures)
         )
@@ -87,7 +93,10 @@ class Extractor:
 
 
 def extractor(name: str, means: Means) -> Extractor:
-    """The network with this name, loaded once for all metrics.   Errors: UsageError, MachineError, ModelFileError."""
+    """The network with this name, loaded once for all metrics.
+
+    Errors: UsageError, MachineError, ModelFileError.
+    """
     if name not in means.extractors:
         means.extractors[name] = _load(name, means)
     found: Extractor = means.extractors[name]
@@ -132,7 +141,9 @@ def _load(name: str, means: Means) -> Extractor:
 
 
 def _print_of(network: nn.Module) -> str:
-    """SHA-256 of all weights: a download that was damaged, or put there by hand, is not the one of before."""
+    """SHA-256 of all weights: a download that was damaged, or put there by hand,
+    is not the one of before.
+    """
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -156,7 +167,9 @@ def _given(name: str, weights: Path | None) -> str | None:
 
 
 _SAFELY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""torch-fidelity unpickles whatever a weights' file holds; with this variable torch takes tensors only."""
+"""torch-fidelity unpickles whatever a weights' file holds;
+with this variable torch takes tensors only.
+"""
 
 
 @contextlib.contextmanager
@@ -177,7 +190,10 @@ def _not_loaded(name: str, weights: Path | None, err: Exception) -> VdiffError:
     if weights is None and any(isinstance(each, OSError) for each in causes):
         fix = "give the path of the file, downloaded elsewhere: --weights PATH"
         if name.startswith(_ONLY_FROM_HUB):
-            fix = f"run it once where there is a network, and copy torch.hub's folder to `{torch.hub.get_dir()}`"
+            fix = (
+                "run it once where there is a network, "
+                f"and copy torch.hub's folder to `{torch.hub.get_dir()}`"
+            )
         return MachineError(
             f"the weights of {name} could not be downloaded: {err}", fix, "--weights"
         )

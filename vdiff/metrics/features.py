@@ -1,4 +1,6 @@
-"""What a recipe or a command says of the metrics that compare the features of a network; `fidelity` computes them."""
+"""What a recipe or a command says of the metrics that compare the features of a network;
+`fidelity` computes them.
+"""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 

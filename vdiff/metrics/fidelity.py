@@ -1,4 +1,6 @@
-"""FID, KID, precision, recall, inception score and FD-DINOv2: features and definitions of torch-fidelity."""
+"""FID, KID, precision, recall, inception score and FD-DINOv2:
+features and definitions of torch-fidelity.
+"""
 
 from functools import cached_property
 from typing import Any, ClassVar
@@ -40,7 +42,9 @@ class _OfFeatures:
 
     @cached_property
     def _reference(self) -> Tensor:
-        """Features of the reference; when they are first needed, since other processes wait while metrics are built."""
+        """Features of the reference; when they are first needed,
+        since other processes wait while metrics are built.
+        """
         against = self._against
         used = self._used
         about = {
@@ -73,7 +77,10 @@ class Frechet(_OfFeatures):
 
 
 class Kernel(_OfFeatures):
-    """The kernel distance of features, mean over subsets. Its interval is not known: subsets overlap."""
+    """The kernel distance of features, mean over subsets.
+
+    Its interval is not known: subsets overlap.
+    """
 
     metric = "kid"
 
@@ -86,7 +93,10 @@ class Kernel(_OfFeatures):
 
 
 class Neighbours(_OfFeatures):
-    """Improved precision or recall, by the distance to the third neighbour.   Source: Kynkaanniemi et al. 2019."""
+    """Improved precision or recall, by the distance to the third neighbour.
+
+    Source: Kynkaanniemi et al. 2019.
+    """
 
     metric = "prc"
 

@@ -1,4 +1,6 @@
-"""The Frechet distance between two sets of pictures: their means and covariances, compared as if they were Gaussian."""
+"""The Frechet distance between two sets of pictures:
+their means and covariances, compared as if they were Gaussian.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from vdiff.randomness import Randomness
 Array = NDArray[np.float64]
 
 _WHOLE_COVARIANCE = 3072
-"""Up to so many pixels the principal components come from the whole covariance, above by subspace iteration."""
+"""Up to so many pixels the principal components come from the whole covariance,
+above by subspace iteration.
+"""
 
 _MOST_INTERVAL = 512
 """With more dimensions than this, a bootstrap takes too long."""
@@ -28,10 +32,12 @@ _MOST_INTERVAL = 512
 def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
     """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 sqrt(cov_a cov_b)), never below 0.
 
-    mean: [D].   cov: [D, D], symmetric and positive semidefinite; it may be singular.   Source: Dowson & Landau 1982.
+    mean: [D].   cov: [D, D], symmetric and positive semidefinite; it may be singular.
+    Source: Dowson & Landau 1982.
     """
-    # tr sqrt(A B) = tr sqrt(sqrt(A) B sqrt(A)) is the sum of the singular values of a'b, where A = a a' and B = b b'.
-    # Not through the eigenvalues of the product: their roots turn a rounding error of 1e-16 into one of 1e-8.
+    # tr sqrt(A B) = tr sqrt(sqrt(A) B sqrt(A)) is the sum of the singular values of a'b, where A =
+    # a a' and B = b b'. Not through the eigenvalues of the product: their roots turn a rounding
+    # error of 1e-16 into one of 1e-8.
     overlap = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
     shift = np.asarray(mean_a, np.float64) - np.asarray(mean_b, np.float64)
     return max(0.0, float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * overlap))
@@ -60,7 +66,9 @@ class Moments:
 
 
 def distance_with_interval(rows: Array, reference: Moments) -> Value:
-    """The distance of rows of features to a reference, with its 95 % interval where it does not take too long."""
+    """The distance of rows of features to a reference, with its 95 % interval where it
+    does not take too long.
+    """
     return with_interval(
         Moments.of(rows).distance(reference),
         len(rows),
@@ -72,8 +80,9 @@ def distance_with_interval(rows: Array, reference: Moments) -> Value:
 class PixelFrechet:
     """`fd_pixel`: the Frechet distance of pixels to those of reference pictures.
 
-    reference: [N, C, H, W], floats in [-1, 1].   num_components: how many first principal components of the reference
-    the pixels are projected on; None compares the pixels themselves.   Raises DataError for unusable pictures.
+    reference: [N, C, H, W], floats in [-1, 1].   num_components: how many first principal
+    components of the reference the pixels are projected on; None compares the pixels themselves.
+    Raises DataError for unusable pictures.
     """
 
     def __init__(self, reference: Pictures, num_components: int | None = None) -> None:
@@ -111,7 +120,9 @@ class PixelFrechet:
         self.features = f"pixels{on if num_components is not None else ''}"
 
     def distance(self, samples: Pictures) -> float:
-        """The distance of samples [M, C, H, W], M >= 2, to the reference; DataError if they cannot be compared."""
+        """The distance of samples [M, C, H, W], M >= 2, to the reference;
+        DataError if they cannot be compared.
+        """
         return Moments.of(self._rows(samples)).distance(self._reference)
 
     def value(self, samples: Pictures) -> Value:
@@ -126,13 +137,18 @@ class PixelFrechet:
     def _rows(self, samples: Pictures) -> Array:
         _check_pictures(samples, "the samples")
         if tuple(samples.shape[1:]) != self.shape:
-            problem = f"the samples have the shape {tuple(samples.shape[1:])} and the reference has {self.shape}"
+            problem = (
+                f"the samples have the shape {tuple(samples.shape[1:])} and the "
+                f"reference has {self.shape}"
+            )
             raise DataError(problem, "compare pictures of one size and number of channels")
         return self.project(samples, "the samples")
 
 
 def _factor(cov: Array) -> Array:
-    """A matrix f with f f' = cov; directions that are only rounding errors of a singular covariance are left out."""
+    """A matrix f with f f' = cov; directions that are only rounding errors of a singular
+    covariance are left out.
+    """
     values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
     noise = np.abs(values).max() * len(values) * np.finfo(np.float64).eps
     factor: Array = vectors * np.sqrt(np.where(values > noise, values, 0.0))
@@ -140,7 +156,9 @@ def _factor(cov: Array) -> Array:
 
 
 def _components(pictures: Pictures, num_components: int | None) -> tuple[Array, Array]:
-    """The mean [D] of pictures, and the directions [D, K] of greatest variance, greatest first; None: all pixels."""
+    """The mean [D] of pictures, and the directions [D, K] of greatest variance,
+    greatest first; None: all pixels.
+    """
     count, size = len(pictures), torch.Size(pictures.shape[1:]).numel()
     centre: Array = (
         sum((_rows(part, "the reference").sum(axis=0) for part in chunks(pictures)), np.zeros(size))
@@ -155,7 +173,9 @@ def _components(pictures: Pictures, num_components: int | None) -> tuple[Array, 
 
 
 def _applied(pictures: Pictures, centre: Array, directions: Array | None = None) -> Array:
-    """The sum over pictures of (x - centre) (x - centre)' directions: [D, K]; None: of all pixels, [D, D]."""
+    """The sum over pictures of (x - centre) (x - centre)' directions: [D, K];
+    None: of all pixels, [D, D].
+    """
     total = np.zeros((len(centre), len(centre) if directions is None else directions.shape[1]))
     for part in chunks(pictures):
         rows = _rows(part, "the reference") - centre

@@ -1,8 +1,9 @@
-"""What a metric is: it takes sampled pictures, compares them with reference pictures, and says what it compared.
+"""What a metric is: it takes sampled pictures, compares them with reference pictures,
+and says what it compared.
 
-Read this to write one. A new metric is one file with a section and a class, and a line in the table of
-`metrics/__init__.py` or an entry point `vdiff.metrics` of another package. What compares the pictures of two models,
-one by one, is a metric of pairs: see `metrics/pair_metric.py`.
+Read this to write one. A new metric is one file with a section and a class, and a line in the table
+of `metrics/__init__.py` or an entry point `vdiff.metrics` of another package. What compares the
+pictures of two models, one by one, is a metric of pairs: see `metrics/pair_metric.py`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ class Pictures(Protocol):
 
 
 class Metric(Protocol):
-    """A number for sampled pictures. features: what it compares, in words.   least: how many samples it needs."""
+    """A number for sampled pictures. features: what it compares, in words.
+
+    least: how many samples it needs.
+    """
 
     features: str
     least: int
@@ -71,7 +75,8 @@ class Means:
 class Against(Means):
     """What samples are compared with, and with what means.
 
-    pictures: the reference, uint8 [N, C, H, W].   cache: a folder for what is known of the reference, None for none.
+    pictures: the reference, uint8 [N, C, H, W].   cache: a folder for what is known of the
+    reference, None for none.
     where: the option or the key that named the reference, for errors.
     """
 
@@ -90,12 +95,14 @@ class Against(Means):
 
 
 class AnyMetricSection(KindSection, ABC):
-    """What metrics of both sorts say of themselves; a new one is a `MetricSection` or a `PairMetricSection`.
+    """What metrics of both sorts say of themselves;
+    a new one is a `MetricSection` or a `PairMetricSection`.
 
     short: the option that `kind:value` sets.   is_cheap: whether a trend may have it.
 
-    title, better: its name for people, and what a good number is like.   renamed: its name with an option that makes
-    another number of it is this and the option, `fd_vgg16`.   least: so many samples it needs, or more.
+    title, better: its name for people, and what a good number is like.
+    renamed: its name with an option that makes another number of it is this and the option,
+    `fd_vgg16`.   least: so many samples it needs, or more.
     most: no number of it is greater.   enough: with fewer samples its number is clearly too high.
     """
 
@@ -125,7 +132,9 @@ class AnyMetricSection(KindSection, ABC):
 
 
 class MetricSection(AnyMetricSection, ABC):
-    """A metric that compares a set of samples with a set of reference pictures, and its options: one number."""
+    """A metric that compares a set of samples with a set of reference pictures,
+    and its options: one number.
+    """
 
     makes: ClassVar[tuple[str, str]] = ("build", "vdiff.metrics.metric:Metric")
 
@@ -136,7 +145,10 @@ class MetricSection(AnyMetricSection, ABC):
 
     @abstractmethod
     def build(self, against: Against) -> Metric:
-        """The metric, with what it must know of the reference.   Errors: DataError, MachineError."""
+        """The metric, with what it must know of the reference.
+
+        Errors: DataError, MachineError.
+        """
 
 
 class AsFloat:
@@ -163,7 +175,10 @@ def chunks(pictures: Pictures) -> Iterator[Tensor]:
 
 
 def named(texts: Sequence[str]) -> list[MetricSection | PairMetricSection]:
-    """The metrics that are named as `fd_pixel` or, with an option, `fd_pixel:48`.   Errors: UsageError."""
+    """The metrics that are named as `fd_pixel` or, with an option, `fd_pixel:48`.
+
+    Errors: UsageError.
+    """
     found = [_named(text) for text in texts]
     makers: dict[str, str] = {}
     for section in found:

@@ -1,7 +1,9 @@
-"""What a metric of pairs is: it compares the pictures of two models from the same noise, the n-th with the n-th.
+"""What a metric of pairs is: it compares the pictures of two models from the same noise,
+the n-th with the n-th.
 
-Read this to write one. A new one is one file with a section and a class with a `compare`, and a line in the table of
-`metrics/__init__.py` or an entry point `vdiff.metrics` of another package. Agreement is the first: see `agreement.py`.
+Read this to write one. A new one is one file with a section and a class with a `compare`, and a
+line in the table of `metrics/__init__.py` or an entry point `vdiff.metrics` of another package.
+Agreement is the first: see `agreement.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ PARTNERS: tuple[Partner, ...] = ("original", "teacher")
 class Measure(NamedTuple):
     """One number of a metric of pairs, and how people are told of it.
 
-    name: its key in tables and logs.   title, brief: for a chart, and for a heading or within a sentence.
+    name: its key in tables and logs.   title, brief: for a chart, and for a heading or within a
+    sentence.
     better: what a good one is like.   most: none is greater, None if there is no end.
     column: what stands over it on a terminal, before `to teacher`; None for its name.
     unit, form: as in `format(value, form)` and the unit behind it.
@@ -54,16 +57,19 @@ class PairMetric(Protocol):
     features: str
 
     def compare(self, own: Pictures, other: Pictures) -> Mapping[str, float]:
-        """A number for each of the section's measures, by name; infinite for equal pictures, if it must be.
+        """A number for each of the section's measures, by name;
+        infinite for equal pictures, if it must be.
 
-        own, other: uint8 [N, C, H, W], read part by part; see `mean_over_pairs`.   Errors: DataError.
+        own, other: uint8 [N, C, H, W], read part by part; see `mean_over_pairs`.
+        Errors: DataError.
         """
 
 
 class PairMetricSection(AnyMetricSection, ABC):
     """A metric of pairs and its options.
 
-    measures: its numbers, the most telling first. No other metric may call a number of its own the same.
+    measures: its numbers, the most telling first. No other metric may call a number of its own the
+    same.
     least: so many pairs it needs, or more.
     """
 
@@ -73,7 +79,9 @@ class PairMetricSection(AnyMetricSection, ABC):
 
     @property
     def suffix(self) -> str:
-        """Behind the names of its measures where an option makes other numbers: `vgg` for `lpips_vgg`."""
+        """Behind the names of its measures where an option makes other numbers:
+        `vgg` for `lpips_vgg`.
+        """
         return ""
 
     @property
@@ -102,7 +110,9 @@ class PairMetricSection(AnyMetricSection, ABC):
 
 
 class Pairs:
-    """All metrics of pairs among several metrics, ready to compare. features: what each one compares, by its name."""
+    """All metrics of pairs among several metrics, ready to compare. features:
+    what each one compares, by its name.
+    """
 
     def __init__(self, sections: Iterable[AnyMetricSection], means: Means | None = None) -> None:
         used = means or Means()
@@ -114,9 +124,11 @@ class Pairs:
     def compare(
         self, own: Pictures, other: Pictures, known: Collection[str] = ()
     ) -> dict[str, float | None]:
-        """All numbers by name, None for an infinite one; without those of metrics of which all are known.
+        """All numbers by name, None for an infinite one;
+        without those of metrics of which all are known.
 
-        own, other: uint8 [N, C, H, W], the n-th of both from the same noise.   Errors: DataError, MachineError.
+        own, other: uint8 [N, C, H, W], the n-th of both from the same noise.
+        Errors: DataError, MachineError.
         """
         found: dict[str, float | None] = {}
         for section, metric in self._built:
@@ -160,7 +172,9 @@ def mean_over_pairs(
 
 
 def measures_of(found: Iterable[PairNumbers | None]) -> list[Measure]:
-    """The measures of all numbers that are there, the most telling first; one that no metric knows is told by name."""
+    """The measures of all numbers that are there, the most telling first;
+    one that no metric knows is told by name.
+    """
     names = {name for each in found if each is not None for name in each.numbers}
     known = [
         measure._replace(metric=kind)
@@ -209,7 +223,10 @@ def _compared(
     found = dict(metric.compare(own, other))
     wanted = {measure.name for measure in section.measures}
     if found.keys() != wanted:
-        problem = f"the metric `{section.kind}` gives the numbers {sorted(found)} and states {sorted(wanted)}"
+        problem = (
+            f"the metric `{section.kind}` gives the numbers {sorted(found)} and states "
+            f"{sorted(wanted)}"
+        )
         raise MachineError(
             problem, "leave it out, or get a version of its package in which both are the same"
         )

@@ -1,4 +1,6 @@
-"""What a recipe or a command says of the metrics that compare pixels with those of reference pictures."""
+"""What a recipe or a command says of the metrics that compare pixels with
+those of reference pictures.
+"""
 
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -21,7 +23,9 @@ class PixelFrechetSection(MetricSection):
     kind: Literal["fd_pixel"] = harmless("fd_pixel")
     """Which metric."""
     components: int = harmless(64, ge=1, le=4096)
-    """First principal components of the reference that pixels are projected on; fewer pixels are compared as such."""
+    """First principal components of the reference that pixels are projected on;
+    fewer pixels are compared as such.
+    """
 
     def build(self, against: Against) -> "PixelFrechet":
         from vdiff.metrics.frechet import PixelFrechet
@@ -31,7 +35,10 @@ class PixelFrechetSection(MetricSection):
         num_pixels = prod(pictures.shape[1:])
         num_components = self.components if self.components < num_pixels else None
         least = min(self.components, num_pixels) + 1
-        fix = f"give more pictures, or compare fewer components: `fd_pixel:{max(len(pictures) // 2, 1)}`"
+        fix = (
+            "give more pictures, or compare fewer components: "
+            f"`fd_pixel:{max(len(pictures) // 2, 1)}`"
+        )
         against.check_number(least, f"`fd_pixel` with {least - 1} dimensions", fix)
         about: dict[str, object] = {"metric": "fd_pixel", "components": num_components}
         about |= {"reference": against.fingerprint, "shape": tuple(pictures.shape[1:])}

@@ -1,4 +1,6 @@
-"""What is known of the reference pictures, computed once and kept beside the evaluations of a run."""
+"""What is known of the reference pictures, computed once and kept beside
+the evaluations of a run.
+"""
 
 import contextlib
 import hashlib
@@ -44,7 +46,8 @@ def remembered(
 ) -> Arrays:
     """The arrays that `compute` makes, read from `folder` where it has them from before.
 
-    about: everything that they depend on; another version of vdiff computes them anew, as for a damaged file.
+    about: everything that they depend on; another version of vdiff computes them anew, as for a
+    damaged file.
     shapes: of the arrays; what is kept in others is not believed.
     """
     if folder is None:
@@ -55,9 +58,8 @@ def remembered(
     if found is not None and str(found.pop("about", "")) == key and _fits(found, shapes):
         return found
     arrays = compute()
-    with contextlib.suppress(
-        VdiffError
-    ):  # a folder that cannot be written to costs time, not the number
+    # a folder that cannot be written to costs time, not the number
+    with contextlib.suppress(VdiffError):
         whole_folder.write_bytes(
             path, array_file.packed({"about": np.array(key), **arrays}), array_file.is_ours
         )

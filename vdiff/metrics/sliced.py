@@ -15,7 +15,9 @@ from vdiff.randomness import Randomness
 Array = NDArray[np.float64]
 
 LEVELS = 512
-"""At so many quantiles two distributions along a direction are compared; sets of any two sizes can be."""
+"""At so many quantiles two distributions along a direction are compared;
+sets of any two sizes can be.
+"""
 
 _REPETITIONS = 50
 
@@ -23,8 +25,9 @@ _REPETITIONS = 50
 class SlicedDistance:
     """sqrt(mean over directions u of W2(u . samples, u . reference)^2).
 
-    W2^2 is the mean squared difference of LEVELS quantiles.   quantiles: of the reference, [directions, LEVELS].
-    Pixels in [-1, 1], u of length 1: a shift of every picture by d changes it by |d| / sqrt(C * H * W).
+    W2^2 is the mean squared difference of LEVELS quantiles.
+    quantiles: of the reference, [directions, LEVELS]. Pixels in [-1, 1], u of length 1: a shift of
+    every picture by d changes it by |d| / sqrt(C * H * W).
     Source: Rabin, Peyre, Delon & Bernot 2011.
     """
 
@@ -37,7 +40,10 @@ class SlicedDistance:
     def value(self, samples: Pictures) -> Value:
         """The distance with its 95 % interval; samples: uint8 [N, C, H, W].   Errors: DataError."""
         if tuple(samples.shape[1:]) != self._shape:
-            problem = f"the samples have the shape {tuple(samples.shape[1:])} and the reference has {self._shape}"
+            problem = (
+                f"the samples have the shape {tuple(samples.shape[1:])} and the "
+                f"reference has {self._shape}"
+            )
             raise DataError(problem, "compare pictures of one size and number of channels")
         projected = _projected(AsFloat(samples), self._num_directions)
         values, order = torch.from_numpy(projected).T.contiguous().sort(dim=1)
@@ -55,7 +61,9 @@ class SlicedDistance:
 
 
 def _quantiles(values: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-    """The middle of each of LEVELS equal shares of sorted `values` [P, n], each counted so often: [P, LEVELS]."""
+    """The middle of each of LEVELS equal shares of sorted `values` [P, n],
+    each counted so often: [P, LEVELS].
+    """
     reached = counts[order].cumsum(1).double()
     total = int(counts.sum())
     levels = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS * total

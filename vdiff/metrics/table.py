@@ -1,4 +1,6 @@
-"""The table of an evaluation: how good each model is at each number of steps, and under which conditions that holds."""
+"""The table of an evaluation: how good each model is at each number of steps,
+and under which conditions that holds.
+"""
 
 import json
 import re
@@ -42,7 +44,8 @@ class Protocol(_Part):
     """What a number depends on beside the model: numbers of two protocols must not be compared.
 
     sampler: of all models that advise no other one, see `Row`.
-    features: metric -> what it compares, in words.   resizing: what is done to pictures before, `none` for nothing.
+    features: metric -> what it compares, in words.
+    resizing: what is done to pictures before, `none` for nothing.
     labels: which classes were asked for, None without classes.
     """
 
@@ -56,7 +59,9 @@ class Protocol(_Part):
     labels: str | None = None
 
     def line(self, has_reference: bool = True) -> str:
-        """All of it in one line, to stand beside a number. has_reference: whether the number looks at the reference."""
+        """All of it in one line, to stand beside a number. has_reference:
+        whether the number looks at the reference.
+        """
         channels, height, width = self.shape
         last = self.first_seed + self.num_images - 1
         parts = [f"n = {self.num_images:,}", f"seeds {self.first_seed}-{last}", self.sampler]
@@ -68,13 +73,18 @@ class Protocol(_Part):
         return "; ".join(parts)
 
     def difference(self, other: "Protocol") -> str | None:
-        """Why the numbers of the two must not be compared, None if they may: what one alone tells is no difference."""
+        """Why the numbers of the two must not be compared, None if they may:
+        what one alone tells is no difference.
+        """
         for name in type(self).model_fields:
             one, two = getattr(self, name), getattr(other, name)
             if name == "features":
                 changed = [metric for metric in one if one[metric] != two.get(metric, one[metric])]
                 if changed:
-                    return f"`{changed[0]}` compares other features: {one[changed[0]]} and {two[changed[0]]}"
+                    return (
+                        f"`{changed[0]}` compares other features: "
+                        f"{one[changed[0]]} and {two[changed[0]]}"
+                    )
             elif one != two and not (name == "reference" and None in (one, two)):
                 return f"`{name}` differs: {one} and {two}"
         return None
@@ -98,7 +108,8 @@ class Value(_Part):
 class PairNumbers(_Part):
     """What metrics of pairs say of a model's pictures and those of another from the same noise.
 
-    name, hash, num_steps: of the other model.   numbers: by name, None for an infinite one: that of equal pictures.
+    name, hash, num_steps: of the other model.   numbers: by name, None for an infinite one: that of
+    equal pictures.
     sampler: that drew the other model's pictures, None for the one of the protocol.
     In a file the numbers stand among the other facts.
     """
@@ -139,9 +150,12 @@ PAIR_FACTS = ("name", "hash", "num_steps", "numbers", "sampler")
 class Row(_Part):
     """One model at one number of steps.
 
-    role: `original` is the base at its full number, `undistilled` the base at fewer.   metrics: by name.
-    sampler: that drew, None for the one of the protocol. A file says it only where it is another one.
-    teacher, original: compared with the model's own teacher and with the base at its full number of steps.
+    role: `original` is the base at its full number, `undistilled` the base at fewer.
+    metrics: by name.
+    sampler: that drew, None for the one of the protocol. A file says it only where it is another
+    one.
+    teacher, original: compared with the model's own teacher and with the base at its full number of
+    steps.
     """
 
     model: str
@@ -184,7 +198,9 @@ class EvaluationTable(_Part):
 
     @property
     def format(self) -> int:
-        """The oldest format that can say all of it: to format 1, one sampler has drawn everything."""
+        """The oldest format that can say all of it:
+        to format 1, one sampler has drawn everything.
+        """
         for row in self.rows:
             for told in (row, row.teacher, row.original):
                 if told is not None and told.sampler is not None:
@@ -226,7 +242,9 @@ def write(path: Path, table: EvaluationTable) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file, which may be damaged, is a table that `write` left, in this version or another one."""
+    """Whether a file, which may be damaged, is a table that `write` left,
+    in this version or another one.
+    """
     return re.match(rb'\{\s*"(format|protocol)": ', beginning(path, 100)) is not None
 
 

@@ -1,4 +1,7 @@
-"""What a model folder says about itself, in `vdiff.json`, and whether that can be believed. No torch here."""
+"""What a model folder says about itself, in `vdiff.json`, and whether that can be believed.
+
+No torch here.
+"""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +17,9 @@ from vdiff.errors import ModelFileError, UsageError
 from vdiff.system import distribution
 
 FORMAT = 2
-"""The newest that is known here. What format 1 can say is written as format 1, so that older versions open it too."""
+"""The newest that is known here. What format 1 can say is written as format 1,
+so that older versions open it too.
+"""
 PIXELS = "pixels"
 """The codec of networks that see the pixels themselves."""
 MARK = "vdiff.json"
@@ -23,7 +28,9 @@ CONFIG = "unet/config.json"
 
 
 def _is_proven(folder: Path) -> bool:
-    """Whether vdiff made a model folder without a mark: diffusers gives its files the same names, others' contents."""
+    """Whether vdiff made a model folder without a mark:
+    diffusers gives its files the same names, others' contents.
+    """
     is_ours = (
         _SCHEDULER.match(beginning(folder / "scheduler/scheduler_config.json", 200)) is not None
     )
@@ -77,7 +84,9 @@ def _parent(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Agreement(BaseModel):
-    """What a student records of its likeness to its teacher: a psnr of None is that of equal pictures."""
+    """What a student records of its likeness to its teacher:
+    a psnr of None is that of equal pictures.
+    """
 
     psnr: Annotated[float, Field(strict=True)] | None
     num_images: Positive
@@ -94,14 +103,20 @@ def _agreement(value: dict[str, Any]) -> dict[str, Any]:
 class ModelCard:
     """What a model folder says about itself.
 
-    num_steps: the sampler steps it is meant for.   times: it knows the times i / times only; None for all times.
-    sampler: the one it is meant for, as a section of a recipe; None for DDIM.   guidance: likewise; None for none.
-    is_denoiser: whether it predicts the mean of all pictures that fit a noisy one, and not where a step leads.
+    num_steps: the sampler steps it is meant for.   times: it knows the times i / times only; None
+    for all times.
+    sampler: the one it is meant for, as a section of a recipe; None for DDIM.
+    guidance: likewise; None for none.
+    is_denoiser: whether it predicts the mean of all pictures that fit a noisy one, and not where a
+    step leads.
     codec: between its pictures and what the network sees, a kind or a section.
-    shape: (C, H, W) of its pictures.   num_classes: 0 without labels.   parent: the teacher's name, steps and hash.
+    shape: (C, H, W) of its pictures.   num_classes: 0 without labels.
+    parent: the teacher's name, steps and hash.
     agreement: with the teacher's pictures, {psnr, num_images}, if the training measured it.
-    origin: of a model that another program made: its format, file, SHA-256, licence and what proved the conversion.
-    recipe: the YAML text.   trajectory: every value that shaped the weights.   files: {path: {size, sha256}}.
+    origin: of a model that another program made: its format, file, SHA-256, licence and what proved
+    the conversion.
+    recipe: the YAML text.   trajectory: every value that shaped the weights.
+    files: {path: {size, sha256}}.
     """
 
     name: Name
@@ -130,7 +145,9 @@ class ModelCard:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the weights: what a student records of its teacher, and a picture of its model."""
+        """SHA-256 of the weights: what a student records of its teacher,
+        and a picture of its model.
+        """
         return str(self.files[WEIGHTS]["sha256"])
 
     @property
@@ -140,7 +157,10 @@ class ModelCard:
 
     @property
     def learned_by(self) -> str | None:
-        """The kind of objective by which a student learned; the first version knew one only. None for a base."""
+        """The kind of objective by which a student learned; the first version knew one only.
+
+        None for a base.
+        """
         if self.parent is None:
             return None
         return str(self.trajectory.get("distill.objective.kind", "progressive"))
@@ -149,8 +169,9 @@ class ModelCard:
     def format(self) -> int:
         """The oldest format that can say all of it.
 
-        To format 1, a model is either a student that knows the times i / num_steps and leads from one to the next, or a
-        base that knows all and denoises; it is drawn with by DDIM, without guidance, and in pixels.
+        To format 1, a model is either a student that knows the times i / num_steps and leads from
+        one to the next, or a base that knows all and denoises; it is drawn with by DDIM, without
+        guidance, and in pixels.
         """
         usual_times = self.num_steps if self.is_distilled else None
         if self.times != usual_times or self.is_denoiser == self.is_distilled:
@@ -165,7 +186,9 @@ class ModelCard:
 
 
 def content(card: ModelCard) -> dict[str, Any]:
-    """What the mark of a model folder holds, in the oldest format that can say it; `parse` takes it back."""
+    """What the mark of a model folder holds, in the oldest format that can say it;
+    `parse` takes it back.
+    """
     facts = asdict(card)
     if card.format == 1:
         facts = {
@@ -209,7 +232,8 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def damage(folder: Path, hashed: bool = True) -> list[str]:
-    """What is wrong with the files of a model folder, a line each; every byte is read, or only sizes if not `hashed`.
+    """What is wrong with the files of a model folder, a line each;
+    every byte is read, or only sizes if not `hashed`.
 
     Errors: ModelFileError when there is no list of files to go by.
     """
@@ -217,7 +241,9 @@ def damage(folder: Path, hashed: bool = True) -> list[str]:
 
 
 def lacking(folder: Path, card: ModelCard) -> list[str]:
-    """Which of the files that make the model itself are not there or have another size; quick, nothing is read."""
+    """Which of the files that make the model itself are not there or have another size;
+    quick, nothing is read.
+    """
     found = []
     for name in (CONFIG, WEIGHTS):
         try:
@@ -230,7 +256,10 @@ def lacking(folder: Path, card: ModelCard) -> list[str]:
 
 
 def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
-    """The card with this content, every value of the right type and size.   Errors: ModelFileError."""
+    """The card with this content, every value of the right type and size.
+
+    Errors: ModelFileError.
+    """
     path, made_by, found = (
         folder / MARK,
         str(content.get("made_by", "?"))[:40],
@@ -265,7 +294,9 @@ _CARD = TypeAdapter(ModelCard)
 def _since_format_1(
     known: dict[str, Any], content: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """What format 1 says, in the words of today: to it, a model knew all times or those of its own steps."""
+    """What format 1 says, in the words of today:
+    to it, a model knew all times or those of its own steps.
+    """
     is_distilled = content.get("is_distilled")
     if not isinstance(is_distilled, bool):
         fix = "take another folder, or make this one again"

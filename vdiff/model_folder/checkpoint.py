@@ -1,4 +1,6 @@
-"""A model folder: written whole or not at all, verified before use; and a diffusers pipeline as it stands."""
+"""A model folder: written whole or not at all, verified before use;
+and a diffusers pipeline as it stands.
+"""
 
 import errno
 import platform
@@ -85,9 +87,9 @@ def save(
 ) -> ModelCard:
     """Write a model folder whole.
 
-    extra: puts further files (pictures) into it.   weights: those of the network, where other processes have a share of
-    them.   Errors: DivergedError for weights that are not finite; MachineError; UsageError for another thing that is
-    there and was not made by vdiff.
+    extra: puts further files (pictures) into it.   weights: those of the network, where other
+    processes have a share of them.   Errors: DivergedError for weights that are not finite;
+    MachineError; UsageError for another thing that is there and was not made by vdiff.
     """
     network = as_network(denoiser.network)
     if weights is None:
@@ -133,7 +135,8 @@ def load(
 ) -> Checkpoint:
     """Verify a model folder and read it.   Errors: ModelFileError naming what is damaged.
 
-    written: the weights that were saved there a moment ago, and read back then: they are taken and not read again.
+    written: the weights that were saved there a moment ago, and read back then: they are taken and
+    not read again.
     """
     card = read_card(folder)
     found = damage(folder) if written is None else []
@@ -151,7 +154,8 @@ def load(
 
 
 def outline(card: ModelCard, config: Mapping[str, Any], folder: Path) -> Checkpoint:
-    """A model as its card and its network's configuration describe it, with weights that are still to come.
+    """A model as its card and its network's configuration describe it,
+    with weights that are still to come.
 
     folder: what messages call it.   Errors: ModelFileError.
     """
@@ -186,7 +190,10 @@ def num_bytes(tensors: Mapping[str, Tensor]) -> int:
 def save_tensors(
     path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file.   Errors: OSError, also where safetensors has an error of its own for it."""
+    """Write a safetensors file.
+
+    Errors: OSError, also where safetensors has an error of its own for it.
+    """
     try:
         save_file(tensors, path, metadata=about)
     except SafetensorError as err:
@@ -224,7 +231,10 @@ def _check_known(card: ModelCard, folder: Path) -> None:
             f"`{folder}` cannot be drawn with: {err.problem}", err.fix, folder / MARK
         ) from err
     if card.guidance is not None:
-        problem = f"`{folder}` is meant to be guided (`{card.guidance['kind']}`), which this vdiff cannot do"
+        problem = (
+            f"`{folder}` is meant to be guided (`{card.guidance['kind']}`), "
+            "which this vdiff cannot do"
+        )
         raise ModelFileError(problem, distribution.UPGRADE, folder / MARK)
 
 
@@ -233,7 +243,10 @@ def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
         section = DiffusionSection.model_validate(card.diffusion)
         return section.schedule.build(), section.predicts
     except ValueError as err:
-        problem = f"`{folder / MARK}` describes a noise process that this vdiff does not know or cannot draw from"
+        problem = (
+            f"`{folder / MARK}` describes a noise process that this vdiff does not "
+            "know or cannot draw from"
+        )
         raise ModelFileError(
             problem, "install the package that brings its schedule, or take another folder"
         ) from err
@@ -251,9 +264,8 @@ def _network(card: ModelCard, folder: Path, written: Mapping[str, Tensor] | None
     section = _section(card, folder)
     config = whole_folder.read_json(folder / CONFIG)
     try:
-        with torch.device(
-            "meta"
-        ):  # a configuration that does not fit the weights may ask for any amount of memory
+        # a configuration that does not fit the weights may ask for any amount of memory
+        with torch.device("meta"):
             expected = {
                 name: tensor.shape for name, tensor in section.restore(config).state_dict().items()
             }
@@ -265,9 +277,8 @@ def _network(card: ModelCard, folder: Path, written: Mapping[str, Tensor] | None
         raise ModelFileError(problem, "take another folder", folder / CONFIG)
     weights = load_tensors(folder / WEIGHTS, expected) if written is None else written
     network = section.restore(config)
-    network.load_state_dict(
-        weights
-    )  # copies: mapping the file's memory changes the alignment, and so the rounding
+    # copies: mapping the file's memory changes the alignment, and so the rounding
+    network.load_state_dict(weights)
     return network
 
 

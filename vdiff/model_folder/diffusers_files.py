@@ -1,7 +1,8 @@
-"""What a model folder says to diffusers and to people: pipeline, scheduler and a README, none of which claims too much.
+"""What a model folder says to diffusers and to people:
+pipeline, scheduler and a README, none of which claims too much.
 
-diffusers builds whatever class `model_index.json` names, with random weights where the file's do not fit, so a network
-that diffusers does not know gets no such file.
+diffusers builds whatever class `model_index.json` names, with random weights where the file's do
+not fit, so a network that diffusers does not know gets no such file.
 """
 
 import json
@@ -12,13 +13,17 @@ from vdiff.model_folder.card import PIXELS, ModelCard
 from vdiff.networks.network import Network, as_network
 
 README = "README.md"
-"""Not among the files that a model folder vouches for: people complete it before they publish a model."""
+"""Not among the files that a model folder vouches for:
+people complete it before they publish a model.
+"""
 
 _VERSION = "0.35.0"
 
 
 def class_of(network: Network) -> str | None:
-    """The class in diffusers that is this network, with the same parameters; None where there is none."""
+    """The class in diffusers that is this network, with the same parameters;
+    None where there is none.
+    """
     settings = network.diffusers()
     return None if settings is None else str(settings["_class_name"])
 
@@ -26,8 +31,8 @@ def class_of(network: Network) -> str | None:
 def model_index(card: ModelCard, network: Network) -> dict[str, Any] | None:
     """The content of model_index.json; None for a network that diffusers does not know.
 
-    DDIMPipeline passes no classes on. Of the pipelines around a UNet2DModel, that for consistency models does, and it
-    takes any scheduler.
+    DDIMPipeline passes no classes on. Of the pipelines around a UNet2DModel, that for consistency
+    models does, and it takes any scheduler.
     """
     name = class_of(network)
     if name is None or not _is_drawn_by_ddim(card):
@@ -43,8 +48,9 @@ def model_index(card: ModelCard, network: Network) -> dict[str, Any] | None:
 def scheduler_config(card: ModelCard, denoiser: Denoiser) -> dict[str, Any]:
     """The content of scheduler_config.json.
 
-    diffusers does not know the last entry of a student, and says so with its value when the folder is opened: the only
-    way to be told of the number of steps there, as its pipelines have a default of their own.
+    diffusers does not know the last entry of a student, and says so with its value when the folder
+    is opened: the only way to be told of the number of steps there, as its pipelines have a default
+    of their own.
     """
     kinds = {"v": "v_prediction", "x": "sample", "eps": "epsilon"}
     steps = {"num_inference_steps": card.num_steps} if card.times is not None else {}
@@ -103,17 +109,26 @@ def _origin(card: ModelCard) -> str:
             f"It learned from pictures, and knows the {card.times:,} times i / {card.times} only."
         )
     if card.parent is None:
-        return "A base network: it can be drawn with in any number of steps, and fewer make worse pictures."
+        return (
+            "A base network: it can be drawn with in any number of steps, "
+            "and fewer make worse pictures."
+        )
     teacher = f"`{card.parent['name']}`, which needs {card.parent['num_steps']}"
     if card.learned_by != "progressive":
         return f"A student of {teacher}."
-    return f"A student of {teacher}, made by progressive distillation (Salimans & Ho 2022, arXiv 2202.00512)."
+    return (
+        f"A student of {teacher}, made by progressive distillation (Salimans & Ho 2022, "
+        "arXiv 2202.00512)."
+    )
 
 
 def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
     with_vdiff = f"```bash\nvdiff sample --checkpoint {card.name}\n```"
     if class_name is None:
-        told = f"diffusers does not know this network (`{card.network}`); vdiff does, with the package that brings it:"
+        told = (
+            f"diffusers does not know this network (`{card.network}`); "
+            "vdiff does, with the package that brings it:"
+        )
         return [told, with_vdiff]
     if not _is_drawn_by_ddim(card):
         return [
@@ -122,8 +137,9 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
         ]
     if card.times is not None and grid % card.num_steps:
         told = (
-            f"diffusers knows the whole times of the schedule's grid only, of which there are {grid:,}, and "
-            f"{card.num_steps:,} steps lie between them: it draws other pictures, or none. vdiff knows all:"
+            "diffusers knows the whole times of the schedule's grid only, of which there are "
+            f"{grid:,}, and {card.num_steps:,} steps lie between them: it draws other pictures, or "
+            "none. vdiff knows all:"
         )
         return [told, with_vdiff]
     num_steps = min(card.num_steps, grid)
@@ -142,8 +158,8 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
     texts = ["```python\n" + "\n".join(code) + "\n```"]
     if card.times is not None:
         texts.append(
-            f"`num_inference_steps={card.num_steps}` belongs to this model. With any other number, and with the "
-            "default of diffusers, it draws wrong pictures without a complaint."
+            f"`num_inference_steps={card.num_steps}` belongs to this model. With any other number, "
+            "and with the default of diffusers, it draws wrong pictures without a complaint."
         )
     elif card.num_steps > grid:
         texts.append(
@@ -151,8 +167,8 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
         )
     if card.num_classes:
         texts.append(
-            f"It has {card.num_classes} classes, 0 to {card.num_classes - 1}. `DDIMPipeline` cannot pass them on; the "
-            "pipeline that `model_index.json` names does."
+            f"It has {card.num_classes} classes, 0 to {card.num_classes - 1}. "
+            "`DDIMPipeline` cannot pass them on; the pipeline that `model_index.json` names does."
         )
     return [*texts, "Or with vdiff:", with_vdiff]
 

@@ -1,7 +1,7 @@
 """The parts of a U-Net: residual blocks, attention, and its levels.
 
-They compute what those of diffusers' `UNet2DModel` compute, with torch's own layers. What makes them faster on a CPU or
-a GPU is put in from outside; see `fast.py`.
+They compute what those of diffusers' `UNet2DModel` compute, with torch's own layers. What makes
+them faster on a CPU or a GPU is put in from outside; see `fast.py`.
 """
 
 import math
@@ -19,9 +19,11 @@ from vdiff.networks.repeated import Repeated
 class Style:
     """What all blocks of one network share.
 
-    embedding: width of the time embedding.   groups, eps: of every group norm.   dropout: probability.
+    embedding: width of the time embedding.   groups, eps: of every group norm.
+    dropout: probability.
     scale_shift: the time scales and shifts the second norm (otherwise it is added before it).
-    head_dim: channels per attention head, None for one head.   padding: 1, or 0 to pad only right and bottom.
+    head_dim: channels per attention head, None for one head.
+    padding: 1, or 0 to pad only right and bottom.
     """
 
     embedding: int
@@ -36,7 +38,8 @@ class Style:
 class DownLevel(nn.Module):
     """One level on the way down: diffusers' `DownBlock2D`, or `AttnDownBlock2D` with `attention`.
 
-    Residual blocks of one resolution, each followed by attention if there is any; then, if `halves`, a halving.
+    Residual blocks of one resolution, each followed by attention if there is any; then, if
+    `halves`, a halving.
     before, width: channels of the input and of the output.
     """
 
@@ -44,8 +47,9 @@ class DownLevel(nn.Module):
         self, before: int, width: int, num_blocks: int, style: Style, attention: bool, halves: bool
     ) -> None:
         super().__init__()
-        # All residual blocks are made before the attentions: the order in which layers are made decides
-        # which random numbers their weights get, and one seed must give the same network for ever.
+        # All residual blocks are made before the attentions: the order in which layers are made
+        # decides which random numbers their weights get, and one seed must give the same network
+        # for ever.
         self.resnets = nn.ModuleList()
         for i in range(num_blocks):
             width_in = before if i == 0 else width
@@ -74,7 +78,8 @@ class DownLevel(nn.Module):
 
 
 class Middle(nn.Module):
-    """The lowest resolution: diffusers' `UNetMidBlock2D`. Two residual blocks, with attention between them if any.
+    """The lowest resolution: diffusers' `UNetMidBlock2D`. Two residual blocks, with attention
+    between them if any.
 
     norm_groups: of the group norm before the attention; None: there is no norm.
     """
@@ -98,8 +103,9 @@ class Middle(nn.Module):
 class UpLevel(nn.Module):
     """One level on the way up: diffusers' `UpBlock2D`, or `AttnUpBlock2D` with `attention`.
 
-    Residual blocks that each take in one skip connection and are followed by attention if there is any; then, if
-    `doubles`, a doubling.   before: channels of what comes from below.   width: channels of the output.
+    Residual blocks that each take in one skip connection and are followed by attention if there is
+    any; then, if `doubles`, a doubling.   before: channels of what comes from below.
+    width: channels of the output.
     skips: channels of the skip connections, in the order of their use.
     """
 
@@ -129,7 +135,9 @@ class UpLevel(nn.Module):
     def forward(
         self, h: Tensor, embedding: Tensor, skips: list[Tensor], dropout_keys: Tensor | None
     ) -> Tensor:
-        """The output of the level; the skip connections that it uses are taken off the end of `skips`."""
+        """The output of the level; the skip connections that it uses are taken
+        off the end of `skips`.
+        """
         for i, block in enumerate(self.resnets):
             h = block(torch.cat([h, skips.pop()], dim=1), embedding, dropout_keys)
             if self.attentions:
@@ -158,13 +166,17 @@ class ResidualBlock(Repeated):
         self.norm2 = nn.GroupNorm(style.groups, width, style.eps)
         self.dropout = Dropout(style.dropout)
         self.conv2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
-        # Without a change of width there is nothing to learn here, and diffusers has no such weights.
+        # Without a change of width there is nothing to learn here, and diffusers has no such
+        # weights.
         self.conv_shortcut: nn.Module = nn.Identity()
         if before != width:
             self.conv_shortcut = nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
-        """x: [B, C, H, W].   embedding: the time after its activation, [B, embedding].   Returns [B, width, H, W]."""
+        """x: [B, C, H, W].
+
+        embedding: the time after its activation, [B, embedding].   Returns [B, width, H, W].
+        """
         h: Tensor = self.conv1(F.silu(self.norm1(x)))
         time = self.time_emb_proj(embedding)
         if self.scale_shift:
@@ -203,7 +215,8 @@ class Attention(Repeated):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W]; the same shape comes back."""
-        # Contiguous once, or the three projections and their gradients would copy it each for itself.
+        # Contiguous once, or the three projections and their gradients would copy it each for
+        # itself.
         pixels = self.group_norm(x).flatten(2).transpose(1, 2).contiguous()
         q, k, v = (self._heads(project(pixels)) for project in (self.to_q, self.to_k, self.to_v))
         mixed = self.attend(q, k, v).transpose(1, 2).flatten(2)
@@ -220,7 +233,9 @@ class Attention(Repeated):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution with a strided convolution; padding 0 means one pixel right and bottom."""
+    """Halve the resolution with a strided convolution;
+    padding 0 means one pixel right and bottom.
+    """
 
     def __init__(self, width: int, padding: int) -> None:
         super().__init__()
@@ -230,7 +245,8 @@ class Downsample(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
         if self.pads_one_side:
-            # DDPM was written for TensorFlow, whose padding "same" of a stride of 2 is right and bottom.
+            # DDPM was written for TensorFlow, whose padding "same" of a stride of 2 is right and
+            # bottom.
             h = F.pad(h, (0, 1, 0, 1))
         out: Tensor = self.conv(h)
         return out
@@ -250,7 +266,8 @@ class Upsample(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """The time as a vector: sines and cosines of `width` / 2 frequencies, 1 down to 1/10000, then two linear layers.
+    """The time as a vector: sines and cosines of `width` / 2 frequencies, 1 down to 1/10000,
+    then two linear layers.
 
     Vaswani et al. 2017, section 3.5.   freq_shift: 1 makes the lowest frequency exactly 1/10000.
     """

@@ -1,13 +1,17 @@
-"""Dropout that depends on the image alone: the same in any batch, on any device, and in a resumed run."""
+"""Dropout that depends on the image alone: the same in any batch, on any device,
+and in a resumed run.
+"""
 
 import torch
 from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is a function of (key of the image, layer, element): the same in any batch, on any device.
+    """Dropout whose mask is a function of (key of the image, layer, element):
+    the same in any batch, on any device.
 
-    probability: in [0, 1), taken to the nearest 1/65536.   layer: its number in its network, set by the network.
+    probability: in [0, 1), taken to the nearest 1/65536.
+    layer: its number in its network, set by the network.
     """
 
     def __init__(self, probability: float) -> None:
@@ -21,7 +25,8 @@ class Dropout(nn.Module):
             return h
         if keys is None:
             raise ValueError("a network with dropout needs `dropout_keys` [B] while it trains")
-        # The numbers run from -2**15: so many of the 2**16 values lie below this limit as are to be dropped.
+        # The numbers run from -2**15: so many of the 2**16 values lie below this limit as are to be
+        # dropped.
         limit = self.threshold - 2**15
         dropped = random_int16(keys, self.layer, h[0].numel()).view(h.shape) < limit
         # The keys are on the CPU where the device cannot mix them.
@@ -42,7 +47,8 @@ def random_int16(keys: Tensor, layer: int, count: int) -> Tensor:
     # Few processors multiply vectors of 64-bit integers: only the keys have 64 bits.
     key = _mix64(_mix64(keys) + layer)
     high = (key >> 32).int()[:, None]
-    # Shifted there and back: so the lower half is a number that fits int32, sign and all, before it is cast.
+    # Shifted there and back: so the lower half is a number that fits int32, sign and all, before it
+    # is cast.
     low = ((key << 32) >> 32).int()[:, None]
     # A word of 32 bits serves two elements.
     pair = _mix32(torch.arange((count + 1) // 2, dtype=torch.int32, device=keys.device))

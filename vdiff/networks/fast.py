@@ -1,4 +1,6 @@
-"""Layers that compute the same faster on one kind of device: put into a network from outside, its code stays plain."""
+"""Layers that compute the same faster on one kind of device:
+put into a network from outside, its code stays plain.
+"""
 
 from collections.abc import Iterable
 from typing import ClassVar, TypeVar
@@ -10,27 +12,31 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Fast(nn.Module):
-    """A layer that computes what a layer of the class `plain` computes, to rounding, from the same weights.
+    """A layer that computes what a layer of the class `plain` computes, to rounding,
+    from the same weights.
 
-    It is never built. A plain layer becomes a fast one by a change of its class, so a fast class has no `__init__` and
-    no weights of its own. Names in the state dict, hooks and optimizers stay as they are. Where a call does not suit
-    the fast layer (another device, an unusual shape), it computes as `plain` does.
+    It is never built. A plain layer becomes a fast one by a change of its class, so a fast class
+    has no `__init__` and no weights of its own. Names in the state dict, hooks and optimizers stay
+    as they are. Where a call does not suit the fast layer (another device, an unusual shape), it
+    computes as `plain` does.
     """
 
     plain: ClassVar[type[nn.Module]]
 
 
 def fast_on(network: Module, device: torch.device | str, is_sharded: bool = False) -> Module:
-    """Put in the fast layers for `device`, in the place of torch's and of vdiff's plain ones; returns `network`.
+    """Put in the fast layers for `device`, in the place of torch's and of vdiff's plain ones;
+    returns `network`.
 
-    It works for any network. A layer of another class stays as it is, also if the class is derived from a plain one.
-    Copies of the network have the fast layers too. A second call, for this device or another one, changes what has to
-    change.
+    It works for any network. A layer of another class stays as it is, also if the class is derived
+    from a plain one. Copies of the network have the fast layers too. A second call, for this device
+    or another one, changes what has to change.
 
     is_sharded: the weights are about to be distributed over several processes (see `sharded.py`).
     """
     kind = torch.device(device).type
-    # Imported here: the fast layers are derived from the plain ones, and those know nothing of them.
+    # Imported here: the fast layers are derived from the plain ones, and those know nothing of
+    # them.
     if kind == "cpu":
         from vdiff.networks.cpu.fast import fast_on_cpu
 
@@ -43,7 +49,9 @@ def fast_on(network: Module, device: torch.device | str, is_sharded: bool = Fals
 
 
 def put_in(network: Module, layers: Iterable[type[Fast]]) -> Module:
-    """Make each layer of a network one of these fast classes where there is one for it, else plain; the same network."""
+    """Make each layer of a network one of these fast classes where there is one for it,
+    else plain; the same network.
+    """
     fast_classes = {layer.plain: layer for layer in layers}
     for module in network.modules():
         old_class = type(module)

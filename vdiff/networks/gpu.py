@@ -14,7 +14,9 @@ def fast_on_gpu(network: Module) -> Module:
 
 
 class GroupNorm(Fast, nn.GroupNorm):
-    """torch's group norm in the dtype of its input: autocast on a GPU takes it, and all that follows, to float32."""
+    """torch's group norm in the dtype of its input:
+    autocast on a GPU takes it, and all that follows, to float32.
+    """
 
     plain = nn.GroupNorm
 
@@ -22,7 +24,8 @@ class GroupNorm(Fast, nn.GroupNorm):
         """h: [B, C, ...]; the same shape and dtype come back."""
         if not h.is_cuda or not self.affine:
             return super().forward(h)
-        # Autocast lists group norm among what is computed in float32; torch's kernel adds in float32 anyway.
+        # Autocast lists group norm among what is computed in float32; torch's kernel adds in
+        # float32 anyway.
         with torch.autocast("cuda", enabled=False):
             weight = self.weight.to(h.dtype)
             bias = self.bias.to(h.dtype)

@@ -1,4 +1,6 @@
-"""The network of a run whose base was imported: it is in the model folder, and no recipe makes it anew."""
+"""The network of a run whose base was imported:
+it is in the model folder, and no recipe makes it anew.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
 
 
 class ImportedSection(NetworkSection):
-    """No network to train from the start: the base of the run was imported, and students are copies of it."""
+    """No network to train from the start: the base of the run was imported,
+    and students are copies of it.
+    """
 
     kind: Literal["imported"] = trajectory("imported")
     """Which network this is."""

@@ -1,7 +1,8 @@
 """What a network is, and what a recipe says of one. Read this to bring your own.
 
-A new network is one file with a section and a class, and a line in the table of `networks/__init__.py` or an entry
-point `vdiff.networks` of another package. vdiff trains it, saves its weights by name and makes it again from `config`.
+A new network is one file with a section and a class, and a line in the table of
+`networks/__init__.py` or an entry point `vdiff.networks` of another package. vdiff trains it, saves
+its weights by name and makes it again from `config`.
 """
 
 from abc import ABC, abstractmethod
@@ -17,20 +18,25 @@ from vdiff.networks.section import NetworkSection as NetworkSection
 class Network(nn.Module, ABC):
     """network(z, time, condition, dropout_keys) -> v, x or eps, as the recipe's `predicts` says.
 
-    Its weights are its `state_dict`: what must be saved lies in parameters or buffers. Parts that repeat may be
-    `Repeated` (see `networks/repeated.py`): then `checkpoint_activations` and `shard` work block by block.
+    Its weights are its `state_dict`: what must be saved lies in parameters or buffers. Parts that
+    repeat may be `Repeated` (see `networks/repeated.py`): then `checkpoint_activations` and `shard`
+    work block by block.
     """
 
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Plain values, for `config.json`, from which the section's `restore` makes the same network."""
+        """Plain values, for `config.json`, from which the section's `restore`
+        makes the same network.
+        """
 
     def diffusers(self) -> dict[str, Any] | None:
-        """The settings of the class in diffusers that computes the same with the same names of weights.
+        """The settings of the class in diffusers that computes the same with
+        the same names of weights.
 
-        `_class_name` names the class. They become `config.json` in the place of `config`, and `restore` takes them too.
-        None unless diffusers really has the class: it would load anything else with random weights, and no error.
+        `_class_name` names the class. They become `config.json` in the place of `config`, and
+        `restore` takes them too. None unless diffusers really has the class: it would load anything
+        else with random weights, and no error.
         """
         return None
 
@@ -44,15 +50,23 @@ class Network(nn.Module, ABC):
     ) -> Tensor:
         """Say what is in the noisy images.
 
-        z: [B, C, H, W].   time: float [B], the index on the base grid, fractions allowed; see `Schedule.time_input`.
-        condition: of the B images.   dropout_keys: int64 [B] in training, for random numbers that depend on the image
-        alone (see `networks/dropout.py`); None: no dropout.   Returns [B, C, H, W] in the dtype of z.
+        z: [B, C, H, W].   time: float [B], the index on the base grid, fractions allowed; see
+        `Schedule.time_input`.
+        condition: of the B images.   dropout_keys: int64 [B] in training, for random numbers that
+        depend on the image alone (see `networks/dropout.py`); None: no dropout.
+        Returns [B, C, H, W] in the dtype of z.
         """
 
 
 def as_network(module: nn.Module) -> Network:
-    """The module, which must be a `Network`.   Errors: MachineError for what somebody's `build` made instead."""
+    """The module, which must be a `Network`.
+
+    Errors: MachineError for what somebody's `build` made instead.
+    """
     if not isinstance(module, Network):
-        problem = f"`{type(module).__name__}` is no network: `config` and more of the contract are missing"
+        problem = (
+            f"`{type(module).__name__}` is no network: "
+            "`config` and more of the contract are missing"
+        )
         raise MachineError(problem, "derive it from `vdiff.networks.network.Network`")
     return module

@@ -1,4 +1,6 @@
-"""The parts of which a network has many, and activation checkpointing: what they compute can be recomputed."""
+"""The parts of which a network has many, and activation checkpointing:
+what they compute can be recomputed.
+"""
 
 from typing import Any
 
@@ -10,9 +12,11 @@ from vdiff.errors import UsageError
 
 
 class Repeated(nn.Module):
-    """One such part. Its results must be a function of its arguments and weights alone, or not be recomputed.
+    """One such part. Its results must be a function of its arguments and weights alone,
+    or not be recomputed.
 
-    recomputes: whether only its arguments are kept for the backward pass, which computes the rest again.
+    recomputes: whether only its arguments are kept for the backward pass, which computes the rest
+    again.
     """
 
     recomputes = False
@@ -33,10 +37,16 @@ def repeated(network: nn.Module) -> list[Repeated]:
 
 
 def recompute_activations(network: nn.Module) -> None:
-    """Turn on activation checkpointing.   Errors: UsageError for a network without repeated parts."""
+    """Turn on activation checkpointing.
+
+    Errors: UsageError for a network without repeated parts.
+    """
     parts = repeated(network)
     if not parts:
-        problem = f"a network of the kind `{type(network).__name__}` does not say which of its parts repeat"
+        problem = (
+            f"a network of the kind `{type(network).__name__}` does not say "
+            "which of its parts repeat"
+        )
         raise UsageError(problem, "leave out `checkpoint_activations`, or lower `micro_batch`")
     for part in parts:
         part.recomputes = True

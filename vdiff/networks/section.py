@@ -1,4 +1,7 @@
-"""What a recipe says of a network: the contract. Without torch; `network.py` has the contract of the network itself."""
+"""What a recipe says of a network: the contract.
+
+Without torch; `network.py` has the contract of the network itself.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class NetworkSection(KindSection, ABC):
-    """What a recipe says of a network. A kind of its own adds `kind: Literal["its name"]` and its options.
+    """What a recipe says of a network. A kind of its own adds `kind: Literal["its name"]` and its
+    options.
 
     A kind whose recipes may name classes has a field `num_classes`; any other is told of none.
     """
@@ -20,7 +24,8 @@ class NetworkSection(KindSection, ABC):
 
     @abstractmethod
     def build(self, image_size: int, channels: int) -> "Network":
-        """The network for images of `image_size` x `image_size` pixels, with fresh weights from torch's generator.
+        """The network for images of `image_size` x `image_size` pixels,
+        with fresh weights from torch's generator.
 
         Errors: UsageError, as `check`.
         """
@@ -28,7 +33,8 @@ class NetworkSection(KindSection, ABC):
     @classmethod
     @abstractmethod
     def restore(cls, config: Mapping[str, Any]) -> "Network":
-        """The network of a model folder, with any weights, from its `config.json`; it may come from a stranger.
+        """The network of a model folder, with any weights, from its `config.json`;
+        it may come from a stranger.
 
         Errors: ModelFileError, UsageError for a configuration that this cannot be.
         """
@@ -37,7 +43,8 @@ class NetworkSection(KindSection, ABC):
     def misfit(
         cls, config: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int
     ) -> str | None:
-        """The first setting that is not made for pictures of this shape (C, H, W) and so many classes; None for none.
+        """The first setting that is not made for pictures of this shape (C, H, W) and so many
+        classes; None for none.
 
         config: one that `restore` has taken.   num_classes: 0 for none.
         A kind whose configuration says nothing of its pictures leaves this as it is.

@@ -1,4 +1,6 @@
-"""FSDP2: every process holds a shard of each weight, and a block is brought together while it computes."""
+"""FSDP2: every process holds a shard of each weight, and a block is brought
+together while it computes.
+"""
 
 import gc
 from collections.abc import Mapping
@@ -14,7 +16,8 @@ from vdiff.networks.repeated import repeated
 
 
 def resolve(wanted: Shard, num_processes: int) -> tuple[bool, str]:
-    """Whether the weights are sharded, and why.   Errors: MachineError where there is one process only.
+    """Whether the weights are sharded, and why.   Errors: MachineError where there is one process
+    only.
 
     `auto` asks nothing of the machine: the same training must always compute in the same way.
     """
@@ -28,12 +31,16 @@ def resolve(wanted: Shard, num_processes: int) -> tuple[bool, str]:
 
 
 def turn_on(network: nn.Module, device: torch.device) -> nn.Module:
-    """Keep of every weight this process's shard only, on the device; names stay. Every process must call it."""
+    """Keep of every weight this process's shard only, on the device; names stay.
+
+    Every process must call it.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    # Inner parts first, as FSDP2 wants it: each call takes the weights that no call before it has taken.
+    # Inner parts first, as FSDP2 wants it: each call takes the weights that no call before it has
+    # taken.
     for part in reversed(repeated(network)):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
@@ -41,7 +48,9 @@ def turn_on(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def meta_copy(network: nn.Module) -> nn.Module:
-    """A copy on the device `meta`, without values. torch copies no network whose weights are sharded."""
+    """A copy on the device `meta`, without values.
+    torch copies no network whose weights are sharded.
+    """
     weights = {
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"))
         for weight in network.parameters()
@@ -52,8 +61,12 @@ def meta_copy(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def copied(network: nn.Module, empty: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a network whose weights are sharded, with shards of its own.   empty: its `meta_copy`."""
-    # The hooks of a sharded network hold on to it in a circle: earlier copies go only when Python looks for such.
+    """A copy of a network whose weights are sharded, with shards of its own.
+
+    empty: its `meta_copy`.
+    """
+    # The hooks of a sharded network hold on to it in a circle: earlier copies go only when Python
+    # looks for such.
     gc.collect()
     copy = turn_on(deepcopy(empty), device).to_empty(device=device)
     for weight, source in zip(copy.parameters(), network.parameters(), strict=True):
@@ -64,7 +77,9 @@ def copied(network: nn.Module, empty: nn.Module, device: torch.device) -> nn.Mod
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This process's shard, not copied and without a gradient; all of a tensor that is not sharded."""
+    """This process's shard, not copied and without a gradient;
+    all of a tensor that is not sharded.
+    """
     # Before `no_grad`, which takes time: this is asked for every weight after every update.
     if not is_sharded(tensor):
         return tensor
@@ -75,7 +90,9 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole tensor, in every process, and every process must ask; not copied where it is not sharded."""
+    """The whole tensor, in every process, and every process must ask;
+    not copied where it is not sharded.
+    """
     if not is_sharded(tensor):
         return tensor
     whole: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
@@ -89,7 +106,8 @@ def scatter_into(tensor: Tensor, values: Tensor) -> Tensor:
     if shard is tensor:
         return tensor.copy_(values)
     mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
-    # FSDP2 splits the rows as `torch.chunk` does: equal shards, and the last ones may be shorter or empty.
+    # FSDP2 splits the rows as `torch.chunk` does: equal shards, and the last ones may be shorter or
+    # empty.
     rows_per_shard = -(-len(values) // mesh.size())
     first_row = mesh.get_local_rank() * rows_per_shard
     shard.copy_(values[first_row:][: len(shard)])
@@ -99,9 +117,11 @@ def scatter_into(tensor: Tensor, values: Tensor) -> Tensor:
 def on_host(
     tensors: Mapping[str, Tensor], keeps: bool = True, copy: bool = True
 ) -> dict[str, Tensor]:
-    """All of the tensors in the host's memory, one brought together after another; every process must ask.
+    """All of the tensors in the host's memory, one brought together after another;
+    every process must ask.
 
-    keeps: whether this process gets them; the others get nothing.   copy: also where they are there already.
+    keeps: whether this process gets them; the others get nothing.
+    copy: also where they are there already.
     """
     kept = {}
     for name, tensor in tensors.items():

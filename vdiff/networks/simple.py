@@ -1,4 +1,6 @@
-"""Networks and pictures of which everything is known beforehand: `vdiff.conformance` tries its theorems on them."""
+"""Networks and pictures of which everything is known beforehand:
+`vdiff.conformance` tries its theorems on them.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,10 @@ from vdiff.diffusion.condition import NOTHING, Condition
 
 
 class KnowsPicture(nn.Module):
-    """Answers with the same x whatever it sees: the perfect denoiser of one batch.   x: [B, C, H, W]."""
+    """Answers with the same x whatever it sees: the perfect denoiser of one batch.
+
+    x: [B, C, H, W].
+    """
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
@@ -23,7 +28,8 @@ class KnowsPicture(nn.Module):
 class Curved(nn.Module):
     """A smooth function of z and time with one weight.
 
-    Each pixel depends on its mirror image in the row, so that a batch which is cut in the wrong place is seen.
+    Each pixel depends on its mirror image in the row, so that a batch which is cut in the wrong
+    place is seen.
     """
 
     def __init__(self) -> None:
@@ -56,13 +62,17 @@ class Counted(nn.Module):
 
 
 def noise(count: int, channels: int, size: int, seed: int = 0) -> Tensor:
-    """float32 [count, channels, size, size] from the normal distribution; the same for the same seed."""
+    """float32 [count, channels, size, size] from the normal distribution;
+    the same for the same seed.
+    """
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(count, channels, size, size, generator=rng)
 
 
 def coloured_pictures(count: int, channels: int, seed: int) -> Tensor:
-    """uint8 [count, channels, 8, 8]: each of one colour with some noise, the same for the same seed."""
+    """uint8 [count, channels, 8, 8]: each of one colour with some noise,
+    the same for the same seed.
+    """
     rng = torch.Generator().manual_seed(seed)
     colours = 64 + 128 * torch.rand(count, channels, 1, 1, generator=rng)
     pixels = colours + 25 * torch.randn(count, channels, 8, 8, generator=rng)

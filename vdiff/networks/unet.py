@@ -21,7 +21,8 @@ class UNet(Network):
         self._config = config
         widths = config.block_out_channels
         style = _style(config)
-        # The names are those of diffusers, and the order decides the weights that a seed gives: both stay.
+        # The names are those of diffusers, and the order decides the weights that a seed gives:
+        # both stay.
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(
             widths[0], config.embedding, config.freq_shift, config.flip_sin_to_cos
@@ -37,7 +38,9 @@ class UNet(Network):
 
     @classmethod
     def from_config(cls, config: object) -> Self:
-        """The network, with fresh weights, of a parsed `config.json`; raises as `UNetConfig.read` does."""
+        """The network, with fresh weights, of a parsed `config.json`;
+        raises as `UNetConfig.read` does.
+        """
         return cls(UNetConfig.read(config))
 
     @property
@@ -55,9 +58,11 @@ class UNet(Network):
         condition: Condition = NOTHING,
         dropout_keys: Tensor | None = None,
     ) -> Tensor:
-        """z: [B, C, H, W].   time: base-grid index, [B], fractions allowed.   dropout_keys: int64 [B].
+        """z: [B, C, H, W].   time: base-grid index, [B], fractions allowed.
+        dropout_keys: int64 [B].
 
-        Returns [B, out_channels, H, W] in the dtype of `z`.   ValueError: a label is missing or not expected.
+        Returns [B, out_channels, H, W] in the dtype of `z`.
+        ValueError: a label is missing or not expected.
         """
         # diffusers computes this activation again in every residual block.
         embedding = F.silu(self._embedding(time, condition.label))
@@ -84,7 +89,9 @@ class UNet(Network):
         return embedding + class_embedding
 
     def _number_dropouts(self) -> None:
-        """Tell each dropout layer which one it is: layers with one number would drop the same places."""
+        """Tell each dropout layer which one it is: layers with one number
+        would drop the same places.
+        """
         dropouts = (module for module in self.modules() if isinstance(module, Dropout))
         for number, dropout in enumerate(dropouts):
             dropout.layer = number

@@ -1,4 +1,6 @@
-"""The settings of a U-Net as diffusers' `UNet2DModel` writes them: which vdiff computes, and which it refuses."""
+"""The settings of a U-Net as diffusers' `UNet2DModel` writes them:
+which vdiff computes, and which it refuses.
+"""
 
 import math
 from collections.abc import Mapping
@@ -12,14 +14,18 @@ from vdiff.errors import ModelFileError, UsageError
 CLASS_NAME = "UNet2DModel"
 MOST_LEVELS = 12
 MOST_LAYERS = 16
-"""More than any picture or any published U-Net needs; a stranger's file could ask for minutes of building otherwise."""
+"""More than any picture or any published U-Net needs;
+a stranger's file could ask for minutes of building otherwise.
+"""
 Width = Annotated[int, Field(ge=1, le=65536)]
 DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D"]
 UpBlockType = Literal["UpBlock2D", "AttnUpBlock2D"]
 
 
 class UNetConfig(BaseModel):
-    """The keys, defaults and meaning of diffusers' `UNet2DModel`, with the values that vdiff computes."""
+    """The keys, defaults and meaning of diffusers' `UNet2DModel`,
+    with the values that vdiff computes.
+    """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +74,8 @@ class UNetConfig(BaseModel):
     def read(cls, config: object) -> Self:
         """The configuration in a parsed `config.json`, before anything is allocated.
 
-        UsageError: a setting that diffusers has and vdiff does not compute.   ModelFileError: one that cannot be.
+        UsageError: a setting that diffusers has and vdiff does not compute.
+        ModelFileError: one that cannot be.
         """
         if not isinstance(config, Mapping):
             raise ModelFileError(
@@ -147,7 +154,8 @@ class UNetConfig(BaseModel):
 def _refusal(error: ErrorDetails) -> ModelFileError | UsageError:
     """The error for a value that the checks refuse, or a key that they do not know."""
     key = str(error["loc"][0])
-    # diffusers may well compute this one, and vdiff does not. Anything else is right nowhere: the file is damaged.
+    # diffusers may well compute this one, and vdiff does not. Anything else is right nowhere: the
+    # file is damaged.
     if error["type"] in ("literal_error", "extra_forbidden"):
         return _unsupported(key, error["input"], error["msg"])
     return _impossible(key, f"is {str(error['input'])[:40]!r}: {error['msg']}")

@@ -32,25 +32,41 @@ class UNetSection(NetworkSection):
     kind: Literal["unet"] = trajectory("unet")
     """Which network this is."""
     width: int = trajectory(ge=2, le=4096)
-    """Channels at the full resolution; time and memory grow with it, the number of parameters with its square."""
+    """Channels at the full resolution; time and memory grow with it,
+    the number of parameters with its square.
+    """
     multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = trajectory(
         min_length=1, max_length=MOST_LEVELS
     )
-    """One number per level, from the full resolution down, each half the one before: its channels over `width`."""
+    """One number per level, from the full resolution down, each half the one before:
+    its channels over `width`.
+    """
     blocks: int = trajectory(2, ge=1, le=MOST_LAYERS)
     """Residual blocks per level on the way down (one more on the way up)."""
     attention_at: tuple[PositiveInt, ...] = trajectory(())
-    """Resolutions, in pixels, whose blocks are followed by attention; its cost grows with the fourth power of them."""
+    """Resolutions, in pixels, whose blocks are followed by attention;
+    its cost grows with the fourth power of them.
+    """
     head_dim: PositiveInt | None = trajectory(None)
-    """Channels per attention head; must divide the channels wherever attention sits. Not given: one head."""
+    """Channels per attention head; must divide the channels wherever attention sits. Not given:
+    one head.
+    """
     dropout: float = trajectory(0.0, ge=0, lt=1)
-    """Probability that a value inside a residual block is set to zero in training; helps against overfitting."""
+    """Probability that a value inside a residual block is set to zero in training;
+    helps against overfitting.
+    """
     num_classes: int | None = trajectory(None, ge=1, le=2**24)
-    """Number of classes; the network is told the class of each picture. Not given: it is told nothing."""
+    """Number of classes; the network is told the class of each picture. Not given:
+    it is told nothing.
+    """
     norm_groups: PositiveInt | None = trajectory(None)
-    """Groups of channels that are normalized together. Not given: the most, up to 32, that divide every level."""
+    """Groups of channels that are normalized together. Not given:
+    the most, up to 32, that divide every level.
+    """
     time_scale_shift: bool = trajectory(True)
-    """Whether the time scales and shifts the values in a residual block; otherwise it is only added to them."""
+    """Whether the time scales and shifts the values in a residual block;
+    otherwise it is only added to them.
+    """
     mid_attention: bool = trajectory(True)
     """Whether attention sits between the two blocks at the lowest resolution."""
 
@@ -94,7 +110,8 @@ class UNetSection(NetworkSection):
     def configure(self, image_size: int, channels: int) -> UNetConfig:
         """The configuration that `build` uses, without allocating anything.
 
-        UsageError: the size cannot be halved, or `attention_at`, `head_dim` or `norm_groups` does not fit the levels.
+        UsageError: the size cannot be halved, or `attention_at`, `head_dim` or `norm_groups` does
+        not fit the levels.
         """
         widths = tuple(self.width * multiplier for multiplier in self.multipliers)
         resolutions = self._resolutions(image_size)
@@ -136,7 +153,8 @@ class UNetSection(NetworkSection):
             # The lowest bit that is set tells how often a number can be halved.
             most = (image_size & -image_size).bit_length()
             raise UsageError(
-                f"pictures of {image_size} pixels cannot be halved {halvings} times for {halvings + 1} levels",
+                f"pictures of {image_size} pixels cannot be halved {halvings} times for "
+                f"{halvings + 1} levels",
                 f"use pictures of {near} pixels, or at most {most} `multipliers`",
                 "network.multipliers",
             )
@@ -146,7 +164,8 @@ class UNetSection(NetworkSection):
         missing = [str(size) for size in self.attention_at if size not in resolutions]
         if missing:
             raise UsageError(
-                f"`attention_at` names {', '.join(missing)}, but no level of the network has that resolution",
+                f"`attention_at` names {', '.join(missing)}, "
+                "but no level of the network has that resolution",
                 f"choose from the levels' resolutions: {', '.join(map(str, resolutions))}",
                 "network.attention_at",
             )
@@ -157,13 +176,16 @@ class UNetSection(NetworkSection):
         common = math.gcd(*widths, *middle)
         if self.head_dim and common % self.head_dim:
             raise UsageError(
-                f"`head_dim` {self.head_dim} does not divide the channels where attention sits: {[*widths, *middle]}",
+                f"`head_dim` {self.head_dim} does not divide the channels where attention sits: "
+                f"{[*widths, *middle]}",
                 f"set `head_dim` to a divisor of {common}, or leave it out for one head",
                 "network.head_dim",
             )
 
     def _groups(self, common: int) -> int:
-        """The number of norm groups; `common` is the greatest common divisor of the levels' channels."""
+        """The number of norm groups; `common` is the greatest common divisor
+        of the levels' channels.
+        """
         if self.norm_groups is None:
             return max(groups for groups in range(1, 33) if common % groups == 0)
         if common % self.norm_groups:
@@ -175,10 +197,14 @@ class UNetSection(NetworkSection):
         return self.norm_groups
 
     def _check_norm(self, num_values: int) -> None:
-        """`num_values` are normalized together at the lowest resolution: one alone always becomes 0."""
+        """`num_values` are normalized together at the lowest resolution:
+        one alone always becomes 0.
+        """
         if num_values == 1:
             raise UsageError(
-                "the lowest level has 1 x 1 pixels and one channel per norm group, so it can pass nothing on",
-                "use fewer `multipliers`, or fewer `norm_groups` than the lowest level has channels",
+                "the lowest level has 1 x 1 pixels and one channel per norm group, "
+                "so it can pass nothing on",
+                "use fewer `multipliers`, or fewer `norm_groups` than the "
+                "lowest level has channels",
                 "network.norm_groups",
             )

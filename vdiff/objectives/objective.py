@@ -1,7 +1,9 @@
-"""What a way of learning is: from a student and images to one loss per image. Read this to write one.
+"""What a way of learning is: from a student and images to one loss per image. Read this to write
+one.
 
-A new objective is one file with a section and a class, and a line in the table of `objectives/__init__.py` or an entry
-point `vdiff.objectives` of another package. One loop serves them all: the base and the students.
+A new objective is one file with a section and a class, and a line in the table of
+`objectives/__init__.py` or an entry point `vdiff.objectives` of another package. One loop serves
+them all: the base and the students.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ class Task:
 
     weighting: how much an error counts at each noise level.   updates: how many there will be.
     num_steps: sampler steps of the student; of the base, those that it is meant for.
-    teacher: frozen, on the device; None for the base.   teacher_steps: K, how many of the teacher's steps one of the
-    student's replaces.
+    teacher: frozen, on the device; None for the base.
+    teacher_steps: K, how many of the teacher's steps one of the student's replaces.
     """
 
     weighting: Weighting
@@ -47,15 +49,17 @@ class Task:
 
 
 class ObjectiveSection(KindSection, ABC):
-    """What a recipe says of a way of learning. A kind of its own adds `kind: Literal["its name"]` and its options.
+    """What a recipe says of a way of learning. A kind of its own adds `kind: Literal["its name"]`
+    and its options.
 
     What it says of its student goes into the student's model card.
 
     needs_teacher: whether it belongs into `distill`; else into `train`.
-    is_denoiser: whether its student predicts E[x | z], the mean of all pictures that fit a noisy one, as a network does
-    that learned from pictures by the squared error. A student that leads to where several steps land does not, and
-    samplers of a higher order would be wrong with it.
-    needs_fewer_steps: whether a student with as many steps as its teacher would have nothing to learn.
+    is_denoiser: whether its student predicts E[x | z], the mean of all pictures that fit a noisy
+    one, as a network does that learned from pictures by the squared error. A student that leads to
+    where several steps land does not, and samplers of a higher order would be wrong with it.
+    needs_fewer_steps: whether a student with as many steps as its teacher would have nothing to
+    learn.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -70,12 +74,14 @@ class ObjectiveSection(KindSection, ABC):
     def known_times(self, num_steps: int) -> int | None:
         """N, where the student knows the times i / N only; None for all times.
 
-        num_steps: of the student, N at most.   Unless said otherwise: its own steps with a teacher, else all times.
+        num_steps: of the student, N at most.   Unless said otherwise: its own steps with a teacher,
+        else all times.
         """
         return num_steps if self.needs_teacher else None
 
     def advised_sampler(self) -> dict[str, Any] | None:
-        """The sampler that draws best with the student, as a recipe's `sample.sampler` with its `kind`; None: DDIM.
+        """The sampler that draws best with the student, as a recipe's `sample.sampler` with its
+        `kind`; None: DDIM.
 
         `vdiff sample` takes it where neither the recipe nor the command line names one.
         """
@@ -85,9 +91,10 @@ class ObjectiveSection(KindSection, ABC):
 class Objective(ABC):
     """objective(student, x, rng, condition) -> loss per image.
 
-    What it is told in `__call__` is all that a loss may depend on, but for its options, its teacher and the state that
-    it changes in `follow`: a batch may be cut into parts, and a call may be made on trial, before `load` too.
-    Random numbers come from `rng` alone. Then a resumed training has the bits of an unbroken one.
+    What it is told in `__call__` is all that a loss may depend on, but for its options, its teacher
+    and the state that it changes in `follow`: a batch may be cut into parts, and a call may be made
+    on trial, before `load` too. Random numbers come from `rng` alone. Then a resumed training has
+    the bits of an unbroken one.
 
     An objective without a state leaves the other methods as they are.
     """
@@ -104,24 +111,33 @@ class Objective(ABC):
     def prepare(self, student: Denoiser, copied: Callable[[], nn.Module]) -> None:  # noqa: B027
         """Called once, before anything else, when the student's network lies on the device.
 
-        copied: makes a copy of the network as it is, in evaluation mode and without gradients: see `Target`.
+        copied: makes a copy of the network as it is, in evaluation mode and without gradients: see
+        `Target`.
         """
 
     def begin(self, update: int) -> None:  # noqa: B027
-        """Called before the update with this 0-based number: `update / task.updates` is how far the stage is."""
+        """Called before the update with this 0-based number:
+        `update / task.updates` is how far the stage is.
+        """
 
     def follow(self, update: int, is_done: Tensor) -> None:  # noqa: B027
         """Called after the `update`-th update, counted from 1.
 
-        is_done: bool [] on the device, false where the update was skipped; to ask for its value waits for the device.
+        is_done: bool [] on the device, false where the update was skipped; to ask for its value
+        waits for the device.
         """
 
     def state(self) -> dict[str, Tensor]:
-        """What `follow` changes, by name, not copied. It is saved, and in shares where the network lies in shares."""
+        """What `follow` changes, by name, not copied.
+
+        It is saved, and in shares where the network lies in shares.
+        """
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Go on from a state of the same names and shapes, copied into place; see `networks.sharded.scatter_into`."""
+        """Go on from a state of the same names and shapes, copied into place;
+        see `networks.sharded.scatter_into`.
+        """
 
 
 def add_noise(x: Tensor, alpha: Tensor, sigma: Tensor, rng: Randomness) -> Tensor:

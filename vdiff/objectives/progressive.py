@@ -1,4 +1,6 @@
-"""Learning from a teacher: one step of the student lands where K steps of the teacher land (Salimans & Ho 2022)."""
+"""Learning from a teacher: one step of the student lands where K steps of the teacher land
+(Salimans & Ho 2022).
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,9 @@ class ProgressiveSection(ObjectiveSection):
     stratified: bool = trajectory(True)
     """Spread the steps of a batch evenly over the student's grid; the loss varies less."""
     clip: float | None = trajectory(None, gt=0)
-    """Limit of the picture that a teacher predicts which predicts eps; its x is eps divided by almost nothing at the
-    end of the schedule. Teachers that predict v or x are never clipped."""
+    """Limit of the picture that a teacher predicts which predicts eps; its x is eps divided by
+    almost nothing at the end of the schedule. Teachers that predict v or x are never clipped.
+    """
 
     def build(self, task: Task) -> Objective:
         return ProgressiveObjective(
@@ -49,7 +52,8 @@ class ProgressiveSection(ObjectiveSection):
 class ProgressiveObjective(Objective):
     """weight(SNR) * |x_predicted - x~|^2 at the student's times {1/N, ..., N/N}.
 
-    num_steps: N, the student's.   teacher_steps: K, how many of the teacher's steps one of the student's replaces.
+    num_steps: N, the student's.   teacher_steps: K, how many of the teacher's steps one of the
+    student's replaces.
     clip: limit of the x of a teacher that predicts eps; None leaves it free.
     """
 
@@ -101,7 +105,8 @@ def progressive_target(
 
     x~ = sum_k w_k x_k       over the teacher's predictions x_k on its way from t to s = t - 1/N
 
-    z: noisy images at t = step / num_steps, [B, C, H, W].   step: [B], whole numbers in 1..num_steps.
+    z: noisy images at t = step / num_steps, [B, C, H, W].
+    step: [B], whole numbers in 1..num_steps.
     clip: limit of the teacher's x, from which its eps is made anew; None leaves it free.
     """
     import torch
@@ -122,10 +127,11 @@ def progressive_target(
 
 
 def rho_weights(schedule: Schedule, times: list[Tensor]) -> list[Tensor]:
-    """w_k = (rho(t_{k+1}) - rho(t_k)) / (rho(t_K) - rho(t_0)): float64 [B] each, in [0, 1], summing to 1.
+    """w_k = (rho(t_{k+1}) - rho(t_k)) / (rho(t_K) - rho(t_0)):
+    float64 [B] each, in [0, 1], summing to 1.
 
-    times: t_0 > ... > t_K >= 0, [B] each. Formed from ratios to rho(t_K), which stay finite at t_K = 0: there all but
-    the last weight are 0.
+    times: t_0 > ... > t_K >= 0, [B] each. Formed from ratios to rho(t_K), which stay finite at t_K
+    = 0: there all but the last weight are 0.
     """
     import torch
 

@@ -11,7 +11,8 @@ from vdiff.networks.sharded import local_shard, scatter_into
 
 
 class Target:
-    """target <- decay target + (1 - decay) student after every update; with a decay of 0, the student as it was.
+    """target <- decay target + (1 - decay) student after every update;
+    with a decay of 0, the student as it was.
 
     denoiser: the target, in evaluation mode; nothing is learned through it.
     For an objective's `prepare`, `follow`, `state` and `load`, which pass on what they are given.
@@ -24,7 +25,9 @@ class Target:
 
     @torch.no_grad()
     def follow(self, is_done: Tensor) -> None:
-        """Move towards the student, or stay where the update was skipped; buffers are the student's."""
+        """Move towards the student, or stay where the update was skipped;
+        buffers are the student's.
+        """
         share = is_done * (1 - self._decay)
         mine = self.denoiser.network
         other = self._student

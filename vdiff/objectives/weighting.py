@@ -1,4 +1,6 @@
-"""Loss weights: how much an error counts at each noise level, stated as a weight on the squared error of x."""
+"""Loss weights: how much an error counts at each noise level,
+stated as a weight on the squared error of x.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def weighted_loss(
     """Weight times the mean squared error of x over C, H, W: float32 [B].
 
     x, target: [B, C, H, W].   alpha, sigma: [B], float64.
-    Formed from x and a weight: near t = 0 the eps and v of a wrong x are huge (|dv| = |dx| / sigma).
+    Formed from x and a weight: near t = 0 the eps and v of a wrong x are huge (|dv| = |dx| /
+    sigma).
     """
     error = (x - target).square().mean((1, 2, 3))
     return error * beside(_WEIGHTS[weighting]((alpha / sigma) ** 2), error)

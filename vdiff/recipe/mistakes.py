@@ -1,4 +1,6 @@
-"""What is wrong with a recipe, in words: pydantic's errors as sentences with the nearest valid key."""
+"""What is wrong with a recipe, in words: pydantic's errors as sentences
+with the nearest valid key.
+"""
 
 import difflib
 import re
@@ -30,7 +32,9 @@ class Mistake:
 def explain(
     err: ValidationError, section: type[Section], data: Mapping[str | int, Any]
 ) -> list[Mistake]:
-    """Every mistake of `data`, which is no `section`, once; the branches of a union make one sentence."""
+    """Every mistake of `data`, which is no `section`, once;
+    the branches of a union make one sentence.
+    """
     by_place: dict[Keys, list[str]] = {}
     for details in err.errors(include_url=False):
         keys = _real_keys(details, data)
@@ -193,7 +197,9 @@ def _at(data: Any, keys: Keys) -> Any:
 def _section_at(
     annotation: Any, value: Any, keys: Keys, registry: Registry[Any] | None = None
 ) -> type[BaseModel] | None:
-    """The section that describes the mapping at `keys` of `value`, which is declared as `annotation`."""
+    """The section that describes the mapping at `keys` of `value`,
+    which is declared as `annotation`.
+    """
     if get_origin(annotation) is Annotated:
         annotation, *marks = get_args(annotation)
         registry = next((mark for mark in marks if isinstance(mark, Registry)), registry)

@@ -46,10 +46,14 @@ class TrainSection(FitSection):
     warmup_updates: int = trajectory(1000, ge=0)
     """Updates in which the learning rate rises from 0."""
     ema: float | None = trajectory(0.9999, gt=0, lt=1)
-    """Decay per update of the running average of the weights that is saved for sampling; null saves the weights."""
+    """Decay per update of the running average of the weights that is saved for sampling;
+    null saves the weights.
+    """
 
     keep_state: bool = harmless(True)
-    """Whether a finished training keeps its last save, about four times the weights, so that more `updates` go on."""
+    """Whether a finished training keeps its last save, about four times the weights,
+    so that more `updates` go on.
+    """
 
     @field_validator("objective")
     @classmethod
@@ -101,12 +105,15 @@ class StopSection(Section):
     """When a chain stops by itself."""
 
     psnr_below: float | None = harmless(None, gt=0)
-    """Agreement with the stage's own teacher, in dB from the same noise, under which no further stage is made."""
+    """Agreement with the stage's own teacher, in dB from the same noise,
+    under which no further stage is made.
+    """
 
 
 class DistillSection(FitSection):
-    """How each student learns from its teacher. Every stage has a fresh optimizer and, unless it says otherwise, the
-    same settings."""
+    """How each student learns from its teacher. Every stage has a fresh optimizer and, unless it
+    says otherwise, the same settings.
+    """
 
     objective: Annotated[ObjectiveSection, OBJECTIVES] = trajectory("progressive")
     """The way of learning, with its options."""
@@ -115,16 +122,21 @@ class DistillSection(FitSection):
     end_steps: int = trajectory(4, ge=1)
     """Sampler steps of the last student."""
     factor: int | tuple[int, ...] = trajectory(2)
-    """By how much a stage divides the number of steps: one number for all stages, or one per stage."""
+    """By how much a stage divides the number of steps:
+    one number for all stages, or one per stage.
+    """
     overrides: dict[int, StageOverride] = trajectory({})
     """Stages that differ, by the student's number of steps, as in `{1: {updates: 20_000}}`."""
     stages: Annotated[tuple[StageSection, ...], Field(min_length=1)] | None = trajectory(None)
-    """Every stage by itself, in the place of `end_steps`, `factor` and `overrides`, `[{steps: 8}, {factor: 1}]`."""
+    """Every stage by itself, in the place of `end_steps`,
+    `factor` and `overrides`, `[{steps: 8}, {factor: 1}]`.
+    """
     learning_rate: float = trajectory(5e-5, gt=0)
     """Step size of Adam at its highest."""
     predicts: Predicts | None = trajectory(None)
-    """What students predict, if not what their teacher does: v for one that predicts eps, which cannot draw in few
-    steps. The first student has to learn it, so give it more updates."""
+    """What students predict, if not what their teacher does: v for one that predicts eps, which
+    cannot draw in few steps. The first student has to learn it, so give it more updates.
+    """
     decay: Decay = trajectory("linear")
     """How the learning rate goes on after the warm-up."""
     dropout: bool = trajectory(False)
@@ -133,9 +145,13 @@ class DistillSection(FitSection):
     """How much an error counts at each noise level."""
 
     keep_state: bool = harmless(False)
-    """Whether a finished student keeps its last save, about three times the weights, so that more `updates` go on."""
+    """Whether a finished student keeps its last save, about three times the weights,
+    so that more `updates` go on.
+    """
     stop_if: StopSection = harmless(StopSection())
-    """When the chain stops by itself, measured at the end of each stage on `evaluate.num_images` pictures."""
+    """When the chain stops by itself, measured at the end of each stage on
+    `evaluate.num_images` pictures.
+    """
 
     def steps(self) -> tuple[int, ...]:
         """Sampler steps of the base and of every student, as in (1024, 512, ..., 4)."""
@@ -146,7 +162,9 @@ class DistillSection(FitSection):
         )
 
     def listed(self) -> tuple[StageSection, ...]:
-        """Every stage, each with its `steps`: `stages`, or what `end_steps`, `factor` and `overrides` mean."""
+        """Every stage, each with its `steps`: `stages`, or what `end_steps`,
+        `factor` and `overrides` mean.
+        """
         steps = self.steps()[1:]
         if self.stages is None:
             others = [
@@ -185,14 +203,18 @@ class DistillSection(FitSection):
         unknown = set(self.overrides) - set(self.steps()[1:])
         if unknown:
             raise ValueError(
-                f"`overrides` names {count(min(unknown), 'step')}, but the stages end at {self.steps()[1:]} steps"
+                f"`overrides` names {count(min(unknown), 'step')}, "
+                f"but the stages end at {self.steps()[1:]} steps"
             )
         return self
 
     def _check_stages(self) -> None:
         for name in ("end_steps", "factor", "overrides"):
             if name in self.model_fields_set:
-                problem = f"`stages` says every stage by itself, so there is no place for `{name}`: leave one of them out"
+                problem = (
+                    f"`stages` says every stage by itself, so there is no place for `{name}`: "
+                    "leave one of them out"
+                )
                 raise _mistake(problem, name)
         try:
             self.steps()
@@ -216,25 +238,37 @@ class SampleSection(Section):
     num_images: int = harmless(64, ge=1)
     """Pictures in a grid."""
     batch_size: int = harmless(64, ge=1)
-    """Pictures that go through the network at once; changes memory, and pictures by rounding only."""
+    """Pictures that go through the network at once;
+    changes memory, and pictures by rounding only.
+    """
     cuda_graphs: CudaGraphs = harmless("auto")
-    """Whether a GPU replays recorded network calls: on, off, or auto (off, as no GPU has shown that it pays)."""
+    """Whether a GPU replays recorded network calls:
+    on, off, or auto (off, as no GPU has shown that it pays).
+    """
 
     @property
     def named_sampler(self) -> SamplerSection | None:
-        """The sampler, if the recipe names one; None leaves the choice to each model, see `samplers.advised`."""
+        """The sampler, if the recipe names one; None leaves the choice to each model,
+        see `samplers.advised`.
+        """
         if "sampler" in self.model_fields_set:
             return self.sampler
         return None
 
 
 class EvaluateSection(Section):
-    """A cheap trend while networks learn. `vdiff evaluate` measures finished models with more pictures."""
+    """A cheap trend while networks learn. `vdiff evaluate` measures finished
+    models with more pictures.
+    """
 
     every: int | None = harmless(None, ge=1)
-    """Updates between two measurements; one more comes at the end of each stage. null measures nothing."""
+    """Updates between two measurements; one more comes at the end of each stage.
+    null measures nothing.
+    """
     num_images: int = harmless(256, ge=2)
-    """Pictures that a measurement draws; numbers of different numbers of pictures cannot be compared."""
+    """Pictures that a measurement draws; numbers of different numbers of
+    pictures cannot be compared.
+    """
     metrics: tuple[str, ...] = harmless(DEFAULT)
     """What is measured, as `vdiff evaluate --metrics` takes it: agreement, fd_pixel, swd."""
 
@@ -247,7 +281,8 @@ class EvaluateSection(Section):
             raise ValueError(f"{err.problem}; {err.fix}") from err
         if dear:
             raise ValueError(
-                f"`{dear[0]}` takes too long for a trend; `vdiff evaluate --metrics {dear[0]}` measures it"
+                f"`{dear[0]}` takes too long for a trend; "
+                f"`vdiff evaluate --metrics {dear[0]}` measures it"
             )
         return value
 
@@ -265,14 +300,21 @@ class Recipe(Section):
     seed: int = trajectory(0, ge=0, lt=2**63)
     """Start of all random numbers."""
     precision: Precision = trajectory("auto")
-    """Arithmetic of the network: bf16, fp16, fp32, or auto (bf16 where the hardware multiplies it and it pays)."""
+    """Arithmetic of the network: bf16, fp16, fp32, or auto (bf16 where the hardware
+    multiplies it and it pays).
+    """
     compile: Compile = harmless("auto")
-    """Whether networks that learn are compiled: on, off, or auto (where that was measured to pay: nowhere yet)."""
+    """Whether networks that learn are compiled:
+    on, off, or auto (where that was measured to pay: nowhere yet).
+    """
     shard: Shard = harmless("auto")
-    """Whether each of several processes keeps only a share of every network, its average and its optimizer: on, off, or
-    auto (off). For networks that do not fit; run on CPUs only so far."""
+    """Whether each of several processes keeps only a share of every network, its average and its
+    optimizer: on, off, or auto (off). For networks that do not fit; run on CPUs only so far.
+    """
     deterministic: bool = harmless(False)
-    """Whether a GPU must give the same bits every time, which is slower; on a CPU it always does."""
+    """Whether a GPU must give the same bits every time, which is slower;
+    on a CPU it always does.
+    """
     data: Annotated[DatasetSection, DATASETS] = harmless()
     """Where the pictures are and how they are read."""
     network: Annotated[NetworkSection, NETWORKS] = harmless()
@@ -288,8 +330,9 @@ class Recipe(Section):
     evaluate: EvaluateSection = harmless(EvaluateSection())
     """Measuring while networks learn."""
     trackers: tuple[TrackerKind, ...] | None = harmless(None)
-    """Who gets curves and pictures: any of accelerate's trackers, such as tensorboard, wandb or mlflow. null is
-    TensorBoard where that is installed, [] none."""
+    """Who gets curves and pictures: any of accelerate's trackers, such as tensorboard, wandb or
+    mlflow. null is TensorBoard where that is installed, [] none.
+    """
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:
@@ -307,8 +350,8 @@ class Recipe(Section):
             if self.distill.stages is not None:
                 fix += ", with a first stage in `distill.stages` that leads on from there"
             raise ValueError(
-                f"`train.objective`: with `{kind}` the base knows {times:,} times, and `distill.start_steps` wants "
-                f"{steps:,} steps of it; {fix}"
+                f"`train.objective`: with `{kind}` the base knows {times:,} times, "
+                f"and `distill.start_steps` wants {steps:,} steps of it; {fix}"
             )
         for number, stage in enumerate(self.distill.listed()):
             objective = stage.objective or self.distill.objective
@@ -316,8 +359,8 @@ class Recipe(Section):
             times = objective.known_times(steps)
             if times is not None and times % steps:
                 raise ValueError(
-                    f"`distill`: with `{objective.kind}` the student `base_{number}` knows {times:,} times, and is to "
-                    f"be drawn with in {steps:,} steps"
+                    f"`distill`: with `{objective.kind}` the student `base_{number}` knows "
+                    f"{times:,} times, and is to be drawn with in {steps:,} steps"
                 )
         return self
 

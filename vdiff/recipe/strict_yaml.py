@@ -1,4 +1,6 @@
-"""YAML without surprises: values by the rules of YAML 1.2, each with its place; nothing that could run or explode."""
+"""YAML without surprises: values by the rules of YAML 1.2, each with its place;
+nothing that could run or explode.
+"""
 
 import math
 import re
@@ -27,10 +29,12 @@ class Values(NamedTuple):
 
 
 def read(text: str, name: str) -> Values:
-    """The values of the YAML `text`; None for an empty one. `name` is what mistakes are reported under.
+    """The values of the YAML `text`; None for an empty one. `name` is what mistakes are reported
+    under.
 
-    Numbers, true, false and null are those of YAML 1.2, with `_` between digits. Tags, anchors, aliases, duplicate
-    keys, a second document, control characters, over 64 KiB and over 20 levels raise UsageError.
+    Numbers, true, false and null are those of YAML 1.2, with `_` between digits. Tags, anchors,
+    aliases, duplicate keys, a second document, control characters, over 64 KiB and over 20 levels
+    raise UsageError.
     """
     places: dict[Keys, str] = {}
     # editors on Windows put the mark of UTF-8 in front
@@ -42,7 +46,9 @@ def read(text: str, name: str) -> Values:
 
 
 def read_line(text: str, place: str) -> Values:
-    """The values of one line of YAML: one value, or a list or mapping in brackets; all of them stand at `place`."""
+    """The values of one line of YAML: one value, or a list or mapping in brackets;
+    all of them stand at `place`.
+    """
     node = _compose(text, place)
     if isinstance(node, MappingNode | SequenceNode) and not node.flow_style:
         raise UsageError(
@@ -201,7 +207,9 @@ def _scalar(node: ScalarNode, name: str) -> Any:
 
 
 def _paired(text: str, place: str) -> str:
-    """Text in which the halves of a character that JSON writes as `\\ud83d\\ude00` are one; no file can hold a half."""
+    """Text in which the halves of a character that JSON writes as `\\ud83d\\ude00` are one;
+    no file can hold a half.
+    """
     try:
         return text.encode("utf-16-le", errors="surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError as err:
@@ -209,7 +217,9 @@ def _paired(text: str, place: str) -> str:
 
 
 def _number(text: str) -> int | float | None:
-    """A whole or real number, None for other text; ValueError for infinity, not-a-number and absurd lengths."""
+    """A whole or real number, None for other text;
+    ValueError for infinity, not-a-number and absurd lengths.
+    """
     if _DECIMAL.fullmatch(text):
         return int(text)
     if _BASED.fullmatch(text):

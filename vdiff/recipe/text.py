@@ -1,4 +1,6 @@
-"""Recipes as text: where they are found, every value with its place, and what is wrong with them."""
+"""Recipes as text: where they are found, every value with its place,
+and what is wrong with them.
+"""
 
 import copy
 import difflib
@@ -28,8 +30,10 @@ AnySection = TypeVar("AnySection", bound=Section)
 class RecipeText:
     """A recipe as it was written: plain values, and where each of them stands.
 
-    name: what messages call it.   places: keys -> `recipe.yaml:3:5` or `--set train.updates`, in the order of the file.
-    text: the file, word for word.   assignments: what `--set` changed in it.   path: None when it is not a file.
+    name: what messages call it.   places: keys -> `recipe.yaml:3:5` or `--set train.updates`, in
+    the order of the file.
+    text: the file, word for word.   assignments: what `--set` changed in it.
+    path: None when it is not a file.
     """
 
     data: dict[str | int, Any]
@@ -41,7 +45,9 @@ class RecipeText:
 
 
 def read(text: str, name: str, path: Path | None = None) -> RecipeText:
-    """The recipe in `text`, called `name` in messages; UsageError for what `recipe_yaml.read` refuses."""
+    """The recipe in `text`, called `name` in messages;
+    UsageError for what `recipe_yaml.read` refuses.
+    """
     values = recipe_yaml.read(text, name)
     if not isinstance(values.data, dict):
         fix = "`vdiff recipes show digits` prints a recipe that works"
@@ -54,7 +60,9 @@ def read(text: str, name: str, path: Path | None = None) -> RecipeText:
 
 
 def set_values(recipe: RecipeText, assignments: Sequence[str]) -> RecipeText:
-    """`recipe` with every `section.key=value` carried out, the later ones winning; values are YAML on one line."""
+    """`recipe` with every `section.key=value` carried out, the later ones winning;
+    values are YAML on one line.
+    """
     data = copy.deepcopy(recipe.data)
     places = dict(recipe.places)
     for assignment in assignments:
@@ -82,7 +90,9 @@ def _key(text: str) -> str | int:
 
 
 def validate(section: type[AnySection], recipe: RecipeText) -> AnySection:
-    """`recipe` as a `section`; UsageError with all its mistakes, each with its place and the nearest valid key."""
+    """`recipe` as a `section`; UsageError with all its mistakes,
+    each with its place and the nearest valid key.
+    """
     try:
         return section.model_validate(recipe.data)
     except ValidationError as err:
@@ -100,7 +110,8 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name_or_path: str | None, beside: Path | None = None) -> RecipeText:
-    """The recipe a command works with: the one named, `$VDIFF_RECIPE`, `./recipe.yaml`, or the one in folder `beside`.
+    """The recipe a command works with: the one named, `$VDIFF_RECIPE`, `./recipe.yaml`,
+    or the one in folder `beside`.
 
     beside: a run folder, or a model folder with a recipe inside its `vdiff.json`.
     """
@@ -179,7 +190,10 @@ def _in_folder(folder: Path) -> RecipeText | None:
 
 
 def _mistakes_error(recipe: RecipeText, mistakes: Sequence[Mistake]) -> UsageError:
-    fix = "change this; `vdiff recipes schema` describes every key, `vdiff recipes show digits` prints a whole recipe"
+    fix = (
+        "change this; `vdiff recipes schema` describes every key, "
+        "`vdiff recipes show digits` prints a whole recipe"
+    )
     # from top to bottom, as somebody goes through the file
     order = {place: index for index, place in enumerate(recipe.places.values())}
     in_order = sorted(mistakes, key=lambda mistake: order.get(_written(recipe, mistake.keys), -1))
@@ -229,7 +243,9 @@ def _forget(places: dict[Keys, str], keys: Keys) -> None:
 
 
 def _section_for(data: dict[str | int, Any], keys: Keys, place: str) -> dict[str | int, Any]:
-    """The mapping that `keys` lead to, made where there is none; a bare kind becomes a mapping with that kind."""
+    """The mapping that `keys` lead to, made where there is none;
+    a bare kind becomes a mapping with that kind.
+    """
     for key in keys:
         inner = data.get(key)
         if isinstance(inner, str):

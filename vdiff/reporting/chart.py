@@ -1,4 +1,6 @@
-"""Charts as SVG: lines over one axis or the other, small enough for a phone, with words for who cannot see them."""
+"""Charts as SVG: lines over one axis or the other, small enough for a phone,
+with words for who cannot see them.
+"""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +35,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one kind. role: gives colour and mark.   marked: whether each point has its mark."""
+    """Points of one kind. role: gives colour and mark.
+
+    marked: whether each point has its mark.
+    """
 
     name: str
     role: Role
@@ -46,7 +51,8 @@ class Line:
 class Axis:
     """One direction of a chart.
 
-    log: base 2 for steps, 10 for the rest, None for equal distances.   ticks: where they are, None for round numbers.
+    log: base 2 for steps, 10 for the rest, None for equal distances.
+    ticks: where they are, None for round numbers.
     span: values that the axis reaches from and to at least.   most: no value is greater.
     """
 
@@ -58,7 +64,10 @@ class Axis:
 
 
 def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> Markup:
-    """The lines that have points, as one picture; `title` says what it shows. Empty without any point."""
+    """The lines that have points, as one picture; `title` says what it shows.
+
+    Empty without any point.
+    """
     points = [point for line in lines for point in line.points]
     if not points:
         return Markup("")
@@ -92,7 +101,10 @@ def suits_log(values: Sequence[float], ratio: float = 8) -> bool:
 
 
 class _Scale:
-    """Value -> place on the page. Values of a logarithmic axis that are not positive sit at its end."""
+    """Value -> place on the page.
+
+    Values of a logarithmic axis that are not positive sit at its end.
+    """
 
     def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float) -> None:
         self.axis = axis
@@ -150,7 +162,9 @@ def _even(low: float, high: float) -> list[float]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """Round numbers between 10^low and 10^high: whole powers of ten, and some between them where there is room."""
+    """Round numbers between 10^low and 10^high:
+    whole powers of ten, and some between them where there is room.
+    """
     factors = {0: (1, 2, 5), 1: (1, 2, 5), 2: (1, 3)}.get(math.floor(high - low), (1,))
     # a loss may fall by ten powers; more than about five numbers would touch one another
     every = max(1, math.ceil((high - low) / 5))

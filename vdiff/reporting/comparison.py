@@ -23,9 +23,11 @@ def compare(
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Write a PNG with a row of `count` pictures for the teacher, then pairs of rows for every student.
+    """Write a PNG with a row of `count` pictures for the teacher,
+    then pairs of rows for every student.
 
-    base: the undistilled model, shown at `teacher_steps` (its own number if None) and at each student's number.
+    base: the undistilled model, shown at `teacher_steps` (its own number if None) and at each
+    student's number.
     students: model folders, most steps first.   say: told what is being drawn.
     """
     teacher = checkpoint.load(base, device)

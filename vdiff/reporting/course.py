@@ -53,7 +53,9 @@ def trends(record: Record) -> Markup:
 
 
 def _offsets(record: Record) -> dict[str, float]:
-    """How many updates the stages before each one had, as far as the log tells: also those without a trend."""
+    """How many updates the stages before each one had, as far as the log tells:
+    also those without a trend.
+    """
     curves = [record.losses, *record.trends.values()]
     logged = list(dict.fromkeys(stage for curve in curves for stage in curve))
     known = [stage.name for stage in record.stages if stage.name in logged]
@@ -68,7 +70,9 @@ def _offsets(record: Record) -> dict[str, float]:
 
 
 def _counts(record: Record, name: str) -> list[int | None]:
-    """The numbers of pictures that a trend was measured with, the smallest first, an unknown one last."""
+    """The numbers of pictures that a trend was measured with, the smallest first,
+    an unknown one last.
+    """
     return sorted(
         (num_images for metric, num_images in record.trends if metric == name),
         key=lambda num_images: num_images or math.inf,

@@ -1,4 +1,7 @@
-"""What runs, model folders, image stores and recipes hold: facts ready for JSON. Nothing is changed or executed."""
+"""What runs, model folders, image stores and recipes hold: facts ready for JSON.
+
+Nothing is changed or executed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,10 +20,12 @@ Facts = dict[str, Any]
 
 
 def run(folder: Path, verify: bool = False) -> Facts:
-    """Every finished model folder of a run and every stage that was stopped, in the order of the chain.
+    """Every finished model folder of a run and every stage that was stopped,
+    in the order of the chain.
 
     verify: read every byte; otherwise only see that the files are there and have their sizes.
-    A model is `whole` or `damaged`, with what is wrong in `problems`; a stage that was stopped is `unfinished`.
+    A model is `whole` or `damaged`, with what is wrong in `problems`; a stage that was stopped is
+    `unfinished`.
     """
     place = RunFolder(folder)
     models = [
@@ -172,7 +177,9 @@ def _row_of(card: ModelCard, folder: Path, verify: bool) -> Facts:
 
 
 def _unfinished_row(place: RunFolder, name: str, verify: bool, teachers: dict[str, str]) -> Facts:
-    """The stage as its newest whole save has it; damaged saves, which are passed over, are its problems."""
+    """The stage as its newest whole save has it;
+    damaged saves, which are passed over, are its problems.
+    """
     problems: list[str] = []
     row: Facts = {
         "name": name,
@@ -217,10 +224,15 @@ def _count(value: object) -> int | None:
 
 
 def _orphans(models: Sequence[Facts]) -> list[str]:
-    """A sentence for every student whose teacher is not the model that now has the teacher's name."""
+    """A sentence for every student whose teacher is not the model that now
+    has the teacher's name.
+    """
     hashes = {row["name"]: row["hash"] for row in models}
     return [
-        f"`{row['name']}` was distilled from another `{row['parent']['name']}` than the one that is there now"
+        (
+            f"`{row['name']}` was distilled from another `{row['parent']['name']}` than the one "
+            "that is there now"
+        )
         for row in models
         if row["parent"]
         and hashes.get(row["parent"]["name"], row["parent"]["hash"]) != row["parent"]["hash"]
@@ -228,7 +240,9 @@ def _orphans(models: Sequence[Facts]) -> list[str]:
 
 
 def _lineage(card: ModelCard, folder: Path) -> list[Facts]:
-    """The teachers, nearest first, as far as they lie beside the model; `path` is None for the first that does not."""
+    """The teachers, nearest first, as far as they lie beside the model;
+    `path` is None for the first that does not.
+    """
     beside = _cards(RunFolder(folder.resolve().parent))
     lineage: list[Facts] = []
     while card.parent and card.parent["hash"] not in [each["hash"] for each in lineage]:

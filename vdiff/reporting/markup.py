@@ -1,4 +1,6 @@
-"""HTML and SVG as text: whatever is not markup already is escaped, so that a run's own texts stay texts."""
+"""HTML and SVG as text: whatever is not markup already is escaped,
+so that a run's own texts stay texts.
+"""
 
 import html
 from collections.abc import Iterable
@@ -21,7 +23,8 @@ _EMPTY = {"img", "input", "meta", "br", "hr"}
 def tag(name: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Markup:
     """An element. Children that are no Markup are escaped; None is nothing.
 
-    attributes: `class_` is class, `data_seed` is data-seed; True stands alone, None and False are left out.
+    attributes: `class_` is class, `data_seed` is data-seed; True stands alone, None and False are
+    left out.
     """
     inside = "".join(_attribute(key, value) for key, value in attributes.items())
     if name in _EMPTY:
@@ -36,7 +39,9 @@ def joined(children: Iterable[Child]) -> Markup:
 
 
 def escaped(text: str) -> Markup:
-    """Foreign text: markup becomes letters, and what cannot be printed becomes visible; line breaks stay."""
+    """Foreign text: markup becomes letters, and what cannot be printed becomes visible;
+    line breaks stay.
+    """
     return Markup(html.escape(printable(text, keep="\n\t")))
 
 

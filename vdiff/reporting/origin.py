@@ -1,4 +1,6 @@
-"""Where everything comes from: the line of models, time and cost, data, versions, machine and recipe."""
+"""Where everything comes from: the line of models, time and cost, data, versions,
+machine and recipe.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

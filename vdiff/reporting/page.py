@@ -1,4 +1,6 @@
-"""A page that needs nothing but itself: styles, script and pictures are inside, and a policy forbids the rest."""
+"""A page that needs nothing but itself: styles, script and pictures are inside,
+and a policy forbids the rest.
+"""
 
 import base64
 import hashlib
@@ -15,12 +17,18 @@ MAKER = "vdiff report"
 
 
 def page(title: str, head: Sequence[Child], sections: Sequence[Markup | None]) -> str:
-    """A whole HTML file. head: what stands above all sections.   sections: from `section`, None for none."""
+    """A whole HTML file. head: what stands above all sections.
+
+    sections: from `section`, None for none.
+    """
     style = _part("page.css")
     script = _part("page.js")
     # Names in a run come from strangers. Should one ever get past `escaped`, the browser still
     # runs no script and loads no picture but those that these sums and `data:` allow.
-    policy = f"default-src 'none'; img-src data:; style-src {_sum(style)}; script-src {_sum(script)}; base-uri 'none'"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_sum(style)}; "
+        f"script-src {_sum(script)}; base-uri 'none'"
+    )
     about = [
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=f"{policy}; form-action 'none'"),
@@ -36,7 +44,10 @@ def page(title: str, head: Sequence[Child], sections: Sequence[Markup | None]) -
         "footer", tag("p", f"Made by vdiff {__version__}. This file asks nothing of the network.")
     )
     body = [tag("header", head), tag("main", shown), foot, Markup(f"<script>{script}</script>")]
-    return f'<!doctype html>\n<html lang="en"><head>{joined(about)}</head>\n<body>{joined(body)}</body></html>\n'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{joined(about)}</head>\n'
+        f"<body>{joined(body)}</body></html>\n"
+    )
 
 
 def section(id_: str, title: str, lead: Child, *content: Child) -> Markup:

@@ -1,4 +1,6 @@
-"""Two models side by side: their pictures from the same noise, and their numbers where these may be compared."""
+"""Two models side by side: their pictures from the same noise,
+and their numbers where these may be compared.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +30,10 @@ from vdiff.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two. name: for people.   row: its numbers, if its run has been evaluated at this number of steps."""
+    """One of the two. name: for people.
+
+    row: its numbers, if its run has been evaluated at this number of steps.
+    """
 
     name: str
     folder: Path
@@ -47,7 +52,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both, drawn from the same seeds. compared: what each metric of pairs says, after rounding to 8 bits, by name."""
+    """Both, drawn from the same seeds. compared:
+    what each metric of pairs says, after rounding to 8 bits, by name.
+    """
 
     a: Side
     b: Side
@@ -70,7 +77,10 @@ def check_alike(a: ModelCard, b: ModelCard, names: tuple[str, str]) -> None:
         problem = f"`{names[0]}` draws {_shape(a)}, `{names[1]}` draws {_shape(b)}"
         raise DataError(problem, "compare two models of one size and number of channels")
     if a.num_classes != b.num_classes:
-        problem = f"`{names[0]}` knows {count(a.num_classes, 'class')}, `{names[1]}` knows {b.num_classes}"
+        problem = (
+            f"`{names[0]}` knows {count(a.num_classes, 'class')}, "
+            f"`{names[1]}` knows {b.num_classes}"
+        )
         raise DataError(
             problem,
             "compare two models of the same classes: from the same noise they draw the same things",
@@ -113,14 +123,17 @@ def html(pair: Pair) -> str:
     a = pair.a
     b = pair.b
     said = (
-        f"On {count(len(pair.seeds), 'picture')}, `{a.name}` in {counted(a.strip.num_steps)} and `{b.name}` in "
-        f"{counted(b.strip.num_steps)} agree to {in_words(pair)}."
+        f"On {count(len(pair.seeds), 'picture')}, `{a.name}` in {counted(a.strip.num_steps)} and "
+        f"`{b.name}` in {counted(b.strip.num_steps)} agree to {in_words(pair)}."
     )
     head = (
         tag("p", tag("span", "vdiff compare"), class_="eyebrow"),
         tag("h1", f"{a.name} and {b.name}"),
     )
-    lead = f"Both sides start from the same noise: {a.name} on the left of the divider, {b.name} on the right."
+    lead = (
+        f"Both sides start from the same noise: {a.name} on the left of the divider, "
+        f"{b.name} on the right."
+    )
     sections = [
         section(
             "pictures",
@@ -155,7 +168,10 @@ def in_words(pair: Pair) -> str:
 
 
 def facts(pair: Pair) -> dict[str, Any]:
-    """All of it for JSON; `psnr` is null for equal pictures. `pairs`: metrics of pairs beside agreement, by name."""
+    """All of it for JSON; `psnr` is null for equal pictures.
+
+    `pairs`: metrics of pairs beside agreement, by name.
+    """
     compared = {name: dict(numbers) for name, numbers in pair.compared.items()}
     content: dict[str, Any] = {
         "a": _side_facts(pair.a),

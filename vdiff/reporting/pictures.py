@@ -1,4 +1,6 @@
-"""The pictures of a report: drawn from fixed seeds, kept in the run's evaluation folder, drawn again when gone."""
+"""The pictures of a report: drawn from fixed seeds, kept in the run's evaluation folder,
+drawn again when gone.
+"""
 
 import contextlib
 import hashlib
@@ -29,14 +31,18 @@ FRAMES = 9
 """Pictures on the way from noise to picture, noise and picture included."""
 
 FEW_STEPS = 16
-"""Students of at most so many steps are drawn: with more, one sees no difference, and drawing takes long."""
+"""Students of at most so many steps are drawn:
+with more, one sees no difference, and drawing takes long.
+"""
 
 _LEVELS = 8
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures of one model, uint8 [n, C, H, W], one per seed. role: as in the table of an evaluation."""
+    """Pictures of one model, uint8 [n, C, H, W], one per seed. role:
+    as in the table of an evaluation.
+    """
 
     model: str
     role: str
@@ -46,7 +52,9 @@ class Strip:
 
 @dataclass(frozen=True)
 class Way:
-    """From noise to one picture: frames uint8 [F, C, H, W], and the time at which each stands, 1 noise, 0 picture."""
+    """From noise to one picture: frames uint8 [F, C, H, W], and the time at which each stands,
+    1 noise, 0 picture.
+    """
 
     model: str
     num_steps: int
@@ -56,7 +64,9 @@ class Way:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All pictures of a report. errors: student -> (time, squared error of x against the exact target)."""
+    """All pictures of a report. errors: student -> (time, squared error of x
+    against the exact target).
+    """
 
     seeds: Sequence[int]
     strips: list[Strip] = field(default_factory=list)
@@ -89,7 +99,9 @@ class Studio:
         self._loaded: dict[str, Checkpoint] = {}
 
     def gallery(self, base: str, students: Sequence[str], base_steps: int | None = None) -> Gallery:
-        """The base at `base_steps` (its own number if None), then what few steps give without and with distillation."""
+        """The base at `base_steps` (its own number if None), then what few steps give without and
+        with distillation.
+        """
         steps = base_steps or self._cards[base].num_steps
         gallery = Gallery(self.seeds, [self.strip(base, "original", steps)])
         few = [name for name in students if self._cards[name].num_steps <= FEW_STEPS]
@@ -145,7 +157,8 @@ class Studio:
         return Way(name, num_steps, [1 - step / num_steps for step in kept], frames)
 
     def errors(self, name: str, pictures: Tensor) -> list[tuple[float, float]]:
-        """How far a student is from its teacher's exact target at some of its noise levels, mean over `pictures`.
+        """How far a student is from its teacher's exact target at some of its noise levels,
+        mean over `pictures`.
 
         Empty where the teacher is not in the run, and for students that learned another target.
         """

@@ -1,4 +1,6 @@
-"""Numbers that others have published: drawn beside one's own for orientation, when somebody asks for them."""
+"""Numbers that others have published: drawn beside one's own for orientation,
+when somebody asks for them.
+"""
 
 from typing import NamedTuple
 
@@ -13,8 +15,9 @@ class Curve(NamedTuple):
 
 
 _PAPER = (
-    "Salimans & Ho 2022, “Progressive Distillation for Fast Sampling of Diffusion Models”, arXiv 2202.00512: "
-    "their network, their training and their own protocol, which is not the one of the numbers beside it"
+    "Salimans & Ho 2022, “Progressive Distillation for Fast Sampling of Diffusion Models”, arXiv "
+    "2202.00512: their network, their training and their own protocol, which is not the one of the "
+    "numbers beside it"
 )
 
 CURVES: dict[str, Curve] = {

@@ -1,4 +1,6 @@
-"""The numbers of an evaluation as curves and as a table, always with the protocol that they hold under."""
+"""The numbers of an evaluation as curves and as a table,
+always with the protocol that they hold under.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +82,9 @@ def numbers(table: EvaluationTable) -> Markup:
 def protocol(
     table: EvaluationTable, metric: str | None = None, has_reference: bool = True
 ) -> Markup:
-    """The line that stands with a number. has_reference: whether the metric looks at the reference pictures."""
+    """The line that stands with a number. has_reference:
+    whether the metric looks at the reference pictures.
+    """
     line = table.line(has_reference)
     features = ""
     if metric is not None:
@@ -178,7 +182,10 @@ def _of_pairs(table: EvaluationTable, measure: Measure) -> Markup | None:
     lines = [line for line in _lines(table, point_with("original")) if line.role != "original"]
     with_teacher = _points(_students(table), point_with("teacher"))
     lines.append(Line("student, with its own teacher", "teacher", with_teacher))
-    note = "From the same noise: circles and diamonds with the original, squares each student with its own teacher."
+    note = (
+        "From the same noise: circles and diamonds with the original, "
+        "squares each student with its own teacher."
+    )
     line = protocol(table, measure.metric, has_reference=False)
     return _figure(Axis(measure.title, most=measure.most), measure.better, lines, line, note)
 

@@ -1,4 +1,7 @@
-"""What a run has come to, as far as its files tell; read without judging, damaged parts named. No torch here."""
+"""What a run has come to, as far as its files tell; read without judging, damaged parts named.
+
+No torch here.
+"""
 
 import json
 import math
@@ -19,7 +22,9 @@ from vdiff.runs.folder import RunFolder
 Facts = dict[str, Any]
 Curves = dict[str, list[tuple[float, float]]]
 Measured = tuple[str, int | None]
-"""A metric and the number of pictures it was measured with, None where that was not written down."""
+"""A metric and the number of pictures it was measured with,
+None where that was not written down.
+"""
 
 MOST_POINTS = 120
 """A curve of losses is drawn with this many points, each the mean of those around it."""
@@ -37,9 +42,12 @@ _LARGEST_LOG = 256 << 20
 class Record:
     """A run, ready to be shown.
 
-    rows: what `vdiff inspect` lists, finished and stopped stages.   cards: the models by name, those that are whole.
-    stages: what the recipe asks for; empty where it cannot be read.   losses: stage -> (update, loss), thinned.
-    trends: metric and number of pictures -> stage -> (update, value); numbers of different numbers are never one curve.
+    rows: what `vdiff inspect` lists, finished and stopped stages.
+    cards: the models by name, those that are whole.
+    stages: what the recipe asks for; empty where it cannot be read.
+    losses: stage -> (update, loss), thinned.
+    trends: metric and number of pictures -> stage -> (update, value); numbers of different numbers
+    are never one curve.
     warnings: what is damaged or does not fit together.
     """
 
@@ -95,7 +103,9 @@ def read(folder: Path) -> Record:
 
 
 def losses(path: Path) -> Curves:
-    """The losses in log.jsonl by stage, at most MOST_POINTS each; lines that tell none are passed over."""
+    """The losses in log.jsonl by stage, at most MOST_POINTS each;
+    lines that tell none are passed over.
+    """
     curves: Curves = {}
     for entry in entries(path):
         if _is_number(entry.get("loss")):

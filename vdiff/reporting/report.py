@@ -113,7 +113,8 @@ def _to_do(record: Record) -> list[str]:
     if record.table is not None and _unmeasured(record):
         names = ", ".join(f"`{name}`" for name in _unmeasured(record))
         lines.append(
-            f"Not measured, or changed since: {names}. `vdiff evaluate {record.folder.path}` measures them."
+            f"Not measured, or changed since: {names}. "
+            f"`vdiff evaluate {record.folder.path}` measures them."
         )
     return lines
 
@@ -147,11 +148,15 @@ def _pictures(gallery: Gallery | None, undrawn: str, num_students: int) -> list[
     if len(students) < num_students:
         left_out = f"; students of more than {FEW_STEPS} steps are left out"
     lead = (
-        "Each column starts from the same noise. Above each student, the undistilled model with as few "
-        f"steps{left_out}. Sampler: ddim eta=0, seeds {gallery.seeds[0]} to {gallery.seeds[-1]}."
+        "Each column starts from the same noise. Above each student, the undistilled model with "
+        f"as few steps{left_out}. Sampler: ddim eta=0, seeds {gallery.seeds[0]} to "
+        f"{gallery.seeds[-1]}."
     )
     parts.append(_part("strips", "All stages, same noise", lead, side_by_side.strips(gallery)))
-    lead = f"Seed {gallery.seeds[0]}, from pure noise on the left to the picture on the right; a frame stands at its time."
+    lead = (
+        f"Seed {gallery.seeds[0]}, from pure noise on the left to the picture on the right; "
+        "a frame stands at its time."
+    )
     parts.append(_part("ways", "From noise to picture", lead, side_by_side.ways(gallery.ways)))
     return parts
 
@@ -177,8 +182,9 @@ def _levels(record: Record, gallery: Gallery | None) -> _Part | None:
         return None
     original = gallery.strips[0]
     lead = (
-        "Mean squared difference, without any loss weight, between what a student predicts in one step and the exact "
-        f"target from its own teacher's steps: on the {count(len(gallery.seeds), 'picture')} that the original draws in "
+        "Mean squared difference, without any loss weight, between what a student predicts in one "
+        "step and the exact target from its own teacher's steps: on the "
+        f"{count(len(gallery.seeds), 'picture')} that the original draws in "
         f"{counted(original.num_steps)}, with fresh noise, at up to 8 of the student's own times."
     )
     return _part("levels", "Error by noise level", lead, course.levels(gallery.errors, record))
@@ -188,8 +194,9 @@ def _trends(record: Record) -> _Part | None:
     if not record.trends:
         return None
     lead = (
-        "A trend, no measurement: of the few pictures that `evaluate.num_images` in the recipe allows, drawn while the "
-        "networks learned. Compare the numbers of one chart with one another only: each has its own number of pictures."
+        "A trend, no measurement: of the few pictures that `evaluate.num_images` in the recipe "
+        "allows, drawn while the networks learned. Compare the numbers of one chart with one "
+        "another only: each has its own number of pictures."
     )
     return _part("trend", "Trend while training", spoken(lead), course.trends(record))
 
@@ -198,8 +205,9 @@ def _losses(record: Record) -> _Part | None:
     if not record.losses:
         return None
     lead = (
-        "The training loss of each stage as log.jsonl has it: the recipe's weighting, mean over the updates between "
-        "two points. Losses of different stages are losses against different teachers."
+        "The training loss of each stage as log.jsonl has it: the recipe's weighting, mean over "
+        "the updates between two points. Losses of different stages are losses against different "
+        "teachers."
     )
     return _part("losses", "Losses", lead, course.losses(record))
 

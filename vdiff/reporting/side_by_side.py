@@ -1,4 +1,6 @@
-"""Pictures on a page: rows from the same noise, the slider between two models, the way from noise to picture."""
+"""Pictures on a page: rows from the same noise, the slider between two models,
+the way from noise to picture.
+"""
 
 import base64
 from collections.abc import Sequence
@@ -32,7 +34,8 @@ def strips(gallery: Gallery) -> Markup:
 def slider(
     left: Strip, rights: Sequence[Strip], seeds: Sequence[int], left_name: str = "original"
 ) -> Markup:
-    """Pairs of pictures under one divider that pulls the one from over the other; several right sides to choose from.
+    """Pairs of pictures under one divider that pulls the one from over the other;
+    several right sides to choose from.
 
     Without a script, and in print, the two of a pair stand beside one another.
     """

@@ -1,4 +1,6 @@
-"""One sentence from the numbers: what the students keep of the original, and what the steps would give without them."""
+"""One sentence from the numbers: what the students keep of the original,
+and what the steps would give without them.
+"""
 
 import itertools
 
@@ -40,7 +42,9 @@ def _counted(record: Record) -> str:
 
 
 def measured(table: EvaluationTable) -> str:
-    """From a distance of the evaluation, else from its agreement; nothing where it tells neither."""
+    """From a distance of the evaluation, else from its agreement;
+    nothing where it tells neither.
+    """
     original = next((row for row in table.rows if row.role == "original"), None)
     students = [row for row in table.rows if row.role == "student"]
     students.sort(key=lambda row: row.num_steps)
@@ -56,8 +60,9 @@ def measured(table: EvaluationTable) -> str:
     if psnr is None:
         return ""
     return (
-        f"In {counted(last.num_steps)}, `{last.model}` draws what the original draws in {original.num_steps:,} to a "
-        f"PSNR of {psnr:.1f} dB{_undistilled_psnr(table, last.num_steps)}."
+        f"In {counted(last.num_steps)}, `{last.model}` draws what the original draws in "
+        f"{original.num_steps:,} to a PSNR of {psnr:.1f} "
+        f"dB{_undistilled_psnr(table, last.num_steps)}."
     )
 
 
@@ -75,22 +80,25 @@ def _compared(table: EvaluationTable, metric: str, original: Row, students: list
     parts = []
     if equal:
         parts.append(
-            f"Down to {counted(equal[-1].num_steps)} the students' {name} stays within the 95 % interval of the "
-            f"original's in {original.num_steps:,}, or on its better side."
+            f"Down to {counted(equal[-1].num_steps)} the students' {name} stays within the 95 % "
+            f"interval of the original's in {original.num_steps:,}, or on its better side."
         )
     plain = _undistilled(table, last.num_steps)
     without = ""
     if plain is not None and metric in plain.metrics:
         without = f", without distillation {_with_range(plain.metrics[metric])}"
     parts.append(
-        f"In {counted(last.num_steps)}, `{last.model}` has a {name} of {_with_range(last.metrics[metric])}; "
-        f"the original in {original.num_steps:,} has {_with_range(best)}{without}."
+        f"In {counted(last.num_steps)}, `{last.model}` has a {name} of "
+        f"{_with_range(last.metrics[metric])}; the original in {original.num_steps:,} has "
+        f"{_with_range(best)}{without}."
     )
     return " ".join(parts)
 
 
 def _as_good(value: Value, best: Value, metric: str) -> bool:
-    """Whether a value lies in the best one's interval, or on its better side: that intervals touch proves little."""
+    """Whether a value lies in the best one's interval, or on its better side:
+    that intervals touch proves little.
+    """
     if best.low is None or best.high is None:
         return False
     if words_for(metric).better.startswith("more"):
@@ -140,9 +148,9 @@ def _seen(gallery: Gallery) -> str:
     if plain:
         without = f", where the undistilled model reaches {_psnr(plain[0], original)}"
     return (
-        f"On the {count(len(gallery.seeds), 'picture')} below, `{last.model}` draws in {counted(last.num_steps)} what the "
-        f"original draws in {original.num_steps:,} to a PSNR of {_psnr(last, original)}{without}. "
-        "Few pictures: a first look, no measurement."
+        f"On the {count(len(gallery.seeds), 'picture')} below, `{last.model}` draws in "
+        f"{counted(last.num_steps)} what the original draws in {original.num_steps:,} to a PSNR of "
+        f"{_psnr(last, original)}{without}. Few pictures: a first look, no measurement."
     )
 
 

@@ -31,7 +31,9 @@ def _written(value: float, places: int) -> str:
 
 
 def signed_range(low: float | None, high: float | None) -> str:
-    """An interval, `2.91 to 3.30`, its ends as exact as it is narrow: `16.68 to 16.73`; nothing where there is none."""
+    """An interval, `2.91 to 3.30`, its ends as exact as it is narrow: `16.68 to 16.73`;
+    nothing where there is none.
+    """
     if low is None or high is None:
         return ""
     places = 0

@@ -36,11 +36,14 @@ _FOLDERS = {
     "evaluation": ("table.json", "samples", "reference", "report"),
     "profile": ("*.json.gz",),
 }
-"""The folders of a run, and what one of them holds. In all of them things are added, and only what is ours goes."""
+"""The folders of a run, and what one of them holds.
+In all of them things are added, and only what is ours goes.
+"""
 
 
 def refuse_strangers(folder: Path, say: Callable[[str], None]) -> None:
-    """UsageError for a file or folder of somebody else in the place of one that a training writes to.
+    """UsageError for a file or folder of somebody else in the place of one
+    that a training writes to.
 
     say: told of a damaged file of a run that is begun; it is kept under another name.
     """
@@ -87,14 +90,17 @@ def is_status(path: Path) -> bool:
 
 
 def check_recipe(folder: Path, text: str) -> None:
-    """UsageError for a recipe in the run that `write_recipe` could neither keep, nor replace, nor set aside."""
+    """UsageError for a recipe in the run that `write_recipe` could neither keep, nor replace,
+    nor set aside.
+    """
     path = folder / RECIPE
     if not _holds(path, text) and not (_is_file(path) and is_run(folder)):
         refuse_strange_file(path, _is_our_recipe, OTHER_RUN)
 
 
 def write_recipe(folder: Path, text: str, say: Callable[[str], None]) -> None:
-    """Leave the recipe of a run in its folder; one that was changed by hand is kept under another name.
+    """Leave the recipe of a run in its folder; one that was changed by hand is
+    kept under another name.
 
     What was written is known by its SHA-256 in `.recipe.sha256`, as `sha256sum` writes it.
     say: told of what is kept.   Errors: UsageError for a file of somebody else, MachineError.
@@ -109,15 +115,16 @@ def write_recipe(folder: Path, text: str, say: Callable[[str], None]) -> None:
     before = (
         beginning(digests, _MOST_DIGESTS).decode("utf-8", "replace") if _is_file(digests) else ""
     )
-    if (
-        line not in before
-    ):  # before the recipe: one of which nobody knows that it is ours would be kept for ever
+    # before the recipe: one of which nobody knows that it is ours would be kept for ever
+    if line not in before:
         whole_folder.write_text(digests, before + line, _is_digests)
     whole_folder.write_text(path, text, _is_our_recipe)
 
 
 def preview(folder: Path, stage: str, update: int) -> Path:
-    """Where the preview of a stage at an update is left: never in the place of a picture that vdiff did not make."""
+    """Where the preview of a stage at an update is left:
+    never in the place of a picture that vdiff did not make.
+    """
     path = folder / f"{stage}-{update:07d}.png"
     return path if _is_file(path) and is_picture(path) else free_name(path)
 

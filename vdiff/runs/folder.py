@@ -1,4 +1,6 @@
-"""The run folder: where recipe, log, model folders and saves of one chain lie, and who works in it."""
+"""The run folder: where recipe, log, model folders and saves of one chain lie,
+and who works in it.
+"""
 
 import contextlib
 import re
@@ -15,7 +17,9 @@ __all__ = ["SAVE", "STATE", "RunFolder", "points"]
 
 
 class RunFolder:
-    """`runs/<name>/`: recipe.yaml, log.jsonl, original/, base_0/, ...; previews/, saves/, evaluation/, tracker/."""
+    """`runs/<name>/`: recipe.yaml, log.jsonl, original/, base_0/, ...;
+    previews/, saves/, evaluation/, tracker/.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,12 +44,16 @@ class RunFolder:
         return points(self.saves(name))
 
     def unfinished(self) -> list[str]:
-        """Names of the stages that have points to resume from and are not finished, or being made longer."""
+        """Names of the stages that have points to resume from and are not finished,
+        or being made longer.
+        """
         begun = (path.name for path in (self.path / "saves").glob("*") if self.points(path.name))
         return sorted(name for name in begun if self.is_behind(name))
 
     def is_behind(self, name: str) -> bool:
-        """Whether there is no model folder of the stage, or one that has seen fewer updates than its newest save."""
+        """Whether there is no model folder of the stage, or one that has seen fewer updates than
+        its newest save.
+        """
         if not is_model_folder(self.model(name)):
             return name not in self.unmarked()  # which is damaged, not unfinished
         try:
@@ -70,7 +78,9 @@ class RunFolder:
         return sorted(found, key=lambda name: (name.startswith("base_"), len(name), name))
 
     def unmarked(self) -> list[str]:
-        """Names of what was a model folder and has lost its mark: nobody can tell whether the rest of it is whole."""
+        """Names of what was a model folder and has lost its mark:
+        nobody can tell whether the rest of it is whole.
+        """
         parts = (CONFIG, WEIGHTS, "model_index.json")
         found = [
             path
@@ -80,7 +90,10 @@ class RunFolder:
         return sorted(path.name for path in found if not is_model_folder(path))
 
     def find(self, checkpoint: str) -> Path:
-        """The model folder with this name in the run, or at this path.   Errors: ModelFileError listing the names."""
+        """The model folder with this name in the run, or at this path.
+
+        Errors: ModelFileError listing the names.
+        """
         for folder in (self.model(checkpoint), Path(checkpoint)):
             if is_model_folder(folder):
                 return folder
@@ -90,7 +103,10 @@ class RunFolder:
             None,
         )
         if is_other is not None:
-            problem = f"`{is_other}` has no {MARK}, which vdiff writes last: it is no model folder of vdiff, or not whole"
+            problem = (
+                f"`{is_other}` has no {MARK}, which vdiff writes last: "
+                "it is no model folder of vdiff, or not whole"
+            )
         else:
             problem = f"there is no model folder `{checkpoint}`"
         raise ModelFileError(
@@ -104,8 +120,8 @@ class RunFolder:
         """Keep other runs out of the folder; what a killed one left half-written is removed.
 
         say: told of a damaged file that is kept under another name.
-        Errors: InUseError; MachineError for a link in the place of a folder that is written to; UsageError for
-        anything there that vdiff did not make.
+        Errors: InUseError; MachineError for a link in the place of a folder that is written to;
+        UsageError for anything there that vdiff did not make.
         Folders that were made for it go again when nothing was written into them.
         """
         with lock.held(self.path):
@@ -121,7 +137,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Keep other evaluations out, while a training may go on.   Errors: InUseError, MachineError as in `lock`."""
+        """Keep other evaluations out, while a training may go on.
+
+        Errors: InUseError, MachineError as in `lock`.
+        """
         _refuse_links(
             [self.evaluation, *self.evaluation.glob("*"), *self.evaluation.glob("samples/*")]
         )
@@ -136,7 +155,10 @@ class RunFolder:
             yield
 
     def refuse_to_replace(self, stages: Sequence[str], recipe: str) -> None:
-        """UsageError for what vdiff did not make and these stages would replace, or delete.   recipe: to be written."""
+        """UsageError for what vdiff did not make and these stages would replace, or delete.
+
+        recipe: to be written.
+        """
         for name in stages:
             MODEL.refuse_stranger(self.model(name), run_contents.OTHER_RUN)
             run_contents.refuse_strange_saves(self.saves(name))
@@ -156,6 +178,8 @@ def _refuse_links(paths: Sequence[Path]) -> None:
 
 
 def points(saves: Path) -> list[Path]:
-    """The points to resume from in a stage's folder of saves, newest first by update number: clocks jump."""
+    """The points to resume from in a stage's folder of saves, newest first by update number:
+    clocks jump.
+    """
     named = (path for path in saves.glob("[0-9]*") if re.fullmatch(r"\d{9,}", path.name))
     return sorted((path for path in named if path.is_dir() and not path.is_symlink()), reverse=True)

@@ -1,4 +1,6 @@
-"""Points to resume from: what a training changes, saved whole, the last two of a stage kept until it is complete."""
+"""Points to resume from: what a training changes, saved whole,
+the last two of a stage kept until it is complete.
+"""
 
 import contextlib
 import json
@@ -28,7 +30,8 @@ class SavePoint:
     """A verified point to resume from.
 
     update: updates done.   state: tensors by part and name, see `Learner.state`.
-    pending: the measurements that no line of the log holds yet, see `Report.pending`.   processes: of the run then.
+    pending: the measurements that no line of the log holds yet, see `Report.pending`.
+    processes: of the run then.
     length: updates that the stage was to have when it was saved.
     """
 
@@ -40,11 +43,14 @@ class SavePoint:
 
 
 class Saver:
-    """Saves a stage's points in the background: training waits for the copy to the host's memory, not for the disk.
+    """Saves a stage's points in the background:
+    training waits for the copy to the host's memory, not for the disk.
 
-    At most one save is under way. What went wrong in it is raised by the next call.   folder: of the stage's points.
-    trajectory: the values that shape the weights; resuming asks for the same.   processes: of the run; each has one,
-    and all of them save together.   writes: whether it is this one that writes.
+    At most one save is under way. What went wrong in it is raised by the next call.
+    folder: of the stage's points.
+    trajectory: the values that shape the weights; resuming asks for the same.
+    processes: of the run; each has one, and all of them save together.
+    writes: whether it is this one that writes.
     anywhere: whether something is true in any of the processes; all of them ask.
     """
 
@@ -65,7 +71,8 @@ class Saver:
     def save(self, update: int, state: State, pending: Mapping[str, Tensor]) -> None:
         """Begin to save; see `write`.
 
-        Errors: DivergedError, in all processes, for weights that are not finite in any of them; MachineError.
+        Errors: DivergedError, in all processes, for weights that are not finite in any of them;
+        MachineError.
         """
         _check_finite(update, state, self._anywhere)
         copied = _on_host(state, pending, self._writes)
@@ -119,7 +126,8 @@ def write(
 
     writes: whether it is this process that does; those that share a network must all come here.
 
-    Errors: DivergedError for weights that are not finite; MachineError. Nothing of the earlier saves is touched then.
+    Errors: DivergedError for weights that are not finite; MachineError. Nothing of the earlier
+    saves is touched then.
     """
     _check_finite(update, state, bool)
     facts = {"update": update, "trajectory": dict(trajectory), "processes": 1}
@@ -130,7 +138,8 @@ def write(
 
 def _check_finite(update: int, state: State, anywhere: Callable[[bool], bool]) -> None:
     verdicts = [torch.isfinite(local_shard(tensor)).all() for tensor in state["weights"].values()]
-    # one answer to wait for, not one per tensor; and one for all: whoever went on alone would wait for the others
+    # one answer to wait for, not one per tensor; and one for all: whoever went on alone would wait
+    # for the others
     if anywhere(not bool(torch.stack(verdicts).all())):
         raise DivergedError(
             f"the weights are no longer finite after update {update}",
@@ -149,9 +158,8 @@ def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
             save_tensors(target / f"{part}.safetensors", dict(named))
 
     size = sum(map(num_bytes, tensors.values()))
-    whole_folder.write(
-        folder / f"{facts['update']:09d}", SAVE, facts, fill, size
-    )  # which reads it back
+    # which reads it back
+    whole_folder.write(folder / f"{facts['update']:09d}", SAVE, facts, fill, size)
     for old in points(folder)[NUM_KEPT:]:
         _forget(old)
 
@@ -162,8 +170,8 @@ def newest(
     """The last save that is whole; None when there is none.
 
     say: told about every save that is damaged and passed over.
-    Errors: UsageError when the run was begun with other values than `trajectory`, DataError with other pictures;
-    ModelFileError when all of them are damaged.
+    Errors: UsageError when the run was begun with other values than `trajectory`, DataError with
+    other pictures; ModelFileError when all of them are damaged.
     """
     found = points(folder)
     for point in found:
@@ -179,7 +187,10 @@ def newest(
 
 
 def clear(folder: Path) -> None:
-    """Forget the saves of a stage that is complete. What vdiff did not make stays, and what holds it."""
+    """Forget the saves of a stage that is complete.
+
+    What vdiff did not make stays, and what holds it.
+    """
     for point in points(folder):
         _forget(point)
     with contextlib.suppress(OSError):  # it holds something else, or is not there
@@ -187,14 +198,15 @@ def clear(folder: Path) -> None:
 
 
 def _forget(point: Path) -> None:
-    with contextlib.suppress(
-        UsageError
-    ):  # somebody put something into it: that is no reason to end a training
+    # somebody put something into it: that is no reason to end a training
+    with contextlib.suppress(UsageError):
         whole_folder.remove(point, SAVE)
 
 
 def keep_last(folder: Path) -> None:
-    """Forget the saves of a stage that is complete, all but the last, from which a longer one can go on."""
+    """Forget the saves of a stage that is complete, all but the last,
+    from which a longer one can go on.
+    """
     for old in points(folder)[1:]:
         _forget(old)
 
@@ -217,7 +229,9 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 LENGTHS = ("train.updates", "distill.updates")
-"""The length of a stage: what was learned until now does not depend on it but by the learning rate."""
+"""The length of a stage: what was learned until now does not depend on it
+but by the learning rate.
+"""
 
 _MEANT = {"diffusion.schedule.time_scale": 1.0, "diffusion.schedule.zero_terminal": False}
 """What earlier versions did, and so did not record."""
@@ -263,7 +277,8 @@ def _check_length(update: int, now: Mapping[str, Any]) -> None:
     for name in LENGTHS:
         if name in now and now[name] < update:
             raise UsageError(
-                f"{update:,} updates of this stage are done, and the recipe asks for {now[name]:,} now",
+                f"{update:,} updates of this stage are done, "
+                f"and the recipe asks for {now[name]:,} now",
                 f"ask for {update:,} or more, or add --force to begin the stage again",
                 name,
             )
@@ -286,6 +301,7 @@ def _check_trajectory(before: Mapping[str, Any], now: Mapping[str, Any], folder:
     if different:
         raise DataError(
             "the pictures are not those that this stage was begun with",
-            "put the old store back, give the run another `name`, or add --force to begin the stage again",
+            "put the old store back, give the run another `name`, "
+            "or add --force to begin the stage again",
             folder,
         )

@@ -1,4 +1,6 @@
-"""status.json: what a run says about itself while it works and after its end, for people, schedulers and `inspect`."""
+"""status.json: what a run says about itself while it works and after its end,
+for people, schedulers and `inspect`.
+"""
 
 import contextlib
 import json
@@ -30,10 +32,13 @@ SECONDS_BETWEEN = 30.0
 class Status:
     """The content of status.json.
 
-    state: `running`, `done`, `stopped` (somebody asked, everything is saved) or `failed`; a reader says `killed` of a
-    run that is marked as running and does not.   exit_code: None while it runs.   reason: why it ended.
-    resume_command: what to type to go on.   stage, update, updates: where it is.   began, changed: times in UTC.
-    machine: what it works on, in words.   seconds: how long each stage was worked on, in all sittings together.
+    state: `running`, `done`, `stopped` (somebody asked, everything is saved) or `failed`; a reader
+    says `killed` of a run that is marked as running and does not.   exit_code: None while it runs.
+    reason: why it ended.
+    resume_command: what to type to go on.   stage, update, updates: where it is.
+    began, changed: times in UTC.
+    machine: what it works on, in words.   seconds: how long each stage was worked on, in all
+    sittings together.
     """
 
     state: State
@@ -55,7 +60,8 @@ class Status:
 def read(path: Path, is_at_work: bool | None = None) -> Status | None:
     """What a run says about itself; None where it says nothing that can be believed.
 
-    is_at_work: whether a process holds the run; one that is marked as running and does not was killed. None: look.
+    is_at_work: whether a process holds the run; one that is marked as running and does not was
+    killed. None: look.
     """
     try:
         content = whole_folder.read_json(path)
@@ -84,7 +90,8 @@ def _is_duration(value: object) -> bool:
 
 
 class Recorder:
-    """Passes on what a run tells, and writes status.json from it. A disk that refuses does not end the run here.
+    """Passes on what a run tells, and writes status.json from it. A disk that refuses does not end
+    the run here.
 
     path: of status.json, whose seconds are gone on from.   resume_command: what to type to go on.
     machine: what the run works on, in words.
@@ -97,7 +104,7 @@ class Recorder:
         self._seconds = dict(before.seconds) if before else {}
         self._sitting = ("", 0.0, 0.0)
         own = {"pid": os.getpid(), "host": socket.gethostname(), "began": _now(), "changed": _now()}
-        self._status = Status("running", resume_command, machine=machine, **own)  # type: ignore[arg-type]
+        self._status = Status(("running"), resume_command, machine=machine, **own)  # type: ignore[arg-type]
 
     def plan(self, stages: Sequence[StageRow]) -> None:
         self._told.plan(stages)
@@ -141,9 +148,11 @@ class Recorder:
         self._told.close()
 
     def ended(self, state: State, exit_code: int, reason: str = "") -> None:
-        """The last word. A command that failed before it began anything leaves none in a fresh folder.
+        """The last word. A command that failed before it began anything leaves
+        none in a fresh folder.
 
-        In another one it leaves where the run is and the command to go on as they were: a slip must not hide them.
+        In another one it leaves where the run is and the command to go on as they were: a slip must
+        not hide them.
         """
         if not self._has_begun and (self._is_fresh or exit_code == UsageError.exit_code):
             return

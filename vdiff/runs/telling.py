@@ -1,7 +1,7 @@
 """What only the first process reads, and the others are told: models and points to resume from.
 
-So only the first process needs the run folder. Facts are told whole, tensors one after another, as they are put in
-their places.
+So only the first process needs the run folder. Facts are told whole, tensors one after another, as
+they are put in their places.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,9 +40,11 @@ def model(
     device: torch.device | str = "cpu",
     written: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
-    """The model folder that the first process reads, in every process.   Errors: ModelFileError, in all of them.
+    """The model folder that the first process reads, in every process.
+    Errors: ModelFileError, in all of them.
 
-    The others need no such folder: to them, it is a name.   written: in the first process, as for `checkpoint.load`.
+    The others need no such folder: to them, it is a name.
+    written: in the first process, as for `checkpoint.load`.
     """
     read: list[Checkpoint] = []
 
@@ -69,9 +71,11 @@ def _outline(told: Mapping[str, Any], folder: Path) -> Checkpoint:
 def newest(
     processes: Processes, saves: Path, trajectory: Mapping[str, Any], say: Callable[[str], None]
 ) -> SavePoint | None:
-    """As `savepoint.newest`, for which the first process looks. The others get a state on the device `meta`.
+    """As `savepoint.newest`, for which the first process looks. The others get a state on the
+    device `meta`.
 
-    Its tensors are told when they are asked for, with `Processes.spread`; the small ones are there already.
+    Its tensors are told when they are asked for, with `Processes.spread`; the small ones are there
+    already.
     """
     read: list[SavePoint] = []
 

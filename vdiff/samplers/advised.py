@@ -1,4 +1,6 @@
-"""Which sampler draws with a model: the one that somebody names, else the one that the model is meant for."""
+"""Which sampler draws with a model: the one that somebody names,
+else the one that the model is meant for.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +16,12 @@ def sampler_for(
     """The sampler that draws with a model, wherever it is drawn with.
 
     named: by a recipe or a command, which wins; None where neither names one.
-    advice: the sampler of the model's card, or of the objective that it learns by; None for the default, DDIM.
+    advice: the sampler of the model's card, or of the objective that it learns by; None for the
+    default, DDIM.
     model: what messages call the model.
 
-    Errors: ModelFileError for advice that this vdiff does not know, or options that it does not have.
+    Errors: ModelFileError for advice that this vdiff does not know, or options that it does not
+    have.
     """
     if named is not None:
         return named
@@ -29,7 +33,8 @@ def sampler_for(
 def advised(section: Mapping[str, Any], model: str) -> SamplerSection:
     """The sampler of a model card.   model: what messages call the model.
 
-    Errors: ModelFileError for a sampler that this vdiff does not know, or options that it does not have.
+    Errors: ModelFileError for a sampler that this vdiff does not know, or options that it does not
+    have.
     """
     kind = str(section.get("kind"))
     other = "name another one with --sampler, or with `sample.sampler` in the recipe"

@@ -1,4 +1,6 @@
-"""Ancestral sampling: each step draws from the posterior of the forward process (Ho et al. 2020)."""
+"""Ancestral sampling: each step draws from the posterior of the forward
+process (Ho et al. 2020).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class AncestralSection(SamplerSection):
     kind: Literal["ancestral"] = harmless("ancestral")
     """Which sampler."""
     variance: Literal["small", "medium", "large"] = harmless("large")
-    """Variance of the fresh noise: the posterior's for clean data (small), for white noise (large), or a mix."""
+    """Variance of the fresh noise: the posterior's for clean data (small),
+    for white noise (large), or a mix.
+    """
     mix: float = harmless(0.5, ge=0, le=1)
     """Place of `medium` between small (0) and large (1), geometrically."""
     clip: float | None = harmless(None, gt=0)
@@ -31,9 +35,11 @@ class AncestralSection(SamplerSection):
 
 
 class Ancestral(Sampler):
-    """z_s ~ N(r (alpha_s / alpha_t) z_t + (1 - r) alpha_s x,  (1 - r) sigma_s^(2 - 2 mix) sigma_t^(2 mix)).
+    """z_s ~ N(r (alpha_s / alpha_t) z_t + (1 - r) alpha_s x,  (1 - r) sigma_s^(2 - 2 mix)
+    sigma_t^(2 mix)).
 
-    r = SNR(t) / SNR(s), so that r (alpha_s / alpha_t) = alpha_t sigma_s^2 / (sigma_t^2 alpha_s): alpha_t may be 0.
+    r = SNR(t) / SNR(s), so that r (alpha_s / alpha_t) = alpha_t sigma_s^2 / (sigma_t^2 alpha_s):
+    alpha_t may be 0.
     mix: 0 for small variance, 1 for large.
     """
 

@@ -20,11 +20,17 @@ class DdimSection(SamplerSection):
     kind: Literal["ddim"] = harmless("ddim")
     """Which sampler."""
     eta: float = harmless(0.0, ge=0, le=1)
-    """Share of fresh noise per step: 0 none, 1 as much as ancestral sampling with small variance."""
+    """Share of fresh noise per step: 0 none, 1 as much as ancestral
+    sampling with small variance.
+    """
     clip: float | None = harmless(None, gt=0)
-    """Limit of the predicted image, from which eps is made anew; 1.2 is usual, none leaves it free."""
+    """Limit of the predicted image, from which eps is made anew;
+    1.2 is usual, none leaves it free.
+    """
     clip_noise: float | None = harmless(None, gt=0)
-    """Limit of the predicted noise too; with `clip: 1.2`, 1.2 draws what `clip: 1.2` alone drew up to vdiff 0.1."""
+    """Limit of the predicted noise too; with `clip: 1.2`,
+    1.2 draws what `clip: 1.2` alone drew up to vdiff 0.1.
+    """
 
     def build(self) -> Sampler:
         return Ddim(self.eta, self.clip, self.clip_noise)

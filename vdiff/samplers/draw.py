@@ -1,4 +1,6 @@
-"""Pictures from seeds: each depends on its own seed alone, and on the batch size by rounding only."""
+"""Pictures from seeds: each depends on its own seed alone,
+and on the batch size by rounding only.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -35,10 +37,12 @@ def draw(
     watch: Watch | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """Images in [-1, 1] up to what the network overshoots: float32 [len(seeds), C, H, W] on the CPU.
+    """Images in [-1, 1] up to what the network overshoots:
+    float32 [len(seeds), C, H, W] on the CPU.
 
     Another batch size may change the last digits of a float32: its sums are taken in another order.
-    condition: of all pictures.   graphs: replay the network's calls.   watch: sees the steps of every batch.
+    condition: of all pictures.   graphs: replay the network's calls.
+    watch: sees the steps of every batch.
     on_batch: told how many pictures are done.
     """
     denoiser = graphs.of(denoiser) if graphs is not None else denoiser

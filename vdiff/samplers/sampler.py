@@ -1,8 +1,9 @@
-"""What a sampler is: at which times it stands, and how it goes from one to the next. Read this to write one.
+"""What a sampler is: at which times it stands, and how it goes from one to the next. Read this to
+write one.
 
-The way from noise to picture is the same for all of them, and here. A new sampler is one file with a section (what a
-recipe may say of it) and a class with a `step`; a line in the table of `samplers/__init__.py`, or an entry point
-`vdiff.samplers` of another package, gives it its name.
+The way from noise to picture is the same for all of them, and here. A new sampler is one file with
+a section (what a recipe may say of it) and a class with a `step`; a line in the table of
+`samplers/__init__.py`, or an entry point `vdiff.samplers` of another package, gives it its name.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ Watch = Callable[["Tensor", "Tensor"], None]
 
 
 class SamplerSection(KindSection, ABC):
-    """What a recipe says of a sampler. A kind of its own adds `kind: Literal["its name"]` and its options."""
+    """What a recipe says of a sampler. A kind of its own adds
+    `kind: Literal["its name"]` and its options.
+    """
 
     makes: ClassVar[tuple[str, str]] = ("build", "vdiff.samplers.sampler:Sampler")
 
@@ -42,8 +45,8 @@ class SamplerSection(KindSection, ABC):
 class Point(NamedTuple):
     """Where a batch stands on its way.
 
-    t: the time.   z: noisy images at t, [B, C, H, W].   prediction: what the network says of them, clipped as the
-    sampler clips.
+    t: the time.   z: noisy images at t, [B, C, H, W].
+    prediction: what the network says of them, clipped as the sampler clips.
     """
 
     t: float
@@ -52,7 +55,8 @@ class Point(NamedTuple):
 
 
 class Predict:
-    """predict(z, t) -> Prediction: the network at any place, clipped as the sampler clips; one network call each.
+    """predict(z, t) -> Prediction: the network at any place, clipped as the sampler clips;
+    one network call each.
 
     schedule: the noise schedule of the model.
     """
@@ -81,11 +85,14 @@ class Predict:
 class Sampler(ABC):
     """sampler(denoiser, noise, num_steps, rng) -> images in [-1, 1].
 
-    A sampler holds its options and nothing of the batch: what it wants to know of earlier steps comes in `before`.
+    A sampler holds its options and nothing of the batch: what it wants to know of earlier steps
+    comes in `before`.
 
-    clip: limit of the predicted x, None for no clipping.   clip_noise: limit of the predicted eps after that.
-    num_remembered: earlier points that `step` is given.   calls_per_step: network calls of one step; the first is made
-    for it, the others are its own calls of `predict`.
+    clip: limit of the predicted x, None for no clipping.
+    clip_noise: limit of the predicted eps after that.
+    num_remembered: earlier points that `step` is given.
+    calls_per_step: network calls of one step; the first is made for it, the others are its own
+    calls of `predict`.
     """
 
     clip: float | None = None
@@ -97,15 +104,20 @@ class Sampler(ABC):
     def step(
         self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
     ) -> Tensor:
-        """Move `here.z` from the time `here.t` to the earlier time s; at s = 0 that is a picture, usually the x.
+        """Move `here.z` from the time `here.t` to the earlier time s;
+        at s = 0 that is a picture, usually the x.
 
-        before: the earlier points of this batch, the latest one last; `num_remembered` at most, none at first.
-        predict: for further network calls; knows the schedule.   rng: for fresh noise.   Returns [B, C, H, W].
+        before: the earlier points of this batch, the latest one last; `num_remembered` at most,
+        none at first.
+        predict: for further network calls; knows the schedule.   rng: for fresh noise.
+        Returns [B, C, H, W].
         """
 
     @abstractmethod
     def __str__(self) -> str:
-        """The sampler and its options, as in `ddim eta=0.5 clip_x=1.2`: others for what draws other pictures."""
+        """The sampler and its options, as in `ddim eta=0.5 clip_x=1.2`:
+        others for what draws other pictures.
+        """
 
     @property
     def is_noisy(self) -> bool:
@@ -117,7 +129,8 @@ class Sampler(ABC):
     ) -> list[float]:
         """The times at which it stands, 1 = t_N > ... > t_0 = 0 for N = num_steps.
 
-        model_steps: a distilled model knows the times i / model_steps only; None for one that knows all.
+        model_steps: a distilled model knows the times i / model_steps only; None for one that knows
+        all.
         """
         from vdiff.diffusion.schedule import sampling_times
 
@@ -135,7 +148,8 @@ class Sampler(ABC):
     ) -> Tensor:
         """Images from noise, [B, C, H, W], not clamped to [-1, 1].
 
-        num_steps: each costs `calls_per_step` network calls.   model_steps: see `times`.   condition: of all B.
+        num_steps: each costs `calls_per_step` network calls.   model_steps: see `times`.
+        condition: of all B.
         """
         import torch
 
@@ -161,7 +175,9 @@ def scalars(schedule: Schedule, t: float) -> tuple[float, float]:
 
 
 def snr_ratio(schedule: Schedule, t: float, s: float) -> float:
-    """r = SNR(t) / SNR(s) for s < t: the share of the signal-to-noise ratio at s that is left at t; 0 at s = 0."""
+    """r = SNR(t) / SNR(s) for s < t: the share of the signal-to-noise ratio at s that
+    is left at t; 0 at s = 0.
+    """
     alpha_t, sigma_t = scalars(schedule, t)
     alpha_s, sigma_s = scalars(schedule, s)
     return (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2

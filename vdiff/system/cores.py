@@ -1,4 +1,6 @@
-"""How many CPU cores this process may use, on systems that tell and on those that do not (macOS)."""
+"""How many CPU cores this process may use, on systems that tell and on
+those that do not (macOS).
+"""
 
 import os
 

@@ -1,8 +1,9 @@
-"""What vdiff is called on the package index, and whether its namesake there has been installed over it.
+"""What vdiff is called on the package index, and whether its namesake there has
+been installed over it.
 
-The name `vdiff` on the index belongs to another program, a front end to vimdiff, whose command and import package are
-called vdiff too. Whichever of the two is installed last replaces files of the other, and whichever is removed takes
-them along.
+The name `vdiff` on the index belongs to another program, a front end to vimdiff, whose command and
+import package are called vdiff too. Whichever of the two is installed last replaces files of the
+other, and whichever is removed takes them along.
 """
 
 from pathlib import Path
@@ -28,8 +29,14 @@ def check(package: Path) -> str | None:
     strangers = [name for name in _NAMESAKE if (package / name).exists()]
     start = package / "__init__.py"
     if not start.is_file() or b"progressive" not in start.read_bytes()[:200]:
-        problem = "another package called `vdiff` was installed over this one, or removed together with a part of it"
+        problem = (
+            "another package called `vdiff` was installed over this one, "
+            "or removed together with a part of it"
+        )
         raise MachineError(problem, _MEND, package)
     if strangers:
-        return f"another program called `vdiff` is installed in the same folder ({package}); to part them: {_MEND}"
+        return (
+            f"another program called `vdiff` is installed in the same folder ({package}); "
+            f"to part them: {_MEND}"
+        )
     return None

@@ -12,9 +12,11 @@ from vdiff.system.packages import loaded, maker_of, package_of
 def look_at_result(
     section: type[Any], method: str, contract: str, what: str, entry: EntryPoint
 ) -> None:
-    """From now on `method` of a stranger's section is an error where what it gives does not keep the contract.
+    """From now on `method` of a stranger's section is an error where what it gives
+    does not keep the contract.
 
-    Otherwise the first use of it would fail, far away, and look like a mistake of vdiff. vdiff's own are checked by mypy.
+    Otherwise the first use of it would fail, far away, and look like a mistake of vdiff. vdiff's
+    own are checked by mypy.
     contract: "module:Class", imported when something was made.   what: the kind, for the message.
     """
     made = getattr(section, method)

@@ -1,4 +1,6 @@
-"""`~` at the start of a path is the home folder, also where no shell has put it there: in recipes, in `--run=~/x`."""
+"""`~` at the start of a path is the home folder, also where no shell has put it there:
+in recipes, in `--run=~/x`.
+"""
 
 import os
 
@@ -15,7 +17,8 @@ class NoHome(ValueError):  # noqa: N818 - a fact about a path
 def expanded(path: str) -> str:
     """`path` with the home folder for a `~` or `~name` at its start.
 
-    Errors: NoHome for one that is not known: a folder called `~` would be a trap for whoever removes it.
+    Errors: NoHome for one that is not known: a folder called `~` would be a trap for whoever
+    removes it.
     """
     if not path.startswith("~"):
         return path

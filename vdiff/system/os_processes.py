@@ -1,7 +1,7 @@
 """Processes and signals as each system has them.
 
-Windows has INT (Ctrl-C), TERM (only within a process) and BREAK (Ctrl-Break) alone. No signal can be held back there,
-and none reaches another process but as its end at once.
+Windows has INT (Ctrl-C), TERM (only within a process) and BREAK (Ctrl-Break) alone. No signal can
+be held back there, and none reaches another process but as its end at once.
 """
 
 import contextlib
@@ -17,7 +17,9 @@ if sys.platform == "win32":
     ALWAYS_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
 else:
     ALWAYS_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Heard also where they were ignored at the start: shells start what ends in `&` without ears for INT."""
+"""Heard also where they were ignored at the start:
+shells start what ends in `&` without ears for INT.
+"""
 
 
 def is_alive(pid: int) -> bool:
@@ -37,7 +39,8 @@ def is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def held_back(numbers: Sequence[int]) -> Iterator[None]:
-    """Within it, these signals wait; a process that is started inherits that, until it calls `let_come`.
+    """Within it, these signals wait; a process that is started inherits that,
+    until it calls `let_come`.
 
     What is done at the end of a child stays as it was.
     """
@@ -61,7 +64,9 @@ def let_come(numbers: Sequence[int]) -> None:
 
 
 def end_in(seconds: int) -> None:
-    """End this process then, whatever it is doing; on Windows, unless it never lets another thread run."""
+    """End this process then, whatever it is doing;
+    on Windows, unless it never lets another thread run.
+    """
     if sys.platform == "win32":
         timer = threading.Timer(seconds, os._exit, [1])
         timer.daemon = True
@@ -78,7 +83,8 @@ def when_forked(in_child: Callable[[], None]) -> None:
 
 
 class Bell:
-    """Where Python writes the number of each signal, at once and whatever the main thread does; see `set_wakeup_fd`.
+    """Where Python writes the number of each signal, at once and whatever the main thread does;
+    see `set_wakeup_fd`.
 
     number: of the descriptor that is written to.
     """

@@ -19,7 +19,10 @@ def entries_of(group: str) -> list[EntryPoint]:
 
 @lru_cache(maxsize=1)
 def _entry_points(places: tuple[tuple[str, int], ...]) -> dict[str, list[EntryPoint]]:
-    """What other packages bring, by group. Remembered, as reading what is installed takes long.   places: where."""
+    """What other packages bring, by group.
+
+    Remembered, as reading what is installed takes long.   places: where.
+    """
     # `pip install` in a notebook that runs changes a folder's time, and so the key of the cache
     installed = entry_points()
     return {
@@ -30,7 +33,9 @@ def _entry_points(places: tuple[tuple[str, int], ...]) -> dict[str, list[EntryPo
 
 
 def _places() -> tuple[tuple[str, int], ...]:
-    """Where packages may be installed, and when something was last added there or removed, in nanoseconds."""
+    """Where packages may be installed, and when something was last added there or removed,
+    in nanoseconds.
+    """
     places = []
     for place in sys.path:
         # a place on the path need not exist
@@ -61,9 +66,11 @@ def maker_of(entry: EntryPoint) -> str:
 
 
 def raised_in(err: BaseException) -> str | None:
-    """The package with kinds of its own in whose code, or in what that called, an error was raised; None for none.
+    """The package with kinds of its own in whose code, or in what that called,
+    an error was raised; None for none.
 
-    Of the innermost frames, those of libraries are passed over: torch's error is that of whoever called it.
+    Of the innermost frames, those of libraries are passed over: torch's error is that of whoever
+    called it.
     """
     makers = {
         entry.value.partition(":")[0].partition(".")[0]: f"{package.name} {package.version}"

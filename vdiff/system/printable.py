@@ -1,7 +1,9 @@
-"""Strangers' texts for a line of ours: no letter of them acts on a terminal, breaks a line or hides.
+"""Strangers' texts for a line of ours: no letter of them acts on a terminal,
+breaks a line or hides.
 
-Names of files and classes, recipes, stores and arguments may hold escape sequences that rename a window, clear it or
-type into it. Everything that is shown passes here, at the doors: the console, pages, and lists of files.
+Names of files and classes, recipes, stores and arguments may hold escape sequences that rename a
+window, clear it or type into it. Everything that is shown passes here, at the doors: the console,
+pages, and lists of files.
 """
 
 import json
@@ -9,7 +11,8 @@ import unicodedata
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with what cannot be printed as escapes, such as `\\x1b`; bytes that are not UTF-8 as `\\xff`.
+    """`text` with what cannot be printed as escapes, such as `\\x1b`;
+    bytes that are not UTF-8 as `\\xff`.
 
     keep: letters that stay although they cannot be printed, such as line breaks.
     """
@@ -21,7 +24,9 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def printable_json(text: str) -> str:
-    """JSON text in which what cannot be printed stands as JSON's own escapes: it still says the same."""
+    """JSON text in which what cannot be printed stands as JSON's own escapes:
+    it still says the same.
+    """
     if text.replace("\n", "").isprintable():
         return text
     return "".join(
@@ -31,9 +36,8 @@ def printable_json(text: str) -> str:
 
 
 def _is_harmless(letter: str) -> bool:
-    return (
-        letter.isprintable() or unicodedata.category(letter) == "Zs"
-    )  # a space that is not broken, for one
+    # a space that is not broken, for one
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"
 
 
 def _escaped(letter: str) -> str:

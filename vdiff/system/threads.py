@@ -1,14 +1,20 @@
-"""Threads that can begin: for one that lacks the memory to say so Python waits for ever (python/cpython#140746)."""
+"""Threads that can begin: for one that lacks the memory to say so Python waits for ever
+(python/cpython#140746).
+"""
 
 import mmap
 import threading
 
 _BYTES = 2**26
-"""Address space for its stack, 8 MB on most systems, and for what it takes before it says that it has begun."""
+"""Address space for its stack, 8 MB on most systems, and for what it takes before it
+says that it has begun.
+"""
 
 
 def start(thread: threading.Thread) -> None:
-    """Start a thread.   Errors: MemoryError where it might not begin; RuntimeError where the system allows no more."""
+    """Start a thread.   Errors: MemoryError where it might not begin;
+    RuntimeError where the system allows no more.
+    """
     check_room()
     thread.start()
 

@@ -1,4 +1,6 @@
-"""Gradients: how long they are together, and what the optimizer divides them by where that is too long."""
+"""Gradients: how long they are together, and what the optimizer divides them by
+where that is too long.
+"""
 
 from collections.abc import Sequence
 
@@ -17,7 +19,8 @@ def total_norm(weights: Sequence[Tensor]) -> Tensor:
         or not gradients
     ):
         return full_tensor(nn.utils.get_total_norm(gradients))
-    # a CPU takes one thread for the norm of a tensor, but several for those of its rows, which also round less
+    # a CPU takes one thread for the norm of a tensor, but several for those of its rows, which also
+    # round less
     rows = [
         vector_norm(each.flatten(1), dim=1) if each.dim() > 1 else each.flatten()
         for each in gradients
@@ -27,7 +30,8 @@ def total_norm(weights: Sequence[Tensor]) -> Tensor:
 
 
 def divisor(norm: Tensor, limit: float | None) -> Tensor | None:
-    """What gradients of this norm are to be divided by so that they are no longer than `limit`; None for nothing.
+    """What gradients of this norm are to be divided by so that they are no longer than `limit`;
+    None for nothing.
 
     A GPU is not asked, as it would be waited for: there it may be 1.
     """

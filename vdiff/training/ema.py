@@ -7,7 +7,8 @@ from vdiff.networks.sharded import local_shard
 
 
 class Average:
-    """average <- d average + (1 - d) weights after every update, d = min(decay, (1 + u) / (10 + u)) after u updates.
+    """average <- d average + (1 - d) weights after every update,
+    d = min(decay, (1 + u) / (10 + u)) after u updates.
 
     The warm-up of d keeps the random start out of the average of a short training.
     """
@@ -20,7 +21,8 @@ class Average:
 
     @torch.no_grad()
     def follow(self, update: int, is_done: Tensor) -> None:
-        """Move towards the weights, or stay where the update was skipped, without waiting for the device to say which.
+        """Move towards the weights, or stay where the update was skipped,
+        without waiting for the device to say which.
 
         update: how many were done, this one included.   is_done: bool [], on the weights' device.
         """
@@ -37,12 +39,16 @@ class Average:
 
 
 def move_each(average: list[Tensor], weights: list[Tensor], share: Tensor) -> None:
-    """average += share (weights - average), in one pass over each; share: float [], which is read."""
+    """average += share (weights - average), in one pass over each;
+    share: float [], which is read.
+    """
     torch._foreach_lerp_(average, weights, float(share))
 
 
 def move_all(average: list[Tensor], weights: list[Tensor], share: Tensor) -> None:
-    """The same in three kernels for all of them together, without waiting for the share to be known."""
+    """The same in three kernels for all of them together,
+    without waiting for the share to be known.
+    """
     towards = torch._foreach_sub(weights, average)
     torch._foreach_mul_(towards, share)
     torch._foreach_add_(average, towards)

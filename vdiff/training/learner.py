@@ -24,7 +24,9 @@ from vdiff.training.ema import Average
 from vdiff.training.settings import FitSection
 
 State = dict[str, dict[str, Tensor]]
-"""All that training changes: `weights`, `average`, `optimizer`, `course` and, where it has a state, `objective`."""
+"""All that training changes: `weights`, `average`, `optimizer`, `course` and,
+where it has a state, `objective`.
+"""
 
 
 class Learner:
@@ -45,7 +47,9 @@ class Learner:
         self.update = 0
         self.rollbacks = 0
         self.micro_batch = settings.micro_batch
-        """Pictures that go through the network at once; None until `settle` has chosen, and means all."""
+        """Pictures that go through the network at once;
+        None until `settle` has chosen, and means all.
+        """
         self._is_halved, self._say = False, say
         self._objective = objective
         self._machine = machine
@@ -58,9 +62,8 @@ class Learner:
         self._meta_copy = sharded.meta_copy(self._network) if machine.shards else None
         machine.shard(self._network)
         self._average = Average(self._network, settings.ema) if settings.ema is not None else None
-        self._weights = list(
-            self._network.parameters()
-        )  # the network would look for them in all its parts
+        # the network would look for them in all its parts
+        self._weights = list(self._network.parameters())
         self._adam = torch.optim.AdamW(
             self._weights,
             lr=settings.learning_rate,
@@ -78,9 +81,10 @@ class Learner:
     def step(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> Tensor:
         """Do one update on this process's share of a batch.
 
-        x: float32 [b, C, H, W] in [-1, 1], on the device.   rng_of: the randomness of the pictures with these places.
-        Returns [mean loss of the share's pictures over the global batch, norm of the gradient], on the device. With a
-        loss or norm that is not finite, weights, optimizer and average stay as they were, in all processes.
+        x: float32 [b, C, H, W] in [-1, 1], on the device.
+        rng_of: the randomness of the pictures with these places. Returns [mean loss of the share's
+        pictures over the global batch, norm of the gradient], on the device. With a loss or norm
+        that is not finite, weights, optimizer and average stay as they were, in all processes.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(self.update)
@@ -101,7 +105,9 @@ class Learner:
         return torch.stack([total, norm])
 
     def _move(self, is_finite: Tensor, by: Tensor | None) -> None:
-        """The step of the optimizer, if the gradient is finite, with the gradient divided by `by`."""
+        """The step of the optimizer, if the gradient is finite,
+        with the gradient divided by `by`.
+        """
         if self._machine.has_fused_step:  # it heeds both, and nobody waits for the device
             self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
             self._adam.grad_scale = by  # type: ignore[attr-defined]
@@ -120,7 +126,9 @@ class Learner:
     def _gradient_with_less_memory(
         self, x: Tensor, condition: Condition, rng_of: "RngOf"
     ) -> Tensor:
-        """The gradient; where memory runs out, once, from micro-batches of half the size, which is said."""
+        """The gradient; where memory runs out, once, from micro-batches of half the size,
+        which is said.
+        """
         try:
             return self._gradient(x, condition, rng_of)
         except RuntimeError as err:
@@ -141,7 +149,8 @@ class Learner:
         self._forget_gradients()
         self._machine.free_cache()
         self._say(
-            f"out of memory: {size} pictures at once from now on; `micro_batch: {size}` in the recipe keeps it so"
+            f"out of memory: {size} pictures at once from now on; "
+            f"`micro_batch: {size}` in the recipe keeps it so"
         )
         return self._gradient(x, condition, rng_of)
 
@@ -155,7 +164,8 @@ class Learner:
             with self._machine.unsynchronised(self._student.network, more):
                 with phase("forward"):
                     loss = self._losses(x, condition, rng_of, part).sum() / batch_size
-                    # 1, or NaN for a loss that is not finite, whose gradient may be: so all processes hear of it
+                    # 1, or NaN for a loss that is not finite, whose gradient may be: so all
+                    # processes hear of it
                     is_sound = 1 + 0 * loss.detach()
                 with phase("backward"):
                     # processes average their gradients: make it a sum
@@ -166,9 +176,11 @@ class Learner:
     def settle(
         self, x: Tensor, condition: Condition, rng_of: "RngOf", share: int | None = None
     ) -> None:
-        """Choose the largest micro-batch that fits into the memory, unless the settings or a save name one.
+        """Choose the largest micro-batch that fits into the memory,
+        unless the settings or a save name one.
 
-        Rehearses with one and with two pictures; nothing is learned.   share: pictures per update, if not those given.
+        Rehearses with one and with two pictures; nothing is learned.
+        share: pictures per update, if not those given.
         """
         if self.micro_batch is not None:
             return
@@ -176,7 +188,8 @@ class Learner:
         if self._machine.any(len(x) < 2 or self._machine.available_bytes() is None):
             self.micro_batch = count
             return
-        # at first libraries take memory for themselves, and a teacher keeps its weights in another order
+        # at first libraries take memory for themselves, and a teacher keeps its weights in another
+        # order
         self._needed_bytes(x, condition, rng_of, slice(0, 1))
         available = self._machine.available_bytes() or 1
         one, two = (self._needed_bytes(x, condition, rng_of, slice(0, number)) for number in (1, 2))
@@ -189,7 +202,9 @@ class Learner:
             self._say(choice.told)
 
     def _later_bytes(self) -> int:
-        """What is still to come: Adam's averages, and the copy of everything while a save is under way."""
+        """What is still to come: Adam's averages, and the copy of everything
+        while a save is under way.
+        """
         if self._optimizer.state:
             return 0
         copied = 6 if self._machine.device.type == "cpu" else 0  # the copy is of whole tensors
@@ -202,7 +217,9 @@ class Learner:
         )
 
     def _rehearsed(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
-        """The losses of some pictures, not through the wrapped network: other processes do not take part."""
+        """The losses of some pictures, not through the wrapped network:
+        other processes do not take part.
+        """
         student = replace(self._student, network=self._network)
         with self._machine.autocast():
             return self._objective(student, x[part], rng_of(part), condition.of(part))
@@ -222,14 +239,17 @@ class Learner:
         return needed
 
     def rate(self, update: int) -> float:
-        """Learning rate of the update with this 0-based number: the settings', halved by every rollback."""
+        """Learning rate of the update with this 0-based number:
+        the settings', halved by every rollback.
+        """
         return self.settings.rate(update) * 0.5**self.rollbacks
 
     def rehearse(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> None:
         """Go forward and backward once and drop the gradients.
 
-        With several processes, gradients are grouped anew after the first backward, which changes rounding: a resumed
-        run must have that behind it, as the unbroken run has, before its first real update.
+        With several processes, gradients are grouped anew after the first backward, which changes
+        rounding: a resumed run must have that behind it, as the unbroken run has, before its first
+        real update.
         """
         if self._machine.world_size == 1:
             return
@@ -237,7 +257,9 @@ class Learner:
         self._forget_gradients()
 
     def result(self) -> Denoiser:
-        """A copy of the student with the weights that are meant for sampling, in evaluation mode."""
+        """A copy of the student with the weights that are meant for sampling,
+        in evaluation mode.
+        """
         network = self._copied()
         if self._average is not None:
             average = self._average.tensors()
@@ -270,7 +292,8 @@ class Learner:
             "optimizer": adam,
             "course": self._course(),
         }
-        # a part without tensors is left out, so that the saves of an objective without a state stay as they were
+        # a part without tensors is left out, so that the saves of an objective without a state stay
+        # as they were
         return state | {
             part: named for part, named in {"objective": self._objective.state()}.items() if named
         }
@@ -287,9 +310,11 @@ class Learner:
         return course
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]], update: int) -> None:
-        """Go on from a saved state. Tensors are copied into place: memory of another alignment rounds differently.
+        """Go on from a saved state. Tensors are copied into place: memory of another alignment
+        rounds differently.
 
-        With several processes, all must come here; only the first one's state needs values, the others' may be `meta`.
+        With several processes, all must come here; only the first one's state needs values, the
+        others' may be `meta`.
 
         Errors: ModelFileError for the state of another network; nothing is changed then.
         """
@@ -349,15 +374,15 @@ class Learner:
         )
 
     def _losses(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
-        if (
-            part.start == part.stop
-        ):  # a picture that does not count, so that the others need not wait for this process
+        # a picture that does not count, so that the others need not wait for this process
+        if part.start == part.stop:
             return self._losses(x, condition, rng_of, slice(0, 1))[:0]
         with self._machine.autocast():
             return self._objective(self._student, x[part], rng_of(part), condition.of(part))
 
     def _parts(self, count: int) -> Iterator[slice]:
-        # those who share a network compute together: each has as many parts, if need be one of no pictures
+        # those who share a network compute together: each has as many parts, if need be one of no
+        # pictures
         most = max(self._most() if self._machine.shards else count, 1)
         for start in range(0, most, self.micro_batch or most):
             yield slice(min(start, count), min(start + (self.micro_batch or most), count))

@@ -1,4 +1,6 @@
-"""What a training tells: a line of log.jsonl per so many updates, the trackers and the progress on the screen."""
+"""What a training tells: a line of log.jsonl per so many updates,
+the trackers and the progress on the screen.
+"""
 
 import json
 import time
@@ -22,18 +24,24 @@ MOST_SKIPPED = 10
 """So many updates in a row with a loss or gradient that is not finite end a training."""
 
 _MOST_DEBT = 3 * MOST_SKIPPED
-"""So does this: a skipped update counts 2, a sound one takes 1 off. One in three may be skipped for ever, not more."""
+"""So does this: a skipped update counts 2, a sound one takes 1 off.
+One in three may be skipped for ever, not more.
+"""
 
 _READ_SECONDS = 2.0
-"""Between two lines of the log, the loss is read back from the device this often, for the screen."""
+"""Between two lines of the log, the loss is read back from the device this often,
+for the screen.
+"""
 
 
 class Report:
-    """Collects losses on the device and reads them back in batches, so that the loop never waits for the device.
+    """Collects losses on the device and reads them back in batches,
+    so that the loop never waits for the device.
 
-    path: log.jsonl.   first_update: updates that were done before.   pending: what `pending` gave with the save.
-    MOST_SKIPPED updates in a row that are not finite, or more than one in three for long, raise DivergedError, at the
-    next line or save: in all processes.
+    path: log.jsonl.   first_update: updates that were done before.
+    pending: what `pending` gave with the save. MOST_SKIPPED updates in a row that are not finite,
+    or more than one in three for long, raise DivergedError, at the next line or save: in all
+    processes.
     offset: updates of the stages before, so that the trackers' axis never goes backwards.
     """
 
@@ -68,7 +76,9 @@ class Report:
             _forget_after(path, stage, first_update)
 
     def add(self, update: int, measured: Tensor, learning_rate: float) -> None:
-        """Take in one update. measured: [this process's part of the loss, norm of the gradient], on the device."""
+        """Take in one update. measured: [this process's part of the loss, norm of the gradient],
+        on the device.
+        """
         self._pending.append(measured)
         if update % self._settings.log_every == 0 or update == self._settings.updates:
             self._write(update, learning_rate)
@@ -83,22 +93,30 @@ class Report:
         self._progress.update(update, *self._shown, learning_rate, speed)
 
     def check_learned(self) -> None:
-        """DivergedError, in all processes, after a training in which not a single update was finite."""
+        """DivergedError, in all processes, after a training in which not a
+        single update was finite.
+        """
         if self._skips.total >= self._settings.updates:
-            problem = f"`{self._stage}` learned nothing: all its updates had a loss or gradient that is not finite"
+            problem = (
+                f"`{self._stage}` learned nothing: all its updates had a loss or "
+                "gradient that is not finite"
+            )
             raise DivergedError(problem, _FIX)
 
     def pending(self) -> dict[str, Tensor]:
         """What no line of the log holds yet, on the CPU; every process must ask.
 
-        rows: [loss, gradient norm] of the updates since the last line, [n, 2].   skips: as they were at that line.
+        rows: [loss, gradient norm] of the updates since the last line, [n, 2].
+        skips: as they were at that line.
         """
         rows = self._rows()
         self._skips.after(rows, self._stage)
         return {"rows": rows, "skips": torch.tensor(self._skips)}
 
     def trend(self, update: int, values: Mapping[str, float | None], num_images: int) -> None:
-        """A line of its own for what was measured of so many pictures of the network; no time is in it."""
+        """A line of its own for what was measured of so many pictures of the network;
+        no time is in it.
+        """
         if self._machine.is_first:
             line = {
                 "stage": self._stage,
@@ -108,14 +126,17 @@ class Report:
             }
             with self._path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line) + "\n")
-            curve = f"{self._stage}/trend-{num_images}"  # numbers of another number of pictures are another curve
+            # numbers of another number of pictures are another curve
+            curve = f"{self._stage}/trend-{num_images}"
             known = {
                 f"{curve}/{name}": value for name, value in values.items() if value is not None
             }
             self._track(known, self._offset + update)
 
     def _rows(self) -> Tensor:
-        """The measurements since the last line, losses summed over the processes: float32 [n, 2] on the CPU."""
+        """The measurements since the last line, losses summed over the processes:
+        float32 [n, 2] on the CPU.
+        """
         if not self._pending:
             return torch.zeros(0, 2)
         measured = torch.stack(self._pending)
@@ -128,7 +149,10 @@ class Report:
         self._pending.clear()
         self._skips = self._skips.after(rows, self._stage)
         if self._skips.total > before:
-            told = f"{self._skips.total - before} of the last {len(rows)} updates of `{self._stage}` were skipped"
+            told = (
+                f"{self._skips.total - before} of the last {len(rows)} updates of "
+                f"`{self._stage}` were skipped"
+            )
             self._progress.note(f"{told}: their loss or gradient was not finite")
         finite = rows[rows.isfinite().all(1)]
         loss, grad_norm = finite.mean(0).tolist() if len(finite) else (None, None)
@@ -162,17 +186,26 @@ class _Skips(NamedTuple):
     debt: int = 0  # saves of vdiff 0.1 have none
 
     def after(self, rows: Tensor, stage: str) -> "_Skips":
-        """With the updates of further `rows` counted in.   Errors: DivergedError when too many in a row are skipped."""
+        """With the updates of further `rows` counted in.
+
+        Errors: DivergedError when too many in a row are skipped.
+        """
         in_a_row, total, debt = self
         for is_finite in rows.isfinite().all(1).tolist():
             in_a_row = 0 if is_finite else in_a_row + 1
             total += not is_finite
             debt = max(debt - 1, 0) if is_finite else debt + 2
             if in_a_row >= MOST_SKIPPED:
-                problem = f"`{stage}` diverged: {in_a_row} updates in a row had a loss or gradient that is not finite"
+                problem = (
+                    f"`{stage}` diverged: {in_a_row} updates in a row had a loss or "
+                    "gradient that is not finite"
+                )
                 raise DivergedError(problem, _FIX)
             if debt >= _MOST_DEBT:
-                problem = f"`{stage}` diverged: of its last updates, more than one in three had a loss or gradient that"
+                problem = (
+                    f"`{stage}` diverged: of its last updates, "
+                    "more than one in three had a loss or gradient that"
+                )
                 raise DivergedError(f"{problem} is not finite ({total} in all)", _FIX)
         return _Skips(in_a_row, total, debt)
 

@@ -1,4 +1,6 @@
-"""How the log of a run is known: `log.jsonl`, a JSON object a line, of which some may be damaged."""
+"""How the log of a run is known: `log.jsonl`, a JSON object a line,
+of which some may be damaged.
+"""
 
 import json
 from pathlib import Path
@@ -7,7 +9,9 @@ from vdiff.disk.ours import beginning
 
 
 def is_log(path: Path) -> bool:
-    """Whether a file is the log of a run, of which lines may be damaged; an empty one is taken for it."""
+    """Whether a file is the log of a run, of which lines may be damaged;
+    an empty one is taken for it.
+    """
     return path.stat().st_size == 0 or is_filled_log(path)
 
 

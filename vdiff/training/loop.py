@@ -61,11 +61,13 @@ def fit(
     should_stop: Callable[[], bool],
     chores: Sequence[Chore],
 ) -> bool:
-    """Train until `learner.settings.updates`; True when that is reached, False when it was stopped before.
+    """Train until `learner.settings.updates`; True when that is reached,
+    False when it was stopped before.
 
     batches: this process's shares, the first one for the learner's next update.
     codec: makes of their pictures what the network sees.
-    should_stop: asked after every update; one process that says so stops all, several one update later.
+    should_stop: asked after every update; one process that says so stops all, several one update
+    later.
     chores: after every update those that are due, in this order.
     """
     settings = learner.settings

@@ -1,9 +1,13 @@
-"""How many pictures go through the network at once: as many as the memory holds, in parts of about one size."""
+"""How many pictures go through the network at once:
+as many as the memory holds, in parts of about one size.
+"""
 
 from typing import NamedTuple
 
 SAFE_SHARE = 0.7
-"""Of the available memory; the rest is for what torch's kernels need, for gaps, and for other programs."""
+"""Of the available memory; the rest is for what torch's kernels need, for gaps,
+and for other programs.
+"""
 
 
 class Choice(NamedTuple):
@@ -16,7 +20,8 @@ class Choice(NamedTuple):
 def fitting(one: int, two: int, share: int, available: int) -> Choice:
     """The largest micro-batch that fits, no larger than it must be for so few parts.
 
-    one, two: bytes that an update needs with one and with two pictures.   share: pictures of an update.
+    one, two: bytes that an update needs with one and with two pictures.
+    share: pictures of an update.
     available: bytes.
     """
     each = max(two - one, 1)

@@ -1,4 +1,6 @@
-"""Where the time of an update goes: a few updates under torch's profiler, as a table and a trace for Perfetto."""
+"""Where the time of an update goes: a few updates under torch's profiler,
+as a table and a trace for Perfetto.
+"""
 
 import os
 from collections.abc import Callable
@@ -19,7 +21,8 @@ WARM_UP, MEASURED = 3, 5
 class Profile:
     """Measures updates of one stage.
 
-    path: of the trace; where one is already, the new one gets a number.   say: told the table, a line at a time.
+    path: of the trace; where one is already, the new one gets a number.
+    say: told the table, a line at a time.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:

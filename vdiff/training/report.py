@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol, Self
 class StageRow(NamedTuple):
     """One stage as the table of the chain shows it.
 
-    start_steps, num_steps: sampler steps of the teacher and of the student, equal for the base training.
+    start_steps, num_steps: sampler steps of the teacher and of the student, equal for the base
+    training.
     state: `waiting`, `running`, `done` or `skipped`.   loss, seconds: None until there is a number.
     """
 
@@ -38,7 +39,9 @@ class Progress(Protocol):
         learning_rate: float,
         images_per_second: float,
     ) -> None:
-        """`update` updates of the stage are done; `loss` and `grad_norm` may be NaN in a skipped one."""
+        """`update` updates of the stage are done; `loss` and `grad_norm` may
+        be NaN in a skipped one.
+        """
 
     def saved(self, what: str) -> None:
         """Something is safe on the disk."""

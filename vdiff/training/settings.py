@@ -18,9 +18,13 @@ class FitSection(Section):
     batch_size: int = trajectory(64, ge=1)
     """Pictures per update, over all processes together."""
     micro_batch: int | None = harmless(None, ge=1)
-    """Pictures that go through the network at once in a process, to save memory; null takes as many as fit."""
+    """Pictures that go through the network at once in a process, to save memory;
+    null takes as many as fit.
+    """
     checkpoint_activations: bool = harmless(False)
-    """Whether blocks compute anew for the gradient what they computed before: far less memory, about a third slower."""
+    """Whether blocks compute anew for the gradient what they computed before:
+    far less memory, about a third slower.
+    """
     learning_rate: float = trajectory(2e-4, gt=0)
     """Step size of Adam at its highest."""
     warmup_updates: int = trajectory(0, ge=0)
@@ -34,13 +38,17 @@ class FitSection(Section):
     clip_norm: float | None = trajectory(1.0, gt=0)
     """Largest norm of the gradient over all weights; null leaves it free."""
     ema: float | None = trajectory(None, gt=0, lt=1)
-    """Decay per update of the running average of the weights that is saved for sampling; null saves the weights."""
+    """Decay per update of the running average of the weights that is saved for sampling;
+    null saves the weights.
+    """
     dropout: bool = trajectory(True)
     """Whether the network's dropout acts; a student is better taught without."""
     weighting: Weighting = trajectory("snr_plus_one")
     """How much an error counts at each noise level."""
     rollbacks: int = harmless(0, ge=0, le=30)
-    """How often a training that diverges goes back to its last save and on at half the learning rate."""
+    """How often a training that diverges goes back to its last save and on at
+    half the learning rate.
+    """
     log_every: int = harmless(50, ge=1)
     """Updates per line of log.jsonl."""
     save_every: int = harmless(1000, ge=1)

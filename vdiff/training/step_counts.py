@@ -1,4 +1,6 @@
-"""The numbers of sampler steps along a chain, and what would mend factors that do not lead where they should."""
+"""The numbers of sampler steps along a chain, and what would mend factors that do not
+lead where they should.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise, repeat
@@ -9,10 +11,13 @@ Factor = int | tuple[int, ...]
 
 
 def step_counts(start: int, end: int, factor: Factor) -> tuple[int, ...]:
-    """Steps of the base and of every student, as in (1024, 512, ..., 4); ValueError that says what would lead there."""
+    """Steps of the base and of every student, as in (1024, 512, ..., 4);
+    ValueError that says what would lead there.
+    """
     if end > start:
         raise ValueError(
-            f"`end_steps` {end} is more than `start_steps` {start}: students have fewer steps, not more"
+            f"`end_steps` {end} is more than `start_steps` {start}: "
+            "students have fewer steps, not more"
         )
     found, trouble = _followed(start, end, factor)
     if trouble:
@@ -23,7 +28,10 @@ def step_counts(start: int, end: int, factor: Factor) -> tuple[int, ...]:
 
 
 class StageStepsError(ValueError):
-    """A number of steps that a list of stages cannot have.   place: of the stage in the list, from 0."""
+    """A number of steps that a list of stages cannot have.
+
+    place: of the stage in the list, from 0.
+    """
 
     def __init__(self, place: int, problem: str) -> None:
         super().__init__(problem)
@@ -33,7 +41,8 @@ class StageStepsError(ValueError):
 def listed_counts(start: int, wanted: Sequence[tuple[int | None, int | None]]) -> tuple[int, ...]:
     """Steps of the base and of every student, as a list of stages asks for them.
 
-    wanted: of each stage its number of steps, or the factor by which it divides that of its teacher; the other is None.
+    wanted: of each stage its number of steps, or the factor by which it divides that of its
+    teacher; the other is None.
     Errors: StageStepsError.
     """
     found = [start]
@@ -52,7 +61,10 @@ def listed_counts(start: int, wanted: Sequence[tuple[int | None, int | None]]) -
             steps = before // factor
         assert steps is not None
         if steps > before:
-            problem = f"its teacher has {before} steps and it would have {steps}: students have no more than teachers"
+            problem = (
+                f"its teacher has {before} steps and it would have {steps}: "
+                "students have no more than teachers"
+            )
             raise StageStepsError(place, problem)
         if before % steps:
             raise StageStepsError(place, f"{steps} steps do not divide the {before} of its teacher")
@@ -61,7 +73,9 @@ def listed_counts(start: int, wanted: Sequence[tuple[int | None, int | None]]) -
 
 
 def _followed(start: int, end: int, factor: Factor) -> tuple[list[int], str]:
-    """The numbers as far as the factors lead to them, and why they do not lead to the end; nothing where they do."""
+    """The numbers as far as the factors lead to them, and why they do not lead to the end;
+    nothing where they do.
+    """
     found = [start]
     for each in factor if isinstance(factor, tuple) else repeat(factor):
         if found[-1] <= end:
@@ -84,7 +98,10 @@ def _followed(start: int, end: int, factor: Factor) -> tuple[list[int], str]:
 
 
 def _advice(start: int, end: int, factor: Factor, found: Sequence[int]) -> str:
-    """What leads to the end, and where the factors lead as they are.   found: the numbers up to where trouble began."""
+    """What leads to the end, and where the factors lead as they are.
+
+    found: the numbers up to where trouble began.
+    """
     if end == start:
         return "leave it out, there is no stage between them"
     if start % end == 0:
@@ -106,7 +123,9 @@ def _all_divide(start: int, factors: Sequence[int]) -> bool:
 
 
 def _leading(end: int, found: Sequence[int]) -> Factor:
-    """Factors to the end, which divides the first number: as many of the given ones as lead towards it, then others."""
+    """Factors to the end, which divides the first number:
+    as many of the given ones as lead towards it, then others.
+    """
     kept = [number for number in found if number % end == 0]
     factors = (
         *(before // after for before, after in pairwise(kept)),

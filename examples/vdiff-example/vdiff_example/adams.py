@@ -1,4 +1,6 @@
-"""Adams-Bashforth of second order along the predicted noise: each step uses the prediction of the step before."""
+"""Adams-Bashforth of second order along the predicted noise:
+each step uses the prediction of the step before.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -23,8 +25,8 @@ class AdamsSection(SamplerSection):
 class Adams(Sampler):
     """z_s / alpha_s = z_t / alpha_t + (e_s - e_t) (3 eps - eps_before) / 2,  e = sigma / alpha.
 
-    Source: Liu et al. 2022, "Pseudo numerical methods for diffusion models on manifolds", without its warm-up.
-    Its first step and its last one, which lands on the predicted image, are DDIM's.
+    Source: Liu et al. 2022, "Pseudo numerical methods for diffusion models on manifolds", without
+    its warm-up. Its first step and its last one, which lands on the predicted image, are DDIM's.
     """
 
     num_remembered = 1

@@ -1,4 +1,6 @@
-"""A toy of consistency training (Song et al. 2023): agree with a slow copy of oneself a little nearer to the data."""
+"""A toy of consistency training (Song et al. 2023):
+agree with a slow copy of oneself a little nearer to the data.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
@@ -35,7 +37,9 @@ class ConsistencySection(ObjectiveSection):
 
 
 class Consistency(Objective):
-    """weight |x(z_t) - x_average(z_s)|^2 for neighbours s < t with the same noise; x_average(z_0) is the image."""
+    """weight |x(z_t) - x_average(z_s)|^2 for neighbours s < t with the same noise;
+    x_average(z_0) is the image.
+    """
 
     def __init__(self, weighting: Weighting, points: int, decay: float) -> None:
         self.weighting, self.points, self.decay = weighting, points, decay

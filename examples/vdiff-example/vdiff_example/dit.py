@@ -1,4 +1,6 @@
-"""A small diffusion transformer (Peebles & Xie 2023): patches, attention, and modulation by time and class."""
+"""A small diffusion transformer (Peebles & Xie 2023):
+patches, attention, and modulation by time and class.
+"""
 
 import math
 from collections.abc import Mapping
@@ -127,7 +129,9 @@ class DiT(Network):
 
 
 class Block(Repeated):
-    """Attention and two layers, each scaled, shifted and gated by time and class; at first it passes its input on."""
+    """Attention and two layers, each scaled, shifted and gated by time and class;
+    at first it passes its input on.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float, layer: int) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""How far the edges in a model's pictures are from those that another model draws from the same noise."""
+"""How far the edges in a model's pictures are from those that another model
+draws from the same noise.
+"""
 
 from typing import ClassVar, Literal
 
@@ -35,7 +37,9 @@ class Edges:
 
 
 def differences(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """Of each pair, float64 [B]: mean over channels and all neighbours, beside one another and above one another."""
+    """Of each pair, float64 [B]: mean over channels and all neighbours,
+    beside one another and above one another.
+    """
     error = (a - b).double()
     across = error.diff(dim=-1).square().flatten(1).mean(1)
     down = error.diff(dim=-2).square().flatten(1).mean(1)

@@ -1,4 +1,6 @@
-"""A format of models: the weights of a `dit` in one .safetensors file, and its settings in the header of that."""
+"""A format of models: the weights of a `dit` in one .safetensors file,
+and its settings in the header of that.
+"""
 
 import json
 from collections.abc import Mapping

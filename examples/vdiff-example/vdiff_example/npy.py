@@ -1,4 +1,6 @@
-"""Pictures from an array: `images.npy`, uint8 [N, C, H, W], and if there is one `labels.npy`, int64 [N]."""
+"""Pictures from an array: `images.npy`, uint8 [N, C, H, W], and if there is one `labels.npy`,
+int64 [N].
+"""
 
 import hashlib
 from functools import cached_property

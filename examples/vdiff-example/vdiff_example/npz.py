@@ -1,4 +1,6 @@
-"""Pictures for `vdiff prepare` in one file: `images`, uint8 [N, H, W] or [N, H, W, 3], and `labels` [N], in an .npz."""
+"""Pictures for `vdiff prepare` in one file:
+`images`, uint8 [N, H, W] or [N, H, W, 3], and `labels` [N], in an .npz.
+"""
 
 import io
 from collections.abc import Iterator

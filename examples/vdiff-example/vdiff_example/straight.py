@@ -1,4 +1,6 @@
-"""A schedule whose angle grows evenly: alpha = cos(a t), sigma = sin(a t), a a little less than pi / 2."""
+"""A schedule whose angle grows evenly: alpha = cos(a t), sigma = sin(a t),
+a a little less than pi / 2.
+"""
 
 import math
 from typing import Any, Literal

@@ -1,7 +1,8 @@
 """What `vdiff prepare` reads: which pictures there are, in which order and of which class.
 
-Archives are read member by member in memory and never extracted. So a name in them like `../../.ssh/id` does no harm.
-`source` has the contract; the table of the kinds is `SOURCES` of `vdiff.data`.
+Archives are read member by member in memory and never extracted. So a name in them like
+`../../.ssh/id` does no harm. `source` has the contract; the table of the kinds is `SOURCES` of
+`vdiff.data`.
 """
 
 from vdiff.data.sources.classes import Labels

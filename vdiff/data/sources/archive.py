@@ -1,4 +1,6 @@
-"""What zip and tar files have in common: which of their members are pictures, and what is said of damaged ones."""
+"""What zip and tar files have in common: which of their members are pictures,
+and what is said of damaged ones.
+"""
 
 import io
 import lzma
@@ -29,7 +31,8 @@ _MAX_NAME = 4096
 class Belief:
     """How many files an archive of `num_bytes` bytes is believed to have.
 
-    A compressed archive of a few megabytes can list billions of files, whose names would fill the memory.
+    A compressed archive of a few megabytes can list billions of files, whose names would fill the
+    memory.
     least_bytes: what a file needs in an archive at least, with its headers.
     """
 
@@ -49,7 +52,8 @@ class Belief:
 
 
 class Sorting:
-    """The members of an archive, one after the other, sorted into pictures, links and what is left out.
+    """The members of an archive, one after the other, sorted into pictures,
+    links and what is left out.
 
     num_bytes: of the archive on the disk.
     """
@@ -63,7 +67,9 @@ class Sorting:
     def add_file(
         self, name: str, num_bytes: int, place: int, opened: Callable[[], io.RawIOBase]
     ) -> None:
-        """Sort one file.   opened: gives its bytes; called at once or never, as a tar file cannot be gone back in."""
+        """Sort one file.   opened: gives its bytes;
+        called at once or never, as a tar file cannot be gone back in.
+        """
         is_out_of_sight = _is_out_of_sight(name)
         if is_known_picture(name) and not is_out_of_sight:
             self._belief.take(name)
@@ -102,7 +108,10 @@ class Sorting:
             self._links.append(link)
 
     def done(self) -> Listing:
-        """Everything, with the names that links give. ValueError if there are more of those than MAX_ALIASES."""
+        """Everything, with the names that links give.
+
+        ValueError if there are more of those than MAX_ALIASES.
+        """
         if not self._links:
             return self.listing
         files = self.listing.files

@@ -1,4 +1,5 @@
-"""The class of each picture: from a list of labels, from the folders that it lies in, or none; and the reason.
+"""The class of each picture: from a list of labels, from the folders that it lies in, or none;
+and the reason.
 
 Labels that a source has are used; or users are told why not, and what to type to have them used.
 """
@@ -34,7 +35,8 @@ Folder = tuple[str, ...]
 class Classes:
     """The class of each picture.
 
-    names: of the classes, in order.   labels: for each picture the place of its class in `names`, -1 for none.
+    names: of the classes, in order.   labels: for each picture the place of its class in `names`,
+    -1 for none.
     told: where the classes come from, or why there are none; a part of a sentence.
     """
 
@@ -51,8 +53,8 @@ class Classes:
 class Lists:
     """Labels that a source has beside its pictures.
 
-    dataset: its `dataset.json`.   cls: the numbers in WebDataset's .cls files, by the names of their samples; -1 for a
-    file that holds no number.
+    dataset: its `dataset.json`.   cls: the numbers in WebDataset's .cls files, by the names of
+    their samples; -1 for a file that holds no number.
     """
 
     dataset: dataset_json.Found | None = None
@@ -88,7 +90,8 @@ def some(names: Collection[str]) -> str:
 class _Folders:
     """The folders that pictures lie in.
 
-    level: how many folders at the beginning of its path every picture has in common with all others.
+    level: how many folders at the beginning of its path every picture has in common with all
+    others.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -137,7 +140,9 @@ def _none(names: Sequence[str], why: str) -> Classes:
 
 
 def sample_of(name: str) -> str:
-    """What WebDataset calls the sample that a file belongs to: its name without all that follows the first dot."""
+    """What WebDataset calls the sample that a file belongs to:
+    its name without all that follows the first dot.
+    """
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
@@ -182,7 +187,9 @@ def _numbered(names: Sequence[str], numbers: list[int], what: str, has: str) -> 
 
 
 def _by_folders(folders: _Folders) -> Classes:
-    """By folders that lie side by side and hold all pictures; or by those inside of `train`, `val` and so on."""
+    """By folders that lie side by side and hold all pictures;
+    or by those inside of `train`, `val` and so on.
+    """
     names = folders.names
     level = folders.level
     if len(folders.counts) == 1:
@@ -205,7 +212,9 @@ def _by_folders(folders: _Folders) -> Classes:
 
 
 def _topmost(folders: _Folders) -> Classes:
-    """By the topmost folders, as torchvision's ImageFolder; by those inside of them if they are `train`, `val`."""
+    """By the topmost folders, as torchvision's ImageFolder;
+    by those inside of them if they are `train`, `val`.
+    """
     level = folders.level
     while len(folders.at(level)) == 1:
         level += 1
@@ -222,7 +231,9 @@ def _are_splits(tops: Collection[str]) -> bool:
 
 
 def _are_parts(folders: _Folders, level: int) -> bool:
-    """Whether the folders at this level are parts with classes inside: called `train` and so on, or all alike."""
+    """Whether the folders at this level are parts with classes inside:
+    called `train` and so on, or all alike.
+    """
     inner: dict[str, set[str]] = {}
     for folder in folders.counts:
         inner.setdefault(folder[level], set()).add(folder[level + 1])
@@ -231,10 +242,11 @@ def _are_parts(folders: _Folders, level: int) -> bool:
 
 
 def _are_counting(folders: _Folders, level: int) -> bool:
-    """Whether the folders at this level only divide the pictures into portions, such as 00000, 00001, ...
+    """Whether the folders at this level only divide the pictures into portions,
+    such as 00000, 00001, ...
 
-    That is so if their names are numbers of one length, the first of which begins with 0, if all folders but the last
-    are full, and if the numbers of the pictures go on from folder to folder.
+    That is so if their names are numbers of one length, the first of which begins with 0, if all
+    folders but the last are full, and if the numbers of the pictures go on from folder to folder.
     """
     tops = folders.at(level)
     if not all(_COUNT.fullmatch(name) for name in tops) or len({len(name) for name in tops}) > 1:
@@ -277,4 +289,7 @@ def _why_not(folders: _Folders) -> str:
     if more:
         subject = f"`{one}` and {more:,} more lie"
         them = "them"
-    return f"{subject} outside of the class folders; `--labels folders` leaves {them} out and finds {classes}"
+    return (
+        f"{subject} outside of the class folders; `--labels folders` leaves {them} "
+        f"out and finds {classes}"
+    )

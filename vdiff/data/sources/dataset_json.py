@@ -1,6 +1,7 @@
 """`dataset.json`, in which NVlabs' dataset_tool keeps labels: `{"labels": [["a.png", 6], ...]}`.
 
-It is read entry by entry, in the one form that the tool writes. A hostile one would cost a parser of JSON gigabytes.
+It is read entry by entry, in the one form that the tool writes. A hostile one would cost a parser
+of JSON gigabytes.
 """
 
 import json
@@ -19,14 +20,20 @@ _END = re.compile(rb"\s*\]")
 
 
 class Found(NamedTuple):
-    """The file in a source.   folder: where it lies.   data: what is in it; None if that is too much to read."""
+    """The file in a source.
+
+    folder: where it lies.   data: what is in it; None if that is too much to read.
+    """
 
     folder: str
     data: bytes | None
 
 
 def has_labels(found: Found) -> bool:
-    """Whether the file seems to hold labels. It has none if it says `null`, or if it is about something else."""
+    """Whether the file seems to hold labels.
+
+    It has none if it says `null`, or if it is about something else.
+    """
     if found.data is None:
         return True
     match = _START.search(found.data)
@@ -34,7 +41,9 @@ def has_labels(found: Found) -> bool:
 
 
 def entries(found: Found) -> Iterator[tuple[str, int]]:
-    """The names, as the source has them, and their labels; ValueError with the reason if they cannot be read."""
+    """The names, as the source has them, and their labels;
+    ValueError with the reason if they cannot be read.
+    """
     if found.data is None:
         raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
     match = _START.search(found.data)

@@ -39,14 +39,18 @@ from vdiff.disk import os_files
 from vdiff.errors import DataError
 
 MAX_LINKED_FOLDERS = 100_000
-"""How many folders are looked into that links lead to. Thirty folders with two links each to the next one already give
-a billion paths."""
+"""How many folders are looked into that links lead to. Thirty folders with two links each to the
+next one already give a billion paths.
+"""
 
 Identity = tuple[int, int]
 
 
 class FolderSource(Source):
-    """All pictures below a folder. Links are followed; hidden folders and image stores are left out."""
+    """All pictures below a folder.
+
+    Links are followed; hidden folders and image stores are left out.
+    """
 
     decided_by: ClassVar[str] = "names, sizes and times"
 
@@ -96,8 +100,12 @@ class _Walk:
         self._identities = array("Q")
 
     def through(self) -> None:
-        """Sort everything into the listing, whose pictures are in no order. OSError if a folder cannot be read."""
-        # Each folder with those that it lies in, as the walk came, and whether a link was on the way.
+        """Sort everything into the listing, whose pictures are in no order.
+
+        OSError if a folder cannot be read.
+        """
+        # Each folder with those that it lies in, as the walk came, and whether a link was on the
+        # way.
         waiting: list[tuple[str, frozenset[Identity], bool]] = [("", frozenset(), False)]
         while waiting:
             folder, above, is_linked = waiting.pop()
@@ -126,7 +134,10 @@ class _Walk:
         return len(self._identities) - len(np.unique(np.array(self._identities)))
 
     def _look_into(self, folder: str, is_linked: bool) -> list[tuple[str, bool]]:
-        """Sort the files in a folder. Returns the folders in it, and for each whether it is a link."""
+        """Sort the files in a folder.
+
+        Returns the folders in it, and for each whether it is a link.
+        """
         # All at once: a folder left open during the walk would be one open file for each level.
         with os.scandir(self._root + folder) as scan:
             entries = list(scan)
@@ -160,7 +171,8 @@ class _Walk:
                 return "file"
             return "other"
         except OSError as err:
-            # A link in a circle, or one that leads where this user may not look, is no reason to stop.
+            # A link in a circle, or one that leads where this user may not look, is no reason to
+            # stop.
             if is_of_machine(err) and not is_forbidden(err):
                 raise
             return "other"
@@ -196,7 +208,8 @@ class _Walk:
             with io.FileIO(self._root + name) as file:
                 return no_picture(name, file.read(BEGINNING))
         except OSError as err:
-            # One file that this user may not read is left out; a disk that does not answer stops the walk.
+            # One file that this user may not read is left out; a disk that does not answer stops
+            # the walk.
             if is_of_machine(err) and not is_forbidden(err):
                 raise
             return UNREADABLE

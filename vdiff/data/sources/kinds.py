@@ -24,10 +24,11 @@ _VIDEOS = _set("mp4 mov avi mkv webm m4v mpg mpeg wmv flv 3gp mts m2ts ogv")
 _ARCHIVES = _set("zip tar tgz tbz tbz2 txz tzst gz bz2 xz zst lz4 7z rar z")
 _UNFINISHED = _set("part partial crdownload download tmp aria2 incomplete")
 _DATA = _set(
-    "txt json jsonl ndjson csv tsv xml yaml yml toml ini cfg conf md rst html htm css js log lst list url lnk torrent "
-    "py ipynb c h cpp java m r sh bat md5 sha1 sha256 sha512 sfv cls caption npy npz pkl pickle pt pth ckpt onnx "
-    "safetensors parquet arrow feather h5 hdf5 mat tfrecord tfrecords db sqlite mdb lmdb doc docx xls "
-    "xlsx ppt pptx odt pdf ps tex wav mp3 flac ogg m4a exe dll so asc sig sql srt vtt obj ply stl"
+    "txt json jsonl ndjson csv tsv xml yaml yml toml ini cfg conf md rst html htm css js log lst "
+    "list url lnk torrent py ipynb c h cpp java m r sh bat md5 sha1 sha256 sha512 sfv cls caption "
+    "npy npz pkl pickle pt pth ckpt onnx safetensors parquet arrow feather h5 hdf5 mat tfrecord "
+    "tfrecords db sqlite mdb lmdb doc docx xls xlsx ppt pptx odt pdf ps tex wav mp3 flac ogg m4a "
+    "exe dll so asc sig sql srt vtt obj ply stl"
 )
 # A look at the first bytes of a million files on a network disk takes minutes; these need none.
 _WITHOUT_A_LOOK = (
@@ -39,20 +40,26 @@ _WITHOUT_A_LOOK = (
 )
 # Formats that have no first bytes of their own.
 _FORMATS = _set(
-    "heic heif hif jxl psd psb xcf svg svgz eps ai ico icns cur tga pcx dds exr hdr dcm jxr wdp qoi fits"
+    "heic heif hif jxl psd psb xcf svg svgz eps ai ico icns cur tga pcx dds exr hdr "
+    "dcm jxr wdp qoi fits"
 )
 _SYSTEM = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r"})
 
 _PICTURES = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"
-    rb"|II\*\0|MM\0\*|II\x2b\0|MM\0\x2b|P[1-6][ \t\r\n]\s*(#|\d)|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|"
+    rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"
+    rb"|II\*\0|MM\0\*|II\x2b\0|MM\0\x2b|P[1-6][ \t\r\n"
+    rb"]\s*(#|\d)|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     re.DOTALL,
 )
 _OTHERS: list[tuple[re.Pattern[bytes], Reason]] = [
     (re.compile(pattern, re.DOTALL), reason)
     for pattern, reason in (
         (
-            rb"\xff\x0a|\0\0\0\x0cJXL |8BPS|gimp xcf|v/1\x01|DDS |qoif|#\?R|%!PS|II\xbc|SIMPLE  =|.{128}DICM",
+            (
+                rb"\xff\x0a|\0\0\0\x0cJXL |8BPS|gimp xcf|v/1\x01|DDS "
+                rb"|qoif|#\?R|%!PS|II\xbc|SIMPLE  =|.{128}DICM"
+            ),
             FORMAT,
         ),
         (
@@ -60,7 +67,10 @@ _OTHERS: list[tuple[re.Pattern[bytes], Reason]] = [
             FORMAT,
         ),
         (
-            rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh[1-9]|7z\xbc\xaf|Rar!|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar",
+            (
+                rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh[1-9]|7z\xbc\xaf|Rar!|\xfd7zXZ|"
+                rb"\x28\xb5\x2f\xfd|.{257}ustar"
+            ),
             ARCHIVE,
         ),
         (rb"RIFF....AVI |\x1a\x45\xdf\xa3|\0\0\x01[\xb3\xba]|FLV\x01|.{4}(moov|mdat|wide)", VIDEO),
@@ -87,7 +97,9 @@ def is_of_the_system(base: str) -> bool:
 
 
 def no_picture(name: str, beginning: bytes) -> Reason | None:
-    """Why a file that begins so, in up to BEGINNING bytes, is no picture that vdiff reads; None if it is one."""
+    """Why a file that begins so, in up to BEGINNING bytes, is no picture that vdiff reads;
+    None if it is one.
+    """
     if _BRANDS.match(beginning):
         box = beginning[: max(16, int.from_bytes(beginning[:4]))]
         # AVIF may be the second brand, after a general one of HEIF.

@@ -1,4 +1,6 @@
-"""The files of a source that are not taken for pictures: counted by reason, so that nothing is left out in silence."""
+"""The files of a source that are not taken for pictures:
+counted by reason, so that nothing is left out in silence.
+"""
 
 import re
 from collections import Counter
@@ -16,7 +18,10 @@ _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
 
 
 class Reason(NamedTuple):
-    """Why a file is left out.   is_loss: whether it may be a picture, so that users must be told first."""
+    """Why a file is left out.
+
+    is_loss: whether it may be a picture, so that users must be told first.
+    """
 
     text: str
     is_loss: bool
@@ -45,7 +50,8 @@ SPECIAL = Reason("no ordinary files", False)
 class Group:
     """The files that were left out for one reason.
 
-    suffixes: how many have which suffix, in small letters; `other` counts those with none or an odd one.
+    suffixes: how many have which suffix, in small letters; `other` counts those with none or an odd
+    one.
     """
 
     reason: str

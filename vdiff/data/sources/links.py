@@ -1,4 +1,7 @@
-"""Links inside an archive, and the files in it that they lead to. Nothing outside of the archive is ever looked at."""
+"""Links inside an archive, and the files in it that they lead to.
+
+Nothing outside of the archive is ever looked at.
+"""
 
 import bisect
 from collections.abc import Iterable, Iterator
@@ -18,8 +21,8 @@ MAX_TARGET = 4096
 class Link(NamedTuple):
     """A member of an archive that names another one.
 
-    target: as it is written in the archive.   is_hard: whether the target is a path from the root of the archive;
-    that of a symbolic link is a path from the folder of the link.
+    target: as it is written in the archive.   is_hard: whether the target is a path from the root
+    of the archive; that of a symbolic link is a path from the folder of the link.
     """
 
     name: str
@@ -35,7 +38,10 @@ class Alias(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """Where links lead.   aliases: further names of files.   lost: links that lead to no file, with the reason."""
+    """Where links lead.
+
+    aliases: further names of files.   lost: links that lead to no file, with the reason.
+    """
 
     aliases: list[Alias]
     lost: list[tuple[str, Reason]]
@@ -69,7 +75,9 @@ def _plain(name: str) -> str:
 
 
 def _destination(name: str, link: Link, of_name: dict[str, Link]) -> str | Reason:
-    """The place in the archive that a link leads to, through other links; whether anything is there is not asked."""
+    """The place in the archive that a link leads to, through other links;
+    whether anything is there is not asked.
+    """
     if len(link.target) > MAX_TARGET:
         return NOWHERE
     # Folder by folder, as the system would go: each folder on the way may be a link itself.
@@ -107,10 +115,14 @@ def _destination(name: str, link: Link, of_name: dict[str, Link]) -> str | Reaso
 def _follow_to_folders(
     to_folders: list[tuple[str, str]], known: dict[str, int], followed: Followed
 ) -> None:
-    """Add to `followed` what links to folders give.   to_folders: the name of each link and where it leads."""
+    """Add to `followed` what links to folders give.
+
+    to_folders: the name of each link and where it leads.
+    """
     if not to_folders:
         return
-    # Sorted, so that the files of a folder stand together and are found without going through all names.
+    # Sorted, so that the files of a folder stand together and are found without going through all
+    # names.
     everything = sorted([*known.items(), *followed.aliases])
     for name, place in to_folders:
         # The link lies in the folder that it leads to.

@@ -1,4 +1,6 @@
-"""Files of a source that list the labels of its pictures: NVlabs' `dataset.json`, and WebDataset's .cls files."""
+"""Files of a source that list the labels of its pictures:
+NVlabs' `dataset.json`, and WebDataset's .cls files.
+"""
 
 import io
 from collections.abc import Callable
@@ -19,7 +21,10 @@ def is_list(name: str) -> bool:
 
 
 def add_list(lists: Lists, name: str, num_bytes: int, opened: Callable[[], io.RawIOBase]) -> None:
-    """Keep what is in such a file.   num_bytes: its size.   opened: gives its content; a ValueError means no label."""
+    """Keep what is in such a file.
+
+    num_bytes: its size.   opened: gives its content; a ValueError means no label.
+    """
     if name.endswith(_CLS):
         lists.cls[sample_of(name)] = _number(opened, num_bytes)
     # Of several, the one that lies nearest to the root speaks of all pictures.

@@ -10,7 +10,9 @@ _SYSTEM_FOLDERS = (
     "System Volume Information",
     "lost+found",
 )
-"""What macOS adds to archives, thumbnails and trash of network disks, and what systems keep on a disk of their own."""
+"""What macOS adds to archives, thumbnails and trash of network disks,
+and what systems keep on a disk of their own.
+"""
 
 _MAY_HIDE = re.compile("|".join([r"^\.", r"/\.", *map(re.escape, _SYSTEM_FOLDERS)]))
 
@@ -36,7 +38,9 @@ def folder_of(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of the path begins with a dot (`.name`, macOS's `._name`) or is a folder of the system's own."""
+    """Whether a part of the path begins with a dot (`.name`, macOS's `._name`) or is a folder of
+    the system's own.
+    """
     # One search is faster than splitting, and it settles nearly all names.
     if not _MAY_HIDE.search(name):
         return False

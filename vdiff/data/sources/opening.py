@@ -1,8 +1,8 @@
 """Find the kind of source that a path is.
 
-The kinds are asked in this order: one of another package whose name is the suffix of the path (`npz` for `faces.npz`),
-vdiff's own kinds, all others of other packages. So no other package is imported for a folder or an archive, unless its
-suffix names one.
+The kinds are asked in this order: one of another package whose name is the suffix of the path
+(`npz` for `faces.npz`), vdiff's own kinds, all others of other packages. So no other package is
+imported for a folder or an archive, unless its suffix names one.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ _BEGINNING = 512
 def open_source(path: Path, labels_from: Labels = "auto") -> Source:
     """The pictures at `path`, by the first kind that recognises it and finds some.
 
-    Errors: DataError if nothing recognises it, or if there are none. MachineError for a kind of another package that
-    should read it and cannot be used.
+    Errors: DataError if nothing recognises it, or if there are none. MachineError for a kind of
+    another package that should read it and cannot be used.
     """
     beginning = _beginning_of(path)
     empty: Source | None = None
@@ -48,7 +48,10 @@ def open_source(path: Path, labels_from: Labels = "auto") -> Source:
 
 
 def _kinds(path: Path, unusable: list[str]) -> Iterator[type[Source]]:
-    """The kinds in the order in which they are asked. For each that cannot be loaded, the reason goes to `unusable`."""
+    """The kinds in the order in which they are asked.
+
+    For each that cannot be loaded, the reason goes to `unusable`.
+    """
     others = SOURCES.outside()
     by_name = suffix_of(path.name)[1:]
     if by_name in others:

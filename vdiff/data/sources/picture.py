@@ -29,8 +29,9 @@ class File(NamedTuple):
 class Picture:
     """A file of a source, and how to get its bytes: once, from any thread.
 
-    opened: opens the file; it may raise anything.   mark: CRC-32 of what was read of the file, eight hexadecimal
-    digits. The next `prepare` compares it, to tell whether the content has changed.
+    opened: opens the file; it may raise anything.   mark: CRC-32 of what was read of the file,
+    eight hexadecimal digits. The next `prepare` compares it, to tell whether the content has
+    changed.
     """
 
     def __init__(self, file: File, opened: Callable[[], Opened], mark: str = UNREAD) -> None:
@@ -58,7 +59,9 @@ class Picture:
             raise ValueError(f"the file cannot be read: {str(err) or type(err).__name__}") from err
 
     def _all_bytes(self) -> bytes:
-        """All bytes; ValueError as soon as the beginning shows that the picture would be refused."""
+        """All bytes; ValueError as soon as the beginning shows that the
+        picture would be refused.
+        """
         # BytesIO, not bytearray: it gives its bytes away without a copy.
         data = io.BytesIO()
         crc = 0
@@ -69,7 +72,8 @@ class Picture:
                 crc = zlib.crc32(piece, crc)
                 if not self._is_marked:
                     self.mark = f"{crc:08x}"
-                # In an archive of 2 MB, a file can unpack to gigabytes: the first 64 KiB tell whether it is a picture.
+                # In an archive of 2 MB, a file can unpack to gigabytes: the first 64 KiB tell
+                # whether it is a picture.
                 if not is_checked and data.tell() >= _PIECE:
                     images.check_beginning(data.getvalue())
                     is_checked = True

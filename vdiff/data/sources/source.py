@@ -1,11 +1,13 @@
-"""What a source of pictures is: the contract that a folder, a zip and a tar file fulfil. Read this to add a kind.
+"""What a source of pictures is: the contract that a folder, a zip and a tar file fulfil. Read this
+to add a kind.
 
-A kind of source says which paths it can read (`recognises`), lists what is there (`listing`) and hands out bytes
-(`pictures`). The order, the classes and the fingerprints are made here, the same way for every kind. `vdiff prepare`
-decides which files are skipped, tried again or left out, and where it goes on.
+A kind of source says which paths it can read (`recognises`), lists what is there (`listing`) and
+hands out bytes (`pictures`). The order, the classes and the fingerprints are made here, the same
+way for every kind. `vdiff prepare` decides which files are skipped, tried again or left out, and
+where it goes on.
 
-A new kind is one file with a class, and a line in the table `SOURCES` of `data/__init__.py` or an entry point
-`vdiff.sources` of another package.
+A new kind is one file with a class, and a line in the table `SOURCES` of `data/__init__.py` or an
+entry point `vdiff.sources` of another package.
 """
 
 import hashlib
@@ -29,8 +31,8 @@ from vdiff.system.printable import printable
 class Files(Sequence[File]):
     """Picture files in columns: a million need about 130 MB.
 
-    places: a number, not negative, by which the kind of source finds the bytes.   is_linked: 1 for a file to which a
-    link in the source led.
+    places: a number, not negative, by which the kind of source finds the bytes.
+    is_linked: 1 for a file to which a link in the source led.
     """
 
     def __init__(self) -> None:
@@ -68,7 +70,8 @@ class Files(Sequence[File]):
 
 @dataclass
 class Listing:
-    """What a kind of source found: its pictures in their order, what is no picture, and lists of labels.
+    """What a kind of source found: its pictures in their order, what is no picture,
+    and lists of labels.
 
     notes: what a user should know beside that, one sentence each.
     """
@@ -82,15 +85,18 @@ class Listing:
 class Source(ABC):
     """All pictures of one place, always in the same order.
 
-    path: what `vdiff prepare` was given.   labels_from: `auto`, `folders` or `none`, see `classes_of`.
+    path: what `vdiff prepare` was given.   labels_from: `auto`, `folders` or `none`, see
+    `classes_of`.
     """
 
     decided_by: ClassVar[str] = "the size and the times of the file"
     """What `stamp` looks at, in words."""
 
     keeps_order: ClassVar[bool] = False
-    """Whether the pictures stay in the order of `listing`, because the source can only be read from its beginning.
-    Otherwise they are sorted by name, and of several with one name only the last is taken."""
+    """Whether the pictures stay in the order of `listing`, because the source can only be read from
+    its beginning. Otherwise they are sorted by name, and of several with one name only the last is
+    taken.
+    """
 
     def __init__(self, path: Path, labels_from: Labels = "auto") -> None:
         self.path = path
@@ -99,9 +105,11 @@ class Source(ABC):
     @classmethod
     @abstractmethod
     def recognises(cls, path: Path, beginning: bytes) -> bool:
-        """Whether what is at `path` is of this kind. `beginning`: its first 512 bytes, none of a folder.
+        """Whether what is at `path` is of this kind. `beginning`: its first 512 bytes, none of a
+        folder.
 
-        All kinds may be asked, so the module must be quick to import: large packages are imported in `listing`.
+        All kinds may be asked, so the module must be quick to import: large packages are imported
+        in `listing`.
         Errors: OSError, if `path` cannot be read.
         """
 
@@ -109,8 +117,9 @@ class Source(ABC):
     def listing(self) -> Listing:
         """Everything that is there. It is asked for once, and must say the same every time.
 
-        Names are paths in the source, with slashes; their folders may be classes. If other things than pictures may
-        lie in it, `archive.Sorting` tells them apart. `archive.readable` turns errors of damaged files into DataError.
+        Names are paths in the source, with slashes; their folders may be classes. If other things
+        than pictures may lie in it, `archive.Sorting` tells them apart. `archive.readable` turns
+        errors of damaged files into DataError.
         Errors: DataError if the source cannot be read or is damaged.
         """
 
@@ -118,18 +127,24 @@ class Source(ABC):
     def pictures(self, start: int) -> Iterator[Picture]:
         """The pictures from place `start` of `files` on, all of them, in that order.
 
-        A few hundred are asked for before the first is read, so none should hold its bytes. A `Picture` is given a
-        function that opens its file from any thread. If the bytes can be read only now, a `ReadPicture` holds them.
+        A few hundred are asked for before the first is read, so none should hold its bytes. A
+        `Picture` is given a function that opens its file from any thread. If the bytes can be read
+        only now, a `ReadPicture` holds them.
         """
 
     @cached_property
     def stamp(self) -> str:
-        """SHA-256 that changes when a picture changes, computed without reading one. By default `path` is one file."""
+        """SHA-256 that changes when a picture changes, computed without reading one.
+
+        By default `path` is one file.
+        """
         return stamp_of(self.path)
 
     @property
     def marks(self) -> str | None:
-        """The marks of all pictures, one after the other, if they are known without reading them; else None."""
+        """The marks of all pictures, one after the other, if they are known without
+        reading them; else None.
+        """
         return None
 
     def pictures_from(self, start: int) -> Iterator[Picture]:
@@ -176,7 +191,9 @@ class Source(ABC):
 
     @cached_property
     def earlier_fingerprint(self) -> str:
-        """What version 0.1 of vdiff had as fingerprint: it went by suffixes alone and followed no links to folders."""
+        """What version 0.1 of vdiff had as fingerprint:
+        it went by suffixes alone and followed no links to folders.
+        """
         return listed(self._earlier_files())
 
     @cached_property

@@ -1,4 +1,6 @@
-"""The pictures of a tar file, compressed or not, in its own order: it can only be read from the beginning."""
+"""The pictures of a tar file, compressed or not, in its own order:
+it can only be read from the beginning.
+"""
 
 import io
 import tarfile
@@ -128,7 +130,9 @@ def _sort(sorting: Sorting, member: Member, place: int, opened: Callable[[], io.
 
 
 def _with_same_data(files: Files, first: int) -> range:
-    """The files from `first` on that have the same data: the file itself, and other names that links give it."""
+    """The files from `first` on that have the same data:
+    the file itself, and other names that links give it.
+    """
     end = first + 1
     while end < len(files) and files.places[end] == files.places[first]:
         end += 1

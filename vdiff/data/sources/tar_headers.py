@@ -1,7 +1,8 @@
 """The members of a tar file, one after the other, in little memory whatever their headers say.
 
-`tarfile` only parses each header; this module goes from one to the next. `tarfile` would keep a million headers in
-memory, read a name of gigabytes, and silently take a damaged header for the end of the archive.
+`tarfile` only parses each header; this module goes from one to the next. `tarfile` would keep a
+million headers in memory, read a name of gigabytes, and silently take a damaged header for the end
+of the archive.
 """
 
 import io
@@ -17,8 +18,9 @@ _MAX_HEADER_BYTES = 2**20
 _MAX_EMPTY_BYTES = 64 * 2**20
 _MAX_BYTES = 2**28
 _MAX_BYTES_EACH = 2**14
-"""All headers of an archive may have so many bytes, and so many more for each member: a compressed archive may hold
-headers without end."""
+"""All headers of an archive may have so many bytes, and so many more for each member: a compressed
+archive may hold headers without end.
+"""
 
 # GNU's headers for long names, and those of pax for one member and for all that follow.
 _LONG = {b"L": "name", b"K": "target"}
@@ -42,7 +44,8 @@ _RECORD = re.compile(rb"(\d{1,8}) ([^=\n]{1,256})=")
 class Member(NamedTuple):
     """A member of an archive.
 
-    kind: `file`, `link` (symbolic), `hard link`, `folder`, `sparse` or `other`.   target: of a link.
+    kind: `file`, `link` (symbolic), `hard link`, `folder`, `sparse` or `other`.
+    target: of a link.
     num_bytes: of the data that follows its header.
     """
 
@@ -53,7 +56,10 @@ class Member(NamedTuple):
 
 
 class Stream:
-    """Bytes of an archive from its beginning on.   num_bytes: of `file`, if it can be sought in; else None."""
+    """Bytes of an archive from its beginning on.
+
+    num_bytes: of `file`, if it can be sought in; else None.
+    """
 
     def __init__(
         self, file: io.RawIOBase | io.BufferedReader, num_bytes: int | None = None
@@ -94,7 +100,8 @@ class Stream:
 
 
 class Members:
-    """The members of the archive that `stream` reads; ValueError or EOFError where it is damaged or cut off.
+    """The members of the archive that `stream` reads;
+    ValueError or EOFError where it is damaged or cut off.
 
     The data of a member can be read from the stream until the next one is asked for.
     notes: what is odd about the end of the archive; complete after the last member.
@@ -109,7 +116,8 @@ class Members:
         self._header_bytes = 0
 
     def __iter__(self) -> Iterator[Member]:
-        # What headers before that of a member say about it. Of two that say the same, the first one counts.
+        # What headers before that of a member say about it. Of two that say the same, the first one
+        # counts.
         said: dict[str, str] = {}
         while (header := self._next_header()) is not None:
             if header.type in _LONG:
@@ -179,8 +187,8 @@ class Members:
         )
 
     def _skip_map_of_sparse_file(self) -> None:
-        # In GNU's old format, more blocks of the map follow the header. Byte 482 of the header, and byte 504 of each
-        # of those blocks, tells whether one follows.
+        # In GNU's old format, more blocks of the map follow the header. Byte 482 of the header, and
+        # byte 504 of each of those blocks, tells whether one follows.
         has_more = self._header[482]
         while has_more:
             self._spend(BLOCK)

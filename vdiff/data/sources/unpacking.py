@@ -1,7 +1,8 @@
 """Compressed bytes as a file that is read from its beginning, in little memory whatever lies in it.
 
-There is one class for gzip, bzip2, xz and the methods of zip files. Python's own `lzma.LZMAFile` takes gigabytes for a
-dictionary if a header says so, and `tarfile` does not look at the checksum at the end.
+There is one class for gzip, bzip2, xz and the methods of zip files. Python's own `lzma.LZMAFile`
+takes gigabytes for a dictionary if a header says so, and `tarfile` does not look at the checksum at
+the end.
 """
 
 import bz2
@@ -37,7 +38,10 @@ class Decompressor(Protocol):
 
 
 class Inflate:
-    """zlib's decompressor in the form of those of bzip2 and xz.   wbits: 31 for gzip, -15 for what zip files hold."""
+    """zlib's decompressor in the form of those of bzip2 and xz.
+
+    wbits: 31 for gzip, -15 for what zip files hold.
+    """
 
     def __init__(self, wbits: int) -> None:
         self._inner = zlib.decompressobj(wbits)
@@ -69,9 +73,13 @@ def xz() -> Decompressor:
 
 
 def lzma_of_zip(properties: bytes) -> Decompressor:
-    """Of a member of a zip file that is compressed with LZMA.   properties: the five bytes that stand before it."""
+    """Of a member of a zip file that is compressed with LZMA.
+
+    properties: the five bytes that stand before it.
+    """
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=MAX_DICTIONARY_BYTES)
-    # Zip files have no header of lzma's own format, so one is made here: the properties, and an unknown size.
+    # Zip files have no header of lzma's own format, so one is made here: the properties, and an
+    # unknown size.
     decompressor.decompress(properties + b"\xff" * 8)
     return decompressor
 
@@ -88,8 +96,9 @@ KINDS: dict[bytes, Callable[[], Decompressor]] = {
 class Unpacked(io.RawIOBase):
     """The unpacked bytes of a compressed file; EOFError if the compressed file is cut off.
 
-    read_packed: gives so many bytes of the compressed file, fewer only at its end.   make: makes a decompressor; called
-    for each of the streams that follow one another.   is_one: whether there is only one stream.
+    read_packed: gives so many bytes of the compressed file, fewer only at its end.
+    make: makes a decompressor; called for each of the streams that follow one another.
+    is_one: whether there is only one stream.
     """
 
     def __init__(
@@ -126,7 +135,10 @@ class Unpacked(io.RawIOBase):
         return b""
 
     def _next_stream(self) -> None:
-        """Go on with the stream that follows, if one does. Anything else there is padding and is not looked at."""
+        """Go on with the stream that follows, if one does.
+
+        Anything else there is padding and is not looked at.
+        """
         # Programs that pack in parallel write many streams, one after the other.
         rest = self._stream.unused_data
         # The bytes that tell may not have been read yet.

@@ -1,7 +1,8 @@
 """The list of files at the end of a zip archive, read entry by entry.
 
-`zipfile` is not used for it: it keeps the whole list in memory, about a kilobyte for each entry; it does not notice if
-there are fewer entries than the end says; and it gives up at one name that is not UTF-8.
+`zipfile` is not used for it: it keeps the whole list in memory, about a kilobyte for each entry; it
+does not notice if there are fewer entries than the end says; and it gives up at one name that is
+not UTF-8.
 """
 
 import io
@@ -30,7 +31,8 @@ _LINK = 0o120000
 class Entry(NamedTuple):
     """A file in the list.
 
-    offset: of its own header, from the beginning of the archive.   packed_bytes, num_bytes: of its content.
+    offset: of its own header, from the beginning of the archive.
+    packed_bytes, num_bytes: of its content.
     method: of compression.   crc: CRC-32 of its content.
     """
 
@@ -47,7 +49,8 @@ class Entry(NamedTuple):
 class End(NamedTuple):
     """Where the list is.
 
-    start: from the beginning of the file.   is_exact: whether `num_entries` is not counted modulo 2**16.
+    start: from the beginning of the file.   is_exact: whether `num_entries` is not counted modulo
+    2**16.
     shift: what must be added to all offsets, because something else stands before the archive.
     """
 
@@ -78,8 +81,8 @@ def find_end(file: io.BufferedReader, size: int) -> End | None:
     start = end - num_bytes
     if not 0 <= offset <= start:
         raise ValueError("its end points to places outside of it: it is damaged or cut off")
-    # Something may stand before an archive, as in programs that unpack themselves. But if the file begins as an
-    # archive does, the offsets must be right: else a piece in the middle is missing.
+    # Something may stand before an archive, as in programs that unpack themselves. But if the file
+    # begins as an archive does, the offsets must be right: else a piece in the middle is missing.
     file.seek(0)
     if start > offset and file.read(4) == _FIRST:
         raise ValueError("its end does not fit its beginning: it is damaged or cut off")
@@ -88,7 +91,9 @@ def find_end(file: io.BufferedReader, size: int) -> End | None:
 
 
 def entries(file: io.BufferedReader, end: End) -> Iterator[Entry]:
-    """The files in the list, and the folders, whose names end in a slash; ValueError where it is damaged."""
+    """The files in the list, and the folders, whose names end in a slash;
+    ValueError where it is damaged.
+    """
     file.seek(end.start)
     num_entries = 0
     left = end.num_bytes
@@ -113,7 +118,9 @@ def entries(file: io.BufferedReader, end: End) -> Iterator[Entry]:
 
 
 def _place_of_end(tail: bytes) -> int | None:
-    """The place of the last record that reaches to the end of the file; if none does, of the last one."""
+    """The place of the last record that reaches to the end of the file;
+    if none does, of the last one.
+    """
     # The comment at the end may itself hold the signature of a record.
     last = tail.rfind(b"PK\5\6", 0, max(0, len(tail) - _END.size + 4))
     place = last
@@ -128,14 +135,17 @@ def _place_of_end(tail: bytes) -> int | None:
 
 
 def _find_end_64(file: io.BufferedReader, end: int) -> tuple[int, tuple[Any, ...]] | None:
-    """The place and the fields of the record for large archives, if one stands before the one at `end`."""
+    """The place and the fields of the record for large archives,
+    if one stands before the one at `end`.
+    """
     if end < _LOCATOR_64.size:
         return None
     file.seek(end - _LOCATOR_64.size)
     signature, _, offset, _ = _LOCATOR_64.unpack(file.read(_LOCATOR_64.size))
     if signature != b"PK\6\7":
         return None
-    # Just before the locator; else where it says, which is wrong if something stands before the archive.
+    # Just before the locator; else where it says, which is wrong if something stands before the
+    # archive.
     for place in (end - _LOCATOR_64.size - _END_64.size, offset):
         if 0 <= place <= end - _END_64.size:
             file.seek(place)
@@ -170,11 +180,13 @@ def _entry(numbers: tuple[Any, ...], raw_name: bytes, extra: bytes, shift: int) 
 
 
 def _from_extra(extra: bytes, *small: int) -> tuple[int, int, int]:
-    """Size, packed size and offset of an entry. Those that did not fit into 32 bits are in the extra field.
+    """Size, packed size and offset of an entry. Those that did not fit into 32 bits are in the
+    extra field.
 
     small: the three as they stand in the entry.
     """
-    # The extra field is a row of parts: 2 bytes kind, 2 bytes length, the content. Kind 1 is the one of large archives.
+    # The extra field is a row of parts: 2 bytes kind, 2 bytes length, the content. Kind 1 is the
+    # one of large archives.
     place = 0
     large_numbers = b""
     while place + 4 <= len(extra):

@@ -141,8 +141,8 @@ class _Columns:
 
     def close(self, end: int) -> None:
         """To be called after the last entry.   end: where the list of the archive begins."""
-        # Where each file, and then the list, begins: no file may reach beyond the next one. Archives in which many
-        # files share their bytes unpack to more than any disk holds.
+        # Where each file, and then the list, begins: no file may reach beyond the next one.
+        # Archives in which many files share their bytes unpack to more than any disk holds.
         self._limits = np.unique(np.append(np.array(self._offsets, np.uint64), np.uint64(end)))
 
     def member(self, place: int) -> Member:
@@ -166,5 +166,7 @@ class _Columns:
 
 
 def _are_of_windows(names: list[str]) -> bool:
-    """Whether backslashes separate the folders in the names, as old programs of Windows write them."""
+    """Whether backslashes separate the folders in the names,
+    as old programs of Windows write them.
+    """
     return not any("/" in name for name in names) and any("\\" in name for name in names)

@@ -1,4 +1,6 @@
-"""The content of one file of a zip archive, unpacked and compared with its checksum while it is read."""
+"""The content of one file of a zip archive, unpacked and compared with its
+checksum while it is read.
+"""
 
 import bz2
 import io
@@ -36,7 +38,10 @@ class Member(NamedTuple):
 
 
 class Archive:
-    """A file that can be read at any place from any thread; closed when nobody holds it any more. May raise OSError."""
+    """A file that can be read at any place from any thread; closed when nobody holds it any more.
+
+    May raise OSError.
+    """
 
     def __init__(self, path: Path) -> None:
         # First None: `__del__` is called even if opening fails.
@@ -54,13 +59,17 @@ class Archive:
 
 
 def opened(archive: Archive, member: Member) -> io.RawIOBase:
-    """The content, from any thread.   Errors: ValueError with the reason, here or when it is read."""
+    """The content, from any thread.
+
+    Errors: ValueError with the reason, here or when it is read.
+    """
     if member.is_encrypted:
         raise ValueError("it is encrypted; unpack the archive and give its folder")
     if member.method not in (_STORED, _DEFLATED, _BZIP2, _LZMA):
         name = _OTHERS.get(member.method, f"method {member.method}")
         raise ValueError(
-            f"it is packed with {name}, which vdiff does not read; unpack the archive and give its folder"
+            f"it is packed with {name}, which vdiff does not read; "
+            "unpack the archive and give its folder"
         )
     header = archive.read_at(member.offset, _HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(b"PK\3\4"):

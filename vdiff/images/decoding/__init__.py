@@ -1,4 +1,6 @@
-"""From the bytes of a picture file to an upright picture of 8 bits in sRGB, or the reason why there is none."""
+"""From the bytes of a picture file to an upright picture of 8 bits in sRGB,
+or the reason why there is none.
+"""
 
 from vdiff.images.decoding.damage import DamagedError, kind_of
 from vdiff.images.decoding.opening import (

@@ -1,9 +1,10 @@
 """Colour profiles: what a file's numbers look like, as numbers of sRGB.
 
-Relative colorimetric with black point compensation, the usual choice for photographs: colours that sRGB has stay what
-they are, white stays white, black becomes black, and the others become the nearest that it has. Computed by LittleCMS
-in 8 bits, before the picture is resized. A picture without a profile counts as sRGB and keeps its numbers, and so does
-one whose profile is sRGB in effect. A profile that cannot be used is left out, and a note says so.
+Relative colorimetric with black point compensation, the usual choice for photographs: colours that
+sRGB has stay what they are, white stays white, black becomes black, and the others become the
+nearest that it has. Computed by LittleCMS in 8 bits, before the picture is resized. A picture
+without a profile counts as sRGB and keeps its numbers, and so does one whose profile is sRGB in
+effect. A profile that cannot be used is left out, and a note says so.
 """
 
 import hashlib
@@ -18,7 +19,9 @@ from PIL import Image, ImageCms
 MAX_PROFILE_BYTES = 4 * 2**20
 """Printers' profiles have up to 3 MB."""
 _MAX_DIFFERENCE = 3
-"""What is sRGB in effect: profiles of sRGB differ by 1 of 255 from one another, the nearest other one by 9."""
+"""What is sRGB in effect: profiles of sRGB differ by 1 of 255 from one another,
+the nearest other one by 9.
+"""
 _BUILDING_BYTES = 2**25
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _KEPT = 64
@@ -32,8 +35,9 @@ class UnusableProfileError(ValueError):
 class Conversion:
     """From the numbers of a profile to those of sRGB.
 
-    mode: of the pictures that it is for: RGB, L or CMYK.   transforms: by the mode that a picture has; none where
-    nothing would change.   greys: what each grey becomes, 256 values.
+    mode: of the pictures that it is for: RGB, L or CMYK.
+    transforms: by the mode that a picture has; none where nothing would change.
+    greys: what each grey becomes, 256 values.
     """
 
     mode: str
@@ -105,9 +109,8 @@ def _made(profile: bytes) -> Conversion | str:
     except UnusableProfileError as err:
         return str(err)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        np.empty(
-            _BUILDING_BYTES, np.uint8
-        )  # MemoryError, if that is what LittleCMS lacked: it does not say
+        # MemoryError, if that is what LittleCMS lacked: it does not say
+        np.empty(_BUILDING_BYTES, np.uint8)
         return "the colour profile is damaged"
 
 

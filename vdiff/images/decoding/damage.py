@@ -1,4 +1,6 @@
-"""Why a file cannot be decoded: what it seems to be, by its first bytes, and what is wrong with it."""
+"""Why a file cannot be decoded: what it seems to be, by its first bytes,
+and what is wrong with it.
+"""
 
 import io
 import re
@@ -9,7 +11,9 @@ from PIL import Image, UnidentifiedImageError
 UNKNOWN = "not a picture of a known format"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MISFITS = 2
-"""So many of the eight bytes that PNG begins with may be wrong: they were chosen to show how a file was mangled."""
+"""So many of the eight bytes that PNG begins with may be wrong:
+they were chosen to show how a file was mangled.
+"""
 
 
 class _Kind(NamedTuple):
@@ -54,13 +58,17 @@ class DamagedError(ValueError):
 
 
 def kind_of(beginning: bytes) -> str:
-    """The name of the format that a file with this beginning has or was meant to have; empty if it has none."""
+    """The name of the format that a file with this beginning has or was meant to have;
+    empty if it has none.
+    """
     found = _find(beginning)
     return found.name if found else ""
 
 
 def explained(data: bytes, err: Exception) -> ValueError:
-    """What Pillow raised for a file as a reason in one line: DamagedError where a decoder gave up."""
+    """What Pillow raised for a file as a reason in one line:
+    DamagedError where a decoder gave up.
+    """
     if isinstance(err, RefusedError):
         return err
     if not data:
@@ -104,5 +112,6 @@ def _first_error(data: bytes, kind: _Kind) -> Exception:
         reason = str(err)
     else:
         return SyntaxError("its header is wrong")
-    # a new one: that which was raised holds frames, one of which would hold it, and the file's bytes stay in memory
+    # a new one: that which was raised holds frames, one of which would hold it, and the file's
+    # bytes stay in memory
     return Image.DecompressionBombError(reason) if is_bomb else SyntaxError(reason)

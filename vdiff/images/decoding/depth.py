@@ -1,10 +1,12 @@
-"""Grey pictures of more than 8 bits: which of their values are black and white, the same for all files of a source.
+"""Grey pictures of more than 8 bits: which of their values are black and white,
+the same for all files of a source.
 
-16 bits: 0 is black and 65,535 white, or 2^depth - 1 where the user says that fewer bits are used. What a file states
-itself holds for it: 12 bits per value in TIFF, the largest value in PGM, the precision in JPEG 2000. Whole numbers of
-32 bits, signed ones and floating-point numbers have no such range: they are taken if a TIFF states one (SMinSampleValue
-and SMaxSampleValue), and refused otherwise. No picture is stretched to its own darkest and brightest value: they would
-no longer be comparable.
+16 bits: 0 is black and 65,535 white, or 2^depth - 1 where the user says that fewer bits are used.
+What a file states itself holds for it: 12 bits per value in TIFF, the largest value in PGM, the
+precision in JPEG 2000. Whole numbers of 32 bits, signed ones and floating-point numbers have no
+such range: they are taken if a TIFF states one (SMinSampleValue and SMaxSampleValue), and refused
+otherwise. No picture is stretched to its own darkest and brightest value: they would no longer be
+comparable.
 """
 
 import math
@@ -28,7 +30,10 @@ _WHITE_IS_ZERO = 0
 
 @dataclass(frozen=True)
 class Range:
-    """The values that become 0 and 255; black may be the larger one.   is_assumed: whether the file does not say so."""
+    """The values that become 0 and 255; black may be the larger one.
+
+    is_assumed: whether the file does not say so.
+    """
 
     black: float
     white: float
@@ -42,8 +47,8 @@ class Range:
 def range_of(file: ImageFile.ImageFile, num_bytes: int, depth: int = FULL) -> Range | None:
     """The range of a picture that is opened and not yet decoded; None if it has 8 bits.
 
-    num_bytes: the size of the file.   depth: bits that are used where a file of 16 bits does not state it, 9 to 16.
-    RefusedError if it has no range, or too many pixels.
+    num_bytes: the size of the file.   depth: bits that are used where a file of 16 bits does not
+    state it, 9 to 16. RefusedError if it has no range, or too many pixels.
     """
     if file.mode not in (*_SIXTEEN_BITS, "I", "F"):
         return None
@@ -64,7 +69,8 @@ def range_of(file: ImageFile.ImageFile, num_bytes: int, depth: int = FULL) -> Ra
 
 
 def in_8_bits(picture: Image.Image, found: Range) -> tuple[Image.Image, int]:
-    """The picture as `L`, or as `LA` if one of its values is transparent; and the largest value in it.
+    """The picture as `L`, or as `LA` if one of its values is transparent;
+    and the largest value in it.
 
     In bands: the deep pixels of the largest pictures fit in memory once.
     """
@@ -106,7 +112,9 @@ def _stated_by_tiff(file: Any) -> Range | None:
 
 
 def _stated_otherwise(file: Any) -> Range | None:
-    """PNG states nothing but 16 bits; of JPEG 2000 and of PGM with another maximum Pillow fills the 16 bits itself."""
+    """PNG states nothing but 16 bits; of JPEG 2000 and of PGM with another maximum Pillow
+    fills the 16 bits itself.
+    """
     if file.mode == "F":
         return None
     is_filled = file.format == "JPEG2000" or (

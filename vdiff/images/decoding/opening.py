@@ -13,7 +13,9 @@ from vdiff.images.decoding.side_data import without_side_data
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit of caution, 358 MB decoded. Here it is an error, where Pillow only warns up to twice as many."""
+"""Pillow's own limit of caution, 358 MB decoded.
+Here it is an error, where Pillow only warns up to twice as many.
+"""
 
 _BAND = 256
 _TURNS = {
@@ -30,15 +32,18 @@ _LEVELS = {"L;2": (3, 85), "L;4": (15, 17)}
 """The largest grey of a PNG of 2 and 4 bits, and what Pillow multiplies all of them by."""
 _NO_COLOURS_OF_ITS_OWN = ("LAB", "CMYK", "YCbCr", "HSV")
 
-# What Pillow says of records, nobody needs to read; of files, see `remarks`. Too many pixels are an error here.
+# What Pillow says of records, nobody needs to read; of files, see `remarks`. Too many pixels are an
+# error here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Opened(NamedTuple):
     """The first frame of a file, upright, in sRGB, with 8 bits per channel.
 
-    picture: L, RGB or RGBA, as was asked for; one that is grey may stay L.   notes: what was not as it should be.
-    largest: value of a grey picture of 16 bits that does not state how many of them it uses; None of others.
+    picture: L, RGB or RGBA, as was asked for; one that is grey may stay L.
+    notes: what was not as it should be.
+    largest: value of a grey picture of 16 bits that does not state how many of them it uses; None
+    of others.
     """
 
     picture: Image.Image
@@ -62,8 +67,8 @@ def open_picture(data: bytes, channels: int, bits: int = depth.FULL) -> Opened:
 def open_record(data: bytes, channels: int) -> Image.Image:
     """The picture in a record of an image store, L, RGB or RGBA; errors as of `open_picture`.
 
-    A colour profile is left out: what vdiff stores has none, and what others and earlier versions stored shall look as
-    it always did.
+    A colour profile is left out: what vdiff stores has none, and what others and earlier versions
+    stored shall look as it always did.
     """
     return _opened(data, MODES[channels], has_colours=False).picture.convert(MODES[channels])
 
@@ -82,7 +87,9 @@ def count_pixels(data: bytes) -> int:
 
 
 def check_beginning(data: bytes) -> None:
-    """ValueError for the first kilobytes of a file that is refused whatever follows: no picture, or too many pixels."""
+    """ValueError for the first kilobytes of a file that is refused whatever follows:
+    no picture, or too many pixels.
+    """
     if size := webp.size_of(data):
         _check_size(*size)
         return
@@ -126,14 +133,17 @@ class _Stored(NamedTuple):
 
 
 def _stored(data: bytes, bits: int) -> _Stored:
-    """The picture with whatever is beside it; without that, if it keeps the picture from being read."""
+    """The picture with whatever is beside it; without that,
+    if it keeps the picture from being read.
+    """
     try:
         webp.refuse_bomb(data)
         return _loaded(data, bits)
     except (MemoryError, RefusedError):
         raise
     except Exception as err:  # Pillow's decoders let nearly anything escape when a file is hostile.
-        # No name may hold what is raised here: with its own frame it would be a circle, and the pixels stay in memory.
+        # No name may hold what is raised here: with its own frame it would be a circle, and the
+        # pixels stay in memory.
         rest = without_side_data(data)
         if rest is None:
             raise explained(data, err) from err
@@ -172,7 +182,9 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _colour_key(file: ImageFile.ImageFile) -> object:
-    """The grey or the colour that is transparent, among the values that Pillow gives the pixels of a PNG."""
+    """The grey or the colour that is transparent, among the values that Pillow
+    gives the pixels of a PNG.
+    """
     key = file.info.get("transparency")
     if file.format != "PNG" or file.mode not in ("L", "RGB") or not file.tile:
         return key
@@ -199,7 +211,9 @@ def _upright(file: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """As L, RGB or RGBA; what is grey and nowhere transparent stays L, which is the same in less memory."""
+    """As L, RGB or RGBA; what is grey and nowhere transparent stays L,
+    which is the same in less memory.
+    """
     if picture.mode == mode and "transparency" not in picture.info:
         return picture
     if picture.mode in _NO_COLOURS_OF_ITS_OWN:
@@ -214,9 +228,8 @@ def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
 
 def _over_white(picture: Image.Image, mode: str) -> Image.Image:
     result = Image.new(mode, picture.size)
-    for top in range(
-        0, picture.height, _BAND
-    ):  # in bands: the largest pictures fit in memory twice, not four times
+    # in bands: the largest pictures fit in memory twice, not four times
+    for top in range(0, picture.height, _BAND):
         box = (0, top, picture.width, min(top + _BAND, picture.height))
         band = picture.crop(box).convert("RGBA")
         white = Image.new("RGBA", band.size, (255, 255, 255, 255))

@@ -1,4 +1,6 @@
-"""What Pillow and libtiff say while they decode: heard by whoever listens in the same thread, never printed."""
+"""What Pillow and libtiff say while they decode:
+heard by whoever listens in the same thread, never printed.
+"""
 
 import ctypes
 import logging
@@ -29,9 +31,11 @@ _tiff_before: int | None = None
 
 @contextmanager
 def listening() -> Iterator[list[str]]:
-    """A list that gets what Pillow warns of in this thread. Meanwhile nothing of it is printed, nor errors of libtiff.
+    """A list that gets what Pillow warns of in this thread. Meanwhile nothing of it is printed, nor
+    errors of libtiff.
 
-    Threads may listen at the same time. What other threads and other packages warn of goes where it went before.
+    Threads may listen at the same time. What other threads and other packages warn of goes where it
+    went before.
     """
     said: list[str] = []
     outer = getattr(_here, "said", None)
@@ -49,7 +53,8 @@ def _begin() -> None:
     with _lock:
         _num_listeners += 1
         if _num_listeners == 1:
-            # `warnings.catch_warnings` would do for one thread: here the first comes and the last goes.
+            # `warnings.catch_warnings` would do for one thread: here the first comes and the last
+            # goes.
             _show_before = warnings.showwarning
             warnings.showwarning = _show
             warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
@@ -90,8 +95,9 @@ def _no_tiff_handler(handler: int | None) -> int | None:
 def _find_tiff_handler() -> Any:
     """libtiff's `TIFFSetErrorHandler`, found through the module of Pillow that is linked to it.
 
-    libtiff prints its errors to the standard error stream of the process, past Python. Pillow turns off its warnings
-    only. Where the function cannot be found, as in a Pillow without libtiff, there is nothing to turn off.
+    libtiff prints its errors to the standard error stream of the process, past Python. Pillow turns
+    off its warnings only. Where the function cannot be found, as in a Pillow without libtiff, there
+    is nothing to turn off.
     """
     try:
         function = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler

@@ -1,17 +1,22 @@
-"""A picture file without what it holds beside its pixels, for when that is damaged and the pixels are not."""
+"""A picture file without what it holds beside its pixels,
+for when that is damaged and the pixels are not.
+"""
 
 from collections.abc import Iterator
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _JPEG = b"\xff\xd8"
-# JFIF and Adobe's marker tell how colours are stored; the other application segments and comments are side data.
+# JFIF and Adobe's marker tell how colours are stored; the other application segments and comments
+# are side data.
 _JPEG_SIDE = {0xFE, *range(0xE1, 0xEE), 0xEF}
 _START_OF_SCAN = 0xDA
 
 
 def without_side_data(data: bytes) -> bytes | None:
-    """The same picture with nothing but its pixels; None if there is nothing to leave out, or no such way."""
+    """The same picture with nothing but its pixels;
+    None if there is nothing to leave out, or no such way.
+    """
     if data.startswith(_PNG):
         kept = b"".join([_PNG, *_png_chunks(data)])
     elif data.startswith(_JPEG):

@@ -1,10 +1,14 @@
-"""The size that a WebP file speaks of, known before Pillow opens it: it takes 8 bytes for each pixel at once."""
+"""The size that a WebP file speaks of, known before Pillow opens it:
+it takes 8 bytes for each pixel at once.
+"""
 
 from vdiff.images.decoding.damage import RefusedError
 
 _LARGE_PIXELS = 2**24
 _MAX_PIXELS_PER_BYTE = 1000
-"""A photograph has one to fifty pixels per byte; a large picture with more than this is nothing but one colour."""
+"""A photograph has one to fifty pixels per byte;
+a large picture with more than this is nothing but one colour.
+"""
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:

@@ -30,7 +30,9 @@ class UNet(Fast, unet.UNet):
 
 
 class ResidualBlock(Fast, blocks.ResidualBlock):
-    """The time's scale and shift are taken into those of the group norm: one pass over the activations less."""
+    """The time's scale and shift are taken into those of the group norm:
+    one pass over the activations less.
+    """
 
     plain = blocks.ResidualBlock
 
@@ -43,7 +45,9 @@ class ResidualBlock(Fast, blocks.ResidualBlock):
 
 
 class Attention(Fast, blocks.Attention):
-    """Attention in bfloat16 by two plain products, where the table of all pairs of pixels is small."""
+    """Attention in bfloat16 by two plain products, where the table of all
+    pairs of pixels is small.
+    """
 
     plain = blocks.Attention
 
@@ -53,7 +57,9 @@ class Attention(Fast, blocks.Attention):
 
 
 class Downsample(Fast, blocks.Downsample):
-    """The halved image is laid out anew, as a smaller one may be faster in another memory format."""
+    """The halved image is laid out anew, as a smaller one may be faster
+    in another memory format.
+    """
 
     plain = blocks.Downsample
 

@@ -1,4 +1,6 @@
-"""Doubling the resolution: every pixel four times, then a convolution; both at once where that is less work."""
+"""Doubling the resolution: every pixel four times, then a convolution;
+both at once where that is less work.
+"""
 
 from functools import partial
 from typing import Any
@@ -19,11 +21,13 @@ def doubled(h: Tensor) -> Tensor:
 
 
 def convolved_double(h: Tensor, conv: Conv2d) -> Tensor:
-    """`conv` of `doubled(h)`, to rounding: [B, C, H, W] -> [B, out_channels, 2H, 2W].   conv: 3x3, padding 1, a bias.
+    """`conv` of `doubled(h)`, to rounding: [B, C, H, W] -> [B, out_channels, 2H, 2W].
+    conv: 3x3, padding 1, a bias.
 
-    After doubling, a 3x3 kernel lies on nine pixels of which only four differ. The weights that meet the same pixel
-    can be added before: then a transposed convolution with a 4x4 kernel and a stride of 2 gives the same with 4/9 of
-    the multiplications. Adding them costs time as well, the same for an image of any size.
+    After doubling, a 3x3 kernel lies on nine pixels of which only four differ. The weights that
+    meet the same pixel can be added before: then a transposed convolution with a 4x4 kernel and a
+    stride of 2 gives the same with 4/9 of the multiplications. Adding them costs time as well, the
+    same for an image of any size.
     """
     if not _is_quicker_at_once(h, conv):
         after: Tensor = conv(doubled(h))
@@ -47,7 +51,8 @@ def _from_packed(h: Tensor, conv: Conv2d, dtype: torch.dtype) -> Tensor:
 
 def _transposed_kernel(weight: Tensor) -> Tensor:
     """[out, in, 3, 3] -> [in, out, 4, 4], the kernel of the transposed convolution, float32."""
-    # Without autocast and in float32: in bfloat16 the sums would be rounded, and rounded again when they are cast.
+    # Without autocast and in float32: in bfloat16 the sums would be rounded, and rounded again when
+    # they are cast.
     with torch.autocast("cpu", enabled=False):
         weights = weight.float().flatten(2)
         sums = weights @ _sums(weight.device)
@@ -80,7 +85,8 @@ class _Added(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        # In float32, as the bias may be: it is the gradient that comes that is in the precision of h.
+        # In float32, as the bias may be: it is the gradient that comes that is in the precision of
+        # h.
         grad_bias = gradients[0].sum((0, 2, 3), dtype=torch.float32)
         return gradients[0], grad_bias.to(ctx.dtype)
 
@@ -88,7 +94,7 @@ class _Added(torch.autograd.Function):
 def _is_quicker_at_once(h: Tensor, conv: Conv2d) -> bool:
     """Whether doubling and convolving at once takes less time."""
     # The size of the batch is not asked: an image must be computed in the same way in any batch.
-    has_kernels = h.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    has_kernels = h.device.type == ("cpu") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     large = h.shape[2] * h.shape[3] >= PIXELS_PER_CHANNEL * conv.out_channels
     return has_kernels and h.dtype in (torch.float32, torch.bfloat16) and large
 
@@ -98,7 +104,9 @@ PIXELS_PER_CHANNEL = 1
 
 
 def _sums(device: torch.device) -> Tensor:
-    """Which of a kernel's 3x3 weights add up to each of the 4x4 of the transposed one: [9, 16] of zeros and ones."""
+    """Which of a kernel's 3x3 weights add up to each of the 4x4 of the transposed one:
+    [9, 16] of zeros and ones.
+    """
     along = torch.tensor(
         [[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]], device=device
     )

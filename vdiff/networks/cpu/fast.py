@@ -11,8 +11,8 @@ LAYERS = (UNet, ResidualBlock, Attention, Downsample, Upsample, Conv2d, Linear, 
 def fast_on_cpu(network: Module, prepacks: bool = True) -> Module:
     """Put the fast layers of this folder into a network; the same network. See `fast_on`.
 
-    prepacks: layers that learn nothing may keep their weight in the order that oneDNN wants. Not where FSDP2 shards
-    the weights: they come and go then.
+    prepacks: layers that learn nothing may keep their weight in the order that oneDNN wants. Not
+    where FSDP2 shards the weights: they come and go then.
     """
     put_in(network, LAYERS)
     for module in network.modules():

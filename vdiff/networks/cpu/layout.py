@@ -1,4 +1,6 @@
-"""The memory format of activations on a CPU: channels-last or contiguous, as each layer is fastest."""
+"""The memory format of activations on a CPU:
+channels-last or contiguous, as each layer is fastest.
+"""
 
 import torch
 from torch import Tensor
@@ -10,9 +12,9 @@ LEAST_LARGE_PIXELS = 1024
 def laid_out(h: Tensor) -> Tensor:
     """h: [B, C, H, W], laid out in memory as the layers after it are fastest; the values stay.
 
-    On a CPU: channels-last (the channels of each pixel side by side) in a large image, as oneDNN's convolutions then
-    need not reorder it; contiguous (each channel by itself) in a small one, as torch's group norm is slow otherwise
-    (docs/benchmarks.md).
+    On a CPU: channels-last (the channels of each pixel side by side) in a large image, as oneDNN's
+    convolutions then need not reorder it; contiguous (each channel by itself) in a small one, as
+    torch's group norm is slow otherwise (docs/benchmarks.md).
     """
     if h.device.type != "cpu":
         return h

@@ -1,4 +1,6 @@
-"""Group normalization whose gradient is quick in both memory formats; also with a scale and shift for each image."""
+"""Group normalization whose gradient is quick in both memory formats;
+also with a scale and shift for each image.
+"""
 
 from typing import Any
 
@@ -30,14 +32,18 @@ def scaled_norm(norm: nn.GroupNorm, h: Tensor, scale: Tensor, shift: Tensor) -> 
 
     h: [B, C, H, W].   scale, shift: [B, C].
     """
-    # Few numbers, [B, C]: the scale and shift of each image go into the weight and bias of the norm.
+    # Few numbers, [B, C]: the scale and shift of each image go into the weight and bias of the
+    # norm.
     weight = norm.weight * (1 + scale)
     bias = torch.addcmul(shift, norm.bias, 1 + scale)
     return _normed(h, weight, bias, norm.num_groups, norm.eps)
 
 
 def _normed(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    """weight * normalized h + bias.   weight, bias: [B, C], or [1, C] where all images have the same."""
+    """weight * normalized h + bias.
+
+    weight, bias: [B, C], or [1, C] where all images have the same.
+    """
     if not h.is_contiguous():
         h = h.contiguous(memory_format=torch.channels_last)
         out: Tensor = _ChannelsLast.apply(h, weight, bias, groups, eps)
@@ -46,14 +52,15 @@ def _normed(h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) ->
     bias = bias.flatten()
     if len(weight) == h.shape[1]:
         return F.group_norm(h, groups, weight, bias, eps).view(h.shape)
-    # torch's norm has one weight per channel. With the images of the batch as channels of a single image, one call
-    # gives each image a weight of its own.
+    # torch's norm has one weight per channel. With the images of the batch as channels of a single
+    # image, one call gives each image a weight of its own.
     as_one = h.reshape(1, -1, *h.shape[2:])
     return F.group_norm(as_one, groups * len(h), weight, bias, eps).view(h.shape)
 
 
 class _ChannelsLast(torch.autograd.Function):
-    """`_normed` in channels-last, where torch's own gradient takes up to thirty times as long in torch 2.14.
+    """`_normed` in channels-last, where torch's own gradient takes up to thirty
+    times as long in torch 2.14.
 
     Numbers of each channel are in float32 or wider, numbers of each pixel in the dtype of h.
     """
@@ -87,7 +94,8 @@ class _ChannelsLast(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         h, weight, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # The gradient itself is to be differentiated (`create_graph=True`), which torch does for its own functions.
+            # The gradient itself is to be differentiated (`create_graph=True`), which torch does
+            # for its own functions.
             return *_torchs_gradients(h, weight, gradients[0], ctx.groups, ctx.eps), None, None
         weight = weight.to(_wide(h))
         batch, groups = mean.shape
@@ -95,10 +103,12 @@ class _ChannelsLast(torch.autograd.Function):
         rstd = rstd[..., None]
         num_values = h[0].numel() // groups
         grad = gradients[0].contiguous(memory_format=torch.channels_last)
-        # The gradients for the shift and the scale of each channel of each image: [B, groups, C / groups].
+        # The gradients for the shift and the scale of each channel of each image:
+        # [B, groups, C / groups].
         grad_shift = _summed(grad).view(batch, groups, -1)
         grad_scale = (_summed(_product(grad, h)).view(batch, groups, -1) - mean * grad_shift) * rstd
-        # grad_h = grad * (weight * rstd) + h * slope + offset, with a slope and an offset for each group:
+        # grad_h = grad * (weight * rstd) + h * slope + offset, with a slope and an offset for each
+        # group:
         # the derivative of (h - mean) * rstd, where mean and rstd depend on h too.
         in_groups = weight.view(len(weight), groups, -1)
         slope = -(rstd**2) * (in_groups * grad_scale).sum(-1, keepdim=True) / num_values
@@ -153,5 +163,7 @@ def _summed(h: Tensor) -> Tensor:
 
 
 def _spread(numbers: Tensor, h: Tensor) -> Tensor:
-    """A number for each channel of each image, in the dtype of h and beside its pixels: [B, C, 1, 1]."""
+    """A number for each channel of each image, in the dtype of h and beside
+    its pixels: [B, C, 1, 1].
+    """
     return numbers.reshape(len(numbers), -1, 1, 1).to(h.dtype)

@@ -1,4 +1,7 @@
-"""Prepacking: oneDNN's kernels want weights in an order of their own. Weights that do not learn get it once."""
+"""Prepacking: oneDNN's kernels want weights in an order of their own.
+
+Weights that do not learn get it once.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -20,8 +23,9 @@ _NEEDED = (
     "_linear_pointwise",
 )
 PICTURES = 16
-"""The number of images that a weight is packed for, whatever the batch: the order may depend on it, and with it the
-rounding, so it must not depend on which batch came first."""
+"""The number of images that a weight is packed for, whatever the batch: the order may depend on it,
+and with it the rounding, so it must not depend on which batch came first.
+"""
 
 Pack = Callable[[Tensor], Tensor]
 
@@ -39,9 +43,11 @@ class _Kept(NamedTuple):
 
 
 class Prepacked(Fast):
-    """A layer that also keeps its weight in oneDNN's order, while no gradient is needed; other calls are torch's.
+    """A layer that also keeps its weight in oneDNN's order, while no gradient is needed;
+    other calls are torch's.
 
-    prepacks: whether it may. Not where FSDP2 shards the weight, which is there only while the layer computes.
+    prepacks: whether it may. Not where FSDP2 shards the weight, which is there only while the layer
+    computes.
     """
 
     prepacks = True
@@ -71,7 +77,8 @@ class Prepacked(Fast):
         return dtype
 
     def packed(self, key: object, dtype: torch.dtype, pack: Pack) -> tuple[Tensor, Tensor | None]:
-        """The weight as `pack` gives it, and the bias; made anew only where they or the key have changed.
+        """The weight as `pack` gives it, and the bias;
+        made anew only where they or the key have changed.
 
         key: everything that the order depends on.   A change through `weight.data` is not noticed.
         """
@@ -93,7 +100,8 @@ class Prepacked(Fast):
         if self.bias is not None:
             bias = self.bias.detach()
             cast_bias = bias.to(dtype)
-        # `state` tells tensors apart by their address. While the sources are kept, no other tensor can get it.
+        # `state` tells tensors apart by their address. While the sources are kept, no other tensor
+        # can get it.
         return _Kept(state, (weight, bias), pack(weight), cast_bias)
 
     def drop_packed(self) -> None:
@@ -120,7 +128,8 @@ class Conv2d(Prepacked, nn.Conv2d):
         """[B, C, H, W] -> [B, out_channels, H', W']; without a batch as torch does."""
         if h.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return super().forward(h)
-        # oneDNN leaves its result channels-last. To lay out a small float32 image again takes longer than is gained.
+        # oneDNN leaves its result channels-last. To lay out a small float32 image again takes
+        # longer than is gained.
         is_small = h.shape[2] * h.shape[3] < LEAST_LARGE_PIXELS
         if _is_float32(h) and is_small:
             return super().forward(h)
@@ -179,6 +188,7 @@ def _has_kernels(dtype: torch.dtype) -> bool:
 def _written(tensor: Tensor) -> tuple[int, int]:
     """Where a tensor lies, and how often it was written to."""
     if tensor.is_inference():
-        # torch does not count it for tensors made in inference mode, and raises an error when asked.
+        # torch does not count it for tensors made in inference mode, and raises an error when
+        # asked.
         return tensor.data_ptr(), 0
     return tensor.data_ptr(), tensor._version
