@@ -1,9 +1,11 @@
-"""How much does the batch size change the pictures of the same seeds? Drawn alone, by 7 and all at once.
+"""How much does the batch size change the pictures of the same seeds? Drawn alone, by 7 and all at
+once.
 
     python -m benchmarks.batch_sizes MODEL-FOLDER [MODEL-FOLDER ...] [--count 64]
 
-For each model, in its own number of steps by DDIM on one thread: the largest difference of the float32 pictures, and
-how many 8-bit values are another shade. In one thread a sum is taken in another order where the batch is another.
+For each model, in its own number of steps by DDIM on one thread: the largest difference of the
+float32 pictures, and how many 8-bit values are another shade. In one thread a sum is taken in
+another order where the batch is another.
 """
 
 import argparse

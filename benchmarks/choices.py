@@ -1,13 +1,16 @@
-"""Which settings of a distillation matter? Chains that differ in one setting, all from the same base.
+"""Which settings of a distillation matter? Chains that differ in one setting, all from the same
+base.
 
     python benchmarks/choices.py work-folder --seeds 0,1,2 [--only exact,midpoint]
     python benchmarks/choices.py work-folder --photographs cifar10-train.tar.gz --seeds 0
 
-For every seed: a base network, then chains down to 1 step that differ in one setting each. Digits (the recipe `digits`)
-go down from 64 steps with batches of 32, and `long` from 1024 with the recipe's batches of 64; photographs of 32x32
-(photographs.yaml, beside this file) from 16. Each student is measured at its own number of steps: fd_pixel on 48
-components, swd, and agreement with the original. A chain that is complete is not made again. The table is printed after
-each seed, means and standard deviations over the seeds so far. One thread; two of these at once share no folder.
+For every seed: a base network, then chains down to 1 step that differ in one setting each. Digits
+(the recipe `digits`) go down from 64 steps with batches of 32, and `long` from 1024 with the
+recipe's batches of 64; photographs of 32x32 (photographs.yaml, beside this file) from 16. Each
+student is measured at its own number of steps: fd_pixel on 48 components, swd, and agreement with
+the original. A chain that is complete is not made again. The table is printed after each seed,
+means and standard deviations over the seeds so far. One thread; two of these at once share no
+folder.
 """
 
 import argparse

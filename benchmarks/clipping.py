@@ -2,8 +2,9 @@
 
     python benchmarks/clipping.py vdiff-demo/runs/digits docs/clipping.png
 
-The measure of digits_quality.py; a row per model, a column per sampler. In brackets the spread of a pixel over the
-pictures (its standard deviation, mean over the pixels); the last row is that of the digits themselves.
+The measure of digits_quality.py; a row per model, a column per sampler. In brackets the spread of a
+pixel over the pictures (its standard deviation, mean over the pixels); the last row is that of the
+digits themselves.
 """
 
 import argparse

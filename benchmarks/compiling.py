@@ -1,9 +1,10 @@
-"""Does compiling pay on a CPU? An update of a U-Net of 7.3 M parameters, eager and compiled in turn.
+"""Does compiling pay on a CPU? An update of a U-Net of 7.3 M parameters, eager and compiled in
+turn.
 
     python benchmarks/compiling.py [--rounds 7]
 
-One thread and seconds of CPU time, so that other work on the machine counts little; what the C++ compiler takes counts
-with the first update. Medians of the rounds, fastest and slowest.
+One thread and seconds of CPU time, so that other work on the machine counts little; what the C++
+compiler takes counts with the first update. Medians of the rounds, fastest and slowest.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python benchmarks/digits_quality.py vdiff-demo/runs/digits
 
-Protocol: mean and covariance of the 64 pixels in [-1, 1], projected on the 48 first principal components of the
-reference; 2,048 pictures from seeds 0 to 2047, DDIM without clipping, clamped to [-1, 1] and rounded to 8 bits as any
-picture is; all 1,797 digits as the reference. Two halves of the digits do not have distance 0: see `floor`.
+Protocol: mean and covariance of the 64 pixels in [-1, 1], projected on the 48 first principal
+components of the reference; 2,048 pictures from seeds 0 to 2047, DDIM without clipping, clamped to
+[-1, 1] and rounded to 8 bits as any picture is; all 1,797 digits as the reference. Two halves of
+the digits do not have distance 0: see `floor`.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python -m benchmarks.doubling [--rounds 6]
 
-One thread, seconds of CPU time, so that it may run beside other work: medians of the rounds. First by itself, then
-whole networks; drawing is without gradients and with weights in the dtype, learning is forward and backward.
+One thread, seconds of CPU time, so that it may run beside other work: medians of the rounds. First
+by itself, then whole networks; drawing is without gradients and with weights in the dtype, learning
+is forward and backward.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/evaluate_share.py vdiff-demo/runs/digits --data vdiff-demo/data/digits
 
 Draws with one student of a run and measures fd_pixel, swd: the work of `vdiff evaluate`
-for one row, from reading the model to the finished row, in this process and without its imports. The time inside the
-network is that of its forward passes alone; the noise, the sampler's own arithmetic, the pictures' way to the disk and
-back, and all metrics count as the rest.
+for one row, from reading the model to the finished row, in this process and without its imports.
+The time inside the network is that of its forward passes alone; the noise, the sampler's own
+arithmetic, the pictures' way to the disk and back, and all metrics count as the rest.
 """
 
 import argparse

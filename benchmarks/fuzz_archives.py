@@ -1,11 +1,13 @@
-"""Does a damaged or hostile archive ever cost vdiff more than a message? Seeded mutations of zip and tar files.
+"""Does a damaged or hostile archive ever cost vdiff more than a message? Seeded mutations of zip
+and tar files.
 
     python benchmarks/fuzz_archives.py --count 5000 --seed 0
 
-Each case takes one of the archives of the corpus, changes it at some places (fields of headers, with their checksums
-made right again, records of pax, packed bytes, cut-off ends, blocks that are doubled or zeroed), opens it and reads
-every picture, in a child process that may grow by 400 MB and has 10 seconds. Bad is: a crash, a hang, that much memory,
-an error that is no message to the user, pictures that are missing without a word, a picture that was never in it.
+Each case takes one of the archives of the corpus, changes it at some places (fields of headers,
+with their checksums made right again, records of pax, packed bytes, cut-off ends, blocks that are
+doubled or zeroed), opens it and reads every picture, in a child process that may grow by 400 MB and
+has 10 seconds. Bad is: a crash, a hang, that much memory, an error that is no message to the user,
+pictures that are missing without a word, a picture that was never in it.
 """
 
 import argparse

@@ -1,12 +1,15 @@
-"""Is a damaged image store ever read wrongly, and does it harm the process? Seeded damage of every sort to every kind.
+"""Is a damaged image store ever read wrongly, and does it harm the process? Seeded damage of every
+sort to every kind.
 
     python -m benchmarks.fuzz_stores --count 10000 --seed 0
-    python -m benchmarks.fuzz_stores --exhaustive           # every bit of the smallest finished store, one by one
+    python -m benchmarks.fuzz_stores --exhaustive           # every bit of the smallest finished
+                                                            store, one by one
 
-Each case is read as a training reads it and by `inspect --verify`, or gone on with by the same `prepare`, in child
-processes that have 20 seconds and 500 MB. Good: the same pictures, refused with exit code 3, and for what a stopped
-`prepare` left also gone on with or begun anew, if the store is right in the end. A foreign store has no checksums: of
-its pictures, damage goes unseen, and `inspect --verify` says that it cannot tell. Exit code 1 if anything was bad.
+Each case is read as a training reads it and by `inspect --verify`, or gone on with by the same
+`prepare`, in child processes that have 20 seconds and 500 MB. Good: the same pictures, refused with
+exit code 3, and for what a stopped `prepare` left also gone on with or begun anew, if the store is
+right in the end. A foreign store has no checksums: of its pictures, damage goes unseen, and
+`inspect --verify` says that it cannot tell. Exit code 1 if anything was bad.
 """
 
 import argparse

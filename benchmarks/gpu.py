@@ -1,14 +1,17 @@
-"""What does one GPU do? Training, distilling and sampling with the networks of two recipes, in one table.
+"""What does one GPU do? Training, distilling and sampling with the networks of two recipes, in one
+table.
 
     benchmarks/gpu.sh                                   # everything, in under ten minutes
-    python -m benchmarks.gpu --device cpu --tiny        # the same code with tiny networks: says nothing about speed
+    python -m benchmarks.gpu --device cpu --tiny        # the same code with tiny networks: says
+                                                        nothing about speed
 
-Against the plain eager float32 loop over the same network, as diffusion_distiller works, and against diffusers as its
-unconditional training example uses it; DDIMPipeline draws. Every party takes the recipe's number of pictures at once,
-or half of it, and so on, until they fit into the memory. The parties of one task work in turn, round after round; the
-table has medians of the rounds, slowest and fastest. The share of the peak is the arithmetic of vdiff's network over
-that of bf16 matrix products in this run. Pictures are random numbers on the device. Progress goes to stderr;
-interrupted, or when the time is over, it prints what it has. Not run on a GPU yet.
+Against the plain eager float32 loop over the same network, as diffusion_distiller works, and
+against diffusers as its unconditional training example uses it; DDIMPipeline draws. Every party
+takes the recipe's number of pictures at once, or half of it, and so on, until they fit into the
+memory. The parties of one task work in turn, round after round; the table has medians of the
+rounds, slowest and fastest. The share of the peak is the arithmetic of vdiff's network over that of
+bf16 matrix products in this run. Pictures are random numbers on the device. Progress goes to
+stderr; interrupted, or when the time is over, it prints what it has. Not run on a GPU yet.
 """
 
 import argparse

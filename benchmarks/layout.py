@@ -1,10 +1,12 @@
-"""What does the memory format of activations cost on a CPU? As vdiff lays them out against contiguous, in turn.
+"""What does the memory format of activations cost on a CPU? As vdiff lays them out against
+contiguous, in turn.
 
     python benchmarks/layout.py [--rounds 6]
 
-One thread, seconds of CPU time, so that it may run beside other work: medians of the rounds. First the group norm by
-itself, forward and backward: contiguous, channels-last with torch's own gradient, and channels-last with vdiff's. Then
-whole networks: an update's forward and backward (under autocast) and the two calls of a drawing in two steps.
+One thread, seconds of CPU time, so that it may run beside other work: medians of the rounds. First
+the group norm by itself, forward and backward: contiguous, channels-last with torch's own gradient,
+and channels-last with vdiff's. Then whole networks: an update's forward and backward (under
+autocast) and the two calls of a drawing in two steps.
 """
 
 import argparse

@@ -1,16 +1,19 @@
-"""Is the memory of training and distilling explained? The measured peak against the sum of what must be there.
+"""Is the memory of training and distilling explained? The measured peak against the sum of what
+must be there.
 
     python benchmarks/memory.py [--device cpu|cuda]
 
-Every case runs in processes of its own. Explained: weights, gradients, average, Adam's two averages, the teacher, the
-activations, which are counted as the tensors that the forward pass keeps for the backward pass, each memory once (where
-activations are computed again, those of the block with the most are there a second time), and the kernels: what stays
-of an update of the same shapes when all its tensors are gone. On a CPU the peak is that of the process, less what it
-had after an update of a tiny network; on a GPU that of torch's tensors, which has no kernels and no gaps.
+Every case runs in processes of its own. Explained: weights, gradients, average, Adam's two
+averages, the teacher, the activations, which are counted as the tensors that the forward pass keeps
+for the backward pass, each memory once (where activations are computed again, those of the block
+with the most are there a second time), and the kernels: what stays of an update of the same shapes
+when all its tensors are gone. On a CPU the peak is that of the process, less what it had after an
+update of a tiny network; on a GPU that of torch's tensors, which has no kernels and no gaps.
 
-On a CPU a second process gives every tensor memory of its own (`memory.arrange`), so that its peak has no gaps between
-tensors. The gaps of the first are what the GNU C library's heap has grown by at the end, less the most that the learner
-and the tensors of an update, counted one by one, took at any moment.
+On a CPU a second process gives every tensor memory of its own (`memory.arrange`), so that its peak
+has no gaps between tensors. The gaps of the first are what the GNU C library's heap has grown by at
+the end, less the most that the learner and the tensors of an update, counted one by one, took at
+any moment.
 """
 
 import argparse

@@ -1,16 +1,18 @@
-"""Would the tests see a mistake? Seeded small mistakes in the code, one at a time, and the tests that concern it.
+"""Would the tests see a mistake? Seeded small mistakes in the code, one at a time, and the tests
+that concern it.
 
     python -m benchmarks.mutations --count 150 --seed 0 --processes 2
 
-It works on a copy of the tree in a temporary folder. For each mistake (mutant) those test files run that import the
-changed module themselves or through a helper, the quick ones first, until one fails: the mutant was seen. One that
-hangs or ends the process was seen too. Printed are the share that was seen, by room, and every mutant that was not,
-but for those of which EXPLAINED says why nobody can see them.
+It works on a copy of the tree in a temporary folder. For each mistake (mutant) those test files run
+that import the changed module themselves or through a helper, the quick ones first, until one
+fails: the mutant was seen. One that hangs or ends the process was seen too. Printed are the share
+that was seen, by room, and every mutant that was not, but for those of which EXPLAINED says why
+nobody can see them.
 
-A worker imports torch and the other packages once and forks for every mutant. Of the test files the quickest are taken
-that together compute no longer than --seconds. With --work FOLDER, what is known stays there, and the same command goes
-on where it was; with --again it tries once more what was not seen, so that another one, with more --seconds and --most,
-lets the slow tests have a look too.
+A worker imports torch and the other packages once and forks for every mutant. Of the test files the
+quickest are taken that together compute no longer than --seconds. With --work FOLDER, what is known
+stays there, and the same command goes on where it was; with --again it tries once more what was not
+seen, so that another one, with more --seconds and --most, lets the slow tests have a look too.
 """
 
 import argparse

@@ -1,8 +1,10 @@
-"""What do weights that are reordered once gain on a CPU, where nothing is learned? With and without them, in turn.
+"""What do weights that are reordered once gain on a CPU, where nothing is learned? With and without
+them, in turn.
 
     python -m benchmarks.packed [--rounds 15]
 
-One thread, seconds of CPU time, so that it may run beside other work: medians of the rounds of one call of a network.
+One thread, seconds of CPU time, so that it may run beside other work: medians of the rounds of one
+call of a network.
 """
 
 import argparse

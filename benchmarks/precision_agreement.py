@@ -1,11 +1,14 @@
-"""Does the precision change what is learned? Students of one teacher, distilled in float32 and in bf16.
+"""Does the precision change what is learned? Students of one teacher, distilled in float32 and in
+bf16.
 
-    python -m benchmarks.precision_agreement vdiff-demo/runs/digits --out /tmp/agreement [--seeds 0,1,2] [--set ...]
+    python -m benchmarks.precision_agreement vdiff-demo/runs/digits --out /tmp/agreement
+    [--seeds 0,1,2] [--set ...]
 
-Needs a trained digits run in whose folder `original` and a store lie as the demo leaves them. The whole chain is
-distilled from that teacher once per precision and seed; a row per number of steps and seed has the Frechet distances of
-both students to the digits (the protocol of digits_quality.py; both are sampled in float32) and their ratio. bf16 needs
-a processor that multiplies it.
+Needs a trained digits run in whose folder `original` and a store lie as the demo leaves them. The
+whole chain is distilled from that teacher once per precision and seed; a row per number of steps
+and seed has the Frechet distances of both students to the digits (the protocol of
+digits_quality.py; both are sampled in float32) and their ratio. bf16 needs a processor that
+multiplies it.
 """
 
 import argparse

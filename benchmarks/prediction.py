@@ -1,10 +1,13 @@
-"""Does `--dry-run` tell what a run will cost? It predicts, then the run is made; both again, in turn.
+"""Does `--dry-run` tell what a run will cost? It predicts, then the run is made; both again, in
+turn.
 
-    python benchmarks/prediction.py [--rounds 2] [--only digits|small] [--scale 1.0] [--folder DIR] [--gpus N]
+    python benchmarks/prediction.py [--rounds 2] [--only digits|small] [--scale 1.0] [--folder DIR]
+    [--gpus N]
 
-digits is the shipped recipe; small is a U-Net at 32x32 with saves, previews and a trend. --scale shortens both: the
-number of updates. Time is that of the whole command, memory the most that its process had, or one of its processes.
---gpus is for several processes, on a CPU; --shard has them share their networks.
+digits is the shipped recipe; small is a U-Net at 32x32 with saves, previews and a trend. --scale
+shortens both: the number of updates. Time is that of the whole command, memory the most that its
+process had, or one of its processes. --gpus is for several processes, on a CPU; --shard has them
+share their networks.
 """
 
 import argparse

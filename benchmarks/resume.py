@@ -1,13 +1,15 @@
-"""Is a run that was stopped and gone on with the very run that nobody stopped? A table over processes and workers.
+"""Is a run that was stopped and gone on with the very run that nobody stopped? A table over
+processes and workers.
 
     python benchmarks/resume.py --points 20 --seed 0 --processes 1,2,4 --workers 0,2
 
-A tiny chain (base and two students, 210 updates, on the CPU) is run once without a stop, with a save after every
-update that is kept. Then it is stopped at `--points` updates, first and last ones, saves and borders of stages among
-them, each time by new processes that go on where the ones before stopped; several processes hear of a stop one update
-after the one that was told. Equal means: the SHA-256 of every part of the
-save (weights, average, optimizer, ...) at every stop, of every model's weights (their average) and of the log at the
-end. The reference of a number of processes has no data workers, so runs with and without workers are compared too.
+A tiny chain (base and two students, 210 updates, on the CPU) is run once without a stop, with a
+save after every update that is kept. Then it is stopped at `--points` updates, first and last ones,
+saves and borders of stages among them, each time by new processes that go on where the ones before
+stopped; several processes hear of a stop one update after the one that was told. Equal means: the
+SHA-256 of every part of the save (weights, average, optimizer, ...) at every stop, of every model's
+weights (their average) and of the log at the end. The reference of a number of processes has no
+data workers, so runs with and without workers are compared too.
 """
 
 import argparse

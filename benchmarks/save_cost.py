@@ -1,10 +1,13 @@
-"""What does it cost a training to save? Seconds that it waits, seconds until the save is safe, bytes, share of time.
+"""What does it cost a training to save? Seconds that it waits, seconds until the save is safe,
+bytes, share of time.
 
-    python benchmarks/save_cost.py --folder /somewhere/on/the/disk --save-every 1000 --seconds-per-update 0.5
+    python benchmarks/save_cost.py --folder /somewhere/on/the/disk --save-every 1000
+    --seconds-per-update 0.5
 
-A U-Net of about 100 million parameters on the CPU in float32: weights, average and Adam's memory are 16 bytes each. Two
-updates on one picture fill Adam's memory. A save is under way twice: once alone, and once while the next update runs,
-which shows what the thread in the background takes from it. Needs about 5 GB of memory.
+A U-Net of about 100 million parameters on the CPU in float32: weights, average and Adam's memory
+are 16 bytes each. Two updates on one picture fill Adam's memory. A save is under way twice: once
+alone, and once while the next update runs, which shows what the thread in the background takes from
+it. Needs about 5 GB of memory.
 """
 
 import argparse

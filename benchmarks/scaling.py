@@ -1,12 +1,14 @@
-"""How does the time of an update grow with what it computes? Measured against the arithmetic, everything in turn.
+"""How does the time of an update grow with what it computes? Measured against the arithmetic,
+everything in turn.
 
     python benchmarks/scaling.py [--rounds 3] [--most 256] [--busy]
 
-One base case (32x32, width 32, batch 8); one thing is changed at a time: picture size, width, batch, processes, and
-the number of the teacher's steps that a stage replaces. The arithmetic is counted by torch, forward and backward and
-the teacher's forwards, convolutions and matrix products alone. Constant GFLOP/s: time grows as the arithmetic does. Two
-processes each do half of a batch, and are started with torchrun. Chains of digits, of several lengths, are the command
-`vdiff distill` from its start to its end.
+One base case (32x32, width 32, batch 8); one thing is changed at a time: picture size, width,
+batch, processes, and the number of the teacher's steps that a stage replaces. The arithmetic is
+counted by torch, forward and backward and the teacher's forwards, convolutions and matrix products
+alone. Constant GFLOP/s: time grows as the arithmetic does. Two processes each do half of a batch,
+and are started with torchrun. Chains of digits, of several lengths, are the command `vdiff distill`
+from its start to its end.
 """
 
 import argparse

@@ -1,13 +1,16 @@
-"""What does each signal do to a training, and do signals that follow one another quickly count once?
+"""What does each signal do to a training, and do signals that follow one
+another quickly count once?
 
     python benchmarks/signals.py --folder /somewhere/on/the/disk
-    python benchmarks/signals.py --folder /somewhere/on/the/disk --bursts 12 --forms alone,gpus,torchrun
+    python benchmarks/signals.py --folder /somewhere/on/the/disk --bursts 12 --forms
+    alone,gpus,torchrun
 
-The first prints a row per signal number, all sent to one run that goes on each time; in the end its weights and its log
-have to be those of a run that nobody disturbed. The second prints in how many of so many trainings nothing was lost
-when two or three TERMs came some milliseconds apart: to a training alone, to `--gpus 2` and to torchrun with two
-processes, where each of the processes gets its own and the launcher passes one on, as it happens in Slurm.
-Needs Linux. On two cores, the first takes about two minutes, and each form of the second ten to forty.
+The first prints a row per signal number, all sent to one run that goes on each time; in the end its
+weights and its log have to be those of a run that nobody disturbed. The second prints in how many
+of so many trainings nothing was lost when two or three TERMs came some milliseconds apart: to a
+training alone, to `--gpus 2` and to torchrun with two processes, where each of the processes gets
+its own and the launcher passes one on, as it happens in Slurm. Needs Linux. On two cores, the first
+takes about two minutes, and each form of the second ten to forty.
 """
 
 import argparse

@@ -1,16 +1,21 @@
-"""How fast are training, distilling and sampling, against a plain loop and against diffusers? All in one run, in turn.
+"""How fast are training, distilling and sampling, against a plain loop and against diffusers? All
+in one run, in turn.
 
-    GOMP_SPINCOUNT=1000 python benchmarks/speed.py [--rounds 7]      # pictures per second, U-Net of 7.3 M parameters
-    GOMP_SPINCOUNT=1000 python benchmarks/speed.py --overhead        # an update over its bare forward and backward
-    python benchmarks/speed.py --busy                                # where other work runs: one thread, seconds of CPU
+    # pictures per second, U-Net of 7.3 M parameters
+    GOMP_SPINCOUNT=1000 python benchmarks/speed.py [--rounds 7]
+    # an update over its bare forward and backward
+    GOMP_SPINCOUNT=1000 python benchmarks/speed.py --overhead
+    # where other work runs: one thread, seconds of CPU
+    python benchmarks/speed.py --busy
 
-The plain loop is eager float32, with torch's Adam and an average parameter by parameter, as diffusion_distiller works;
-it calls the very same network, with the same fast layers, and in a second row that of diffusers with the same weights.
-diffusers is used as its unconditional training example uses it: UNet2DModel of the same configuration and weights,
-EMAModel, DDPMScheduler, AdamW; DDIMPipeline draws. Each of the three has a process of its own, as vdiff arranges the
-memory of its process; every round runs each of their works once, one at a time. The table has medians of the rounds,
-and the fastest and slowest. The variable keeps torch's threads from waiting busily, which on a machine with other work
-costs far more than it gains. CPU only.
+The plain loop is eager float32, with torch's Adam and an average parameter by parameter, as
+diffusion_distiller works; it calls the very same network, with the same fast layers, and in a
+second row that of diffusers with the same weights. diffusers is used as its unconditional training
+example uses it: UNet2DModel of the same configuration and weights, EMAModel, DDPMScheduler, AdamW;
+DDIMPipeline draws. Each of the three has a process of its own, as vdiff arranges the memory of its
+process; every round runs each of their works once, one at a time. The table has medians of the
+rounds, and the fastest and slowest. The variable keeps torch's threads from waiting busily, which
+on a machine with other work costs far more than it gains. CPU only.
 """
 
 import argparse
