@@ -29,9 +29,9 @@ from vdiff.cli.progress import FitLines
 from vdiff.data.lmdb_images import LmdbImagesSection
 from vdiff.data.prepare import prepare
 from vdiff.digits import write_folder
-from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.evaluate import Evaluation
-from vdiff.evaluation.samples import Wanted
+from vdiff.evaluation.known_rows import KnownRows
+from vdiff.evaluation.samples import SampleRequest
 from vdiff.evaluation.subjects import Subject
 from vdiff.machine.machine import Machine
 from vdiff.metrics.agreement import agreement_of
@@ -179,12 +179,12 @@ def measure(study: Study, run: RunFolder, base: RunFolder, start_steps: int) -> 
     ]
     subjects = [original, *(each for each in students if each.num_steps <= MOST_STEPS)]
     metrics = named(["agreement", "fd_pixel:48", "swd"])
-    wanted = Wanted(DdimSection(), study.num_images, 0, 256)
+    wanted = SampleRequest(DdimSection(), study.num_images, 0, 256)
     evaluation = Evaluation(
         subjects, metrics, wanted, recipe.data.open(), Path(f"{base.path}-{start_steps}")
     )
     machine = Machine("fp32", "cpu")
-    evaluation.draw(machine, lambda count: None, Earlier())
+    evaluation.draw(machine, lambda count: None, KnownRows())
     samples = evaluation.samples()
     built = evaluation.ready("cpu")
     rows = []

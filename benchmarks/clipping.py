@@ -15,7 +15,7 @@ import torch
 from benchmarks.digits_quality import NUM_COMPONENTS, NUM_SAMPLES
 from vdiff import digits
 from vdiff.chain.plan import counted
-from vdiff.images.images import Row, to_float, to_uint8, write_rows
+from vdiff.images.images import ImageRow, to_float, to_uint8, write_rows
 from vdiff.metrics.frechet import PixelFrechet
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ def main() -> None:
     reference = to_float(torch.from_numpy(digits.load()[0]))
     measure = PixelFrechet(reference, NUM_COMPONENTS)
     models = [checkpoint.load(run.model(name)) for name in run.models()]
-    rows: list[Row] = []
+    rows: list[ImageRow] = []
     print(f"| model | steps | {' | '.join(SAMPLERS)} |\n|---|---|{'---|' * len(SAMPLERS)}")
     for model in (
         each for each in models if each.card.num_steps == 4 or not each.card.is_distilled
@@ -57,7 +57,7 @@ def main() -> None:
         print(f"| {model.card.name} | {model.card.num_steps} | {' | '.join(found)} |", flush=True)
         for number, (name, each) in enumerate(drawn.items()):
             label = f"{counted(model.card.num_steps)}, {name}"
-            rows.append(Row(label, each[:SHOWN], gap=number == 0 and bool(rows)))
+            rows.append(ImageRow(label, each[:SHOWN], gap=number == 0 and bool(rows)))
     print(f"| digits | - | ({spread(reference):.3f}) |")
     write_rows(given.picture, rows)
 

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    memory.arrange(sparing=False)
+    memory.set_malloc_policy(sparing=False)
     show(
         "[B, C, H, W]",
         [(f"{b}, {c}, {s}, {s}", alone(b, c, s)) for b, c, s in SHAPES],

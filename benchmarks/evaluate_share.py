@@ -20,9 +20,9 @@ import torch
 
 from vdiff.data.lmdb_images import LmdbImages
 from vdiff.data.store import ImageStore
-from vdiff.evaluation.earlier import Earlier
 from vdiff.evaluation.evaluate import Evaluation
-from vdiff.evaluation.samples import Wanted
+from vdiff.evaluation.known_rows import KnownRows
+from vdiff.evaluation.samples import SampleRequest
 from vdiff.evaluation.subjects import Subject, of_run
 from vdiff.machine.machine import Machine
 from vdiff.metrics.metric import named
@@ -74,14 +74,14 @@ def work(
     batch_size: int,
 ) -> dict[str, float]:
     """One row; the seconds of its parts."""
-    wanted = Wanted(DdimSection(), num_images, 0, batch_size)
+    wanted = SampleRequest(DdimSection(), num_images, 0, batch_size)
     evaluation = Evaluation([subject], named(["fd_pixel:48", "swd"]), wanted, images, folder)
     times = [time.perf_counter()]
     metrics = evaluation.ready(machine.device)
     times.append(time.perf_counter())
-    evaluation.draw(machine, lambda count: None, Earlier())
+    evaluation.draw(machine, lambda count: None, KnownRows())
     times.append(time.perf_counter())
-    evaluation.table(metrics, machine, lambda row: None, Earlier())
+    evaluation.table(metrics, machine, lambda row: None, KnownRows())
     times.append(time.perf_counter())
     spent = [after - before for before, after in pairwise(times)]
     return dict(zip(("reference", "drawing", "metrics"), spent, strict=True))

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @dataclass
-class Row:
+class BenchRow:
     """A line of the table. seconds: of one update or drawing in each round.
 
     note: why there are none.
@@ -116,7 +116,7 @@ class Bench:
         self._machine, self._rounds, self._slice, self._most = machine, rounds, slice_seconds, most
         self._begun = time.perf_counter()
         self._end = self._begun + seconds
-        self._rows: list[Row] = []
+        self._rows: list[BenchRow] = []
         self._peak = 0.0
 
     def find_peak(self, size: int) -> None:
@@ -141,13 +141,15 @@ class Bench:
             ("distilling", case.recipe.distill.batch_size),
         ]
         for what, most in [*tasks, ("sampling", 1), ("sampling", MANY)]:
-            rows = [Row(case.name, what, who, min(most, self._most)) for who in case.makers(what)]
+            rows = [
+                BenchRow(case.name, what, who, min(most, self._most)) for who in case.makers(what)
+            ]
             self._rows += rows
             if self._left() > 0:
                 self._measure(case, rows)
             self._free()
 
-    def _measure(self, case: Case, rows: list[Row]) -> None:
+    def _measure(self, case: Case, rows: list[BenchRow]) -> None:
         makers, works = case.makers(rows[0].what), {}
         flops = 0
         with contextlib.suppress(RuntimeError):
@@ -163,7 +165,7 @@ class Bench:
                     works[row.who] = None
             self._tell(f"{rows[0].task}: round {number + 1} of {self._rounds}")
 
-    def _time(self, row: Row, work: Work) -> bool:
+    def _time(self, row: BenchRow, work: Work) -> bool:
         """One round of one party; whether it went well."""
         try:
             row.seconds.append(self._seconds(as_usual(row.who, work), self._slice))
@@ -173,7 +175,7 @@ class Bench:
         self._tell(f"{row.task}: {row.who} {row.count / row.seconds[-1]:.1f} pictures/s")
         return True
 
-    def _fitted(self, row: Row, make: Make) -> tuple[Work | None, int]:
+    def _fitted(self, row: BenchRow, make: Make) -> tuple[Work | None, int]:
         """With as many pictures at once as fit."""
         count = row.most
         while count and self._left() > 0:
@@ -223,7 +225,7 @@ class Bench:
             print(f"| {' | '.join(self._cells(row))} |")
         print(f"\nafter {time.perf_counter() - self._begun:.0f} s", flush=True)
 
-    def _cells(self, row: Row) -> Iterator[str]:
+    def _cells(self, row: BenchRow) -> Iterator[str]:
         yield from (
             row.case,
             f"{row.what}, {row.most}" if row.what == "sampling" else row.what,

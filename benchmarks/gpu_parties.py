@@ -45,7 +45,7 @@ class Case:
     def of(cls, name: str, machine: Machine, tiny: bool) -> "Case":
         """The recipe as it ships, or with as small a network of as many levels as there is."""
         text = recipe_text.shipped()[name].read_text("utf-8")
-        recipe = recipe_text.validate(Recipe, recipe_text.read(text, name))
+        recipe = recipe_text.validate(Recipe, recipe_text.parse(text, name))
         section, size, channels = recipe.network, recipe.data.size, recipe.data.channels
         assert isinstance(section, UNetSection)
         if tiny:

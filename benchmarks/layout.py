@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    memory.arrange(sparing=False)
+    memory.set_malloc_policy(sparing=False)
     print(
         "| norm of [B, C, H, W] | contiguous, ms | channels-last, torch | channels-last, vdiff |\n"
         "|---|---|---|---|"

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, ddim_step
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
@@ -20,7 +20,7 @@ class MidpointSection(ObjectiveSection):
 
     needs_teacher: ClassVar[bool] = True
 
-    kind: Literal["midpoint"] = trajectory("midpoint")
+    kind: Literal["midpoint"] = shapes_weights("midpoint")
     """How the student learns."""
 
     def build(self, task: Task) -> Objective:

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    memory.arrange(sparing=False)
+    memory.set_malloc_policy(sparing=False)
     digits = recipe_text.validate(Recipe, recipe_text.find("digits"))
     cases = [
         (

@@ -337,7 +337,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-class Watch(FitLines):
+class StopsWhenTold(FitLines):
     """Follows a run, and asks it to stop when it comes to a place."""
 
     def __init__(self, stop: Sequence[int] | None) -> None:
@@ -370,7 +370,7 @@ def work(
     torch.set_num_threads(1)
     if keep:
         savepoint.NUM_KEPT, savepoint.clear = sys.maxsize, lambda folder: None
-    text = recipe_text.read(RECIPE.replace("STORE", str(Path(folder) / "store")), "recipe.yaml")
+    text = recipe_text.parse(RECIPE.replace("STORE", str(Path(folder) / "store")), "recipe.yaml")
     every = 1 if keep else SAVE_EVERY
     changes = [
         f"data.workers={workers}",
@@ -379,7 +379,7 @@ def work(
     ]
     recipe = recipe_text.validate(Recipe, recipe_text.set_values(text, changes))
     machine = Machine(precision, "cpu")
-    watch = Watch(stop if machine.rank == told else None)
+    watch = StopsWhenTold(stop if machine.rank == told else None)
     chain = Chain(
         Surroundings(recipe, text.text, RunFolder(Path(folder) / run), machine, watch, watch)
     )
@@ -417,7 +417,7 @@ def same_batches(folder: Path, counts: Sequence[int]) -> int:
     """In how many updates of the chain any number of processes sees the same pictures,
     in the same places.
     """
-    text = recipe_text.read(RECIPE.replace("STORE", str(folder / "store")), "recipe.yaml")
+    text = recipe_text.parse(RECIPE.replace("STORE", str(folder / "store")), "recipe.yaml")
     recipe = recipe_text.validate(Recipe, text)
     found = recipe.data.open()
     equal = 0

@@ -23,7 +23,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "api.md"
 
 def listed(text: str) -> list[str]:
     """The public names in the text of docs/api.md, with their modules:
-    `vdiff.load`, `vdiff.config.harmless`.
+    `vdiff.load`, `vdiff.config.free_to_change`.
     """
     names = [f"vdiff.{name}" for name in re.findall(r"(?m)^### `vdiff\.(\w+)", text)]
     for module, row in re.findall(r"(?m)^\| `(vdiff\.[\w.]+)` \| (.+) \|$", text):

@@ -26,7 +26,7 @@ from tests.test_stages import with_stages
 from tests.test_stateful_objective import Consistency
 from tests.tiny import TinyRun, sha256
 from vdiff.chain.chain import Chain
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import ModelFileError
 from vdiff.images.images import grid
@@ -45,9 +45,9 @@ ADVICE = {"kind": "ancestral", "variance": "small"}
 class AdvisingSection(ObjectiveSection):
     """A stateful way of learning whose network is meant for ancestral sampling."""
 
-    kind: Literal["advising"] = trajectory("advising")
+    kind: Literal["advising"] = shapes_weights("advising")
     """How the network learns."""
-    sampler: str = trajectory("ancestral")
+    sampler: str = shapes_weights("ancestral")
     """The kind that it advises."""
 
     is_denoiser: ClassVar[bool] = False

@@ -247,7 +247,9 @@ def test_every_name_has_an_example_that_runs(name: str) -> None:
 PACKAGES_NAMES = [
     name for name in public_types.listed(DOCS.read_text("utf-8")) if name.count(".") > 1
 ]
-"""What docs/api.md lists for packages with kinds of their own, as in `vdiff.config.harmless`."""
+"""What docs/api.md lists for packages with kinds of their own,
+as in `vdiff.config.free_to_change`.
+"""
 
 
 def imported(folder: Path) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vdiff
-from vdiff.config import Section, mark_of
+from vdiff.config import Section, effect_of
 from vdiff.field_docs import field_docs
 
 ROOT = Path(vdiff.__file__).parent
@@ -244,7 +244,7 @@ def test_torch_is_not_imported_where_an_answer_should_be_quick(path: Path) -> No
 
 
 def test_a_way_to_torch_through_other_files_is_seen() -> None:
-    way = way_to_torch(ROOT / "evaluation" / "earlier.py", set())
+    way = way_to_torch(ROOT / "evaluation" / "known_rows.py", set())
     assert len(way) > 2, way
     assert way[-1] in HEAVY
 
@@ -328,7 +328,7 @@ def test_the_sections_are_found() -> None:
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
 def test_every_field_says_whether_it_changes_the_weights(section: type[Section]) -> None:
     for name in section.model_fields:
-        assert mark_of(section, name) in ("trajectory", "harmless"), name
+        assert effect_of(section, name) in ("trajectory", "harmless"), name
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)

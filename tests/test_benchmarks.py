@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vdiff
-from benchmarks.gpu import MANY, Bench, Row, main
+from benchmarks.gpu import MANY, Bench, BenchRow, main
 from benchmarks.gpu_parties import Work
 from vdiff.machine.machine import Machine
 
@@ -59,7 +59,7 @@ def test_as_many_pictures_are_taken_at_once_as_fit() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return lambda: None
 
-    row = Row("network", "training", "vdiff", MANY)
+    row = BenchRow("network", "training", "vdiff", MANY)
     assert bench._fitted(row, make)[1] == MANY // 4
     assert tried == [MANY, MANY // 2, MANY // 4]
 

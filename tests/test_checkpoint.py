@@ -375,8 +375,8 @@ OF_FORMAT_1 = [
     "format",
     "files",
 ]
-"""The keys of a mark of format 1, in their order, as version 0.1 wrote them;
-the checksum of the mark itself aside.
+"""The keys of a manifest of format 1, in their order, as version 0.1 wrote them;
+the checksum of the manifest itself aside.
 """
 
 

@@ -27,7 +27,7 @@ from vdiff.errors import (
     UsageError,
     VdiffError,
 )
-from vdiff.training.report import StageRow
+from vdiff.training.progress import StageRow
 
 HEAVY = ("torch", "pydantic", "lmdb", "yaml", "PIL", "numpy", "rich")
 
@@ -325,7 +325,7 @@ def test_closed_streams_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         console.say("nobody hears this")
         console.show_error(VdiffError("no", "do"))
         with displays.fit_progress() as shown:
-            shown.plan([StageRow("original", 4, 4, 10, "waiting")])
+            shown.show_stages([StageRow("original", 4, 4, 10, "waiting")])
     heard = io.StringIO()
     monkeypatch.setattr(sys, "stderr", heard)
     console.say("somebody hears this")
@@ -396,7 +396,7 @@ import time
 now = 0.0
 time.monotonic = lambda: now
 from vdiff.cli import displays
-from vdiff.training.report import StageRow
+from vdiff.training.progress import StageRow
 with displays.chain_progress() as shown:
     shown.plan([StageRow("base_0", 1024, 512, 150, "waiting")])
     shown.begin("base_0", 150, 0)
@@ -461,7 +461,7 @@ ROWS = [
 
 
 def run_through(shown: progress.FitLines | displays.FitDisplay, clock: Clock | None = None) -> None:
-    shown.plan(ROWS)
+    shown.show_stages(ROWS)
     shown.begin("base_1", 300, 100)
     for update in range(101, 301):
         if clock:
@@ -530,7 +530,7 @@ def test_displays_fit_any_width(width: int) -> None:
         displays.FitDisplay(clock),
         displays.PrepareDisplay(clock),
     )
-    chain.plan(ROWS)
+    chain.show_stages(ROWS)
     for display in (chain, fit):
         display.begin("base_1", 300, 100)
         clock.now += 1
@@ -578,7 +578,7 @@ def test_the_table_of_the_chain_tells_every_stage() -> None:
 def test_a_low_terminal_shows_the_stage_that_runs() -> None:
     chain = displays.ChainDisplay(Clock())
     console.stderr.size = (100, 10)  # type: ignore[assignment]
-    chain.plan(
+    chain.show_stages(
         [StageRow(f"base_{k}", 2, 1, 300, "done" if k < 9 else "waiting") for k in range(12)]
     )
     chain.begin("base_9", 300, 0)

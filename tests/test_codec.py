@@ -16,7 +16,7 @@ from torch import Tensor
 import vdiff
 from tests.tiny import TinyRun
 from vdiff.cli import main
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.data import CODECS
 from vdiff.data.codec import PIXELS, Codec, CodecSection, PixelCodec, Shape, codec_of
 from vdiff.errors import DivergedError, UsageError
@@ -61,7 +61,7 @@ class Halved(Codec):
 
 
 class HalvedSection(CodecSection):
-    kind: Literal["pixels"] = trajectory("pixels")
+    kind: Literal["pixels"] = shapes_weights("pixels")
 
     def build(self) -> Codec:
         return Halved()

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from vdiff.cli.failures import explain
-from vdiff.config import KindSection, Registry, Section, harmless, mark_of, trajectory
+from vdiff.config import KindSection, Registry, Section, effect_of, free_to_change, shapes_weights
 from vdiff.data import CODECS, DATASETS
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.schedule import sampling_times
@@ -47,16 +47,16 @@ class Shape(KindSection):
 
 
 class Round(Shape):
-    kind: Literal["round"] = trajectory("round")
-    radius: int = trajectory(1, ge=1)
+    kind: Literal["round"] = shapes_weights("round")
+    radius: int = shapes_weights(1, ge=1)
     """Radius, in pixels."""
-    colour: str = harmless("red")
+    colour: str = free_to_change("red")
     """What it looks like."""
 
 
 class Square(Shape):
-    kind: Literal["square"] = trajectory("square")
-    side: int = trajectory(2)
+    kind: Literal["square"] = shapes_weights("square")
+    side: int = shapes_weights(2)
 
 
 SHAPES: Registry[Shape] = Registry(
@@ -69,7 +69,7 @@ SHAPES: Registry[Shape] = Registry(
 
 
 class Picture(Section):
-    shape: Annotated[Any, SHAPES] = harmless("round")
+    shape: Annotated[Any, SHAPES] = free_to_change("round")
 
 
 def test_a_section_cannot_be_changed() -> None:
@@ -83,7 +83,7 @@ def test_a_section_refuses_unknown_keys() -> None:
 
 
 def test_a_field_knows_whether_it_changes_the_weights() -> None:
-    assert [mark_of(Round, field) for field in Round.model_fields] == [
+    assert [effect_of(Round, field) for field in Round.model_fields] == [
         "trajectory",
         "trajectory",
         "harmless",
@@ -94,7 +94,7 @@ def test_a_field_without_a_mark_has_none() -> None:
     class Unmarked(Section):
         number: int = 1
 
-    assert mark_of(Unmarked, "number") is None
+    assert effect_of(Unmarked, "number") is None
 
 
 class Ring(Round):
@@ -104,8 +104,8 @@ class Ring(Round):
     It looks like a letter.
     """
 
-    radius: float = trajectory(2.0, gt=0)
-    hole: float = trajectory(1.0, gt=0)
+    radius: float = shapes_weights(2.0, gt=0)
+    hole: float = shapes_weights(1.0, gt=0)
     """Radius of the hole, in
     pixels."""
 
@@ -207,10 +207,10 @@ def test_the_default_of_a_table_is_one_of_its_kinds(part: str) -> None:
 Install = Callable[..., None]
 
 FIELDS = {
-    "kind": 'Literal["guest"] = trajectory("guest")',
-    "size": "int = trajectory(8)",
-    "channels": "int = trajectory(3)",
-    "flip": "bool = trajectory(False)",
+    "kind": 'Literal["guest"] = shapes_weights("guest")',
+    "size": "int = shapes_weights(8)",
+    "channels": "int = shapes_weights(3)",
+    "flip": "bool = shapes_weights(False)",
 }
 """All that a contract may ask a section to declare."""
 
@@ -257,7 +257,7 @@ def guest(part: str, lacks: str = "") -> str:
     methods = [f"def {name}(self, *given): ..." for name in methods_of(part) if name != lacks]
     lines = [
         "from typing import Literal",
-        "from vdiff.config import trajectory",
+        "from vdiff.config import shapes_weights",
         f"from {contract.__module__} import {contract.__name__}",
         f"class Guest({contract.__name__}):",
         *(f"    {line}" for line in ['"""A kind of somebody else."""', *fields, *methods]),
@@ -297,7 +297,7 @@ def holder(part: str) -> type[Section]:
     """A recipe with nothing but this part."""
 
     class Holder(Section):
-        it: Annotated[Any, TABLES[part]] = harmless()
+        it: Annotated[Any, TABLES[part]] = free_to_change()
 
     return Holder
 
@@ -400,14 +400,14 @@ def test_a_section_that_makes_something_else_is_an_error_that_names_package_and_
 
 PAIRS = """
 from typing import Literal
-from vdiff.config import harmless
+from vdiff.config import free_to_change
 from vdiff.metrics.pair_metric import Measure, PairMetricSection
 
 class Half:
     features = "pixels"
 
 class Guest(PairMetricSection):
-    kind: Literal["guest"] = harmless("guest")
+    kind: Literal["guest"] = free_to_change("guest")
     measures = (Measure("guest", "a title", "a word", "less is closer"),)
 
     def build(self, means):
@@ -516,7 +516,7 @@ def test_every_field_of_a_recipe_is_marked_and_documented() -> None:
     kinds = [TABLES[part].section(kind) for part, kind in KINDS]
     for section in sections(Recipe).union(*(sections(kind) for kind in kinds)):
         for name in section.model_fields:
-            assert mark_of(section, name) in ("trajectory", "harmless"), (
+            assert effect_of(section, name) in ("trajectory", "harmless"), (
                 f"{section.__name__}.{name}"
             )  # type: ignore[arg-type]
             assert name in field_docs(section) or name == "kind", f"{section.__name__}.{name}"

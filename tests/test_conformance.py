@@ -16,7 +16,7 @@ from tests.test_every_dataset import folder
 from tests.test_every_metric import EXPECTED as OPTIONS
 from tests.test_every_network import EXPECTED as SMALL
 from vdiff import conformance
-from vdiff.config import KindSection, Registry, trajectory
+from vdiff.config import KindSection, Registry, shapes_weights
 from vdiff.conformance import BrokenContractError
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
@@ -25,7 +25,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import CosineSchedule, CosineSection, Schedule
 from vdiff.metrics import METRICS
 from vdiff.metrics.agreement import AgreementSection, PixelAgreement
-from vdiff.metrics.metric import Against, Means, Pictures, named
+from vdiff.metrics.metric import Means, Pictures, Reference, named
 from vdiff.metrics.sliced import SlicedSection
 from vdiff.metrics.table import Value
 from vdiff.networks import NETWORKS
@@ -71,7 +71,7 @@ def test_what_has_no_contract_is_not_checked() -> None:
     class Other(KindSection):
         """Nothing."""
 
-        kind: Literal["other"] = trajectory("other")
+        kind: Literal["other"] = shapes_weights("other")
 
     with pytest.raises(TypeError, match="no section of a part"):
         conformance.check(Other())
@@ -299,7 +299,7 @@ def test_a_broken_metric_is_told_of(broken: str, values: list[Value]) -> None:
             return next(given)
 
     class Broken(SlicedSection):
-        def build(self, against: Against) -> Bad:
+        def build(self, against: Reference) -> Bad:
             return Bad()
 
     with pytest.raises(BrokenContractError, match=broken):

@@ -18,7 +18,7 @@ from vdiff.cli import app
 from vdiff.errors import ModelFileError
 from vdiff.images.images import write_png
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import MARK
+from vdiff.model_folder.card import MANIFEST
 from vdiff.model_folder.diffusers_files import README
 from vdiff.runs import savepoint
 from vdiff.runs.folder import STATE
@@ -75,7 +75,7 @@ def run(whole_run: Path, tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> list[str]:
-    """What a mark vouches for, and the mark: all but the README,
+    """What a manifest vouches for, and the manifest: all but the README,
     which people complete before they publish a model.
     """
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -118,7 +118,7 @@ def said_of(name: str, err: ModelFileError) -> bool:
 
 
 def test_these_are_the_files(run: Path) -> None:
-    network = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", MARK]
+    network = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", MANIFEST]
     assert files(run / "original") == [
         "model_index.json",
         "samples.png",
@@ -142,7 +142,7 @@ def test_a_damaged_model_is_refused_and_the_file_named(run: Path, harm: str) -> 
 def test_a_file_of_another_size_is_found_without_reading_it(run: Path) -> None:
     for harm in ("truncated", "deleted"):
         for name in damaged(run / "original", HARMS[harm]):
-            if name != MARK:
+            if name != MANIFEST:
                 assert checkpoint.damage(run / "original", hashed=False)[0].startswith(f"{name}: ")
 
 
@@ -158,7 +158,7 @@ def test_inspect_names_the_file_of_a_model(
     run: Path, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in damaged(run / "original", HARMS[harm]):
-        if name == MARK and harm == "deleted":
+        if name == MANIFEST and harm == "deleted":
             continue  # it is no model any more, but a pipeline of diffusers
         assert app.run(["inspect", str(run / "original"), "--verify"]) == 4
         assert name in "".join(capsys.readouterr().err.split())
@@ -173,7 +173,7 @@ def test_no_command_uses_a_damaged_model(run: Path, capsys: pytest.CaptureFixtur
         for name in damaged(run / "original", HARMS[harm]):
             assert app.run(draw) == 4, name
             said = "".join(capsys.readouterr().err.split())
-            assert name in said or (name == MARK and "thereisnomodelfolder`original`" in said)
+            assert name in said or (name == MANIFEST and "thereisnomodelfolder`original`" in said)
             assert not (run / "x.png").exists()
     assert app.run(draw) == 0
     assert (run / "x.png").is_file()

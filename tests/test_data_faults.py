@@ -31,7 +31,7 @@ from vdiff.cli import main
 from vdiff.data import conversion, lmdb_images
 from vdiff.data.lmdb_images import LmdbImages
 from vdiff.data.loader import batches
-from vdiff.data.prepare import Progress, prepare
+from vdiff.data.prepare import PrepareCounts, prepare
 from vdiff.data.seal import FILE
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, InUseError, MachineError, Stopped, UsageError, VdiffError
@@ -113,7 +113,7 @@ def test_a_store_that_is_cut_off_in_the_midst_of_a_training_is_a_data_error(
 
     def work() -> None:
         source = LmdbImages(ImageStore(big_store), 32, 3)
-        stream = batches(source, seed=0, stage=0, batch_size=8, workers=workers)
+        stream = batches(source, seed=0, stage=0, batch_size=8, num_workers=workers)
         next(stream)
         os.truncate(big_store / FILE, (big_store / FILE).stat().st_size // 3)
         for _ in range(20):
@@ -580,11 +580,11 @@ def test_of_large_pictures_only_one_is_in_memory_at_a_time(
 
     monkeypatch.setattr(conversion, "_CHUNK_PICTURES", 1)
     monkeypatch.setattr(images, "encode_picture", encode)
-    prepare(folder, tmp_path / "small", sizes=[8], workers=4)
+    prepare(folder, tmp_path / "small", sizes=[8], num_threads=4)
     assert max(seen) > 1
     seen.clear()
     monkeypatch.setattr(conversion, "_LARGE_PIXELS", 80 * 80 - 1)
-    prepare(folder, tmp_path / "large", sizes=[8], workers=4)
+    prepare(folder, tmp_path / "large", sizes=[8], num_threads=4)
     assert seen == [1] * 12
 
 
@@ -664,7 +664,7 @@ class Killer:
         self.count = 0
         sys.addaudithook(self._hear)
 
-    def __call__(self, progress: Progress | None = None) -> None:
+    def __call__(self, progress: PrepareCounts | None = None) -> None:
         if self.count == self._moment:
             os.kill(os.getpid(), signal.SIGKILL)
         self.count += 1
@@ -802,7 +802,7 @@ class Dull:
 def test_the_end_of_a_worker_is_told_where_a_batch_is_missing_and_nowhere_else(
     tmp_path: Path,
 ) -> None:
-    stream = batches(Dull(tmp_path / "pid"), seed=0, stage=0, batch_size=2, workers=1)
+    stream = batches(Dull(tmp_path / "pid"), seed=0, stage=0, batch_size=2, num_workers=1)
     next(stream)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     deadline = time.monotonic() + 2
@@ -816,7 +816,7 @@ def test_the_end_of_a_worker_is_told_where_a_batch_is_missing_and_nowhere_else(
 def test_too_little_shared_memory_is_a_machine_error_with_advice(tmp_path: Path) -> None:
     """A limit on the size of files is one on pieces of shared memory too."""
     before = set(Path("/dev/shm").glob("torch_*"))
-    stream = batches(Dull(tmp_path / "pid"), seed=0, stage=0, batch_size=8, workers=1)
+    stream = batches(Dull(tmp_path / "pid"), seed=0, stage=0, batch_size=8, num_workers=1)
     with (
         full_disk(100_000),
         pytest.raises(MachineError, match="cannot be handed to the trainer") as caught,
@@ -841,4 +841,4 @@ class Buggy(Dull):
 
 def test_a_mistake_of_ours_in_a_worker_is_not_blamed_on_the_machine(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a mistake"):
-        next(batches(Buggy(tmp_path / "pid"), seed=0, stage=0, batch_size=2, workers=1))
+        next(batches(Buggy(tmp_path / "pid"), seed=0, stage=0, batch_size=2, num_workers=1))

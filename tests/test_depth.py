@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vdiff.cli import main
-from vdiff.data.prepare import Report, prepare
+from vdiff.data.prepare import PrepareSummary, prepare
 from vdiff.data.store import ImageStore
 from vdiff.errors import UsageError
 from vdiff.images import decoding, images
@@ -210,7 +210,7 @@ def test_a_transparent_colour_of_16_bits_is_found_by_its_upper_bytes() -> None:
 # ---- a whole source
 
 
-def stored(folder: Path, place: Path, pictures: dict[str, bytes], **options: Any) -> Report:
+def stored(folder: Path, place: Path, pictures: dict[str, bytes], **options: Any) -> PrepareSummary:
     folder.mkdir(exist_ok=True)
     for name, data in pictures.items():
         (folder / name).write_bytes(data)

@@ -84,7 +84,7 @@ def test_what_is_measured_is_built_as_training_builds_it(
 
 def test_memory_grows_with_the_pictures_that_are_in_it_at_once(tiny_run: TinyRun) -> None:
     wide = ("network.width=32", "data.size=16", "train.batch_size=256")
-    memory.arrange(sparing=False)
+    memory.set_malloc_policy(sparing=False)
     torch.ones(250_000_000)  # an earlier piece of work leaves 1 GB that is free but kept
     whole, parts = (
         estimated(tiny_run, *wide, f"train.micro_batch={size}", stages=1).memory_bytes
@@ -98,7 +98,7 @@ def test_memory_grows_with_the_pictures_that_are_in_it_at_once(tiny_run: TinyRun
 )
 def test_the_peak_is_of_what_came_after_it_was_forgotten() -> None:
     cpu = torch.device("cpu")
-    memory.arrange(sparing=True)  # else what was kept for later would serve
+    memory.set_malloc_policy(sparing=True)  # else what was kept for later would serve
     torch.ones(50_000_000)
     memory.forget_peak(cpu)
     low = memory.peak_bytes(cpu)

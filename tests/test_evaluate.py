@@ -22,7 +22,7 @@ from vdiff.cli import main
 from vdiff.data.prepare import prepare
 from vdiff.disk import array_file
 from vdiff.errors import Stopped
-from vdiff.evaluation.samples import Samples, Wanted
+from vdiff.evaluation.samples import SampleRequest, Samples
 from vdiff.evaluation.subjects import of_run
 from vdiff.images.images import to_float
 from vdiff.machine.machine import Machine
@@ -175,7 +175,7 @@ def test_an_interrupted_evaluation_goes_on_after_its_last_chunk(
 ) -> None:
     monkeypatch.setattr("vdiff.evaluation.samples._MOST_IN_CHUNK", 5)
     subject = of_run(run)[0]
-    samples = Samples(run.evaluation / "samples", subject, Wanted(None, 12, 0, 4))
+    samples = Samples(run.evaluation / "samples", subject, SampleRequest(None, 12, 0, 4))
     machine, told = Machine("fp32", "cpu"), []
 
     def stop_in_the_second(count: int) -> None:
@@ -203,7 +203,7 @@ def drawn_by(run: RunFolder, num_images: int, first_seed: int, batch_size: int =
     samples = Samples(
         run.evaluation / "samples",
         of_run(run)[0],
-        Wanted(None, num_images, first_seed, batch_size),
+        SampleRequest(None, num_images, first_seed, batch_size),
     )
     samples.draw(Machine("fp32", "cpu"), lambda count: None)
     return samples
@@ -235,8 +235,8 @@ def test_numbers_of_classes_that_were_counted_otherwise_do_not_meet(
         "`labels` differs: classes 0-1 in turn and classes 0-1 by seed" in capsys.readouterr().err
     )
     assert (
-        Wanted(None, 12, 4, 4).labels(2)
-        == Wanted(None, 12, 0, 4).labels(2)
+        SampleRequest(None, 12, 4, 4).labels(2)
+        == SampleRequest(None, 12, 0, 4).labels(2)
         == "classes 0-1 in turn"
     )
 
@@ -273,7 +273,7 @@ def test_small_parts_in_a_row_open_each_chunk_once(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vdiff.evaluation.samples._MOST_IN_CHUNK", 5)
-    samples = Samples(run.evaluation / "samples", of_run(run)[0], Wanted(None, 12, 0, 4))
+    samples = Samples(run.evaluation / "samples", of_run(run)[0], SampleRequest(None, 12, 0, 4))
     samples.draw(Machine("fp32", "cpu"), lambda count: None)
     whole, opened, images = samples[0:12], [], Samples._images
 

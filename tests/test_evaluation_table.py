@@ -10,7 +10,14 @@ from pydantic import ValidationError
 from vdiff.errors import ModelFileError
 from vdiff.metrics import METRICS, table
 from vdiff.metrics.metric import ordered, words_for
-from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Reference, Row, Value
+from vdiff.metrics.table import (
+    EvaluationRow,
+    EvaluationTable,
+    PairNumbers,
+    Protocol,
+    ReferenceImages,
+    Value,
+)
 from vdiff.reporting.published import CURVES
 
 PROTOCOL = Protocol(
@@ -19,16 +26,16 @@ PROTOCOL = Protocol(
     sampler="ddim eta=0.0",
     shape=(1, 8, 8),
     resizing="none",
-    reference=Reference(fingerprint="0123456789abcdef", num_images=1797),
+    reference=ReferenceImages(fingerprint="0123456789abcdef", num_images=1797),
     features={"fd_pixel": "pixels"},
 )
 AGREEMENT = PairNumbers(
     name="original", hash="ab", num_steps=64, numbers={"mse": 0.0, "psnr": None, "ssim": 1.0}
 )
 ROWS = (
-    Row(model="original", hash="ab", num_steps=64, role="original"),
-    Row(model="original", hash="ab", num_steps=4, role="undistilled"),
-    Row(
+    EvaluationRow(model="original", hash="ab", num_steps=64, role="original"),
+    EvaluationRow(model="original", hash="ab", num_steps=4, role="undistilled"),
+    EvaluationRow(
         model="base_0",
         hash="cd",
         num_steps=4,
@@ -116,7 +123,7 @@ def test_the_conditions_fit_in_one_line() -> None:
             "`fd_pixel` compares other features: pixels and colours",
         ),
         (
-            {"reference": Reference(fingerprint="ab" * 8, num_images=7)},
+            {"reference": ReferenceImages(fingerprint="ab" * 8, num_images=7)},
             "`reference` differs: 1,797 pictures (01234567) and 7 pictures (abababab)",
         ),
     ],

@@ -111,7 +111,7 @@ def test_it_travels_to_workers(kind: str, tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(images))  # noqa: S301 - as torch sends it to its workers
     assert again.fingerprint == images.fingerprint
     assert all(np.array_equal(again[index][0], images[index][0]) for index in range(7))
-    ahead = next(batches(images, seed=1, stage=0, batch_size=3, workers=1))
+    ahead = next(batches(images, seed=1, stage=0, batch_size=3, num_workers=1))
     here = next(batches(images, seed=1, stage=0, batch_size=3))
     assert ahead.images.equal(here.images)
     assert here.labels is not None

@@ -112,7 +112,7 @@ assert "torch" not in sys.modules
 
 GUEST = """
 from vdiff.formats.adapter import Format
-from vdiff.formats.facts import ForeignFile
+from vdiff.formats.foreign_file import ForeignFile
 
 class Guest(Format):
     @classmethod

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vdiff.metrics import METRICS
-from vdiff.metrics.metric import Against, MetricSection, named, words_for
+from vdiff.metrics.metric import MetricSection, Reference, named, words_for
 from vdiff.metrics.pair_metric import Pairs
 
 COUNT = 1000  # what kid needs
@@ -41,11 +41,11 @@ every_kind = pytest.mark.parametrize("kind", list(METRICS))
 
 
 @pytest.fixture(scope="module")
-def against() -> Against:
+def against() -> Reference:
     pytest.importorskip("torch_fidelity", reason="the extra [eval] is not installed")
     import tests.test_fidelity  # noqa: F401 - registers the network `small`
 
-    return Against(good(), "good")
+    return Reference(good(), "good")
 
 
 def good() -> torch.Tensor:
@@ -62,7 +62,7 @@ def bad() -> torch.Tensor:
     return (board + grain).clamp(0, 255).byte()
 
 
-def value(kind: str, samples: torch.Tensor, against: Against) -> float:
+def value(kind: str, samples: torch.Tensor, against: Reference) -> float:
     (section,) = named([kind + EXPECTED[kind][0]])
     if isinstance(section, MetricSection):
         return section.build(against).value(samples).value
@@ -71,13 +71,13 @@ def value(kind: str, samples: torch.Tensor, against: Against) -> float:
 
 
 @every_kind
-def test_equal_pictures_are_as_good_as_can_be(kind: str, against: Against) -> None:
+def test_equal_pictures_are_as_good_as_can_be(kind: str, against: Reference) -> None:
     assert EXPECTED[kind][1](value(kind, good(), against))
 
 
 @every_kind
 def test_bad_pictures_have_the_worse_number_by_the_metrics_own_words(
-    kind: str, against: Against
+    kind: str, against: Reference
 ) -> None:
     fine, poor = value(kind, good(), against), value(kind, bad(), against)
     if words_for(kind).better.startswith("more"):
@@ -88,7 +88,7 @@ def test_bad_pictures_have_the_worse_number_by_the_metrics_own_words(
 
 
 @every_kind
-def test_no_number_is_above_what_the_metric_says_is_the_most(kind: str, against: Against) -> None:
+def test_no_number_is_above_what_the_metric_says_is_the_most(kind: str, against: Reference) -> None:
     most = words_for(kind).most
     assert (
         most is None or max(value(kind, pictures, against) for pictures in (good(), bad())) <= most
@@ -96,7 +96,7 @@ def test_no_number_is_above_what_the_metric_says_is_the_most(kind: str, against:
 
 
 @every_kind
-def test_a_metric_asks_for_as_many_samples_as_it_needs(kind: str, against: Against) -> None:
+def test_a_metric_asks_for_as_many_samples_as_it_needs(kind: str, against: Reference) -> None:
     section: Any = named([kind + EXPECTED[kind][0]])[0]
     assert section.least <= COUNT
     if isinstance(section, MetricSection):
@@ -106,7 +106,7 @@ def test_a_metric_asks_for_as_many_samples_as_it_needs(kind: str, against: Again
 
 
 def test_a_few_of_the_good_pictures_again_and_again_are_precise_and_recall_little(
-    against: Against,
+    against: Reference,
 ) -> None:
     few = good()[:20].repeat(50, 1, 1, 1)
     assert value("precision", few, against) == 1

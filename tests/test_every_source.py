@@ -103,7 +103,7 @@ def test_the_stamp_tells_that_a_picture_has_changed(kind: str, tmp_path: Path) -
 @every_kind
 def test_a_store_of_it_holds_its_pictures_and_is_gone_on_with(kind: str, tmp_path: Path) -> None:
     path = packed(kind, tmp_path)
-    prepare(path, tmp_path / "whole", sizes=[SIZE], workers=1)
+    prepare(path, tmp_path / "whole", sizes=[SIZE], num_threads=1)
     whole = stored(tmp_path / "whole")
     assert len(set(whole)) == len(NAMES)
 
@@ -111,8 +111,8 @@ def test_a_store_of_it_holds_its_pictures_and_is_gone_on_with(kind: str, tmp_pat
         raise Stopped(15, "stopped")
 
     with pytest.raises(Stopped):
-        prepare(path, tmp_path / "stopped", sizes=[SIZE], workers=1, on_progress=stop)
-    prepare(path, tmp_path / "stopped", sizes=[SIZE], workers=1)
+        prepare(path, tmp_path / "stopped", sizes=[SIZE], num_threads=1, on_progress=stop)
+    prepare(path, tmp_path / "stopped", sizes=[SIZE], num_threads=1)
     assert stored(tmp_path / "stopped") == whole
     assert (
         ImageStore(tmp_path / "stopped").fingerprint == ImageStore(tmp_path / "whole").fingerprint

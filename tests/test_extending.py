@@ -21,7 +21,7 @@ from tests import test_every_source
 from vdiff import cli
 from vdiff.data.store import ImageStore
 from vdiff.diffusion.condition import Condition
-from vdiff.disk import manifest as mark
+from vdiff.disk import manifest
 from vdiff.formats import FORMATS
 from vdiff.formats.adapter import ForeignModel
 from vdiff.formats.contents import contents_of
@@ -365,7 +365,7 @@ def test_its_model_folder_is_refused_when_its_card_tells_of_other_pictures(
 ) -> None:
     vdiff(*TRAIN)
     path = here / "runs/example/original/vdiff.json"
-    path.write_text(mark.sealed(json.loads(path.read_text()) | {"shape": [1, 16, 16]}))
+    path.write_text(manifest.sealed(json.loads(path.read_text()) | {"shape": [1, 16, 16]}))
     vdiff("sample", "--device", "cpu", "--checkpoint", "original", code=4)
     said = " ".join(capsys.readouterr().err.split())
     assert (

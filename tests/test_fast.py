@@ -64,7 +64,7 @@ def other(**changed: Any) -> tuple[UNet, int]:
         "attention_head_dim": None,
     }
     types = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    return UNet(UNetConfig.read({**levels, **types, **changed})), 34
+    return UNet(UNetConfig.parse({**levels, **types, **changed})), 34
 
 
 class Strangers(nn.Module):

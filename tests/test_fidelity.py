@@ -14,7 +14,7 @@ import torch
 
 from vdiff.errors import DataError, MachineError, ModelFileError, UsageError
 from vdiff.images.images import write_png
-from vdiff.metrics.metric import Against, named
+from vdiff.metrics.metric import Reference, named
 
 torch_fidelity = pytest.importorskip("torch_fidelity", reason="the extra [eval] is not installed")
 
@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_torch_fidelitys_own_command(
     )
     command.main()
     theirs = json.loads(capsys.readouterr().out)
-    against = Against(reference, "a", tmp_path / "cache")
+    against = Reference(reference, "a", tmp_path / "cache")
     ours = {section.name: section.build(against).value(samples) for section in named(NAMES)}
     assert ours["fd_small"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
     assert ours["kd_small"].value == pytest.approx(
@@ -110,7 +110,7 @@ def test_the_numbers_are_those_of_torch_fidelitys_own_command(
 def test_the_network_sees_samples_and_reference_once_for_all_metrics(tmp_path: Path) -> None:
     reference, samples = pictures(0, 1000), pictures(1, 1001)
     before = Small.seen
-    against = Against(reference, "a", tmp_path / "cache")
+    against = Reference(reference, "a", tmp_path / "cache")
     built = [section.build(against) for section in named(NAMES)]
     for drawn in (samples, samples.clone()):
         for metric in built:
@@ -133,7 +133,7 @@ def test_weights_from_a_file_are_used_and_told_apart(tmp_path: Path) -> None:
     reference, samples = pictures(0, 30), pictures(1, 30)
     values = [
         named(["fid:small"])[0]
-        .build(Against(reference, "a", tmp_path / "cache", weights=weights))
+        .build(Reference(reference, "a", tmp_path / "cache", weights=weights))
         .value(samples)
         .value
         for weights in (None, tmp_path / "w.pth")
@@ -151,20 +151,20 @@ def test_what_is_kept_of_the_reference_is_of_the_weights_that_look_at_the_sample
         if kernel is not None:
             torch.save({"kernel": kernel}, weights)
         metric = named(["fid:small"])[0].build(
-            Against(reference, "a", tmp_path / "cache", weights=weights)
+            Reference(reference, "a", tmp_path / "cache", weights=weights)
         )
         found.append(metric.value(reference).value)
     monkeypatch.setattr(Small, "seed", 1)  # another download under the same name
     found.append(
         named(["fid:small"])[0]
-        .build(Against(reference, "a", tmp_path / "cache"))
+        .build(Reference(reference, "a", tmp_path / "cache"))
         .value(reference)
         .value
     )
     assert found == pytest.approx([0, 0, 0, 0], abs=1e-9)
     assert len(list((tmp_path / "cache").iterdir())) == 4
     before = Small.seen
-    named(["fid:small"])[0].build(Against(reference, "a", tmp_path / "cache")).value(reference)
+    named(["fid:small"])[0].build(Reference(reference, "a", tmp_path / "cache")).value(reference)
     assert Small.seen - before == 30  # the samples alone: the reference's are known
 
 
@@ -183,15 +183,17 @@ def test_weights_that_would_run_code_are_refused(
     else:
         Path("w.pth").write_bytes(pickle.dumps({"kernel": Harmful()}))
     with pytest.raises(ModelFileError, match="can be read safely"):
-        named(["fid:small"])[0].build(Against(pictures(0, 9), "a", weights=Path("w.pth")))
+        named(["fid:small"])[0].build(Reference(pictures(0, 9), "a", weights=Path("w.pth")))
     with pytest.raises(ModelFileError, match="can be read safely"):
-        named(["fid"])[0].build(Against(pictures(0, 9), "a", weights=Path("w.pth")))
+        named(["fid"])[0].build(Reference(pictures(0, 9), "a", weights=Path("w.pth")))
     assert not Path("harmed").exists()
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     torch.save({"kernel": torch.full((12, 3, 4, 4), torch.nan)}, tmp_path / "w.pth")
-    metric = named(["fid:small"])[0].build(Against(pictures(0, 9), "a", weights=tmp_path / "w.pth"))
+    metric = named(["fid:small"])[0].build(
+        Reference(pictures(0, 9), "a", weights=tmp_path / "w.pth")
+    )
     with pytest.raises(DataError, match="features `out` of 9 of 9 pictures are NaN"):
         metric.value(pictures(1, 9))
 
@@ -200,12 +202,12 @@ def test_too_few_reference_pictures_and_four_channels_are_refused() -> None:
     with pytest.raises(
         DataError, match="`kd_small` needs at least 1,000 reference pictures"
     ) as caught:
-        named(["kid:small"])[0].build(Against(pictures(0, 9), "a"))
+        named(["kid:small"])[0].build(Reference(pictures(0, 9), "a"))
     assert str(caught.value).splitlines()[1:] == ["where: --data", "fix: give more pictures"]
     with pytest.raises(DataError, match="1 or 3 channels"):
-        named(["fid:small"])[0].build(Against(pictures(0, 9, 4), "a")).value(pictures(0, 9, 4))
+        named(["fid:small"])[0].build(Reference(pictures(0, 9, 4), "a")).value(pictures(0, 9, 4))
     with pytest.raises(UsageError, match="has no network `smal`"):
-        named(["fid:smal"])[0].build(Against(pictures(0, 9), "a"))
+        named(["fid:smal"])[0].build(Reference(pictures(0, 9), "a"))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_without_a_network_the_way_around_is_told(
     with pytest.raises(
         MachineError, match="could not be downloaded: there is no connection"
     ) as caught:
-        named([name])[0].build(Against(pictures(0, 9), "a"))
+        named([name])[0].build(Reference(pictures(0, 9), "a"))
     assert words in caught.value.fix
 
 
@@ -237,7 +239,7 @@ def test_a_damaged_download_is_not_called_a_missing_network(
 
     monkeypatch.setattr(Small, "__init__", damaged)
     with pytest.raises(ModelFileError, match="cannot be read safely") as caught:
-        named(["fid:small"])[0].build(Against(pictures(0, 9), "a"))
+        named(["fid:small"])[0].build(Reference(pictures(0, 9), "a"))
     assert torch.hub.get_dir() in caught.value.fix
 
 
@@ -246,7 +248,7 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(MachineError) as caught:
-        named(["fid:small"])[0].build(Against(pictures(0, 9), "a"))
+        named(["fid:small"])[0].build(Reference(pictures(0, 9), "a"))
     assert str(caught.value).splitlines()[1:] == [
         "where: --metrics",
         "fix: pip install torch-fidelity",
@@ -255,6 +257,8 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(
 
 def test_who_waits_is_told_how_many_pictures_of_each_set_are_looked_at() -> None:
     told: list[tuple[int, int]] = []
-    against = Against(pictures(0, 70), "a", watch=lambda done, total: told.append((done, total)))
+    against = Reference(
+        pictures(0, 70), "a", on_progress=lambda done, total: told.append((done, total))
+    )
     named(["fid:small"])[0].build(against).value(pictures(1, 65))
     assert told == [(0, 65), (64, 65), (65, 65), (0, 70), (64, 70), (70, 70)]

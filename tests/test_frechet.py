@@ -11,7 +11,7 @@ from vdiff.errors import DataError
 from vdiff.images.images import to_float, to_uint8
 from vdiff.metrics.bootstrap import resamples
 from vdiff.metrics.frechet import Array, PixelFrechet, PixelFrechetSection, frechet_distance
-from vdiff.metrics.metric import Against
+from vdiff.metrics.metric import Reference
 
 ORIGIN = np.zeros(6)
 
@@ -153,7 +153,7 @@ def test_a_reference_without_pictures_is_refused() -> None:
 
 
 def section(components: int, reference: torch.Tensor, cache: Path | None = None) -> PixelFrechet:
-    return PixelFrechetSection(components=components).build(Against(reference, "print", cache))
+    return PixelFrechetSection(components=components).build(Reference(reference, "print", cache))
 
 
 def bytes_of(seed: int, count: int = 200) -> torch.Tensor:

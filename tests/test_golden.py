@@ -11,9 +11,9 @@ import pytest
 from tests.golden.make import pictures
 from tests.tiny import TinyRun
 from vdiff.cli import app
-from vdiff.disk import manifest as mark
+from vdiff.disk import manifest
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import FORMAT, MARK
+from vdiff.model_folder.card import FORMAT, MANIFEST
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.glob("format_*"))
@@ -90,9 +90,11 @@ def test_a_golden_model_answers_the_command_line(
 def test_a_newer_format_is_refused_and_says_who_made_it(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = Path("runs/golden/original", MARK)
+    path = Path("runs/golden/original", MANIFEST)
     path.write_text(
-        mark.sealed(json.loads(path.read_text()) | {"format": FORMAT + 1, "made_by": "vdiff 9.1"})
+        manifest.sealed(
+            json.loads(path.read_text()) | {"format": FORMAT + 1, "made_by": "vdiff 9.1"}
+        )
     )
     for command in (
         ["sample", "--checkpoint", "original", "--out", "x.png"],

@@ -21,7 +21,7 @@ from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.drawing.drawing import Drawing
 from vdiff.errors import MachineError
-from vdiff.evaluation.samples import Samples, Wanted
+from vdiff.evaluation.samples import SampleRequest, Samples
 from vdiff.evaluation.subjects import of_run
 from vdiff.machine import graphed
 from vdiff.machine.graphed import MOST_SHAPES, CudaRecorder, Given, Graphs, Replay
@@ -316,7 +316,7 @@ def test_previews_evaluations_and_commands_draw_through_the_graphs_of_the_machin
     chain.train()
     counts.append(recorder.replayed)
     run = tiny_run.folder()
-    Samples(run.evaluation, of_run(run)[0], Wanted(Ddim(), 4, 0, 2)).draw(
+    Samples(run.evaluation, of_run(run)[0], SampleRequest(Ddim(), 4, 0, 2)).draw(
         machine, lambda count: None
     )
     counts.append(recorder.replayed)
@@ -343,7 +343,7 @@ def test_on_a_cpu_nothing_is_wrapped_and_on_is_refused() -> None:
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_the_shipped_networks_ask_the_cpu_for_nothing(name: str) -> None:
     """On an imagined GPU, which computes shapes only."""
-    recipe = recipe_text.validate(Recipe, recipe_text.read(SHIPPED[name].read_text("utf-8"), name))
+    recipe = recipe_text.validate(Recipe, recipe_text.parse(SHIPPED[name].read_text("utf-8"), name))
     size, channels = recipe.data.size, recipe.data.channels
     with FakeTensorMode(), torch.no_grad():
         with torch.device("cuda"):

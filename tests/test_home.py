@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def recipe(*changes: str) -> Recipe:
     return recipe_text.validate(
-        Recipe, recipe_text.set_values(recipe_text.read(TEXT, "recipe.yaml"), changes)
+        Recipe, recipe_text.set_values(recipe_text.parse(TEXT, "recipe.yaml"), changes)
     )
 
 

@@ -23,10 +23,10 @@ from tests import test_checkpoint
 from tests.test_golden import GOLDEN
 from tests.test_save_path import TRAJECTORY, models, save
 from vdiff.data.store import ImageStore
-from vdiff.disk import manifest as mark
+from vdiff.disk import manifest
 from vdiff.errors import DataError, ModelFileError, UsageError, VdiffError
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import CONFIG, MARK, WEIGHTS
+from vdiff.model_folder.card import CONFIG, MANIFEST, WEIGHTS
 from vdiff.model_folder.checkpoint import Checkpoint
 from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import Recipe
@@ -66,7 +66,7 @@ def outcome(work: Callable[[], object], *kinds: type[VdiffError]) -> object:
 
 
 def read_recipe(text: str) -> Recipe:
-    return recipe_text.validate(Recipe, recipe_text.read(text, "recipe.yaml"))
+    return recipe_text.validate(Recipe, recipe_text.parse(text, "recipe.yaml"))
 
 
 def is_recipe_or_mistake(text: str) -> bool:
@@ -184,9 +184,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def put(folder: Path, name: str, data: bytes) -> None:
     """Replace a file, and have the folder vouch for it: only what is in it can give it away."""
     (folder / name).write_bytes(data)
-    content = json.loads((folder / MARK).read_text())
-    content["files"][name] = mark.manifest(folder)[name]
-    (folder / MARK).write_text(mark.sealed(content), encoding="utf-8")
+    content = json.loads((folder / MANIFEST).read_text())
+    content["files"][name] = manifest.manifest(folder)[name]
+    (folder / MANIFEST).write_text(manifest.sealed(content), encoding="utf-8")
 
 
 def places(value: Any, keys: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -221,16 +221,16 @@ def changed(data: st.DataObject, content: Any) -> Any:
 @settings(max_examples=80, **CHEAP)
 @given(st.data())
 def test_a_card_with_odd_values_is_a_card_or_refused(model: Path, data: st.DataObject) -> None:
-    before = (model / MARK).read_text(encoding="utf-8")
+    before = (model / MANIFEST).read_text(encoding="utf-8")
     try:
         content = changed(data, json.loads(before))
-        text = mark.sealed(content) if data.draw(st.booleans()) else json.dumps(content)
-        (model / MARK).write_text(text, encoding="utf-8", errors="surrogatepass")
+        text = manifest.sealed(content) if data.draw(st.booleans()) else json.dumps(content)
+        (model / MANIFEST).write_text(text, encoding="utf-8", errors="surrogatepass")
         assert isinstance(
             outcome(lambda: checkpoint.load(model), ModelFileError), Checkpoint | ModelFileError
         )
     finally:
-        (model / MARK).write_text(before, encoding="utf-8")
+        (model / MANIFEST).write_text(before, encoding="utf-8")
 
 
 @settings(max_examples=60, **CHEAP)
@@ -417,7 +417,7 @@ def test_a_save_with_odd_values_is_a_save_or_refused(
     save(folder, 2)
     path = folder / "000000002" / "state.json"
     path.write_text(
-        mark.sealed(changed(data, json.loads(path.read_text()))), errors="surrogatepass"
+        manifest.sealed(changed(data, json.loads(path.read_text()))), errors="surrogatepass"
     )
     said: list[str] = []
     found = outcome(

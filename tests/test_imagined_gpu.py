@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Watch(TorchDispatchMode):
+class SeenOperations(TorchDispatchMode):
     """computed: dtypes of what multiplies or norms.   cast: the weights that were."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ def test_a_stage_waits_for_no_host_multiplies_in_bfloat16_and_casts_each_weight_
         x = to_float(torch.zeros(BATCH, 3, size, size, dtype=torch.uint8))
         condition = of_seeds([0] * BATCH, recipe.network.told_classes)
         rng = RngOf(0, 1, 7, torch.arange(BATCH), BATCH)(slice(0, BATCH))
-        with _HostTraffic("cuda") as traffic, Watch() as seen:
+        with _HostTraffic("cuda") as traffic, SeenOperations() as seen:
             losses = objective(student, x, rng, condition)
     assert losses.dtype == torch.float32
     assert not traffic.found

@@ -22,10 +22,10 @@ from vdiff.cli import main
 from vdiff.data.store import ImageStore
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.process import DiffusionSection
-from vdiff.disk import manifest as mark
+from vdiff.disk import manifest
 from vdiff.errors import DataError, ModelFileError, UsageError
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import CONFIG, MARK, WEIGHTS
+from vdiff.model_folder.card import CONFIG, MANIFEST, WEIGHTS
 from vdiff.model_folder.checkpoint import ModelCard
 from vdiff.networks.unet import UNetSection
 from vdiff.runs import folder as run_folder
@@ -117,7 +117,7 @@ def facts(capsys: pytest.CaptureFixture[str]) -> Inspect:
 
 def edit(folder: Path, **changes: Any) -> None:
     """Change what a model folder says about itself."""
-    path = folder / MARK
+    path = folder / MANIFEST
     content = {
         name: value
         for name, value in json.loads(path.read_text()).items()
@@ -162,7 +162,7 @@ def test_every_model_folder_of_the_run_is_listed_with_its_steps(
         sum(
             path.stat().st_size
             for path in (run / name).rglob("*.*")
-            if path.name not in (MARK, "README.md")
+            if path.name not in (MANIFEST, "README.md")
         )
         for name in NAMES
     ]
@@ -268,7 +268,7 @@ def test_odd_facts_in_a_save_are_left_out(run: Path, trajectory: Any, facts: Ins
     point = stop_stage(run, "base_2", "", 100)
     state = json.loads((point / run_folder.STATE).read_text())
     (point / run_folder.STATE).write_text(
-        mark.sealed({**state, "trajectory": trajectory, "update": "many"})
+        manifest.sealed({**state, "trajectory": trajectory, "update": "many"})
     )
     last = facts()["models"][-1]
     assert (last["state"], last["stage"], last["parent"], last["updates"]) == (
@@ -592,7 +592,7 @@ def test_a_hostile_card_is_refused_with_one_message(
 def test_a_file_that_is_no_card_is_refused_with_one_message(
     content: bytes, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "base_0" / MARK).write_bytes(content)
+    (run / "base_0" / MANIFEST).write_bytes(content)
     assert_refused(run / "base_0", capsys)
 
 
@@ -639,8 +639,8 @@ def rewrite(folder: Path, name: str, content: bytes | None = None) -> None:
     """Replace a file of a model folder, and let its card agree."""
     if content is not None:
         (folder / name).write_bytes(content)
-    files = json.loads((folder / MARK).read_text())["files"]
-    size, sha256 = (folder / name).stat().st_size, mark.sha256_of(folder / name)
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    size, sha256 = (folder / name).stat().st_size, manifest.sha256_of(folder / name)
     edit(folder, files={**files, name: {"size": size, "sha256": sha256}})
 
 

@@ -146,12 +146,12 @@ def test_memory_for_adam_and_for_a_copy_of_everything_is_left_free_until_they_ha
     """
     machine = Roomy(10**9)
     made = Learner(Denoiser(network(), COSINE, "v"), DenoisingObjective("snr"), settings(), machine)
-    made.settle(pictures(), NOTHING, rng_of())
+    made.choose_micro_batch(pictures(), NOTHING, rng_of())
     num_bytes = sum(weight.nbytes for weight in network().parameters())
     assert machine.compared == [10**9 - 8 * num_bytes, 6]
     taught(made, 1)
     made.micro_batch = None
-    made.settle(pictures(), NOTHING, rng_of())
+    made.choose_micro_batch(pictures(), NOTHING, rng_of())
     assert machine.compared[2:] == [10**9, 6]
     assert all(weight.grad is None for weight in made._weights)
 
@@ -164,8 +164,8 @@ def test_a_share_of_another_size_may_be_asked_about() -> None:
         settings(batch_size=40),
         machine,
     )
-    made.settle(pictures(), NOTHING, rng_of(), share=17)
+    made.choose_micro_batch(pictures(), NOTHING, rng_of(), share=17)
     assert made.micro_batch == 17
     made.micro_batch = None
-    made.settle(pictures(), NOTHING, rng_of())
+    made.choose_micro_batch(pictures(), NOTHING, rng_of())
     assert made.micro_batch == 40

@@ -15,7 +15,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vdiff.config import mark_of
+from vdiff.config import effect_of
 from vdiff.data import DATASETS, lmdb_images
 from vdiff.data.dataset import Images
 from vdiff.data.lmdb_images import LmdbImages, LmdbImagesSection
@@ -153,7 +153,7 @@ def test_workers_give_the_same_batches_and_leave_the_global_rng_alone(store: Pat
     source = LmdbImagesSection(path=store, size=16, flip=True).open()
     alone = first(6, source, batch_size=5, flip=True, start_update=3)
     state = torch.get_rng_state()
-    ahead = first(6, source, batch_size=5, flip=True, start_update=3, workers=2)
+    ahead = first(6, source, batch_size=5, flip=True, start_update=3, num_workers=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(same(*pair) for pair in zip(alone, ahead, strict=True))
 
@@ -163,13 +163,13 @@ def test_an_error_in_a_worker_is_the_error_of_the_run(store: Path) -> None:
     with StoreWriter(store) as writer:
         writer.commit({"8-00003": b"damaged"})
     with pytest.raises(DataError, match="`8-00003`") as caught:
-        first(12, source, batch_size=1, workers=1)
+        first(12, source, batch_size=1, num_workers=1)
     assert caught.value.fix
 
 
 def test_a_worker_that_dies_is_reported_with_advice() -> None:
     with pytest.raises(MachineError, match="died") as caught:
-        first(5, Dying(4), batch_size=1, workers=1)
+        first(5, Dying(4), batch_size=1, num_workers=1)
     assert "data.workers" in caught.value.fix
 
 
@@ -186,7 +186,7 @@ def test_the_section_opens_the_store(store: Path) -> None:
 def test_every_field_is_marked_and_explained() -> None:
     docs = field_docs(LmdbImagesSection)
     for name in LmdbImagesSection.model_fields:
-        assert mark_of(LmdbImagesSection, name), name
+        assert effect_of(LmdbImagesSection, name), name
         assert docs.get(name), name
 
 
@@ -257,7 +257,7 @@ class Signalling(Numbers):
 def test_a_worker_outlives_the_first_signals_so_that_the_update_can_be_finished(
     number: int,
 ) -> None:
-    batch = first(4, Signalling(4, number), batch_size=1, workers=1)
+    batch = first(4, Signalling(4, number), batch_size=1, num_workers=1)
     assert sorted(n for one in batch for n in numbers(one)) == [0, 1, 2, 3]
 
 
@@ -288,7 +288,7 @@ def test_a_signal_that_reaches_workers_while_they_start_does_not_end_them() -> N
 
     teller = threading.Thread(target=tell)
     teller.start()
-    batch = first(4, Numbers(4), batch_size=1, workers=1)
+    batch = first(4, Numbers(4), batch_size=1, num_workers=1)
     teller.join()
     assert told
     assert sorted(n for one in batch for n in numbers(one)) == [0, 1, 2, 3]

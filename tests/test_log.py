@@ -14,8 +14,8 @@ import torch
 from tests.test_together import Among, Meeting
 from vdiff.errors import DivergedError
 from vdiff.machine.machine import Machine
-from vdiff.training.log import MOST_SKIPPED, Report
-from vdiff.training.report import Progress
+from vdiff.training.log import MOST_SKIPPED, LossRecord
+from vdiff.training.progress import Progress
 from vdiff.training.settings import FitSection
 
 BAD = math.nan
@@ -52,7 +52,7 @@ class Log:
         settings = FitSection(
             **{"updates": 12, "log_every": 4, "batch_size": 8, **more.pop("settings", {})}
         )
-        self.report = Report(
+        self.report = LossRecord(
             "base_0",
             settings,
             machine or Machine("fp32", "cpu"),

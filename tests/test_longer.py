@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny import TinyRun
 from vdiff.cli import estimates
-from vdiff.config import Section, mark_of
+from vdiff.config import Section, effect_of
 from vdiff.errors import Stopped, UsageError
 from vdiff.reporting import inspection
 from vdiff.runs import savepoint
@@ -198,7 +198,7 @@ def harmless_fields(section: type[Section] | Section, prefix: str = "") -> dict[
         value = getattr(section, name)
         if isinstance(value, Section):
             found |= harmless_fields(value, f"{prefix}{name}.")
-        elif mark_of(type(section), name) == "harmless":
+        elif effect_of(type(section), name) == "harmless":
             found[prefix + name] = value
     return found
 

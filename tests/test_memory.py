@@ -124,7 +124,7 @@ def test_a_tensor_has_memory_of_its_own_only_where_memory_is_to_be_spared() -> N
     for is_sparing in (True, False):
         learner(Machine("fp32", "cpu"), checkpoint_activations=is_sparing)
         assert has_memory_of_its_own() == is_sparing
-    memory.arrange(sparing=True)
+    memory.set_malloc_policy(sparing=True)
     Machine("fp32", "cpu")  # all that who draws or evaluates makes
     assert not has_memory_of_its_own()
 
@@ -139,7 +139,7 @@ def test_memory_is_spared_from_when_it_lacks() -> None:
         Denoiser(network(), COSINE, "v"), DenoisingObjective("snr_plus_one"), settings(), Full()
     )
     assert not has_memory_of_its_own()
-    found.settle(pictures(), NOTHING, rng_of())
+    found.choose_micro_batch(pictures(), NOTHING, rng_of())
     assert has_memory_of_its_own()
 
 

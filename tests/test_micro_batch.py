@@ -51,7 +51,7 @@ def made(left: int | None, said: list[str], micro: int | None = None, drop: floa
 
 def settled(left: int | None, said: list[str], micro: int | None = None) -> Learner:
     found = made(left, said, micro)
-    found.settle(pictures(), NOTHING, rng_of())
+    found.choose_micro_batch(pictures(), NOTHING, rng_of())
     return found
 
 
@@ -143,7 +143,7 @@ def settled_with_a_teacher(left: int, packs: bool) -> int | None:
     fast_on_cpu(frozen, prepacks=packs)
     objective = ProgressiveObjective("snr_plus_one", Denoiser(frozen, COSINE, "v"), num_steps=4)
     found = Learner(Denoiser(network(), COSINE, "v"), objective, settings(), Small(left))
-    found.settle(pictures(), NOTHING, rng_of())
+    found.choose_micro_batch(pictures(), NOTHING, rng_of())
     return found.micro_batch
 
 
@@ -176,7 +176,7 @@ def test_a_micro_batch_of_the_recipe_or_of_a_save_stays() -> None:
     }
     resumed = made(10**12, said)
     resumed.load(saved, 1)
-    resumed.settle(pictures(), NOTHING, rng_of())
+    resumed.choose_micro_batch(pictures(), NOTHING, rng_of())
     assert resumed.micro_batch == tight.micro_batch
     del saved["course"]["micro_batch"]  # as older saves are
     older = made(10**12, said)

@@ -18,13 +18,12 @@ from tests.tiny import TinyRun
 from vdiff.cli import main
 from vdiff.data.codec import PixelCodec
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.disk import manifest as mark
-from vdiff.disk import whole_folder
+from vdiff.disk import manifest, whole_folder
 from vdiff.drawing.drawing import decoded_share
 from vdiff.errors import DivergedError, ModelFileError, Stopped
 from vdiff.images.images import to_uint8
 from vdiff.machine.machine import Machine
-from vdiff.model_folder.card import MARK, WEIGHTS
+from vdiff.model_folder.card import MANIFEST, WEIGHTS
 from vdiff.model_folder.checkpoint import load_tensors, save_tensors
 from vdiff.training.learner import Learner
 from vdiff.training.log import _Skips
@@ -65,13 +64,15 @@ def test_no_process_waits_for_one_whose_pictures_are_no_numbers() -> None:
 
 
 def spoil(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
-    """Change the weights of a model folder and make its mark right again."""
+    """Change the weights of a model folder and make its manifest right again."""
     tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / WEIGHTS).items()}
     change(tensors)
     save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    content = whole_folder.read(folder, MARK)
-    (folder / MARK).unlink()
-    (folder / MARK).write_text(whole_folder.sealed({**content, "files": mark.manifest(folder)}))
+    content = whole_folder.read(folder, MANIFEST)
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).write_text(
+        whole_folder.sealed({**content, "files": manifest.manifest(folder)})
+    )
 
 
 def not_a_number(tensors: dict[str, Tensor]) -> None:

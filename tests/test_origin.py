@@ -17,7 +17,7 @@ from vdiff.cli import main
 from vdiff.data import conversion
 from vdiff.data.metadata import Metadata
 from vdiff.data.origin import ORIGIN, Origin
-from vdiff.data.prepare import Progress, Report, plan, prepare
+from vdiff.data.prepare import PrepareCounts, PrepareSummary, forecast, prepare
 from vdiff.data.sources import open_source
 from vdiff.data.store import METADATA, ImageStore, StoreWriter
 from vdiff.errors import MachineError, UsageError
@@ -55,7 +55,7 @@ class Heard(list[str]):
         self.append(text)
 
 
-def prepared(source: Path, **more: object) -> tuple[Report, Heard]:
+def prepared(source: Path, **more: object) -> tuple[PrepareSummary, Heard]:
     heard = Heard()
     report = prepare(source, source.with_name("store"), sizes=[8], tell=heard, **more)  # type: ignore[arg-type]
     return report, heard
@@ -94,7 +94,7 @@ def test_nothing_is_done_again_and_it_is_told_by_what_that_was_seen(
     report, heard = prepared(source)
     assert (report.already_done, heard) == (True, [])
     assert report.decided_by == open_source(source).decided_by
-    assert plan(source, report.store, sizes=[8]).decided_by == report.decided_by
+    assert forecast(source, report.store, sizes=[8]).decided_by == report.decided_by
 
 
 @pytest.mark.parametrize("pack", [as_folder, as_tar])
@@ -106,7 +106,7 @@ def test_pictures_that_were_only_touched_are_read_once_more_and_not_made_again(
     for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
         os.utime(path, ns=(1, 1))
     origin = (tmp_path / "store" / ORIGIN).read_bytes()
-    assert plan(source, tmp_path / "store", sizes=[8]).already_done
+    assert forecast(source, tmp_path / "store", sizes=[8]).already_done
     assert (tmp_path / "store" / ORIGIN).read_bytes() == origin  # a plan writes nothing
     report, heard = prepared(source)
     assert (report.already_done, report.decided_by) == (True, "content, which was read again")
@@ -233,7 +233,7 @@ def test_times_that_cannot_be_kept_do_not_matter(
 def stopped(source: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`prepare`, ended when so many pictures were done and each of them was written to the disk."""
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: PrepareCounts) -> None:
         if progress.done >= count:
             raise KeyboardInterrupt
 

@@ -65,7 +65,7 @@ def test_all_that_a_run_leaves_is_known_as_ours_also_when_it_is_half_there(
     assert MODEL.stranger(run.model("original")) is None
     for path in run.model("original").rglob("*"):
         name = path.relative_to(run.model("original")).as_posix() + "/" * path.is_dir()
-        assert MODEL.parts.fullmatch(name), (
+        assert MODEL.paths.fullmatch(name), (
             f"a folder that was half made with `{name}` would never be removed"
         )
     assert log_file.is_log(run.log)
@@ -79,7 +79,7 @@ def test_every_file_of_a_save_is_known(tiny_run: TinyRun) -> None:
         tiny_run.chain(stop_after=3).train()
     point = tiny_run.folder().points("original")[0]
     for path in point.iterdir():
-        assert SAVE.parts.fullmatch(path.name), path.name
+        assert SAVE.paths.fullmatch(path.name), path.name
     (point / "state.json").unlink()
     assert SAVE.stranger(point) is None
 

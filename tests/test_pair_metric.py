@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdiff.config import harmless
+from vdiff.config import free_to_change
 from vdiff.errors import DataError, MachineError, UsageError
 from vdiff.metrics import METRICS, table
 from vdiff.metrics.agreement import AgreementSection, agreement_of
@@ -46,8 +46,8 @@ class FarSection(PairMetricSection):
         Measure("far", "Distance", "Far", "less is better", beside=("original",)),
         Measure("far_most", "Largest distance", "Farthest", "less is better", column="most"),
     )
-    kind: Literal["far"] = harmless("far")
-    net: Literal["", "vgg"] = harmless("")
+    kind: Literal["far"] = free_to_change("far")
+    net: Literal["", "vgg"] = free_to_change("")
 
     @property
     def suffix(self) -> str:
@@ -199,8 +199,8 @@ def test_in_a_file_numbers_of_pairs_stand_as_they_did_when_there_was_agreement_a
     text = '{"name":"original","hash":"ab","num_steps":64,"mse":0.0,"psnr":null,"ssim":1.0}'
     assert one.model_dump_json() == text
     assert PairNumbers.model_validate_json(text) == one
-    row = table.Row(model="base_0", hash="cd", num_steps=4, role="student", teacher=one)
-    assert table.Row.model_validate(json.loads(row.model_dump_json())) == row
+    row = table.EvaluationRow(model="base_0", hash="cd", num_steps=4, role="student", teacher=one)
+    assert table.EvaluationRow.model_validate(json.loads(row.model_dump_json())) == row
     with pytest.raises(ValueError, match="valid number"):
         PairNumbers.model_validate_json(text.replace("0.0", '"much"'))
     with pytest.raises(ValueError, match="finite"):

@@ -25,7 +25,7 @@ from tests.conftest import MakePictures, noise_picture
 from vdiff.cli import main
 from vdiff.data import conversion, patience
 from vdiff.data.opened import forget
-from vdiff.data.prepare import Report, prepare
+from vdiff.data.prepare import PrepareSummary, prepare
 from vdiff.data.sources import tar_file
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError, PausedError
@@ -73,7 +73,7 @@ class Refusal:
         monkeypatch.setattr(io, "FileIO", refuse)
 
 
-def fingerprint(report: Report) -> str:
+def fingerprint(report: PrepareSummary) -> str:
     return ImageStore(report.store).fingerprint
 
 
@@ -86,7 +86,7 @@ def test_what_the_machine_refuses_stops_with_all_that_was_done_and_the_same_comm
     with monkeypatch.context() as patch:
         refusal = Refusal(patch, "007.png", OSError(number, os.strerror(number)))
         with pytest.raises(PausedError, match=r"`007\.png` cannot be read: ") as caught:
-            prepare(folder, tmp_path / "store", sizes=[8], max_bad=1.0, workers=2)
+            prepare(folder, tmp_path / "store", sizes=[8], max_bad=1.0, num_threads=2)
         assert refusal.tries == (1 if number in LASTING else 4)
     assert (caught.value.exit_code, os.strerror(number).lower() in caught.value.problem) == (
         6,
@@ -189,7 +189,7 @@ def test_a_tar_file_whose_disk_fails_in_the_midst_stops_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(tar_file._Data, "read", fail)
         with pytest.raises(PausedError):
-            prepare(tmp_path / "a.tar", tmp_path / "store", sizes=[8], workers=1)
+            prepare(tmp_path / "a.tar", tmp_path / "store", sizes=[8], num_threads=1)
     report = prepare(tmp_path / "a.tar", tmp_path / "store", sizes=[8])
     assert 0 < report.resumed_at < 8
     assert fingerprint(report) == unbroken
@@ -250,7 +250,7 @@ def stop_at(count: int, folder: Path, store: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         Refusal(patch, f"{count:03d}.png", OSError(errno.EIO, "a test"))
         with pytest.raises(PausedError):
-            prepare(folder, store, sizes=[8], workers=1)
+            prepare(folder, store, sizes=[8], num_threads=1)
 
 
 def test_memory_that_was_short_for_a_moment_costs_nothing_but_a_note(
@@ -266,7 +266,7 @@ def test_memory_that_was_short_for_a_moment_costs_nothing_but_a_note(
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "resize", sometimes)
         patch.setattr(conversion, "has_memory", nothing_is_free)
-        report = prepare(folder, tmp_path / "store", sizes=[8], workers=1)
+        report = prepare(folder, tmp_path / "store", sizes=[8], num_threads=1)
     assert (report.num_images, report.num_skipped) == (3, 0)
     assert report.notes == [("000.png", "needed another try: memory ran out")]
 
@@ -413,7 +413,7 @@ else:
     now = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (now + limit, now + limit))
 try:
-    report = prepare(folder, store, sizes=[32], max_bad=1.0, workers=workers)
+    report = prepare(folder, store, sizes=[32], max_bad=1.0, num_threads=workers)
     print("done", report.num_images, report.num_skipped)
 except MachineError as err:  # exit code 6, with everything kept
     print("paused", err.problem)

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import TinyRun
-from vdiff.chain.plan import Stage, chosen, doubts, plan, stages_after, trajectory
-from vdiff.config import trajectory_values
+from vdiff.chain.plan import Stage, chosen, doubts, plan, shaping_values, stages_after
+from vdiff.config import values_that_shape_weights
 from vdiff.errors import UsageError
 from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import DistillSection, Recipe
@@ -174,7 +174,8 @@ def test_what_shapes_the_weights_of_a_stage_is_its_own_settings(tiny_run: TinyRu
         tiny_run.recipe("distill.overrides={1: {updates: 7}}", "train.updates=6"),
     )
     before, after = (
-        [trajectory(recipe, stage, "fp32") for stage in plan(recipe)] for recipe in (plain, changed)
+        [shaping_values(recipe, stage, "fp32") for stage in plan(recipe)]
+        for recipe in (plain, changed)
     )
     different = [
         {name for name in {*old, *new} if old.get(name) != new.get(name)}
@@ -186,20 +187,22 @@ def test_what_shapes_the_weights_of_a_stage_is_its_own_settings(tiny_run: TinyRu
 def test_the_end_of_the_chain_does_not_change_its_beginning(tiny_run: TinyRun) -> None:
     long, short = (plan(tiny_run.recipe(f"distill.end_steps={end}")) for end in (1, 4))
     recipes = tiny_run.recipe(), tiny_run.recipe("distill.end_steps=4")
-    assert trajectory(recipes[0], long[1], "fp32") == trajectory(recipes[1], short[1], "fp32")
+    assert shaping_values(recipes[0], long[1], "fp32") == shaping_values(
+        recipes[1], short[1], "fp32"
+    )
 
 
 def test_every_value_that_shapes_weights_is_in_the_trajectory_of_a_stage(tiny_run: TinyRun) -> None:
     recipe = tiny_run.recipe()
-    base = trajectory(recipe, plan(recipe)[0], "fp32")
+    base = shaping_values(recipe, plan(recipe)[0], "fp32")
     for part in ("data", "network", "diffusion", "train"):
-        assert trajectory_values(getattr(recipe, part), f"{part}.").items() <= base.items()
+        assert values_that_shape_weights(getattr(recipe, part), f"{part}.").items() <= base.items()
     assert base["seed"] == 3
-    student = trajectory(recipe, plan(recipe)[1], "fp32")
+    student = shaping_values(recipe, plan(recipe)[1], "fp32")
     left_out = {
         f"distill.{name}" for name in ("start_steps", "end_steps", "factor", "overrides", "stages")
     }
-    assert trajectory_values(recipe.distill, "distill.").keys() - left_out <= student.keys()
+    assert values_that_shape_weights(recipe.distill, "distill.").keys() - left_out <= student.keys()
 
 
 def test_a_teacher_is_followed_by_the_stages_that_start_at_its_steps(tiny_run: TinyRun) -> None:
@@ -266,7 +269,7 @@ def listing(tiny_run: TinyRun, stages: str, start: int = 16) -> list[Stage]:
         "start_steps: 8, end_steps: 1,", f"start_steps: {start}, stages: {stages},"
     )
     assert text != tiny_run.text
-    return plan(recipe_text.validate(Recipe, recipe_text.read(text, "recipe.yaml")))
+    return plan(recipe_text.validate(Recipe, recipe_text.parse(text, "recipe.yaml")))
 
 
 def advised(stages: list[Stage], teacher_steps: int) -> UsageError:

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.conftest import MakePictures, noise_picture
 from tests.full_disk import full_disk
 from vdiff.data import conversion
-from vdiff.data.prepare import Progress, plan, prepare
+from vdiff.data.prepare import PrepareCounts, forecast, prepare
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, InUseError, MachineError, Stopped, UsageError
 from vdiff.images import images
@@ -43,8 +43,8 @@ def tarred(folder: Path, path: Path) -> Path:
     return path
 
 
-def stop_after(count: int, error: BaseException) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
+def stop_after(count: int, error: BaseException) -> Callable[[PrepareCounts], None]:
+    def report(progress: PrepareCounts) -> None:
         if progress.done >= count:
             raise error
 
@@ -62,7 +62,7 @@ def test_pictures_are_stored_in_the_order_of_their_paths_and_sizes(
     make_pictures: MakePictures, tmp_path: Path
 ) -> None:
     folder = make_pictures(40, size=(16, 16))
-    report = prepare(folder, tmp_path / "store", sizes=[16, 8, 16], workers=3)
+    report = prepare(folder, tmp_path / "store", sizes=[16, 8, 16], num_threads=3)
     assert (report.num_images, report.num_skipped, report.sizes, report.resumed_at) == (
         40,
         0,
@@ -247,7 +247,7 @@ def test_a_name_cannot_break_the_list_of_skipped_files(
 def test_a_source_without_pictures_writes_nothing(content: bytes | None, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir() if content is None else source.write_bytes(content)
-    for action in (plan, prepare):
+    for action in (forecast, prepare):
         with pytest.raises(DataError):
             action(source, tmp_path / "deep" / "store", sizes=[8])
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -295,7 +295,7 @@ def test_the_same_command_again_does_nothing_and_says_so(
     again = prepare(folder, tmp_path / "store", sizes=[8])
     assert (again.already_done, again.num_images) == (True, 12)
     assert (tmp_path / "store" / "data.mdb").stat() == before
-    assert plan(folder, tmp_path / "store", sizes=[8]).already_done
+    assert forecast(folder, tmp_path / "store", sizes=[8]).already_done
 
 
 def test_another_command_replaces_a_store_only_with_force(
@@ -495,7 +495,7 @@ def test_the_plan_tells_what_would_be_made_and_makes_nothing(
     make_pictures: MakePictures, tmp_path: Path
 ) -> None:
     folder = make_pictures(classes=("a", "b"))
-    planned = plan(folder, tmp_path / "deep" / "store", sizes=[16, 8])
+    planned = forecast(folder, tmp_path / "deep" / "store", sizes=[16, 8])
     assert (planned.num_images, planned.class_names, planned.sizes) == (12, ["a", "b"], (8, 16))
     assert planned.free_bytes > planned.estimated_bytes > 0
     assert not planned.already_done
@@ -503,10 +503,10 @@ def test_the_plan_tells_what_would_be_made_and_makes_nothing(
 
 
 def test_progress_counts_up_to_the_end(make_pictures: MakePictures, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[PrepareCounts] = []
     prepare(make_pictures(40), tmp_path / "store", sizes=[8], on_progress=seen.append)
     assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
-    assert seen[-1] == Progress(done=40, skipped=0, total=40)
+    assert seen[-1] == PrepareCounts(done=40, skipped=0, total=40)
 
 
 def test_work_ahead_is_bounded_and_comes_back_in_order() -> None:

@@ -140,7 +140,7 @@ def test_undistilled_sampling_collapses(num_steps, expected):
     assert sampled_std(denoiser, num_steps) == pytest.approx(expected, abs=5e-4)
 
 
-class Recorder(nn.Module):
+class KeepsInputs(nn.Module):
     """Remembers the times it is asked for."""
 
     def __init__(self):
@@ -153,7 +153,7 @@ class Recorder(nn.Module):
 
 
 def test_the_student_is_asked_at_its_own_grid_only():
-    student = Denoiser(Recorder(), SCHEDULES["cosine"], "v")
+    student = Denoiser(KeepsInputs(), SCHEDULES["cosine"], "v")
     objective = ProgressiveObjective("truncated_snr", curved(SCHEDULES["cosine"]), num_steps=8)
     rng = Randomness.for_update(0, 1, 0, torch.arange(64), 64)
     objective(student, noise(64).float(), rng)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import model_validator
 
-from vdiff.config import KindSection, Registry, Section, harmless, trajectory
-from vdiff.disk import manifest as mark
+from vdiff.config import KindSection, Registry, Section, free_to_change, shapes_weights
+from vdiff.disk import manifest
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import Recipe
@@ -21,14 +21,14 @@ class Net(KindSection):
 
 
 class SmallNet(Net):
-    kind: Literal["small"] = trajectory("small")
-    width: int = trajectory(64, ge=8)
+    kind: Literal["small"] = shapes_weights("small")
+    width: int = shapes_weights(64, ge=8)
 
 
 class LargeNet(Net):
-    kind: Literal["large"] = trajectory("large")
-    width: int = trajectory(256, ge=8)
-    multipliers: tuple[int, ...] = trajectory((1, 2))
+    kind: Literal["large"] = shapes_weights("large")
+    width: int = shapes_weights(256, ge=8)
+    multipliers: tuple[int, ...] = shapes_weights((1, 2))
 
 
 NETS: Registry[Net] = Registry(
@@ -41,15 +41,15 @@ NETS: Registry[Net] = Registry(
 
 
 class Override(Section):
-    updates: int | None = trajectory(None, ge=1)
+    updates: int | None = shapes_weights(None, ge=1)
 
 
 class Training(Section):
-    updates: int = trajectory(ge=1)
-    learning_rate: float = trajectory(2e-4, gt=0)
-    weighting: Literal["constant", "snr"] = trajectory("snr")
-    overrides: dict[int, Override] = trajectory({})
-    factor: int | tuple[int, ...] = trajectory(2)
+    updates: int = shapes_weights(ge=1)
+    learning_rate: float = shapes_weights(2e-4, gt=0)
+    weighting: Literal["constant", "snr"] = shapes_weights("snr")
+    overrides: dict[int, Override] = shapes_weights({})
+    factor: int | tuple[int, ...] = shapes_weights(2)
 
     @model_validator(mode="after")
     def _check(self) -> "Training":
@@ -59,24 +59,24 @@ class Training(Section):
 
 
 class Whole(Section):
-    name: str = harmless()
-    flip: bool = harmless(False)
-    net: Annotated[Any, NETS] = harmless("small")
-    train: Training = harmless()
+    name: str = free_to_change()
+    flip: bool = free_to_change(False)
+    net: Annotated[Any, NETS] = free_to_change("small")
+    train: Training = free_to_change()
 
 
 def data_of(text: str) -> dict[str | int, Any]:
-    return recipe_text.read(text, "r.yaml").data
+    return recipe_text.parse(text, "r.yaml").data
 
 
 def refusal(text: str) -> UsageError:
     with pytest.raises(UsageError) as caught:
-        recipe_text.read(text, "r.yaml")
+        recipe_text.parse(text, "r.yaml")
     return caught.value
 
 
 def mistakes(text: str, *assignments: str) -> UsageError:
-    recipe = recipe_text.set_values(recipe_text.read(text, "r.yaml"), assignments)
+    recipe = recipe_text.set_values(recipe_text.parse(text, "r.yaml"), assignments)
     with pytest.raises(UsageError) as caught:
         recipe_text.validate(Whole, recipe)
     return caught.value
@@ -170,7 +170,7 @@ def test_nineteen_lists_inside_each_other_are_read() -> None:
 @settings(deadline=None, max_examples=300)
 def test_any_text_is_a_recipe_or_a_usage_error(text: str) -> None:
     try:
-        outcome: object = recipe_text.read(text, "r.yaml").data
+        outcome: object = recipe_text.parse(text, "r.yaml").data
     except UsageError as err:
         outcome = err.where
     assert isinstance(outcome, dict) or str(outcome).startswith("r.yaml")
@@ -183,7 +183,7 @@ def test_whole_numbers_are_keys() -> None:
 
 
 def test_every_value_knows_its_place() -> None:
-    places = recipe_text.read("name: x\ntrain:\n  updates: 3\n  list: [4, 5]\n", "r.yaml").places
+    places = recipe_text.parse("name: x\ntrain:\n  updates: 3\n  list: [4, 5]\n", "r.yaml").places
     assert places == {
         ("name",): "r.yaml:1:1",
         ("train",): "r.yaml:2:1",
@@ -199,7 +199,7 @@ def test_a_byte_order_mark_is_ignored() -> None:
 
 
 def test_set_changes_adds_and_replaces_values() -> None:
-    before = recipe_text.read("name: x\nnet: small\ntrain: {updates: 3, list: [1, 2]}\n", "r.yaml")
+    before = recipe_text.parse("name: x\nnet: small\ntrain: {updates: 3, list: [1, 2]}\n", "r.yaml")
     assignments = [
         "train.updates=5e3",
         "net.width=9",
@@ -222,7 +222,7 @@ def test_set_changes_adds_and_replaces_values() -> None:
 
 
 def test_the_later_set_wins() -> None:
-    recipe = recipe_text.set_values(recipe_text.read("a: 0\n", "r.yaml"), ["a=1", "a=2"])
+    recipe = recipe_text.set_values(recipe_text.parse("a: 0\n", "r.yaml"), ["a=1", "a=2"])
     assert recipe.data == {"a": 2}
 
 
@@ -240,12 +240,12 @@ def test_the_later_set_wins() -> None:
 )
 def test_a_set_that_cannot_be_carried_out_is_refused(assignment: str, where: str) -> None:
     with pytest.raises(UsageError) as caught:
-        recipe_text.set_values(recipe_text.read("number: 1\n", "r.yaml"), [assignment])
+        recipe_text.set_values(recipe_text.parse("number: 1\n", "r.yaml"), [assignment])
     assert caught.value.where == where
 
 
 def test_a_right_recipe_becomes_frozen_sections() -> None:
-    recipe = recipe_text.read(
+    recipe = recipe_text.parse(
         "name: x\nnet: {kind: large, width: 32}\ntrain: {updates: 3}\n", "r.yaml"
     )
     whole = recipe_text.validate(Whole, recipe)
@@ -370,7 +370,7 @@ def test_a_recipe_is_looked_for_in_the_promised_order(
 ) -> None:
     model = empty_folder / "base_0"
     model.mkdir()
-    (model / "vdiff.json").write_text(mark.sealed({"recipe": "name: inside\n", "files": {}}))
+    (model / "vdiff.json").write_text(manifest.sealed({"recipe": "name: inside\n", "files": {}}))
     assert recipe_text.find(None, model).data == {"name": "inside"}
     (model / "recipe.yaml").write_text("name: beside\n")
     assert recipe_text.find(None, model).data == {"name": "beside"}

@@ -17,7 +17,10 @@ from vdiff.machine import rendezvous, world
 def lives(port: int) -> list[world.World]:
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "faces"}
-    return [world.read({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)]
+    return [
+        world.from_environment({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in (0, 1)
+    ]
 
 
 def test_one_that_comes_while_it_is_looked_for_has_not_answered_yet() -> None:

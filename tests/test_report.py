@@ -72,21 +72,21 @@ def evaluated(run: Path, num_images: int = 100) -> None:
         table.Value(value=30.0, low=25.0, high=35.0),
     )
     rows = (
-        table.Row(
+        table.EvaluationRow(
             model="original",
             hash=cards["original"].hash,
             num_steps=8,
             role="original",
             metrics={"fid": low},
         ),
-        table.Row(
+        table.EvaluationRow(
             model="original",
             hash=cards["original"].hash,
             num_steps=1,
             role="undistilled",
             metrics={"fid": high},
         ),
-        table.Row(
+        table.EvaluationRow(
             model="base_2",
             hash=cards["base_2"].hash,
             num_steps=1,

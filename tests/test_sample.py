@@ -22,7 +22,7 @@ from vdiff import digits
 from vdiff.cli import main
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.disk import manifest as mark
+from vdiff.disk import manifest
 from vdiff.drawing.drawing import ranges
 from vdiff.drawing.pictures import draw_with
 from vdiff.images.images import to_float, to_uint8
@@ -463,7 +463,7 @@ def test_a_folder_that_has_lost_its_mark_or_is_none_of_ours_is_not_said_to_be_mi
 
 def test_a_model_without_classes_takes_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("runs/tiny/base_1/vdiff.json")
-    folder.write_text(mark.sealed(json.loads(folder.read_text()) | {"num_classes": 0}))
+    folder.write_text(manifest.sealed(json.loads(folder.read_text()) | {"num_classes": 0}))
     sample("--class", "1", model="base_1", code=2)
     assert "`base_1` knows no classes" in error(capsys)
 
@@ -525,7 +525,7 @@ def test_without_a_recipe_there_is_a_hint(here: Path, capsys: pytest.CaptureFixt
 def test_a_model_folder_brings_its_own_recipe(here: Path, tiny_run: TinyRun) -> None:
     folder = Path("runs/tiny/base_0")
     card = folder / "vdiff.json"
-    card.write_text(mark.sealed(json.loads(card.read_text()) | {"recipe": tiny_run.text}))
+    card.write_text(manifest.sealed(json.loads(card.read_text()) | {"recipe": tiny_run.text}))
     Path("recipe.yaml").unlink()
     sample("-n", "1", "--out", "x.png", model=str(folder))
     assert Path("x.png").is_file()

@@ -25,7 +25,7 @@ TRAJECTORY = {"seed": 3}
 
 
 def save(folder: Path, update: int) -> None:
-    """A point to resume from whose weights are all `update`."""
+    """A savepoint whose weights are all `update`."""
     state = {
         "weights": {"a": torch.full((3,), float(update))},
         "average": {},

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.test_every_schedule import EXPECTED
 from tests.test_limits import SCHEDULE, ZERO_SNR
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.limits import HasScales, check_chain, check_prediction
 from vdiff.diffusion.schedule import CosineSchedule, Schedule
@@ -86,7 +86,7 @@ def test_the_same_chains_are_refused_with_the_same_words(
 
 def test_a_schedule_from_elsewhere_that_only_builds_is_checked_too() -> None:
     class GuestSection(ScheduleSection):
-        kind: Literal["guest"] = trajectory("guest")
+        kind: Literal["guest"] = shapes_weights("guest")
 
         def build(self) -> Schedule:
             return CosineSchedule(32)

@@ -14,9 +14,9 @@ from torch import Tensor
 from tests.test_chain import finish
 from tests.tiny import TinyRun
 from vdiff.chain.chain import choose
-from vdiff.chain.plan import Stage, chosen, doubts, plan, same_start, stages_after, trajectory
+from vdiff.chain.plan import Stage, chosen, doubts, plan, same_start, shaping_values, stages_after
 from vdiff.cli import main
-from vdiff.config import trajectory as trajectory_field
+from vdiff.config import shapes_weights as trajectory_field
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import UsageError
@@ -87,13 +87,13 @@ def test_a_list_may_keep_the_number_of_steps_and_name_another_objective(listed: 
 def test_the_short_words_mean_such_a_list(tiny_run: TinyRun, short: str, stages: str) -> None:
     first, second = (
         recipe_text.validate(
-            Recipe, recipe_text.read(tiny_run.text.replace(SHORT, f"start_steps: 8, {each},"), "r")
+            Recipe, recipe_text.parse(tiny_run.text.replace(SHORT, f"start_steps: 8, {each},"), "r")
         )
         for each in (short, f"stages: {stages}")
     )
     assert steps(plan(first)) == steps(plan(second))
     for one, other in zip(plan(first), plan(second), strict=True):
-        assert trajectory(first, one, "fp32") == trajectory(second, other, "fp32")
+        assert shaping_values(first, one, "fp32") == shaping_values(second, other, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_a_stage_of_an_old_recipe_is_shaped_by_what_its_saves_name(
     golden = Path(__file__).parent / "golden" / version
     recipe = recipe_text.validate(Recipe, recipe_text.read_file(golden / "recipe.yaml"))
     state = json.loads((golden / "runs/golden/saves/base_0/000000004/state.json").read_text())[
-        "trajectory"
+        "shaping_values"
     ]
     known = {
         name: value for name, value in state.items() if name not in {"data", "teacher"} | others
     }
-    now = json.loads(json.dumps(trajectory(recipe, plan(recipe)[1], "fp32")))
+    now = json.loads(json.dumps(shaping_values(recipe, plan(recipe)[1], "fp32")))
     assert {name: value for name, value in now.items() if name not in others} == known
 
 
@@ -168,7 +168,7 @@ def test_a_mistake_in_a_list_is_told_where_it_is(
     others = tiny_run.text.replace(settings + "\n", "")
     text = f"distill:\n  updates: 2\n  start_steps: 8\n  {distill}\n{others}"
     with pytest.raises(UsageError) as found:
-        recipe_text.validate(Recipe, recipe_text.read(text, "recipe.yaml"))
+        recipe_text.validate(Recipe, recipe_text.parse(text, "recipe.yaml"))
     said = f"{found.value.problem} {found.value.where}"
     assert problem in said
     assert f"recipe.yaml:{line}:" in found.value.where
@@ -297,7 +297,7 @@ def test_a_student_that_knows_too_few_times_is_no_teacher(
         UsageError,
         match="`halving` the student `base_0` knows 64 times, and is to be drawn with in 96",
     ):
-        recipe_text.validate(Recipe, recipe_text.read(text, "recipe.yaml"))
+        recipe_text.validate(Recipe, recipe_text.parse(text, "recipe.yaml"))
 
 
 def test_a_stage_that_would_learn_nothing_is_doubted(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.test_training import COSINE, flat, network, pictures, rng_of, settings, taught
 from tests.tiny import TinyRun
 from tests.toys import Curved
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError, Stopped
@@ -96,8 +96,8 @@ class Forgetful(Consistency):
 class ConsistencySection(ObjectiveSection):
     """What a recipe says of it."""
 
-    kind: Literal["consistency"] = trajectory("consistency")
-    forgetful: bool = trajectory(False)
+    kind: Literal["consistency"] = shapes_weights("consistency")
+    forgetful: bool = shapes_weights(False)
 
     def build(self, task: Task) -> Objective:
         return Forgetful(task.updates) if self.forgetful else Consistency(task.updates)
@@ -267,7 +267,7 @@ def test_every_update_is_begun_with_the_number_before_and_followed_with_the_numb
 ) -> None:
     objective = Consistency()
     made = learner(machine, objective, micro_batch=2)
-    made.rehearse(pictures(), NOTHING, rng_of())
+    made.build_ddp_buckets(pictures(), NOTHING, rng_of())
     assert objective.heard == [("prepare", 0, True)]
     taught(made, 2)
     saved = kept(made)

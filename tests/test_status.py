@@ -14,7 +14,7 @@ from vdiff.cli.progress import FitLines
 from vdiff.cli.recording import resume_command
 from vdiff.runs import status as run_status
 from vdiff.runs.folder import RunFolder
-from vdiff.runs.status import Recorder
+from vdiff.runs.status import StatusWriter
 
 COMMAND = ["train", "--device", "cpu", "-q"]
 
@@ -103,7 +103,7 @@ def test_a_slip_hides_neither_where_a_run_is_nor_how_it_goes_on(
 
 def test_a_run_that_was_killed_is_known_by_its_free_lock(tmp_path: Path) -> None:
     place = RunFolder(tmp_path)
-    recorder = Recorder(FitLines(lambda text: None), place.status, "vdiff train")
+    recorder = StatusWriter(FitLines(lambda text: None), place.status, "vdiff train")
     with place.lock():
         recorder.begin("original", 10, 4)
         running = run_status.read(place.status, place.is_at_work())
@@ -150,7 +150,9 @@ def test_the_time_of_a_stage_is_that_of_all_its_sittings(tmp_path: Path) -> None
     path.write_text(
         '{"state": "stopped", "seconds": {"original": 40.0, "base_0": 7, "odd": "x", "bad": true}}'
     )
-    recorder = Recorder(FitLines(lambda text: None), path, "vdiff distill", "2 cores of a machine")
+    recorder = StatusWriter(
+        FitLines(lambda text: None), path, "vdiff distill", "2 cores of a machine"
+    )
     recorder.begin("original", 10, 4)
     recorder.end("original", 0.1, 1.0)
     recorder.begin("base_0", 10, 0)
@@ -173,7 +175,7 @@ def test_a_run_says_what_it_worked_on_and_how_long(place: RunFolder) -> None:
 def test_a_disk_that_refuses_the_status_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said: list[str] = []
-    recorder = Recorder(FitLines(said.append), tmp_path / "file" / "status.json", "vdiff train")
+    recorder = StatusWriter(FitLines(said.append), tmp_path / "file" / "status.json", "vdiff train")
     recorder.begin("original", 10, 0)
     recorder.note("it goes on")
     recorder.ended("done", 0)

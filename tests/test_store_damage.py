@@ -27,7 +27,7 @@ from tests.tiny import TinyRun
 from vdiff.cli import main
 from vdiff.data import conversion, lmdb_pages
 from vdiff.data.metadata import Seal
-from vdiff.data.prepare import Progress, prepare
+from vdiff.data.prepare import PrepareCounts, prepare
 from vdiff.data.seal import FILE, SEAL, is_ours, write_seal
 from vdiff.data.store import ImageStore, StoreWriter
 from vdiff.errors import DataError, Stopped
@@ -414,12 +414,12 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def stopped(pictures: Path, store: Path, after: int) -> Path:
     """A `prepare` that was stopped after so many pictures: the folder that it left."""
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: PrepareCounts) -> None:
         if progress.done >= after:
             raise Stopped(15, "stopped")
 
     with pytest.raises(Stopped):
-        prepare(pictures, store, sizes=[8], workers=1, on_progress=stop)
+        prepare(pictures, store, sizes=[8], num_threads=1, on_progress=stop)
     return store.with_name(f"{store.name}.partial")
 
 

@@ -241,7 +241,7 @@ def test_a_model_whose_mark_is_lost_is_not_made_again_in_silence(
         tiny_run.chain().distill(count=1, force=True)
     else:
         tiny_run.chain().train(force=True)
-    assert not tiny_run.folder().unmarked()
+    assert not tiny_run.folder().without_manifest()
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "recipe.yaml"])
@@ -257,7 +257,7 @@ def test_bytes_that_are_no_text_in_what_only_tells_are_in_nobodys_way(
 
 
 def reseal(point: Path, *left_out: str) -> None:
-    """Make the mark of a save right again for what the folder holds now, all but some files."""
+    """Make the manifest of a save right again for what the folder holds now, all but some files."""
     content = whole_folder.read(point, STATE_FILE)
     (point / STATE_FILE).unlink()
     files = {name: entry for name, entry in manifest(point).items() if name not in left_out}

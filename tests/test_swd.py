@@ -7,7 +7,7 @@ import torch
 from vdiff.errors import DataError
 from vdiff.metrics.bootstrap import resamples, with_interval
 from vdiff.metrics.frechet import PixelFrechetSection
-from vdiff.metrics.metric import Against, MetricSection
+from vdiff.metrics.metric import MetricSection, Reference
 from vdiff.metrics.sliced import LEVELS, SlicedSection, _quantiles
 
 
@@ -21,14 +21,14 @@ def pictures(
 
 def test_pictures_have_no_distance_to_themselves() -> None:
     reference = pictures(600, 1, 4, 4)
-    assert SlicedSection().build(Against(reference, "a")).value(
+    assert SlicedSection().build(Reference(reference, "a")).value(
         reference.flip(0)
     ).value == pytest.approx(0, abs=1e-12)
 
 
 def test_in_one_dimension_a_shift_is_the_distance() -> None:
     reference = pictures(700, 1, 1, 1)
-    found = SlicedSection().build(Against(reference, "a")).value(reference + 51)
+    found = SlicedSection().build(Reference(reference, "a")).value(reference + 51)
     assert found.value == pytest.approx(51 / 127.5, rel=1e-6)
 
 
@@ -36,7 +36,7 @@ def test_in_many_dimensions_a_shift_counts_by_the_root_of_their_number() -> None
     reference = pictures(600, 1, 3, 3)
     shifted = reference.clone()
     shifted[:, 0, 1, 1] += 100
-    found = SlicedSection(directions=4096).build(Against(reference, "a")).value(shifted)
+    found = SlicedSection(directions=4096).build(Reference(reference, "a")).value(shifted)
     assert found.value == pytest.approx(100 / 127.5 / 3, rel=0.03)
 
 
@@ -52,12 +52,14 @@ def test_quantiles_are_the_middles_of_equal_shares() -> None:
 
 def test_a_set_that_is_there_twice_is_the_same_set() -> None:
     reference = pictures(256, 1, 4, 4)
-    found = SlicedSection().build(Against(reference, "a")).value(torch.cat([reference, reference]))
+    found = (
+        SlicedSection().build(Reference(reference, "a")).value(torch.cat([reference, reference]))
+    )
     assert found.value == pytest.approx(0, abs=1e-12)
 
 
 def test_the_interval_holds_the_value_and_narrows_with_more_samples() -> None:
-    measure = SlicedSection().build(Against(pictures(2000, 1, 4, 4), "a"))
+    measure = SlicedSection().build(Reference(pictures(2000, 1, 4, 4), "a"))
     few, many = (measure.value(pictures(count, 1, 4, 4, seed=1, high=170)) for count in (50, 1000))
     for found in (few, many):
         assert found.low is not None
@@ -83,7 +85,7 @@ def test_resamples_are_always_alike_and_as_many_as_asked() -> None:
 
 
 def test_samples_of_another_size_are_refused() -> None:
-    measure = SlicedSection().build(Against(pictures(10, 1, 4, 4), "a"))
+    measure = SlicedSection().build(Reference(pictures(10, 1, 4, 4), "a"))
     with pytest.raises(DataError, match="the samples have the shape"):
         measure.value(pictures(10, 1, 4, 5))
 
@@ -94,7 +96,7 @@ def test_intervals_are_about_as_wide_as_other_seeds_are_apart_and_never_much_nar
     section: MetricSection, low: int
 ) -> None:
     """Seen with 150 sets: 1.0 to 1.15 times as wide for swd, 1.15 to 1.6 times for fd_pixel."""
-    measure = section.build(Against(pictures(1500, 1, 3, 3, seed=99), "a"))
+    measure = section.build(Reference(pictures(1500, 1, 3, 3, seed=99), "a"))
     found = [measure.value(pictures(200, 1, 3, 3, seed=seed, low=low)) for seed in range(40)]
     apart = np.std([each.value for each in found], ddof=1)
     wide = np.mean([((each.high or 0) - each.value) / 1.959964 for each in found])

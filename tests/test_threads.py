@@ -43,11 +43,11 @@ def test_without_room_none_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_preparing_pauses_without_room_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(conversion.in_order(abs, [-1, -2, -3], workers=2)) == [1, 2, 3]
+    assert list(conversion.in_order(abs, [-1, -2, -3], num_threads=2)) == [1, 2, 3]
     no_room(monkeypatch)
     monkeypatch.setattr(threading.Thread, "start", never)
     with pytest.raises(PausedError, match="no further thread can be started"):
-        list(conversion.in_order(abs, [-1, -2, -3], workers=2))
+        list(conversion.in_order(abs, [-1, -2, -3], num_threads=2))
 
 
 def test_a_save_without_room_for_its_thread_is_an_error_and_leaves_the_one_before(

@@ -125,11 +125,11 @@ def test_sums_and_least_numbers_are_those_of_all(count: int) -> None:
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_vote_is_heard_by_all_one_question_later(count: int) -> None:
     def votes(machine: Machine) -> list[bool]:
-        put = machine.vote()
+        put = machine.any_late()
         return [put(machine.rank == 1 and number == 2) for number in range(5)]
 
     assert together(count, votes) == [[False, False, False, True, False]] * count
-    alone = Machine("fp32", "cpu").vote()
+    alone = Machine("fp32", "cpu").any_late()
     assert [alone(flag) for flag in (False, True, False)] == [False, True, False]
 
 

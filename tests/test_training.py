@@ -37,7 +37,7 @@ from vdiff.randomness import Randomness
 from vdiff.training import ema
 from vdiff.training.ema import Average
 from vdiff.training.learner import Learner, RngOf, State
-from vdiff.training.log import Report
+from vdiff.training.log import LossRecord
 from vdiff.training.loop import Chore, Moment, always, fit
 from vdiff.training.settings import FitSection
 
@@ -446,7 +446,7 @@ def test_updates_without_end_that_are_not_finite_end_the_training(
 ) -> None:
     made = learner(machine, learning_rate=1e30, clip_norm=None, log_every=5, updates=40)
     progress, log = FitLines(lambda text: None), tmp_path / "log.jsonl"
-    report = Report("stage", made.settings, machine, progress, log, lambda values, step: None)
+    report = LossRecord("stage", made.settings, machine, progress, log, lambda values, step: None)
     tell = Chore(
         always, lambda now: report.add(now.update, now.measured, made.rate(now.update - 1))
     )
@@ -505,7 +505,7 @@ def test_lines_of_updates_that_are_done_again_are_forgotten(
         for stage, update in (("a", 1), ("stage", 2), ("stage", 3), ("b", 9))
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "st')
-    Report(
+    LossRecord(
         "stage",
         settings(),
         machine,

@@ -11,11 +11,11 @@ import pytest
 from tests.tiny import TinyRun
 from vdiff.chain import trend
 from vdiff.cli import main
-from vdiff.disk import manifest as mark
+from vdiff.disk import manifest
 from vdiff.errors import DataError, DivergedError, ModelFileError, Stopped, UsageError
 from vdiff.metrics.agreement import AgreementSection
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import MARK
+from vdiff.model_folder.card import MANIFEST
 
 MEASURED = (
     "evaluate.every=2",
@@ -162,10 +162,10 @@ def test_the_floor_of_a_student_whose_card_does_not_tell_is_read_in_the_log(
     tiny_run.base(*FLOOR)
     with pytest.raises(DivergedError) as first:
         tiny_run.chain(*FLOOR).distill()
-    path = tiny_run.folder().model("base_0") / MARK
+    path = tiny_run.folder().model("base_0") / MANIFEST
     content = json.loads(path.read_text())
     assert content.pop("agreement").keys() == {"psnr", "num_images"}
-    path.write_text(mark.sealed(content))
+    path.write_text(manifest.sealed(content))
     with pytest.raises(DivergedError) as again:
         tiny_run.chain(*FLOOR).distill()
     assert again.value.problem == first.value.problem
@@ -196,7 +196,7 @@ def test_a_student_that_was_killed_before_it_was_complete_is_measured_again(
 )
 def test_a_card_with_no_sound_agreement_is_damaged(tiny_run: TinyRun, agreement: object) -> None:
     tiny_run.base()
-    path = tiny_run.folder().model("original") / MARK
-    path.write_text(mark.sealed(json.loads(path.read_text()) | {"agreement": agreement}))
+    path = tiny_run.folder().model("original") / MANIFEST
+    path.write_text(manifest.sealed(json.loads(path.read_text()) | {"agreement": agreement}))
     with pytest.raises(ModelFileError, match="`agreement`"):
         checkpoint.read_card(path.parent)

@@ -10,7 +10,7 @@ import torch
 
 from vdiff.metrics import METRICS
 from vdiff.metrics.metric import words_for
-from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Row, Value
+from vdiff.metrics.table import EvaluationRow, EvaluationTable, PairNumbers, Protocol, Value
 from vdiff.reporting.pictures import Gallery, Strip
 from vdiff.reporting.record import Record
 from vdiff.reporting.verdict import measured, verdict
@@ -31,12 +31,14 @@ def row(
     metric: str | None = None,
     value: Value | None = None,
     **more: Any,
-) -> Row:
+) -> EvaluationRow:
     metrics = {metric: value} if metric is not None and value is not None else {}
-    return Row(model=model, hash="a" * 64, num_steps=num_steps, role=role, metrics=metrics, **more)
+    return EvaluationRow(
+        model=model, hash="a" * 64, num_steps=num_steps, role=role, metrics=metrics, **more
+    )
 
 
-def table(*rows: Row) -> EvaluationTable:
+def table(*rows: EvaluationRow) -> EvaluationTable:
     protocol = Protocol(
         num_images=100,
         first_seed=0,

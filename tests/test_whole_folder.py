@@ -14,13 +14,12 @@ import pytest
 
 from tests.failing_disk import Call, Disk, Killed
 from tests.power_cut import PowerCut
-from vdiff.disk import manifest as mark
-from vdiff.disk import whole_folder
+from vdiff.disk import manifest, whole_folder
 from vdiff.disk.ours import Kind, anything
 from vdiff.errors import MachineError, ModelFileError, UsageError
 
-MARK = "mark.json"
-KIND = Kind(MARK, re.compile(r"mark\.json|b\.txt|inner/(a\.txt)?"))
+MANIFEST = "mark.json"
+KIND = Kind(MANIFEST, re.compile(r"mark\.json|b\.txt|inner/(a\.txt)?"))
 
 
 def write(folder: Path, content: str) -> None:
@@ -34,7 +33,7 @@ def write(folder: Path, content: str) -> None:
 
 def content(folder: Path) -> str:
     """What the folder holds; ModelFileError unless every byte of it is as it was written."""
-    found = whole_folder.read(folder, MARK)
+    found = whole_folder.read(folder, MANIFEST)
     problems = whole_folder.damage(folder, found)
     if problems:
         raise ModelFileError("; ".join(problems), "")
@@ -215,7 +214,7 @@ def test_half_of_a_folder_that_was_replaced_never_comes_back(tmp_path: Path) -> 
     assert seen == {"", "old"}
 
 
-@pytest.mark.parametrize("name", ["inner/a.txt", "b.txt", MARK])
+@pytest.mark.parametrize("name", ["inner/a.txt", "b.txt", MANIFEST])
 def test_what_cannot_be_read_back_does_not_replace_anything(tmp_path: Path, name: str) -> None:
     """As on a disk that takes everything and keeps something else."""
     write(tmp_path / "model", "old")
@@ -238,34 +237,34 @@ def test_what_cannot_be_read_back_does_not_replace_anything(tmp_path: Path, name
 
 def test_a_folder_is_read_back_by_name_as_well(tmp_path: Path) -> None:
     write(tmp_path / "model", "new")
-    whole_folder.check(tmp_path / "model", MARK)
+    whole_folder.check(tmp_path / "model", MANIFEST)
     (tmp_path / "model" / "b.txt").write_text("odd")
     with pytest.raises(MachineError, match=r"cannot be read back: b\.txt"):
-        whole_folder.check(tmp_path / "model", MARK)
+        whole_folder.check(tmp_path / "model", MANIFEST)
 
 
 def test_the_seal_of_a_mark_covers_every_byte_before_it(tmp_path: Path) -> None:
     write(tmp_path / "model", "new")
-    path = tmp_path / "model" / MARK
+    path = tmp_path / "model" / MANIFEST
     before = path.read_bytes()
     for place in range(len(before)):
         for bit in (1, 2, 4, 128):
             path.write_bytes(before[:place] + bytes([before[place] ^ bit]) + before[place + 1 :])
             with pytest.raises(ModelFileError, match=r"mark\.json` is damaged"):
-                whole_folder.read(path.parent, MARK)
+                whole_folder.read(path.parent, MANIFEST)
     for place in range(len(before)):
         path.write_bytes(before[:place])
         with pytest.raises(ModelFileError, match=r"mark\.json` is damaged"):
-            whole_folder.read(path.parent, MARK)
+            whole_folder.read(path.parent, MANIFEST)
     path.write_bytes(before)
-    assert whole_folder.read(path.parent, MARK).keys() == {"content", "files"}
+    assert whole_folder.read(path.parent, MANIFEST).keys() == {"content", "files"}
 
 
 def test_a_mark_can_be_sealed_again(tmp_path: Path) -> None:
     write(tmp_path / "model", "new")
-    path = tmp_path / "model" / MARK
-    path.write_text(mark.sealed(whole_folder.read_json(path) | {"content": "other"}))
-    assert whole_folder.read(path.parent, MARK)["content"] == "other"
+    path = tmp_path / "model" / MANIFEST
+    path.write_text(manifest.sealed(whole_folder.read_json(path) | {"content": "other"}))
+    assert whole_folder.read(path.parent, MANIFEST)["content"] == "other"
 
 
 def test_removing_is_one_step(tmp_path: Path) -> None:
@@ -353,6 +352,6 @@ def test_a_file_that_cannot_be_read_is_damage(
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     write(tmp_path / "model", "old")
-    monkeypatch.setattr(mark, "sha256_of", refuse)
+    monkeypatch.setattr(manifest, "sha256_of", refuse)
     with pytest.raises(ModelFileError, match=r"b\.txt: cannot be read \(Input/output error\)"):
         content(tmp_path / "model")

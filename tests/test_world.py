@@ -55,7 +55,7 @@ def told(**more: object) -> dict[str, str]:
 
 
 def test_variables_that_fit_tell_the_place_of_this_process() -> None:
-    found = world.read(told(LOCAL_WORLD_SIZE=2))
+    found = world.from_environment(told(LOCAL_WORLD_SIZE=2))
     assert (found.rank, found.size, found.local_rank, found.local_size) == (1, 4, 1, 2)
     assert (found.host, found.port, found.listens) == ("h1", 29501, False)
     assert found.told_by == "RANK=1, WORLD_SIZE=4 in the environment"
@@ -63,16 +63,16 @@ def test_variables_that_fit_tell_the_place_of_this_process() -> None:
 
 
 def test_process_0_listens_wherever_its_name_leads_but_not_where_torchrun_does() -> None:
-    assert world.read(told(RANK=0, LOCAL_RANK=0)).host == "localhost"
-    assert world.read(told(RANK=0, LOCAL_RANK=0)).listens
-    under = world.read(told(RANK=0, LOCAL_RANK=0, TORCHELASTIC_USE_AGENT_STORE="True"))
+    assert world.from_environment(told(RANK=0, LOCAL_RANK=0)).host == "localhost"
+    assert world.from_environment(told(RANK=0, LOCAL_RANK=0)).listens
+    under = world.from_environment(told(RANK=0, LOCAL_RANK=0, TORCHELASTIC_USE_AGENT_STORE="True"))
     assert (under.host, under.listens) == ("h1", False)
 
 
 def test_one_process_per_host_need_not_be_numbered_on_its_host() -> None:
     """Kubernetes' operators leave it out."""
-    assert world.read(told(LOCAL_RANK=None)).local_rank == 0
-    assert world.read(told(LOCAL_RANK=None, RANK=3, LOCAL_WORLD_SIZE=2)).local_rank == 1
+    assert world.from_environment(told(LOCAL_RANK=None)).local_rank == 0
+    assert world.from_environment(told(LOCAL_RANK=None, RANK=3, LOCAL_WORLD_SIZE=2)).local_rank == 1
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_one_process_per_host_need_not_be_numbered_on_its_host() -> None:
 def test_a_process_of_which_nothing_says_that_it_has_others_is_alone(
     given: Mapping[str, str],
 ) -> None:
-    assert world.read(given) == World()
+    assert world.from_environment(given) == World()
 
 
 @pytest.mark.parametrize(
@@ -117,14 +117,15 @@ def test_variables_that_do_not_fit_are_named_with_what_to_unset(
 ) -> None:
     given = told(**changes)
     with pytest.raises(MachineError) as found:
-        world.read(given)
+        world.from_environment(given)
     assert problem in found.value.problem
     there = [
         name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in given
     ]
     assert f"`unset {' '.join(there)}`" in found.value.fix
     assert (
-        world.read({name: value for name, value in given.items() if name not in there}) == World()
+        world.from_environment({name: value for name, value in given.items() if name not in there})
+        == World()
     )
 
 
@@ -143,14 +144,14 @@ STEP = {
 
 
 def test_a_task_of_a_step_of_slurm_knows_its_place() -> None:
-    found = world.read(STEP)
+    found = world.from_environment(STEP)
     assert (found.rank, found.size, found.local_rank, found.local_size) == (5, 7, 1, 2)
     assert (found.host, 15_000 <= found.port < 30_000) == ("gpu03", True)
     assert found.told_by == "SLURM_PROCID=5, 7 tasks in step 123456.2 of Slurm"
     assert found.at_once  # srun starts all of them: only a slow one is waited for
-    assert world.read({**STEP, "SLURM_STEP_ID": "3"}).port != found.port
-    assert world.read({**STEP, "MASTER_ADDR": "h9", "MASTER_PORT": "1234"}) != found
-    first = world.read({**STEP, "SLURM_PROCID": "0"})
+    assert world.from_environment({**STEP, "SLURM_STEP_ID": "3"}).port != found.port
+    assert world.from_environment({**STEP, "MASTER_ADDR": "h9", "MASTER_PORT": "1234"}) != found
+    first = world.from_environment({**STEP, "SLURM_PROCID": "0"})
     assert (first.listens, first.port) == (True, found.port)
 
 
@@ -166,12 +167,16 @@ def test_a_task_of_a_step_of_slurm_knows_its_place() -> None:
 def test_what_is_no_step_of_several_tasks_is_alone(changes: Mapping[str, str | None]) -> None:
     given = {**STEP, **changes}
     assert (
-        world.read({name: value for name, value in given.items() if value is not None}) == World()
+        world.from_environment({name: value for name, value in given.items() if value is not None})
+        == World()
     )
 
 
 def test_what_a_launcher_says_counts_more_than_slurm() -> None:
-    assert world.read({**STEP, **told()}).told_by == "RANK=1, WORLD_SIZE=4 in the environment"
+    assert (
+        world.from_environment({**STEP, **told()}).told_by
+        == "RANK=1, WORLD_SIZE=4 in the environment"
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,8 +198,8 @@ def test_a_process_of_mpi_knows_its_place() -> None:
     names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
     given = {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(names, "1222", strict=True)}
     with pytest.raises(MachineError):
-        world.read({**given, "OMPI_COMM_WORLD_SIZE": "4"})
-    found = world.read({**given, "OMPI_COMM_WORLD_LOCAL_RANK": "1"})
+        world.from_environment({**given, "OMPI_COMM_WORLD_SIZE": "4"})
+    found = world.from_environment({**given, "OMPI_COMM_WORLD_LOCAL_RANK": "1"})
     assert (found.rank, found.size, found.local_rank, found.host) == (1, 2, 1, "127.0.0.1")
     assert found.at_once
 
@@ -294,7 +299,7 @@ def free_port() -> int:
 
 def pair(port: int) -> list[World]:
     names = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [world.read(told(**names, RANK=rank, LOCAL_RANK=rank)) for rank in (0, 1)]
+    return [world.from_environment(told(**names, RANK=rank, LOCAL_RANK=rank)) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("first", [0, 1])

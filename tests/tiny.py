@@ -63,7 +63,7 @@ class TinyRun:
     said: list[str] = field(default_factory=list)
 
     def recipe(self, *changes: str) -> Recipe:
-        text = recipe_text.set_values(recipe_text.read(self.text, "recipe.yaml"), changes)
+        text = recipe_text.set_values(recipe_text.parse(self.text, "recipe.yaml"), changes)
         return recipe_text.validate(Recipe, text)
 
     def folder(self, run: str = "run") -> RunFolder:

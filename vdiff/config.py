@@ -27,8 +27,10 @@ from vdiff.system.guests import look_at_result, unusable
 from vdiff.system.home import expanded
 from vdiff.system.packages import entries_of, loaded, maker_of, package_of
 
-MARK = "vdiff"
-"""The key in a field's JSON schema that says `trajectory` or `harmless`."""
+EFFECT = "vdiff"
+"""The key in a field's JSON schema that says `trajectory`, for what shapes the weights,
+or `harmless`.
+"""
 
 
 class Section(BaseModel):
@@ -88,33 +90,33 @@ class Section(BaseModel):
         return described
 
 
-def trajectory(default: Any = ..., **constraints: Any) -> Any:
+def shapes_weights(default: Any = ..., **constraints: Any) -> Any:
     """A field whose value changes the weights: a run cannot be resumed with another one."""
-    return Field(default, json_schema_extra={MARK: "trajectory"}, **constraints)
+    return Field(default, json_schema_extra={EFFECT: "trajectory"}, **constraints)
 
 
-def harmless(default: Any = ..., **constraints: Any) -> Any:
+def free_to_change(default: Any = ..., **constraints: Any) -> Any:
     """A field that may change between two starts of one run without changing the weights."""
-    return Field(default, json_schema_extra={MARK: "harmless"}, **constraints)
+    return Field(default, json_schema_extra={EFFECT: "harmless"}, **constraints)
 
 
-def mark_of(section: type[Section], field: str) -> str | None:
-    """`trajectory`, `harmless`, or None for a field that carries no mark."""
+def effect_of(section: type[Section], field: str) -> str | None:
+    """`trajectory`, `harmless`, or None for a field that does not say."""
     extra = section.model_fields[field].json_schema_extra
-    if not isinstance(extra, Mapping) or not extra.get(MARK):
+    if not isinstance(extra, Mapping) or not extra.get(EFFECT):
         return None
-    return str(extra[MARK])
+    return str(extra[EFFECT])
 
 
-def trajectory_values(section: Section, prefix: str = "") -> dict[str, Any]:
+def values_that_shape_weights(section: Section, prefix: str = "") -> dict[str, Any]:
     """All values of a section that change the weights, by dotted name, as JSON holds them."""
     values: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):
             # its own fields say what changes the weights; a mark on the whole of it says nothing
-            values |= trajectory_values(value, f"{prefix}{name}.")
-        elif mark_of(type(section), name) == "trajectory":
+            values |= values_that_shape_weights(value, f"{prefix}{name}.")
+        elif effect_of(type(section), name) == "trajectory":
             values[prefix + name] = section.model_dump(mode="json", include={name})[name]
     return values
 
@@ -350,3 +352,8 @@ def _reason(err: BaseException) -> str:
 def _dump(section: KindSection, info: SerializationInfo) -> dict[str, Any]:
     dumped = section.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults)
     return {"kind": section.kind, **dumped}
+
+
+# The names of version 0.1, by which packages outside vdiff may know them.
+trajectory = shapes_weights
+harmless = free_to_change

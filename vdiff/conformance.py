@@ -25,7 +25,7 @@ from vdiff.data.dataset import DatasetSection, TakesMany
 from vdiff.diffusion.condition import NOTHING, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import CosineSchedule, Schedule, ScheduleSection
-from vdiff.metrics.metric import Against, Means, MetricSection
+from vdiff.metrics.metric import Means, MetricSection, Reference
 from vdiff.metrics.pair_metric import PairMetricSection
 from vdiff.networks.network import NetworkSection
 from vdiff.networks.simple import Counted, Curved, KnowsPicture, coloured_pictures, noise
@@ -216,11 +216,11 @@ def check_metric(
     if isinstance(section, PairMetricSection):
         _check_pairs(section, own, other, used)
         return
-    metric = section.build(Against(other, "conformance", **vars(used)))
+    metric = section.build(Reference(other, "conformance", **vars(used)))
     if metric.least > least:
         own = coloured_pictures(metric.least, channels, seed=0)
         other = coloured_pictures(metric.least, channels, seed=1)
-        metric = section.build(Against(other, "conformance", **vars(used)))
+        metric = section.build(Reference(other, "conformance", **vars(used)))
     _holds(bool(metric.features), "it does not say what it compares")
     found = metric.value(own)
     _holds(math.isfinite(found.value), f"its number is {found.value}")

@@ -20,14 +20,14 @@ def phase(name: str) -> Any:
     assert name in PHASES
     import torch
 
-    mark = torch.profiler.record_function(f"vdiff {name}")
-    return _waited_for(mark) if gpu_is_measured else mark
+    record = torch.profiler.record_function(f"vdiff {name}")
+    return _waited_for(record) if gpu_is_measured else record
 
 
 @contextlib.contextmanager
-def _waited_for(mark: Any) -> Iterator[None]:
+def _waited_for(record: Any) -> Iterator[None]:
     import torch
 
-    with mark:
+    with record:
         yield
         torch.cuda.synchronize()

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vdiff.data import conversion
-from vdiff.data.prepare import Progress, prepare
+from vdiff.data.prepare import PrepareCounts, prepare
 from vdiff.data.store import ImageStore
 from vdiff.errors import Stopped
 
@@ -101,7 +101,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def _finished(name: str, folder: Path, pictures: Path, sizes: list[int]) -> Specimen:
     out = folder / f"store-{len(sizes)}"
-    prepare(pictures, out, sizes=sizes, workers=1)
+    prepare(pictures, out, sizes=sizes, num_threads=1)
     return Specimen(name, "ours", _files(out), read(out), {})
 
 
@@ -146,12 +146,12 @@ def _partial(
     junk: so many pages are free in one go.
     """
 
-    def stopping(progress: Progress) -> None:
+    def stopping(progress: PrepareCounts) -> None:
         if progress.done >= stop:
             raise Stopped(15, "stopped")
 
     whole, out = folder / f"whole-{name}", folder / f"partial-{name}"
-    how: dict[str, Any] = {"source": pictures, "sizes": sizes, "workers": 1}
+    how: dict[str, Any] = {"source": pictures, "sizes": sizes, "num_threads": 1}
     prepare(out=whole, **how)
     with small_steps(), suppress(Stopped):
         prepare(out=out, on_progress=stopping, **how)

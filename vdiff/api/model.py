@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vdiff.api.images import ImageBatch
 from vdiff.api.paths import path_of, reading
-from vdiff.config import Section, harmless
+from vdiff.config import Section, free_to_change
 from vdiff.data.codec import PixelCodec, codec_of
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
@@ -28,7 +28,7 @@ from vdiff.machine.machine import Precision, frozen, pick_device
 from vdiff.machine.memory import is_lacking
 from vdiff.machine.precision import resolve_on
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import MARK, ModelCard, is_model_folder
+from vdiff.model_folder.card import MANIFEST, ModelCard, is_model_folder
 from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import SampleSection
 from vdiff.reporting.markup import tag
@@ -43,9 +43,9 @@ _LARGEST_PICTURE = 2**21
 class _DrawingPart(Section):
     """What a recipe says of drawing."""
 
-    precision: Precision = harmless("auto")
+    precision: Precision = free_to_change("auto")
     """Arithmetic of the network."""
-    sample: SampleSection = harmless(SampleSection())
+    sample: SampleSection = free_to_change(SampleSection())
     """How images are drawn."""
 
 
@@ -291,7 +291,7 @@ def _no_model(place: Path) -> ModelFileError:
     )
     if place.is_dir():
         problem = (
-            f"`{place}` has no {MARK}, which vdiff writes last: "
+            f"`{place}` has no {MANIFEST}, which vdiff writes last: "
             "it is no model folder of vdiff, or not whole"
         )
     else:
@@ -305,7 +305,7 @@ def _drawing_part(card: ModelCard, folder: Path) -> _DrawingPart:
     """
     if not card.recipe:
         return _DrawingPart()
-    text = recipe_text.read(card.recipe, str(folder / MARK))
+    text = recipe_text.parse(card.recipe, str(folder / MANIFEST))
     own: dict[str | int, object] = {
         name: text.data[name] for name in _DrawingPart.model_fields if name in text.data
     }

@@ -5,7 +5,7 @@ has less of the run than another one has on its own disk.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vdiff.disk import manifest as mark
+from vdiff.disk import manifest
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.machine.meeting import Meeting
 from vdiff.model_folder.card import is_model_folder, read_card
@@ -69,7 +69,7 @@ def _standing(run: RunFolder, name: str) -> tuple[Any, ...]:
             return True, card.updates, card.hash
         points = run.points(name)
         if points:
-            return False, int(points[0].name), mark.sha256_of(points[0] / STATE)
+            return False, int(points[0].name), manifest.sha256_of(points[0] / STATE)
     except (ModelFileError, OSError, ValueError):
         pass  # the first process tells what is damaged, when it reads it
     return False, -1, ""

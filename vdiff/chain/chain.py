@@ -20,8 +20,8 @@ from vdiff.chain.plan import (
     keeps_state,
     plan,
     same_start,
+    shaping_values,
     stages_after,
-    trajectory,
 )
 from vdiff.chain.stage_parts import agree_on_pictures
 from vdiff.chain.stage_run import Surroundings, make
@@ -35,7 +35,7 @@ from vdiff.model_folder.checkpoint import ModelCard, is_model_folder
 from vdiff.runs import contents as run_contents
 from vdiff.runs import savepoint, telling
 from vdiff.runs.folder import RunFolder
-from vdiff.training.report import StageRow
+from vdiff.training.progress import StageRow
 
 
 class Chain:
@@ -98,7 +98,7 @@ class Chain:
             )
         )
         self._processes.told(lambda: self._check_kept(stages, done, teacher))
-        self._progress.plan(
+        self._progress.show_stages(
             [_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages]
         )
         if not force:
@@ -139,7 +139,9 @@ class Chain:
         return is_finished(self.run, stage, self._trajectory(stage))
 
     def _trajectory(self, stage: Stage) -> dict[str, object]:
-        return trajectory(self._surroundings.recipe, stage, self._surroundings.machine.precision)
+        return shaping_values(
+            self._surroundings.recipe, stage, self._surroundings.machine.precision
+        )
 
     def _check_floor(self, stage: Stage, card: ModelCard) -> None:
         check_floor(self._surroundings.recipe, stage, card, self.run, self._progress.note)
@@ -154,11 +156,11 @@ class Chain:
         """Errors, before any work: UsageError for what vdiff did not make,
         in a place where something is to be left.
 
-        ModelFileError for what would be made anew although only the mark of the model that is there
-        is missing.
+        ModelFileError for what would be made anew although only the manifest of the model that is
+        there is missing.
         """
         self.run.refuse_to_replace([stage.name for stage in stages], self._surroundings.text)
-        lost = {stage.name for stage in stages} & set(self.run.unmarked())
+        lost = {stage.name for stage in stages} & set(self.run.without_manifest())
         if lost and not force:
             folder = self.run.model(min(lost))
             fix = "put its vdiff.json back, move the folder away, or add --force to make it again"
@@ -293,8 +295,8 @@ def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool
     """Whether its model folder is there; not where the recipe wants a longer training,
     and there is what it takes.
 
-    wanted: the stage's `trajectory`.   Errors: ModelFileError for a card that cannot be believed,
-    or a model that is not all there.
+    wanted: the stage's `shaping_values`.   Errors: ModelFileError for a card that cannot be
+    believed, or a model that is not all there.
     """
     folder = run.model(stage.name)
     if not is_model_folder(folder):

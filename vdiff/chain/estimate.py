@@ -24,7 +24,7 @@ from vdiff.errors import VdiffError
 from vdiff.machine import memory
 from vdiff.machine.machine import Machine
 from vdiff.metrics.agreement import AgreementSection
-from vdiff.metrics.metric import Against, MetricSection, named
+from vdiff.metrics.metric import MetricSection, Reference, named
 from vdiff.metrics.pair_metric import Pairs
 from vdiff.metrics.reference import StorePictures
 from vdiff.model_folder.checkpoint import codec_for
@@ -50,7 +50,7 @@ _SAVED_BYTES = 2**26
 class StageEstimate:
     """What one stage will cost, in seconds.
 
-    updates: the training itself.   saves: points to resume from and the model folder.
+    updates: the training itself.   saves: savepoints and the model folder.
     pictures: previews.
     trend: what `evaluate` measures.   start: making the networks, and what the first update takes
     longer.
@@ -209,7 +209,7 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     share = -(-stage.settings.batch_size // machine.world_size)
     probe = min(_PROBE, share)
     x, condition, rng_of = _batch(recipe, learner, probe)
-    making += _timed(partial(learner.settle, x, condition, rng_of, share))
+    making += _timed(partial(learner.choose_micro_batch, x, condition, rng_of, share))
     first, second = (_timed(partial(_update, recipe, learner, machine, probe)) for _ in range(2))
     peak = memory.peak_bytes(machine.device)
     most = max(int(_SECONDS / _LEAST_UPDATES / max(second / probe, 1e-9)), probe)
@@ -334,7 +334,7 @@ def _metric_seconds(recipe: Recipe, reference: Path | None) -> tuple[float, floa
     samples = torch.randint(
         0, 256, (recipe.evaluate.num_images, *_image_shape(recipe)), dtype=torch.uint8
     )
-    against = Against(samples, "", where="evaluate.metrics")
+    against = Reference(samples, "", where="evaluate.metrics")
     sections = []
     if recipe.evaluate.every is not None:
         sections = named(recipe.evaluate.metrics)

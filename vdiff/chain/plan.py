@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vdiff.config import trajectory_values
+from vdiff.config import values_that_shape_weights
 from vdiff.errors import UsageError
 from vdiff.recipe.recipe import DistillSection, Recipe, TrainSection
 
@@ -72,19 +72,19 @@ def doubts(stages: Sequence[Stage]) -> list[str]:
     return found
 
 
-def trajectory(recipe: Recipe, stage: Stage, precision: str) -> dict[str, object]:
+def shaping_values(recipe: Recipe, stage: Stage, precision: str) -> dict[str, object]:
     """Every value that shapes the weights of a stage, by dotted name;
     its teacher and its data are not among them.
 
     precision: what the machine computes in; `auto` is not the same everywhere.
     """
     section = "train" if stage.index == 0 else "distill"
-    settings = trajectory_values(stage.settings, f"{section}.")
+    settings = values_that_shape_weights(stage.settings, f"{section}.")
     for name in ("start_steps", "end_steps", "factor", "overrides", "stages"):
         settings.pop(f"{section}.{name}", None)
-    network = trajectory_values(recipe.network, "network.") if stage.index == 0 else {}
-    data = trajectory_values(recipe.data, "data.")
-    diffusion = trajectory_values(recipe.diffusion, "diffusion.")
+    network = values_that_shape_weights(recipe.network, "network.") if stage.index == 0 else {}
+    data = values_that_shape_weights(recipe.data, "data.")
+    diffusion = values_that_shape_weights(recipe.diffusion, "diffusion.")
     own = {
         "seed": recipe.seed,
         "precision": precision,

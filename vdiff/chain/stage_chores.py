@@ -20,10 +20,10 @@ from vdiff.phases import phase
 from vdiff.runs import contents as run_contents
 from vdiff.runs.savepoint import Saver
 from vdiff.training.learner import Learner
-from vdiff.training.log import Report
+from vdiff.training.log import LossRecord
 from vdiff.training.loop import Chore, Moment, always
 from vdiff.training.profile import Profile
-from vdiff.training.report import Progress
+from vdiff.training.progress import Progress
 
 
 @dataclass
@@ -42,7 +42,7 @@ class StageChores:
     pictures: StagePictures
     trend: Trend
     profile: Profile | None
-    report: Report
+    report: LossRecord
     saver: Saver
     trackers: Trackers
     offset: int

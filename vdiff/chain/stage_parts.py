@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vdiff.chain.plan import Stage, trajectory
+from vdiff.chain.plan import Stage, shaping_values
 from vdiff.choices import Predicts
 from vdiff.data.dataset import Images
 from vdiff.diffusion.denoiser import Denoiser
@@ -50,7 +50,7 @@ def shaping(
     """Every value that shapes the weights of a stage, by name:
     of the recipe, the pictures and the teacher.
     """
-    return trajectory(recipe, stage, precision) | {
+    return shaping_values(recipe, stage, precision) | {
         "data": images.fingerprint,
         "teacher": teacher.card.hash if teacher else None,
     }

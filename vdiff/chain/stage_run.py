@@ -49,10 +49,10 @@ from vdiff.runs import savepoint, telling
 from vdiff.runs.folder import RunFolder
 from vdiff.runs.savepoint import SavePoint, Saver
 from vdiff.training.learner import Learner
-from vdiff.training.log import Report
+from vdiff.training.log import LossRecord
 from vdiff.training.loop import fit
 from vdiff.training.profile import Profile
-from vdiff.training.report import Progress
+from vdiff.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class StageRun:
                 saved = self._roll_back(err)
 
     def publish(self, trained: Trained) -> Made:
-        """Leave the model folder; the points to resume from have served."""
+        """Leave the model folder; the savepoints have served."""
         recipe, run = self._surroundings.recipe, self._surroundings.run
         machine, saves = self._surroundings.machine, self._saves
         folder, result = run.model(self._stage.name), trained.result
@@ -353,7 +353,7 @@ class StageRun:
             self._surroundings.progress,
         )
         offset = self._updates_before()
-        report = Report(
+        report = LossRecord(
             self._stage.name,
             self._stage.settings,
             machine,
@@ -395,7 +395,7 @@ class StageRun:
             rank=machine.rank,
             world_size=machine.world_size,
             flip=recipe.data.flip,
-            workers=self._images.num_workers,
+            num_workers=self._images.num_workers,
         )
         if self._num_classes == 0:
             return (batch._replace(labels=None) for batch in found)

@@ -17,7 +17,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
 from vdiff.machine.machine import Machine
 from vdiff.metrics.agreement import AgreementSection
-from vdiff.metrics.metric import Against, MetricSection, named
+from vdiff.metrics.metric import MetricSection, Reference, named
 from vdiff.metrics.pair_metric import Pairs, are_pairs
 from vdiff.metrics.reference import StorePictures
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
@@ -59,7 +59,7 @@ class Trend:
             and not any(each.kind == "agreement" for each in pairs)
         ):
             pairs = [AgreementSection(), *pairs]
-        against = Against(
+        against = Reference(
             StorePictures(images),
             images.fingerprint if sections else "",
             cache,

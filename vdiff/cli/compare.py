@@ -180,7 +180,7 @@ def _tell(models: "Pair", out: Path) -> None:
 
     names = (models.a.name, models.b.name)
     if mode.json:
-        console.emit_json({"out": str(out), **pair.facts(models)})
+        console.emit_json({"out": str(out), **pair.as_json(models)})
     else:
         console.table(("", *names), pair.words(models), right=names)
         if models.protocol is not None:

@@ -27,7 +27,7 @@ from vdiff.cli.progress import (
     number,
     steadily,
 )
-from vdiff.training.report import Progress, StageRow
+from vdiff.training.progress import Progress, StageRow
 
 
 def fit_progress(is_silent: bool = False) -> Progress:
@@ -168,7 +168,7 @@ class FitDisplay(_Display):
         self.fit: Fit | None = None
         self.last_save = ""
 
-    def plan(self, stages: Sequence[StageRow]) -> None:
+    def show_stages(self, stages: Sequence[StageRow]) -> None:
         self.rows = {row.name: row for row in stages}
         for row in stages:
             if row.state == "skipped":
@@ -215,7 +215,7 @@ class FitDisplay(_Display):
 class ChainDisplay(FitDisplay):
     """A table with a row per stage, above the bar of the one that runs."""
 
-    def plan(self, stages: Sequence[StageRow]) -> None:
+    def show_stages(self, stages: Sequence[StageRow]) -> None:
         self.rows = {row.name: row for row in stages}
         self.draw()
 

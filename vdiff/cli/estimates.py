@@ -40,7 +40,7 @@ def show(
 
     from vdiff.chain.chain import is_finished
     from vdiff.chain.estimate import estimate
-    from vdiff.chain.plan import doubts, plan, trajectory
+    from vdiff.chain.plan import doubts, plan, shaping_values
     from vdiff.cli import console, launch
     from vdiff.machine.machine import Machine
     from vdiff.model_folder.checkpoint import read_card
@@ -66,7 +66,7 @@ def show(
             kept: dict[str, int | None] = {}
             for stage in stages_of(recipe, choice, run):
                 stays = not force and is_finished(
-                    run, stage, trajectory(recipe, stage, machine.precision)
+                    run, stage, shaping_values(recipe, stage, machine.precision)
                 )
                 kept[stage.name] = read_card(run.model(stage.name)).updates if stays else None
             return kept

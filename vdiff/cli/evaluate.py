@@ -16,8 +16,8 @@ from vdiff.errors import DataError, UsageError
 if TYPE_CHECKING:
     from vdiff.cli.progress import PrepareProgress
     from vdiff.data.dataset import Images
-    from vdiff.evaluation.earlier import Earlier
     from vdiff.evaluation.evaluate import Evaluation
+    from vdiff.evaluation.known_rows import KnownRows
     from vdiff.evaluation.subjects import Subject
     from vdiff.machine.machine import Machine
     from vdiff.machine.processes import Processes
@@ -264,10 +264,10 @@ def _evaluation(
     weights: Path | None,
 ) -> "Evaluation":
     from vdiff.evaluation.evaluate import Evaluation
-    from vdiff.evaluation.samples import Wanted
+    from vdiff.evaluation.samples import SampleRequest
 
     num_images, first_seed, batch_size = asked
-    wanted = Wanted(recipe.sample.named_sampler, num_images, first_seed, batch_size)
+    wanted = SampleRequest(recipe.sample.named_sampler, num_images, first_seed, batch_size)
     return Evaluation(subjects, metrics, wanted, images, place, weights)
 
 
@@ -297,13 +297,13 @@ def _work(
     check: is called after every batch.
     """
     from vdiff.cli import displays, evaluation_table, signals
-    from vdiff.evaluation.earlier import Earlier
     from vdiff.evaluation.evaluate import NOT_READY
+    from vdiff.evaluation.known_rows import KnownRows
     from vdiff.metrics import table
 
     with contextlib.ExitStack() as stack:
         looking = stack.enter_context(_Looking(check))
-        ready, earlier = NOT_READY, Earlier()
+        ready, earlier = NOT_READY, KnownRows()
         if machine.is_first:
             stack.enter_context(lock())
             evaluation.refuse_strangers()
@@ -313,7 +313,7 @@ def _work(
             _warn_of_few(evaluation)
             earlier = _earlier(evaluation.protocol(ready), table_path, force)
         machine.wait()
-        total = evaluation.num_passes(Earlier())
+        total = evaluation.num_passes(KnownRows())
         progress = stack.enter_context(
             displays.prepare_progress(not machine.is_first, "passes through a network")
         )
@@ -373,22 +373,22 @@ class _Looking:
         self.close()
 
 
-def _earlier(protocol: "Protocol", path: Path | None, force: bool) -> "Earlier":
+def _earlier(protocol: "Protocol", path: Path | None, force: bool) -> "KnownRows":
     """What the table knows already.
 
     Errors: UsageError where the new numbers must not stand beside the old.
     """
-    from vdiff.evaluation.earlier import Earlier, check_comparable
+    from vdiff.evaluation.known_rows import KnownRows, check_comparable
     from vdiff.metrics import table
 
     if path is None or force:
-        return Earlier()
+        return KnownRows()
     before = table.read(path)
     check_comparable(before, protocol, path)
-    return Earlier(before)
+    return KnownRows(before)
 
 
-def _tell_plan(evaluation: "Evaluation", earlier: "Earlier") -> None:
+def _tell_plan(evaluation: "Evaluation", earlier: "KnownRows") -> None:
     from vdiff.cli import console
 
     calls, needed = evaluation.num_passes(earlier), evaluation.needed(earlier)

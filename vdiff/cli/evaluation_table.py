@@ -10,7 +10,7 @@ from vdiff.cli.options import mode
 
 if TYPE_CHECKING:
     from vdiff.metrics.pair_metric import Measure, Partner
-    from vdiff.metrics.table import EvaluationTable, Row, Value
+    from vdiff.metrics.table import EvaluationRow, EvaluationTable, Value
 
 SECONDS = "s per\npicture"
 
@@ -57,7 +57,7 @@ def show(table: "EvaluationTable", path: Path | None) -> None:
 
 
 def _cells(
-    row: "Row", names: Sequence[str], pairs: "Sequence[tuple[Measure, Partner]]"
+    row: "EvaluationRow", names: Sequence[str], pairs: "Sequence[tuple[Measure, Partner]]"
 ) -> list[str]:
     model = row.model
     if row.role == "undistilled":
@@ -88,7 +88,7 @@ def _value(value: "Value | None") -> str:
     return f"{value.value:.{places}f} ±{half:.{places}f}"
 
 
-def _compared(row: "Row", measure: "Measure", whom: "Partner") -> str:
+def _compared(row: "EvaluationRow", measure: "Measure", whom: "Partner") -> str:
     """A number without its unit, which stands over it; nothing where there is none."""
     from vdiff.metrics.pair_metric import written
 

@@ -37,7 +37,7 @@ def inspect(
       vdiff inspect
       vdiff inspect base_6 data/celeba_256 checkpoint.pt --verify
     """
-    from vdiff.cli import console, facts
+    from vdiff.cli import console, description
 
     if paths:
         places = [_place(path, recipe, run) for path in paths]
@@ -50,7 +50,7 @@ def inspect(
     elif mode.json:
         console.emit_json({"inspected": things})
     elif len(things) == 1:
-        facts.show(things[0])
+        description.show(things[0])
     else:
         _show_each(things)
     return _conclude(things, verify)
@@ -58,13 +58,13 @@ def inspect(
 
 def _show_each(things: Sequence[dict[str, Any]]) -> None:
     """Several things below each other, each under its path."""
-    from vdiff.cli import console, facts
+    from vdiff.cli import console, description
 
     for place, thing in enumerate(things):
         if place > 0:
             console.write("")
         console.write(f"{thing['path']}:")
-        facts.show(thing)
+        description.show(thing)
 
 
 def _run(recipe: str | None, run: Path | None) -> Path:
@@ -113,13 +113,13 @@ def _described(path: Path, verify: bool) -> dict[str, Any]:
 
 def _describe(path: Path, verify: bool) -> dict[str, Any]:
     from vdiff.data.seal import FILE, SEAL, is_store
-    from vdiff.model_folder.card import MARK, is_model_folder
+    from vdiff.model_folder.card import MANIFEST, is_model_folder
     from vdiff.reporting import inspection
     from vdiff.runs.folder import RunFolder
 
     folder = path
     # the TAB key leads into a folder, to the one file in it that people know
-    if path.name in (MARK, FILE, SEAL):
+    if path.name in (MANIFEST, FILE, SEAL):
         folder = path.parent
     if is_model_folder(folder):
         return inspection.model(folder, verify)

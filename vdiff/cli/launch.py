@@ -30,7 +30,7 @@ def is_worker() -> bool:
     """
     return (
         any(name in os.environ for name in (LAUNCHER, "TORCHELASTIC_RUN_ID"))
-        or world.read().size > 1
+        or world.from_environment().size > 1
     )
 
 
@@ -44,7 +44,7 @@ def may_start() -> bool:
     if not is_worker():
         return True
     if LAUNCHER not in os.environ and not is_echo():
-        told_by = world.read().told_by or "torchrun has started this process"
+        told_by = world.from_environment().told_by or "torchrun has started this process"
         console.warn(
             f"`--gpus` starts nothing here, where all processes are started already ({told_by})"
         )

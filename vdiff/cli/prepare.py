@@ -17,11 +17,11 @@ from vdiff.system.plural import count
 
 if TYPE_CHECKING:
     from vdiff.cli.progress import PrepareProgress
-    from vdiff.data.prepare import Plan, Progress, Report
+    from vdiff.data.prepare import Forecast, PrepareCounts, PrepareSummary
     from vdiff.data.sources import Group
 
 Job = dict[str, Any]
-"""The arguments that `data.prepare.plan` and `data.prepare.prepare` share."""
+"""The arguments that `data.prepare.forecast` and `data.prepare.prepare` share."""
 
 
 def prepare(
@@ -105,7 +105,7 @@ def prepare(
     if dry_run:
         _show_plan(job)
     else:
-        _run(job, {"max_bad": share, "workers": workers, "force": force}, data)
+        _run(job, {"max_bad": share, "num_threads": workers, "force": force}, data)
 
 
 def _data_section(recipe: str | None, changes: list[str] | None, is_needed: bool) -> Any:
@@ -155,11 +155,11 @@ def _share(text: str) -> float:
 
 
 def _show_plan(job: Job) -> None:
-    from vdiff.cli import console, facts
-    from vdiff.data.prepare import plan
+    from vdiff.cli import console, description
+    from vdiff.data.prepare import forecast
     from vdiff.data.sources.classes import some
 
-    planned = plan(**job)
+    planned = forecast(**job)
     if mode.json:
         console.emit_json(
             {"dry_run": True, "source": job["source"], "store": job["out"], **asdict(planned)}
@@ -174,8 +174,8 @@ def _show_plan(job: Job) -> None:
     )
     console.write(f"classes   {classes}\nsizes     {', '.join(map(str, planned.sizes))}")
     console.write(
-        f"MB        about {facts.size(planned.estimated_bytes)}, "
-        f"{facts.size(planned.free_bytes)} free"
+        f"MB        about {description.size(planned.estimated_bytes)}, "
+        f"{description.size(planned.free_bytes)} free"
     )
     _tell_left_out(planned.left_out, None)
     for hint in planned.hints:
@@ -190,7 +190,7 @@ def _show_plan(job: Job) -> None:
     _warn_of_space(planned)
 
 
-def _warn_of_space(planned: "Plan") -> None:
+def _warn_of_space(planned: "Forecast") -> None:
     from vdiff.cli import console
 
     if planned.estimated_bytes > planned.free_bytes and not planned.already_done:
@@ -222,7 +222,7 @@ class _Watcher:
         self._progress = progress
         self._request: StopRequest | None = None
 
-    def __call__(self, now: "Progress") -> None:
+    def __call__(self, now: "PrepareCounts") -> None:
         # the first call: from here on a stopped job goes on where it was
         self._request = self._request or StopRequest()
         self._progress.update(now.done, now.skipped, now.total)
@@ -237,8 +237,8 @@ class _Watcher:
             self._request.close()
 
 
-def _tell(report: "Report", data: Any) -> None:
-    from vdiff.cli import console, facts
+def _tell(report: "PrepareSummary", data: Any) -> None:
+    from vdiff.cli import console, description
     from vdiff.data.sources.classes import some
     from vdiff.system.printable import printable
 
@@ -250,7 +250,9 @@ def _tell(report: "Report", data: Any) -> None:
     else:
         sizes = ", ".join(map(str, report.sizes))
         pictures = count(report.num_images, "picture")
-        what = f"{pictures} of {sizes} pixels in `{report.store}`, {facts.size(report.bytes)} MB"
+        what = (
+            f"{pictures} of {sizes} pixels in `{report.store}`, {description.size(report.bytes)} MB"
+        )
         console.say(what, "green")
     if report.class_names:
         console.say(
@@ -294,7 +296,7 @@ def _tell_left_out(groups: "list[Group]", names: Path | None) -> None:
         console.say("\n".join(lines))
 
 
-def _kinds(report: "Report") -> list[tuple[str, int]]:
+def _kinds(report: "PrepareSummary") -> list[tuple[str, int]]:
     """What was amiss with pictures that were taken all the same, without its details,
     and with how many.
     """
@@ -302,7 +304,7 @@ def _kinds(report: "Report") -> list[tuple[str, int]]:
     return Counter(words.partition(":")[0] for _, words in report.notes).most_common()
 
 
-def _tell_next(report: "Report", data: Any) -> None:
+def _tell_next(report: "PrepareSummary", data: Any) -> None:
     """What to type now, when the recipe has this store and when it does not yet."""
     from vdiff.cli import console
 

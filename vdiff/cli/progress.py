@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from vdiff.chain.plan import BASE
 from vdiff.system.plural import count
-from vdiff.training.report import StageRow
+from vdiff.training.progress import StageRow
 
 Clock = Callable[[], float]
 
@@ -236,7 +236,7 @@ class FitLines(_Lines):
         self._rows: dict[str, StageRow] = {}
         self._fit = Fit("", Pace(0, clock=clock))
 
-    def plan(self, stages: Sequence[StageRow]) -> None:
+    def show_stages(self, stages: Sequence[StageRow]) -> None:
         self._rows = {row.name: row for row in stages}
         for row in stages:
             if row.state == "skipped":

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vdiff.runs.folder import RunFolder
-    from vdiff.training.report import Progress
+    from vdiff.training.progress import Progress
 
 
 @contextlib.contextmanager
 def recorded(progress: "Progress", folder: "RunFolder", machine: str) -> Iterator["Progress"]:
     """`progress`, with a status.json that tells how the command ended.   machine: in words."""
     from vdiff.cli import failures
-    from vdiff.runs.status import Recorder
+    from vdiff.runs.status import StatusWriter
 
-    recorder = Recorder(progress, folder.status, resume_command(sys.argv[1:]), machine)
+    recorder = StatusWriter(progress, folder.status, resume_command(sys.argv[1:]), machine)
     try:
         yield recorder
     except BaseException as err:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vdiff.recipe.recipe import Recipe
     from vdiff.recipe.text import RecipeText
     from vdiff.runs.folder import RunFolder
-    from vdiff.training.report import Progress
+    from vdiff.training.progress import Progress
 
 RunOption = Annotated[
     Path | None,
@@ -213,7 +213,7 @@ def common_recipe(
     A process that finds no recipe follows the first one.
     Errors: UsageError, in all of them, for recipes that would not make the same weights.
     """
-    from vdiff.config import trajectory_values
+    from vdiff.config import values_that_shape_weights
     from vdiff.recipe import text as recipe_text
     from vdiff.recipe.recipe import Recipe
 
@@ -224,7 +224,7 @@ def common_recipe(
         recipe, text = first[0]
         return standing(text, recipe)
 
-    first_text = recipe_text.read(processes.told(read), "the first process's recipe")
+    first_text = recipe_text.parse(processes.told(read), "the first process's recipe")
 
     def read_here() -> "tuple[Recipe, RecipeText]":
         if first:
@@ -240,7 +240,7 @@ def common_recipe(
     recipe, text = processes.together(read_here)
     fix = "give all hosts the same recipe, or none but the first: the others are told"
     processes.agree(
-        trajectory_values(recipe),
+        values_that_shape_weights(recipe),
         UsageError,
         "the processes of this run have different recipes",
         fix,

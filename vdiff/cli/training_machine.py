@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from vdiff.machine.machine import Machine
     from vdiff.machine.processes import Processes
     from vdiff.recipe.recipe import Recipe
-    from vdiff.training.report import Progress
+    from vdiff.training.progress import Progress
 
 
 def training_machine(recipe: "Recipe", device: str | None, others: "Processes") -> "Machine":

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from vdiff.config import KindSection, trajectory
+from vdiff.config import KindSection, shapes_weights
 from vdiff.data import CODECS
 from vdiff.errors import UsageError
 from vdiff.images.images import to_float, to_uint8
@@ -88,7 +88,7 @@ class Codec(ABC):
 class PixelSection(CodecSection):
     """The network sees the pixels, in [-1, 1]."""
 
-    kind: Literal["pixels"] = trajectory("pixels")
+    kind: Literal["pixels"] = shapes_weights("pixels")
     """Which codec."""
 
     def build(self) -> Codec:

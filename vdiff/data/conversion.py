@@ -231,21 +231,21 @@ def _unsealed(record: bytes) -> Part:
 
 
 def convert(
-    pictures: Iterable[Picture], settings: Settings, workers: int
+    pictures: Iterable[Picture], settings: Settings, num_threads: int
 ) -> Generator[list[Converted]]:
     """Every picture in every size, in order, a few at a time.
 
-    `workers` threads work a little ahead.
+    `num_threads` threads work a little ahead.
     """
     # Threads, not processes: Pillow releases the interpreter's lock while it decodes, resizes and
     # encodes.
-    return in_order(partial(_convert_chunk, settings), _chunks(pictures), workers, _has_large)
+    return in_order(partial(_convert_chunk, settings), _chunks(pictures), num_threads, _has_large)
 
 
-def have_marks(pictures: Iterable[Picture], marks: str, workers: int) -> bool:
-    """Whether the pictures have these marks, in this order; `workers` threads read them."""
+def have_marks(pictures: Iterable[Picture], marks: str, num_threads: int) -> bool:
+    """Whether the pictures have these marks, in this order; `num_threads` threads read them."""
     place = 0
-    for chunk_marks in in_order(_marks_of_chunk, _chunks(pictures), workers, _has_large):
+    for chunk_marks in in_order(_marks_of_chunk, _chunks(pictures), num_threads, _has_large):
         if marks[place : place + len(chunk_marks)] != chunk_marks:
             return False
         place += len(chunk_marks)
@@ -255,7 +255,7 @@ def have_marks(pictures: Iterable[Picture], marks: str, workers: int) -> bool:
 def in_order(
     work: Callable[[Item], Result],
     items: Iterable[Item],
-    workers: int,
+    num_threads: int,
     is_large: Callable[[Item], bool] = lambda item: False,
 ) -> Generator[Result]:
     """`map(work, items)` in threads, with at most two items per thread under way.
@@ -263,15 +263,17 @@ def in_order(
     is_large: whether an item must be done before the next one is taken.
     """
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         try:
             for count, item in enumerate(items):
-                pending.append(_submitted(pool, partial(work, item), starts_thread=count < workers))
+                pending.append(
+                    _submitted(pool, partial(work, item), starts_thread=count < num_threads)
+                )
                 # Files of hundreds of megabytes in each thread would take all memory. `exception`
                 # waits for the end.
                 if is_large(item):
                     pending[-1].exception()
-                if len(pending) >= 2 * workers:
+                if len(pending) >= 2 * num_threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

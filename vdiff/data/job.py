@@ -43,7 +43,7 @@ _BYTES_PER_VALUE = {"png": 0.65, "webp": 0.45, "jpeg": 0.4}
 
 
 @dataclass(frozen=True)
-class Progress:
+class PrepareCounts:
     """How far the work is, in files: stored, skipped, and all there are."""
 
     done: int
@@ -66,7 +66,7 @@ class Done:
 class Job:
     """A store made in `folder` from all pictures of `source`.
 
-    max_bad: the share of files that may be unreadable.   workers: threads.
+    max_bad: the share of files that may be unreadable.   num_threads: of this process.
     said: why the work of an earlier start was thrown away.
     tell: is called with a sentence before slow work.
     """
@@ -75,11 +75,11 @@ class Job:
     settings: Settings
     folder: Path
     max_bad: float
-    workers: int
+    num_threads: int
     said: list[str] = field(default_factory=list)
     tell: Callable[[str], None] = lambda text: None
 
-    def run(self, on_progress: Callable[[Progress], None]) -> Done:
+    def run(self, on_progress: Callable[[PrepareCounts], None]) -> Done:
         """Store what is not stored yet.
 
         DataError if too many files are unreadable. PausedError if the machine refuses to read a
@@ -144,7 +144,7 @@ class Job:
         """Remove what a process that was killed had begun to write beside the store."""
         for pattern in (".preview.png.*", ".skipped.tsv.*"):
             for leftover in self.folder.glob(pattern):
-                if STORE.parts.fullmatch(leftover.name):
+                if STORE.paths.fullmatch(leftover.name):
                     leftover.unlink()
         # Half a seal.
         clean(self.folder)
@@ -157,7 +157,7 @@ class Job:
                 # It was finished, but not published.
                 metadata = Metadata.from_json(text)
                 comparison = compare(
-                    self.folder, metadata, self.source, self.settings, self.workers, self.tell
+                    self.folder, metadata, self.source, self.settings, self.num_threads, self.tell
                 )
                 is_this = comparison.verdict == "same"
                 crcs = {str(size): crcs for size, crcs in metadata.crcs.items()}
@@ -199,7 +199,7 @@ class Job:
                 "what was done is compared with it"
             )
             done = itertools.islice(self.source.pictures_from(0), stored.num_files)
-            is_same = have_marks(done, stored.marks, self.workers)
+            is_same = have_marks(done, stored.marks, self.num_threads)
         if is_same:
             writer.commit({JOB: self._name(self.source.stamp)})
         return is_same
@@ -211,19 +211,21 @@ class Job:
         document = [self.source.fingerprint, self.source.labels_fingerprint, asdict(self.settings)]
         return f"{hashlib.sha256(json.dumps(document).encode()).hexdigest()} {stamp}".encode()
 
-    def _store_all(self, ledger: Ledger, on_progress: Callable[[Progress], None]) -> None:
+    def _store_all(self, ledger: Ledger, on_progress: Callable[[PrepareCounts], None]) -> None:
         labels = self.source.classes.labels
         total = len(self.source.files)
         pictures = self.source.pictures_from(ledger.num_files)
-        on_progress(Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total))
-        with closing(convert(pictures, self.settings, self.workers)) as chunks:
+        on_progress(PrepareCounts(ledger.num_stored, ledger.num_files - ledger.num_stored, total))
+        with closing(convert(pictures, self.settings, self.num_threads)) as chunks:
             try:
                 for chunk in chunks:
                     for converted in chunk:
                         ledger.add(converted, labels[ledger.num_files])
                     self._refuse_too_many(ledger)
                     on_progress(
-                        Progress(ledger.num_stored, ledger.num_files - ledger.num_stored, total)
+                        PrepareCounts(
+                            ledger.num_stored, ledger.num_files - ledger.num_stored, total
+                        )
                     )
             except (Stopped, PausedError, MemoryError):
                 # Nothing is wrong with what waits: the next start need not convert it again.

@@ -24,7 +24,7 @@ class LmdbImages:
     """
 
     def __init__(
-        self, store: ImageStore, size: int, channels: int, workers: int | None = None
+        self, store: ImageStore, size: int, channels: int, num_workers: int | None = None
     ) -> None:
         if size not in store.sizes:
             known_sizes = ", ".join(map(str, store.sizes))
@@ -41,8 +41,8 @@ class LmdbImages:
         self._labels = store.labels
         self._is_cached = self.num_images * int(np.prod(self.shape)) <= _CACHE_BYTES
         self._cache: tuple[images.Pixels, npt.NDArray[np.bool_]] | None = None
-        if workers is not None:
-            self.num_workers = workers
+        if num_workers is not None:
+            self.num_workers = num_workers
         elif self._is_cached:
             # Each process would fill a cache of its own.
             self.num_workers = 0

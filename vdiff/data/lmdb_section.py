@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vdiff.choices import Encoding, Labels, Resampling
-from vdiff.config import harmless, trajectory
+from vdiff.config import free_to_change, shapes_weights
 from vdiff.data.section import DatasetSection
 
 if TYPE_CHECKING:
@@ -14,50 +14,50 @@ if TYPE_CHECKING:
 class LmdbImagesSection(DatasetSection):
     """Pictures from an image store that `vdiff prepare` made, or that diffusion_distiller did."""
 
-    kind: Literal["lmdb"] = trajectory("lmdb")
+    kind: Literal["lmdb"] = shapes_weights("lmdb")
     """An LMDB of encoded pictures."""
 
-    source: Path | None = harmless(None)
+    source: Path | None = free_to_change(None)
     """The folder, zip or tar file that `vdiff prepare` makes the store from."""
 
-    path: Path = harmless()
+    path: Path = free_to_change()
     """The folder of the store. It may move: its content counts, not its place."""
 
-    size: int = trajectory(ge=8, le=1024)
+    size: int = shapes_weights(ge=8, le=1024)
     """Height and width of the pictures in pixels; the store must hold this size."""
 
-    channels: Literal[1, 3, 4] = trajectory(3)
+    channels: Literal[1, 3, 4] = shapes_weights(3)
     """1 grey, 3 colour, 4 colour with transparency."""
 
-    flip: bool = trajectory(False)
+    flip: bool = shapes_weights(False)
     """Show half of the pictures mirrored left to right:
     more variety for faces, wrong for letters.
     """
 
-    encoding: Encoding = harmless("png")
+    encoding: Encoding = free_to_change("png")
     """File format inside the store, used by `vdiff prepare`:
     png and webp are lossless, jpeg is small.
     """
 
-    quality: int = harmless(100, ge=1, le=100)
+    quality: int = free_to_change(100, ge=1, le=100)
     """JPEG quality from 1 to 100, used by `vdiff prepare`; the other formats ignore it."""
 
-    resampling: Resampling = harmless("lanczos")
+    resampling: Resampling = free_to_change("lanczos")
     """Filter that `vdiff prepare` resizes with:
     lanczos is sharpest, box averages, bicubic lies between.
     """
 
-    depth: int = harmless(16, ge=8, le=16)
+    depth: int = free_to_change(16, ge=8, le=16)
     """Bits that grey pictures of 16 bits use, for `vdiff prepare`:
     12 for many X-rays, whose white is 4095.
     """
 
-    labels: Labels = harmless("auto")
+    labels: Labels = free_to_change("auto")
     """Where `vdiff prepare` takes classes from: auto (`dataset.json`, or folders if they hold all
     pictures), `folders` (the topmost ones; pictures outside are left out) or `none`.
     """
 
-    workers: int | None = harmless(None, ge=0, le=64)
+    workers: int | None = free_to_change(None, ge=0, le=64)
     """Processes that decode ahead; null: none if all pictures fit in 256 MiB of memory,
     else up to 4.
     """

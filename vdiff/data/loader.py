@@ -57,13 +57,13 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     flip: bool = False,
-    workers: int = 0,
+    num_workers: int = 0,
 ) -> Iterator[Batch]:
     """The batches of the updates `start_update`, `start_update` + 1, ... for ever.
 
     Sample g = update * batch_size + place of a stage is picture number g % n in the shuffled epoch
     g // n.
-    batch_size: of all ranks together.   workers: processes that work ahead; the batches are the
+    batch_size: of all ranks together.   num_workers: processes that work ahead; the batches are the
     same with any number. UsageError if there is less than one picture per rank.
     """
     if batch_size < world_size:
@@ -74,8 +74,8 @@ def batches(
     places = np.array_split(np.arange(batch_size), world_size)[rank]
     share = _Share(images, seed, stage, batch_size, places, flip)
     updates = itertools.count(start_update)
-    if workers:
-        return _from_workers(share, updates, workers)
+    if num_workers:
+        return _from_workers(share, updates, num_workers)
     return map(share.batch, updates)
 
 
@@ -189,12 +189,12 @@ def _in_shared_memory(batch: Batch) -> Batch:
     return batch
 
 
-def _from_workers(share: _Share, updates: Iterator[int], workers: int) -> Iterator[Batch]:
+def _from_workers(share: _Share, updates: Iterator[int], num_workers: int) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
         _Updates(share),
         batch_size=None,
         sampler=updates,
-        num_workers=workers,
+        num_workers=num_workers,
         collate_fn=_unchanged,
         worker_init_fn=_outlive_signals,
         # A forked process may inherit a lock that a thread of this one holds; and an LMDB must not

@@ -59,7 +59,7 @@ class _Record(BaseModel):
 
 class Seal(_Record):
     """The file `store.json` beside a finished store:
-    the second mark of a store of ours, by which damage is found.
+    the seal of a store of ours, by which damage is found.
 
     bytes: size of data.mdb.   pages: CRC-32 of its meta pages, branches and leaves, eight
     hexadecimal digits.

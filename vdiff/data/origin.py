@@ -84,7 +84,7 @@ def compare(
     metadata: Metadata,
     source: Source,
     settings: Settings,
-    workers: int,
+    num_threads: int,
     tell: Callable[[str], None],
     is_dry: bool = False,
 ) -> Comparison:
@@ -116,7 +116,7 @@ def compare(
         f"`{source.path}` was touched since the store was made: "
         "its pictures are read again, to compare them"
     )
-    if not have_marks(source.pictures_from(0), origin.marks, workers):
+    if not have_marks(source.pictures_from(0), origin.marks, num_threads):
         return Comparison("changed", "content")
     if not is_dry:
         # A store may lie where nothing can be written: then the pictures are read again the next

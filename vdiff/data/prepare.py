@@ -10,10 +10,10 @@ from shutil import disk_usage
 from typing import get_args
 
 from vdiff.data.conversion import MAX_DEPTH, MIN_DEPTH, Settings
-from vdiff.data.job import Done, Job, Progress, estimated_bytes
+from vdiff.data.job import Done, Job, PrepareCounts, estimated_bytes
 from vdiff.data.origin import Comparison, compare
 from vdiff.data.patience import is_of_machine, paused
-from vdiff.data.prepared import Report as Report
+from vdiff.data.prepared import PrepareSummary as PrepareSummary
 from vdiff.data.prepared import report_of
 from vdiff.data.publishing import OTHER_PLACE, STORE, discard, has_rests, publish, tidy
 from vdiff.data.seal import FILE, is_store
@@ -24,14 +24,14 @@ from vdiff.errors import DataError, MachineError, PausedError, UsageError
 from vdiff.images import images
 from vdiff.system.cores import num_cores
 
-__all__ = ["Plan", "Progress", "Report", "plan", "prepare"]
+__all__ = ["Forecast", "PrepareCounts", "PrepareSummary", "forecast", "prepare"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """What `prepare` would do.
 
-    classes_told, left_out: as in `Report`.   already_done: there would be nothing to do;
+    classes_told, left_out: as in `PrepareSummary`.   already_done: there would be nothing to do;
     `decided_by` says what was compared to find that out.
     hints: what a user should know of the source.
     """
@@ -48,7 +48,7 @@ class Plan:
     hints: list[str]
 
 
-def plan(
+def forecast(
     source: Path,
     out: Path,
     *,
@@ -59,15 +59,15 @@ def plan(
     resampling: images.Resampling = "lanczos",
     depth: int = MAX_DEPTH,
     labels: Labels = "auto",
-) -> Plan:
+) -> Forecast:
     """What `prepare` would do with the same arguments, without writing anything."""
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
     unfinished = _unfinished(out)
     opened = _open(source, labels)
-    job = Job(opened, settings, unfinished, max_bad=0.0, workers=_threads(None))
+    job = Job(opened, settings, unfinished, max_bad=0.0, num_threads=_threads(None))
     comparison = _compared(out, job, is_dry=True)
     existing = next(folder for folder in out.absolute().parents if folder.exists())
-    return Plan(
+    return Forecast(
         num_images=len(opened.files),
         class_names=opened.classes.names,
         classes_told=opened.classes.told,
@@ -93,18 +93,19 @@ def prepare(
     depth: int = MAX_DEPTH,
     labels: Labels = "auto",
     max_bad: float = 0.01,
-    workers: int | None = None,
+    num_threads: int | None = None,
     force: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[PrepareCounts], None] | None = None,
     tell: Callable[[str], None] | None = None,
-) -> Report:
+) -> PrepareSummary:
     """Make the image store `out` from the pictures of `source`,
     or go on where an earlier start was stopped.
 
     sizes: in pixels, square.   quality: of JPEG, 1 to 100.
     max_bad: the share of files that may be unreadable.
     depth: bits that grey pictures of 16 bits use, unless they state it.   labels: see `Labels`.
-    workers: threads, at most 16 by default.   force: replace a store made in another way.
+    num_threads: of this process, at most 16 by default.
+    force: replace a store made in another way.
     tell: is called before slow work.
     DataError: no pictures, or too many unreadable.   UsageError: `out` is there already.
     InUseError: another process prepares it.   MachineError: no space or no permission; nothing is
@@ -119,7 +120,7 @@ def prepare(
     opened = _open(source, labels)
     if tell is None:
         tell = _unheard
-    job = Job(opened, settings, unfinished, max_bad, _threads(workers), tell=tell)
+    job = Job(opened, settings, unfinished, max_bad, _threads(num_threads), tell=tell)
     comparison = _compared(out, job, force)
     if comparison.verdict == "same":
         _tidy_rests(out, unfinished)
@@ -140,7 +141,7 @@ def prepare(
     return report_of(out, opened, started, done.resumed_at, anew=anew, hints=done.hints)
 
 
-def _run(job: Job, on_progress: Callable[[Progress], None]) -> Done:
+def _run(job: Job, on_progress: Callable[[PrepareCounts], None]) -> Done:
     """Do the job. After an error, the unfinished store stays only if there is
     work in it to go on from.
     """
@@ -239,14 +240,14 @@ def _open(source: Path, labels: Labels) -> Source:
     return open_source(source, labels)
 
 
-def _threads(workers: int | None) -> int:
-    return workers or min(16, num_cores())
+def _threads(num_threads: int | None) -> int:
+    return num_threads or min(16, num_cores())
 
 
 def _unheard(text: str) -> None: ...
 
 
-def _unwatched(progress: Progress) -> None: ...
+def _unwatched(progress: PrepareCounts) -> None: ...
 
 
 def _compared(out: Path, job: Job, force: bool = False, is_dry: bool = False) -> Comparison:
@@ -263,7 +264,7 @@ def _compared(out: Path, job: Job, force: bool = False, is_dry: bool = False) ->
         # Another program made it.
         return Comparison("other", "")
     comparison = compare(
-        out, metadata, job.source, job.settings, job.workers, job.tell, is_dry=is_dry
+        out, metadata, job.source, job.settings, job.num_threads, job.tell, is_dry=is_dry
     )
     if comparison.verdict == "changed":
         job.tell(

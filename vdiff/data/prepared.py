@@ -13,7 +13,7 @@ from vdiff.data.store import ImageStore
 
 
 @dataclass(frozen=True)
-class Report:
+class PrepareSummary:
     """What `prepare` did.
 
     num_skipped, skipped_file: pictures that could not be read.
@@ -54,12 +54,13 @@ def report_of(
     comparison: Comparison | None = None,
     anew: str = "",
     hints: Sequence[str] = (),
-) -> Report:
+) -> PrepareSummary:
     """The report on the store at `out`, which is finished.
 
     started: when `prepare` began, by the monotonic clock.
     comparison: what told that nothing was to be done, None if there was work.
-    resumed_at, anew: as in `Report`.   hints: of the work; those of the source come after them.
+    resumed_at, anew: as in `PrepareSummary`.   hints: of the work; those of the source come after
+    them.
     """
     store = ImageStore(out)
     num_skipped = len(_rows(out / SKIPPED))
@@ -69,7 +70,7 @@ def report_of(
     decided_by = ""
     if comparison is not None:
         decided_by = comparison.decided_by
-    return Report(
+    return PrepareSummary(
         store=out,
         num_images=store.num_images,
         num_skipped=num_skipped,

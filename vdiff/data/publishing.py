@@ -78,7 +78,7 @@ def clear(folder: Path) -> None:
     """Delete the files of a store in a claimed folder, all but its lock."""
     with refusals(folder):
         for path in folder.iterdir():
-            if path.name != lock.FILE and STORE.parts.fullmatch(path.name):
+            if path.name != lock.FILE and STORE.paths.fullmatch(path.name):
                 path.unlink()
 
 

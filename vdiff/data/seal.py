@@ -3,7 +3,7 @@ by the file `store.json` beside its data.
 
 Inside `data.mdb`, only the record `vdiff` tells. If one bit of its key changed, the store would be
 taken for one of diffusion_distiller, and be read without checksums and labels. So a finished store
-has a second mark outside, which also holds the checksum of its pages. Older stores have none; they
+has a seal outside, which also holds the checksum of its pages. Older stores have none; they
 are known by what is left of their record.
 """
 
@@ -30,7 +30,7 @@ def is_store(path: Path) -> bool:
 
 
 def write_seal(folder: Path, metadata: Metadata, num_bytes: int, pages: int) -> None:
-    """Write the second mark of the finished store in `folder`.
+    """Write the seal of the finished store in `folder`.
     pages: CRC-32, as `opened.check_pages` gives it.
 
     Errors: MachineError when the disk refuses.
@@ -50,7 +50,7 @@ def _is_seal(path: Path) -> bool:
 
 
 def read_seal(folder: Path) -> Seal | None:
-    """The second mark, or None where there is none.
+    """The seal, or None where there is none.
 
     ValueError if it is damaged, OSError if it cannot be read.
     """

@@ -1,7 +1,7 @@
 """ImageStore: one LMDB of encoded pictures in one or more sizes, and what it says about itself.
 
 Keys `256-00000`, ... and `length`, as diffusion_distiller and rosinality write them, and one record
-of metadata under `vdiff`. Stores without that record are read as they are, unless a second mark
+of metadata under `vdiff`. Stores without that record are read as they are, unless a seal
 tells that they are ours.
 """
 

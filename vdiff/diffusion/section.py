@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vdiff.config import KindSection, trajectory
+from vdiff.config import KindSection, shapes_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +48,9 @@ class ScheduleSection(KindSection, ABC):
 class CosineSection(ScheduleSection):
     """The cosine schedule of improved DDPM; the usual choice."""
 
-    kind: Literal["cosine"] = trajectory("cosine")
+    kind: Literal["cosine"] = shapes_weights("cosine")
     """Which schedule."""
-    grid: int = trajectory(1024, ge=1, le=1 << 16)
+    grid: int = shapes_weights(1024, ge=1, le=1 << 16)
     """Base steps T that the network's time input counts in;
     1024 leaves exact room for ten halvings.
     """
@@ -69,13 +69,13 @@ class CosineLogsnrSection(ScheduleSection):
     between two limits of the signal-to-noise ratio.
     """
 
-    kind: Literal["cosine_logsnr"] = trajectory("cosine_logsnr")
+    kind: Literal["cosine_logsnr"] = shapes_weights("cosine_logsnr")
     """Which schedule."""
-    grid: int = trajectory(1024, ge=1, le=1 << 16)
+    grid: int = shapes_weights(1024, ge=1, le=1 << 16)
     """Base steps T that the network's time input counts in."""
-    smallest: float = trajectory(-20.0, ge=-40, lt=0)
+    smallest: float = shapes_weights(-20.0, ge=-40, lt=0)
     """log(alpha^2 / sigma^2) at t = 1."""
-    largest: float = trajectory(20.0, gt=0, le=40)
+    largest: float = shapes_weights(20.0, gt=0, le=40)
     """log(alpha^2 / sigma^2) just after t = 0."""
 
     def build(self) -> "Schedule":
@@ -112,23 +112,23 @@ TableName = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "
 class BetasSection(ScheduleSection):
     """A table of betas, for models that were trained elsewhere."""
 
-    kind: Literal["betas"] = trajectory("betas")
+    kind: Literal["betas"] = shapes_weights("betas")
     """Which schedule."""
-    table: TableName | Table = trajectory("linear")
+    table: TableName | Table = shapes_weights("linear")
     """The table's name in DDPM code, or its values;
     the last one may be 1 (no signal is left then, so not with eps).
     """
-    grid: int = trajectory(1000, ge=1, le=1 << 16)
+    grid: int = shapes_weights(1000, ge=1, le=1 << 16)
     """Entries of a named table."""
-    first: float = trajectory(1e-4, ge=_SMALLEST_BETA, lt=1)
+    first: float = shapes_weights(1e-4, ge=_SMALLEST_BETA, lt=1)
     """First beta of `linear` and `scaled_linear`; the lower limit of `sigmoid`."""
-    last: float = trajectory(0.02, ge=_SMALLEST_BETA, lt=1)
+    last: float = shapes_weights(0.02, ge=_SMALLEST_BETA, lt=1)
     """Last beta of `linear` and `scaled_linear`; the upper limit of `sigmoid`."""
-    zero_terminal: bool = trajectory(False)
+    zero_terminal: bool = shapes_weights(False)
     """Shift and stretch the table so that no signal is left at its end (Lin et
     al. 2023, algorithm 1).
     """
-    time_scale: float = trajectory(1.0, gt=0, le=1000)
+    time_scale: float = shapes_weights(1.0, gt=0, le=1000)
     """Factor on the network's time input: 0.25 where a network with 4000
     base steps is told of 1000.
     """

@@ -1,4 +1,4 @@
-"""The mark of a finished folder: a JSON file that lists its files,
+"""The manifest of a finished folder: a JSON file that lists its files,
 with the SHA-256 of each one and of itself.
 """
 
@@ -15,7 +15,9 @@ from vdiff.errors import ModelFileError
 
 
 def sealed(content: Mapping[str, Any]) -> str:
-    """The text of a mark: `content` as JSON, and at its end the SHA-256 of every byte before it."""
+    """The text of a manifest: `content` as JSON, and at its end the SHA-256
+    of every byte before it.
+    """
     facts = _without_seal(content)
     text = json.dumps({_SEALED: True, **facts}, indent=1, ensure_ascii=False, allow_nan=False)
     # The seal is written by hand, as the last key: it is the hash of exactly the bytes before it.
@@ -23,18 +25,18 @@ def sealed(content: Mapping[str, Any]) -> str:
     return f'{text},\n "{_SEAL}": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
 
-def read(folder: Path, mark: str) -> dict[str, Any]:
-    """The content of the file `mark`.   Errors: ModelFileError when it is missing or is not what
-    `write` left.
+def read(folder: Path, name: str) -> dict[str, Any]:
+    """The content of the manifest `name`.   Errors: ModelFileError when it is missing or is not
+    what `write` left.
 
     It may come from a stranger. So its size, depth and numbers are bounded, its files lie in the
     folder, and no text in it holds control characters. Marks of vdiff 0.1.0 and before have no
     seal; they are read without one.
     """
-    path = folder / mark
+    path = folder / name
     if not path.is_file():
         raise ModelFileError(
-            f"`{folder}` has no {mark}: it is not a finished folder of vdiff", _FIX, path
+            f"`{folder}` has no {name}: it is not a finished folder of vdiff", _FIX, path
         )
     data = _bytes(path)
     content = _parsed(data, path)

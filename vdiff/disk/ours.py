@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vdiff.disk import manifest as mark
+from vdiff.disk import manifest
 from vdiff.disk.os_files import open_no_link
 from vdiff.errors import ModelFileError, UsageError
 
@@ -27,15 +27,15 @@ ELSEWHERE = "move it away, or choose another place"
 class Kind:
     """A kind of folder that vdiff makes, and how one of them is known.
 
-    mark: name of the file in it that lists the others, empty for none.
-    parts: matches the paths of its files, also of those that no mark lists; paths of folders in it
-    end in `/`.
-    is_proven: whether vdiff made a folder that has no mark, or lost it, as the content of its files
-    shows.
+    manifest: name of the file in it that lists the others, empty for none.
+    paths: matches the paths of its files, also of those that no manifest lists; paths of folders in
+    it end in `/`.
+    is_proven: whether vdiff made a folder that has no manifest, or lost it, as the content of its
+    files shows.
     """
 
-    mark: str
-    parts: re.Pattern[str]
+    manifest: str
+    paths: re.Pattern[str]
     is_proven: IsOurs = lambda folder: True
 
     def stranger(self, folder: Path) -> Path | None:
@@ -76,19 +76,19 @@ class Kind:
         unknown = set(self._unknown(folder, self._listed(folder)))
         # Reversed: what lies in a folder goes before the folder.
         for path in sorted(folder.rglob("*"), reverse=True):
-            if path not in unknown and path != folder / self.mark:
+            if path not in unknown and path != folder / self.manifest:
                 _delete_one(path)
         # The mark goes last. If a kill stops this half-way, the mark still tells that the other
         # files are ours.
-        _delete_one(folder / self.mark)
+        _delete_one(folder / self.manifest)
         _delete_one(folder)
 
     def _listed(self, folder: Path) -> set[str] | None:
-        """The paths of all files that the mark lists, itself too, and of their folders;
+        """The paths of all files that the manifest lists, itself too, and of their folders;
         None without one.
         """
         try:
-            names = {*mark.read(folder, self.mark)["files"], self.mark}
+            names = {*manifest.read(folder, self.manifest)["files"], self.manifest}
         except ModelFileError:
             return None
         folders = {
@@ -104,7 +104,7 @@ class Kind:
             mode = path.lstat().st_mode
             if stat.S_ISDIR(mode):
                 name += "/"
-            is_known = name in (listed or ()) or self.parts.fullmatch(name) is not None
+            is_known = name in (listed or ()) or self.paths.fullmatch(name) is not None
             if not is_known or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
                 yield path
 

@@ -56,12 +56,12 @@ def write(
     num_bytes: int,
     unlisted: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Make the folder `target` with what `fill` puts into it and the mark of its kind,
+    """Make the folder `target` with what `fill` puts into it and the manifest of its kind,
     which comes last.
 
-    The mark is a JSON file that holds `facts` and `files`: {relative path: {size, sha256}}. Returns
-    its content. A folder of the kind that was there before is replaced, once the new one has been
-    read back from the disk.
+    The manifest is a JSON file that holds `facts` and `files`: {relative path: {size, sha256}}.
+    Returns its content. A folder of the kind that was there before is replaced, once the new one
+    has been read back from the disk.
     num_bytes: about how many it will have, for the message when the disk is full.
     unlisted: files that the mark does not list, because people may change them.
     Errors: MachineError when the disk refuses, UsageError for what vdiff did not make. After an
@@ -71,16 +71,16 @@ def write(
         fill(folder)
         files = {name: file for name, file in manifest(folder).items() if name not in unlisted}
         content = {**facts, "files": files}
-        (folder / kind.mark).write_text(sealed(content), encoding="utf-8", newline="\n")
+        (folder / kind.manifest).write_text(sealed(content), encoding="utf-8", newline="\n")
         # Flush, then read back, then rename. A rename may reach the disk before the data does:
         # after a power cut, the new name would lead to empty files.
         _flush(folder)
-        check(folder, kind.mark, target)
+        check(folder, kind.manifest, target)
         publish(folder, target, kind)
     return content
 
 
-def check(folder: Path, mark: str, target: Path | None = None) -> None:
+def check(folder: Path, name: str, target: Path | None = None) -> None:
     """Read back what `write` left in `folder`: on Linux from the disk,
     elsewhere perhaps from memory.
 
@@ -93,7 +93,7 @@ def check(folder: Path, mark: str, target: Path | None = None) -> None:
         if path.is_file():
             os_files.forget_cached(path)
     try:
-        faults = damage(folder, read(folder, mark))
+        faults = damage(folder, read(folder, name))
     except ModelFileError as err:
         faults = [err.problem]
     if faults:

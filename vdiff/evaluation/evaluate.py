@@ -8,14 +8,27 @@ import torch
 
 from vdiff.data.dataset import Images
 from vdiff.errors import UsageError
-from vdiff.evaluation.earlier import Earlier
-from vdiff.evaluation.samples import Samples, Wanted
+from vdiff.evaluation.known_rows import KnownRows
+from vdiff.evaluation.samples import SampleRequest, Samples
 from vdiff.evaluation.subjects import Subject
 from vdiff.machine.machine import Machine
-from vdiff.metrics.metric import Against, AnyMetricSection, Means, Metric, MetricSection, Watch
+from vdiff.metrics.metric import (
+    AnyMetricSection,
+    Means,
+    Metric,
+    MetricSection,
+    OnProgress,
+    Reference,
+)
 from vdiff.metrics.pair_metric import PARTNERS, Pairs, Partner, are_pairs, pair_numbers
 from vdiff.metrics.reference import StorePictures
-from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Reference, Row
+from vdiff.metrics.table import (
+    EvaluationRow,
+    EvaluationTable,
+    PairNumbers,
+    Protocol,
+    ReferenceImages,
+)
 from vdiff.model_folder.checkpoint import ModelCard
 
 
@@ -48,7 +61,7 @@ class Evaluation:
 
     subjects: Sequence[Subject]
     metrics: Sequence[AnyMetricSection]
-    wanted: Wanted
+    wanted: SampleRequest
     images: Images | None
     folder: Path
     weights: Path | None = None
@@ -58,7 +71,7 @@ class Evaluation:
         place = self.folder / "samples"
         return {subject.key: Samples(place, subject, self.wanted) for subject in self.subjects}
 
-    def needed(self, earlier: Earlier) -> set[tuple[str, int]]:
+    def needed(self, earlier: KnownRows) -> set[tuple[str, int]]:
         """Whose pictures are needed for what is not known yet, by `Subject.key`."""
         names = {section.name for section in self.metrics if not are_pairs(section)}
         pairs, needed = pair_numbers(self.metrics), set()
@@ -73,7 +86,7 @@ class Evaluation:
                 needed |= {subject.key, *((other.hash, other.num_steps) for other in others)}
         return needed
 
-    def draw(self, machine: Machine, on_passes: Callable[[int], None], earlier: Earlier) -> None:
+    def draw(self, machine: Machine, on_passes: Callable[[int], None], earlier: KnownRows) -> None:
         """Draw all that is missing; every process must come here.
 
         on_passes: told how many more pictures went once through a network.
@@ -85,13 +98,15 @@ class Evaluation:
             on_batch = lambda count, calls=own.num_calls: on_passes(count * calls)  # noqa: E731
             own.draw(machine, on_batch, subject.key in needed)
 
-    def num_passes(self, earlier: Earlier) -> int:
+    def num_passes(self, earlier: KnownRows) -> int:
         """How many times a picture goes through a network for what is not known yet."""
         samples = self.samples()
         calls = sum(samples[key].num_calls for key in self.needed(earlier))
         return calls * self.wanted.num_images
 
-    def ready(self, device: torch.device | str, watch: Watch = lambda done, total: None) -> Ready:
+    def ready(
+        self, device: torch.device | str, on_progress: OnProgress = lambda done, total: None
+    ) -> Ready:
         """The metrics, the reference looked at.
 
         Errors: DataError, MachineError, ModelFileError, UsageError.
@@ -99,14 +114,14 @@ class Evaluation:
         self._check_weights()
         for section in self.metrics:
             self._check_number(section.name, section.least)  # before anything is downloaded
-        means = Means(device=device, weights=self.weights, watch=watch)
+        means = Means(device=device, weights=self.weights, on_progress=on_progress)
         return Ready(self._of_sets(means), Pairs(self.metrics, means))
 
     def _of_sets(self, means: Means) -> dict[str, Metric]:
         if self.images is None:
             return {}
         pictures, cache = StorePictures(self.images), self.folder / "reference"
-        against = Against(pictures, self.images.fingerprint, cache, **vars(means))
+        against = Reference(pictures, self.images.fingerprint, cache, **vars(means))
         built: dict[str, Metric] = {}
         for section in self.metrics:
             if isinstance(section, MetricSection):
@@ -123,7 +138,7 @@ class Evaluation:
             sampler=str(self.wanted.usual_sampler),
             shape=card.shape,
             resizing="none",
-            reference=Reference(fingerprint=images.fingerprint, num_images=images.num_images)
+            reference=ReferenceImages(fingerprint=images.fingerprint, num_images=images.num_images)
             if images
             else None,
             features=ready.features(),
@@ -131,7 +146,11 @@ class Evaluation:
         )
 
     def table(
-        self, ready: Ready, machine: Machine, on_row: Callable[[Row], None], earlier: Earlier
+        self,
+        ready: Ready,
+        machine: Machine,
+        on_row: Callable[[EvaluationRow], None],
+        earlier: KnownRows,
     ) -> EvaluationTable:
         """Measure what is drawn and not known yet; in the first process alone.
 
@@ -189,8 +208,8 @@ class Evaluation:
         subject: Subject,
         ready: Ready,
         samples: Mapping[tuple[str, int], Samples],
-        known: Row | None,
-    ) -> Row:
+        known: EvaluationRow | None,
+    ) -> EvaluationRow:
         own, card = samples[subject.key], subject.card
         values = dict(known.metrics) if known else {}
         values |= {
@@ -209,7 +228,7 @@ class Evaluation:
                     sampler=self.wanted.other_sampler(other),
                 )
         seconds = known.seconds_per_image if known else own.seconds_per_image()
-        return Row(
+        return EvaluationRow(
             model=card.name,
             hash=card.hash,
             num_steps=subject.num_steps,
@@ -234,12 +253,12 @@ class Evaluation:
                 found["original"] = other
         return found
 
-    def _known(self, subject: Subject, earlier: Earlier) -> Row | None:
+    def _known(self, subject: Subject, earlier: KnownRows) -> EvaluationRow | None:
         """What is known of a model whose pictures are drawn as they would be now."""
         return earlier.row(subject, self.wanted.other_sampler(subject.card))
 
     def _known_of(
-        self, known: Row | None, whom: Partner, other: ModelCard
+        self, known: EvaluationRow | None, whom: Partner, other: ModelCard
     ) -> dict[str, float | None]:
         """The numbers that a row tells of the comparison with this very model,
         drawn as it would be now.

@@ -34,7 +34,7 @@ _CHUNK_BYTES, _MOST_IN_CHUNK = 2**26, 1024
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SampleRequest:
     """Which pictures: seeds first_seed, first_seed + 1, ...;
     a seed's class is the seed modulo their number.
 
@@ -81,7 +81,7 @@ class Samples:
     a part is read at a time.
     """
 
-    def __init__(self, folder: Path, subject: Subject, wanted: Wanted) -> None:
+    def __init__(self, folder: Path, subject: Subject, wanted: SampleRequest) -> None:
         self._subject, self._wanted = subject, wanted
         self._sampler = wanted.sampler(subject.card)
         about = [

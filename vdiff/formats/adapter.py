@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from vdiff.errors import ModelFileError
 from vdiff.formats.contents import Contents
-from vdiff.formats.facts import ForeignFile
+from vdiff.formats.foreign_file import ForeignFile
 
 if TYPE_CHECKING:
     # torch takes seconds to import, and a file can be described without it.

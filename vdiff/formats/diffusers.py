@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vdiff.disk.tensor_facts import FormatError, printable
 from vdiff.formats.adapter import ForeignModel, Format, Outputs
 from vdiff.formats.contents import Contents, contents_of
-from vdiff.formats.facts import ForeignFile, warning
+from vdiff.formats.foreign_file import ForeignFile, warning
 
 if TYPE_CHECKING:
     from torch import Tensor

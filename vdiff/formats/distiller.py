@@ -10,7 +10,7 @@ from typing import Any
 from vdiff.disk.tensor_facts import is_size
 from vdiff.formats.adapter import Format
 from vdiff.formats.contents import Contents
-from vdiff.formats.facts import ForeignFile, warning
+from vdiff.formats.foreign_file import ForeignFile, warning
 from vdiff.formats.opcodes import Table
 
 Shapes = Mapping[str, tuple[int, ...]]

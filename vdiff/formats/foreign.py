@@ -13,7 +13,7 @@ from vdiff.errors import MachineError, ModelFileError
 from vdiff.formats import FORMATS
 from vdiff.formats.contents import Contents, contents_of
 from vdiff.formats.diffusers import DiffusersFormat
-from vdiff.formats.facts import ForeignFile, warning
+from vdiff.formats.foreign_file import ForeignFile, warning
 
 __all__ = ["ForeignFile", "TensorFact", "describe"]
 

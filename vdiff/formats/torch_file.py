@@ -184,7 +184,7 @@ def _walk(
     if not isinstance(value, Table | list | tuple) or id(value) in seen:
         return
     seen.add(id(value))
-    for key, part in _parts(value):
+    for key, part in _values(value):
         if isinstance(part, Made | Table | list | tuple):
             part_name = f"{name}.{key}"
             if not name:
@@ -192,7 +192,7 @@ def _walk(
             yield from _walk(part, part_name, sizes, seen, depth + 1)
 
 
-def _parts(value: Table | Sequence[Any]) -> Iterator[tuple[str, Any]]:
+def _values(value: Table | Sequence[Any]) -> Iterator[tuple[str, Any]]:
     """The keys, as they may be shown, and the values of a table, list or tuple."""
     pairs: Iterable[tuple[Any, Any]]
     if isinstance(value, Table):

@@ -182,7 +182,7 @@ def write_pixels(path: Path, image: Pixels, text: Mapping[str, str] | None = Non
     _write_picture(path, to_picture(image), text or {})
 
 
-class Row(NamedTuple):
+class ImageRow(NamedTuple):
     """A labelled row of a picture that compares models. pictures: uint8 [n, C, H, W].
 
     gap: some air above it.
@@ -193,7 +193,7 @@ class Row(NamedTuple):
     gap: bool = False
 
 
-def write_rows(path: Path, rows: Sequence[Row], text: Mapping[str, str] | None = None) -> None:
+def write_rows(path: Path, rows: Sequence[ImageRow], text: Mapping[str, str] | None = None) -> None:
     """Write labelled rows of pictures of one size as a PNG that carries `text`,
     whole or not at all.
     """

@@ -70,7 +70,7 @@ class Machine:
         # it imports torch's compiler, for a second
         if deterministic != torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(deterministic)
-        memory.arrange(sparing=False)  # who draws asks for the same memory in every step
+        memory.set_malloc_policy(sparing=False)  # who draws asks for the same memory in every step
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.ignored_settings = accelerate_settings.ignored(self.precision)
         self.processes = processes or Processes(cpu, say, check)
@@ -169,7 +169,7 @@ class Machine:
         """Whether it is true in any process; every process must ask."""
         return flag if self.world_size == 1 else bool(self._count(flag) > 0)
 
-    def vote(self) -> Callable[[bool], bool]:
+    def any_late(self) -> Callable[[bool], bool]:
         """A question for all processes, put again and again:
         whether it was true in any of them the last time.
 

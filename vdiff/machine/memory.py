@@ -26,7 +26,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
 
-def arrange(sparing: bool) -> None:
+def set_malloc_policy(sparing: bool) -> None:
     """Say what becomes of a tensor's memory on a CPU when it is free:
     given back at once, or kept for the next one.
 

@@ -42,7 +42,7 @@ class Processes(Meeting):
         say, check: told for whom this process waits, and called meanwhile; `check` may raise.
         is_asked: as for `Meeting`.
         """
-        own = world.read()
+        own = world.from_environment()
         self.local_size = own.local_size
         self._store = rendezvous.meet(own, say, check)
         with (

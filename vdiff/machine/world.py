@@ -61,7 +61,7 @@ class World:
     at_once: bool = False
 
 
-def read(told: Mapping[str, str] = os.environ) -> World:
+def from_environment(told: Mapping[str, str] = os.environ) -> World:
     """What the environment says; this process alone where it says nothing.
 
     RANK and WORLD_SIZE count first, then a step of Slurm (`srun`), then MPI.
@@ -79,9 +79,9 @@ def read(told: Mapping[str, str] = os.environ) -> World:
 
 
 def read_or_alone() -> World:
-    """As `read`, but this process alone where the variables do not fit together."""
+    """As `from_environment`, but this process alone where the variables do not fit together."""
     try:
-        return read()
+        return from_environment()
     except MachineError:
         return World()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from vdiff.config import harmless
+from vdiff.config import free_to_change
 from vdiff.errors import DataError
 from vdiff.metrics.metric import Means, Pictures
 from vdiff.metrics.pair_metric import Measure, PairMetric, PairMetricSection, mean_over_pairs
@@ -57,7 +57,7 @@ class AgreementSection(PairMetricSection):
             beside=(),
         ),
     )
-    kind: Literal["agreement"] = harmless("agreement")
+    kind: Literal["agreement"] = free_to_change("agreement")
     """Which metric."""
 
     def build(self, means: Means) -> PairMetric:

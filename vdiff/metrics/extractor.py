@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff.errors import DataError, MachineError, ModelFileError, UsageError, VdiffError
-from vdiff.metrics.metric import Means, Pictures, Watch, chunks
+from vdiff.metrics.metric import Means, OnProgress, Pictures, chunks
 from vdiff.randomness import exact
 
 _BATCH = 64
@@ -28,7 +28,8 @@ class Extractor:
     """One network with all layers that metrics ask of it;
     what it found for the last samples and reference is kept.
 
-    print: tells weights apart, for what is kept of the reference.   watch: as that of `Means`.
+    print: tells weights apart, for what is kept of the reference.
+    on_progress: as that of `Means`.
     """
 
     def __init__(
@@ -38,10 +39,15 @@ class Extractor:
         layers: dict[str, str],
         device: torch.device | str,
         print_: str,
-        watch: Watch,
+        on_progress: OnProgress,
     ) -> None:
         self.name, self.print, self.version = name, print_, version("torch-fidelity")
-        self._network, self._layers, self._device, self._watch = network, layers, device, watch
+        self._network, self._layers, self._device, self._on_progress = (
+            network,
+            layers,
+            device,
+            on_progress,
+        )
         self._kept: list[tuple[Pictures, dict[str, Any]]] = []
 
     def layer(self, metric: str) -> str:
@@ -71,7 +77,7 @@ class Extractor:
     def _extract(self, pictures: Pictures) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}
         done, total = 0, len(pictures)
-        self._watch(done, total)
+        self._on_progress(done, total)
         for chunk in chunks(pictures):
             for batch in torch.split(_as_colour(chunk), _BATCH):
                 found = self._network.convert_features_tuple_to_dict(
@@ -80,7 +86,7 @@ class Extractor:
                 for layer, rows in found.items():
                     parts.setdefault(layer, []).append(rows.float().cpu())
                 done += len(batch)
-                self._watch(done, total)
+                self._on_progress(done, total)
         features = {layer: torch.cat(rows) for layer, rows in parts.items()}
         for layer, rows in features.items():
             bad = int((~rows.isfinite().all(1)).sum())
@@ -137,7 +143,7 @@ def _load(name: str, means: Means) -> Extractor:
         else _print_of(network)
     )
     device = exact(means.device)  # what torch-fidelity needs is not known to be there on MPS
-    return Extractor(name, network.to(device), layers, device, print_, means.watch)
+    return Extractor(name, network.to(device), layers, device, print_, means.on_progress)
 
 
 def _print_of(network: nn.Module) -> str:

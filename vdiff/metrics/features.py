@@ -4,8 +4,8 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from vdiff.config import harmless
-from vdiff.metrics.metric import Against, MetricSection
+from vdiff.config import free_to_change
+from vdiff.metrics.metric import MetricSection, Reference
 
 if TYPE_CHECKING:
     from vdiff.metrics.extractor import Extractor
@@ -27,7 +27,7 @@ class _FidelitySection(MetricSection):
     """A metric on the features of a network."""
 
     short: ClassVar[str | None] = "extractor"
-    extractor: str = harmless(INCEPTION)
+    extractor: str = free_to_change(INCEPTION)
     """Network whose features are compared, by its name in torch-fidelity."""
 
     @property
@@ -40,7 +40,7 @@ class _FidelitySection(MetricSection):
         is_usual = self.extractor == type(self).model_fields["extractor"].default
         return super().name if is_usual else f"{self.renamed}_{self.extractor}"
 
-    def _compared(self, against: Against) -> "Extractor":
+    def _compared(self, against: Reference) -> "Extractor":
         """The network, after a look at the reference: its weights may be a download."""
         from vdiff.metrics.extractor import extractor
 
@@ -53,7 +53,7 @@ class _FrechetSection(_FidelitySection):
 
     renamed, better, enough = "fd", "less is better", 10_000
 
-    def build(self, against: Against) -> "Frechet":
+    def build(self, against: Reference) -> "Frechet":
         from vdiff.metrics.fidelity import Frechet
 
         return Frechet(self._compared(against), self.least, against)
@@ -63,7 +63,7 @@ class FrechetInceptionSection(_FrechetSection):
     """Frechet inception distance."""
 
     title = "FID"
-    kind: Literal["fid"] = harmless("fid")
+    kind: Literal["fid"] = free_to_change("fid")
     """Which metric."""
 
 
@@ -71,9 +71,9 @@ class FrechetDinoSection(_FrechetSection):
     """Frechet distance of DINOv2 features."""
 
     title = "FD-DINOv2"
-    kind: Literal["fd_dinov2"] = harmless("fd_dinov2")
+    kind: Literal["fd_dinov2"] = free_to_change("fd_dinov2")
     """Which metric."""
-    extractor: str = harmless(DINO)
+    extractor: str = free_to_change(DINO)
     """Network whose features are compared, by its name in torch-fidelity."""
 
 
@@ -81,10 +81,10 @@ class KernelSection(_FidelitySection):
     """Kernel inception distance."""
 
     renamed, title, better, least = "kd", "KID", "less is better", SUBSET_SIZE
-    kind: Literal["kid"] = harmless("kid")
+    kind: Literal["kid"] = free_to_change("kid")
     """Which metric."""
 
-    def build(self, against: Against) -> "Kernel":
+    def build(self, against: Reference) -> "Kernel":
         from vdiff.metrics.fidelity import Kernel
 
         return Kernel(self._compared(against), self.least, against)
@@ -94,10 +94,10 @@ class _NeighboursSection(_FidelitySection):
     """How far samples and reference lie among one another."""
 
     better, least, most = "more is better", NUM_NEIGHBOURS + 1, 1.0
-    extractor: str = harmless(VGG)
+    extractor: str = free_to_change(VGG)
     """Network whose features are compared, by its name in torch-fidelity."""
 
-    def build(self, against: Against) -> "Neighbours":
+    def build(self, against: Reference) -> "Neighbours":
         from vdiff.metrics.fidelity import Neighbours
 
         return Neighbours(self._compared(against), self.least, against, str(self.renamed))
@@ -107,7 +107,7 @@ class PrecisionSection(_NeighboursSection):
     """Improved precision: the share of samples that lie among the reference."""
 
     renamed, title = "precision", "Precision"
-    kind: Literal["precision"] = harmless("precision")
+    kind: Literal["precision"] = free_to_change("precision")
     """Which metric."""
 
 
@@ -115,7 +115,7 @@ class RecallSection(_NeighboursSection):
     """Improved recall: the share of the reference that lies among the samples."""
 
     renamed, title = "recall", "Recall"
-    kind: Literal["recall"] = harmless("recall")
+    kind: Literal["recall"] = free_to_change("recall")
     """Which metric."""
 
 
@@ -123,10 +123,10 @@ class InceptionScoreSection(_FidelitySection):
     """Inception score."""
 
     renamed, title, better, least = "score", "Inception score", "more is better", NUM_SPLITS
-    kind: Literal["inception_score"] = harmless("inception_score")
+    kind: Literal["inception_score"] = free_to_change("inception_score")
     """Which metric."""
 
-    def build(self, against: Against) -> "Score":
+    def build(self, against: Reference) -> "Score":
         from vdiff.metrics.extractor import extractor
         from vdiff.metrics.fidelity import Score
 

@@ -13,7 +13,7 @@ from vdiff.errors import DataError
 from vdiff.metrics.extractor import Extractor
 from vdiff.metrics.features import NUM_NEIGHBOURS, NUM_SPLITS, SUBSET_SIZE
 from vdiff.metrics.frechet import Moments, distance_with_interval
-from vdiff.metrics.metric import Against, Pictures
+from vdiff.metrics.metric import Pictures, Reference
 from vdiff.metrics.reference import remembered
 from vdiff.metrics.table import Value
 
@@ -25,7 +25,7 @@ class _OfFeatures:
 
     metric: ClassVar[str]
 
-    def __init__(self, used: Extractor, least: int, against: Against) -> None:
+    def __init__(self, used: Extractor, least: int, against: Reference) -> None:
         self._used, self.least, self._against = used, least, against
         weights = f", weights {used.print[:8]}" if against.weights is not None else ""
         self.features = (
@@ -100,7 +100,7 @@ class Neighbours(_OfFeatures):
 
     metric = "prc"
 
-    def __init__(self, used: Extractor, least: int, against: Against, which: str) -> None:
+    def __init__(self, used: Extractor, least: int, against: Reference, which: str) -> None:
         super().__init__(used, least, against)
         self._which = which
 

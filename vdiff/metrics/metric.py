@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 2**25
 
-Watch = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told how many pictures of a set, of how many, a network has looked at; it may take hours."""
 
 
@@ -62,17 +62,17 @@ class Means:
     """What metrics work with.
 
     device: for networks.   weights: a feature extractor's weights, None for its own download.
-    extractors: those in use, for all metrics.   watch: see `Watch`.
+    extractors: those in use, for all metrics.   on_progress: see `OnProgress`.
     """
 
     device: torch.device | str = "cpu"
     weights: Path | None = None
     extractors: dict[str, Any] = field(default_factory=dict)
-    watch: Watch = lambda done, total: None
+    on_progress: OnProgress = lambda done, total: None
 
 
 @dataclass(frozen=True)
-class Against(Means):
+class Reference(Means):
     """What samples are compared with, and with what means.
 
     pictures: the reference, uint8 [N, C, H, W].   cache: a folder for what is known of the
@@ -144,7 +144,7 @@ class MetricSection(AnyMetricSection, ABC):
         return (self.name,)
 
     @abstractmethod
-    def build(self, against: Against) -> Metric:
+    def build(self, against: Reference) -> Metric:
         """The metric, with what it must know of the reference.
 
         Errors: DataError, MachineError.
@@ -242,3 +242,7 @@ def _named(text: str) -> MetricSection | PairMetricSection:
         raise UsageError(
             problem, f"write it as `{kind}`, or `{kind}:48` where it takes a number", "--metrics"
         ) from err
+
+
+# The name of version 0.1, by which packages outside vdiff may know it.
+Against = Reference

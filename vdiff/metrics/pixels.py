@@ -5,8 +5,8 @@ those of reference pictures.
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from vdiff.config import harmless
-from vdiff.metrics.metric import Against, AsFloat, MetricSection
+from vdiff.config import free_to_change
+from vdiff.metrics.metric import AsFloat, MetricSection, Reference
 
 if TYPE_CHECKING:
     from vdiff.metrics.frechet import PixelFrechet
@@ -20,14 +20,14 @@ class PixelFrechetSection(MetricSection):
     is_cheap: ClassVar[bool] = True
     title: ClassVar[str] = "Fréchet distance of pixels"
     better: ClassVar[str] = "less is better; not an FID"
-    kind: Literal["fd_pixel"] = harmless("fd_pixel")
+    kind: Literal["fd_pixel"] = free_to_change("fd_pixel")
     """Which metric."""
-    components: int = harmless(64, ge=1, le=4096)
+    components: int = free_to_change(64, ge=1, le=4096)
     """First principal components of the reference that pixels are projected on;
     fewer pixels are compared as such.
     """
 
-    def build(self, against: Against) -> "PixelFrechet":
+    def build(self, against: Reference) -> "PixelFrechet":
         from vdiff.metrics.frechet import PixelFrechet
         from vdiff.metrics.reference import remembered
 
@@ -61,12 +61,12 @@ class SlicedSection(MetricSection):
     is_cheap: ClassVar[bool] = True
     title: ClassVar[str] = "Sliced Wasserstein distance"
     better: ClassVar[str] = "less is better"
-    kind: Literal["swd"] = harmless("swd")
+    kind: Literal["swd"] = free_to_change("swd")
     """Which metric."""
-    directions: int = harmless(64, ge=1, le=4096)
+    directions: int = free_to_change(64, ge=1, le=4096)
     """Directions that pixels are projected on."""
 
-    def build(self, against: Against) -> "SlicedDistance":
+    def build(self, against: Reference) -> "SlicedDistance":
         from vdiff.metrics.reference import remembered
         from vdiff.metrics.sliced import LEVELS, SlicedDistance, reference_quantiles
 

@@ -30,7 +30,7 @@ class _Part(BaseModel):
     )
 
 
-class Reference(_Part):
+class ReferenceImages(_Part):
     """The pictures that samples are compared with."""
 
     fingerprint: str
@@ -43,7 +43,7 @@ class Reference(_Part):
 class Protocol(_Part):
     """What a number depends on beside the model: numbers of two protocols must not be compared.
 
-    sampler: of all models that advise no other one, see `Row`.
+    sampler: of all models that advise no other one, see `EvaluationRow`.
     features: metric -> what it compares, in words.
     resizing: what is done to pictures before, `none` for nothing.
     labels: which classes were asked for, None without classes.
@@ -54,7 +54,7 @@ class Protocol(_Part):
     sampler: str
     shape: tuple[int, int, int]
     resizing: str
-    reference: Reference | None
+    reference: ReferenceImages | None
     features: dict[str, str]
     labels: str | None = None
 
@@ -147,7 +147,7 @@ PAIR_FACTS = ("name", "hash", "num_steps", "numbers", "sampler")
 """What no measure of pairs may be called: see `PairNumbers`."""
 
 
-class Row(_Part):
+class EvaluationRow(_Part):
     """One model at one number of steps.
 
     role: `original` is the base at its full number, `undistilled` the base at fewer.
@@ -187,9 +187,9 @@ class EvaluationTable(_Part):
     made: str
     made_by: str
     machine: str
-    rows: tuple[Row, ...]
+    rows: tuple[EvaluationRow, ...]
 
-    def row(self, model: str, num_steps: int | None = None) -> Row | None:
+    def row(self, model: str, num_steps: int | None = None) -> EvaluationRow | None:
         """The row of a model, at its own number of steps unless another is asked for."""
         found = [row for row in self.rows if row.model == model and row.role != "undistilled"]
         if num_steps is not None:

@@ -22,19 +22,19 @@ so that older versions open it too.
 """
 PIXELS = "pixels"
 """The codec of networks that see the pixels themselves."""
-MARK = "vdiff.json"
+MANIFEST = "vdiff.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 CONFIG = "unet/config.json"
 
 
 def _is_proven(folder: Path) -> bool:
-    """Whether vdiff made a model folder without a mark:
+    """Whether vdiff made a model folder without a manifest:
     diffusers gives its files the same names, others' contents.
     """
     is_ours = (
         _SCHEDULER.match(beginning(folder / "scheduler/scheduler_config.json", 200)) is not None
     )
-    return is_ours or (folder / MARK).is_file() or is_picture(folder / "samples.png")
+    return is_ours or (folder / MANIFEST).is_file() or is_picture(folder / "samples.png")
 
 
 _SCHEDULER = re.compile(
@@ -43,7 +43,7 @@ _SCHEDULER = re.compile(
 """diffusers sorts the keys."""
 
 MODEL = Kind(
-    MARK,
+    MANIFEST,
     re.compile(
         r"vdiff\.json|model_index\.json|README\.md|samples\.png|scheduler/(scheduler_config\.json)?"
         r"|unet/(config\.json|diffusion_pytorch_model\.safetensors)?"
@@ -186,7 +186,7 @@ class ModelCard:
 
 
 def content(card: ModelCard) -> dict[str, Any]:
-    """What the mark of a model folder holds, in the oldest format that can say it;
+    """What the manifest of a model folder holds, in the oldest format that can say it;
     `parse` takes it back.
     """
     facts = asdict(card)
@@ -223,12 +223,12 @@ def check_steps(card: ModelCard, num_steps: int, name: str, where: str = "--step
 
 def is_model_folder(folder: Path) -> bool:
     """Whether it claims to be a finished model folder; nothing is read out of its name."""
-    return (folder / MARK).is_file()
+    return (folder / MANIFEST).is_file()
 
 
 def read_card(folder: Path) -> ModelCard:
     """The card of a model folder, without looking at the weights.   Errors: ModelFileError."""
-    return parse(whole_folder.read(folder, MARK), folder)
+    return parse(whole_folder.read(folder, MANIFEST), folder)
 
 
 def damage(folder: Path, hashed: bool = True) -> list[str]:
@@ -237,7 +237,7 @@ def damage(folder: Path, hashed: bool = True) -> list[str]:
 
     Errors: ModelFileError when there is no list of files to go by.
     """
-    return whole_folder.damage(folder, whole_folder.read(folder, MARK), hashed)
+    return whole_folder.damage(folder, whole_folder.read(folder, MANIFEST), hashed)
 
 
 def lacking(folder: Path, card: ModelCard) -> list[str]:
@@ -261,7 +261,7 @@ def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
     Errors: ModelFileError.
     """
     path, made_by, found = (
-        folder / MARK,
+        folder / MANIFEST,
         str(content.get("made_by", "?"))[:40],
         content.get("format"),
     )

@@ -30,7 +30,7 @@ from vdiff.model_folder import card as model_card
 from vdiff.model_folder import diffusers_files as diffusers_folder
 from vdiff.model_folder.card import (
     CONFIG,
-    MARK,
+    MANIFEST,
     MODEL,
     PIXELS,
     WEIGHTS,
@@ -52,7 +52,7 @@ __all__ = [
     "is_model_folder",
     "load",
     "load_tensors",
-    "outline",
+    "meta_checkpoint",
     "read_card",
     "save",
     "save_tensors",
@@ -153,7 +153,7 @@ def load(
     return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
 
 
-def outline(card: ModelCard, config: Mapping[str, Any], folder: Path) -> Checkpoint:
+def meta_checkpoint(card: ModelCard, config: Mapping[str, Any], folder: Path) -> Checkpoint:
     """A model as its card and its network's configuration describe it,
     with weights that are still to come.
 
@@ -228,14 +228,14 @@ def _check_known(card: ModelCard, folder: Path) -> None:
         codec_of(card.codec)
     except UsageError as err:
         raise ModelFileError(
-            f"`{folder}` cannot be drawn with: {err.problem}", err.fix, folder / MARK
+            f"`{folder}` cannot be drawn with: {err.problem}", err.fix, folder / MANIFEST
         ) from err
     if card.guidance is not None:
         problem = (
             f"`{folder}` is meant to be guided (`{card.guidance['kind']}`), "
             "which this vdiff cannot do"
         )
-        raise ModelFileError(problem, distribution.UPGRADE, folder / MARK)
+        raise ModelFileError(problem, distribution.UPGRADE, folder / MANIFEST)
 
 
 def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
@@ -244,7 +244,7 @@ def _diffusion(card: ModelCard, folder: Path) -> tuple[Schedule, Predicts]:
         return section.schedule.build(), section.predicts
     except ValueError as err:
         problem = (
-            f"`{folder / MARK}` describes a noise process that this vdiff does not "
+            f"`{folder / MANIFEST}` describes a noise process that this vdiff does not "
             "know or cannot draw from"
         )
         raise ModelFileError(
@@ -273,7 +273,9 @@ def _network(card: ModelCard, folder: Path, written: Mapping[str, Tensor] | None
         raise ModelFileError(err.problem, err.fix, folder / CONFIG) from err
     wrong = section.misfit(config, codec_of(card.codec).shape(card.shape), card.num_classes)
     if wrong is not None:
-        problem = f"`{folder}` contradicts itself: `{wrong}` in {CONFIG} is not what {MARK} says"
+        problem = (
+            f"`{folder}` contradicts itself: `{wrong}` in {CONFIG} is not what {MANIFEST} says"
+        )
         raise ModelFileError(problem, "take another folder", folder / CONFIG)
     weights = load_tensors(folder / WEIGHTS, expected) if written is None else written
     network = section.restore(config)

@@ -5,7 +5,7 @@ it is in the model folder, and no recipe makes it anew.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.networks.section import NetworkSection
 
@@ -18,7 +18,7 @@ class ImportedSection(NetworkSection):
     and students are copies of it.
     """
 
-    kind: Literal["imported"] = trajectory("imported")
+    kind: Literal["imported"] = shapes_weights("imported")
     """Which network this is."""
 
     def build(self, image_size: int, channels: int) -> "Network":

@@ -39,9 +39,9 @@ class UNet(Network):
     @classmethod
     def from_config(cls, config: object) -> Self:
         """The network, with fresh weights, of a parsed `config.json`;
-        raises as `UNetConfig.read` does.
+        raises as `UNetConfig.parse` does.
         """
-        return cls(UNetConfig.read(config))
+        return cls(UNetConfig.parse(config))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class UNetConfig(BaseModel):
     num_train_timesteps: int | None = None
 
     @classmethod
-    def read(cls, config: object) -> Self:
+    def parse(cls, config: object) -> Self:
         """The configuration in a parsed `config.json`, before anything is allocated.
 
         UsageError: a setting that diffusers has and vdiff does not compute.

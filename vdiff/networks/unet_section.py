@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.errors import UsageError
 from vdiff.networks.section import NetworkSection
 from vdiff.networks.unet_config import (
@@ -29,45 +29,45 @@ _UP_BLOCK_TYPES: dict[bool, UpBlockType] = {False: "UpBlock2D", True: "AttnUpBlo
 class UNetSection(NetworkSection):
     """A U-Net: residual blocks at halving resolutions and back, with skip connections."""
 
-    kind: Literal["unet"] = trajectory("unet")
+    kind: Literal["unet"] = shapes_weights("unet")
     """Which network this is."""
-    width: int = trajectory(ge=2, le=4096)
+    width: int = shapes_weights(ge=2, le=4096)
     """Channels at the full resolution; time and memory grow with it,
     the number of parameters with its square.
     """
-    multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = trajectory(
+    multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = shapes_weights(
         min_length=1, max_length=MOST_LEVELS
     )
     """One number per level, from the full resolution down, each half the one before:
     its channels over `width`.
     """
-    blocks: int = trajectory(2, ge=1, le=MOST_LAYERS)
+    blocks: int = shapes_weights(2, ge=1, le=MOST_LAYERS)
     """Residual blocks per level on the way down (one more on the way up)."""
-    attention_at: tuple[PositiveInt, ...] = trajectory(())
+    attention_at: tuple[PositiveInt, ...] = shapes_weights(())
     """Resolutions, in pixels, whose blocks are followed by attention;
     its cost grows with the fourth power of them.
     """
-    head_dim: PositiveInt | None = trajectory(None)
+    head_dim: PositiveInt | None = shapes_weights(None)
     """Channels per attention head; must divide the channels wherever attention sits. Not given:
     one head.
     """
-    dropout: float = trajectory(0.0, ge=0, lt=1)
+    dropout: float = shapes_weights(0.0, ge=0, lt=1)
     """Probability that a value inside a residual block is set to zero in training;
     helps against overfitting.
     """
-    num_classes: int | None = trajectory(None, ge=1, le=2**24)
+    num_classes: int | None = shapes_weights(None, ge=1, le=2**24)
     """Number of classes; the network is told the class of each picture. Not given:
     it is told nothing.
     """
-    norm_groups: PositiveInt | None = trajectory(None)
+    norm_groups: PositiveInt | None = shapes_weights(None)
     """Groups of channels that are normalized together. Not given:
     the most, up to 32, that divide every level.
     """
-    time_scale_shift: bool = trajectory(True)
+    time_scale_shift: bool = shapes_weights(True)
     """Whether the time scales and shifts the values in a residual block;
     otherwise it is only added to them.
     """
-    mid_attention: bool = trajectory(True)
+    mid_attention: bool = shapes_weights(True)
     """Whether attention sits between the two blocks at the lowest resolution."""
 
     def build(self, image_size: int, channels: int) -> "UNet":

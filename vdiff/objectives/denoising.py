@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
 from vdiff.objectives.weighting import Weighting, weighted_loss
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class DenoisingSection(ObjectiveSection):
     """The ordinary diffusion loss."""
 
-    kind: Literal["denoising"] = trajectory("denoising")
+    kind: Literal["denoising"] = shapes_weights("denoising")
     """How the network learns."""
-    times: Literal["continuous", "grid"] = trajectory("continuous")
+    times: Literal["continuous", "grid"] = shapes_weights("continuous")
     """Noise levels: any t in (0, 1], or the points i / grid of the schedule only."""
-    stratified: bool = trajectory(True)
+    stratified: bool = shapes_weights(True)
     """Spread the times of a batch evenly over (0, 1]; the loss varies less."""
 
     def build(self, task: Task) -> Objective:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, beside, ddim_step, scales
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
@@ -29,11 +29,11 @@ class ProgressiveSection(ObjectiveSection):
     is_denoiser: ClassVar[bool] = False
     needs_fewer_steps: ClassVar[bool] = True
 
-    kind: Literal["progressive"] = trajectory("progressive")
+    kind: Literal["progressive"] = shapes_weights("progressive")
     """How the student learns."""
-    stratified: bool = trajectory(True)
+    stratified: bool = shapes_weights(True)
     """Spread the steps of a batch evenly over the student's grid; the loss varies less."""
-    clip: float | None = trajectory(None, gt=0)
+    clip: float | None = shapes_weights(None, gt=0)
     """Limit of the picture that a teacher predicts which predicts eps; its x is eps divided by
     almost nothing at the end of the schedule. Teachers that predict v or x are never clipped.
     """

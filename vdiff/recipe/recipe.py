@@ -14,7 +14,7 @@ from vdiff.choices import (
     TrackerKind,
     Weighting,
 )
-from vdiff.config import Registry, Section, harmless, trajectory
+from vdiff.config import Registry, Section, free_to_change, shapes_weights
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
 from vdiff.diffusion.limits import check_chain
@@ -41,16 +41,16 @@ else:  # a contract is imported with the first kind that is named
 class TrainSection(FitSection):
     """How the base network learns from the pictures."""
 
-    objective: Annotated[ObjectiveSection, OBJECTIVES] = trajectory("denoising")
+    objective: Annotated[ObjectiveSection, OBJECTIVES] = shapes_weights("denoising")
     """The way of learning, with its options."""
-    warmup_updates: int = trajectory(1000, ge=0)
+    warmup_updates: int = shapes_weights(1000, ge=0)
     """Updates in which the learning rate rises from 0."""
-    ema: float | None = trajectory(0.9999, gt=0, lt=1)
+    ema: float | None = shapes_weights(0.9999, gt=0, lt=1)
     """Decay per update of the running average of the weights that is saved for sampling;
     null saves the weights.
     """
 
-    keep_state: bool = harmless(True)
+    keep_state: bool = free_to_change(True)
     """Whether a finished training keeps its last save, about four times the weights,
     so that more `updates` go on.
     """
@@ -66,24 +66,24 @@ class TrainSection(FitSection):
 class StageOverride(Section):
     """What one stage does differently from the others."""
 
-    updates: int | None = trajectory(None, ge=1)
+    updates: int | None = shapes_weights(None, ge=1)
     """Optimizer updates of this stage."""
-    batch_size: int | None = trajectory(None, ge=1)
+    batch_size: int | None = shapes_weights(None, ge=1)
     """Pictures per update of this stage."""
-    learning_rate: float | None = trajectory(None, gt=0)
+    learning_rate: float | None = shapes_weights(None, gt=0)
     """Highest learning rate of this stage."""
-    weighting: Weighting | None = trajectory(None)
+    weighting: Weighting | None = shapes_weights(None)
     """Loss weight of this stage."""
 
 
 class StageSection(StageOverride):
     """One stage of a chain. What it does not say is as in `distill`."""
 
-    objective: Annotated[ObjectiveSection, OBJECTIVES] | None = trajectory(None)
+    objective: Annotated[ObjectiveSection, OBJECTIVES] | None = shapes_weights(None)
     """The way of learning of this stage, with its options."""
-    steps: int | None = trajectory(None, ge=1)
+    steps: int | None = shapes_weights(None, ge=1)
     """Sampler steps of this student; they divide those of its teacher, and may be as many."""
-    factor: int | None = trajectory(None, ge=1)
+    factor: int | None = shapes_weights(None, ge=1)
     """In the place of `steps`: by how much this stage divides the number of steps; 1 keeps it."""
 
     @field_validator("objective")
@@ -104,7 +104,7 @@ def _with_teacher(objective: ObjectiveSection) -> ObjectiveSection:
 class StopSection(Section):
     """When a chain stops by itself."""
 
-    psnr_below: float | None = harmless(None, gt=0)
+    psnr_below: float | None = free_to_change(None, gt=0)
     """Agreement with the stage's own teacher, in dB from the same noise,
     under which no further stage is made.
     """
@@ -115,40 +115,40 @@ class DistillSection(FitSection):
     says otherwise, the same settings.
     """
 
-    objective: Annotated[ObjectiveSection, OBJECTIVES] = trajectory("progressive")
+    objective: Annotated[ObjectiveSection, OBJECTIVES] = shapes_weights("progressive")
     """The way of learning, with its options."""
-    start_steps: int = trajectory(1024, ge=2)
+    start_steps: int = shapes_weights(1024, ge=2)
     """Sampler steps of the first teacher, the base network."""
-    end_steps: int = trajectory(4, ge=1)
+    end_steps: int = shapes_weights(4, ge=1)
     """Sampler steps of the last student."""
-    factor: int | tuple[int, ...] = trajectory(2)
+    factor: int | tuple[int, ...] = shapes_weights(2)
     """By how much a stage divides the number of steps:
     one number for all stages, or one per stage.
     """
-    overrides: dict[int, StageOverride] = trajectory({})
+    overrides: dict[int, StageOverride] = shapes_weights({})
     """Stages that differ, by the student's number of steps, as in `{1: {updates: 20_000}}`."""
-    stages: Annotated[tuple[StageSection, ...], Field(min_length=1)] | None = trajectory(None)
+    stages: Annotated[tuple[StageSection, ...], Field(min_length=1)] | None = shapes_weights(None)
     """Every stage by itself, in the place of `end_steps`,
     `factor` and `overrides`, `[{steps: 8}, {factor: 1}]`.
     """
-    learning_rate: float = trajectory(5e-5, gt=0)
+    learning_rate: float = shapes_weights(5e-5, gt=0)
     """Step size of Adam at its highest."""
-    predicts: Predicts | None = trajectory(None)
+    predicts: Predicts | None = shapes_weights(None)
     """What students predict, if not what their teacher does: v for one that predicts eps, which
     cannot draw in few steps. The first student has to learn it, so give it more updates.
     """
-    decay: Decay = trajectory("linear")
+    decay: Decay = shapes_weights("linear")
     """How the learning rate goes on after the warm-up."""
-    dropout: bool = trajectory(False)
+    dropout: bool = shapes_weights(False)
     """Whether the network's dropout acts; a student is better taught without."""
-    weighting: Weighting = trajectory("truncated_snr")
+    weighting: Weighting = shapes_weights("truncated_snr")
     """How much an error counts at each noise level."""
 
-    keep_state: bool = harmless(False)
+    keep_state: bool = free_to_change(False)
     """Whether a finished student keeps its last save, about three times the weights,
     so that more `updates` go on.
     """
-    stop_if: StopSection = harmless(StopSection())
+    stop_if: StopSection = free_to_change(StopSection())
     """When the chain stops by itself, measured at the end of each stage on
     `evaluate.num_images` pictures.
     """
@@ -233,15 +233,15 @@ def _mistake(words: str, *place: str | int) -> ValidationError:
 class SampleSection(Section):
     """How pictures are drawn, in previews and by `vdiff sample`."""
 
-    sampler: Annotated[SamplerSection, SAMPLERS] = harmless("ddim")
+    sampler: Annotated[SamplerSection, SAMPLERS] = free_to_change("ddim")
     """Sampler: ddim or ancestral, with its options."""
-    num_images: int = harmless(64, ge=1)
+    num_images: int = free_to_change(64, ge=1)
     """Pictures in a grid."""
-    batch_size: int = harmless(64, ge=1)
+    batch_size: int = free_to_change(64, ge=1)
     """Pictures that go through the network at once;
     changes memory, and pictures by rounding only.
     """
-    cuda_graphs: CudaGraphs = harmless("auto")
+    cuda_graphs: CudaGraphs = free_to_change("auto")
     """Whether a GPU replays recorded network calls:
     on, off, or auto (off, as no GPU has shown that it pays).
     """
@@ -261,15 +261,15 @@ class EvaluateSection(Section):
     models with more pictures.
     """
 
-    every: int | None = harmless(None, ge=1)
+    every: int | None = free_to_change(None, ge=1)
     """Updates between two measurements; one more comes at the end of each stage.
     null measures nothing.
     """
-    num_images: int = harmless(256, ge=2)
+    num_images: int = free_to_change(256, ge=2)
     """Pictures that a measurement draws; numbers of different numbers of
     pictures cannot be compared.
     """
-    metrics: tuple[str, ...] = harmless(DEFAULT)
+    metrics: tuple[str, ...] = free_to_change(DEFAULT)
     """What is measured, as `vdiff evaluate --metrics` takes it: agreement, fd_pixel, swd."""
 
     @field_validator("metrics")
@@ -295,41 +295,41 @@ def tables() -> list[Registry[Any]]:
 class Recipe(Section):
     """Everything vdiff needs to know to make a model."""
 
-    name: str = harmless(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = free_to_change(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name of the run: its folder is runs/<name>."""
-    seed: int = trajectory(0, ge=0, lt=2**63)
+    seed: int = shapes_weights(0, ge=0, lt=2**63)
     """Start of all random numbers."""
-    precision: Precision = trajectory("auto")
+    precision: Precision = shapes_weights("auto")
     """Arithmetic of the network: bf16, fp16, fp32, or auto (bf16 where the hardware
     multiplies it and it pays).
     """
-    compile: Compile = harmless("auto")
+    compile: Compile = free_to_change("auto")
     """Whether networks that learn are compiled:
     on, off, or auto (where that was measured to pay: nowhere yet).
     """
-    shard: Shard = harmless("auto")
+    shard: Shard = free_to_change("auto")
     """Whether each of several processes keeps only a share of every network, its average and its
     optimizer: on, off, or auto (off). For networks that do not fit; run on CPUs only so far.
     """
-    deterministic: bool = harmless(False)
+    deterministic: bool = free_to_change(False)
     """Whether a GPU must give the same bits every time, which is slower;
     on a CPU it always does.
     """
-    data: Annotated[DatasetSection, DATASETS] = harmless()
+    data: Annotated[DatasetSection, DATASETS] = free_to_change()
     """Where the pictures are and how they are read."""
-    network: Annotated[NetworkSection, NETWORKS] = harmless()
+    network: Annotated[NetworkSection, NETWORKS] = free_to_change()
     """The network."""
-    diffusion: DiffusionSection = harmless(DiffusionSection())
+    diffusion: DiffusionSection = free_to_change(DiffusionSection())
     """The noise process."""
-    train: TrainSection = harmless()
+    train: TrainSection = free_to_change()
     """The base training."""
-    distill: DistillSection = harmless()
+    distill: DistillSection = free_to_change()
     """The distillation stages."""
-    sample: SampleSection = harmless(SampleSection())
+    sample: SampleSection = free_to_change(SampleSection())
     """Drawing pictures."""
-    evaluate: EvaluateSection = harmless(EvaluateSection())
+    evaluate: EvaluateSection = free_to_change(EvaluateSection())
     """Measuring while networks learn."""
-    trackers: tuple[TrackerKind, ...] | None = harmless(None)
+    trackers: tuple[TrackerKind, ...] | None = free_to_change(None)
     """Who gets curves and pictures: any of accelerate's trackers, such as tensorboard, wandb or
     mlflow. null is TensorBoard where that is installed, [] none.
     """

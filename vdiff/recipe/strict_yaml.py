@@ -28,7 +28,7 @@ class Values(NamedTuple):
     places: dict[Keys, str]
 
 
-def read(text: str, name: str) -> Values:
+def parse(text: str, name: str) -> Values:
     """The values of the YAML `text`; None for an empty one. `name` is what mistakes are reported
     under.
 
@@ -70,7 +70,7 @@ def check_size(num_bytes: int, name: str) -> None:
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """Plain values as YAML that `read` gives back, in their order."""
+    """Plain values as YAML that `parse` gives back, in their order."""
     text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
     return text
 

@@ -44,11 +44,11 @@ class RecipeText:
     path: Path | None = None
 
 
-def read(text: str, name: str, path: Path | None = None) -> RecipeText:
+def parse(text: str, name: str, path: Path | None = None) -> RecipeText:
     """The recipe in `text`, called `name` in messages;
-    UsageError for what `recipe_yaml.read` refuses.
+    UsageError for what `strict_yaml.parse` refuses.
     """
-    values = recipe_yaml.read(text, name)
+    values = recipe_yaml.parse(text, name)
     if not isinstance(values.data, dict):
         fix = "`vdiff recipes show digits` prints a recipe that works"
         raise UsageError(
@@ -134,7 +134,7 @@ def find(name_or_path: str | None, beside: Path | None = None) -> RecipeText:
 
 
 def read_file(path: Path) -> RecipeText:
-    """The recipe in the file `path`; see `read`."""
+    """The recipe in the file `path`; see `parse`."""
     with path.open("rb") as file:
         # no more than is allowed: the path may name a model of many GB, or /dev/zero
         raw = file.read(recipe_yaml.MAX_BYTES + 1)
@@ -146,7 +146,7 @@ def read_file(path: Path) -> RecipeText:
         raise UsageError(
             "a recipe should be UTF-8 text", "save it as UTF-8", f"{path}:{line}"
         ) from err
-    return read(text, str(path), path)
+    return parse(text, str(path), path)
 
 
 def _from_environment() -> str:
@@ -178,15 +178,15 @@ def _in_folder(folder: Path) -> RecipeText | None:
     if (folder / "recipe.yaml").is_file():
         return read_file(folder / "recipe.yaml")
     from vdiff.disk import whole_folder
-    from vdiff.model_folder.card import MARK, is_model_folder
+    from vdiff.model_folder.card import MANIFEST, is_model_folder
 
     if not is_model_folder(folder):
         return None
-    text = whole_folder.read(folder, MARK).get("recipe")
+    text = whole_folder.read(folder, MANIFEST).get("recipe")
     # a model that came from another program has none
     if not isinstance(text, str):
         return None
-    return read(text, str(folder / MARK))
+    return parse(text, str(folder / MANIFEST))
 
 
 def _mistakes_error(recipe: RecipeText, mistakes: Sequence[Mistake]) -> UsageError:

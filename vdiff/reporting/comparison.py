@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vdiff.chain.plan import counted
 from vdiff.drawing.pictures import draw_with
-from vdiff.images.images import Row, write_rows
+from vdiff.images.images import ImageRow, write_rows
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.checkpoint import Checkpoint
 
@@ -33,19 +33,21 @@ def compare(
     teacher = checkpoint.load(base, device)
     steps = teacher_steps or teacher.card.num_steps
     say(f"drawing the teacher at {counted(steps)}")
-    rows = [Row(f"teacher, {counted(steps)}", _pictures(teacher, steps, count, device))]
+    rows = [ImageRow(f"teacher, {counted(steps)}", _pictures(teacher, steps, count, device))]
     loaded = [checkpoint.load(folder, device) for folder in students]
     for student in loaded:
         number = student.card.num_steps
         say(f"drawing at {counted(number)}")
         rows.append(
-            Row(
+            ImageRow(
                 f"not distilled, {counted(number)}",
                 _pictures(teacher, number, count, device),
                 gap=True,
             )
         )
-        rows.append(Row(f"student, {counted(number)}", _pictures(student, number, count, device)))
+        rows.append(
+            ImageRow(f"student, {counted(number)}", _pictures(student, number, count, device))
+        )
     # the picture travels alone: by these hashes it can be told which weights drew it
     text = {
         "vdiff.model": teacher.card.hash,

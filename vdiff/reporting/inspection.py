@@ -29,7 +29,8 @@ def run(folder: Path, verify: bool = False) -> Facts:
     """
     place = RunFolder(folder)
     models = [
-        _model_row(place.model(name), verify) for name in [*place.models(), *place.unmarked()]
+        _model_row(place.model(name), verify)
+        for name in [*place.models(), *place.without_manifest()]
     ]
     teachers = {row["hash"]: row["name"] for row in models}
     stopped = [_unfinished_row(place, name, verify, teachers) for name in place.unfinished()]

@@ -79,7 +79,7 @@ def untimed(record: Record) -> list[str]:
     return [name for name in record.cards if name not in seconds]
 
 
-def facts(record: Record, gallery_device: str) -> Markup:
+def origin_tables(record: Record, gallery_device: str) -> Markup:
     """Data, versions and machine, as the last model's card tells them."""
     card = record.base
     if record.students:

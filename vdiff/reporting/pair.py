@@ -11,13 +11,12 @@ import torch
 
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError, VdiffError
-from vdiff.images.images import Row as PictureRow
-from vdiff.images.images import write_rows
+from vdiff.images.images import ImageRow, write_rows
 from vdiff.metrics import table as tables
 from vdiff.metrics.agreement import AgreementSection
 from vdiff.metrics.metric import Means, ordered
 from vdiff.metrics.pair_metric import PairMetricSection, Pairs, measures_of
-from vdiff.metrics.table import EvaluationTable, PairNumbers, Protocol, Row, Value
+from vdiff.metrics.table import EvaluationRow, EvaluationTable, PairNumbers, Protocol, Value
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import ModelCard
 from vdiff.reporting import quality, side_by_side
@@ -40,7 +39,7 @@ class Side:
     card: ModelCard
     strip: Strip
     table: EvaluationTable | None
-    row: Row | None
+    row: EvaluationRow | None
 
     @property
     def protocol(self) -> Protocol | None:
@@ -114,7 +113,7 @@ def drawn(
 
 def write_grid(path: Path, pair: Pair) -> None:
     """A PNG with a row for each of the two."""
-    rows = [PictureRow(_said(side), side.strip.pictures) for side in (pair.a, pair.b)]
+    rows = [ImageRow(_said(side), side.strip.pictures) for side in (pair.a, pair.b)]
     write_rows(path, rows, {"vdiff.models": f"{pair.a.card.hash} {pair.b.card.hash}"})
 
 
@@ -167,7 +166,7 @@ def in_words(pair: Pair) -> str:
     return ", ".join(phrases)
 
 
-def facts(pair: Pair) -> dict[str, Any]:
+def as_json(pair: Pair) -> dict[str, Any]:
     """All of it for JSON; `psnr` is null for equal pictures.
 
     `pairs`: metrics of pairs beside agreement, by name.
@@ -248,7 +247,7 @@ def _side(
     return Side(name, folder, card, strip, table, row)
 
 
-def _row(table: EvaluationTable | None, card: ModelCard, num_steps: int) -> Row | None:
+def _row(table: EvaluationTable | None, card: ModelCard, num_steps: int) -> EvaluationRow | None:
     """The numbers of a model at this number of steps, by its weights: names are used again."""
     if table is None:
         return None

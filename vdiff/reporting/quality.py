@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from vdiff.metrics.metric import ordered, words_for
 from vdiff.metrics.pair_metric import Measure, Partner, measures_of, written
-from vdiff.metrics.table import EvaluationTable, Row, Value
+from vdiff.metrics.table import EvaluationRow, EvaluationTable, Value
 from vdiff.reporting.chart import Axis, Line, Point, chart, extent, suits_log
 from vdiff.reporting.markup import Markup, code, joined, tag
 from vdiff.reporting.published import CURVES
@@ -98,7 +98,7 @@ _IN_TABLE: dict[Partner, str] = {"teacher": "its teacher", "original": "original
 
 
 def _number_row(
-    row: Row, metrics: Sequence[str], pairs: Sequence[tuple[Measure, Partner]]
+    row: EvaluationRow, metrics: Sequence[str], pairs: Sequence[tuple[Measure, Partner]]
 ) -> Markup:
     name = row.model
     if row.role == "undistilled":
@@ -123,7 +123,7 @@ def _value(value: Value | None) -> Markup:
     return tag("td", number(value.value), tag("small", interval), class_="n")
 
 
-def _compared(row: Row, measure: Measure, whom: Partner) -> str:
+def _compared(row: EvaluationRow, measure: Measure, whom: Partner) -> str:
     partner = row.partner(whom)
     if partner is None or measure.name not in partner.numbers:
         return "–"
@@ -140,7 +140,7 @@ def amount_of(measure: Measure, value: float | None) -> str:
 
 
 def _metric(table: EvaluationTable, name: str, published: str | None) -> Markup | None:
-    def point(row: Row) -> Point | None:
+    def point(row: EvaluationRow) -> Point | None:
         value = row.metrics.get(name)
         if value is None:
             return None
@@ -166,8 +166,8 @@ def _published(words: str, values: Mapping[int, float]) -> Line:
 
 
 def _of_pairs(table: EvaluationTable, measure: Measure) -> Markup | None:
-    def point_with(whom: Partner) -> Callable[[Row], Point | None]:
-        def point(row: Row) -> Point | None:
+    def point_with(whom: Partner) -> Callable[[EvaluationRow], Point | None]:
+        def point(row: EvaluationRow) -> Point | None:
             partner = row.partner(whom)
             # the original agrees with itself: that point would only stretch the axis
             if partner is None or row.role == "original":
@@ -209,7 +209,7 @@ def _figure(
     return tag("figure", head, drawn, tag("figcaption", caption))
 
 
-def _lines(table: EvaluationTable, point: Callable[[Row], Point | None]) -> list[Line]:
+def _lines(table: EvaluationTable, point: Callable[[EvaluationRow], Point | None]) -> list[Line]:
     """Students, the undistilled base up to its full number of steps, and that point by itself."""
     originals = [row for row in table.rows if row.role == "original"]
     plain = [row for row in table.rows if row.role == "undistilled"]
@@ -227,13 +227,15 @@ def _lines(table: EvaluationTable, point: Callable[[Row], Point | None]) -> list
     ]
 
 
-def _points(rows: Sequence[Row], point: Callable[[Row], Point | None]) -> list[Point]:
+def _points(
+    rows: Sequence[EvaluationRow], point: Callable[[EvaluationRow], Point | None]
+) -> list[Point]:
     """The points of the rows that have one, fewest steps first."""
     points = [place for row in rows if (place := point(row)) is not None]
     return sorted(points, key=lambda place: place.x)
 
 
-def _students(table: EvaluationTable) -> list[Row]:
+def _students(table: EvaluationTable) -> list[EvaluationRow]:
     return [row for row in table.rows if row.role == "student"]
 
 
@@ -245,7 +247,7 @@ def _ticks(steps: Sequence[float]) -> list[float]:
     return different[::every]
 
 
-def _note(row: Row, value: str) -> str:
+def _note(row: EvaluationRow, value: str) -> str:
     name = row.model
     if row.role == "undistilled":
         name = f"{row.model}, not distilled"

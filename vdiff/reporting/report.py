@@ -223,7 +223,7 @@ def _origin(record: Record, price_per_hour: float | None, device: str) -> _Part:
         origin.time_and_cost(record, price_per_hour),
         _untimed_note(record),
         tag("h3", "Data, versions, machine"),
-        origin.facts(record, device),
+        origin.origin_tables(record, device),
     ]
     if record.recipe:
         content += [tag("h3", "Recipe"), origin.recipe(record.recipe)]

@@ -7,7 +7,7 @@ import itertools
 from vdiff.images.images import to_float
 from vdiff.metrics.agreement import agreement
 from vdiff.metrics.metric import words_for
-from vdiff.metrics.table import EvaluationTable, Row, Value
+from vdiff.metrics.table import EvaluationRow, EvaluationTable, Value
 from vdiff.reporting.pictures import Gallery, Strip
 from vdiff.reporting.quality import metrics_of
 from vdiff.reporting.record import Record
@@ -66,7 +66,9 @@ def measured(table: EvaluationTable) -> str:
     )
 
 
-def _compared(table: EvaluationTable, metric: str, original: Row, students: list[Row]) -> str:
+def _compared(
+    table: EvaluationTable, metric: str, original: EvaluationRow, students: list[EvaluationRow]
+) -> str:
     name = words_for(metric).title
     last = students[0]
     best = original.metrics[metric]
@@ -113,7 +115,7 @@ def _with_range(value: Value) -> str:
     return f"{number(value.value)} ({interval})"
 
 
-def _undistilled(table: EvaluationTable, steps: int) -> Row | None:
+def _undistilled(table: EvaluationTable, steps: int) -> EvaluationRow | None:
     """The row of the base at so few steps, if it was measured there."""
     for row in table.rows:
         if row.role == "undistilled" and row.num_steps == steps:
@@ -129,7 +131,7 @@ def _undistilled_psnr(table: EvaluationTable, steps: int) -> str:
     return f"; without distillation, to {psnr:.1f} dB"
 
 
-def _psnr_of(row: Row | None) -> float | None:
+def _psnr_of(row: EvaluationRow | None) -> float | None:
     """Of the agreement with the original; None where there is none, or an infinite one."""
     if row is None or row.original is None:
         return None

@@ -13,11 +13,11 @@ from vdiff.training.log_file import is_filled_log, is_log
 RECIPE, LOG, STATUS = "recipe.yaml", "log.jsonl", "status.json"
 
 STATE = "state.json"
-"""The file of a point to resume from that tells its update and its files."""
+"""The file of a savepoint that tells its update and its files."""
 
 _SAVE = r"state\.json|(weights|average|optimizer|course|pending)\.safetensors"
 SAVE = Kind(STATE, re.compile(_SAVE))
-"""How vdiff knows a point to resume from that it made."""
+"""How vdiff knows a savepoint that it made."""
 
 SAVES = Kind(STATE, re.compile(rf"\d{{9,}}/({_SAVE})?"))
 """All those of a stage, as versions before 0.2 removed them together."""
@@ -64,7 +64,7 @@ def refuse_strange_evaluation(folder: Path) -> None:
 
 
 def refuse_strange_saves(folder: Path) -> None:
-    """UsageError for what a stage cannot save beside. folder: of its points to resume from."""
+    """UsageError for what a stage cannot save beside. folder: of its savepoints."""
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
         raise strange(folder, folder, OTHER_RUN)
     for point in folder.glob("[0-9]*"):
@@ -77,7 +77,7 @@ def is_run(folder: Path) -> bool:
     known = ((_DIGESTS, _is_digests), (LOG, is_filled_log), (STATUS, is_status))
     is_begun = any(_is_file(folder / name) and is_ours(folder / name) for name, is_ours in known)
     return is_begun or any(
-        SAVE.stranger(mark.parent) is None for mark in folder.glob(f"saves/*/[0-9]*/{STATE}")
+        SAVE.stranger(state.parent) is None for state in folder.glob(f"saves/*/[0-9]*/{STATE}")
     )
 
 

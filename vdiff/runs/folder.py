@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vdiff.disk import lock, whole_folder
 from vdiff.errors import MachineError, ModelFileError
-from vdiff.model_folder.card import CONFIG, MARK, MODEL, WEIGHTS, is_model_folder, read_card
+from vdiff.model_folder.card import CONFIG, MANIFEST, MODEL, WEIGHTS, is_model_folder, read_card
 from vdiff.runs import contents as run_contents
 from vdiff.runs.contents import LOG, RECIPE, SAVE, SAVES, STATE, STATUS
 
@@ -36,15 +36,15 @@ class RunFolder:
         return self.path / name
 
     def saves(self, name: str) -> Path:
-        """Where the stage's points to resume from lie while it is not complete."""
+        """Where the stage's savepoints lie while it is not complete."""
         return self.path / "saves" / name
 
     def points(self, name: str) -> list[Path]:
-        """The stage's points to resume from, newest first."""
+        """The stage's savepoints, newest first."""
         return points(self.saves(name))
 
     def unfinished(self) -> list[str]:
-        """Names of the stages that have points to resume from and are not finished,
+        """Names of the stages that have savepoints and are not finished,
         or being made longer.
         """
         begun = (path.name for path in (self.path / "saves").glob("*") if self.points(path.name))
@@ -55,7 +55,7 @@ class RunFolder:
         its newest save.
         """
         if not is_model_folder(self.model(name)):
-            return name not in self.unmarked()  # which is damaged, not unfinished
+            return name not in self.without_manifest()  # which is damaged, not unfinished
         try:
             done = read_card(self.model(name)).updates
         except ModelFileError:
@@ -77,8 +77,8 @@ class RunFolder:
         )
         return sorted(found, key=lambda name: (name.startswith("base_"), len(name), name))
 
-    def unmarked(self) -> list[str]:
-        """Names of what was a model folder and has lost its mark:
+    def without_manifest(self) -> list[str]:
+        """Names of what was a model folder and has lost its manifest:
         nobody can tell whether the rest of it is whole.
         """
         parts = (CONFIG, WEIGHTS, "model_index.json")
@@ -104,7 +104,7 @@ class RunFolder:
         )
         if is_other is not None:
             problem = (
-                f"`{is_other}` has no {MARK}, which vdiff writes last: "
+                f"`{is_other}` has no {MANIFEST}, which vdiff writes last: "
                 "it is no model folder of vdiff, or not whole"
             )
         else:
@@ -178,7 +178,7 @@ def _refuse_links(paths: Sequence[Path]) -> None:
 
 
 def points(saves: Path) -> list[Path]:
-    """The points to resume from in a stage's folder of saves, newest first by update number:
+    """The savepoints in a stage's folder of saves, newest first by update number:
     clocks jump.
     """
     named = (path for path in saves.glob("[0-9]*") if re.fullmatch(r"\d{9,}", path.name))

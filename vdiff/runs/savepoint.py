@@ -1,4 +1,4 @@
-"""Points to resume from: what a training changes, saved whole,
+"""Savepoints: what a training changes, saved whole,
 the last two of a stage kept until it is complete.
 """
 
@@ -27,10 +27,10 @@ State = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class SavePoint:
-    """A verified point to resume from.
+    """A verified savepoint.
 
     update: updates done.   state: tensors by part and name, see `Learner.state`.
-    pending: the measurements that no line of the log holds yet, see `Report.pending`.
+    pending: the measurements that no line of the log holds yet, see `LossRecord.pending`.
     processes: of the run then.
     length: updates that the stage was to have when it was saved.
     """

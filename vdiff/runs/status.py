@@ -20,7 +20,7 @@ from vdiff.disk import whole_folder
 from vdiff.errors import ModelFileError, UsageError, VdiffError
 from vdiff.runs.contents import is_status
 from vdiff.runs.folder import RunFolder
-from vdiff.training.report import Progress, StageRow
+from vdiff.training.progress import Progress, StageRow
 
 State = Literal["running", "done", "stopped", "failed", "killed"]
 
@@ -89,7 +89,7 @@ def _is_duration(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
-class Recorder:
+class StatusWriter:
     """Passes on what a run tells, and writes status.json from it. A disk that refuses does not end
     the run here.
 
@@ -106,8 +106,8 @@ class Recorder:
         own = {"pid": os.getpid(), "host": socket.gethostname(), "began": _now(), "changed": _now()}
         self._status = Status(("running"), resume_command, machine=machine, **own)  # type: ignore[arg-type]
 
-    def plan(self, stages: Sequence[StageRow]) -> None:
-        self._told.plan(stages)
+    def show_stages(self, stages: Sequence[StageRow]) -> None:
+        self._told.show_stages(stages)
 
     def begin(self, stage: str, updates: int, first_update: int) -> None:
         self._has_begun = True

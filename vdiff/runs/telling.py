@@ -1,4 +1,4 @@
-"""What only the first process reads, and the others are told: models and points to resume from.
+"""What only the first process reads, and the others are told: models and savepoints.
 
 So only the first process needs the run folder. Facts are told whole, tensors one after another, as
 they are put in their places.
@@ -65,7 +65,9 @@ def model(
 
 
 def _outline(told: Mapping[str, Any], folder: Path) -> Checkpoint:
-    return checkpoint.outline(model_card.parse(told["card"], folder), told["config"], folder)
+    return checkpoint.meta_checkpoint(
+        model_card.parse(told["card"], folder), told["config"], folder
+    )
 
 
 def newest(

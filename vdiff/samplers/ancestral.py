@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from vdiff.config import harmless
+from vdiff.config import free_to_change
 from vdiff.samplers.sampler import Point, Predict, Sampler, SamplerSection, scalars, snr_ratio
 
 if TYPE_CHECKING:
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 class AncestralSection(SamplerSection):
     """The stochastic sampler of DDPM; for undistilled models."""
 
-    kind: Literal["ancestral"] = harmless("ancestral")
+    kind: Literal["ancestral"] = free_to_change("ancestral")
     """Which sampler."""
-    variance: Literal["small", "medium", "large"] = harmless("large")
+    variance: Literal["small", "medium", "large"] = free_to_change("large")
     """Variance of the fresh noise: the posterior's for clean data (small),
     for white noise (large), or a mix.
     """
-    mix: float = harmless(0.5, ge=0, le=1)
+    mix: float = free_to_change(0.5, ge=0, le=1)
     """Place of `medium` between small (0) and large (1), geometrically."""
-    clip: float | None = harmless(None, gt=0)
+    clip: float | None = free_to_change(None, gt=0)
     """Limit of the predicted image; null leaves it free."""
 
     def build(self) -> Sampler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from vdiff.config import harmless
+from vdiff.config import free_to_change
 from vdiff.samplers.sampler import Point, Predict, Sampler, SamplerSection, scalars, snr_ratio
 
 if TYPE_CHECKING:
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 class DdimSection(SamplerSection):
     """Deterministic for eta = 0: the sampler that distillation shortens."""
 
-    kind: Literal["ddim"] = harmless("ddim")
+    kind: Literal["ddim"] = free_to_change("ddim")
     """Which sampler."""
-    eta: float = harmless(0.0, ge=0, le=1)
+    eta: float = free_to_change(0.0, ge=0, le=1)
     """Share of fresh noise per step: 0 none, 1 as much as ancestral
     sampling with small variance.
     """
-    clip: float | None = harmless(None, gt=0)
+    clip: float | None = free_to_change(None, gt=0)
     """Limit of the predicted image, from which eps is made anew;
     1.2 is usual, none leaves it free.
     """
-    clip_noise: float | None = harmless(None, gt=0)
+    clip_noise: float | None = free_to_change(None, gt=0)
     """Limit of the predicted noise too; with `clip: 1.2`,
     1.2 draws what `clip: 1.2` alone drew up to vdiff 0.1.
     """

@@ -48,12 +48,12 @@ class Learner:
         self.rollbacks = 0
         self.micro_batch = settings.micro_batch
         """Pictures that go through the network at once;
-        None until `settle` has chosen, and means all.
+        None until `choose_micro_batch` has chosen, and means all.
         """
         self._is_halved, self._say = False, say
         self._objective = objective
         self._machine = machine
-        memory.arrange(sparing=settings.checkpoint_activations)
+        memory.set_malloc_policy(sparing=settings.checkpoint_activations)
         self._network = machine.place(student.network)
         if settings.checkpoint_activations:
             recompute_activations(self._network)
@@ -145,7 +145,7 @@ class Learner:
             size,
             True,
         )  # out of the handler, which holds on to the tensors
-        memory.arrange(sparing=True)
+        memory.set_malloc_policy(sparing=True)
         self._forget_gradients()
         self._machine.free_cache()
         self._say(
@@ -158,7 +158,7 @@ class Learner:
         """Fill the weights' gradients; this share's mean loss over the global batch."""
         batch_size, world_size = self.settings.batch_size, self._machine.world_size
         total = torch.zeros((), device=x.device)
-        parts = list(self._parts(len(x)))
+        parts = list(self._micro_batches(len(x)))
         for part in parts:
             more = part is not parts[-1]
             with self._machine.unsynchronised(self._student.network, more):
@@ -173,7 +173,7 @@ class Learner:
             total += loss.detach()
         return total
 
-    def settle(
+    def choose_micro_batch(
         self, x: Tensor, condition: Condition, rng_of: "RngOf", share: int | None = None
     ) -> None:
         """Choose the largest micro-batch that fits into the memory,
@@ -198,7 +198,7 @@ class Learner:
         )
         self.micro_batch = self._machine.least(choice.size)  # one for all: a save tells no more
         if choice.size < count:
-            memory.arrange(sparing=True)
+            memory.set_malloc_policy(sparing=True)
             self._say(choice.told)
 
     def _later_bytes(self) -> int:
@@ -227,14 +227,14 @@ class Learner:
     def _needed_bytes(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> int:
         weights = [weight for weight in self._weights if weight.requires_grad]
 
-        def rehearse() -> None:  # no gradient of the weights, which would wait for other processes
+        def try_once() -> None:  # no gradient of the weights, which would wait for other processes
             losses = self._rehearsed(x, condition, rng_of, part)
             if self._machine.shards:  # all processes are here
                 torch.autograd.backward(losses.sum())
             else:
                 torch.autograd.grad(losses.sum(), weights, allow_unused=True)
 
-        needed = memory.peak_of(rehearse, self._machine.device)
+        needed = memory.peak_of(try_once, self._machine.device)
         self._forget_gradients()
         return needed
 
@@ -244,7 +244,7 @@ class Learner:
         """
         return self.settings.rate(update) * 0.5**self.rollbacks
 
-    def rehearse(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> None:
+    def build_ddp_buckets(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> None:
         """Go forward and backward once and drop the gradients.
 
         With several processes, gradients are grouped anew after the first backward, which changes
@@ -380,7 +380,7 @@ class Learner:
         with self._machine.autocast():
             return self._objective(self._student, x[part], rng_of(part), condition.of(part))
 
-    def _parts(self, count: int) -> Iterator[slice]:
+    def _micro_batches(self, count: int) -> Iterator[slice]:
         # those who share a network compute together: each has as many parts, if need be one of no
         # pictures
         most = max(self._most() if self._machine.shards else count, 1)

@@ -15,7 +15,7 @@ from vdiff.disk import whole_folder
 from vdiff.errors import DivergedError
 from vdiff.machine.machine import Machine
 from vdiff.training.log_file import is_log
-from vdiff.training.report import Progress
+from vdiff.training.progress import Progress
 from vdiff.training.settings import FitSection
 
 Track = Callable[[Mapping[str, float], int], Any]
@@ -34,7 +34,7 @@ for the screen.
 """
 
 
-class Report:
+class LossRecord:
     """Collects losses on the device and reads them back in batches,
     so that the loop never waits for the device.
 

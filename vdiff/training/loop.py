@@ -71,7 +71,7 @@ def fit(
     chores: after every update those that are due, in this order.
     """
     settings = learner.settings
-    any_late = machine.vote()
+    any_late = machine.any_late()
     first = learner.update
     if first >= settings.updates:
         return True
@@ -82,8 +82,8 @@ def fit(
             seed, stage, batch.update, machine.take_exact(batch.places), settings.batch_size
         )
         if learner.update == first:
-            learner.settle(x, condition, rng_of)
-            learner.rehearse(x, condition, rng_of)
+            learner.choose_micro_batch(x, condition, rng_of)
+            learner.build_ddp_buckets(x, condition, rng_of)
         measured = learner.step(x, condition, rng_of)
         is_complete = learner.update == settings.updates
         is_stopped = any_late(should_stop())

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vdiff.config import harmless
+from vdiff.config import free_to_change
 from vdiff.randomness import Randomness
 from vdiff.samplers.sampler import Point, Predict, Sampler, SamplerSection, scalars
 
@@ -15,7 +15,7 @@ from vdiff.samplers.sampler import Point, Predict, Sampler, SamplerSection, scal
 class AdamsSection(SamplerSection):
     """Two steps' predictions in one; for undistilled models."""
 
-    kind: Literal["adams"] = harmless("adams")
+    kind: Literal["adams"] = free_to_change("adams")
     """Which sampler."""
 
     def build(self) -> Sampler:

@@ -2,8 +2,8 @@
 
 from typing import ClassVar, Literal
 
-from vdiff.config import harmless
-from vdiff.metrics.metric import Against, Metric, MetricSection, Pictures, chunks
+from vdiff.config import free_to_change
+from vdiff.metrics.metric import Metric, MetricSection, Pictures, Reference, chunks
 from vdiff.metrics.table import Value
 
 
@@ -13,10 +13,10 @@ class BrightnessSection(MetricSection):
     is_cheap: ClassVar[bool] = True
     title: ClassVar[str] = "Brightness"
     better: ClassVar[str] = "nearer to 0 is better"
-    kind: Literal["brightness"] = harmless("brightness")
+    kind: Literal["brightness"] = free_to_change("brightness")
     """Which metric."""
 
-    def build(self, against: Against) -> Metric:
+    def build(self, against: Reference) -> Metric:
         return Brightness(mean(against.pictures))
 
 

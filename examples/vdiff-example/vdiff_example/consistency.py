@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task
@@ -20,11 +20,11 @@ from vdiff.randomness import Randomness
 class ConsistencySection(ObjectiveSection):
     """Consistency without a teacher, towards an average of the weights."""
 
-    kind: Literal["consistency_toy"] = trajectory("consistency_toy")
+    kind: Literal["consistency_toy"] = shapes_weights("consistency_toy")
     """How the network learns."""
-    points: int = trajectory(8, ge=2)
+    points: int = shapes_weights(8, ge=2)
     """Times that neighbours lie one step of apart."""
-    decay: float = trajectory(0.9, ge=0, lt=1)
+    decay: float = shapes_weights(0.9, ge=0, lt=1)
     """Of the average, per update."""
 
     is_denoiser: ClassVar[bool] = False

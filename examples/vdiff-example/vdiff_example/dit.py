@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.networks.dropout import Dropout
@@ -21,19 +21,19 @@ from vdiff.networks.repeated import Repeated
 class DiTSection(NetworkSection):
     """A transformer over patches; no convolutions and no skip connections."""
 
-    kind: Literal["dit"] = trajectory("dit")
+    kind: Literal["dit"] = shapes_weights("dit")
     """Which network."""
-    width: int = trajectory(64, ge=8, multiple_of=8)
+    width: int = shapes_weights(64, ge=8, multiple_of=8)
     """Channels of a patch."""
-    depth: int = trajectory(4, ge=1)
+    depth: int = shapes_weights(4, ge=1)
     """Blocks."""
-    heads: int = trajectory(4, ge=1)
+    heads: int = shapes_weights(4, ge=1)
     """Attention heads; must divide `width`."""
-    patch: int = trajectory(2, ge=1)
+    patch: int = shapes_weights(2, ge=1)
     """Height and width of a patch in pixels; must divide those of the pictures."""
-    dropout: float = trajectory(0.0, ge=0, lt=1)
+    dropout: float = shapes_weights(0.0, ge=0, lt=1)
     """Probability that a value between the two layers of a block is set to zero in training."""
-    num_classes: int | None = trajectory(None, ge=1)
+    num_classes: int | None = shapes_weights(None, ge=1)
     """Number of classes; not given: the network is told none."""
 
     def build(self, image_size: int, channels: int) -> "DiT":

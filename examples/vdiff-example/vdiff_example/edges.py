@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from vdiff.config import harmless
+from vdiff.config import free_to_change
 from vdiff.metrics.metric import Means, Pictures
 from vdiff.metrics.pair_metric import Measure, PairMetric, PairMetricSection, mean_over_pairs
 
@@ -20,7 +20,7 @@ class EdgesSection(PairMetricSection):
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("edges", "Difference of edges", "Edges", "less is better"),
     )
-    kind: Literal["edges"] = harmless("edges")
+    kind: Literal["edges"] = free_to_change("edges")
     """Which metric."""
 
     def build(self, means: Means) -> PairMetric:

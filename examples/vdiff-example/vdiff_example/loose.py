@@ -10,7 +10,7 @@ from typing import Any
 from vdiff.errors import ModelFileError
 from vdiff.formats.adapter import ForeignModel, Format
 from vdiff.formats.contents import Contents
-from vdiff.formats.facts import ForeignFile
+from vdiff.formats.foreign_file import ForeignFile
 
 MAKER = "vdiff-example"
 

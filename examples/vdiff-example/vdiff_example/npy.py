@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from vdiff.config import harmless, trajectory
+from vdiff.config import free_to_change, shapes_weights
 from vdiff.data.dataset import DatasetSection, Images, Pixels
 from vdiff.errors import DataError
 
@@ -17,15 +17,15 @@ from vdiff.errors import DataError
 class NpySection(DatasetSection):
     """A folder of arrays."""
 
-    kind: Literal["npy"] = trajectory("npy")
+    kind: Literal["npy"] = shapes_weights("npy")
     """Which data."""
-    path: Path = harmless()
+    path: Path = free_to_change()
     """The folder."""
-    size: int = trajectory(ge=1)
+    size: int = shapes_weights(ge=1)
     """Height and width of the pictures in pixels."""
-    channels: Literal[1, 3, 4] = trajectory(3)
+    channels: Literal[1, 3, 4] = shapes_weights(3)
     """1 grey, 3 colour, 4 colour with transparency."""
-    flip: bool = trajectory(False)
+    flip: bool = shapes_weights(False)
     """Show half of the pictures mirrored."""
 
     def open(self) -> Images:

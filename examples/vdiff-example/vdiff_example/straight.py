@@ -8,16 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vdiff.config import trajectory
+from vdiff.config import shapes_weights
 from vdiff.diffusion.schedule import Schedule, ScheduleSection, tabled_betas
 
 
 class StraightSection(ScheduleSection):
     """The angle between signal and noise grows evenly."""
 
-    kind: Literal["straight"] = trajectory("straight")
+    kind: Literal["straight"] = shapes_weights("straight")
     """Which schedule."""
-    grid: int = trajectory(1024, ge=2, le=1 << 16)
+    grid: int = shapes_weights(1024, ge=2, le=1 << 16)
     """Base steps T that the network's time input counts in."""
 
     def build(self) -> Schedule:

@@ -25,7 +25,7 @@ class StageRow(NamedTuple):
 class Progress(Protocol):
     """Whoever wants to know how a run is doing; used as a context manager, `close` comes last."""
 
-    def plan(self, stages: Sequence[StageRow]) -> None:
+    def show_stages(self, stages: Sequence[StageRow]) -> None:
         """All stages of the run, in order."""
 
     def begin(self, stage: str, updates: int, first_update: int) -> None:

@@ -10,19 +10,19 @@ from pathlib import Path
 from vdiff import __version__
 from vdiff.errors import UsageError
 from vdiff.evaluation.subjects import Subject
-from vdiff.metrics.table import EvaluationTable, Protocol, Row
+from vdiff.metrics.table import EvaluationRow, EvaluationTable, Protocol
 
 
 @dataclass(frozen=True)
-class Earlier:
+class KnownRows:
     """A table that is there, or none."""
 
     table: EvaluationTable | None = None
 
-    def row(self, subject: Subject, sampler: str | None = None) -> Row | None:
+    def row(self, subject: Subject, sampler: str | None = None) -> EvaluationRow | None:
         """What is known of a model at this number of steps, drawn like this.
 
-        sampler: as in `Row`.
+        sampler: as in `EvaluationRow`.
         """
         if self.table is None:
             return None
@@ -32,7 +32,9 @@ class Earlier:
                 return row
         return None
 
-    def with_rows(self, rows: Sequence[Row], protocol: Protocol, machine: str) -> EvaluationTable:
+    def with_rows(
+        self, rows: Sequence[EvaluationRow], protocol: Protocol, machine: str
+    ) -> EvaluationTable:
         """The table of these rows. protocol, machine: of those that are new."""
         before, made = self.table, datetime.now(UTC).isoformat(timespec="seconds")
         if before is None:
