@@ -10,10 +10,10 @@ with the most are there a second time), and the kernels: what stays of an update
 when all its tensors are gone. On a CPU the peak is that of the process, less what it had after an
 update of a tiny network; on a GPU that of torch's tensors, which has no kernels and no gaps.
 
-On a CPU a second process gives every tensor memory of its own (`memory.set_malloc_policy`), so that its peak
-has no gaps between tensors. The gaps of the first are what the GNU C library's heap has grown by at
-the end, less the most that the learner and the tensors of an update, counted one by one, took at
-any moment.
+On a CPU a second process gives every tensor memory of its own (`memory.set_malloc_policy`), so
+that its peak has no gaps between tensors. The gaps of the first are what the GNU C library's heap
+has grown by at the end, less the most that the learner and the tensors of an update, counted one by
+one, took at any moment.
 """
 
 import argparse

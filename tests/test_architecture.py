@@ -286,10 +286,30 @@ def test_no_file_is_a_drawer_for_everything() -> None:
     } == set()
 
 
+SAFE_READERS = ("exchange/proof.py", "formats/weights.py")
+"""Where a stranger's file is opened: by readers that build arrays and tensors, and nothing else."""
+
+
+@pytest.mark.parametrize("path", [ROOT / name for name in SAFE_READERS], ids=short)
+def test_the_safe_readers_say_that_they_are_safe(path: Path) -> None:
+    """Each call names the argument that keeps code out, with the value that does."""
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    named = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
+    readers = [call for call in calls if ast.unparse(call.func) in named]
+    assert readers
+    for call in readers:
+        given = [ast.unparse(keyword) for keyword in call.keywords]
+        assert named[ast.unparse(call.func)] in given
+    others = [call for call in calls if call not in readers]
+    assert not {"eval", "exec"} & {ast.unparse(call.func) for call in others}
+
+
 @pytest.mark.parametrize("path", FILES, ids=short)
 def test_nothing_can_run_code_from_a_file(path: Path) -> None:
     parsed = tree(path)
     packages = {name.partition(".")[0] for name in imported(ast.walk(parsed))}
+    if short(path) in SAFE_READERS:
+        return
     assert not {"pickle", "dill", "marshal", "shelve", "joblib"} & packages
     for node in ast.walk(parsed):
         if isinstance(node, ast.Call):

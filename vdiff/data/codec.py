@@ -54,7 +54,7 @@ class Codec(ABC):
     ...     def decode(self, x, made_by="the network"):
     ...         return to_uint8(x, made_by).repeat_interleave(2, -1).repeat_interleave(2, -2)
     >>> class HalvedSection(CodecSection):
-    ...     kind: Literal["halved"] = trajectory("halved")
+    ...     kind: Literal["halved"] = shapes_weights("halved")
     ...     def build(self):
     ...         return Halved()
     >>> codec = HalvedSection().build()

@@ -89,16 +89,16 @@ _FIX = "take another folder, or make this one again"
 
 _SEALED = "sealed"
 _SEAL = "sha256"
-"""The first and the last key of a mark. The first one announces the last one. So no single damaged
-byte can make a mark with a seal look like an old one without.
+"""The first and the last key of a manifest. The first one announces the last one. So no single
+damaged byte can make a manifest with a seal look like an old one without.
 """
 _SEAL_AT_END = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
 
-# Limits for the marks of strangers: a parser needs many times the size of its text in memory,
+# Limits for the manifests of strangers: a parser needs many times the size of its text in memory,
 # and nesting ends in a RecursionError.
 _MOST_BYTES = 4 * 2**20
 _MOST_LEVELS = 20
-# Texts of a mark are shown in terminals, where control characters are commands. Lone surrogates
+# Texts of a manifest are shown in terminals, where control characters are commands. Lone surrogates
 # cannot be printed.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _SHA256 = re.compile("[0-9a-f]{64}")

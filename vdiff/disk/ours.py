@@ -78,8 +78,8 @@ class Kind:
         for path in sorted(folder.rglob("*"), reverse=True):
             if path not in unknown and path != folder / self.manifest:
                 _delete_one(path)
-        # The mark goes last. If a kill stops this half-way, the mark still tells that the other
-        # files are ours.
+        # The manifest goes last. If a kill stops this half-way, the manifest still tells that the
+        # other files are ours.
         _delete_one(folder / self.manifest)
         _delete_one(folder)
 

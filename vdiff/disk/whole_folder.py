@@ -63,7 +63,7 @@ def write(
     Returns its content. A folder of the kind that was there before is replaced, once the new one
     has been read back from the disk.
     num_bytes: about how many it will have, for the message when the disk is full.
-    unlisted: files that the mark does not list, because people may change them.
+    unlisted: files that the manifest does not list, because people may change them.
     Errors: MachineError when the disk refuses, UsageError for what vdiff did not make. After an
     error, what was there before is still there, and nothing is left beside it.
     """
