@@ -398,7 +398,7 @@ time.monotonic = lambda: now
 from vdiff.cli import displays
 from vdiff.training.progress import StageRow
 with displays.chain_progress() as shown:
-    shown.plan([StageRow("base_0", 1024, 512, 150, "waiting")])
+    shown.show_stages([StageRow("base_0", 1024, 512, 150, "waiting")])
     shown.begin("base_0", 150, 0)
     for update in range(1, 151):
         now += 0.107

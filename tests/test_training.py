@@ -354,10 +354,10 @@ def test_the_loop_hands_over_the_batch_as_it_is_and_prepares_once(machine: Machi
     prepared: list[str] = []
 
     class Noting(Learner):
-        def settle(self, x: Tensor, condition: Condition, rng_of: RngOf) -> None:
+        def choose_micro_batch(self, x: Tensor, condition: Condition, rng_of: RngOf) -> None:
             prepared.append(f"settle before {self.update + 1}")
 
-        def rehearse(self, x: Tensor, condition: Condition, rng_of: RngOf) -> None:
+        def build_ddp_buckets(self, x: Tensor, condition: Condition, rng_of: RngOf) -> None:
             prepared.append(f"rehearse before {self.update + 1}")
 
         def step(self, x: Tensor, condition: Condition, rng_of: RngOf) -> Tensor:

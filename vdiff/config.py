@@ -114,7 +114,7 @@ def values_that_shape_weights(section: Section, prefix: str = "") -> dict[str, A
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):
-            # its own fields say what changes the weights; a mark on the whole of it says nothing
+            # its own fields say what changes the weights; a word on the whole of it says nothing
             values |= values_that_shape_weights(value, f"{prefix}{name}.")
         elif effect_of(type(section), name) == "trajectory":
             values[prefix + name] = section.model_dump(mode="json", include={name})[name]
