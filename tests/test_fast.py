@@ -102,6 +102,14 @@ CASES: dict[str, Callable[[], tuple[Any, int]]] = {
     "one side": lambda: other(
         downsample_padding=0, resnet_time_scale_shift="scale_shift", num_class_embeds=3
     ),
+    "resampled by blocks": lambda: other(
+        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        num_attention_heads=2,
+        num_attention_heads_up=4,
+        time_width=32,
+        time_embedding_dim=32,
+    ),
     "a stranger's": strangers,
 }
 

@@ -45,7 +45,20 @@ LEVELS |= {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
 }
+BY_BLOCKS = {
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "block_out_channels": (8, 16, 16),
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+}
 FOREIGN: dict[str, dict[str, Any]] = {
+    "residual blocks that halve and double": LEVELS | BY_BLOCKS,
+    "those whose time scales and shifts": LEVELS
+    | BY_BLOCKS
+    | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
+    "residual blocks that halve, convolutions that double": LEVELS
+    | {"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D")},
     "one-sided padding": LEVELS
     | {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1},
     "cosine first": LEVELS | {"flip_sin_to_cos": True, "norm_eps": 1e-3},
@@ -131,6 +144,49 @@ def test_we_compute_the_same_function_from_the_config_and_weights_of_diffusers(
     ours = UNet.from_config(json.loads(theirs.to_json_string()))
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert_same_function(ours, theirs)
+
+
+def test_counted_heads_are_those_of_diffusers_set_layer_by_layer(peer: Any) -> None:
+    settings = LEVELS | {
+        "down_block_types": ("AttnDownBlock2D",) * 2,
+        "up_block_types": ("AttnUpBlock2D",) * 2,
+        "block_out_channels": (16, 32),
+    }
+    theirs = randomized(peer(**(settings | {"attention_head_dim": 16})))
+    heads = {"down_blocks": 2, "mid_block": 2, "up_blocks": 4}
+    for name, part in theirs.named_modules():
+        if name.rpartition(".")[0].endswith("attentions"):
+            part.heads = heads[name.partition(".")[0]]
+            part.scale = (part.inner_dim // part.heads) ** -0.5
+    own = {"attention_head_dim": None, "num_attention_heads": 2, "num_attention_heads_up": 4}
+    ours = UNet.from_config(settings | own)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert_same_function(ours, theirs)
+
+
+def test_the_time_may_be_wider_than_the_first_level(peer: Any) -> None:
+    ours = randomized(UNet.from_config(LEVELS | {"time_width": 32, "time_embedding_dim": 32}))
+    theirs = peer(**(LEVELS | {"time_embedding_dim": 32}))
+    theirs.time_proj.num_channels = 32
+    theirs.time_embedding.linear_1 = nn.Linear(32, 32)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert_same_function(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"num_attention_heads": 2, "attention_head_dim": None},
+        {"num_attention_heads": 2, "num_attention_heads_up": 4, "attention_head_dim": None},
+        {"time_width": 32},
+    ],
+)
+def test_what_diffusers_has_no_words_for_is_not_called_its_class(own: dict[str, Any]) -> None:
+    network = UNet.from_config(LEVELS | own)
+    assert network.diffusers() is None
+    assert network.config["_class_name"] == "VdiffUNet"
+    again = UNet.from_config(json.loads(json.dumps(network.config)))
+    assert again.config == network.config
 
 
 @pytest.mark.parametrize("name", SECTIONS)

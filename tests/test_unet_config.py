@@ -43,8 +43,8 @@ def test_settings_left_out_mean_what_they_mean_in_diffusers() -> None:
         ("mid_block_type", None),
         ("mid_block_scale_factor", 1.414),
         ("time_embedding_type", "fourier"),
-        ("downsample_type", "resnet"),
-        ("upsample_type", "resnet"),
+        ("downsample_type", "average"),
+        ("upsample_type", "shuffle"),
         ("downsample_padding", 2),
         ("act_fn", "gelu"),
         ("class_embed_type", "timestep"),
@@ -78,6 +78,9 @@ def test_a_setting_that_we_do_not_compute_is_refused_by_name(key: str, value: An
         ("norm_eps", float("nan")),
         ("dropout", 1.0),
         ("freq_shift", 4),
+        ("num_attention_heads", 2),
+        ("num_attention_heads_up", 2),
+        ("time_width", 1),
     ],
 )
 def test_a_config_that_no_network_can_have_is_called_a_bad_file(key: str, value: Any) -> None:
@@ -85,6 +88,18 @@ def test_a_config_that_no_network_can_have_is_called_a_bad_file(key: str, value:
         UNet.from_config(LEVELS | {key: value})
     assert f"`{key}`" in caught.value.problem
     assert len(caught.value.problem) < 200
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"num_attention_heads": 3},
+        {"num_attention_heads": 2, "num_attention_heads_up": 5},
+    ],
+)
+def test_heads_that_do_not_divide_the_channels_are_a_bad_file(heads: dict[str, int]) -> None:
+    with pytest.raises(ModelFileError, match=f"`{list(heads)[-1]}`"):
+        UNet.from_config(LEVELS | {"attention_head_dim": None} | heads)
 
 
 def test_more_than_20_levels_are_called_a_bad_file() -> None:

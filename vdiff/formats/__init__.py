@@ -12,6 +12,7 @@ FORMATS: "Table[Format]" = Table(
     {
         "diffusion_distiller": "vdiff.formats.distiller:DistillerFormat",
         "diffusers": "vdiff.formats.diffusers:DiffusersFormat",
+        "guided_diffusion": "vdiff.formats.guided:GuidedFormat",
     },
     group="vdiff.formats",
     contract="vdiff.formats.adapter:Format",

@@ -5,6 +5,7 @@ them faster on a CPU or a GPU is put in from outside; see `fast.py`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ class Style:
     embedding: width of the time embedding.   groups, eps: of every group norm.
     dropout: probability.
     scale_shift: the time scales and shifts the second norm (otherwise it is added before it).
-    head_dim: channels per attention head, None for one head.
+    head_dim: channels per attention head, None for one head or `num_heads` of them.
     padding: 1, or 0 to pad only right and bottom.
     """
 
@@ -33,6 +34,7 @@ class Style:
     scale_shift: bool
     head_dim: int | None
     padding: int
+    num_heads: int | None = None
 
 
 class DownLevel(nn.Module):
@@ -41,10 +43,18 @@ class DownLevel(nn.Module):
     Residual blocks of one resolution, each followed by attention if there is any; then, if
     `halves`, a halving.
     before, width: channels of the input and of the output.
+    by_block: a residual block halves, and no strided convolution.
     """
 
     def __init__(
-        self, before: int, width: int, num_blocks: int, style: Style, attention: bool, halves: bool
+        self,
+        before: int,
+        width: int,
+        num_blocks: int,
+        style: Style,
+        attention: bool,
+        halves: bool,
+        by_block: bool = False,
     ) -> None:
         super().__init__()
         # All residual blocks are made before the attentions: the order in which layers are made
@@ -59,7 +69,9 @@ class DownLevel(nn.Module):
             self.attentions.extend(Attention(width, style, style.groups) for _ in range(num_blocks))
         # A list of one or none, as in diffusers: its weights are called `downsamplers.0.conv`.
         self.downsamplers = nn.ModuleList()
-        if halves:
+        if halves and by_block:
+            self.downsamplers.append(ResidualBlock(width, width, style, halved))
+        elif halves:
             self.downsamplers.append(Downsample(width, style.padding))
 
     def forward(
@@ -72,7 +84,10 @@ class DownLevel(nn.Module):
                 h = self.attentions[i](h)
             skips.append(h)
         for downsample in self.downsamplers:
-            h = downsample(h)
+            if isinstance(downsample, ResidualBlock):
+                h = downsample(h, embedding, dropout_keys)
+            else:
+                h = downsample(h)
             skips.append(h)
         return h
 
@@ -107,6 +122,7 @@ class UpLevel(nn.Module):
     any; then, if `doubles`, a doubling.   before: channels of what comes from below.
     width: channels of the output.
     skips: channels of the skip connections, in the order of their use.
+    by_block: a residual block doubles, and no convolution.
     """
 
     def __init__(
@@ -117,6 +133,7 @@ class UpLevel(nn.Module):
         style: Style,
         attention: bool,
         doubles: bool,
+        by_block: bool = False,
     ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList()
@@ -129,7 +146,9 @@ class UpLevel(nn.Module):
         if attention:
             self.attentions.extend(Attention(width, style, style.groups) for _ in skips)
         self.upsamplers = nn.ModuleList()
-        if doubles:
+        if doubles and by_block:
+            self.upsamplers.append(ResidualBlock(width, width, style, doubled))
+        elif doubles:
             self.upsamplers.append(Upsample(width))
 
     def forward(
@@ -143,7 +162,10 @@ class UpLevel(nn.Module):
             if self.attentions:
                 h = self.attentions[i](h)
         for upsample in self.upsamplers:
-            h = upsample(h)
+            if isinstance(upsample, ResidualBlock):
+                h = upsample(h, embedding, dropout_keys)
+            else:
+                h = upsample(h)
         return h
 
 
@@ -151,10 +173,15 @@ class ResidualBlock(Repeated):
     """diffusers' `ResnetBlock2D`: x + conv(dropout(silu(norm(conv(silu(norm(x))), time)))).
 
     At first the last convolution is zero, so a fresh block passes `x` on.
+
+    resample: changes the resolution of x, and of what the first convolution gets.
     """
 
-    def __init__(self, before: int, width: int, style: Style) -> None:
+    def __init__(
+        self, before: int, width: int, style: Style, resample: "Resample | None" = None
+    ) -> None:
         super().__init__()
+        self.resample = resample
         self.scale_shift = style.scale_shift
         # The time gives each channel a scale and a shift, or one number that is added to it.
         width_of_time = width
@@ -173,11 +200,15 @@ class ResidualBlock(Repeated):
             self.conv_shortcut = nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
-        """x: [B, C, H, W].
+        """x: [B, C, H, W].   embedding: the time after its activation, [B, embedding].
 
-        embedding: the time after its activation, [B, embedding].   Returns [B, width, H, W].
+        Returns [B, width, H, W], in the resolution that `resample` makes.
         """
-        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+        inner = F.silu(self.norm1(x))
+        if self.resample is not None:
+            inner = self.resampled(inner)
+            x = self.resampled(x)
+        h: Tensor = self.conv1(inner)
         time = self.time_emb_proj(embedding)
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
@@ -188,6 +219,11 @@ class ResidualBlock(Repeated):
         shortcut: Tensor = self.conv_shortcut(x)
         # The shortcut comes first: the sum takes over the memory format of its first term.
         return shortcut + h
+
+    def resampled(self, h: Tensor) -> Tensor:
+        """`h` in the new resolution."""
+        assert self.resample is not None
+        return self.resample(h)
 
     def scaled(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """shift + (1 + scale) * norm2(h).   h: [B, C, H, W].   scale, shift: [B, C]."""
@@ -203,7 +239,7 @@ class Attention(Repeated):
 
     def __init__(self, width: int, style: Style, norm_groups: int | None) -> None:
         super().__init__()
-        self.head_dim = style.head_dim or width
+        self.head_dim = style.head_dim or width // (style.num_heads or 1)
         self.group_norm: nn.Module = nn.Identity()
         if norm_groups:
             self.group_norm = nn.GroupNorm(norm_groups, width, style.eps)
@@ -261,8 +297,22 @@ class Upsample(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]."""
-        out: Tensor = self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.conv(doubled(h))
         return out
+
+
+Resample = Callable[[Tensor], Tensor]
+"""[B, C, H, W] in another resolution, without anything learned."""
+
+
+def halved(h: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels: [B, C, H, W] -> [B, C, H/2, W/2]."""
+    return F.avg_pool2d(h, 2)
+
+
+def doubled(h: Tensor) -> Tensor:
+    """Each pixel four times: [B, C, H, W] -> [B, C, 2H, 2W]."""
+    return F.interpolate(h, scale_factor=2.0, mode="nearest")
 
 
 class TimeEmbedding(nn.Module):

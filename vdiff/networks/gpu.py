@@ -10,7 +10,7 @@ from vdiff.networks.fast import Fast, Module, put_in
 
 def fast_on_gpu(network: Module) -> Module:
     """Put the fast layers of this file into a network; the same network. See `fast_on`."""
-    return put_in(network, [GroupNorm, Upsample])
+    return put_in(network, [GroupNorm, ResidualBlock, Upsample])
 
 
 class GroupNorm(Fast, nn.GroupNorm):
@@ -30,6 +30,19 @@ class GroupNorm(Fast, nn.GroupNorm):
             weight = self.weight.to(h.dtype)
             bias = self.bias.to(h.dtype)
             return F.group_norm(h, self.num_groups, weight, bias, self.eps)
+
+
+class ResidualBlock(Fast, blocks.ResidualBlock):
+    """Changing the resolution in the dtype of what comes in, for the same reason."""
+
+    plain = blocks.ResidualBlock
+
+    def resampled(self, h: Tensor) -> Tensor:
+        """`h` in the new resolution."""
+        if not h.is_cuda:
+            return super().resampled(h)
+        with torch.autocast("cuda", enabled=False):
+            return super().resampled(h)
 
 
 class Upsample(Fast, blocks.Upsample):

@@ -1,5 +1,6 @@
 """The U-Net, top to bottom. What a recipe says of it is in `unet_section.py`."""
 
+from dataclasses import replace
 from typing import Any, Self
 
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ class UNet(Network):
         # both stay.
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(
-            widths[0], config.embedding, config.freq_shift, config.flip_sin_to_cos
+            config.sinusoid, config.embedding, config.freq_shift, config.flip_sin_to_cos
         )
         self.class_embedding = _class_embedding(config)
         self.down_blocks, skips = _down_levels(config, style)
@@ -48,8 +49,11 @@ class UNet(Network):
         """What goes into `config.json`."""
         return self._config.to_json()
 
-    def diffusers(self) -> dict[str, Any]:
-        return self.config
+    def diffusers(self) -> dict[str, Any] | None:
+        """None where the heads are counted, or the time has a width of its own:
+        `UNet2DModel` has no words for it.
+        """
+        return self.config if self._config.is_known_to_diffusers else None
 
     def forward(
         self,
@@ -105,6 +109,7 @@ def _style(config: UNetConfig) -> Style:
         dropout=config.dropout,
         scale_shift=config.resnet_time_scale_shift == "scale_shift",
         head_dim=config.attention_head_dim,
+        num_heads=config.num_attention_heads,
         padding=config.downsample_padding,
     )
 
@@ -126,17 +131,33 @@ def _down_levels(config: UNetConfig, style: Style) -> tuple[nn.ModuleList, list[
     last = len(config.block_out_channels) - 1
     for i, width in enumerate(config.block_out_channels):
         before = skips[-1]
-        attention = config.down_block_types[i] == "AttnDownBlock2D"
+        block_type = config.down_block_types[i]
+        attention = block_type == "AttnDownBlock2D"
         halves = i < last
-        levels.append(DownLevel(before, width, config.layers_per_block, style, attention, halves))
+        by_block = _by_block(block_type, config.downsample_type)
+        levels.append(
+            DownLevel(before, width, config.layers_per_block, style, attention, halves, by_block)
+        )
         # One of each block, and one of the halving.
         skips += [width] * (config.layers_per_block + halves)
     return levels, skips
 
 
+def _by_block(block_type: str, of_attended: str) -> bool:
+    """Whether a residual block changes the resolution.
+
+    of_attended: what does at levels with attention.
+    """
+    if block_type.startswith("Attn"):
+        return of_attended == "resnet"
+    return block_type.startswith("Resnet")
+
+
 def _up_levels(config: UNetConfig, style: Style, skips: list[int]) -> nn.ModuleList:
     """The levels on the way up.   skips: what `_down_levels` gave; it is used up."""
     levels = nn.ModuleList()
+    if config.num_attention_heads_up is not None:
+        style = replace(style, num_heads=config.num_attention_heads_up)
     before = config.block_out_channels[-1]
     widths = reversed(config.block_out_channels)
     for block_type, width in zip(config.up_block_types, widths, strict=True):
@@ -145,6 +166,7 @@ def _up_levels(config: UNetConfig, style: Style, skips: list[int]) -> nn.ModuleL
         attention = block_type == "AttnUpBlock2D"
         # What is left belongs to higher resolutions.
         doubles = len(skips) > 0
-        levels.append(UpLevel(before, width, used, style, attention, doubles))
+        by_block = _by_block(block_type, config.upsample_type)
+        levels.append(UpLevel(before, width, used, style, attention, doubles, by_block))
         before = width
     return levels

@@ -18,13 +18,19 @@ MOST_LAYERS = 16
 a stranger's file could ask for minutes of building otherwise.
 """
 Width = Annotated[int, Field(ge=1, le=65536)]
-DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D"]
-UpBlockType = Literal["UpBlock2D", "AttnUpBlock2D"]
+DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+UpBlockType = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+OWN_CLASS_NAME = "VdiffUNet"
+"""Of a network that `UNet2DModel` cannot be:
+another name, or diffusers would compute something else with its weights.
+"""
 
 
 class UNetConfig(BaseModel):
     """The keys, defaults and meaning of diffusers' `UNet2DModel`,
     with the values that vdiff computes.
+
+    The last three keys are vdiff's own. They are written only where they are set.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
@@ -56,8 +62,8 @@ class UNetConfig(BaseModel):
     layers_per_block: int = Field(2, ge=1, le=MOST_LAYERS)
     mid_block_scale_factor: Literal[1] = 1
     downsample_padding: Literal[0, 1] = 1
-    downsample_type: Literal["conv"] = "conv"
-    upsample_type: Literal["conv"] = "conv"
+    downsample_type: Literal["conv", "resnet"] = "conv"
+    upsample_type: Literal["conv", "resnet"] = "conv"
     dropout: float = Field(0.0, ge=0, lt=1)
     act_fn: Literal["silu", "swish"] = "silu"
     attention_head_dim: PositiveInt | None = 8
@@ -69,6 +75,12 @@ class UNetConfig(BaseModel):
     class_embed_type: Literal[None] = None
     num_class_embeds: int | None = Field(None, ge=1, le=2**24)
     num_train_timesteps: int | None = None
+    num_attention_heads: PositiveInt | None = None
+    """Heads at every attended level, whatever its width; `attention_head_dim` is None then."""
+    num_attention_heads_up: PositiveInt | None = None
+    """The same on the way up, where it is another number than on the way down and in the middle."""
+    time_width: Annotated[int, Field(ge=2, le=65536)] | None = None
+    """Sines and cosines of the time, where they are not as many as the first level has channels."""
 
     @classmethod
     def parse(cls, config: object) -> Self:
@@ -82,7 +94,7 @@ class UNetConfig(BaseModel):
                 f"the network's configuration is a {type(config).__name__}",
                 "use another model file",
             )
-        if config.get("_class_name", CLASS_NAME) != CLASS_NAME:
+        if config.get("_class_name", CLASS_NAME) not in (CLASS_NAME, OWN_CLASS_NAME):
             raise _unsupported("_class_name", config["_class_name"], f"it computes `{CLASS_NAME}`")
         try:
             return cls.model_validate(
@@ -107,23 +119,51 @@ class UNetConfig(BaseModel):
             raise _impossible(
                 "attn_norm_num_groups", f"is {self.mid_norm_groups}, no divisor of the last width"
             )
-        if not 0 <= self.freq_shift < self.block_out_channels[0] // 2:
+        if not 0 <= self.freq_shift < self.sinusoid // 2:
             raise _impossible(
                 "freq_shift", f"is {self.freq_shift}: below 0, or not below half the first width"
             )
+        self._check_heads()
+        return self
+
+    def _check_heads(self) -> None:
         if self.attention_head_dim and math.gcd(*self.attended_widths) % self.attention_head_dim:
             raise _unsupported(
                 "attention_head_dim", self.attention_head_dim, "it must divide every attended width"
             )
-        return self
+        if self.num_attention_heads is None:
+            if self.num_attention_heads_up is not None:
+                raise _impossible("num_attention_heads_up", "is set without `num_attention_heads`")
+            return
+        if self.attention_head_dim is not None:
+            raise _impossible("num_attention_heads", "is set beside `attention_head_dim`")
+        counted = {
+            "num_attention_heads": self.num_attention_heads,
+            "num_attention_heads_up": self.num_attention_heads_up,
+        }
+        for key, heads in counted.items():
+            if heads is not None and math.gcd(*self.attended_widths) % heads:
+                raise _impossible(key, f"is {heads}, no divisor of every attended width")
 
     def to_json(self) -> dict[str, Any]:
         """What goes into `config.json`; `read` takes it back."""
+        settings = self.model_dump(mode="json")
+        own = [key for key in _OWN_KEYS if settings[key] is None]
         return {
-            "_class_name": CLASS_NAME,
+            "_class_name": CLASS_NAME if self.is_known_to_diffusers else OWN_CLASS_NAME,
             "_diffusers_version": "0.35.0",
-            **self.model_dump(mode="json"),
+            **{key: value for key, value in settings.items() if key not in own},
         }
+
+    @property
+    def is_known_to_diffusers(self) -> bool:
+        """Whether `UNet2DModel` can be told of everything here."""
+        return self.num_attention_heads is None and self.time_width is None
+
+    @property
+    def sinusoid(self) -> int:
+        """Number of sines and cosines of the time."""
+        return self.time_width or self.block_out_channels[0]
 
     @property
     def embedding(self) -> int:
@@ -149,6 +189,9 @@ class UNetConfig(BaseModel):
         if self.add_attention:
             widths.append(self.block_out_channels[-1])
         return widths
+
+
+_OWN_KEYS = ("num_attention_heads", "num_attention_heads_up", "time_width")
 
 
 def _refusal(error: ErrorDetails) -> ModelFileError | UsageError:

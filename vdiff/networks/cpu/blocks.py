@@ -6,7 +6,7 @@ from torch import Tensor
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.networks import blocks, unet
 from vdiff.networks.cpu.attention import attend
-from vdiff.networks.cpu.doubling import convolved_double
+from vdiff.networks.cpu.doubling import convolved_double, doubled
 from vdiff.networks.cpu.layout import laid_out
 from vdiff.networks.cpu.norm import scaled_norm
 from vdiff.networks.cpu.prepacked import Conv2d
@@ -42,6 +42,12 @@ class ResidualBlock(Fast, blocks.ResidualBlock):
         if h.device.type != "cpu" or torch.compiler.is_compiling():
             return super().scaled(h, scale, shift)
         return scaled_norm(self.norm2, h, scale, shift)
+
+    def resampled(self, h: Tensor) -> Tensor:
+        """`h` in the new resolution, which may want another memory format."""
+        if h.device.type == "cpu" and self.resample is blocks.doubled:
+            return doubled(h)
+        return laid_out(super().resampled(h))
 
 
 class Attention(Fast, blocks.Attention):
