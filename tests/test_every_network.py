@@ -14,7 +14,7 @@ from tests.tiny import TinyRun
 from vdiff.chain.stage_parts import fresh
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.errors import MachineError
+from vdiff.errors import MachineError, UsageError
 from vdiff.machine.machine import Machine
 from vdiff.networks import NETWORKS
 from vdiff.networks.dropout import drops
@@ -29,7 +29,18 @@ EXPECTED: dict[str, dict[str, Any]] = {
 A network without an entry here fails every test below.
 """
 
-every_kind = pytest.mark.parametrize("kind", list(NETWORKS))
+IMPORTED = ("imported", "diffusers", "lucidrains")
+"""Kinds that come with an import: no recipe makes one anew.
+The tests of their formats try their networks.
+"""
+
+every_kind = pytest.mark.parametrize("kind", [kind for kind in NETWORKS if kind not in IMPORTED])
+
+
+@pytest.mark.parametrize("kind", IMPORTED)
+def test_a_kind_that_comes_with_an_import_says_so_when_a_recipe_asks_for_it(kind: str) -> None:
+    with pytest.raises(UsageError, match="import"):
+        NETWORKS.section(kind)().build(SIZE, CHANNELS)
 
 
 def built(kind: str, **more: Any) -> nn.Module:

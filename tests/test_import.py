@@ -15,7 +15,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import BetasSection
 from vdiff.errors import ModelFileError
-from vdiff.exchange import proof
+from vdiff.exchange import bring, proof
 from vdiff.model_folder import checkpoint
 from vdiff.networks.unet import UNet
 from vdiff.objectives.progressive import progressive_target
@@ -84,6 +84,16 @@ def test_an_import_is_compared_with_recorded_outputs_and_leaves_a_run(folder: Pa
     assert len(card.origin["sha256"]) == 64
     assert (card.parent, card.times, card.network) == (None, None, "unet")
     assert cli.main(["recipes", "check", "runs/theirs/recipe.yaml"]) == 0
+
+
+def test_one_that_nothing_proves_says_so_in_its_card(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bring, "_of_library", lambda *given: None)
+    assert cli.main(["import", str(folder)]) == 0
+    origin = checkpoint.load(Path("runs/theirs/original")).card.origin
+    assert origin is not None
+    assert origin["proof"] == {"how": "none", "by": "nothing", "difference": None, "limit": None}
 
 
 def test_one_that_is_off_leaves_nothing_and_says_by_how_much(

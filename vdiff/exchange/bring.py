@@ -70,6 +70,8 @@ def read(source: Source, say: Say = lambda text: None) -> Brought:
         name, kind = _format(source, found)
         told = dict(source.told or {})
         _check_told(name, kind, told)
+        if "size" in kind.options and "size" not in told:
+            told |= _size_beside(source)
         readings = list(kind.candidates(found, told))
         model, checked = _proved(source, kind, found, readings, say)
         return Brought(model, name, checked, digest(source.path))
@@ -156,6 +158,18 @@ def _check_told(name: str, kind: Format, told: Mapping[str, str]) -> None:
             known = ", ".join(kind.options) or "nothing"
             problem = f"the format `{name}` cannot be told `{option}`"
             raise UsageError(problem, f"it can be told: {known}", "--assume")
+
+
+def _size_beside(source: Source) -> dict[str, str]:
+    """The size of the pictures that the import is compared with,
+    for a format that must be told of one.
+    """
+    size = None
+    if source.expected is not None:
+        size = proof.recorded_size(source.expected)
+    elif source.data is not None:
+        size = pictures.only_size(source.data)
+    return {} if size is None else {"size": str(size)}
 
 
 def _proved(

@@ -42,6 +42,17 @@ def some(path: Path, shape: tuple[int, int, int], count: int = 64) -> Pictures:
     return _of_source(path, channels, width, count)
 
 
+def only_size(path: Path) -> int | None:
+    """The size of all pictures in an image store; None for one of several sizes, or for a folder.
+
+    Errors: DataError.
+    """
+    if not is_store(path):
+        return None
+    sizes = ImageStore(path).sizes
+    return sizes[0] if len(sizes) == 1 else None
+
+
 def _of_store(store: ImageStore, channels: int, size: int, count: int) -> Pictures:
     if size not in store.sizes:
         sizes = ", ".join(map(str, store.sizes))

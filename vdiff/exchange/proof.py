@@ -6,6 +6,7 @@ A conversion goes wrong silently. With the heads of the attention in a wrong ord
 compared with something.
 """
 
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -79,8 +80,11 @@ class Proof:
         return "nothing proved it"
 
     def facts(self) -> dict[str, object]:
-        """For a card."""
-        return asdict(self)
+        """For a card; None for numbers that there are not, as JSON has no NaN."""
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self).items()
+        }
 
 
 def of_file(model: ForeignModel, path: Path) -> Proof:
@@ -106,6 +110,12 @@ def of_file(model: ForeignModel, path: Path) -> Proof:
         _tensor(arrays["output"]),
         path.name,
     )
+
+
+def recorded_size(path: Path) -> int | None:
+    """Width of the recorded `z` in pixels; None without one.   Errors: ModelFileError."""
+    z = _arrays(path).get("z")
+    return None if z is None or z.ndim != 4 else int(z.shape[3])
 
 
 def of_outputs(

@@ -15,7 +15,10 @@ from vdiff.exchange.proof import Proof
 from vdiff.formats import FORMATS
 from vdiff.formats.adapter import ForeignModel, Format
 from vdiff.formats.contents import contents_of
+from vdiff.metrics import table
+from vdiff.model_folder.card import ModelCard
 from vdiff.model_folder.checkpoint import Checkpoint
+from vdiff.runs.folder import RunFolder
 
 
 def model_of(loaded: Checkpoint) -> ForeignModel:
@@ -34,8 +37,30 @@ def model_of(loaded: Checkpoint) -> ForeignModel:
         sampler=card.sampler,
         codec=card.codec,
         licence=licence if isinstance(licence, str) else None,
-        facts={"name": card.name, "card": card},
+        facts={
+            "name": card.name,
+            "card": card,
+            "origin": origin,
+            "teacher": card.parent,
+            "picture": loaded.folder / "samples.png",
+            "numbers": _numbers(loaded.folder, card),
+        },
     )
+
+
+def _numbers(folder: Path, card: ModelCard) -> list[str]:
+    """What the run's evaluation says of the model, a line each, and the protocol last;
+    nothing without one.
+    """
+    try:
+        found = table.read(RunFolder(folder.resolve().parent).table)
+    except ModelFileError:
+        return []
+    row = None if found is None else found.row(card.name, card.num_steps)
+    if found is None or row is None or row.hash != card.hash or not row.metrics:
+        return []
+    lines = [f"{name}: {value.value:.4g}" for name, value in row.metrics.items()]
+    return [*lines, f"measured with: {found.protocol.line()}"]
 
 
 def write(loaded: Checkpoint, name: str, path: Path, asked: Mapping[str, str]) -> Proof:

@@ -13,6 +13,7 @@ FORMATS: "Table[Format]" = Table(
         "diffusion_distiller": "vdiff.formats.distiller:DistillerFormat",
         "diffusers": "vdiff.formats.diffusers:DiffusersFormat",
         "guided_diffusion": "vdiff.formats.guided:GuidedFormat",
+        "lucidrains": "vdiff.formats.lucidrains:LucidrainsFormat",
     },
     group="vdiff.formats",
     contract="vdiff.formats.adapter:Format",

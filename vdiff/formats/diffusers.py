@@ -2,13 +2,14 @@
 (`config.json` and weights).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vdiff.disk.tensor_facts import FormatError, printable
 from vdiff.formats.adapter import ForeignModel, Format, Outputs
-from vdiff.formats.contents import Contents, contents_of
+from vdiff.formats.contents import Contents
+from vdiff.formats.diffusers_layout import PLACES, part, place_of, scheduler_of
 from vdiff.formats.foreign_file import ForeignFile, warning
 
 if TYPE_CHECKING:
@@ -37,14 +38,34 @@ SCHEDULER_FACTS = (
     "clip_sample",
     "rescale_betas_zero_snr",
 )
-PLACES = ("unet/", "transformer/", "")
-"""Where the network may lie in the folder."""
 WEIGHTS = ("*.safetensors", "*.bin")
 """In this order: where a folder has both, the pickles are left alone."""
 
 
+PREDICTIONS = ("epsilon", "v_prediction")
+TABLES = ("linear", "squaredcos_cap_v2")
+"""What a network without a scheduler is tried with."""
+
+
 class DiffusersFormat(Format):
-    """See `Format`."""
+    """A folder of diffusers: a pipeline, or a `UNet2DModel` or `DiTTransformer2DModel` alone."""
+
+    options: ClassVar[Mapping[str, str]] = {
+        "head_dim": (
+            "channels per attention head, where an old configuration is silent; `none`: one head"
+        ),
+        "size": "pixels of its pictures, where the configuration is silent",
+        "prediction_type": "what the network predicts: epsilon, sample or v_prediction",
+        "beta_schedule": (
+            "the table of betas: linear, scaled_linear, squaredcos_cap_v2, sigmoid or laplace"
+        ),
+        "beta_start": "the first beta",
+        "beta_end": "the last beta",
+        "num_train_timesteps": "entries of the table",
+    }
+    write_options: ClassVar[Mapping[str, str]] = {
+        "fp16": "the weights in half precision too, as the variant `fp16`",
+    }
 
     @classmethod
     def recognises(cls, found: Contents) -> bool:
@@ -56,30 +77,50 @@ class DiffusersFormat(Format):
         return any("_class_name" in (found.config(name) or {}) for name in files)
 
     def describe(self, found: Contents) -> ForeignFile:
-        places = [place for place in PLACES if (found.path / place / "config.json").is_file()]
-        if not places:
+        place = place_of(found)
+        if place is None:
             problem = "is a folder without `model_index.json` or `config.json`"
             raise FormatError(problem, "name a run, a model or a file")
-        place = places[0]
         config = found.config(f"{place}config.json") or {}
         facts = {
             "network": _class_name(config),
             **_chosen(config, NETWORK_FACTS),
             **_pipeline_facts(found),
         }
-        weights = [_part(path) for path in _weights(found.path / place)]
-        tensors = tuple(tensor for part in weights for tensor in part.tensors)
-        names = tuple(name for part in weights for name in part.names)
-        facts |= {"num_bytes": sum(part.num_bytes for part in weights), **warning(names)}
+        weights = [part(path) for path in _weights(found.path / place)]
+        tensors = tuple(tensor for each in weights for tensor in each.tensors)
+        names = tuple(name for each in weights for name in each.names)
+        facts |= {"num_bytes": sum(each.num_bytes for each in weights), **warning(names)}
         kind = "diffusers network"
         if (found.path / "model_index.json").is_file():
             kind = "diffusers pipeline"
         return ForeignFile(found.path, kind, tensors, facts)
 
+    def candidates(self, found: Contents, asked: Mapping[str, str]) -> Sequence[Mapping[str, str]]:
+        from vdiff.formats.diffusers_network import is_silent_on_heads
+
+        place = place_of(found) or ""
+        readings = [dict(asked)]
+        if scheduler_of(found) is None and "prediction_type" not in asked:
+            readings = [{"prediction_type": each, **asked} for each in PREDICTIONS]
+        if scheduler_of(found) is None and "beta_schedule" not in asked:
+            readings = [{**each, "beta_schedule": name} for name in TABLES for each in readings]
+        if (
+            is_silent_on_heads(found.config(f"{place}config.json") or {})
+            and "head_dim" not in asked
+        ):
+            readings = [{**each, "head_dim": width} for width in ("8", "none") for each in readings]
+        return readings
+
     def read(self, found: Contents, asked: Mapping[str, str]) -> ForeignModel:
         from vdiff.formats.diffusers_network import read
 
-        return read(found)
+        return read(found, asked)
+
+    def write(self, model: ForeignModel, path: Path, asked: Mapping[str, str]) -> None:
+        from vdiff.formats.diffusers_writing import write
+
+        write(model, path, fp16=asked.get("fp16") == "true")
 
     def outputs(
         self, found: Contents, z: "Tensor", time: "Tensor", label: "Tensor | None"
@@ -87,19 +128,6 @@ class DiffusersFormat(Format):
         from vdiff.formats.diffusers_network import outputs
 
         return outputs(found, z, time, label)
-
-
-def _part(path: Path) -> Contents:
-    """One file of weights.   Errors: FormatError that names it."""
-    try:
-        part = contents_of(path)
-        if part.trouble is not None:
-            raise part.trouble
-    except FormatError as err:
-        raise FormatError(
-            f"holds a file of weights, `{path.name}`, that {err.reason}", err.fix
-        ) from err
-    return part
 
 
 def _weights(network: Path) -> list[Path]:
@@ -121,7 +149,7 @@ def _pipeline_facts(found: Contents) -> dict[str, Any]:
     index = found.config("model_index.json")
     if index is not None:
         facts["pipeline"] = _class_name(index)
-    scheduler = found.config("scheduler/scheduler_config.json")
+    scheduler = scheduler_of(found)
     if scheduler is not None:
         facts |= {"scheduler": _class_name(scheduler), **_chosen(scheduler, SCHEDULER_FACTS)}
     return facts

@@ -267,5 +267,5 @@ def _parted(qkv: Tensor, heads: int, order: str) -> list[Tensor]:
     """
     if order == "new":
         return [part.clone() for part in qkv.chunk(3)]
-    rows = qkv.unflatten(0, (heads, 3, -1))
+    rows = qkv.reshape(heads, 3, qkv.shape[0] // (3 * heads), *qkv.shape[1:])
     return [rows[:, place].flatten(0, 1).clone() for place in range(3)]

@@ -6,12 +6,14 @@ torch's own reader of weights, which builds tensors and tables and nothing else,
 names in it were found harmless.
 """
 
+import errno
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vdiff.errors import ModelFileError
@@ -47,6 +49,16 @@ def tensors_in(path: Path, wanted: Callable[[str], bool] = lambda name: True) ->
     if found.trouble is not None:
         raise found.trouble
     return read_tensors(found, wanted)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file as transformers and diffusers write theirs.   Errors: OSError."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, path, metadata={"format": "pt"})
+    except SafetensorError as err:
+        raise OSError(errno.EIO, str(err), str(path)) from err
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read it
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -132,4 +144,4 @@ def _walk(value: object, name: str, wanted: set[str], tensors: dict[str, Tensor]
             _walk(part, f"{name}.{key}" if name else str(key), wanted, tensors)
 
 
-__all__ = ["read_tensors", "take_exactly", "tensors_in", "without_prefix"]
+__all__ = ["read_tensors", "take_exactly", "tensors_in", "without_prefix", "write_tensors"]

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.formats import diffusers_files
 from vdiff.model_folder.card import PIXELS, ModelCard
 from vdiff.networks.network import Network, as_network
 
@@ -16,8 +17,6 @@ README = "README.md"
 """Not among the files that a model folder vouches for:
 people complete it before they publish a model.
 """
-
-_VERSION = "0.35.0"
 
 
 def class_of(network: Network) -> str | None:
@@ -29,47 +28,17 @@ def class_of(network: Network) -> str | None:
 
 
 def model_index(card: ModelCard, network: Network) -> dict[str, Any] | None:
-    """The content of model_index.json; None for a network that diffusers does not know.
-
-    DDIMPipeline passes no classes on. Of the pipelines around a UNet2DModel, that for consistency
-    models does, and it takes any scheduler.
-    """
+    """The content of model_index.json; None for a network that diffusers does not know."""
     name = class_of(network)
     if name is None or not _is_drawn_by_ddim(card):
         return None
-    return {
-        "_class_name": "ConsistencyModelPipeline" if card.num_classes else "DDIMPipeline",
-        "_diffusers_version": _VERSION,
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "unet": ["diffusers", name],
-    }
+    return diffusers_files.index(name, card.num_classes)
 
 
 def scheduler_config(card: ModelCard, denoiser: Denoiser) -> dict[str, Any]:
-    """The content of scheduler_config.json.
-
-    diffusers does not know the last entry of a student, and says so with its value when the folder
-    is opened: the only way to be told of the number of steps there, as its pipelines have a default
-    of their own.
-    """
-    kinds = {"v": "v_prediction", "x": "sample", "eps": "epsilon"}
-    steps = {"num_inference_steps": card.num_steps} if card.times is not None else {}
-    return {
-        "_class_name": "DDIMScheduler",
-        "_diffusers_version": _VERSION,
-        "num_train_timesteps": denoiser.schedule.grid,
-        "prediction_type": kinds[denoiser.predicts],
-        "timestep_spacing": "trailing",
-        "set_alpha_to_one": True,
-        "clip_sample": False,
-        "thresholding": False,
-        "rescale_betas_zero_snr": False,
-        "steps_offset": 0,
-        "beta_start": 0.0001,
-        "beta_end": 0.02,
-        **denoiser.schedule.diffusers_config(),
-        **steps,
-    }
+    """The content of scheduler_config.json."""
+    own_steps = card.num_steps if card.times is not None else None
+    return diffusers_files.scheduler(denoiser.schedule, denoiser.predicts, own_steps)
 
 
 def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:

@@ -12,6 +12,8 @@ NETWORKS: "Registry[NetworkSection]" = Registry(
     {
         "unet": "vdiff.networks.unet_section:UNetSection",
         "imported": "vdiff.networks.imported:ImportedSection",
+        "diffusers": "vdiff.networks.diffusers_section:DiffusersSection",
+        "lucidrains": "vdiff.networks.lucidrains_section:LucidrainsSection",
     },
     default="unet",
     group="vdiff.networks",

@@ -15,6 +15,12 @@ NAME = "vdiff-distill"
 
 UPGRADE = f"pip install --upgrade {NAME}"
 
+
+def with_extra(name: str) -> str:
+    """What to type for the packages that one of vdiff's extras brings."""
+    return f"pip install '{NAME}[{name}]'"
+
+
 _NAMESAKE = ("main.py", "vdiff.py")
 """Files of the other program's package."""
 
