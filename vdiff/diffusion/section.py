@@ -128,7 +128,7 @@ class BetasSection(ScheduleSection):
     """Shift and stretch the table so that no signal is left at its end (Lin et
     al. 2023, algorithm 1).
     """
-    time_scale: float = shapes_weights(1.0, gt=0, le=1000)
+    time_scale: float = shapes_weights(1.0, gt=0, le=1 << 16)
     """Factor on the network's time input: 0.25 where a network with 4000
     base steps is told of 1000.
     """

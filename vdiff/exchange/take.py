@@ -112,7 +112,9 @@ def _proved(
     except FormatError as err:
         problem = f"what was written as {name} cannot be read back: it {err.reason}"
         raise ModelFileError(problem, "report this: it is a fault of vdiff", path) from err
-    output = proof.output_of(again, z, time, condition)
+    # the same times, as what was read is fed them: a format may count them in another way
+    _, theirs_time, _ = proof.inputs(again)
+    output = proof.output_of(again, z, theirs_time, condition)
     return proof.of_outputs(
         model, z, time, condition, output, "the file, read back", kind.tolerance(asked)
     )

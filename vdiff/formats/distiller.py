@@ -4,11 +4,12 @@ and which U-Net their tensors belong to.
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 from vdiff.disk.tensor_facts import is_size
-from vdiff.formats.adapter import Format
+from vdiff.formats.adapter import ForeignModel, Format
 from vdiff.formats.contents import Contents
 from vdiff.formats.foreign_file import ForeignFile, warning
 from vdiff.formats.opcodes import Table
@@ -18,6 +19,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 class DistillerFormat(Format):
     """`{"G": weights, "n_timesteps": N, "time_scale": s}` in a file of torch."""
+
+    options: ClassVar[Mapping[str, str]] = {
+        "size": "pixels of its pictures",
+        "heads": "attention heads at every level (`attn_heads`)",
+    }
+    suffix: ClassVar[str] = ".pt"
 
     @classmethod
     def recognises(cls, found: Contents) -> bool:
@@ -49,6 +56,26 @@ class DistillerFormat(Format):
             **warning(found.names),
         }
         return ForeignFile(found.path, "diffusion_distiller checkpoint", found.tensors, facts)
+
+    def candidates(self, found: Contents, asked: Mapping[str, str]) -> Sequence[Mapping[str, str]]:
+        from vdiff.formats import distiller_model
+
+        return distiller_model.readings(self.describe(found).facts, asked)
+
+    def read(self, found: Contents, asked: Mapping[str, str]) -> ForeignModel:
+        from vdiff.formats import distiller_model
+
+        return distiller_model.read(found, self.describe(found).facts, asked)
+
+    def write(self, model: ForeignModel, path: Path, asked: Mapping[str, str]) -> None:
+        from vdiff.formats import distiller_writing
+
+        distiller_writing.write(model, path)
+
+    def to_read_back(self, model: ForeignModel) -> Mapping[str, str]:
+        from vdiff.formats import distiller_writing
+
+        return distiller_writing.told_of(model)
 
 
 def _network_facts(shapes: Shapes) -> dict[str, Any]:
