@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.test_guided import case, saved
 from vdiff import cli
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import CosineSection
@@ -43,7 +44,25 @@ def diffusers(path: Path) -> Path:
     return folder
 
 
-EXPECTED: dict[str, Make] = {"diffusion_distiller": distiller, "diffusers": diffusers}
+def guided(path: Path) -> Path:
+    theirs, _, _ = case("convolutions, legacy")
+    return saved(theirs, path / "a.pt")
+
+
+def lucidrains(path: Path) -> Path:
+    weights = {"model.init_conv.weight": torch.zeros(8, 3, 7, 7)}
+    averages = {f"ema_model.{name}": tensor for name, tensor in weights.items()}
+    content = {"step": 1, "model": weights, "opt": {}, "ema": averages, "version": "2.3.4"}
+    torch.save(content, path / "a.pt")
+    return path / "a.pt"
+
+
+EXPECTED: dict[str, Make] = {
+    "diffusion_distiller": distiller,
+    "diffusers": diffusers,
+    "guided_diffusion": guided,
+    "lucidrains": lucidrains,
+}
 """For every format: a file or folder of it, put into a folder.
 One without an entry here fails every test below.
 """
