@@ -61,6 +61,8 @@ DOORS = {
     },
     "torchvision": set(),
     "diffusers": {"formats/diffusers_network.py", "networks/diffusers_network.py"},
+    "onnx": {"formats/onnx_writing.py"},
+    "onnxruntime": {"formats/onnx_writing.py"},
     "sklearn": set(),
     "torch_fidelity": {"metrics/extractor.py", "metrics/fidelity.py"},
 }

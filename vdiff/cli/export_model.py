@@ -42,7 +42,7 @@ def export_model(
 
     Examples:
       vdiff export base_4 --to diffusers
-      vdiff export runs/digits/base_4 --to onnx --out digits.onnx
+      vdiff export runs/digits/base_4 --to onnx --out digits-onnx
     """
     from vdiff.cli import console, session
     from vdiff.exchange import take

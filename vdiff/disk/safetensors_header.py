@@ -53,6 +53,24 @@ def read_header(path: Path) -> tuple[tuple[TensorFact, ...], dict[str, str]]:
     """The tensors, in the order of their bytes, and the metadata of the file;
     FormatError if anything is odd.
     """
+    header, num_data_bytes = _read(path)
+    metadata = _metadata(header.pop("__metadata__", {}))
+    return _tensors(header, num_data_bytes), {
+        printable(key): printable(text) for key, text in metadata
+    }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata as it stands in the file, not shortened and not made safe to show.
+
+    Errors: FormatError, OSError.
+    """
+    header, _ = _read(path)
+    return dict(_metadata(header.get("__metadata__", {})))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and how many bytes of numbers follow it."""
     num_bytes = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -63,15 +81,13 @@ def read_header(path: Path) -> tuple[tuple[TensorFact, ...], dict[str, str]]:
         if length > LONGEST_HEADER:
             raise FormatError(f"has a header of {length} bytes; the format allows {LONGEST_HEADER}")
         header = parse_object(file.read(length), "a header")
-    metadata = _metadata(header.pop("__metadata__", {}))
-    return _tensors(header, num_bytes - 8 - length), metadata
+    return header, num_bytes - 8 - length
 
 
-def _metadata(value: Any) -> dict[str, str]:
+def _metadata(value: Any) -> list[tuple[str, str]]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FormatError("has `__metadata__` that is not a table of texts")
-    entries = list(value.items())[:MOST_METADATA]
-    return {printable(key): printable(text) for key, text in entries}
+    return list(value.items())[:MOST_METADATA]
 
 
 def _tensors(header: dict[str, Any], num_data_bytes: int) -> tuple[TensorFact, ...]:

@@ -51,14 +51,17 @@ def tensors_in(path: Path, wanted: Callable[[str], bool] = lambda name: True) ->
     return read_tensors(found, wanted)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file as transformers and diffusers write theirs.   Errors: OSError."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file; without metadata, as transformers and diffusers write theirs.   Errors: OSError."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(whole, path, metadata={"format": "pt"})
+        save_file(whole, path, metadata=dict(metadata or {"format": "pt"}))
     except SafetensorError as err:
         raise OSError(errno.EIO, str(err), str(path)) from err
-    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read it
+    # safetensors lets nobody else read it
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,86 @@
+"""The graphs of a model in ONNX, and what ONNX Runtime computes with them."""
+
+import json
+import logging
+import warnings
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdiff.formats.adapter import ForeignModel, Outputs
+from vdiff.formats.graphs import (
+    Graph,
+    check_pictures,
+    graphs_of,
+    settings_of,
+    write_settings,
+)
+from vdiff.formats.onnx_format import OPSET
+
+
+def write(model: ForeignModel, folder: Path) -> None:
+    """Write the graphs into the new folder.   Errors: ModelFileError, OSError."""
+    graphs = graphs_of(model)
+    folder.mkdir()
+    for graph in graphs:
+        path = folder / f"{graph.name}.onnx"
+        _export(graph, path, settings_of(model))
+        if graph.name == "sampler":
+            check_pictures(model, graph, partial(_run, path), _runtime())
+    write_settings(model, folder, "onnx")
+
+
+def outputs(folder: Path, z: Tensor, time: Tensor, label: Tensor | None) -> Outputs:
+    """What ONNX Runtime computes with the network in the folder."""
+    inputs = {"z": z, "time": time.float()}
+    if label is not None:
+        inputs["label"] = label
+    return Outputs(_run(folder / "network.onnx", inputs), _runtime())
+
+
+def _runtime() -> str:
+    return f"ONNX Runtime {version('onnxruntime')}"
+
+
+def _export(graph: Graph, path: Path, settings: dict[str, object]) -> None:
+    import onnx
+
+    batch = torch.export.Dim("batch")
+    names = list(graph.inputs)
+    with warnings.catch_warnings():
+        # of torch's exporter about itself; there is nothing that a user could do
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            torch.onnx.export(
+                graph.module,
+                tuple(graph.inputs.values()),
+                path,
+                input_names=names,
+                output_names=[graph.output],
+                dynamic_shapes=tuple({0: batch} for _ in names),
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        finally:
+            logging.disable(before)
+    written = onnx.load(path)
+    facts = {"vdiff": json.dumps(settings)}
+    onnx.helper.set_model_props(written, facts)
+    onnx.checker.check_model(written)
+    onnx.save(written, path)
+
+
+def _run(path: Path, inputs: dict[str, Tensor]) -> Tensor:
+    import onnxruntime
+
+    session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    return torch.from_numpy(session.run(None, arrays)[0])

@@ -1,0 +1,39 @@
+"""torch.export: the network and the sampler as `.pt2`, for torch without vdiff."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vdiff.formats.adapter import ForeignModel, Format, Outputs
+from vdiff.formats.contents import Contents
+from vdiff.formats.foreign_file import ForeignFile
+from vdiff.formats.plain_safetensors import SHOWN
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TorchExportFormat(Format):
+    """A folder with `network.pt2`, `sampler.pt2` and what they take; only written."""
+
+    @classmethod
+    def recognises(cls, found: Contents) -> bool:
+        return (found.config("export.json") or {}).get("kind") == "torch_export"
+
+    def describe(self, found: Contents) -> ForeignFile:
+        settings = found.config("export.json") or {}
+        facts = {name: value for name, value in settings.items() if name in SHOWN}
+        facts["num_bytes"] = sum(file.stat().st_size for file in found.path.glob("*.pt2"))
+        return ForeignFile(found.path, "programs of torch that vdiff exported", (), facts)
+
+    def write(self, model: ForeignModel, path: Path, asked: Mapping[str, str]) -> None:
+        from vdiff.formats.torch_export_writing import write
+
+        write(model, path)
+
+    def outputs(
+        self, found: Contents, z: "Tensor", time: "Tensor", label: "Tensor | None"
+    ) -> Outputs | None:
+        from vdiff.formats.torch_export_writing import outputs
+
+        return outputs(found, z, time, label)
