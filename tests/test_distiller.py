@@ -17,6 +17,7 @@ from vdiff.errors import ModelFileError
 from vdiff.formats.adapter import ForeignModel
 from vdiff.formats.contents import contents_of
 from vdiff.formats.distiller import DistillerFormat
+from vdiff.formats.plain_safetensors import SafetensorsFormat
 from vdiff.model_folder import checkpoint
 from vdiff.networks.unet import UNet
 from vdiff.randomness import Randomness
@@ -371,8 +372,12 @@ def test_what_they_cannot_hold_is_named(changes: dict[str, object], problem: str
     assert not Path("a.pt").exists()
 
 
-def test_an_export_is_compared_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    saved(Path("a.pt"), their_weights(), 16, 64)
-    assert cli.main(["import", "a.pt", "--out", "run", "--size", "8", "--heads", "2"]) == 0
+def test_an_export_is_compared_with_the_model_at_the_same_noise_levels() -> None:
+    """What is read back is fed other times than the model: 0, 16, ... and not 15, 31, ..."""
+    SafetensorsFormat().write(ours(), Path("a.safetensors"), {})
+    assert cli.main(["import", "a.safetensors", "--out", "run"]) == 0
     assert cli.main(["export", "run/original", "--to", "seed", "--out", "b.pt"]) == 0
-    assert torch.load("b.pt", weights_only=True)["n_timesteps"] == 16
+    assert torch.load("b.pt", weights_only=True)["time_scale"] == 16
+    told = ["--size", "8", "--heads", "2"]
+    assert cli.main(["import", "b.pt", "--out", "again", *told]) == 0
+    assert checkpoint.load(Path("again/original")).card.times == 4

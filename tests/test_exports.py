@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def test_a_sampler_that_is_no_graph_says_why() -> None:
 def test_a_program_of_torch_computes_the_same_at_other_batch_sizes() -> None:
     model = student()
     TorchExportFormat().write(model, Path("out"), {})
+    with zipfile.ZipFile("out/sampler.pt2") as archive:
+        assert not any(b"/vdiff/" in archive.read(name) for name in archive.namelist())
     noise, wanted = drawn(model, 5)
     extra = {"vdiff.json": ""}
     program = torch.export.load("out/sampler.pt2", extra_files=extra)
@@ -177,6 +180,7 @@ def test_onnx_runtime_computes_the_same_at_other_batch_sizes(classes: int | None
     assert batch.dim_param == "batch"
     facts = {each.key: each.value for each in written.metadata_props}
     assert json.loads(facts["vdiff"])["shape"] == [1, 8, 8]
+    assert b"/vdiff/" not in Path("out/sampler.onnx").read_bytes()
     _, graph = graphs.graphs_of(model)
     for count in (1, 5):
         inputs = {"noise": Randomness.for_images(torch.arange(count)).normal(1, 8, 8)}

@@ -72,6 +72,10 @@ def _export(graph: Graph, path: Path, settings: dict[str, object]) -> None:
         finally:
             logging.disable(before)
     written = onnx.load(path)
+    # the exporter notes for every node where in the source it came from, with paths of this machine
+    for part in (*written.graph.node, *written.graph.value_info, *written.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
     facts = {"vdiff": json.dumps(settings)}
     onnx.helper.set_model_props(written, facts)
     onnx.checker.check_model(written)

@@ -50,6 +50,9 @@ def _export(graph: Graph, path: Path, settings: dict[str, object]) -> None:
             tuple(graph.inputs.values()),
             dynamic_shapes=tuple({0: batch} for _ in graph.inputs),
         )
+        # where in the source a node came from, with paths of this machine
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)
         torch.export.save(program, path, extra_files={_SETTINGS: json.dumps(settings)})
 
 
