@@ -54,7 +54,10 @@ def tensors_in(path: Path, wanted: Callable[[str], bool] = lambda name: True) ->
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A safetensors file; without metadata, as transformers and diffusers write theirs.   Errors: OSError."""
+    """A safetensors file; without metadata, as transformers and diffusers write theirs.
+
+    Errors: OSError.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(whole, path, metadata=dict(metadata or {"format": "pt"}))
