@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vdiff import cli
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.diffusion.prediction import Prediction
-from vdiff.diffusion.schedule import BetasSection
+from vdiff.diffusion.prediction import Prediction, Predicts
+from vdiff.diffusion.schedule import BetasSection, CosineSchedule
 from vdiff.errors import ModelFileError
 from vdiff.exchange import bring, proof
 from vdiff.model_folder import checkpoint
@@ -126,6 +126,19 @@ def test_pictures_choose_among_readings_or_refuse_them() -> None:
         proof.of_pictures({"a": 0.1, "b": 0.1001}, "store")
     best, checked = proof.of_pictures({"a": 0.2, "b": 0.1}, "store")
     assert (best, checked.difference) == ("b", 0.1)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "v", "x"])
+def test_a_network_that_has_learned_nothing_proves_nothing(predicts: Predicts) -> None:
+    """At late times z is nearly all noise, so even a v of 0 is right about most of it."""
+
+    class Nothing(torch.nn.Module):
+        def forward(self, z: Tensor, *rest: object) -> Tensor:
+            return torch.zeros_like(z)
+
+    x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    denoiser = Denoiser(Nothing(), CosineSchedule(1000), predicts)
+    assert proof.denoising_error(denoiser, x) > 0.95
 
 
 @pytest.mark.parametrize("table", ["linear", "squaredcos_cap_v2", "sigmoid", "laplace"])
