@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,31 @@ def test_a_missing_and_a_foreign_tensor_are_named(
     assert "lacks `conv_in.bias`" in told
     assert "`conv_in.other`" in told
     assert not Path("runs").exists()
+
+
+def test_a_base_that_was_trained_here_is_never_replaced(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = ["--expected", str(recorded(folder))]
+    assert cli.main(["import", str(folder), *expected]) == 0
+    assert cli.main(["import", str(folder), *expected]) == 2
+    assert cli.main(["import", str(folder), *expected, "--force"]) == 0
+    place = Path("runs/theirs/original")
+    loaded = checkpoint.load(place)
+    checkpoint.save(place, replace(loaded.card, origin=None), loaded.denoiser)
+    before = (place / "vdiff.json").read_bytes()
+    capsys.readouterr()
+    assert cli.main(["import", str(folder), *expected, "--force"]) == 2
+    assert "was trained here" in capsys.readouterr().err
+    assert (place / "vdiff.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["hf://google/ddpm-cifar10-32", "google/ddpm-cifar10-32"])
+def test_a_name_on_a_hub_is_not_a_file_here(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["import", name]) == 2
+    assert "hf download google/ddpm-cifar10-32" in capsys.readouterr().err
 
 
 def test_pictures_choose_among_readings_or_refuse_them() -> None:

@@ -76,7 +76,7 @@ def import_model(
     pictures. One that is off leaves nothing.
 
     Examples:
-      vdiff import google/ddpm-cifar10-32 --out runs/cifar
+      vdiff import ddpm-cifar10-32/ --out runs/cifar
       vdiff import ema_0.9999_500000.pt --data photographs/
       vdiff import --formats
     """
@@ -100,6 +100,7 @@ def import_model(
         },
     )
     path = Path(source)
+    _refuse_name_of_hub(source, path)
     run = out or Path("runs") / into_run.run_name(path)
     folder = RunFolder(run).model("original")
     outputs.check_parents(folder)
@@ -109,10 +110,31 @@ def import_model(
             "`--force` replaces it; or name another run: --out",
             folder,
         )
+    _refuse_trained(folder)
     brought = bring.read(bring.Source(path, format, told, expected, data), console.warn)
     if not dry_run:
         into_run.write(brought, path, run, data, console.warn)
     _tell(brought, folder, dry_run)
+
+
+def _refuse_name_of_hub(source: str, path: Path) -> None:
+    """UsageError for a model that lies on a hub and not here."""
+    owner, slash, name = source.removeprefix("hf://").partition("/")
+    is_name = source.startswith("hf://") or (bool(slash and owner and name) and "/" not in name)
+    if path.exists() or not is_name:
+        return
+    problem = f"`{source}` is not on this machine, and vdiff downloads nothing"
+    fix = f"`hf download {owner}/{name} --local-dir {name}`, then `vdiff import {name}`"
+    raise UsageError(problem, fix, "SOURCE")
+
+
+def _refuse_trained(folder: Path) -> None:
+    """UsageError where `--force` would replace a base that was trained here."""
+    from vdiff.model_folder.card import is_model_folder, read_card
+
+    if is_model_folder(folder) and read_card(folder).origin is None:
+        problem = f"`{folder}` was trained here, and an import would replace it"
+        raise UsageError(problem, "name another run: --out RUN", folder)
 
 
 def _told(assume: list[str] | None, named: dict[str, object]) -> dict[str, str]:
