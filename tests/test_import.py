@@ -1,6 +1,7 @@
 """Models of other programs come in whole and proved, or not at all."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,23 @@ def test_a_base_that_was_trained_here_is_never_replaced(
     assert cli.main(["import", str(folder), *expected, "--force"]) == 2
     assert "was trained here" in capsys.readouterr().err
     assert (place / "vdiff.json").read_bytes() == before
+
+
+def test_a_command_that_takes_a_model_takes_a_foreign_folder_too(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawing = ["sample", "--checkpoint", str(folder), "--steps", "2", "-n", "2", "--device", "cpu"]
+    assert cli.main([*drawing, "--out", "a.png"]) == 0
+    assert "imported `" in capsys.readouterr().err
+    assert cli.main([*drawing, "--out", "b.png"]) == 0
+    assert "imported `" not in capsys.readouterr().err
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    assert cli.main([*drawing, "--out", "c.png"]) == 2
+    assert "another model" in capsys.readouterr().err
+    shutil.rmtree("runs")
+    assert cli.main([*drawing, "--out", "c.png"]) == 4
+    assert f"`vdiff import {folder}`: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["hf://google/ddpm-cifar10-32", "google/ddpm-cifar10-32"])

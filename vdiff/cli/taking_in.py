@@ -4,7 +4,7 @@ each is imported once, into a run of its own.
 
 from pathlib import Path
 
-from vdiff.errors import UsageError
+from vdiff.errors import UsageError, VdiffError
 
 
 def taken_in(given: str | None) -> str | None:
@@ -31,7 +31,12 @@ def taken_in(given: str | None) -> str | None:
             fix = f"import it elsewhere first: vdiff import {path} --out RUN"
             raise UsageError(problem, fix, folder)
         return str(folder)
-    brought = bring.read(bring.Source(path), console.warn)
+    try:
+        brought = bring.read(bring.Source(path), console.warn)
+    except VdiffError as err:
+        # the options that its fix names are those of the import
+        err.fix = f"import it first, `vdiff import {path}`: {err.fix}"
+        raise
     into_run.write(brought, path, run, None, console.warn)
     told = f"imported `{path}` as `{folder}`, a model of {brought.format}"
     console.say(f"{told}: {brought.proof.told()}")
