@@ -495,7 +495,7 @@ def most():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = most()
 for archive in map(Path, sys.argv[1:]):
-    result = prepare(archive, archive.with_suffix(".store"), sizes=[8], max_bad=1.0, workers=4)
+    result = prepare(archive, archive.with_suffix(".store"), sizes=[8], max_bad=1.0, num_threads=4)
     skipped = result.skipped_file.read_text().splitlines()
     print(archive.name, result.num_images, *skipped, sep="; ")
     print(most() - before)

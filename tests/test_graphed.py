@@ -316,7 +316,7 @@ def test_previews_evaluations_and_commands_draw_through_the_graphs_of_the_machin
     chain.train()
     counts.append(recorder.replayed)
     run = tiny_run.folder()
-    Samples(run.evaluation, of_run(run)[0], SampleRequest(Ddim(), 4, 0, 2)).draw(
+    Samples(run.evaluation, of_run(run)[0], SampleRequest(None, 4, 0, 2)).draw(
         machine, lambda count: None
     )
     counts.append(recorder.replayed)

@@ -26,7 +26,10 @@ EXPECTED = {
     "data": test_every_dataset.EXPECTED,
     "format": test_every_format.EXPECTED,
     "metric": test_every_metric.EXPECTED,
-    "network": test_every_network.EXPECTED,
+    "network": {
+        **test_every_network.EXPECTED,
+        **{kind: {} for kind in test_every_network.IMPORTED},
+    },
     "objective": test_objectives.EXPECTED,
     "sampler": test_every_sampler.EXPECTED,
     "schedule": test_every_schedule.EXPECTED,

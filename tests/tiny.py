@@ -22,12 +22,10 @@ seed: 3
 data: {{path: {store}, size: 8, flip: true}}
 network: {{width: 4, multipliers: [1, 2], blocks: 1, dropout: 0.1, num_classes: 2}}
 diffusion: {{schedule: {{kind: cosine, grid: 64}}}}
-train:
-  {{updates: 5, batch_size: 6, micro_batch: 64, warmup_updates: 2, ema: 0.9, learning_rate: 1.0e-2,
-   log_every: 2, save_every: 2}}
-distill:
-  {{start_steps: 8, end_steps: 1, updates: 2, batch_size: 6, micro_batch: 64, learning_rate: 1.0e-2,
-   log_every: 1}}
+train: {{updates: 5, batch_size: 6, micro_batch: 64, warmup_updates: 2, ema: 0.9,
+         learning_rate: 1.0e-2, log_every: 2, save_every: 2}}
+distill: {{start_steps: 8, end_steps: 1, updates: 2, batch_size: 6, micro_batch: 64,
+           learning_rate: 1.0e-2, log_every: 1}}
 sample: {{num_images: 4, batch_size: 4}}
 """
 """All pictures go at once: to find a `micro_batch` takes longer than these trainings,

@@ -78,7 +78,6 @@ def import_model(
     Examples:
       vdiff import ddpm-cifar10-32/ --out runs/cifar
       vdiff import ema_0.9999_500000.pt --data photographs/
-      vdiff import --formats
     """
     from vdiff.cli import console
     from vdiff.exchange import bring, into_run

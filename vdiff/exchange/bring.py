@@ -245,8 +245,10 @@ def _of_pictures(
     if len(readings) > 1:
         for line in proof.told(errors):
             say(f"denoising {len(known.pixels)} pictures, error in eps: {line}")
-    best, checked = proof.of_pictures(errors, known.by, each)
+    best = proof.of_pictures(errors, known.by, each)
     chosen = kind.read(found, models[best])
+    x = codec_of(chosen.codec).encode(known.pixels)
+    checked = proof.of_denoising(errors[best], chosen.denoiser.schedule, x, known.by)
     if len(readings) == 1:
         return chosen, checked
     told = f"{best}, which denoises {len(known.pixels)} pictures of {known.by} best"

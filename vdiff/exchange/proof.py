@@ -183,8 +183,7 @@ def denoising_error(denoiser: Denoiser, x: Tensor, label: Tensor | None = None) 
 
 
 def denoising_errors(denoiser: Denoiser, x: Tensor, label: Tensor | None = None) -> Tensor:
-    """Mean square of each picture's error in eps over `TIMES`, as a share of what a prediction
-    makes that knows nothing of pictures but how bright they are; see `known_to_anybody`.
+    """Mean square of each picture's error in eps over `TIMES`.
 
     x: what the network sees of real pictures, [N, C, H, W].
     label: int64 [N] for a network with classes.
@@ -206,8 +205,7 @@ def denoising_errors(denoiser: Denoiser, x: Tensor, label: Tensor | None = None)
             with torch.no_grad():
                 eps = denoiser(alpha * part + sigma * noise, t, condition).eps
             errors.append((eps - noise).square().mean(dim=(1, 2, 3)).double())
-    own = torch.cat(errors).view(len(TIMES), len(x)).mean(dim=0)
-    return own / known_to_anybody(denoiser.schedule, x)
+    return torch.cat(errors).view(len(TIMES), len(x)).mean(dim=0)
 
 
 def known_to_anybody(schedule: Schedule, x: Tensor) -> float:
@@ -228,29 +226,37 @@ def known_to_anybody(schedule: Schedule, x: Tensor) -> float:
 
 def of_pictures(
     errors: Mapping[str, float], by: str, each: Mapping[str, Tensor] | None = None
-) -> tuple[str, Proof]:
-    """The reading of a file that denoises best, and the proof; see `denoising_error`.
+) -> str:
+    """The reading of a file that denoises best; see `denoising_error`.
 
     errors: of every reading, by its name.   by: whose pictures.
     each: `denoising_errors` of every reading, with which readings are told apart whose means are
     closer than `CLEAR_RATIO`.
-    Errors: ModelFileError where none of them knows the pictures' noise, or where the best two
-    cannot be told apart.
+    Errors: ModelFileError where the best two cannot be told apart.
     """
     ranked = sorted(errors, key=lambda name: (not errors[name] < float("inf"), errors[name]))
     best = ranked[0]
-    if not errors[best] < WORST_SHARE:
-        problem = (
-            f"the converted network cannot tell noise from the pictures of {by}: "
-            f"its error is {errors[best]:.3g} of what anybody makes"
-        )
-        fix = "give pictures of the kind that it was trained on, and tell what the file leaves open"
-        raise ModelFileError(problem, fix, "--data")
     is_close = len(ranked) > 1 and errors[ranked[1]] < errors[best] * CLEAR_RATIO
     if is_close and (each is None or not _is_worse(each[ranked[1]], each[best])):
         problem = f"the pictures of {by} cannot tell `{best}` from `{ranked[1]}`"
         raise ModelFileError(problem, "give more pictures, or say which it is", "--data")
-    return best, Proof("denoising", by, errors[best], WORST_SHARE)
+    return best
+
+
+def of_denoising(error: float, schedule: Schedule, x: Tensor, by: str) -> Proof:
+    """That a network knows the noise of real pictures: it is clearly better than anybody.
+
+    error: its `denoising_error` on x.   by: whose pictures.   Errors: ModelFileError.
+    """
+    share = error / known_to_anybody(schedule, x)
+    if not share < WORST_SHARE:
+        problem = (
+            f"the converted network cannot tell noise from the pictures of {by}: "
+            f"its error is {share:.3g} of what anybody makes"
+        )
+        fix = "give pictures of the kind that it was trained on, and tell what the file leaves open"
+        raise ModelFileError(problem, fix, "--data")
+    return Proof("denoising", by, share, WORST_SHARE)
 
 
 def _is_worse(errors: Tensor, best: Tensor) -> bool:

@@ -10,6 +10,7 @@ from vdiff.formats.adapter import ForeignModel, Format, Outputs
 from vdiff.formats.contents import Contents
 from vdiff.formats.foreign_file import ForeignFile
 from vdiff.formats.plain_safetensors import SHOWN
+from vdiff.system.distribution import with_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ class OnnxFormat(Format):
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
             raise MachineError(
-                f"to write ONNX, vdiff needs {', '.join(missing)}", "pip install 'vdiff[onnx]'"
+                f"to write ONNX, vdiff needs {', '.join(missing)}", with_extra("onnx")
             )
         from vdiff.formats.onnx_writing import write
 

@@ -204,11 +204,12 @@ class ResidualBlock(Repeated):
 
         Returns [B, width, H, W], in the resolution that `resample` makes.
         """
-        inner = F.silu(self.norm1(x))
+        # One name for all of them: what nobody needs any more is freed at once.
+        h: Tensor = F.silu(self.norm1(x))
         if self.resample is not None:
-            inner = self.resampled(inner)
+            h = self.resampled(h)
             x = self.resampled(x)
-        h: Tensor = self.conv1(inner)
+        h = self.conv1(h)
         time = self.time_emb_proj(embedding)
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
