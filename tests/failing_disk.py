@@ -15,7 +15,7 @@ import pytest
 from safetensors import SafetensorError
 
 from vdiff.errors import MachineError
-from vdiff.model_folder import checkpoint
+from vdiff.formats import weights
 
 Failure = Literal["full", "broken", "killed"]
 FAILURES: tuple[Failure, ...] = ("full", "broken", "killed")
@@ -71,7 +71,7 @@ class Disk:
                 patch.setattr(os, name, self._change(kind, getattr(os, name)))
             patch.setattr(os, "fsync", self._fsync(os.fsync))
             patch.setattr(os, "open", self._os_open(os.open))
-            patch.setattr(checkpoint, "save_file", self._save_file(checkpoint.save_file))
+            patch.setattr(weights, "save_file", self._save_file(weights.save_file))
             opened = self._open(io.open)
             patch.setattr(io, "open", opened)
             patch.setattr(builtins, "open", opened)

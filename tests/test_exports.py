@@ -204,7 +204,7 @@ def test_a_missing_package_is_named_with_the_extra(
     )
     with pytest.raises(MachineError, match=package) as caught:
         OnnxFormat().write(student(), Path("out"), {})
-    assert "vdiff[onnx]" in str(caught.value.fix)
+    assert "vdiff-distill[onnx]" in str(caught.value.fix)
     assert not Path("out").exists()
 
 

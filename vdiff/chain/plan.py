@@ -8,9 +8,8 @@ from itertools import pairwise
 
 from vdiff.config import values_that_shape_weights
 from vdiff.errors import UsageError
+from vdiff.model_folder.card import BASE as BASE
 from vdiff.recipe.recipe import DistillSection, Recipe, TrainSection
-
-BASE = "original"
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def import_model(
     """
     from vdiff.cli import console
     from vdiff.exchange import bring, into_run
+    from vdiff.model_folder.card import BASE
     from vdiff.runs.folder import RunFolder
 
     if formats:
@@ -101,7 +102,7 @@ def import_model(
     path = Path(source)
     _refuse_name_of_hub(source, path)
     run = out or Path("runs") / into_run.run_name(path)
-    folder = RunFolder(run).model("original")
+    folder = RunFolder(run).model(BASE)
     outputs.check_parents(folder)
     if not force and folder.exists():
         raise UsageError(

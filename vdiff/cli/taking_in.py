@@ -20,10 +20,10 @@ def taken_in(given: str | None) -> str | None:
     path = Path(given)
     from vdiff.cli import console
     from vdiff.exchange import bring, into_run
-    from vdiff.model_folder.card import is_model_folder, read_card
+    from vdiff.model_folder.card import BASE, is_model_folder, read_card
 
     run = Path("runs") / into_run.run_name(path)
-    folder = run / "original"
+    folder = run / BASE
     if is_model_folder(folder):
         origin = read_card(folder).origin or {}
         if origin.get("sha256") != bring.digest(path):

@@ -18,7 +18,7 @@ from vdiff.formats.adapter import ForeignModel, Format
 from vdiff.formats.contents import Contents, contents_of
 from vdiff.formats.foreign import format_of
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import ModelCard
+from vdiff.model_folder.card import BASE, ModelCard
 
 Say = Callable[[str], None]
 
@@ -99,7 +99,7 @@ def card_of(brought: Brought, source: Path, recipe: str) -> ModelCard:
     }
     network = model.denoiser.network
     return ModelCard(
-        name="original",
+        name=BASE,
         stage=0,
         num_steps=model.num_steps,
         times=model.num_steps if model.is_distilled else None,

@@ -6,12 +6,9 @@ from pathlib import Path
 from vdiff.data.seal import is_store
 from vdiff.exchange import bring
 from vdiff.exchange.recipe import recipe_text
-from vdiff.model_folder.card import ModelCard
+from vdiff.model_folder.card import BASE, ModelCard
 from vdiff.runs import contents
 from vdiff.runs.folder import RunFolder
-
-BASE = "original"
-"""What the base of every chain is called; see `chain.plan`."""
 
 
 def run_name(path: Path) -> str:

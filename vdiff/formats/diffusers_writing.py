@@ -45,9 +45,9 @@ def write(model: ForeignModel, path: Path, fp16: bool) -> None:
         "unet/config.json": settings,
     }.items():
         _write(path / name, json.dumps(content, indent=2) + "\n")
-    write_tensors(path / f"{_WEIGHTS}.safetensors", tensors)
+    write_tensors(path / f"{_WEIGHTS}.safetensors", tensors, {"format": "pt"})
     if half is not None:
-        write_tensors(path / f"{_WEIGHTS}.fp16.safetensors", half)
+        write_tensors(path / f"{_WEIGHTS}.fp16.safetensors", half, {"format": "pt"})
     picture = model.facts.get("picture")
     has_picture = isinstance(picture, Path) and picture.is_file()
     if isinstance(picture, Path) and has_picture:

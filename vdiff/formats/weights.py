@@ -8,6 +8,7 @@ names in it were found harmless.
 
 import errno
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -54,15 +55,18 @@ def tensors_in(path: Path, wanted: Callable[[str], bool] = lambda name: True) ->
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A safetensors file; without metadata, as transformers and diffusers write theirs.
+    """A safetensors file.
 
-    Errors: OSError.
+    Errors: OSError, also where safetensors has an error of its own for it.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    told = None if metadata is None else dict(metadata)
     try:
-        save_file(whole, path, metadata=dict(metadata or {"format": "pt"}))
+        save_file(whole, path, metadata=told)
     except SafetensorError as err:
-        raise OSError(errno.EIO, str(err), str(path)) from err
+        found = re.search(r"os error (\d+)", str(err))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, str(err), str(path)) from err
     # safetensors lets nobody else read it
     path.chmod(path.parent.stat().st_mode & 0o666)
 

@@ -20,6 +20,8 @@ FORMAT = 2
 """The newest that is known here. What format 1 can say is written as format 1,
 so that older versions open it too.
 """
+BASE = "original"
+"""What the base of every chain is called."""
 PIXELS = "pixels"
 """The codec of networks that see the pixels themselves."""
 MANIFEST = "vdiff.json"

@@ -2,9 +2,7 @@
 and a diffusers pipeline as it stands.
 """
 
-import errno
 import platform
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vdiff import __version__
@@ -26,6 +24,7 @@ from vdiff.disk import whole_folder
 from vdiff.disk.safetensors_header import read_header
 from vdiff.disk.tensor_facts import FormatError
 from vdiff.errors import DivergedError, ModelFileError, UsageError
+from vdiff.formats.weights import write_tensors as save_tensors
 from vdiff.model_folder import card as model_card
 from vdiff.model_folder import diffusers_files as diffusers_folder
 from vdiff.model_folder.card import (
@@ -185,21 +184,6 @@ def load_tensors(
 def num_bytes(tensors: Mapping[str, Tensor]) -> int:
     """How many bytes of a file they take, but for its header."""
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def save_tensors(
-    path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file.
-
-    Errors: OSError, also where safetensors has an error of its own for it.
-    """
-    try:
-        save_file(tensors, path, metadata=about)
-    except SafetensorError as err:
-        found = re.search(r"os error (\d+)", str(err))
-        raise OSError(int(found[1]) if found else errno.EIO, str(err), str(path)) from err
-    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read it
 
 
 def _check_header(path: Path, expected: Mapping[str, Sequence[int]] | None) -> None:
