@@ -155,6 +155,32 @@ def test_a_command_that_takes_a_model_takes_a_foreign_folder_too(
     assert f"`vdiff import {folder}`: " in capsys.readouterr().err
 
 
+def test_a_model_of_vdiff_that_lost_its_manifest_is_not_taken_for_a_foreign_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a folder of diffusers it would be drawn with in any number of steps."""
+    assert cli.main(["import", str(folder), "--expected", str(recorded(folder))]) == 0
+    lost = Path("runs/theirs/original")
+    (lost / "vdiff.json").unlink()
+    capsys.readouterr()
+    recipe = ["-r", "runs/theirs/recipe.yaml"]
+    assert cli.main(["sample", "--checkpoint", str(lost), *recipe, "--device", "cpu"]) == 4
+    assert "no vdiff.json" in capsys.readouterr().err
+    assert not Path("runs/original").exists()
+
+
+def test_the_recipe_of_an_import_explains_what_is_in_it_and_nothing_else(folder: Path) -> None:
+    expected = ["--expected", str(recorded(folder))]
+    assert cli.main(["import", str(folder), *expected, "--out", "runs/eps"]) == 0
+    said = Path("runs/eps/recipe.yaml").read_text("utf-8")
+    assert "predicts: v" in said
+    assert "# `distill.predicts: v`" in said
+    scheduler = SCHEDULER | {"prediction_type": "v_prediction"}
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    assert cli.main(["import", str(folder), *expected, "--out", "runs/v"]) == 0
+    assert "distill.predicts" not in Path("runs/v/recipe.yaml").read_text("utf-8")
+
+
 @pytest.mark.parametrize("name", ["hf://google/ddpm-cifar10-32", "google/ddpm-cifar10-32"])
 def test_a_name_on_a_hub_is_not_a_file_here(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str]

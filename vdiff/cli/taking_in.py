@@ -47,10 +47,15 @@ def _may_be_foreign(path: Path) -> bool:
     """Whether there is something that vdiff did not make and a format may know;
     a run's own names come first.
     """
-    if not path.exists() or (path / "vdiff.json").is_file():
+    if not path.exists():
         return False
     if path.is_file():
         return True
+    from vdiff.model_folder.card import MODEL
+
+    # one that lost its manifest is vdiff's too: as a folder of diffusers it would know all times
+    if MODEL.is_proven(path):
+        return False
     return any((path / name).is_file() for name in _SIGNS)
 
 

@@ -90,7 +90,7 @@ def card_of(brought: Brought, source: Path, recipe: str) -> ModelCard:
     model = brought.model
     origin = {
         "format": brought.format,
-        "file": source.name,
+        "file": source.resolve().name,
         "sha256": brought.sha256,
         "licence": model.licence,
         "assumed": list(model.assumed),

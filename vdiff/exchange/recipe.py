@@ -18,6 +18,7 @@ def recipe_text(model: ForeignModel, name: str, data: Path | None) -> str:
     """YAML text.   name: of the run.   data: the store of its pictures, where it is known."""
     channels, _, size = model.shape
     start = min(model.num_steps, START_STEPS) if model.is_distilled else START_STEPS
+    notes = _HEAD
     objective: dict[str, object] = {"kind": "progressive"}
     distill: dict[str, object] = {
         "start_steps": start,
@@ -29,6 +30,7 @@ def recipe_text(model: ForeignModel, name: str, data: Path | None) -> str:
     if model.diffusion.get("predicts") == "eps":
         objective["clip"] = 1.0
         distill["predicts"] = "v"
+        notes += _OF_EPS
     distill["objective"] = objective
     content = {
         "name": _name(name),
@@ -43,12 +45,14 @@ def recipe_text(model: ForeignModel, name: str, data: Path | None) -> str:
         "train": {"updates": 1},
         "distill": distill,
     }
-    return _HEAD + dump(content)
+    return notes + dump(content)
 
 
 _HEAD = """\
 # The base of this run, `original`, was imported: `vdiff train` has nothing to do here.
 # `data` says where the pictures are; `vdiff prepare` makes the store. Then: vdiff distill
+"""
+_OF_EPS = """\
 # `distill.predicts: v`: a network that predicts noise cannot draw in few steps.
 # `distill.objective.clip`: the picture that such a teacher predicts is kept within these limits.
 """
