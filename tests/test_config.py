@@ -226,6 +226,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     names: list[str] = []
 
     def put(part: str, source: str, *kinds: str, name: str = "guest", version: str = "1.0") -> None:
+        # a section says the names of its entry points
+        said = f"Literal[{str(kinds)[1:-1]}]"
+        source = source.replace('Literal["guest"]', said).replace('s("guest")', f"s({kinds[0]!r})")
         (tmp_path / f"{name}.py").write_text(source)
         told = tmp_path / f"{name}-{version}.dist-info"
         told.mkdir()
@@ -278,6 +281,8 @@ def broken(part: str) -> Iterator[tuple[str, str, str]]:
     for name in (*methods_of(part), *contract.needed_fields):
         field = "" if name in methods_of(part) else "the field "
         yield f"without {name}", guest(part, lacks=name), f"it lacks {field}`{name}`"
+    another = guest(part).replace(FIELDS["kind"], 'Literal["another"] = shapes_weights("another")')
+    yield "another name", another, "its `kind` is `another`, and its entry point `guest`"
     yield "raises", 'raise RuntimeError("not today\\nmore about it")\n', "RuntimeError: not today"
     yield "says nothing", "raise ValueError\n", "ValueError"
     yield "leaves", "raise SystemExit(3)\n", "SystemExit: 3"

@@ -250,6 +250,16 @@ def test_a_broken_kind_is_one_error_and_others_go_on(
     assert "folder, tar, zip, guest" in told.value.fix
 
 
+def test_a_listing_that_is_none_is_told_as_a_fault_of_its_package(
+    install: Callable[..., None], tmp_path: Path
+) -> None:
+    """Not as a bug of vdiff, which is where it showed."""
+    install(GUEST.replace("return found", 'return ["0.png"]'), "guest")
+    with pytest.raises(MachineError, match=r"`guest` of the package `guest 1\.0`") as found:
+        open_source(guests(tmp_path))
+    assert "`guest:Guest.listing` gives a `list`" in found.value.where
+
+
 def test_a_name_that_two_packages_claim_is_told_with_both(
     install: Callable[..., None], tmp_path: Path
 ) -> None:

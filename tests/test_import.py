@@ -252,3 +252,22 @@ def test_a_teacher_that_predicts_noise_is_clipped_inside_the_target() -> None:
     low = torch.tensor([1.0], dtype=torch.float64)
     same = progressive_target(teacher, z * 0.1, low, 8, 2, clip=1.0)
     assert torch.allclose(same, progressive_target(teacher, z * 0.1, low, 8, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["guided_diffusion", "lucidrains", "diffusion_distiller"])
+def test_a_file_that_is_not_of_the_format_that_is_named_is_refused(
+    tmp_path: Path, format: str
+) -> None:
+    """It was read as if it were, and that ended as a bug of vdiff."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    torch.save({"weight": torch.zeros(3)}, folder / "ema_0.99_000300.pt")
+    with pytest.raises(ModelFileError, match=f"is no file of the format `{format}`") as found:
+        bring.read(bring.Source(folder, format=format))
+    assert found.value.fix == f"name the file: vdiff import {folder / 'ema_0.99_000300.pt'}"
+    with pytest.raises(ModelFileError, match="is no file of the format") as found:
+        bring.read(bring.Source(folder / "ema_0.99_000300.pt", format=format))
+    assert "vdiff inspect" in found.value.fix
+    with pytest.raises(ModelFileError, match="nothing that vdiff reads") as found:
+        bring.read(bring.Source(folder))
+    assert "ema_0.99_000300.pt" in found.value.fix

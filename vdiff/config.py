@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import (
@@ -142,17 +143,25 @@ class KindSection(Section):
 Part = TypeVar("Part")
 
 
+NO_METHODS: Mapping[str, str] = MappingProxyType({})
+
+
 class Table(Generic[Part]):
     """The kinds of one thing: kind -> "module:Class". Nothing is imported until it is named.
 
     part: what one of them is, for messages.   group: the entry points by which other packages add
     kinds; the built-in ones win.   contract: "module:Class" of which every class is a subclass,
     with nothing left abstract; several where the thing comes in several sorts, each with a contract
-    of its own.
+    of its own.   gives: method -> "module:Class" of what it returns, held against a stranger's.
     """
 
     def __init__(
-        self, part: str, kinds: Mapping[str, str], group: str, contract: str | tuple[str, ...]
+        self,
+        part: str,
+        kinds: Mapping[str, str],
+        group: str,
+        contract: str | tuple[str, ...],
+        gives: Mapping[str, str] = NO_METHODS,
     ) -> None:
         if isinstance(contract, str):
             contract = (contract,)
@@ -160,6 +169,7 @@ class Table(Generic[Part]):
         self.group: str = group
         self._builtin = dict(kinds)
         self._contracts = contract
+        self._gives = gives
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self._builtin, *self.outside()])
@@ -243,6 +253,8 @@ class Table(Generic[Part]):
         """A class of another package, after a look whether it can be used at all;
         it may raise anything.
         """
+        for method, contract in self._gives.items():
+            look_at_result(part, method, contract, f"the {self.part} `{entry.name}`", entry)
         return part
 
     def _checked(self, candidate: Any) -> type[Part]:
@@ -322,6 +334,11 @@ class Registry(Table[Kind]):
     def _complete(self, part: type[Kind], entry: EntryPoint) -> type[Kind]:
         # sections put off their building, and with it a stranger's mistake, until they are used
         part.model_rebuild(raise_errors=True)
+        names = get_args(part.model_fields["kind"].annotation)
+        # otherwise a recipe is told to write the one name for the other, and back
+        if names and entry.name not in names:
+            said = ", ".join(f"`{name}`" for name in names)
+            raise _UnfitError(f"its `kind` is {said}, and its entry point `{entry.name}`")
         if part.makes is not None:
             look_at_result(part, *part.makes, f"the {self.part} `{entry.name}`", entry)
         return part

@@ -29,6 +29,7 @@ SOURCES: "Table[Source]" = Table(
     },
     group="vdiff.sources",
     contract="vdiff.data.sources.source:Source",
+    gives={"listing": "vdiff.data.sources.source:Listing"},
 )
 """What a path given to `vdiff prepare` can be, in the order in which they are asked;
 see `data.sources.opening`.

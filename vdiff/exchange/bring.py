@@ -1,6 +1,7 @@
 """A model of another program becomes `original` in a run: read, proved, and only then written."""
 
 import hashlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,13 +144,30 @@ def _format(source: Source, found: Contents) -> tuple[str, Format]:
         if source.format not in FORMATS:
             fix = f"choose one of: {', '.join(FORMATS)}"
             raise UsageError(FORMATS.unknown(source.format), fix, "--format")
-        return source.format, FORMATS.find(source.format)()
+        kind = FORMATS.find(source.format)
+        if not kind.recognises(found):
+            problem = f"`{source.path.name}` is no file of the format `{source.format}`"
+            raise ModelFileError(problem, _advice(found), source.path)
+        return source.format, kind()
     name = format_of(found, [])
     if name is None:
         problem = f"nothing that vdiff reads has files like `{source.path.name}`"
-        fix = "`vdiff inspect` tells what it holds; `--format` says whose it is"
-        raise ModelFileError(problem, fix, source.path)
+        raise ModelFileError(problem, _advice(found), source.path)
     return name, FORMATS.find(name)()
+
+
+def _advice(found: Contents) -> str:
+    """What to do with a file or folder that is of no format."""
+    if found.container == "folder":
+        inside = sorted(each.name for each in found.path.iterdir() if each.suffix in _SUFFIXES)
+        if inside:
+            return f"name the file: vdiff import {shlex.quote(str(found.path / inside[0]))}"
+        return "name the file of the model, or a folder with `model_index.json` or `config.json`"
+    return f"`vdiff inspect {shlex.quote(str(found.path))}` tells what it holds"
+
+
+_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".bin", ".ckpt", ".safetensors"})
+"""Of files with a model."""
 
 
 def _check_told(name: str, kind: Format, told: Mapping[str, str]) -> None:
