@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from vdiff.diffusion.condition import Condition
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.errors import ModelFileError
 from vdiff.machine import compiling, memory
 from vdiff.machine.machine import Machine
 from vdiff.networks import sharded
@@ -22,10 +21,12 @@ from vdiff.training import micro_batch
 from vdiff.training.clipping import divisor, total_norm
 from vdiff.training.ema import Average
 from vdiff.training.settings import FitSection
+from vdiff.training.state import State as State
+from vdiff.training.state import TrainingState
 
-State = dict[str, dict[str, Tensor]]
-"""All that training changes: `weights`, `average`, `optimizer`, `course` and,
-where it has a state, `objective`.
+_SAVE_COPIES = 6
+"""So many times the weights is kept free for a save under way: it copies the weights, their
+average and Adam's two averages, and the rest is room for what goes on beside it.
 """
 
 
@@ -50,7 +51,8 @@ class Learner:
         """Pictures that go through the network at once;
         None until `choose_micro_batch` has chosen, and means all.
         """
-        self._is_halved, self._say = False, say
+        self._is_halved = False
+        self._say = say
         self._objective = objective
         self._machine = machine
         memory.set_malloc_policy(sparing=settings.checkpoint_activations)
@@ -59,9 +61,13 @@ class Learner:
             recompute_activations(self._network)
         if machine.compiles:
             compiling.turn_on(self._network)
-        self._meta_copy = sharded.meta_copy(self._network) if machine.shards else None
+        self._meta_copy: nn.Module | None = None
+        if machine.shards:
+            self._meta_copy = sharded.meta_copy(self._network)
         machine.shard(self._network)
-        self._average = Average(self._network, settings.ema) if settings.ema is not None else None
+        self._average: Average | None = None
+        if settings.ema is not None:
+            self._average = Average(self._network, settings.ema)
         # the network would look for them in all its parts
         self._weights = list(self._network.parameters())
         self._adam = torch.optim.AdamW(
@@ -75,6 +81,9 @@ class Learner:
         wrapped, self._optimizer = machine.prepare(self._network, self._adam)
         self._student = replace(
             student, network=wrapped.train(settings.dropout and drops(self._network))
+        )
+        self._tensors = TrainingState(
+            self._network, self._average, self._optimizer, self._scaler, objective, machine
         )
         objective.prepare(replace(student, network=self._network), self._copied)
 
@@ -108,7 +117,8 @@ class Learner:
         """The step of the optimizer, if the gradient is finite,
         with the gradient divided by `by`.
         """
-        if self._machine.has_fused_step:  # it heeds both, and nobody waits for the device
+        if self._machine.has_fused_step:
+            # it heeds both, and nobody waits for the device
             self._adam.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
             self._adam.grad_scale = by  # type: ignore[attr-defined]
             self._optimizer.step()
@@ -141,10 +151,9 @@ class Learner:
                 or self._machine.world_size > 1
             ):
                 raise
-        self.micro_batch, self._is_halved = (
-            size,
-            True,
-        )  # out of the handler, which holds on to the tensors
+        # out of the handler, which holds on to the tensors
+        self.micro_batch = size
+        self._is_halved = True
         memory.set_malloc_policy(sparing=True)
         self._forget_gradients()
         self._machine.free_cache()
@@ -156,7 +165,8 @@ class Learner:
 
     def _gradient(self, x: Tensor, condition: Condition, rng_of: "RngOf") -> Tensor:
         """Fill the weights' gradients; this share's mean loss over the global batch."""
-        batch_size, world_size = self.settings.batch_size, self._machine.world_size
+        batch_size = self.settings.batch_size
+        world_size = self._machine.world_size
         total = torch.zeros((), device=x.device)
         parts = list(self._micro_batches(len(x)))
         for part in parts:
@@ -184,7 +194,9 @@ class Learner:
         """
         if self.micro_batch is not None:
             return
-        count = self._most() if share is None else share
+        count = share
+        if count is None:
+            count = self._most()
         if self._machine.any(len(x) < 2 or self._machine.available_bytes() is None):
             self.micro_batch = count
             return
@@ -192,10 +204,10 @@ class Learner:
         # order
         self._needed_bytes(x, condition, rng_of, slice(0, 1))
         available = self._machine.available_bytes() or 1
-        one, two = (self._needed_bytes(x, condition, rng_of, slice(0, number)) for number in (1, 2))
-        choice = micro_batch.fitting(
-            one, two, count, self._machine.least(available - self._later_bytes())
-        )
+        one = self._needed_bytes(x, condition, rng_of, slice(0, 1))
+        two = self._needed_bytes(x, condition, rng_of, slice(0, 2))
+        left = self._machine.least(available - self._later_bytes())
+        choice = micro_batch.fitting(one, two, count, left)
         self.micro_batch = self._machine.least(choice.size)  # one for all: a save tells no more
         if choice.size < count:
             memory.set_malloc_policy(sparing=True)
@@ -207,14 +219,12 @@ class Learner:
         """
         if self._optimizer.state:
             return 0
-        copied = 6 if self._machine.device.type == "cpu" else 0  # the copy is of whole tensors
-        remembered = (
-            sum(tensor.nbytes for tensor in self._objective.state().values()) if copied else 0
-        )
-        return remembered + sum(
-            2 * sharded.local_shard(weight).nbytes + copied * weight.nbytes
-            for weight in self._weights
-        )
+        total = sum(2 * sharded.local_shard(weight).nbytes for weight in self._weights)
+        if self._machine.device.type == "cpu":
+            # a save copies whole tensors to the memory of the host
+            total += sum(_SAVE_COPIES * weight.nbytes for weight in self._weights)
+            total += sum(tensor.nbytes for tensor in self._objective.state().values())
+        return total
 
     def _rehearsed(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
         """The losses of some pictures, not through the wrapped network:
@@ -227,11 +237,13 @@ class Learner:
     def _needed_bytes(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> int:
         weights = [weight for weight in self._weights if weight.requires_grad]
 
-        def try_once() -> None:  # no gradient of the weights, which would wait for other processes
+        def try_once() -> None:
             losses = self._rehearsed(x, condition, rng_of, part)
-            if self._machine.shards:  # all processes are here
+            if self._machine.shards:
+                # all processes are here
                 torch.autograd.backward(losses.sum())
             else:
+                # not into the weights' gradients: DDP would wait there for other processes
                 torch.autograd.grad(losses.sum(), weights, allow_unused=True)
 
         needed = memory.peak_of(try_once, self._machine.device)
@@ -277,37 +289,7 @@ class Learner:
 
     def state(self) -> State:
         """Everything needed to go on, not copied."""
-        names = [name for name, _ in self._network.named_parameters()]
-        memory = self._optimizer.state
-        adam = {
-            f"{key}.{name}": memory[weight][key]
-            for name, weight in zip(names, self._network.parameters(), strict=True)
-            if weight in memory
-            for key in ("exp_avg", "exp_avg_sq", "step")
-        }
-        average = self._average.tensors() if self._average is not None else {}
-        state = {
-            "weights": self._network.state_dict(),
-            "average": average,
-            "optimizer": adam,
-            "course": self._course(),
-        }
-        # a part without tensors is left out, so that the saves of an objective without a state stay
-        # as they were
-        return state | {
-            part: named for part, named in {"objective": self._objective.state()}.items() if named
-        }
-
-    def _course(self) -> dict[str, Tensor]:
-        # the micro-batch too: another one rounds differently
-        course = {
-            "rollbacks": torch.tensor(self.rollbacks),
-            "micro_batch": torch.tensor(self.micro_batch or 0),
-        }
-        if self._scaler.is_enabled():
-            course["loss_scale"] = torch.tensor(self._scaler.get_scale())
-            course["sound_updates"] = torch.tensor(self._scaler.state_dict()["_growth_tracker"])
-        return course
+        return self._tensors.state(self.rollbacks, self.micro_batch)
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]], update: int) -> None:
         """Go on from a saved state. Tensors are copied into place: memory of another alignment
@@ -318,60 +300,10 @@ class Learner:
 
         Errors: ModelFileError for the state of another network; nothing is changed then.
         """
-        if not self._fits(state):
-            fix = "add --force to begin the stage again"
-            raise ModelFileError("the save does not fit the network that the recipe describes", fix)
-        spread = self._machine.processes.spread
-        for name, tensor in self._network.state_dict().items():
-            sharded.scatter_into(tensor, spread(state["weights"][name]))
-        if self._average is not None:
-            for name, tensor in self._average.tensors().items():
-                sharded.scatter_into(tensor, spread(state["average"][name]))
-        if "objective" in state:
-            self._objective.load(
-                {name: spread(tensor) for name, tensor in state["objective"].items()}
-            )
-        adam = state["optimizer"]
-        for name, weight in self._network.named_parameters():
-            if f"step.{name}" in adam:
-                where = weight.device if self._machine.has_fused_step else "cpu"
-                memory = {"step": spread(adam[f"step.{name}"]).to(where, copy=True)}
-                for key in ("exp_avg", "exp_avg_sq"):  # in the memory format of the weight
-                    memory[key] = sharded.scatter_into(
-                        torch.empty_like(weight), spread(adam[f"{key}.{name}"])
-                    )
-                self._optimizer.state[weight] = memory
-        course = state.get("course", {})
-        self.rollbacks = int(course.get("rollbacks", 0))
-        self.micro_batch = (
-            self.settings.micro_batch or int(course.get("micro_batch", 0)) or self.micro_batch
-        )
-        if self._scaler.is_enabled() and "loss_scale" in course:
-            kept = {
-                "scale": float(course["loss_scale"]),
-                "_growth_tracker": int(course["sound_updates"]),
-            }
-            self._scaler.load_state_dict(self._scaler.state_dict() | kept)
+        saved = self._tensors.load(state)
+        self.rollbacks = saved.rollbacks
+        self.micro_batch = self.settings.micro_batch or saved.micro_batch or self.micro_batch
         self.update = update
-
-    def _fits(self, state: Mapping[str, Mapping[str, Tensor]]) -> bool:
-        """Whether it has the names and shapes that `state` gives."""
-        weights = _shapes(self._network.state_dict())
-        average = _shapes(self._average.tensors()) if self._average is not None else {}
-        wanted = {
-            f"{key}.{name}": shape
-            for name, shape in weights.items()
-            for key in ("exp_avg", "exp_avg_sq")
-        }
-        wanted |= {f"step.{name}": torch.Size() for name in weights}
-        is_memory = _shapes(state["optimizer"]).items() <= wanted.items()
-        is_objective = _shapes(state.get("objective", {})) == _shapes(self._objective.state())
-        return (
-            is_memory
-            and is_objective
-            and _shapes(state["weights"]) == weights
-            and _shapes(state["average"]) == average
-        )
 
     def _losses(self, x: Tensor, condition: Condition, rng_of: "RngOf", part: slice) -> Tensor:
         # a picture that does not count, so that the others need not wait for this process
@@ -381,19 +313,19 @@ class Learner:
             return self._objective(self._student, x[part], rng_of(part), condition.of(part))
 
     def _micro_batches(self, count: int) -> Iterator[slice]:
-        # those who share a network compute together: each has as many parts, if need be one of no
-        # pictures
-        most = max(self._most() if self._machine.shards else count, 1)
-        for start in range(0, most, self.micro_batch or most):
-            yield slice(min(start, count), min(start + (self.micro_batch or most), count))
+        most = count
+        if self._machine.shards:
+            # those who share a network compute together: each has as many parts, if need be one of
+            # no pictures
+            most = self._most()
+        most = max(most, 1)
+        size = self.micro_batch or most
+        for start in range(0, most, size):
+            yield slice(min(start, count), min(start + size, count))
 
     def _most(self) -> int:
         """Pictures of an update in the process that has most."""
         return int(-(-self.settings.batch_size // self._machine.world_size))
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 class RngOf:
