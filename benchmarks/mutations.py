@@ -98,7 +98,7 @@ EXPLAINED: dict[tuple[str, str, str], str] = {
         "(trajectory(0.0001, ge=_SMALLEST_BETA))",
     ): "a first beta of 1 is refused for the signal that it leaves, too",
     (
-        "vdiff/machine/trackers.py",
+        "vdiff/machine/tracker.py",
         "folder.mkdir(parents=True, exist_ok=True)",
         "(folder)",
     ): "Weights & Biases makes the folder, too; without our line it might choose another one",

@@ -14,7 +14,7 @@ from tests.tiny import TinyRun
 from vdiff.cli import main
 from vdiff.errors import MachineError
 from vdiff.images.images import on_white, write_gif
-from vdiff.machine import trackers
+from vdiff.machine import tracker_kinds, trackers
 from vdiff.machine.trackers import Trackers
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -168,8 +168,8 @@ def test_a_training_ends_well_although_its_tracker_fails(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_run.base("trackers=[]", run="without")
-    monkeypatch.setattr(trackers._TensorBoard, "picture", lambda *given: 1 / 0)
-    monkeypatch.setattr(trackers._TensorBoard, "log", lambda *given: json.loads("{"))
+    monkeypatch.setattr(tracker_kinds.TensorBoard, "picture", lambda *given: 1 / 0)
+    monkeypatch.setattr(tracker_kinds.TensorBoard, "log", lambda *given: json.loads("{"))
     tiny_run.base("trackers=[tensorboard]", "train.preview_every=2")
     assert sum("the tracker `tensorboard` failed" in line for line in tiny_run.said) == 1
     assert tiny_run.hashes()["original"] == tiny_run.hashes("without")["original"]

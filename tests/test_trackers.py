@@ -20,7 +20,7 @@ from PIL import Image
 from tests.tiny import TinyRun
 from vdiff.choices import TrackerKind
 from vdiff.errors import MachineError, Stopped, UsageError
-from vdiff.machine import trackers
+from vdiff.machine import trackers, weights_and_biases
 from vdiff.machine.machine import Machine
 
 MEASURED = (
@@ -218,10 +218,10 @@ def test_a_key_is_looked_for_without_asking(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".netrc").write_text(text)
     (tmp_path / ".netrc").chmod(0o600)
-    assert trackers._has_key("https://api.wandb.ai") == has_key
-    assert not trackers._has_key("https://elsewhere.org")
+    assert weights_and_biases._has_key("https://api.wandb.ai") == has_key
+    assert not weights_and_biases._has_key("https://elsewhere.org")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert trackers._has_key("https://elsewhere.org")
+    assert weights_and_biases._has_key("https://elsewhere.org")
 
 
 def test_a_stage_that_is_made_again_begins_a_further_run_of_weights_and_biases(
