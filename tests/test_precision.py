@@ -16,7 +16,7 @@ from vdiff.chain.stage_run import Surroundings
 from vdiff.cli.progress import FitLines
 from vdiff.diffusion.condition import NOTHING
 from vdiff.errors import MachineError, Stopped, UsageError
-from vdiff.machine import machine
+from vdiff.machine import device
 from vdiff.machine import precision as machines
 from vdiff.machine.machine import Machine
 from vdiff.machine.precision import SMALLEST_BF16_PICTURE, resolve
@@ -220,11 +220,11 @@ def test_a_processor_is_called_what_it_calls_itself_or_what_the_system_calls_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told = "processor: 0\nmodel name\t: Fast   Chip 9\n"
-    monkeypatch.setattr(machine.Path, "read_text", lambda *given, **more: told)
-    assert machine._processor() == "Fast Chip 9"
+    monkeypatch.setattr(device.Path, "read_text", lambda *given, **more: told)
+    assert device._processor() == "Fast Chip 9"
     told = "processor: 0\n"
-    monkeypatch.setattr(machine.platform, "processor", lambda: "chip")
-    monkeypatch.setattr(machine.platform, "machine", lambda: "arch")
-    assert machine._processor() == "chip"
-    monkeypatch.setattr(machine.platform, "processor", lambda: "")
-    assert machine._processor() == "arch"
+    monkeypatch.setattr(device.platform, "processor", lambda: "chip")
+    monkeypatch.setattr(device.platform, "machine", lambda: "arch")
+    assert device._processor() == "chip"
+    monkeypatch.setattr(device.platform, "processor", lambda: "")
+    assert device._processor() == "arch"

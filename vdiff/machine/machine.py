@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,15 +12,15 @@ from torch import Tensor, nn
 
 from vdiff.choices import Precision as Precision
 from vdiff.choices import TrackerKind
-from vdiff.errors import MachineError, UsageError
-from vdiff.machine import accelerate_settings, compiling, graphed, memory, trackers, world
+from vdiff.machine import accelerate_settings, compiling, graphed, memory, trackers
+from vdiff.machine.device import described
+from vdiff.machine.device import pick_device as pick_device
 from vdiff.machine.precision import Arithmetic, resolve_on
 from vdiff.machine.processes import Processes
 from vdiff.machine.trackers import Trackers
 from vdiff.networks import sharded
 from vdiff.networks.fast import fast_on
 from vdiff.randomness import exact
-from vdiff.system.cores import num_cores
 
 _DTYPES: dict[Arithmetic, torch.dtype] = {
     "fp32": torch.float32,
@@ -61,19 +60,19 @@ class Machine:
         Errors: MachineError for what it cannot do.
         """
         picked = pick_device(device)
-        cpu = picked.type == "cpu"
         self.precision, self.why_precision = resolve_on(picked, precision, image_size)
         self.compiles, self.why_compile = compiling.resolve(compile, picked)
         if deterministic:
-            # read when CUDA is first used
+            # cuBLAS reads it when CUDA is first used
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # it imports torch's compiler, for a second
+        # only where it changes something: setting it imports torch's compiler, which takes a second
         if deterministic != torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(deterministic)
         memory.set_malloc_policy(sparing=False)  # who draws asks for the same memory in every step
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
         self.ignored_settings = accelerate_settings.ignored(self.precision)
-        self.processes = processes or Processes(cpu, say, check)
+        self.processes = processes or Processes(picked.type == "cpu", say, check)
         self._accelerator = self.processes.accelerator
         self.device = self._accelerator.device
         self.graphs = graphed.opened(cuda_graphs, self.device, say)
@@ -95,12 +94,7 @@ class Machine:
 
     def described(self) -> str:
         """What computes, in words: `1 x NVIDIA H100`, `2 cores of AMD EPYC`."""
-        if self.device.type == "cuda":
-            return f"{self.world_size} x {torch.cuda.get_device_name(self.device)}"
-        if self.device.type == "mps":
-            return f"the GPU of {_processor()} (MPS)"
-        cores = num_cores()
-        return f"{cores} core{'s' * (cores != 1)} of {_processor()}"
+        return described(self.device, self.world_size)
 
     def prepare(
         self, network: nn.Module, optimizer: torch.optim.Optimizer
@@ -127,7 +121,9 @@ class Machine:
 
     def shard(self, network: nn.Module) -> nn.Module:
         """Have a network lie in shares, if the run's networks do."""
-        return sharded.turn_on(network, self.device) if self.shards else network
+        if not self.shards:
+            return network
+        return sharded.turn_on(network, self.device)
 
     def freeze(self, network: nn.Module) -> nn.Module:
         """Make a network that learns nothing more compute in the run's precision:
@@ -135,9 +131,8 @@ class Machine:
         """
         if not self.shards:
             return frozen(network, self.device, self.precision)
-        return self.shard(
-            self.place(network).eval().requires_grad_(False).to(_DTYPES[self.precision])
-        )
+        placed_here = self.place(network).eval().requires_grad_(False)
+        return self.shard(placed_here.to(_DTYPES[self.precision]))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Within it, networks compute in the run's precision."""
@@ -156,18 +151,25 @@ class Machine:
         for all micro-batches of an update but the last.
         """
         if self.shards:
-            network.set_requires_gradient_sync(not when)  # type: ignore[operator] # of the class it was given
+            # FSDP2 gave the network another class, which has this method
+            network.set_requires_gradient_sync(not when)  # type: ignore[operator]
             return contextlib.nullcontext()
-        return self._accelerator.no_sync(network) if when else contextlib.nullcontext()
+        if not when:
+            return contextlib.nullcontext()
+        return self._accelerator.no_sync(network)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, in every process."""
-        total: Tensor = self._accelerator.reduce(value, "sum") if self.world_size > 1 else value
+        if self.world_size == 1:
+            return value
+        total: Tensor = self._accelerator.reduce(value, "sum")
         return total
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process; every process must ask."""
-        return flag if self.world_size == 1 else bool(self._count(flag) > 0)
+        if self.world_size == 1:
+            return flag
+        return bool(self._count(flag) > 0)
 
     def any_late(self) -> Callable[[bool], bool]:
         """A question for all processes, put again and again:
@@ -181,7 +183,8 @@ class Machine:
             nonlocal asked
             if self.world_size == 1:
                 return flag
-            before, asked = asked, _on_its_way(self._count(flag))
+            before = asked
+            asked = _on_its_way(self._count(flag))
             return before()
 
         return put
@@ -192,22 +195,25 @@ class Machine:
 
     def take(self, tensor: Tensor) -> Tensor:
         """A tensor of the host on the device; the host does not wait until it is there."""
-        return (
-            tensor.pin_memory().to(self.device, non_blocking=True)
-            if self.device.type == "cuda"
-            else tensor
-        )
+        if self.device.type != "cuda":
+            # whoever computes on MPS moves it there
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def take_exact(self, tensor: Tensor) -> Tensor:
         """A tensor of the host where random numbers and times are computed for the device:
         see `exact`.
         """
-        return self.take(tensor) if exact(self.device) == self.device else tensor
+        if exact(self.device) != self.device:
+            return tensor
+        return self.take(tensor)
 
     def least(self, number: int) -> int:
         """The smallest number of any process; every process must ask."""
+        if self.world_size == 1:
+            return number
         given = torch.tensor([number], device=self.device)
-        return number if self.world_size == 1 else int(self._accelerator.gather(given).min())
+        return int(self._accelerator.gather(given).min())
 
     def share_out(self, work: Callable[[slice], Tensor], count: int) -> Tensor:
         """`work` on all of `count` items, in every process:
@@ -241,9 +247,13 @@ class Machine:
 
     def available_bytes(self) -> int | None:
         """The share of the memory that this process may still take; None where nobody tells."""
-        found = memory.available_bytes(self.device)
-        on_one_host = self.processes.local_size if self.device.type == "cpu" else 1
-        return None if found is None else found // on_one_host
+        free = memory.available_bytes(self.device)
+        if free is None:
+            return None
+        if self.device.type == "cpu":
+            # all processes of this host take from it
+            return free // self.processes.local_size
+        return free
 
     def free_cache(self) -> None:
         """Give memory back that torch keeps for later."""
@@ -265,13 +275,13 @@ class Machine:
 
         Errors: MachineError.
         """
-        trackers.check(kinds)  # in all processes, so that none waits for one that has failed
-        with (
-            trackers.opened(kinds, folder, name, first_step, say)
-            if self.is_first
-            else _nobody() as found
-        ):
-            yield found
+        # in all processes, so that none waits for one that has failed
+        trackers.check(kinds)
+        if not self.is_first:
+            yield Trackers()
+            return
+        with trackers.opened(kinds, folder, name, first_step, say) as opened:
+            yield opened
 
     def close(
         self,
@@ -292,8 +302,10 @@ def placed(network: nn.Module, device: torch.device) -> nn.Module:
     in the memory format that convolutions like.
     """
     fast_on(network.to(device), device)
+    if device.type == "cuda":
+        return network.to(memory_format=torch.channels_last)
     # on CPUs, the fast layers lay out what passes through the network, level by level
-    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
+    return network
 
 
 def frozen(network: nn.Module, device: torch.device, precision: Arithmetic) -> nn.Module:
@@ -307,7 +319,8 @@ def _on_its_way(count: Tensor) -> Callable[[], bool]:
     """Whether a number on the device is above 0, to be asked later."""
     if count.device.type != "cuda":
         return lambda: bool(count > 0)
-    there, arrived = count.to(("cpu"), non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    there = count.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
 
     def above_zero() -> bool:
@@ -315,53 +328,3 @@ def _on_its_way(count: Tensor) -> Callable[[], bool]:
         return bool(there > 0)
 
     return above_zero
-
-
-def _nobody() -> contextlib.AbstractContextManager[Trackers]:
-    return contextlib.nullcontext(Trackers())
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device with this name, or the GPU where there is one and ACCELERATE_USE_CPU
-    does not say otherwise.
-
-    That of a Mac is for one process alone.   Errors: UsageError, MachineError.
-    """
-    if name not in (None, "cpu", "cuda", "mps"):
-        raise UsageError(f"there is no device `{name}`", "choose cpu, cuda or mps", "--device")
-    has_mps, is_alone = torch.backends.mps.is_available(), world.read_or_alone().size == 1
-    if name == "mps" and not has_mps:
-        raise MachineError(
-            "there is no MPS device", "leave out `--device mps`: only Macs have one", "--device"
-        )
-    if name == "mps" and not is_alone:
-        raise MachineError(
-            "several processes cannot compute on MPS",
-            "start one, or use `--device cpu`",
-            "--device",
-        )
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MachineError(
-            "there is no CUDA device",
-            "leave out `--device cuda`, or mend the GPU's driver",
-            "--device",
-        )
-    if name is None and accelerate_settings.wants_cpu():
-        return torch.device("cpu")
-    if name is None and torch.cuda.is_available():
-        return torch.device("cuda")
-    if name is None and has_mps and is_alone:
-        return torch.device("mps")
-    return torch.device(name or "cpu")
-
-
-def _processor() -> str:
-    """The name that the processor gives itself."""
-    with contextlib.suppress(OSError):
-        for line in (
-            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        ):
-            name, _, value = line.partition(":")
-            if name.strip() == "model name" and value.strip():
-                return " ".join(value.split())
-    return platform.processor() or platform.machine()
