@@ -142,6 +142,17 @@ def test_numbers_for_mps_are_made_on_the_cpu_and_others_where_they_are_needed() 
     assert exact(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
+def test_pictures_of_the_host_go_to_the_device_and_exact_numbers_do_not(
+    device: torch.device,
+) -> None:
+    machine = Machine("fp32", "cpu")
+    host = torch.arange(4)
+    assert machine.take(host) is host
+    machine.device = device
+    assert machine.take(host).is_meta
+    assert machine.take_exact(host) is host
+
+
 def test_mps_is_chosen_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)

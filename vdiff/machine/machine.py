@@ -194,10 +194,11 @@ class Machine:
         return self.sum(torch.full((), float(flag), device=self.device))
 
     def take(self, tensor: Tensor) -> Tensor:
-        """A tensor of the host on the device; the host does not wait until it is there."""
+        """A tensor of the host on the device; the host does not wait until a GPU of CUDA has it."""
         if self.device.type != "cuda":
-            # whoever computes on MPS moves it there
-            return tensor
+            # nothing on a CPU, where it is already
+            return tensor.to(self.device)
+        # only pinned memory is copied while the host goes on
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def take_exact(self, tensor: Tensor) -> Tensor:
