@@ -21,12 +21,9 @@ def resolve(wanted: Compile, device: torch.device) -> tuple[bool, str]:
     `auto` times nothing: the same training must always compute in the same way.
     """
     if wanted == "auto":
-        does_not = (
-            "a CPU gains nothing by it"
-            if device.type == "cpu"
-            else "what a GPU gains by it is not measured yet"
-        )
-        return False, does_not
+        if device.type == "cpu":
+            return False, "a CPU gains nothing by it"
+        return False, "what a GPU gains by it is not measured yet"
     lacks = lacking(device)
     if wanted == "on" and lacks:
         raise MachineError(
@@ -42,9 +39,21 @@ def lacking(device: torch.device) -> str:
     if device.type == "mps":
         return "what torch compiles for MPS is a prototype"
     if device.type == "cuda":
-        return "" if find_spec("triton") else "triton is not installed"
-    compiler = os.environ.get("CXX") or ("cl" if sys.platform == "win32" else "g++")
-    return "" if shutil.which(compiler.split()[0]) else f"there is no C++ compiler `{compiler}`"
+        if not find_spec("triton"):
+            return "triton is not installed"
+        return ""
+    compiler = os.environ.get("CXX") or _usual_compiler()
+    # CXX may hold options, too
+    if not shutil.which(compiler.split()[0]):
+        return f"there is no C++ compiler `{compiler}`"
+    return ""
+
+
+def _usual_compiler() -> str:
+    """The one that torch calls where CXX names none."""
+    if sys.platform == "win32":
+        return "cl"
+    return "g++"
 
 
 def turn_on(network: nn.Module) -> None:
@@ -53,7 +62,8 @@ def turn_on(network: nn.Module) -> None:
     Names and weights stay; copies of the network are eager.
     """
     parts = repeated(network)
-    # else torch gives up after eight kinds; there and back count, and a last part
+    # else torch gives up after compiling the same code eight times. Each part is compiled with and
+    # without gradients, and each of these for a full and for a last, smaller micro-batch
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 4 * len(parts))
     for part in parts:
