@@ -31,8 +31,13 @@ def _difference(name: str, said: Sequence[Mapping[str, Any]], hosts: Sequence[st
 
 
 def _shown(value: str) -> str:
-    text = value[1:-1] if value.startswith('"') else value
-    return text if len(text) <= 40 else f"{text[:24]}..."
+    text = value
+    if text.startswith('"'):
+        # without the quotation marks of JSON
+        text = text[1:-1]
+    if len(text) > 40:
+        return f"{text[:24]}..."
+    return text
 
 
 def _places(hosts: Mapping[str, Sequence[int]]) -> str:
