@@ -54,7 +54,9 @@ def opened(wanted: CudaGraphs, device: torch.device, say: Callable[[str], None])
         raise MachineError(
             problem, "set `sample.cuda_graphs: auto`, or leave it out", "sample.cuda_graphs"
         )
-    return Graphs(CudaRecorder(device), say) if wanted == "on" else None
+    if wanted != "on":
+        return None
+    return Graphs(CudaRecorder(device), say)
 
 
 class Graphs:
@@ -67,7 +69,8 @@ class Graphs:
     """
 
     def __init__(self, recorder: Recorder, say: Callable[[str], None]) -> None:
-        self._recorder, self._say = recorder, say
+        self._recorder = recorder
+        self._say = say
         self._lock = threading.RLock()
         self._calls: WeakKeyDictionary[nn.Module, _Calls] = WeakKeyDictionary()
         self.is_off = False
@@ -81,7 +84,7 @@ class Graphs:
             or any(weight.requires_grad for weight in network.parameters())
         ):
             return denoiser
-        # bringing them together is no work of the device alone
+        # gathering the shares is no work of the device alone: a recording cannot hold it
         if any(map(is_sharded, network.parameters())):
             return denoiser
         with self._lock:
@@ -95,7 +98,8 @@ class Graphs:
         if self.is_off or network.training or torch.is_grad_enabled():
             return _called(network, *given)
         with self._lock:  # a recording works for one caller at a time
-            calls, key = self._calls.get(network, _Calls(())), _key(given)
+            calls = self._calls.get(network, _Calls(()))
+            key = _key(given)
             replay = calls.replays.get(key)
             if replay is not None:
                 return replay(given)
@@ -162,7 +166,8 @@ class _Graphed(nn.Module):
 
     def __init__(self, network: nn.Module, graphs: Graphs) -> None:
         super().__init__()
-        self.network, self._graphs = network, graphs
+        self.network = network
+        self._graphs = graphs
         self.eval()
 
     def forward(
@@ -191,9 +196,11 @@ class _HostTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        # a result elsewhere that nobody uses does no harm: some kernels of attention leave the
-        # state of a generator
-        used = (args, kwargs, out if func is torch.ops.aten._to_copy.default else None)
+        used = [args, kwargs]
+        # any other result that lies elsewhere does no harm until something uses it: some kernels of
+        # attention leave the state of a generator
+        if func is torch.ops.aten._to_copy.default:
+            used.append(out)
         tensors = (leaf for leaf in tree_leaves(used) if isinstance(leaf, Tensor))
         if waits or any(tensor.device.type != self._device_type for tensor in tensors):
             self.found = self.found or str(func)
@@ -212,10 +219,12 @@ class CudaRecorder:
 
     def record(self, call: Callable[..., Tensor], given: Given) -> Replay:
         """See `Recorder`."""
-        here, graph = torch.cuda.current_stream(self._device), torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream(self._device)
+        graph = torch.cuda.CUDAGraph()
         held = tuple(None if each is None else each.clone() for each in given)
         kind = self._device.type
-        dtype, is_mixed = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind)
+        is_mixed = torch.is_autocast_enabled(kind)
         self._stream.wait_stream(here)
         # around it all, because torch stays in the recording's stream when a recording fails
         with (
@@ -259,7 +268,9 @@ def _key(given: Given) -> Hashable:
     asked for from outside.
     """
     kind = next(each.device.type for each in given if each is not None)
-    mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    mixed: torch.dtype | None = None
+    if torch.is_autocast_enabled(kind):
+        mixed = torch.get_autocast_dtype(kind)
     return mixed, tuple(
         None if each is None else (each.shape, each.dtype, each.device) for each in given
     )
