@@ -52,8 +52,10 @@ class Line:
     ) -> None:
         self.farewell: bytes | None = None
         """What the first process that failed has told."""
-        self._store, self._rank = store, rank
-        self._has_store, self._place = has_store, place
+        self._store = store
+        self._rank = rank
+        self._has_store = has_store
+        self._place = place
         self._others = [other for other in range(world_size) if other != rank]
         self._beat = 0
         self._is_dead = False
@@ -73,7 +75,9 @@ class Line:
             raise self._lost("does not answer")
         question = _Question(put)
         self._questions.put(question)
-        if not _is_set_within(question.answered, SILENCE_SECONDS if seconds is None else seconds):
+        if seconds is None:
+            seconds = SILENCE_SECONDS
+        if not _is_set_within(question.answered, seconds):
             self._is_dead = True
             raise self._lost("does not answer")
         if question.error is not None:
@@ -101,7 +105,9 @@ class Line:
     def beats(self, rank: int) -> bytes:
         """A sign of life of another process: it changes as long as that is alive."""
         key = _alive(rank)
-        return self.get([key])[0] if self.are_there([key]) else b""
+        if not self.are_there([key]):
+            return b""
+        return self.get([key])[0]
 
     def silent(self, seconds: float) -> list[int]:
         """The others that give no sign of life within so many seconds,
@@ -121,7 +127,11 @@ class Line:
         with contextlib.suppress(MachineError):  # nobody is there to hear it
             self.ask(lambda store: store.compare_set(_FAREWELL, "", words), _FAREWELL_SECONDS)
             have_heard = self._wait_for(_heard, _FAREWELL_SECONDS)
-        self.close(_FAREWELL_SECONDS if have_heard else 0.1)
+        if have_heard:
+            self.close(_FAREWELL_SECONDS)
+        else:
+            # nobody answers: no more than a moment for what is under way
+            self.close(0.1)
 
     def close(self, seconds: float = _LEAVING_SECONDS) -> None:
         """Hang up. The process in which the store lives goes last:
