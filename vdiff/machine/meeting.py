@@ -27,7 +27,9 @@ _HURRIED_SECONDS = 5.0
 """The silence of another process that ends the waiting of one which was asked to stop."""
 _FAREWELL_SECONDS = 2.0
 """How long one whose network broke listens for why."""
-_LONGEST_PAUSE, _LOOK_SECONDS = 0.2, 0.5
+_LONGEST_PAUSE = 0.2
+_LOOK_SECONDS = 0.5
+"""So often one that waits looks whether those that are missing are alive."""
 
 Found = TypeVar("Found")
 
@@ -47,7 +49,8 @@ class Meeting:
         world_size: int = 1,
         is_asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.rank, self.world_size = rank, world_size
+        self.rank = rank
+        self.world_size = world_size
         self._is_asked = is_asked
         self._meetings = 0
         self._hosts: list[str] = []
@@ -68,19 +71,26 @@ class Meeting:
         """
         if self._line is None:
             return find()
-        answers = self._answers(find if self.is_first else lambda: None)
+        if self.is_first:
+            answers = self._answers(find)
+        else:
+            answers = self._answers(lambda: None)
         return answers[0]
 
     def everybody(self, find: Callable[[], Any]) -> list[Any]:
         """What `find` gives in each process, as JSON holds it, in their order;
         an error in one is raised in all.
         """
-        return [find()] if self._line is None else self._answers(find)
+        if self._line is None:
+            return [find()]
+        return self._answers(find)
 
     def named(self, rank: int) -> str:
         """A process, as messages call it."""
-        on = f" on `{self._hosts[rank]}`" if rank < len(self._hosts) else ""
-        return f"process {rank}{on}"
+        # until all have met, nobody knows where the others are
+        if rank >= len(self._hosts):
+            return f"process {rank}"
+        return f"process {rank} on `{self._hosts[rank]}`"
 
     def together(self, work: Callable[[], Found]) -> Found:
         """What `work` gives in this process; where it fails in one process,
@@ -129,9 +139,8 @@ class Meeting:
                 raise self._farewell(self._line.farewell) from err
             if silent:
                 gone = " and ".join(self.named(rank) for rank in silent)
-                problem = (
-                    f"{gone} {'has' if len(silent) == 1 else 'have'} ended, or cannot be reached"
-                )
+                verb = "has" if len(silent) == 1 else "have"
+                problem = f"{gone} {verb} ended, or cannot be reached"
                 raise MachineError(
                     problem, f"look at the host and at what was said there, then {_GO_ON}"
                 ) from err
@@ -160,7 +169,8 @@ class Meeting:
         try:
             answer: dict[str, Any] = {"found": find()}
         except VdiffError as err:
-            own, answer = err, {"error": self._words(err)}
+            own = err
+            answer = {"error": self._words(err)}
         answers = [json.loads(each) for each in self._exchanged(json.dumps(answer).encode())]
         if own is not None:
             raise own
@@ -185,7 +195,8 @@ class Meeting:
     def _wait_for(self, keys: Sequence[str]) -> None:
         assert self._line is not None
         begun = time.monotonic()
-        next_look, pause = begun + _LOOK_SECONDS, 0.001
+        next_look = begun + _LOOK_SECONDS
+        pause = 0.001
         signs: dict[int, _Sign] = {}
         while not self._line.are_there(keys):
             if self._line.farewell is not None:
@@ -208,9 +219,12 @@ class Meeting:
         """
         assert self._line is not None
         now = time.monotonic()
-        allowed = _HURRIED_SECONDS if self._is_asked() else lines.SILENCE_SECONDS
+        allowed = lines.SILENCE_SECONDS
+        if self._is_asked():
+            allowed = _HURRIED_SECONDS
         for rank in missing:
-            beat, last = self._line.beats(rank), signs.get(rank)
+            beat = self._line.beats(rank)
+            last = signs.get(rank)
             if last is None or last.beat != beat:
                 signs[rank] = _Sign(beat, now, 0.0)
                 continue
