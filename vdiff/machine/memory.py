@@ -20,10 +20,12 @@ from vdiff.errors import OUT_OF_MEMORY
 if sys.platform != "win32":
     import resource
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+# parameters of mallopt, with their numbers in malloc.h
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
 
 
 def set_malloc_policy(sparing: bool) -> None:
@@ -34,15 +36,24 @@ def set_malloc_policy(sparing: bool) -> None:
     tensors go, which are a fifth of the memory (docs/benchmarks.md). Does nothing without the GNU C
     library.
     """
-    if (library := _gnu_c_library()) is not None:
-        library.mallopt(_MMAP_THRESHOLD, 2**16 if sparing else 2**30)
-        library.mallopt(_TRIM_THRESHOLD, 2**17 if sparing else -1)
-        if sparing:
-            library.malloc_trim(0)  # what was kept until now
+    library = _gnu_c_library()
+    if library is None:
+        return
+    if sparing:
+        # blocks of 64 KiB and more have pages of their own, which go back when they are free
+        library.mallopt(_MMAP_THRESHOLD, 2**16)
+        library.mallopt(_TRIM_THRESHOLD, 2**17)
+        library.malloc_trim(0)  # what was kept until now
+    else:
+        # blocks of up to 1 GiB come from the heap, and -1 keeps all of that
+        library.mallopt(_MMAP_THRESHOLD, 2**30)
+        library.mallopt(_TRIM_THRESHOLD, -1)
 
 
 def _gnu_c_library() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    return ctypes.CDLL(None)
 
 
 def is_lacking(err: RuntimeError) -> bool:
@@ -72,7 +83,8 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
-        return torch.mps.driver_allocated_memory()  # it tells no peak, but keeps what it once had
+        # it tells no peak, but keeps what it once had
+        return torch.mps.driver_allocated_memory()
     return _field(_STATUS, "VmHWM:") or _peak_told_by_system()
 
 
@@ -82,6 +94,7 @@ def _peak_told_by_system() -> int:
 
         found = int(psutil.Process().memory_info().peak_wset)
     else:
+        # bytes on a Mac, KiB elsewhere
         unit = 1 if sys.platform == "darwin" else 1024
         found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return found
@@ -127,7 +140,8 @@ def _left_to_groups(root: Path) -> Iterator[int]:
             # in a container the name may be that outside of it: then only the top is there
             for folder in [inner, *inner.parents]:
                 if folder.is_relative_to(top):
-                    most, now = _number(folder / limit), _number(folder / used)
+                    most = _number(folder / limit)
+                    now = _number(folder / used)
                     if most is not None and now is not None and most < _NO_LIMIT:
                         yield max(most - now + _droppable(folder), 1)
 
@@ -187,8 +201,13 @@ def _holders(tree: Any) -> Iterator[tuple[object, int]]:
     tensors that share memory have one holder.
     """
     for leaf in tree_leaves(tree):
-        if isinstance(leaf, torch.Tensor):
-            yield (leaf, leaf.numel() * leaf.itemsize) if leaf.is_mkldnn else _storage(leaf)
+        if not isinstance(leaf, torch.Tensor):
+            continue
+        if leaf.is_mkldnn:
+            # oneDNN's own layout has no storage that torch knows
+            yield leaf, leaf.numel() * leaf.itemsize
+        else:
+            yield _storage(leaf)
 
 
 def _storage(tensor: torch.Tensor) -> tuple[object, int]:
