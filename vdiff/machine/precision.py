@@ -32,32 +32,24 @@ def resolve(
     precision: Precision, cpu: bool, image_size: int | None = None
 ) -> tuple[Arithmetic, str]:
     """What to compute in, and why.   Errors: MachineError for what the machine cannot do."""
-    has_bf16 = (
-        cpu_multiplies_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    unit = "CPU" if cpu else "GPU"
-    if (
-        precision == "auto"
-        and has_bf16
-        and cpu
-        and image_size
-        and image_size < SMALLEST_BF16_PICTURE
-    ):
-        return "fp32", f"bf16 does not pay on a CPU for pictures of {image_size} pixels"
+    if cpu:
+        unit = "CPU"
+        has_bf16 = cpu_multiplies_bf16()
+        has_fp16 = cpu_multiplies_fp16()
+    else:
+        unit = "GPU"
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        has_fp16 = True
     if precision == "auto":
-        return (
-            ("bf16", f"this {unit} multiplies it")
-            if has_bf16
-            else ("fp32", f"this {unit} does not multiply bf16")
-        )
-    has_it = {"fp32": True, "bf16": has_bf16, "fp16": cpu_multiplies_fp16() if cpu else True}[
-        precision
-    ]
-    if not has_it:
-        fix = (
-            f"set `precision: {'bf16' if has_bf16 else 'fp32'}`, which it can do, "
-            "or `precision: auto`"
-        )
+        if not has_bf16:
+            return "fp32", f"this {unit} does not multiply bf16"
+        if cpu and image_size and image_size < SMALLEST_BF16_PICTURE:
+            return "fp32", f"bf16 does not pay on a CPU for pictures of {image_size} pixels"
+        return "bf16", f"this {unit} multiplies it"
+    is_lacking = {"fp32": False, "bf16": not has_bf16, "fp16": not has_fp16}
+    if is_lacking[precision]:
+        other = "bf16" if has_bf16 else "fp32"
+        fix = f"set `precision: {other}`, which it can do, or `precision: auto`"
         raise MachineError(f"this {unit} does not multiply {precision}", fix, "precision")
     return precision, "the recipe says so"
 
