@@ -45,13 +45,10 @@ class Processes(Meeting):
         own = world.from_environment()
         self.local_size = own.local_size
         self._store = rendezvous.meet(own, say, check)
-        with (
-            accelerate_settings.hidden(),
-            world.told(own),
-        ):  # Accelerate reads the environment by rules of its own
-            from accelerate import (
-                Accelerator,
-            )  # here, because it reads some settings when it is imported
+        # accelerate reads the environment by rules of its own
+        with accelerate_settings.hidden(), world.told(own):
+            # here, because it reads some settings when it is imported
+            from accelerate import Accelerator
             from accelerate.utils import InitProcessGroupKwargs
 
             patience = InitProcessGroupKwargs(timeout=PATIENCE)
@@ -62,13 +59,12 @@ class Processes(Meeting):
                 step_scheduler_with_optimizer=False,
                 kwargs_handlers=[patience],
             )
-        rank, world_size = int(self.accelerator.process_index), int(self.accelerator.num_processes)
-        place = f"{own.host}:{own.port}"
-        line = (
-            Line(self._own_store(), rank, world_size, own.listens, place)
-            if world_size > 1
-            else None
-        )
+        rank = int(self.accelerator.process_index)
+        world_size = int(self.accelerator.num_processes)
+        line: Line | None = None
+        if world_size > 1:
+            place = f"{own.host}:{own.port}"
+            line = Line(self._own_store(), rank, world_size, own.listens, place)
         super().__init__(line, rank, world_size, is_asked)
 
     def spread(self, tensor: Tensor) -> Tensor:
@@ -78,7 +74,9 @@ class Processes(Meeting):
         """
         if self._line is None:
             return tensor
-        given = torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor
+        given = tensor
+        if tensor.is_meta:
+            given = torch.empty_like(tensor, device="cpu")
         self.fill(given)
         return given
 
