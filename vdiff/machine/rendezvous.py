@@ -17,6 +17,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from vdiff.errors import MachineError
 from vdiff.machine.world import World
 from vdiff.system import threads
+from vdiff.system.plural import count
 
 LIMIT_SECONDS = 600.0
 """How long the others are waited for, as by torchrun."""
@@ -35,6 +36,7 @@ _MOST_SECONDS = 10.0
 """After this time, an attempt to reach process 0 ends by itself; one that does not is given up."""
 
 _POLLS_OF_STRANGER = 25
+_MOST_NAMED = 8
 
 
 def meet(world: World, say: Callable[[str], None], check: Callable[[], None]) -> Store | None:
@@ -64,10 +66,10 @@ def _gather(world: World, store: Store, waiting: "_Waiting") -> None:
     store.set_timeout(timedelta(seconds=_MOST_SECONDS))
     word = secrets.token_hex(8)
     common = f"vdiff/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{world.size}"
-    here, answers = (
-        [f"{common}/{what}/{rank}" for rank in range(world.size)] for what in ("here", "answer")
-    )
-    listed, go = f"{common}/list", f"{common}/go"
+    here = [f"{common}/here/{rank}" for rank in range(world.size)]
+    answers = [f"{common}/answer/{rank}" for rank in range(world.size)]
+    listed = f"{common}/list"
+    go = f"{common}/go"
     store.set(here[world.rank], word)
 
     def absent() -> list[int]:
@@ -94,10 +96,11 @@ def _late(store: Store, here: Sequence[str], answers: Sequence[str], listed: str
     for the first process, which writes that list.
     """
     if not store.check(list(here)):
-        # all may have come in this moment: they have not answered yet
-        return [rank for rank, key in enumerate(here) if not store.check([key])] or list(
-            range(1, len(here))
-        )
+        missing = [rank for rank, key in enumerate(here) if not store.check([key])]
+        if missing:
+            return missing
+        # all have come in this moment: they have not answered yet
+        return list(range(1, len(here)))
     words = " ".join(each.decode() for each in store.multi_get(list(here)))
     store.set(listed, words)
     return [rank for rank, key in enumerate(answers) if rank and _said(store, key) != words]
@@ -105,16 +108,22 @@ def _late(store: Store, here: Sequence[str], answers: Sequence[str], listed: str
 
 def _said(store: Store, key: str) -> str:
     """What was left there, or nothing."""
-    return bytes(store.get(key)).decode() if store.check([key]) else ""
+    if not store.check([key]):
+        return ""
+    return bytes(store.get(key)).decode()
 
 
 class _Waiting:
     """One process that waits for others."""
 
     def __init__(self, world: World, say: Callable[[str], None], check: Callable[[], None]) -> None:
-        self._world, self._say, self.check = world, say, check
+        self._world = world
+        self._say = say
+        self.check = check
         self._begun = time.monotonic()
-        self._tells_at = STARTED_TOGETHER_SECONDS if world.at_once else TELL_SECONDS
+        self._tells_at = TELL_SECONDS
+        if world.at_once:
+            self._tells_at = STARTED_TOGETHER_SECONDS
 
     def once_more(self, missing: Callable[[], Sequence[int]], why: str = "") -> None:
         """Wait a little longer.
@@ -133,7 +142,7 @@ class _Waiting:
     def _tell(self, missing: Sequence[int], why: str) -> None:
         if not missing:  # it has come in this moment
             return
-        some = f"{len(missing)} more process{'es' * (len(missing) > 1)} ({self._world.told_by})"
+        some = f"{count(len(missing), 'more process')} ({self._world.told_by})"
         most = f"for at most {LIMIT_SECONDS / 60:.0f} minutes in all"
         alone = f"to work alone, stop this and type `{self._world.alone}` first"
         self._say(f"waiting for {some}: {_named(missing)}{why}; {most}; {alone}")
@@ -147,9 +156,12 @@ class _Waiting:
 
 def _named(missing: Sequence[int]) -> str:
     """`process 1`, `processes 1, 2, 5 and 12 others`."""
-    shown = ", ".join(map(str, missing[:8]))
-    others = f" and {len(missing) - 8} others" if len(missing) > 8 else ""
-    return f"process{'es' * (len(missing) > 1)} {shown}{others}"
+    noun = "process" if len(missing) == 1 else "processes"
+    shown = ", ".join(map(str, missing[:_MOST_NAMED]))
+    more = len(missing) - _MOST_NAMED
+    if more > 0:
+        return f"{noun} {shown} and {count(more, 'other')}"
+    return f"{noun} {shown}"
 
 
 def _store(world: World, waiting: _Waiting) -> Store:
@@ -208,7 +220,9 @@ def _opened(world: World, check: Callable[[], None]) -> Store | None:
         while thread.is_alive() and time.monotonic() < ends:
             thread.join(_POLL_SECONDS)
             check()
-    return found[0] if found else None
+    if not found:
+        return None
+    return found[0]
 
 
 @contextlib.contextmanager
