@@ -134,7 +134,8 @@ def _of_launcher(told: Mapping[str, str]) -> World:
             "the host of process 0",
             alone,
         )
-    host, port = told["MASTER_ADDR"].strip(), _port(told, alone)
+    host = told["MASTER_ADDR"].strip()
+    port = _port(told, alone)
     told_by = f"RANK={rank}, WORLD_SIZE={size} in the environment"
     at_once = any(name in told for name in ("TORCHELASTIC_RUN_ID", "VDIFF_LAUNCHER"))
     return World(
@@ -156,20 +157,24 @@ def _of_slurm(told: Mapping[str, str]) -> World | None:
     on_hosts = _counts_in(
         told.get("SLURM_STEP_TASKS_PER_NODE", told.get("SLURM_TASKS_PER_NODE", ""))
     )
-    local_size = on_hosts[node] if node < len(on_hosts) else size
+    local_size = size
+    if node < len(on_hosts):
+        local_size = on_hosts[node]
     host = told.get("MASTER_ADDR", "")
     if not host and local_size == size:
         host = "127.0.0.1"
-    host = host or (hosts[0] if hosts else told.get("SLURM_LAUNCH_NODE_IPADDR", ""))
+    if not host and hosts:
+        host = hosts[0]
+    host = host or told.get("SLURM_LAUNCH_NODE_IPADDR", "")
+    if not host:
+        return None
     alone = "unset SLURM_STEP_ID"
     # below the ports that systems give to whoever asks for any; steps of one job may share a host
-    port = _port(told, alone) if "MASTER_PORT" in told else 15_000 + (7 * job + step) % 15_000
+    port = 15_000 + (7 * job + step) % 15_000
+    if "MASTER_PORT" in told:
+        port = _port(told, alone)
     told_by = f"SLURM_PROCID={rank}, {size} tasks in step {job}.{step} of Slurm"
-    return (
-        World(rank, size, local_rank, local_size, host, port, told_by, alone, at_once=True)
-        if host
-        else None
-    )
+    return World(rank, size, local_rank, local_size, host, port, told_by, alone, at_once=True)
 
 
 def _of_mpi(told: Mapping[str, str]) -> World | None:
@@ -200,11 +205,9 @@ def hosts_in(text: str) -> list[str]:
     for word in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         names = [""]
         for plain, ranges in re.findall(r"([^\[]+)|\[([^\]]*)\]", word):
-            endings = (
-                [plain]
-                if plain
-                else [number for part in ranges.split(",") for number in _range(part)]
-            )
+            endings = [plain]
+            if not plain:
+                endings = [number for part in ranges.split(",") for number in _range(part)]
             names = [name + ending for name in names for ending in endings]
         hosts += [name.strip() for name in names if name.strip()]
     return hosts
