@@ -28,8 +28,10 @@ from vdiff.metrics.table import (
     PairNumbers,
     Protocol,
     ReferenceImages,
+    Value,
 )
 from vdiff.model_folder.checkpoint import ModelCard
+from vdiff.system.plural import count
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Evaluation:
     def needed(self, earlier: KnownRows) -> set[tuple[str, int]]:
         """Whose pictures are needed for what is not known yet, by `Subject.key`."""
         names = {section.name for section in self.metrics if not are_pairs(section)}
-        pairs, needed = pair_numbers(self.metrics), set()
+        pairs = pair_numbers(self.metrics)
+        needed: set[tuple[str, int]] = set()
         for subject in self.subjects:
             known = self._known(subject, earlier)
             others = []
@@ -92,11 +95,11 @@ class Evaluation:
         on_passes: told how many more pictures went once through a network.
         earlier: what the first process knows of.
         """
-        needed, samples = self.needed(earlier), self.samples()
+        needed = self.needed(earlier)
+        samples = self.samples()
         for subject in {subject.key: subject for subject in self.subjects}.values():
             own = samples[subject.key]
-            on_batch = lambda count, calls=own.num_calls: on_passes(count * calls)  # noqa: E731
-            own.draw(machine, on_batch, subject.key in needed)
+            own.draw(machine, _as_passes(on_passes, own.num_calls), subject.key in needed)
 
     def num_passes(self, earlier: KnownRows) -> int:
         """How many times a picture goes through a network for what is not known yet."""
@@ -120,7 +123,8 @@ class Evaluation:
     def _of_sets(self, means: Means) -> dict[str, Metric]:
         if self.images is None:
             return {}
-        pictures, cache = StorePictures(self.images), self.folder / "reference"
+        pictures = StorePictures(self.images)
+        cache = self.folder / "reference"
         against = Reference(pictures, self.images.fingerprint, cache, **vars(means))
         built: dict[str, Metric] = {}
         for section in self.metrics:
@@ -131,16 +135,19 @@ class Evaluation:
 
     def protocol(self, ready: Ready = NOT_READY) -> Protocol:
         """The conditions that all numbers hold under."""
-        images, card = self.images, self.subjects[0].card
+        card = self.subjects[0].card
+        reference: ReferenceImages | None = None
+        if self.images is not None:
+            reference = ReferenceImages(
+                fingerprint=self.images.fingerprint, num_images=self.images.num_images
+            )
         return Protocol(
             num_images=self.wanted.num_images,
             first_seed=self.wanted.first_seed,
             sampler=str(self.wanted.usual_sampler),
             shape=card.shape,
             resizing="none",
-            reference=ReferenceImages(fingerprint=images.fingerprint, num_images=images.num_images)
-            if images
-            else None,
+            reference=reference,
             features=ready.features(),
             labels=self.wanted.labels(card.num_classes),
         )
@@ -156,17 +163,15 @@ class Evaluation:
 
         Errors: DataError.
         """
-        samples, rows = self.samples(), []
+        samples = self.samples()
+        rows: list[EvaluationRow] = []
         for subject in self.subjects:
             if subject.is_shown:
                 known = self._known(subject, earlier)
                 rows.append(self._row(subject, ready, samples, known))
                 on_row(rows[-1])
-        threads = torch.get_num_threads()
-        here = (
-            f"{machine.described()}, {threads} thread{'s' * (threads != 1)}, "
-            f"torch {torch.__version__}"
-        )
+        threads = count(torch.get_num_threads(), "thread")
+        here = f"{machine.described()}, {threads}, torch {torch.__version__}"
         return earlier.with_rows(rows, self.protocol(ready), here)
 
     def refuse_strangers(self) -> None:
@@ -210,12 +215,16 @@ class Evaluation:
         samples: Mapping[tuple[str, int], Samples],
         known: EvaluationRow | None,
     ) -> EvaluationRow:
-        own, card = samples[subject.key], subject.card
-        values = dict(known.metrics) if known else {}
-        values |= {
-            name: metric.value(own) for name, metric in ready.of_sets.items() if name not in values
-        }
-        compared = {whom: known.partner(whom) for whom in PARTNERS} if known else {}
+        own = samples[subject.key]
+        card = subject.card
+        values: dict[str, Value] = {}
+        compared: dict[Partner, PairNumbers | None] = {}
+        if known is not None:
+            values |= known.metrics
+            compared |= {whom: known.partner(whom) for whom in PARTNERS}
+        for name, metric in ready.of_sets.items():
+            if name not in values:
+                values[name] = metric.value(own)
         for whom, other in self._partners(subject).items():
             before = self._known_of(known, whom, other)
             found = ready.of_pairs.compare(own, samples[other.hash, other.num_steps], before)
@@ -227,7 +236,10 @@ class Evaluation:
                     numbers=before | found,
                     sampler=self.wanted.other_sampler(other),
                 )
-        seconds = known.seconds_per_image if known else own.seconds_per_image()
+        if known is not None:
+            seconds = known.seconds_per_image
+        else:
+            seconds = own.seconds_per_image()
         return EvaluationRow(
             model=card.name,
             hash=card.hash,
@@ -244,7 +256,8 @@ class Evaluation:
         """Whom a row is compared with, as far as they are here."""
         if not any(are_pairs(section) for section in self.metrics):
             return {}
-        card, cards = subject.card, {each.card.hash: each.card for each in self.subjects}
+        card = subject.card
+        cards = {each.card.hash: each.card for each in self.subjects}
         found: dict[Partner, ModelCard] = {}
         for other in (cards[partner] for partner in subject.partners):
             if card.parent is not None and card.parent["hash"] == other.hash:
@@ -263,10 +276,20 @@ class Evaluation:
         """The numbers that a row tells of the comparison with this very model,
         drawn as it would be now.
         """
-        told = known.partner(whom) if known is not None else None
+        if known is None:
+            return {}
+        told = known.partner(whom)
         if told is None:
             return {}
         now = (other.hash, other.num_steps, self.wanted.other_sampler(other))
         if (told.hash, told.num_steps, told.sampler) != now:
             return {}
         return dict(told.numbers)
+
+
+def _as_passes(on_passes: Callable[[int], None], num_calls: int) -> Callable[[int], None]:
+    """What hears of drawn pictures, for one that wants to hear of passes through a network.
+
+    num_calls: passes of each picture.
+    """
+    return lambda num_images: on_passes(num_images * num_calls)
