@@ -36,7 +36,8 @@ class KnownRows:
         self, rows: Sequence[EvaluationRow], protocol: Protocol, machine: str
     ) -> EvaluationTable:
         """The table of these rows. protocol, machine: of those that are new."""
-        before, made = self.table, datetime.now(UTC).isoformat(timespec="seconds")
+        before = self.table
+        made = datetime.now(UTC).isoformat(timespec="seconds")
         if before is None:
             return EvaluationTable(
                 protocol=protocol,
@@ -62,7 +63,9 @@ def check_comparable(before: EvaluationTable | None, asked: Protocol, path: Path
     """UsageError for a table beside whose numbers the new ones must not stand;
     further metrics may.
     """
-    different = before.protocol.difference(asked) if before is not None else None
+    if before is None:
+        return
+    different = before.protocol.difference(asked)
     if different is not None:
         problem = (
             f"`{path}` holds numbers of another protocol ({different}), "
