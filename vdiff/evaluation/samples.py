@@ -30,7 +30,11 @@ from vdiff.runs import telling
 from vdiff.samplers.advised import sampler_for
 from vdiff.samplers.sampler import Sampler, SamplerSection
 
-_CHUNK_BYTES, _MOST_IN_CHUNK = 2**26, 1024
+_CHUNK_BYTES = 2**26
+_MOST_IN_CHUNK = 1024
+
+_BY_SEED = "by seed"
+"""How the words of `SampleRequest.labels` end where the first picture is not of class 0."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,21 @@ class SampleRequest:
         else None.
         """
         own = str(self.sampler(card))
-        return None if own == str(self.usual_sampler) else own
+        if own == str(self.usual_sampler):
+            return None
+        return own
 
     def labels(self, num_classes: int) -> str | None:
         """The classes in words, None without any.
 
         Words of their own where counting from the first picture differs.
         """
-        order = "in turn" if not num_classes or self.first_seed % num_classes == 0 else "by seed"
-        return f"classes 0-{num_classes - 1} {order}" if num_classes else None
+        if not num_classes:
+            return None
+        order = _BY_SEED
+        if self.first_seed % num_classes == 0:
+            order = "in turn"
+        return f"classes 0-{num_classes - 1} {order}"
 
 
 class Samples:
@@ -82,7 +92,8 @@ class Samples:
     """
 
     def __init__(self, folder: Path, subject: Subject, wanted: SampleRequest) -> None:
-        self._subject, self._wanted = subject, wanted
+        self._subject = subject
+        self._wanted = wanted
         self._sampler = wanted.sampler(subject.card)
         about = [
             *subject.key,
@@ -92,7 +103,9 @@ class Samples:
             _MOST_IN_CHUNK,
         ]
         labels = wanted.labels(subject.card.num_classes)
-        about += [labels] if labels is not None and labels.endswith("by seed") else []
+        if labels is not None and labels.endswith(_BY_SEED):
+            # the others are not named here: chunks that earlier versions drew stay what they are
+            about.append(labels)
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]
         self.folder = folder / f"{subject.card.hash[:16]}-{subject.num_steps}-{key}"
         self.shape = (wanted.num_images, *subject.card.shape)
@@ -149,24 +162,24 @@ class Samples:
         on_batch: told how many more.   is_needed: whether to draw at all; what the first process
         says, counts.
         """
-        self._open, is_needed = None, is_needed and machine.is_first
-        flags = [float(is_needed and not self._is_there(start)) for start in self._starts]
-        missing = machine.sum(torch.tensor(flags, device=machine.device)).tolist()
-        on_batch(
-            sum(
-                self._count(start)
-                for start, flag in zip(self._starts, missing, strict=True)
-                if not flag
-            )
-        )
-        model = (
-            telling.model(machine.processes, self._subject.folder, machine.device)
-            if any(missing)
-            else None
-        )
-        for start, flag in zip(self._starts, missing, strict=True):
-            if flag and model is not None:
-                self._make(start, model, machine, on_batch)
+        self._open = None
+        missing = self._missing(machine, is_needed)
+        on_batch(len(self) - sum(self._count(start) for start in missing))
+        if not missing:
+            return
+        model = telling.model(machine.processes, self._subject.folder, machine.device)
+        for start in missing:
+            self._make(start, model, machine, on_batch)
+
+    def _missing(self, machine: Machine, is_needed: bool) -> list[int]:
+        """Where the chunks begin that are to be drawn: what the first process finds,
+        in every process.
+        """
+        is_looking = is_needed and machine.is_first
+        flags = [float(is_looking and not self._is_there(start)) for start in self._starts]
+        # of the others, all are 0
+        told = machine.sum(torch.tensor(flags, device=machine.device)).tolist()
+        return [start for start, flag in zip(self._starts, told, strict=True) if flag]
 
     def forget(self) -> None:
         """The table is complete. What vdiff did not leave here stays."""
@@ -183,7 +196,7 @@ class Samples:
         machine: Machine,
         on_batch: Callable[[int], None],
     ) -> None:
-        count, watch = self._count(start), _Stopwatch(on_batch)
+        watch = _Stopwatch(on_batch)
 
         def share(places: slice) -> Tensor:
             first = self._wanted.first_seed + start
@@ -201,7 +214,7 @@ class Samples:
             )
             return decoded_share(pictures, model.codec, str(self._subject.folder), machine)
 
-        images = machine.share_out(share, count)
+        images = machine.share_out(share, self._count(start))
         if machine.is_first:
             kept = {"images": images.numpy(), "seconds": np.array(watch.seconds_per_image())}
             whole_folder.write_bytes(self._path(start), array_file.packed(kept), array_file.is_ours)
@@ -217,7 +230,8 @@ class Samples:
         return found is not None and self._is_right(start, found)
 
     def _is_right(self, start: int, found: Arrays) -> bool:
-        images, seconds = (found.get(name, _NOTHING) for name in ("images", "seconds"))
+        images = found.get("images", _NOTHING)
+        seconds = found.get("seconds", _NOTHING)
         is_time = (
             seconds.shape == () and seconds.dtype == np.float64 and 0 <= float(seconds) < math.inf
         )
@@ -246,7 +260,8 @@ class _Stopwatch:
     """
 
     def __init__(self, on_batch: Callable[[int], None]) -> None:
-        self._on_batch, self._begun = on_batch, 0.0
+        self._on_batch = on_batch
+        self._begun = 0.0
         self._batches: list[tuple[int, float]] = []
 
     def start(self) -> None:
