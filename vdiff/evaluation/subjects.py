@@ -102,11 +102,9 @@ def lineage(card: ModelCard, cards: Sequence[ModelCard]) -> list[ModelCard]:
     while card.parent is not None and card.parent["hash"] in by_hash and len(way) <= len(cards):
         card = by_hash[card.parent["hash"]]
         way.append(card)
-    return list(
-        {
-            each.hash: each for each in (way[:1] + [each for each in way if not each.is_distilled])
-        }.values()
-    )
+    partners = way[:1] + [each for each in way if not each.is_distilled]
+    # the teacher may be the original: once
+    return list({each.hash: each for each in partners}.values())
 
 
 def _own(
