@@ -10,7 +10,9 @@ from vdiff.disk import lock, whole_folder
 from vdiff.disk.ours import Kind, beginning, free_name, is_picture, refuse_strange_file, strange
 from vdiff.training.log_file import is_filled_log, is_log
 
-RECIPE, LOG, STATUS = "recipe.yaml", "log.jsonl", "status.json"
+RECIPE = "recipe.yaml"
+LOG = "log.jsonl"
+STATUS = "status.json"
 
 STATE = "state.json"
 """The file of a savepoint that tells its update and its files."""
@@ -105,16 +107,17 @@ def write_recipe(folder: Path, text: str, say: Callable[[str], None]) -> None:
     What was written is known by its SHA-256 in `.recipe.sha256`, as `sha256sum` writes it.
     say: told of what is kept.   Errors: UsageError for a file of somebody else, MachineError.
     """
-    path, digests = folder / RECIPE, folder / _DIGESTS
+    path = folder / RECIPE
+    digests = folder / _DIGESTS
     if _holds(path, text):
         return
     check_recipe(folder, text)
     if os.path.lexists(path) and not _is_our_recipe(path):
         _keep_beside(path, say)
     line = f"{hashlib.sha256(text.encode()).hexdigest()}  {RECIPE}\n"
-    before = (
-        beginning(digests, _MOST_DIGESTS).decode("utf-8", "replace") if _is_file(digests) else ""
-    )
+    before = ""
+    if _is_file(digests):
+        before = beginning(digests, _MOST_DIGESTS).decode("utf-8", "replace")
     # before the recipe: one of which nobody knows that it is ours would be kept for ever
     if line not in before:
         whole_folder.write_text(digests, before + line, _is_digests)
@@ -126,7 +129,9 @@ def preview(folder: Path, stage: str, update: int) -> Path:
     never in the place of a picture that vdiff did not make.
     """
     path = folder / f"{stage}-{update:07d}.png"
-    return path if _is_file(path) and is_picture(path) else free_name(path)
+    if _is_file(path) and is_picture(path):
+        return path
+    return free_name(path)
 
 
 _MOST_DIGESTS = 2**20
