@@ -70,12 +70,11 @@ class RunFolder:
 
     def models(self) -> list[str]:
         """Names of the finished model folders: the base first, then the students in order."""
-        found = (
-            [path.name for path in self.path.glob("*") if is_model_folder(path)]
-            if self.path.is_dir()
-            else []
-        )
-        return sorted(found, key=lambda name: (name.startswith("base_"), len(name), name))
+        if not self.path.is_dir():
+            return []
+        names = [path.name for path in self.path.glob("*") if is_model_folder(path)]
+        # by length first: base_10 comes after base_9
+        return sorted(names, key=lambda name: (name.startswith("base_"), len(name), name))
 
     def without_manifest(self) -> list[str]:
         """Names of what was a model folder and has lost its manifest:
@@ -97,23 +96,19 @@ class RunFolder:
         for folder in (self.model(checkpoint), Path(checkpoint)):
             if is_model_folder(folder):
                 return folder
+        problem = f"there is no model folder `{checkpoint}`"
+        for folder in (self.model(checkpoint), Path(checkpoint)):
+            if folder.is_dir():
+                problem = (
+                    f"`{folder}` has no {MANIFEST}, which vdiff writes last: "
+                    "it is no model folder of vdiff, or not whole"
+                )
+                break
+        fix = "run `vdiff train` first"
         names = self.models()
-        is_other = next(
-            (folder for folder in (self.model(checkpoint), Path(checkpoint)) if folder.is_dir()),
-            None,
-        )
-        if is_other is not None:
-            problem = (
-                f"`{is_other}` has no {MANIFEST}, which vdiff writes last: "
-                "it is no model folder of vdiff, or not whole"
-            )
-        else:
-            problem = f"there is no model folder `{checkpoint}`"
-        raise ModelFileError(
-            problem,
-            f"take one of: {', '.join(names)}" if names else "run `vdiff train` first",
-            self.path,
-        )
+        if names:
+            fix = f"take one of: {', '.join(names)}"
+        raise ModelFileError(problem, fix, self.path)
 
     @contextlib.contextmanager
     def lock(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
