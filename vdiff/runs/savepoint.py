@@ -62,8 +62,10 @@ class Saver:
         writes: bool = True,
         anywhere: Callable[[bool], bool] = bool,
     ) -> None:
-        self._folder, self._facts = folder, {"trajectory": dict(trajectory), "processes": processes}
-        self._writes, self._anywhere = writes, anywhere
+        self._folder = folder
+        self._facts = {"trajectory": dict(trajectory), "processes": processes}
+        self._writes = writes
+        self._anywhere = anywhere
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._saved: int | None = None
@@ -87,15 +89,17 @@ class Saver:
         """The update of a save that has come onto the disk since the last call, if one has."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
-        found, self._saved = self._saved, None
-        return found
+        update = self._saved
+        self._saved = None
+        return update
 
     def wait(self) -> None:
         """Until nothing is under way."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        error, self._error = self._error, None
+        error = self._error
+        self._error = None
         if error is not None:
             raise error
 
@@ -103,7 +107,11 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        with contextlib.suppress(Exception) if kind is not None else contextlib.nullcontext():
+        if kind is None:
+            self.wait()
+            return
+        # another error is under way, which says more
+        with contextlib.suppress(Exception):
             self.wait()
 
     def _write(self, update: int, copied: State) -> None:
@@ -178,7 +186,10 @@ def newest(
         try:
             return _read(point, trajectory, folder)
         except ModelFileError as err:
-            say(f"{err.problem}{f' ({err.where})' if err.where else ''}; it is passed over")
+            told = err.problem
+            if err.where:
+                told += f" ({err.where})"
+            say(f"{told}; it is passed over")
     if found:
         raise ModelFileError(
             "no save of this stage is whole", "add --force to begin the stage again", folder
@@ -218,7 +229,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of the values that shape the weights and differ."""
-    before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
+    # as JSON holds them: tuples are lists
+    before = json.loads(json.dumps(before))
+    now = json.loads(json.dumps(now))
     return [
         name
         for name in sorted({*before, *now})
@@ -248,9 +261,11 @@ def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint
     found = whole_folder.damage(point, content)
     if found:
         raise ModelFileError(f"`{point}` is damaged", "", "; ".join(found))
-    update, before, processes = (
-        content.get(name) for name in ("update", "trajectory", "processes")
-    )
+    update = content.get("update")
+    before = content.get("trajectory")
+    processes = content.get("processes")
+    if type(processes) is not int:
+        processes = 1
     if type(update) is not int or not isinstance(before, dict):
         raise ModelFileError(
             f"`{point / STATE}` is damaged", "", "it does not tell its update and settings"
@@ -267,9 +282,8 @@ def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint
     ):
         raise ModelFileError(f"`{point}` is damaged", "", "it does not list all that belongs to it")
     length = next((before[name] for name in LENGTHS if type(before.get(name)) is int), update)
-    return SavePoint(
-        update, parts, parts.pop("pending"), processes if type(processes) is int else 1, length
-    )
+    pending = parts.pop("pending")
+    return SavePoint(update, parts, pending, processes, length)
 
 
 def _check_length(update: int, now: Mapping[str, Any]) -> None:
@@ -289,7 +303,8 @@ def _check_trajectory(before: Mapping[str, Any], now: Mapping[str, Any], folder:
     different = changes({**before, **lengths}, now)
     recipe = [change for change in different if not change.startswith("data: ")]
     if recipe:
-        problem, back = "the recipe changed since this stage was begun", "take the change back"
+        problem = "the recipe changed since this stage was begun"
+        back = "take the change back"
         if all(change.startswith("precision: ") for change in recipe):
             problem = "this stage was begun in another precision"
             back = f"add `--set precision={before['precision']}`, on a machine that can do that"
