@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from vdiff import __version__
 from vdiff.disk import whole_folder
@@ -77,9 +77,9 @@ def read(path: Path, is_at_work: bool | None = None) -> Status | None:
     status = replace(_EXAMPLE, **{"exit_code": None, **known})
     if is_at_work is None:
         is_at_work = RunFolder(path.parent).is_at_work()
-    return (
-        replace(status, state="killed") if status.state == "running" and not is_at_work else status
-    )
+    if status.state == "running" and not is_at_work:
+        return replace(status, state="killed")
+    return status
 
 
 _EXAMPLE = Status("running", "", exit_code=0, made_by="")
@@ -87,6 +87,19 @@ _EXAMPLE = Status("running", "", exit_code=0, made_by="")
 
 def _is_duration(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+class _Sitting(NamedTuple):
+    """A stage that is being worked on since `begun` (a monotonic clock), and the seconds that
+    earlier sittings spent on it.
+    """
+
+    stage: str
+    begun: float
+    before: float
+
+
+_NO_SITTING = _Sitting("", 0.0, 0.0)
 
 
 class StatusWriter:
@@ -98,24 +111,28 @@ class StatusWriter:
     """
 
     def __init__(self, told: Progress, path: Path, resume_command: str, machine: str = "") -> None:
-        self._told, self._path, self._written = told, path, 0.0
-        self._has_begun, self._is_fresh = False, not path.exists()
-        self._before = before = read(path, is_at_work=False)
-        self._seconds = dict(before.seconds) if before else {}
-        self._sitting = ("", 0.0, 0.0)
+        self._told = told
+        self._path = path
+        self._written = 0.0
+        self._has_begun = False
+        self._is_fresh = not path.exists()
+        self._before = read(path, is_at_work=False)
+        self._seconds: dict[str, float] = {}
+        if self._before is not None:
+            self._seconds |= self._before.seconds
+        self._sitting = _NO_SITTING
         own = {"pid": os.getpid(), "host": socket.gethostname(), "began": _now(), "changed": _now()}
-        self._status = Status(("running"), resume_command, machine=machine, **own)  # type: ignore[arg-type]
+        self._status = Status("running", resume_command, machine=machine, **own)  # type: ignore[arg-type]
 
     def show_stages(self, stages: Sequence[StageRow]) -> None:
         self._told.show_stages(stages)
 
     def begin(self, stage: str, updates: int, first_update: int) -> None:
         self._has_begun = True
-        self._sitting = (
-            stage,
-            time.monotonic(),
-            self._seconds.get(stage, 0.0) if first_update else 0.0,
-        )
+        before = 0.0
+        if first_update:
+            before = self._seconds.get(stage, 0.0)
+        self._sitting = _Sitting(stage, time.monotonic(), before)
         self._write(stage=stage, updates=updates, update=first_update)
         self._told.begin(stage, updates, first_update)
 
@@ -141,7 +158,7 @@ class StatusWriter:
 
     def end(self, stage: str, loss: float, seconds: float) -> None:
         self._write()
-        self._sitting = ("", 0.0, 0.0)
+        self._sitting = _NO_SITTING
         self._told.end(stage, loss, seconds)
 
     def close(self) -> None:
@@ -177,9 +194,10 @@ class StatusWriter:
         self._told.__exit__(kind, err, trace)
 
     def _write(self, **changes: object) -> None:
-        stage, begun, before = self._sitting
-        if stage:
-            self._seconds[stage] = round(before + time.monotonic() - begun, 1)
+        sitting = self._sitting
+        if sitting.stage:
+            spent = time.monotonic() - sitting.begun
+            self._seconds[sitting.stage] = round(sitting.before + spent, 1)
         self._status = replace(self._status, changed=_now(), seconds=dict(self._seconds), **changes)  # type: ignore[arg-type]
         self._written = time.monotonic()
         with contextlib.suppress(VdiffError):  # what matters is said by whoever cannot save
