@@ -31,7 +31,9 @@ def card(processes: Processes, read: Callable[[], ModelCard]) -> ModelCard:
         return model_card.content(found[0])
 
     told = processes.told(facts)
-    return found[0] if found else model_card.parse(told, Path(told["name"]))
+    if found:
+        return found[0]
+    return model_card.parse(told, Path(told["name"]))
 
 
 def model(
@@ -57,17 +59,15 @@ def model(
         }
 
     told = processes.told(facts)
-    found = read[0] if read else _outline(told, folder)
+    if read:
+        found = read[0]
+    else:
+        card_told = model_card.parse(told["card"], folder)
+        found = checkpoint.meta_checkpoint(card_told, told["config"], folder)
     for tensor in found.denoiser.network.state_dict().values():
         processes.fill(tensor)
     fast_on(found.denoiser.network.to(device), device)
     return found
-
-
-def _outline(told: Mapping[str, Any], folder: Path) -> Checkpoint:
-    return checkpoint.meta_checkpoint(
-        model_card.parse(told["card"], folder), told["config"], folder
-    )
 
 
 def newest(
