@@ -1,6 +1,5 @@
 """A model that somebody loads to draw with, from its folder."""
 
-import base64
 import contextlib
 import operator
 import os
@@ -13,9 +12,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from vdiff.api.card_html import html
 from vdiff.api.images import ImageBatch
 from vdiff.api.paths import path_of, reading
-from vdiff.config import Section, free_to_change
+from vdiff.chain.own_recipe import drawing_part
 from vdiff.data.codec import PixelCodec, codec_of
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
@@ -31,22 +31,10 @@ from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import MANIFEST, ModelCard, is_model_folder
 from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import SampleSection
-from vdiff.reporting.markup import tag
 from vdiff.runs.folder import RunFolder
 from vdiff.samplers.advised import sampler_for
 from vdiff.samplers.sampler import Sampler
-
-_LARGEST_PICTURE = 2**21
-"""A larger picture of a model folder does not go into a notebook, which keeps it."""
-
-
-class _DrawingPart(Section):
-    """What a recipe says of drawing."""
-
-    precision: Precision = free_to_change("auto")
-    """Arithmetic of the network."""
-    sample: SampleSection = free_to_change(SampleSection())
-    """How images are drawn."""
+from vdiff.system.plural import count
 
 
 class Model:
@@ -123,14 +111,21 @@ class Model:
         for doubt in asked.doubts(self.card, num_steps, built):
             warnings.warn(doubt, stacklevel=2)
         condition = self._condition(label, numbers)
-        x = self._draw(
-            numbers, num_steps, built, condition, batch_size or self._drawn.batch_size, watch
-        )
+        at_once = batch_size or self._drawn.batch_size
+        x = self._draw(numbers, num_steps, built, condition, at_once, watch)
         about = facts_of(self.card, num_steps, built, numbers)
+        return self._decoded(x, numbers, condition, about)
+
+    def _decoded(
+        self, x: Tensor, seeds: Sequence[int], condition: Condition, about: dict[str, str]
+    ) -> ImageBatch:
         codec = codec_of(self.card.codec)
         pictures = codec.decode(x, self.card.name)
-        exact = x if isinstance(codec, PixelCodec) else to_float(pictures)
-        return ImageBatch(pictures, exact, tuple(numbers), condition.label, about)
+        exact = x
+        if not isinstance(codec, PixelCodec):
+            # what the network draws is no picture yet
+            exact = to_float(pictures)
+        return ImageBatch(pictures, exact, tuple(seeds), condition.label, about)
 
     def show(self, count: int = 16) -> ImageBatch:
         """The images of the seeds 0 to count - 1, which show themselves in a notebook.
@@ -171,23 +166,27 @@ class Model:
         if given is None:
             by_recipe = self._drawn.named_sampler
             return sampler_for(by_recipe, self.card.sampler, self.card.name).build()
+        # as a recipe holds it
         text = given if isinstance(given, str) else dict(given)
         named = recipe_text.RecipeText({"sampler": text}, {("sampler",): "sampler"}, "sampler")
         return recipe_text.validate(SampleSection, named).sampler.build()
 
     def _condition(self, label: int | Sequence[int] | None, seeds: Sequence[int]) -> Condition:
-        count = self.card.num_classes
+        num_classes = self.card.num_classes
         if label is None:
-            return of_seeds(seeds, count)
-        if not count:
+            return of_seeds(seeds, num_classes)
+        if not num_classes:
             raise UsageError(f"`{self.card.name}` knows no classes", "leave out `label`", "label")
-        labels = [label] if isinstance(label, int) else [operator.index(each) for each in label]
-        fix = f"take numbers from 0 to {count - 1}"
+        if isinstance(label, int):
+            labels = [label]
+        else:
+            labels = [operator.index(each) for each in label]
+        fix = f"take numbers from 0 to {num_classes - 1}"
         if not labels:
             problem = f"there are no classes in `label` of `{self.card.name}`"
             raise UsageError(problem, fix, "label")
         for each in labels:
-            if not 0 <= each < count:
+            if not 0 <= each < num_classes:
                 raise UsageError(f"`{each}` is no class of `{self.card.name}`", fix, "label")
         if not seeds:
             return NOTHING
@@ -197,49 +196,12 @@ class Model:
     def __repr__(self) -> str:
         card = self.card
         return (
-            f"Model({str(self.path)!r}, {card.num_steps} steps, "
+            f"Model({str(self.path)!r}, {count(card.num_steps, 'step')}, "
             f"{card.num_parameters:,} weights, {self.device})"
         )
 
     def _repr_html_(self) -> str:
-        card = self.card
-        channels, height, width = card.shape
-        facts = {
-            "steps": f"{card.num_steps:,}",
-            "images": f"{height} x {width}, {channels} channel{'s' * (channels != 1)}",
-            "classes": f"{card.num_classes:,}" if card.num_classes else "none",
-            "weights": f"{card.num_parameters:,}",
-            "updates": f"{card.updates:,}",
-            "teacher": f"{card.parent['name']}, {card.parent['num_steps']:,} steps"
-            if card.parent
-            else "none",
-            "computes": f"in {self.precision} on {self.device}",
-            "SHA-256": card.hash[:16],
-            "folder": str(self.path),
-        }
-        left = {"style": "text-align: left"}
-        rows = [
-            tag("tr", tag("th", name, **left), tag("td", value, **left))
-            for name, value in facts.items()
-        ]
-        return tag("div", tag("b", card.name), tag("table", rows), self._picture())
-
-    def _picture(self) -> str | None:
-        """The picture of the folder, which `load` has found to be whole;
-        None where there is none, or a large one.
-        """
-        name = "samples.png"
-        if self.card.files.get(name, {}).get("size", _LARGEST_PICTURE) >= _LARGEST_PICTURE:
-            return None
-        try:
-            data = (self.path / name).read_bytes()
-        except OSError:  # the folder was moved since
-            return None
-        return tag(
-            "img",
-            src=f"data:image/png;base64,{base64.b64encode(data).decode()}",
-            alt=f"drawn by {self.card.name}",
-        )
+        return html(self.card, self.path, f"in {self.precision} on {self.device}")
 
 
 def load(
@@ -262,7 +224,7 @@ def load(
         if not is_model_folder(place):
             raise _no_model(place)
         found = checkpoint.load(place)
-    said = _drawing_part(found.card, place)
+    said = drawing_part(found.card, place)
     if precision is not None and precision not in get_args(Precision):
         raise UsageError(
             f"there is no precision `{precision}`",
@@ -284,11 +246,11 @@ def _no_model(place: Path) -> ModelFileError:
             f"`{place}` is a run", f"load one of its models: {', '.join(names)}", place
         )
     beside = RunFolder(place.parent).models()
-    fix = (
-        f"take one of: {', '.join(beside)}"
-        if beside
-        else "name a folder that `vdiff train` or `vdiff distill` made"
-    )
+    fix = "name a folder that `vdiff train` or `vdiff distill` made"
+    where: Path | str = ""
+    if beside:
+        fix = f"take one of: {', '.join(beside)}"
+        where = place.parent
     if place.is_dir():
         problem = (
             f"`{place}` has no {MANIFEST}, which vdiff writes last: "
@@ -296,20 +258,7 @@ def _no_model(place: Path) -> ModelFileError:
         )
     else:
         problem = f"there is no model folder `{place}`"
-    return ModelFileError(problem, fix, place.parent if beside else "")
-
-
-def _drawing_part(card: ModelCard, folder: Path) -> _DrawingPart:
-    """What the recipe in the folder says of drawing;
-    the other sections may need packages that are not here.
-    """
-    if not card.recipe:
-        return _DrawingPart()
-    text = recipe_text.parse(card.recipe, str(folder / MANIFEST))
-    own: dict[str | int, object] = {
-        name: text.data[name] for name in _DrawingPart.model_fields if name in text.data
-    }
-    return recipe_text.validate(_DrawingPart, replace(text, data=own))
+    return ModelFileError(problem, fix, where)
 
 
 def _seeds(given: Iterable[int]) -> list[int]:
@@ -359,9 +308,12 @@ def _multiplying_as_commands_do(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    matmul_before = torch.backends.cuda.matmul.allow_tf32
+    cudnn_before = torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32 = matmul_before
+        torch.backends.cudnn.allow_tf32 = cudnn_before

@@ -158,7 +158,9 @@ class Run:
     def state(self) -> str | None:
         """`running`, `done`, `stopped`, `failed` or `killed`; None where the run says nothing."""
         found = status.read(self._folder.status)
-        return found.state if found else None
+        if found is None:
+            return None
+        return found.state
 
     def load(
         self, name: str, *, device: str | None = None, precision: Precision | None = None
@@ -208,7 +210,9 @@ class Run:
             )
             for name, card in self.models.items()
         ]
-        title = f"{self.path} ({self.state})" if self.state else str(self.path)
+        title = str(self.path)
+        if self.state:
+            title = f"{self.path} ({self.state})"
         return tag(
             "div",
             _STYLE,
@@ -223,7 +227,9 @@ class Run:
         drawn = []
         for stage, points in record.losses(self._folder.log).items():
             values = [value for _, value in points]
-            y = Axis("loss", log=10 if suits_log(values) else None)
+            y = Axis("loss")
+            if suits_log(values):
+                y = Axis("loss", log=10)
             line = Line(stage, "plain", [Point(*point) for point in points], marked=False)
             drawn.append(
                 tag(
@@ -264,4 +270,7 @@ def _number(value: object) -> float | None:
     """A number of the log; None for what is none, or no finite one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if abs(value) < float("inf") else None
+    # NaN, too, is not below infinity
+    if not abs(value) < float("inf"):
+        return None
+    return value

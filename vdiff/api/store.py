@@ -13,6 +13,7 @@ from vdiff.api.paths import path_of, reading
 from vdiff.data.lmdb_images import LmdbImages
 from vdiff.data.store import ImageStore
 from vdiff.errors import UsageError
+from vdiff.system import plural
 
 
 class Store:
@@ -59,7 +60,10 @@ class Store:
         place = range(len(self))[operator.index(index)]
         with reading(self.path):
             pixels, label = self._images[place]
-        return torch.from_numpy(pixels), None if label < 0 else label
+        image = torch.from_numpy(pixels)
+        if label < 0:
+            return image, None
+        return image, label
 
     def show(self, count: int = 16) -> ImageBatch:
         """The first images, which show themselves in a notebook.   Errors: UsageError, DataError.
@@ -71,12 +75,16 @@ class Store:
         places = range(min(count, len(self)))
         with reading(self.path):
             pixels, labels = self._images.take(np.array(places))
-        known = torch.from_numpy(np.asarray(labels)) if self.num_classes else None
+        known: Tensor | None = None
+        if self.num_classes:
+            known = torch.from_numpy(np.asarray(labels))
         return batch_from_uint8(torch.from_numpy(pixels), places, known)
 
     def __repr__(self) -> str:
-        classes = f", {self.num_classes} classes" if self.num_classes else ""
-        return f"Store({str(self.path)!r}, {len(self):,} images of {self.size} pixels{classes})"
+        told = f"{plural.count(len(self), 'image')} of {plural.count(self.size, 'pixel')}"
+        if self.num_classes:
+            told += f", {plural.count(self.num_classes, 'class')}"
+        return f"Store({str(self.path)!r}, {told})"
 
     def _repr_png_(self) -> bytes:
         return self.show()._repr_png_()
@@ -99,5 +107,9 @@ def open_store(path: str | os.PathLike[str], size: int | None = None) -> Store:
     with reading(place):
         found = ImageStore(place)
         # a store of others does not tell its channels: its pictures are colour, as theirs are read
-        channels = found.metadata.channels if found.metadata else 3
-        return Store(found, max(found.sizes) if size is None else size, channels)
+        channels = 3
+        if found.metadata is not None:
+            channels = found.metadata.channels
+        if size is None:
+            size = max(found.sizes)
+        return Store(found, size, channels)
