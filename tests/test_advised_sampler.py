@@ -29,11 +29,14 @@ from vdiff.chain.chain import Chain
 from vdiff.config import shapes_weights
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import ModelFileError
-from vdiff.images.images import grid
+from vdiff.images.images import ImageRow, grid, write_rows
 from vdiff.metrics.agreement import agreement
 from vdiff.model_folder import checkpoint
 from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task
+from vdiff.reporting.comparison import compare
+from vdiff.reporting.pair import drawn as drawn_pair
+from vdiff.reporting.pictures import Studio
 from vdiff.runs.folder import RunFolder
 from vdiff.samplers.ancestral import AncestralSection
 from vdiff.samplers.ddim import DdimSection
@@ -150,6 +153,27 @@ def test_advice_that_nobody_here_knows_is_told_before_anything_is_trained(
     found = refused(tiny_run.chain(*floor))
     assert "`original`: unknown kind `heun` of sampler" in found.problem
     assert not tiny_run.folder().saves("base_0").exists()
+
+
+def test_reports_and_comparisons_draw_with_the_sampler_that_the_recipe_in_the_folder_names(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    named = replace(
+        tiny_run, text=tiny_run.text.replace("sample: {", "sample: {sampler: ancestral, ")
+    )
+    named.base()
+    model = named.folder().model("original")
+    ancestral = AncestralSection().build()
+    expected = drawn(model, ancestral)
+    assert not torch.equal(expected, drawn(model, DdimSection().build()))
+    studio = Studio({"original": model}, tmp_path / "kept", range(4))
+    assert torch.equal(studio.strip("original", "original", 8).pictures, expected)
+    assert torch.equal(studio.way("original", 8).frames[-1], expected[0])
+    pair = drawn_pair((model, model), ("a", "b"), range(4))
+    assert torch.equal(pair.a.strip.pictures, expected)
+    compare(model, [], tmp_path / "rows.png", count=4)
+    write_rows(tmp_path / "expected.png", [ImageRow("teacher, 8 steps", expected)])
+    assert torch.equal(pixels(tmp_path / "rows.png"), pixels(tmp_path / "expected.png"))
 
 
 # What `vdiff evaluate` draws

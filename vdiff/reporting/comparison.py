@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vdiff.chain.own_recipe import sampler_of
 from vdiff.chain.plan import counted
 from vdiff.drawing.pictures import draw_with
 from vdiff.images.images import ImageRow, write_rows
@@ -57,5 +58,6 @@ def compare(
 
 
 def _pictures(model: Checkpoint, num_steps: int, count: int, device: torch.device | str) -> Tensor:
-    x = draw_with(model, range(count), num_steps, device=device)
+    sampler = sampler_of(model.card, model.folder)
+    x = draw_with(model, range(count), num_steps, sampler=sampler, device=device)
     return model.codec.decode(x, model.card.name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vdiff.chain.own_recipe import sampler_of
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError, VdiffError
 from vdiff.images.images import ImageRow, write_rows
@@ -240,7 +241,8 @@ def _side(
     model = checkpoint.load(folder, device)
     card = model.card
     num_steps = steps or card.num_steps
-    pictures = draw_with(model, seeds, num_steps, device=device)
+    sampler = sampler_of(card, folder)
+    pictures = draw_with(model, seeds, num_steps, sampler=sampler, device=device)
     table = _table(folder)
     row = _row(table, card, num_steps)
     strip = Strip(name, "student", num_steps, model.codec.decode(pictures, name))

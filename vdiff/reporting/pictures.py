@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vdiff import __version__
+from vdiff.chain.own_recipe import sampler_of
 from vdiff.chain.plan import counted
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.disk import array_file, whole_folder
@@ -26,6 +27,7 @@ from vdiff.model_folder.checkpoint import Checkpoint, ModelCard
 from vdiff.objectives.objective import add_noise
 from vdiff.objectives.progressive import progressive_target
 from vdiff.randomness import Randomness, exact
+from vdiff.samplers.sampler import Sampler
 
 FRAMES = 9
 """Pictures on the way from noise to picture, noise and picture included."""
@@ -129,6 +131,7 @@ class Studio:
     def strip(self, name: str, role: str, num_steps: int) -> Strip:
         """A picture per seed."""
         key = ["strip", self._cards[name].hash, num_steps, list(self.seeds)]
+        key.append(str(self._sampler(name)))
         said = f"drawing `{name}` at {counted(num_steps)}"
         shape = (len(self.seeds), *self._cards[name].shape)
         return Strip(
@@ -151,7 +154,7 @@ class Studio:
             self._draw(name, num_steps, 1, lambda z, x: states.append(codec.decode(z.cpu(), name)))
             return torch.cat([states[step] for step in kept])
 
-        key = ["way", self._cards[name].hash, num_steps, self.seeds[0]]
+        key = ["way", self._cards[name].hash, num_steps, self.seeds[0], str(self._sampler(name))]
         shape = (len(kept), *self._cards[name].shape)
         frames = self._kept(key, f"following `{name}` from noise to picture", shape, follow)
         return Way(name, num_steps, [1 - step / num_steps for step in kept], frames)
@@ -218,8 +221,16 @@ class Studio:
         watch: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         return draw_with(
-            self._model(name), self.seeds[:count], num_steps, device=self._device, watch=watch
+            self._model(name),
+            self.seeds[:count],
+            num_steps,
+            sampler=self._sampler(name),
+            device=self._device,
+            watch=watch,
         )
+
+    def _sampler(self, name: str) -> Sampler:
+        return sampler_of(self._cards[name], self._folders[name])
 
     def _condition(self, name: str, count: int) -> Condition:
         return of_seeds(self.seeds[:count], self._cards[name].num_classes).to(self._device)
