@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.tiny import TinyRun
 from vdiff.chain import estimate as estimating
@@ -19,7 +21,12 @@ from vdiff.cli import launch, main
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.machine import memory
 from vdiff.machine.machine import Machine
+from vdiff.objectives import OBJECTIVES
 from vdiff.objectives.objective import Objective
+from vdiff.samplers.ancestral import AncestralSection
+from vdiff.samplers.ddim import DdimSection
+from vdiff.samplers.draw import draw
+from vdiff.samplers.sampler import Sampler
 
 
 def estimated(run: TinyRun, *changes: str, stages: int = 2) -> Estimate:
@@ -80,6 +87,25 @@ def test_what_is_measured_is_built_as_training_builds_it(
     assert not any(weight.requires_grad for weight in teacher.network.parameters())
     weights = zip(teacher.network.parameters(), begun.parameters(), strict=True)
     assert all(torch.equal(frozen, first) for frozen, first in weights)
+
+
+def test_drawing_is_measured_with_the_sampler_that_the_stage_is_drawn_with(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = "tests.test_advised_sampler:AdvisingSection"
+    monkeypatch.setitem(OBJECTIVES._builtin, "advising", section)
+    used: set[str] = set()
+
+    def watched(denoiser: Denoiser, sampler: Sampler, *given: Any, **options: Any) -> Tensor:
+        used.add(str(sampler))
+        return draw(denoiser, sampler, *given, **options)
+
+    monkeypatch.setattr(estimating, "draw", watched)
+    estimated(tiny_run, "train.objective=advising", stages=1)
+    assert used == {str(AncestralSection(variance="small").build())}
+    used.clear()
+    estimated(tiny_run, "train.objective=advising", "sample.sampler=ddim", stages=1)
+    assert used == {str(DdimSection().build())}
 
 
 def test_memory_grows_with_the_pictures_that_are_in_it_at_once(tiny_run: TinyRun) -> None:

@@ -32,6 +32,7 @@ from vdiff.randomness import exact
 from vdiff.recipe.recipe import Recipe
 from vdiff.runs import savepoint
 from vdiff.runs.savepoint import NUM_KEPT
+from vdiff.samplers.advised import sampler_for
 from vdiff.samplers.draw import draw
 from vdiff.training.learner import Learner, RngOf, State
 
@@ -94,7 +95,7 @@ class Estimate:
 class Cost:
     """Measured of one sort of stage.
 
-    Seconds: of an update, of a network call per drawn picture, of a save.
+    Seconds: of an update, of a sampler step per drawn picture (`call`), of a save.
     """
 
     start: float
@@ -123,7 +124,8 @@ def estimate(
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
     before = memory.peak_bytes(machine.device)
     has_trend = machine.is_first and any(_measurements(recipe, stage) for stage in stages)
-    first, each = 0.0, 0.0
+    first = 0.0
+    each = 0.0
     if has_trend:
         first, each = _metric_seconds(recipe, reference)
     # what was freed after an update is there for the metrics, as it is in the run
@@ -166,7 +168,8 @@ def _trend_seconds(recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[floa
     if not measured:
         return 0.0
     if stage.index:
-        calls = measured * stage.num_steps + stage.start_steps  # the teacher draws once
+        # the teacher draws once
+        calls = measured * stage.num_steps + stage.start_steps
     else:
         calls = measured * min(stage.num_steps, PREVIEW_STEPS)
     first, each = metrics
@@ -210,7 +213,9 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     probe = min(_PROBE, share)
     x, condition, rng_of = _batch(recipe, learner, probe)
     making += _timed(partial(learner.choose_micro_batch, x, condition, rng_of, share))
-    first, second = (_timed(partial(_update, recipe, learner, machine, probe)) for _ in range(2))
+    probe_update = partial(_update, recipe, learner, machine, probe)
+    first = _timed(probe_update)
+    second = _timed(probe_update)
     peak = memory.peak_bytes(machine.device)
     most = max(int(_SECONDS / _LEAST_UPDATES / max(second / probe, 1e-9)), probe)
     count = machine.least(min(share, most))
@@ -224,10 +229,11 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
         tensor.nbytes for named in learner.state().values() for tensor in named.values()
     )
     save = _save_seconds(learner, state_bytes, machine)
-    call = _call_seconds(recipe, learner.result(), machine, min(count, share))
+    call = _call_seconds(recipe, stage, learner.result(), machine, min(count, share))
     machine.release()
     if machine.device.type == "cpu" and machine.is_first:
-        needed += state_bytes  # a save is copied to the host
+        # a save is copied to the host
+        needed += state_bytes
     start = making + max(first - second, 0.0)
     return Cost(start, seconds * share / count, call, save, needed)
 
@@ -302,12 +308,15 @@ def _save_seconds(learner: Learner, state_bytes: int, machine: Machine) -> float
         return _timed(work) * max(state_bytes / taken, 1.0)
 
 
-def _call_seconds(recipe: Recipe, denoiser: Denoiser, machine: Machine, most: int) -> float:
-    """Of one network call for one drawn picture."""
+def _call_seconds(
+    recipe: Recipe, stage: Stage, denoiser: Denoiser, machine: Machine, most: int
+) -> float:
+    """Of one sampler step for one drawn picture."""
     count = min(recipe.sample.batch_size, recipe.sample.num_images, most)
     condition = of_seeds(range(count), recipe.network.told_classes)
     shape = _shape(recipe)
-    sampler = recipe.sample.sampler.build()
+    advice = stage.settings.objective.advised_sampler()
+    sampler = sampler_for(recipe.sample.named_sampler, advice, stage.name).build()
     work = partial(
         draw, denoiser, sampler, range(count), shape, condition=condition, device=machine.device
     )
