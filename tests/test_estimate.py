@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tests.tiny import TinyRun
 from vdiff.chain import estimate as estimating
-from vdiff.chain.estimate import Cost, Estimate, estimate, stage_estimate
+from vdiff.chain.costs import Cost, Estimate, stage_estimate
+from vdiff.chain.estimate import estimate
 from vdiff.chain.plan import Stage, plan
 from vdiff.chain.stage_parts import fresh, objective_of
 from vdiff.cli import launch, main

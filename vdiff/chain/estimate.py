@@ -1,23 +1,22 @@
-"""What a chain will cost: time, memory and disk, from a few measured updates,
-drawings, measurements and a save.
+"""What a chain will cost, measured: a few updates, drawings, measurements and a save
+of each sort of stage.
 """
 
 import contextlib
-import math
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vdiff.chain.costs import Cost, Estimate, measurements, stage_estimate
 from vdiff.chain.plan import Stage
 from vdiff.chain.stage_parts import fresh, frozen, objective_of
-from vdiff.chain.stage_pictures import PREVIEW_STEPS
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import VdiffError
@@ -47,64 +46,6 @@ _SAVED_BYTES = 2**26
 """So much of a save is written to see how long all of it would take."""
 
 
-@dataclass(frozen=True)
-class StageEstimate:
-    """What one stage will cost, in seconds.
-
-    updates: the training itself.   saves: savepoints and the model folder.
-    pictures: previews.
-    trend: what `evaluate` measures.   start: making the networks, and what the first update takes
-    longer.
-    """
-
-    stage: Stage
-    updates: float
-    saves: float
-    pictures: float
-    trend: float
-    start: float
-
-    @property
-    def seconds(self) -> float:
-        """Of all of it."""
-        return self.updates + self.saves + self.pictures + self.trend + self.start
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What all stages will cost.
-
-    start: seconds until the first stage begins.   disk_bytes: model folders and the saves of one
-    stage.
-    memory_bytes: the peak, on a CPU of the whole process, on a GPU of torch's tensors.
-    """
-
-    stages: list[StageEstimate]
-    num_parameters: int
-    disk_bytes: int
-    memory_bytes: int
-    start: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Of all stages together."""
-        return self.start + sum(each.seconds for each in self.stages)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Measured of one sort of stage.
-
-    Seconds: of an update, of a sampler step per drawn picture (`call`), of a save.
-    """
-
-    start: float
-    update: float
-    call: float
-    save: float
-    memory_bytes: int
-
-
 def estimate(
     recipe: Recipe,
     stages: Sequence[Stage],
@@ -123,7 +64,7 @@ def estimate(
     num_weights = sum(weight.numel() for weight in network.parameters())
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
     before = memory.peak_bytes(machine.device)
-    has_trend = machine.is_first and any(_measurements(recipe, stage) for stage in stages)
+    has_trend = machine.is_first and any(measurements(recipe, stage) for stage in stages)
     first = 0.0
     each = 0.0
     if has_trend:
@@ -133,56 +74,12 @@ def estimate(
     estimates = []
     for stage in stages:
         estimates.append(stage_estimate(recipe, stage, costs[_sort(stage)], (first, each)))
-        if _measurements(recipe, stage):
+        if measurements(recipe, stage):
             first = 0.0  # the reference is looked through once
     saved = max(3 + (stage.settings.ema is not None) for stage in stages)
     disk = num_weights * _FLOAT_BYTES * (len(stages) + (NUM_KEPT + 1) * saved)
     most = max(cost.memory_bytes for cost in costs.values()) + max(metric_bytes, 0)
     return Estimate(estimates, num_weights, disk, most, start)
-
-
-def stage_estimate(
-    recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]
-) -> StageEstimate:
-    """What a stage costs when its parts cost so much;
-    metrics: seconds before the first measurement, and of each.
-    """
-    settings = stage.settings
-    steps = min(stage.num_steps, PREVIEW_STEPS)
-    previews = 0
-    if settings.preview_every:
-        previews = (settings.updates - 1) // settings.preview_every
-    return StageEstimate(
-        stage,
-        updates=cost.update * settings.updates,
-        saves=cost.save * (math.ceil(settings.updates / settings.save_every) + 1),
-        pictures=cost.call * (previews + 1) * steps * recipe.sample.num_images,
-        trend=_trend_seconds(recipe, stage, cost, metrics),
-        start=cost.start,
-    )
-
-
-def _trend_seconds(recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]) -> float:
-    """Of all measurements of a stage, and of the pictures that are drawn for them."""
-    measured = _measurements(recipe, stage)
-    if not measured:
-        return 0.0
-    if stage.index:
-        # the teacher draws once
-        calls = measured * stage.num_steps + stage.start_steps
-    else:
-        calls = measured * min(stage.num_steps, PREVIEW_STEPS)
-    first, each = metrics
-    return cost.call * calls * recipe.evaluate.num_images + first + each * measured
-
-
-def _measurements(recipe: Recipe, stage: Stage) -> int:
-    """How often the trend of a stage is measured."""
-    every = recipe.evaluate.every
-    if every is not None:
-        return (stage.settings.updates - 1) // every + 1
-    has_floor = recipe.distill.stop_if.psnr_below is not None
-    return int(stage.index > 0 and has_floor)
 
 
 _Sort = tuple[int, int, str]

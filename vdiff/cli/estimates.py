@@ -10,7 +10,7 @@ from vdiff.cli.options import mode
 from vdiff.cli.signals import StopRequest, leaving_at_once
 
 if TYPE_CHECKING:
-    from vdiff.chain.estimate import Estimate
+    from vdiff.chain.costs import Estimate
     from vdiff.chain.plan import Stage
     from vdiff.recipe.recipe import Recipe
     from vdiff.runs.folder import RunFolder
