@@ -12,17 +12,10 @@ from pathlib import Path
 from torch import Tensor
 
 from vdiff.chain.behind import refuse_if_behind
-from vdiff.chain.plan import (
-    BASE,
-    Stage,
-    chosen,
-    doubts,
-    keeps_state,
-    plan,
-    same_start,
-    shaping_values,
-    stages_after,
-)
+from vdiff.chain.finished import choose as choose
+from vdiff.chain.finished import is_finished as is_finished
+from vdiff.chain.finished import known_values, length_field, section_of
+from vdiff.chain.plan import Stage, doubts, keeps_state, plan, same_start, shaping_values
 from vdiff.chain.stage_parts import agree_on_pictures
 from vdiff.chain.stage_run import Surroundings, make
 from vdiff.chain.trend import check_floor
@@ -30,11 +23,10 @@ from vdiff.disk import whole_folder
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.machine import trackers
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import MODEL, lacking
-from vdiff.model_folder.checkpoint import ModelCard, is_model_folder
+from vdiff.model_folder.card import MODEL
+from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, is_model_folder
 from vdiff.runs import contents as run_contents
 from vdiff.runs import savepoint, telling
-from vdiff.runs.folder import RunFolder
 from vdiff.training.progress import StageRow
 
 
@@ -45,7 +37,8 @@ class Chain:
         self._surroundings = surroundings
         self._progress = surroundings.progress
         self._processes = surroundings.machine.processes
-        self.run, self.is_first = surroundings.run, surroundings.machine.is_first
+        self.run = surroundings.run
+        self.is_first = surroundings.machine.is_first
         self.stages = plan(surroundings.recipe)
 
     def train(self, force: bool = False) -> ModelCard:
@@ -111,18 +104,18 @@ class Chain:
             self._progress.note(doubt)
         self._processes.told(lambda: self._prepare(stages if force else []))
         cards = []
-        written: Mapping[str, Tensor] | None = (
-            None  # of the stage before, if it was made a moment ago
-        )
+        # the weights of the stage before, if it was made a moment ago
+        written: Mapping[str, Tensor] | None = None
         for stage in stages:
             if stage.name in done:
                 cards.append(telling.card(self._processes, partial(self._kept, stage, teacher)))
                 written = None
             else:
-                loaded = (
-                    telling.model(self._processes, teacher, written=written) if teacher else None
-                )
-                written = None  # its memory is free while the stage trains
+                loaded: Checkpoint | None = None
+                if teacher is not None:
+                    loaded = telling.model(self._processes, teacher, written=written)
+                # its memory is free while the stage trains
+                written = None
                 card, written = make(self._surroundings, stage, loaded)
                 cards.append(card)
                 if stage is not stages[-1]:
@@ -204,16 +197,16 @@ class Chain:
         """What the recipe says otherwise than when a model was made that is kept."""
         if card.origin is not None:
             return  # it was imported: no recipe made it
-        known = _known(card, wanted)
+        known = known_values(card, wanted)
         different = savepoint.changes(known, wanted)
         if not different:
             return
         why = ""
         if (
-            savepoint.changed(known, wanted) == [_length(stage)]
+            savepoint.changed(known, wanted) == [length_field(stage)]
             and stage.settings.updates > card.updates
         ):
-            keeping = f"`{_section(stage)}.keep_state: true` keeps it"
+            keeping = f"`{section_of(stage)}.keep_state: true` keeps it"
             why = f"; its last save is gone, from which it could go on ({keeping})"
         self._progress.note(
             f"`{stage.name}` is kept as it was made; "
@@ -247,11 +240,11 @@ class Chain:
         model that is there no more.
         """
         following = self.stages[last.index + 1 :]
-        finished = [
-            *itertools.takewhile(
+        finished = list(
+            itertools.takewhile(
                 lambda stage: is_model_folder(self.run.model(stage.name)), following
             )
-        ]
+        )
         if not finished:
             return
         try:
@@ -274,7 +267,9 @@ class Chain:
     def _check_student(self, card: ModelCard, stage: Stage, teacher: Path) -> None:
         """UsageError for a finished student that cannot be a link of this chain."""
         where = self.run.model(stage.name)
-        named = teacher.name if teacher.parent == self.run.path else teacher
+        named = str(teacher)
+        if teacher.parent == self.run.path:
+            named = teacher.name
         again = f"`vdiff distill --from {named} --force` makes it and what follows anew"
         fix = f"{again}, or give the run another `name`"
         if card.num_steps != stage.num_steps:
@@ -289,81 +284,6 @@ class Chain:
                 "that is there now"
             )
             raise UsageError(problem, fix, where)
-
-
-def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool:
-    """Whether its model folder is there; not where the recipe wants a longer training,
-    and there is what it takes.
-
-    wanted: the stage's `shaping_values`.   Errors: ModelFileError for a card that cannot be
-    believed, or a model that is not all there.
-    """
-    folder = run.model(stage.name)
-    if not is_model_folder(folder):
-        return False
-    card = checkpoint.read_card(folder)
-    lost = lacking(folder, card)
-    if lost:
-        again = (
-            f"vdiff distill --from {_before(stage)} --stages 1 --force"
-            if stage.index
-            else "vdiff train --force"
-        )
-        fix = f"copy it again from where it came from, or make it again: {again}"
-        raise ModelFileError(f"`{folder}` is damaged", fix, "; ".join(lost))
-    points = run.points(stage.name)
-    if not points:
-        return True
-    is_longer = savepoint.changed(_known(card, wanted), wanted) == [_length(stage)]
-    return not (
-        is_longer and stage.settings.updates > card.updates and int(points[0].name) >= card.updates
-    )
-
-
-def choose(
-    run: RunFolder, stages: Sequence[Stage], source: str | None, count: int | None, to: int | None
-) -> tuple[Path, list[Stage]]:
-    """The first teacher's folder, and the stages of a plan that a command means;
-    nothing is written.
-
-    source: the teacher, a name in the run or a path; None: with a `count`, the last model of the
-    unbroken sequence from the base on, else the base.   Errors: UsageError, ModelFileError.
-    """
-    name = source if source is not None else BASE
-    if source is None and count is not None:
-        finished = itertools.takewhile(
-            lambda stage: is_model_folder(run.model(stage.name)), stages[:-1]
-        )
-        name = max(finished, key=lambda stage: stage.index, default=stages[0]).name
-    teacher = run.find(name)
-    card = checkpoint.read_card(teacher)
-    is_of_run = teacher.resolve().parent == run.path.resolve() and card.name == teacher.name
-    index = card.stage if is_of_run else None
-    num_steps = card.num_steps
-    if card.origin is not None and card.times is None:
-        # it was trained for no number of steps: the recipe lays its own over all times
-        num_steps = stages[0].num_steps
-        index = 0
-    return teacher, chosen(stages_after(stages, num_steps, name, index), count, to)
-
-
-def _before(stage: Stage) -> str:
-    """The name of its teacher's stage."""
-    return BASE if stage.index == 1 else f"base_{stage.index - 2}"
-
-
-def _section(stage: Stage) -> str:
-    """The section of the recipe that has its settings."""
-    return "train" if stage.index == 0 else "distill"
-
-
-def _length(stage: Stage) -> str:
-    return f"{_section(stage)}.updates"
-
-
-def _known(card: ModelCard, wanted: dict[str, object]) -> dict[str, object]:
-    """What a model's card says of these values."""
-    return {name: card.trajectory.get(name) for name in wanted}
 
 
 def _row(stage: Stage, state: str) -> StageRow:
