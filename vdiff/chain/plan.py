@@ -10,6 +10,7 @@ from vdiff.config import values_that_shape_weights
 from vdiff.errors import UsageError
 from vdiff.model_folder.card import BASE as BASE
 from vdiff.recipe.recipe import DistillSection, Recipe, TrainSection
+from vdiff.system.plural import count
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Stage:
 
 def plan(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe: `original`, `base_0`, `base_1`, ..."""
-    section, steps = recipe.distill, recipe.distill.steps()
+    section = recipe.distill
+    steps = section.steps()
     is_listed = section.stages is not None
     stages = [Stage(0, BASE, steps[0], steps[0], recipe.train)]
     for index, (stage, (before, after)) in enumerate(
@@ -81,7 +83,10 @@ def shaping_values(recipe: Recipe, stage: Stage, precision: str) -> dict[str, ob
     settings = values_that_shape_weights(stage.settings, f"{section}.")
     for name in ("start_steps", "end_steps", "factor", "overrides", "stages"):
         settings.pop(f"{section}.{name}", None)
-    network = values_that_shape_weights(recipe.network, "network.") if stage.index == 0 else {}
+    network: dict[str, object] = {}
+    if stage.index == 0:
+        # a student has its teacher's
+        network = values_that_shape_weights(recipe.network, "network.")
     data = values_that_shape_weights(recipe.data, "data.")
     diffusion = values_that_shape_weights(recipe.diffusion, "diffusion.")
     own = {
@@ -93,9 +98,30 @@ def shaping_values(recipe: Recipe, stage: Stage, precision: str) -> dict[str, ob
     return {**own, "start_steps": stage.start_steps, **data, **network, **diffusion, **settings}
 
 
+def told_length(stage: Stage, before: int, update: int) -> str:
+    """Where the recipe asks for another number of updates than before: whether that changes the
+    learning rate; empty where it asks for the same.
+
+    before: the updates that the stage was to have when it was saved.   update: those done then.
+    """
+    settings = stage.settings
+    if before == settings.updates:
+        return ""
+    told = (
+        f"`{stage.name}` was to have {count(before, 'update')}, "
+        f"and is to have {settings.updates:,} now: "
+    )
+    if settings.decay == "constant":
+        return told + "it goes on as if that had been asked for from the start"
+    rate = settings.model_copy(update={"updates": before}).rate(update - 1)
+    return told + (f"the learning rate was {rate:.3g} and goes on at {settings.rate(update):.3g}")
+
+
 def keeps_state(recipe: Recipe, stage: Stage) -> bool:
     """Whether the last save of a stage stays when it is finished."""
-    return (recipe.train if stage.index == 0 else recipe.distill).keep_state
+    if stage.index == 0:
+        return recipe.train.keep_state
+    return recipe.distill.keep_state
 
 
 def stages_after(
@@ -176,7 +202,7 @@ def same_start(stages: Sequence[Stage], following: Sequence[Stage]) -> str:
 
 def counted(num_steps: int) -> str:
     """`1 step`, `8 steps`."""
-    return f"{num_steps} step{'s' * (num_steps != 1)}"
+    return count(num_steps, "step")
 
 
 def check_count(count: int | None) -> None:

@@ -2,7 +2,7 @@
 and the objective it learns by.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from vdiff.chain.plan import Stage, shaping_values
 from vdiff.choices import Predicts
 from vdiff.data.dataset import Images
+from vdiff.data.loader import Batch, batches
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.limits import check_chain
 from vdiff.errors import DataError, ModelFileError, UsageError
@@ -50,10 +51,11 @@ def shaping(
     """Every value that shapes the weights of a stage, by name:
     of the recipe, the pictures and the teacher.
     """
-    return shaping_values(recipe, stage, precision) | {
-        "data": images.fingerprint,
-        "teacher": teacher.card.hash if teacher else None,
-    }
+    taught_by: str | None = None
+    if teacher is not None:
+        taught_by = teacher.card.hash
+    own = shaping_values(recipe, stage, precision)
+    return {**own, "data": images.fingerprint, "teacher": taught_by}
 
 
 def agree(processes: Processes, values: Mapping[str, Any], images: Images) -> None:
@@ -87,7 +89,32 @@ def num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
     """Of the network that is trained, 0 for none:
     a student has its teacher's, whatever the recipe says.
     """
-    return teacher.card.num_classes if teacher else recipe.network.told_classes
+    if teacher is None:
+        return recipe.network.told_classes
+    return teacher.card.num_classes
+
+
+def stage_batches(
+    recipe: Recipe, stage: Stage, images: Images, classes: int, machine: Machine, start_update: int
+) -> Iterator[Batch]:
+    """This process's shares of the batches of a stage, from its 0-based update `start_update` on.
+
+    classes: of the network; without any, it is told no labels.
+    """
+    shares = batches(
+        images,
+        seed=recipe.seed,
+        stage=stage.index,
+        batch_size=stage.settings.batch_size,
+        start_update=start_update,
+        rank=machine.rank,
+        world_size=machine.world_size,
+        flip=recipe.data.flip,
+        num_workers=images.num_workers,
+    )
+    if classes == 0:
+        return (batch._replace(labels=None) for batch in shares)
+    return shares
 
 
 def fresh(recipe: Recipe, shape: tuple[int, int, int]) -> Denoiser:
@@ -187,13 +214,17 @@ def student_predicts(stage: Stage) -> Predicts | None:
     None for what its teacher predicts.
     """
     settings = stage.settings
-    return settings.predicts if isinstance(settings, DistillSection) else None
+    if not isinstance(settings, DistillSection):
+        return None
+    return settings.predicts
 
 
 def _diffusion_of(stage: Stage, teacher: ModelCard) -> dict[str, Any]:
     """A student has the noise process of its teacher, but may predict something else of it."""
     predicts = student_predicts(stage)
-    return teacher.diffusion if predicts is None else teacher.diffusion | {"predicts": predicts}
+    if predicts is None:
+        return teacher.diffusion
+    return teacher.diffusion | {"predicts": predicts}
 
 
 def card_of(

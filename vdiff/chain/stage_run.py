@@ -2,17 +2,15 @@
 stopped anywhere, it goes on from its last save.
 """
 
-import signal
 import time
-from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vdiff.chain.plan import Stage, keeps_state, plan
+from vdiff.chain.plan import Stage, keeps_state, plan, told_length
 from vdiff.chain.stage_chores import StageChores
 from vdiff.chain.stage_parts import (
     agree,
@@ -25,6 +23,7 @@ from vdiff.chain.stage_parts import (
     objective_of,
     open_images,
     shaping,
+    stage_batches,
     student_predicts,
 )
 from vdiff.chain.stage_pictures import (
@@ -33,57 +32,23 @@ from vdiff.chain.stage_pictures import (
     advice_of_card,
     advice_of_stage,
 )
+from vdiff.chain.surroundings import Surroundings as Surroundings
 from vdiff.chain.trend import Trend
 from vdiff.data.dataset import Images
-from vdiff.data.loader import Batch, batches
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.errors import DivergedError, Stopped
+from vdiff.errors import DivergedError
 from vdiff.images.images import write_png
-from vdiff.machine.machine import Machine
 from vdiff.machine.trackers import Trackers
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
 from vdiff.networks.sharded import on_host
 from vdiff.recipe.recipe import Recipe
 from vdiff.runs import savepoint, telling
-from vdiff.runs.folder import RunFolder
 from vdiff.runs.savepoint import SavePoint, Saver
 from vdiff.training.learner import Learner
 from vdiff.training.log import LossRecord
 from vdiff.training.loop import fit
 from vdiff.training.profile import Profile
-from vdiff.training.progress import Progress
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What all stages of a run share.
-
-    text: the recipe as it is copied into the run and its model folders.
-    stop: asked after every update; the number of the signal that came, 0 for none.
-    profile: measures some updates.
-    """
-
-    recipe: Recipe
-    text: str
-    run: RunFolder
-    machine: Machine
-    progress: Progress
-    stop: Callable[[], int]
-    profile: bool = False
-
-    def stopped(self, what: str) -> Stopped:
-        """The error with which all processes leave.   what: is safe or not begun, in words."""
-        number = self.stop() or signal.SIGTERM  # 0 where another process was told
-        return Stopped(number, what)
-
-    def leave_if_asked(self, what: str) -> None:
-        """Where nothing is under way that could be lost; every process must ask.
-
-        Errors: Stopped, in all of them.
-        """
-        if self.machine.any(bool(self.stop())):
-            raise self.stopped(what)
 
 
 class Made(NamedTuple):
@@ -101,7 +66,8 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError,
     MachineError.
     """
-    recipe, machine = surroundings.recipe, surroundings.machine
+    recipe = surroundings.recipe
+    machine = surroundings.machine
     images = machine.processes.together(lambda: _opened(recipe, teacher))
     agree(machine.processes, shaping(recipe, stage, teacher, images, machine.precision), images)
     if teacher is not None:
@@ -113,7 +79,8 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
         student = fresh(recipe, images.shape)
     for tensor in student.network.state_dict().values():
         machine.processes.fill(tensor)
-    objective = objective_of(stage, teacher.denoiser if teacher else None)
+    guide = teacher.denoiser if teacher is not None else None
+    objective = objective_of(stage, guide)
     learner = Learner(student, objective, stage.settings, machine, surroundings.progress.note)
     work = StageRun(surroundings, stage, teacher, images, learner)
     begun = time.monotonic()
@@ -162,10 +129,14 @@ class StageRun:
         images: Images,
         learner: Learner,
     ) -> None:
-        recipe, machine, run = surroundings.recipe, surroundings.machine, surroundings.run
+        recipe = surroundings.recipe
+        machine = surroundings.machine
+        run = surroundings.run
         self._surroundings = surroundings
         self._stage = stage
-        self._teacher = teacher.card if teacher else None
+        self._teacher: ModelCard | None = None
+        if teacher is not None:
+            self._teacher = teacher.card
         self._images = images
         self._learner = learner
         self._codec = codec_for(teacher)
@@ -196,25 +167,31 @@ class StageRun:
 
     def publish(self, trained: Trained) -> Made:
         """Leave the model folder; the savepoints have served."""
-        recipe, run = self._surroundings.recipe, self._surroundings.run
-        machine, saves = self._surroundings.machine, self._saves
-        folder, result = run.model(self._stage.name), trained.result
+        recipe = self._surroundings.recipe
+        machine = self._surroundings.machine
+        folder = self._surroundings.run.model(self._stage.name)
+        result = trained.result
         weights = on_host(result.network.state_dict(), keeps=machine.is_first, copy=False)
 
         def add_picture(target: Path) -> None:
             write_png(target / "samples.png", trained.picture)
 
         def published() -> ModelCard:
-            text, about = self._surroundings.text, self._shaping
             card = card_of(
-                recipe, text, self._stage, self._teacher, self._images, about, result.network
+                recipe,
+                self._surroundings.text,
+                self._stage,
+                self._teacher,
+                self._images,
+                self._shaping,
+                result.network,
             )
             card = replace(card, agreement=trained.agreement)
             checkpoint.save(folder, card, result, add_picture, weights)
             if keeps_state(recipe, self._stage):
-                savepoint.keep_last(saves)
+                savepoint.keep_last(self._saves)
             else:
-                savepoint.clear(saves)
+                savepoint.clear(self._saves)
             self._surroundings.progress.saved(str(folder))
             return checkpoint.read_card(folder)
 
@@ -227,43 +204,26 @@ class StageRun:
         return self._surroundings.run.saves(self._stage.name)
 
     def _restore(self) -> SavePoint | None:
-        machine, note = self._surroundings.machine, self._surroundings.progress.note
+        machine = self._surroundings.machine
+        note = self._surroundings.progress.note
         saved = telling.newest(machine.processes, self._saves, self._shaping, note)
         if saved is None:
             return None
         self._learner.load(saved.state, saved.update)
-        self._tell_length(saved)
+        told = told_length(self._stage, saved.length, saved.update)
+        if told:
+            note(told)
         if saved.processes != machine.world_size:
             told = f"saved by {saved.processes} processes, now there are {machine.world_size}"
             note(f"{told}: the batches stay the same, results agree to rounding")
         return saved
 
-    def _tell_length(self, saved: SavePoint) -> None:
-        """Where the recipe asks for another number of updates than before:
-        whether that changes the learning rate.
-        """
-        settings = self._stage.settings
-        if saved.length == settings.updates:
-            return
-        told = (
-            f"`{self._stage.name}` was to have {saved.length:,} updates, "
-            f"and is to have {settings.updates:,} now: "
-        )
-        if settings.decay == "constant":
-            told += "it goes on as if that had been asked for from the start"
-        else:
-            before = settings.model_copy(update={"updates": saved.length}).rate(saved.update - 1)
-            told += (
-                f"the learning rate was {before:.3g} and goes on at "
-                f"{settings.rate(saved.update):.3g}"
-            )
-        self._surroundings.progress.note(told)
-
     def _roll_back(self, err: DivergedError) -> SavePoint | None:
         """Go back to the last save and on at half the learning rate,
         if the recipe says so and there is a save.
         """
-        machine, run = self._surroundings.machine, self._surroundings.run
+        machine = self._surroundings.machine
+        run = self._surroundings.run
         machine.wait()  # all come here together; none may look while the first one still saves
         newest = machine.processes.told(
             lambda: [point.name for point in run.points(self._stage.name)]
@@ -292,19 +252,25 @@ class StageRun:
 
         saved: what it was restored from.   Errors: Stopped, DivergedError.
         """
-        machine, learner, name = self._surroundings.machine, self._learner, self._stage.name
+        recipe = self._surroundings.recipe
+        machine = self._surroundings.machine
+        learner = self._learner
+        name = self._stage.name
         first = learner.update
         self._surroundings.progress.begin(name, self._stage.settings.updates, first)
         saver = Saver(self._saves, self._shaping, machine.world_size, machine.is_first, machine.any)
         trained: Trained | None = None
         with self._trackers() as trackers, saver:
             work = self._chores(saved, saver, trackers)
+            shares = stage_batches(
+                recipe, self._stage, self._images, self._num_classes, machine, first
+            )
             is_complete = fit(
                 learner,
-                self._batches(),
+                shares,
                 machine,
                 codec=self._codec,
-                seed=self._surroundings.recipe.seed,
+                seed=recipe.seed,
                 stage=self._stage.index,
                 should_stop=lambda: bool(self._surroundings.stop()),
                 chores=work.chores(),
@@ -337,32 +303,30 @@ class StageRun:
         return Trained(result, picture, work.report.loss, work.agreement)
 
     def _trackers(self) -> AbstractContextManager[Trackers]:
-        recipe, note = self._surroundings.recipe, self._surroundings.progress.note
-        folder, first = (
-            self._surroundings.run.tracker,
-            self._updates_before() + self._learner.update + 1,
-        )
+        recipe = self._surroundings.recipe
         return self._surroundings.machine.trackers(
-            folder, recipe.trackers, recipe.name, first, note
+            self._surroundings.run.tracker,
+            recipe.trackers,
+            recipe.name,
+            first_step=self._updates_before() + self._learner.update + 1,
+            say=self._surroundings.progress.note,
         )
 
     def _chores(self, saved: SavePoint | None, saver: Saver, trackers: Trackers) -> StageChores:
-        machine, run, progress = (
-            self._surroundings.machine,
-            self._surroundings.run,
-            self._surroundings.progress,
-        )
+        machine = self._surroundings.machine
+        run = self._surroundings.run
+        progress = self._surroundings.progress
         offset = self._updates_before()
         report = LossRecord(
             self._stage.name,
             self._stage.settings,
             machine,
             progress,
-            run.log,
-            trackers.log,
-            self._learner.update,
-            saved.pending if saved is not None else None,
-            offset,
+            path=run.log,
+            track=trackers.log,
+            first_update=self._learner.update,
+            pending=saved.pending if saved is not None else None,
+            offset=offset,
         )
         return StageChores(
             stage=self._stage,
@@ -383,20 +347,3 @@ class StageRun:
         """Of all stages before this one."""
         stages = plan(self._surroundings.recipe)
         return sum(stage.settings.updates for stage in stages[: self._stage.index])
-
-    def _batches(self) -> Iterator[Batch]:
-        recipe, machine = self._surroundings.recipe, self._surroundings.machine
-        found = batches(
-            self._images,
-            seed=recipe.seed,
-            stage=self._stage.index,
-            batch_size=self._stage.settings.batch_size,
-            start_update=self._learner.update,
-            rank=machine.rank,
-            world_size=machine.world_size,
-            flip=recipe.data.flip,
-            num_workers=self._images.num_workers,
-        )
-        if self._num_classes == 0:
-            return (batch._replace(labels=None) for batch in found)
-        return found
