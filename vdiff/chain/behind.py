@@ -28,14 +28,17 @@ class _Standing(NamedTuple):
         """Whether it is further than the first process's, or as far with another content;
         older copies do no harm.
         """
-        own, other = self[:2], first[:2]
+        own = (self.is_complete, self.update)
+        other = (first.is_complete, first.update)
         return own > other or (own == other and self.content != first.content)
 
     def __str__(self) -> str:
         if self.update < 0:
             return "nothing"
-        found = "complete" if self.is_complete else f"a save at update {self.update}"
-        return f"{found} ({self.content[:8]})"
+        told = f"a save at update {self.update}"
+        if self.is_complete:
+            told = "complete"
+        return f"{told} ({self.content[:8]})"
 
 
 def refuse_if_behind(processes: Meeting, run: RunFolder, stages: Sequence[str]) -> None:
