@@ -4,7 +4,7 @@ the floor under which a chain stops.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
 from vdiff.machine.machine import Machine
 from vdiff.metrics.agreement import AgreementSection
-from vdiff.metrics.metric import MetricSection, Reference, named
+from vdiff.metrics.metric import AnyMetricSection, MetricSection, Reference, named
 from vdiff.metrics.pair_metric import Pairs, are_pairs
 from vdiff.metrics.reference import StorePictures
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
 from vdiff.recipe.recipe import Recipe
 from vdiff.runs.folder import RunFolder
+from vdiff.system.plural import count
 
 
 class Trend:
@@ -46,32 +47,40 @@ class Trend:
         machine: Machine,
         cache: Path,
     ) -> None:
-        section, floor = recipe.evaluate, recipe.distill.stop_if.psnr_below
-        self.every, self.num_images = section.every, section.num_images
-        self._stage, self._teacher, self._machine = stage, teacher, machine
+        section = recipe.evaluate
+        self.every = section.every
+        self.num_images = section.num_images
+        self._stage = stage
+        self._teacher = teacher
+        self._machine = machine
         self._codec = codec_for(teacher)
-        self.is_on = section.every is not None or (teacher is not None and floor is not None)
-        sections = named(section.metrics) if section.every is not None else []
-        pairs = [each for each in sections if are_pairs(each)] if teacher is not None else []
-        if (
-            teacher is not None
-            and floor is not None
-            and not any(each.kind == "agreement" for each in pairs)
-        ):
+        has_floor = teacher is not None and recipe.distill.stop_if.psnr_below is not None
+        self.is_on = section.every is not None or has_floor
+        sections: Sequence[AnyMetricSection] = ()
+        if section.every is not None:
+            sections = named(section.metrics)
+        pairs: list[AnyMetricSection] = []
+        if teacher is not None:
+            pairs = [each for each in sections if are_pairs(each)]
+        if has_floor and not any(each.kind == "agreement" for each in pairs):
             pairs = [AgreementSection(), *pairs]
+        fingerprint = ""
+        if sections:
+            # of a foreign store it costs reading all of it
+            fingerprint = images.fingerprint
         against = Reference(
             StorePictures(images),
-            images.fingerprint if sections else "",
+            fingerprint,
             cache,
             where="evaluate.metrics",
         )
         is_first = machine.is_first  # the others draw their shares and measure nothing
         sets = [each for each in sections if isinstance(each, MetricSection) and is_first]
         self._metrics = {each.name: each.build(against) for each in sets}
-        self.has_pairs, self._pairs = bool(pairs), Pairs(pairs if is_first else [])
-        leasts = {name: metric.least for name, metric in self._metrics.items()} | {
-            each.name: each.least for each in pairs
-        }
+        self.has_pairs = bool(pairs)
+        self._pairs = Pairs(pairs if is_first else [])
+        leasts = {name: metric.least for name, metric in self._metrics.items()}
+        leasts |= {each.name: each.least for each in pairs}
         for name, least in leasts.items():
             if self.num_images < least:
                 fix = f"set `evaluate.num_images` to {least} or more"
@@ -128,9 +137,12 @@ def check_floor(
     if agreement is None:
         note(f"`{stage.name}` was made without `distill.stop_if`: its agreement is not known")
         return
-    psnr, num_images = agreement["psnr"], agreement["num_images"]
+    psnr = agreement["psnr"]
+    num_images = agreement["num_images"]
     if psnr is not None and psnr < floor:
-        of = f" of {num_images:,} pictures" if isinstance(num_images, int) else ""
+        of = ""
+        if isinstance(num_images, int):
+            of = f" of {count(num_images, 'picture')}"
         problem = (
             f"`{stage.name}` agrees with its teacher to {psnr:.2f} dB only{of}, "
             f"under the floor of {floor:g} dB"
@@ -149,8 +161,9 @@ def _of_log(log: Path, stage: str, updates: int) -> dict[str, Any] | None:
     """The agreement that the trend told after the last of so many updates;
     a shorter training had another one.
     """
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    for line in reversed(lines):
+    if not log.exists():
+        return None
+    for line in reversed(log.read_text(encoding="utf-8").splitlines()):
         try:
             entry = json.loads(line)
             is_end = entry["stage"] == stage and entry["update"] == updates
