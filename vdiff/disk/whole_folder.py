@@ -5,19 +5,17 @@ written beside, flushed to the disk, renamed.
 import contextlib
 import errno
 import os
-import re
 import shutil
 import stat
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vdiff.disk import os_files
+from vdiff.disk.beside import LEFTOVER, OLD, clean, forget_leftovers, free_beside, is_leftover
 from vdiff.disk.manifest import damage, manifest, read, read_json, sealed, sha256_of
 from vdiff.disk.ours import IsOurs, Kind, refuse_strange_file, strange
 from vdiff.errors import MachineError, ModelFileError
-from vdiff.system.os_processes import is_alive
 
 __all__ = [
     "check",
@@ -42,9 +40,6 @@ __all__ = [
     "write_text",
 ]
 
-_BESIDE = ".partial-"
-_OLD = "old-"
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.partial-(?P<old>old-)?\d+(-\d+)*", re.DOTALL)
 _AGAIN = "move it away, and type the same command again: what was done until now is kept"
 
 
@@ -147,64 +142,6 @@ def publish_file(beside: Path, path: Path, is_ours: IsOurs) -> None:
     os_files.replace(beside, path)
 
 
-def forget_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove half-written files that processes of this machine left in `folder`,
-    if those processes have ended.
-
-    name: of the file; None for any.
-    """
-    for leftover in folder.glob(f".*{_BESIDE}*"):
-        match = _LEFTOVER.fullmatch(leftover.name)
-        if match is None or name not in (None, match["name"]):
-            continue
-        # Another process may be writing this very file now: two commands may share a folder without
-        # a lock.
-        if is_leftover(leftover) and not _is_alive(leftover):
-            leftover.unlink(missing_ok=True)
-
-
-def is_leftover(path: Path) -> bool:
-    """Whether this is what a writer of a file left, or what it is writing:
-    nobody else gives such a name.
-    """
-    match = _LEFTOVER.fullmatch(path.name)
-    if match is None or match["old"]:
-        return False
-    return path.is_file() and not path.is_symlink()
-
-
-def clean(
-    parent: Path,
-    kind: Kind | None = None,
-    name: str | None = None,
-    files: Collection[str] | None = None,
-) -> None:
-    """Remove what writers that were killed left beside their targets in `parent`,
-    and put back what they set aside.
-
-    kind: of the folders that are made there. What has another name, or holds anything else, stays
-    as it is.
-    name: of the only target that is meant; None for all of them.
-    files: names of the files that are written there. None means every file without `kind`, and no
-    file with one.
-    """
-    for leftover in parent.glob(f".*{_BESIDE}*"):
-        match = _LEFTOVER.fullmatch(leftover.name)
-        if match is None or name not in (None, match["name"]):
-            continue
-        is_of_a_file = kind is None
-        if files is not None:
-            is_of_a_file = match["name"] in files
-        # A kill between setting the old folder aside and giving the new one its name leaves no
-        # folder at all.
-        if match["old"] and not os.path.lexists(parent / match["name"]):
-            os_files.rename(leftover, parent / match["name"])
-        elif kind is not None and kind.is_leftover(leftover):
-            kind.delete(leftover)
-        elif is_of_a_file and is_leftover(leftover):
-            leftover.unlink(missing_ok=True)
-
-
 def remove(folder: Path, kind: Kind) -> None:
     """Remove a folder in one step, if it is there:
     one that is half removed is never found under its name.
@@ -238,26 +175,6 @@ def _beside(target: Path, kind: Kind, num_bytes: int) -> Iterator[Path]:
             yield folder
         finally:
             kind.delete(folder)
-
-
-def free_beside(target: Path, aside: str = "") -> Path:
-    """A free name beside `target`, to write it or to set it aside.
-
-    Each process and thread has its own names.
-    """
-    name = f".{target.name}{_BESIDE}{aside}{os.getpid()}-{threading.get_native_id()}"
-    place = target.with_name(name)
-    number = 0
-    # An earlier process may have had the same number, and have been killed.
-    while os.path.lexists(place):
-        number += 1
-        place = target.with_name(f"{name}-{number}")
-    return place
-
-
-def _is_alive(leftover: Path) -> bool:
-    """Whether the process that a leftover is named after is at work."""
-    return is_alive(int(leftover.name.rpartition(_BESIDE)[2].split("-")[0]))
 
 
 @contextlib.contextmanager
@@ -324,7 +241,7 @@ def _set_aside(target: Path, kind: Kind) -> Path | None:
     if not os.path.lexists(target):
         return None
     kind.refuse_stranger(target, _AGAIN)
-    old = free_beside(target, _OLD)
+    old = free_beside(target, OLD)
     os_files.rename(target, old)
     try:
         # Asked again, under a name that nobody else uses: between the first look and the rename,
@@ -342,7 +259,7 @@ def _given_up(old: Path, target: Path | None = None) -> Path:
     Under its old name, `clean` would put it back after a kill, when half of it is deleted.
     target: where it is put back if that fails.   Errors: OSError.
     """
-    match = _LEFTOVER.fullmatch(old.name)
+    match = LEFTOVER.fullmatch(old.name)
     assert match is not None
     beside = free_beside(old.with_name(match["name"]))
     try:
