@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vdiff
-from vdiff.data import conversion
+from vdiff.data.in_order import in_order
 from vdiff.errors import PausedError
 from vdiff.runs import savepoint
 from vdiff.system import threads
@@ -43,11 +43,11 @@ def test_without_room_none_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_preparing_pauses_without_room_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(conversion.in_order(abs, [-1, -2, -3], num_threads=2)) == [1, 2, 3]
+    assert list(in_order(abs, [-1, -2, -3], num_threads=2)) == [1, 2, 3]
     no_room(monkeypatch)
     monkeypatch.setattr(threading.Thread, "start", never)
     with pytest.raises(PausedError, match="no further thread can be started"):
-        list(conversion.in_order(abs, [-1, -2, -3], num_threads=2))
+        list(in_order(abs, [-1, -2, -3], num_threads=2))
 
 
 def test_a_save_without_room_for_its_thread_is_an_error_and_leaves_the_one_before(

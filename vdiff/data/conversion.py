@@ -6,23 +6,19 @@ A ledger records what has become of them.
 import json
 import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from threading import Lock
-from typing import TypeVar
 
+from vdiff.data.in_order import in_order
 from vdiff.data.patience import has_memory, patiently
 from vdiff.data.sources import Picture
 from vdiff.data.sources.picture import UNREAD
 from vdiff.data.store import StoreWriter, image_key
-from vdiff.errors import PausedError
 from vdiff.images import decoding, images
 from vdiff.system.printable import printable
-from vdiff.system.threads import check_room
 
 # Keys of an unfinished store.
 JOB = "vdiff-job"
@@ -50,9 +46,6 @@ and everything else that is needed with it.
 
 # Of pictures that take hundreds of megabytes, only one is in memory at a time.
 _one_large = Lock()
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -250,56 +243,6 @@ def have_marks(pictures: Iterable[Picture], marks: str, num_threads: int) -> boo
             return False
         place += len(chunk_marks)
     return place == len(marks)
-
-
-def in_order(
-    work: Callable[[Item], Result],
-    items: Iterable[Item],
-    num_threads: int,
-    is_large: Callable[[Item], bool] = lambda item: False,
-) -> Generator[Result]:
-    """`map(work, items)` in threads, with at most two items per thread under way.
-
-    is_large: whether an item must be done before the next one is taken.
-    """
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(num_threads) as pool:
-        try:
-            for count, item in enumerate(items):
-                pending.append(
-                    _submitted(pool, partial(work, item), starts_thread=count < num_threads)
-                )
-                # Files of hundreds of megabytes in each thread would take all memory. `exception`
-                # waits for the end.
-                if is_large(item):
-                    pending[-1].exception()
-                if len(pending) >= 2 * num_threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            # After an error or a stop, the pool would finish all that waits before it ends.
-            for future in pending:
-                future.cancel()
-
-
-def _submitted(
-    pool: ThreadPoolExecutor, work: Callable[[], Result], starts_thread: bool
-) -> "Future[Result]":
-    try:
-        # Where there is no room for a thread, Python may wait for ever for the thread to begin.
-        if starts_thread:
-            check_room()
-        return pool.submit(work)
-    except (RuntimeError, MemoryError) as err:
-        # Python has no error of its own for this.
-        if "can't start new thread" not in str(err):
-            raise
-        fix = (
-            "use fewer `--workers`, or allow more threads and memory; "
-            "the same command then goes on from here"
-        )
-        raise PausedError("no further thread can be started", fix) from err
 
 
 def _chunks(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
