@@ -37,7 +37,12 @@ There are no exceptions.
 """
 
 DOORS = {
-    "lmdb": {"data/lmdb_pages.py", "data/opened.py", "data/store.py"},
+    "lmdb": {
+        "data/lmdb_pages.py",
+        "data/opened.py",
+        "data/store.py",
+        "data/store_writer.py",
+    },
     "PIL": {"images"},
     "safetensors": {"formats/weights.py", "model_folder/checkpoint.py"},
     "accelerate": {
