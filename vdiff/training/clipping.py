@@ -14,19 +14,22 @@ from vdiff.networks.sharded import full_tensor, is_sharded
 def total_norm(weights: Sequence[Tensor]) -> Tensor:
     """The norm of all gradients together, float [], on their device."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    if (
-        any(gradient.device.type != "cpu" or is_sharded(gradient) for gradient in gradients)
-        or not gradients
+    if not gradients or any(
+        gradient.device.type != "cpu" or is_sharded(gradient) for gradient in gradients
     ):
         return full_tensor(nn.utils.get_total_norm(gradients))
     # a CPU takes one thread for the norm of a tensor, but several for those of its rows, which also
     # round less
-    rows = [
-        vector_norm(each.flatten(1), dim=1) if each.dim() > 1 else each.flatten()
-        for each in gradients
-    ]
-    found: Tensor = vector_norm(torch.cat(rows))
-    return found
+    norm: Tensor = vector_norm(torch.cat([_norms_of_rows(each) for each in gradients]))
+    return norm
+
+
+def _norms_of_rows(gradient: Tensor) -> Tensor:
+    """Numbers with the norm of the gradient, [n]: of a vector its own."""
+    if gradient.dim() > 1:
+        norms: Tensor = vector_norm(gradient.flatten(1), dim=1)
+        return norms
+    return gradient.flatten()
 
 
 def divisor(norm: Tensor, limit: float | None) -> Tensor | None:
