@@ -27,11 +27,13 @@ class Average:
         update: how many were done, this one included.   is_done: bool [], on the weights' device.
         """
         decay = min(self.decay, (1 + update) / (10 + update))
-        move = move_all if is_done.device.type == "cuda" else move_each
-        average, weights = (
-            [local_shard(each) for each in tensors] for tensors in (self._average, self._weights)
-        )
-        move(average, weights, is_done * (1 - decay))
+        average = [local_shard(each) for each in self._average]
+        weights = [local_shard(each) for each in self._weights]
+        share = is_done * (1 - decay)
+        if is_done.device.type == "cuda":
+            move_all(average, weights, share)
+        else:
+            move_each(average, weights, share)
 
     def tensors(self) -> dict[str, Tensor]:
         """The average by parameter name, not copied."""
