@@ -14,6 +14,7 @@ from torch import Tensor
 from vdiff.disk import whole_folder
 from vdiff.errors import DivergedError
 from vdiff.machine.machine import Machine
+from vdiff.system.plural import count
 from vdiff.training.log_file import is_log
 from vdiff.training.progress import Progress
 from vdiff.training.settings import FitSection
@@ -58,19 +59,24 @@ class LossRecord:
         offset: int = 0,
     ) -> None:
         self.loss = float("nan")
-        self._stage, self._settings, self._machine, self._progress = (
-            stage,
-            settings,
-            machine,
-            progress,
-        )
-        self._path, self._track, self._offset = path, track, offset
-        self._pending = list(_own_part(pending["rows"], machine)) if pending is not None else []
-        self._skips = (
-            _Skips(*pending["skips"].tolist()) if pending and "skips" in pending else _Skips(0, 0)
-        )
+        self._stage = stage
+        self._settings = settings
+        self._machine = machine
+        self._progress = progress
+        self._path = path
+        self._track = track
+        self._offset = offset
+        self._pending: list[Tensor] = []
+        self._skips = _Skips(0, 0)
+        if pending is not None:
+            self._pending += _own_part(pending["rows"], machine)
+            # saves of earlier versions do not tell
+            if "skips" in pending:
+                self._skips = _Skips(*pending["skips"].tolist())
+        # loss and norm of the gradient, as the screen has them
         self._shown = (float("nan"), float("nan"))
-        self._first_update, self._begun = first_update, time.monotonic()
+        self._first_update = first_update
+        self._begun = time.monotonic()
         self._last_read = 0.0
         if machine.is_first:
             _forget_after(path, stage, first_update)
@@ -85,11 +91,8 @@ class LossRecord:
         elif time.monotonic() - self._last_read > _READ_SECONDS:
             self._shown = (float(measured[0]) * self._machine.world_size, float(measured[1]))
             self._last_read = time.monotonic()
-        speed = (
-            (update - self._first_update)
-            * self._settings.batch_size
-            / (time.monotonic() - self._begun)
-        )
+        num_images = (update - self._first_update) * self._settings.batch_size
+        speed = num_images / (time.monotonic() - self._begun)
         self._progress.update(update, *self._shown, learning_rate, speed)
 
     def check_learned(self) -> None:
@@ -145,17 +148,21 @@ class LossRecord:
         ).cpu()
 
     def _write(self, update: int, learning_rate: float) -> None:
-        rows, before = self._rows(), self._skips.total
+        rows = self._rows()
+        before = self._skips.total
         self._pending.clear()
         self._skips = self._skips.after(rows, self._stage)
         if self._skips.total > before:
             told = (
-                f"{self._skips.total - before} of the last {len(rows)} updates of "
+                f"{self._skips.total - before} of the last {count(len(rows), 'update')} of "
                 f"`{self._stage}` were skipped"
             )
             self._progress.note(f"{told}: their loss or gradient was not finite")
         finite = rows[rows.isfinite().all(1)]
-        loss, grad_norm = finite.mean(0).tolist() if len(finite) else (None, None)
+        loss: float | None = None
+        grad_norm: float | None = None
+        if len(finite):
+            loss, grad_norm = finite.mean(0).tolist()
         values = {
             "loss": loss,
             "grad_norm": grad_norm,
@@ -163,7 +170,9 @@ class LossRecord:
             "skipped": self._skips.total,
         }
         if loss is not None and grad_norm is not None:
-            self.loss, self._shown, self._last_read = loss, (loss, grad_norm), time.monotonic()
+            self.loss = loss
+            self._shown = (loss, grad_norm)
+            self._last_read = time.monotonic()
         if self._machine.is_first:
             with self._path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps({"stage": self._stage, "update": update, **values}) + "\n")
@@ -192,9 +201,13 @@ class _Skips(NamedTuple):
         """
         in_a_row, total, debt = self
         for is_finite in rows.isfinite().all(1).tolist():
-            in_a_row = 0 if is_finite else in_a_row + 1
-            total += not is_finite
-            debt = max(debt - 1, 0) if is_finite else debt + 2
+            if is_finite:
+                in_a_row = 0
+                debt = max(debt - 1, 0)
+            else:
+                in_a_row += 1
+                total += 1
+                debt += 2
             if in_a_row >= MOST_SKIPPED:
                 problem = (
                     f"`{stage}` diverged: {in_a_row} updates in a row had a loss or "
