@@ -77,10 +77,12 @@ def fit(
         return True
     for batch in _timed(batches):
         x = codec.encode(machine.take(batch.images))
-        condition = Condition(machine.take(batch.labels) if batch.labels is not None else None)
-        rng_of = RngOf(
-            seed, stage, batch.update, machine.take_exact(batch.places), settings.batch_size
-        )
+        labels = batch.labels
+        if labels is not None:
+            labels = machine.take(labels)
+        condition = Condition(labels)
+        places = machine.take_exact(batch.places)
+        rng_of = RngOf(seed, stage, batch.update, places, settings.batch_size)
         if learner.update == first:
             learner.choose_micro_batch(x, condition, rng_of)
             learner.build_ddp_buckets(x, condition, rng_of)
