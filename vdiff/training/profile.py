@@ -14,8 +14,10 @@ from torch.profiler import ProfilerActivity
 from vdiff import phases
 from vdiff.disk.ours import free_name
 
-WARM_UP, MEASURED = 3, 5
-"""Updates that are let pass, and those that are measured, from where a stage begins or goes on."""
+WARM_UP = 3
+"""Updates that are let pass, from where a stage begins or goes on."""
+MEASURED = 5
+"""Updates that are measured after that."""
 
 
 class Profile:
@@ -26,10 +28,15 @@ class Profile:
     """
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it would report a missing GPU as an error
-        self._path, self._say, self._updates = path, say, 0
+        # torch's profiler would report a missing GPU as an error
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+        self._path = path
+        self._say = say
+        self._updates = 0
         self._has_gpu = torch.cuda.is_available()
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._has_gpu
+        activities = [ProfilerActivity.CPU]
+        if self._has_gpu:
+            activities.append(ProfilerActivity.CUDA)
         self._profiler = torch.profiler.profile(activities=activities)
 
     def after_update(self) -> None:
@@ -71,10 +78,9 @@ class Profile:
             f"  {name:<10} {value * 1e3 / MEASURED:9.2f} ms {value / max(total, 1e-12):6.1%}"
             for name, value in seconds.items()
         ]
-        told = (
-            f"an update takes {total * 1e3 / MEASURED:.2f} ms"
-            + ", waiting for the GPU after every part" * self._has_gpu
-        )
+        told = f"an update takes {total * 1e3 / MEASURED:.2f} ms"
+        if self._has_gpu:
+            told += ", waiting for the GPU after every part"
         return [
             f"{told} (mean of {MEASURED}), of which",
             *lines,
