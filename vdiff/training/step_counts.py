@@ -2,7 +2,7 @@
 lead where they should.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise, repeat
 from math import prod
 
@@ -49,9 +49,9 @@ def listed_counts(start: int, wanted: Sequence[tuple[int | None, int | None]]) -
     for place, (steps, factor) in enumerate(wanted):
         before = found[-1]
         if (steps is None) == (factor is None):
-            problem = "a stage says either its `steps` or its `factor`"
+            said = "neither" if steps is None else "both"
             raise StageStepsError(
-                place, f"{problem}, this one says {'both' if steps else 'neither'}"
+                place, f"a stage says either its `steps` or its `factor`, this one says {said}"
             )
         if factor is not None:
             if before % factor:
@@ -77,7 +77,8 @@ def _followed(start: int, end: int, factor: Factor) -> tuple[list[int], str]:
     nothing where they do.
     """
     found = [start]
-    for each in factor if isinstance(factor, tuple) else repeat(factor):
+    factors: Iterable[int] = repeat(factor) if isinstance(factor, int) else factor
+    for each in factors:
         if found[-1] <= end:
             break
         if each < 2:
@@ -85,8 +86,9 @@ def _followed(start: int, end: int, factor: Factor) -> tuple[list[int], str]:
         if found[-1] % each and len(found) > 1:
             return found, f"leads from {start} steps to {found[-1]}, which {each} does not divide"
         if found[-1] % each:
-            begins = f"begins with {each}, which " if isinstance(factor, tuple) else ""
-            return found, f"{begins}does not divide {start} steps"
+            if isinstance(factor, tuple):
+                return found, f"begins with {each}, which does not divide {start} steps"
+            return found, f"does not divide {start} steps"
         found.append(found[-1] // each)
     if found[-1] < end:
         return found, f"leads from {found[-2]} steps to {found[-1]}, past `end_steps` {end}"
@@ -108,14 +110,24 @@ def _advice(start: int, end: int, factor: Factor, found: Sequence[int]) -> str:
         advice = f"`factor: {_written(_leading(end, found))}` leads to {end}"
     else:
         advice = f"no factors lead from {start} steps to {end}, which does not divide it"
+    ends = _ends(start, end, factor, found)
+    if ends:
+        others = " or ".join(map(str, ends))
+        advice += f"; with `factor` as it is, `end_steps` may be {others}"
+    return advice
+
+
+def _ends(start: int, end: int, factor: Factor, found: Sequence[int]) -> list[int]:
+    """Where the factors lead: their end, or with one for all stages the numbers of steps
+    before and after the one that is wanted.
+    """
     if isinstance(factor, tuple):
-        ends = [start // prod(factor)] if _all_divide(start, factor) else []
-    else:
-        ends = [number for number in found[1:] if number > end][-1:] + [
-            number for number in found if number < end
-        ][:1]
-    others = " or ".join(map(str, ends))
-    return advice + (f"; with `factor` as it is, `end_steps` may be {others}" if others else "")
+        if _all_divide(start, factor):
+            return [start // prod(factor)]
+        return []
+    above = [number for number in found[1:] if number > end]
+    below = [number for number in found if number < end]
+    return above[-1:] + below[:1]
 
 
 def _all_divide(start: int, factors: Sequence[int]) -> bool:
@@ -131,7 +143,9 @@ def _leading(end: int, found: Sequence[int]) -> Factor:
         *(before // after for before, after in pairwise(kept)),
         *_prime_factors(kept[-1] // end),
     )
-    return factors[0] if len(set(factors)) == 1 else factors
+    if len(set(factors)) == 1:
+        return factors[0]
+    return factors
 
 
 def _prime_factors(number: int) -> list[int]:
@@ -141,8 +155,12 @@ def _prime_factors(number: int) -> list[int]:
         while number % divisor == 0:
             found.append(divisor)
             number //= divisor
-    return found + [number] * (number > 1)
+    if number > 1:
+        found.append(number)
+    return found
 
 
 def _written(factor: Factor) -> str:
-    return str(list(factor)) if isinstance(factor, tuple) else str(factor)
+    if isinstance(factor, tuple):
+        return str(list(factor))
+    return str(factor)
