@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 FEATURES = "pixels, pair by pair from the same noise"
 
-_WINDOW, _SPREAD = 11, 1.5
+_WINDOW = 11
+_SPREAD = 1.5
 _RANGE = 2.0
-_CONTRAST, _LUMINANCE = (0.03 * _RANGE) ** 2, (0.01 * _RANGE) ** 2
+"""From black to white."""
+# K2 and K1 of Wang et al. 2004
+_CONTRAST = (0.03 * _RANGE) ** 2
+_LUMINANCE = (0.01 * _RANGE) ** 2
 
 
 class AgreementSection(PairMetricSection):
@@ -107,7 +111,10 @@ def _of_batch(a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 def from_means(mse: float, ssim: float) -> Agreement:
     """The agreement of pictures with these means over all of them."""
-    return Agreement(mse, 10 * math.log10(_RANGE**2 / mse) if mse > 0 else math.inf, ssim)
+    psnr = math.inf
+    if mse > 0:
+        psnr = 10 * math.log10(_RANGE**2 / mse)
+    return Agreement(mse, psnr, ssim)
 
 
 def squared_differences(a: Tensor, b: Tensor) -> Tensor:
@@ -127,8 +134,7 @@ def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
     import torch
 
     _check(a, b)
-    # over small windows: E[a^2] - E[a]^2 of float32 would lose what is compared where a picture is
-    # flat
+    # float64: where a picture is flat, E[a^2] - E[a]^2 of float32 would be rounding alone
     pictures = torch.stack([a, b]).double()
     mean_a, mean_b = _blurred(pictures)
     square_a, square_b = _blurred(pictures.square())
