@@ -41,13 +41,13 @@ class Extractor:
         print_: str,
         on_progress: OnProgress,
     ) -> None:
-        self.name, self.print, self.version = name, print_, version("torch-fidelity")
-        self._network, self._layers, self._device, self._on_progress = (
-            network,
-            layers,
-            device,
-            on_progress,
-        )
+        self.name = name
+        self.print = print_
+        self.version = version("torch-fidelity")
+        self._network = network
+        self._layers = layers
+        self._device = device
+        self._on_progress = on_progress
         self._kept: list[tuple[Pictures, dict[str, Any]]] = []
 
     def layer(self, metric: str) -> str:
@@ -76,7 +76,8 @@ class Extractor:
     @torch.no_grad()
     def _extract(self, pictures: Pictures) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}
-        done, total = 0, len(pictures)
+        done = 0
+        total = len(pictures)
         self._on_progress(done, total)
         for chunk in chunks(pictures):
             for batch in torch.split(_as_colour(chunk), _BATCH):
@@ -137,12 +138,12 @@ def _load(name: str, means: Means) -> Extractor:
     }
     with _read_safely(name, means.weights):
         network = create_feature_extractor(name, sorted(set(layers.values())), **options)
-    print_ = (
-        hashlib.sha256(means.weights.read_bytes()).hexdigest()
-        if means.weights
-        else _print_of(network)
-    )
-    device = exact(means.device)  # what torch-fidelity needs is not known to be there on MPS
+    if means.weights is not None:
+        print_ = hashlib.sha256(means.weights.read_bytes()).hexdigest()
+    else:
+        print_ = _print_of(network)
+    # what torch-fidelity needs is not known to be there on MPS
+    device = exact(means.device)
     return Extractor(name, network.to(device), layers, device, print_, means.on_progress)
 
 
@@ -188,7 +189,10 @@ def _read_safely(name: str, weights: Path | None) -> Iterator[None]:
     except Exception as err:  # torch and torch-fidelity tell it in many ways
         raise _not_loaded(name, weights, err) from err
     finally:
-        os.environ.pop(_SAFELY) if before is None else os.environ.update({_SAFELY: before})
+        if before is None:
+            os.environ.pop(_SAFELY)
+        else:
+            os.environ[_SAFELY] = before
 
 
 def _not_loaded(name: str, weights: Path | None, err: Exception) -> VdiffError:
