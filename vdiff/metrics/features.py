@@ -37,8 +37,9 @@ class _FidelitySection(MetricSection):
     @property
     def name(self) -> str:
         """With another network it is another number, and has another name."""
-        is_usual = self.extractor == type(self).model_fields["extractor"].default
-        return super().name if is_usual else f"{self.renamed}_{self.extractor}"
+        if self.extractor == type(self).model_fields["extractor"].default:
+            return super().name
+        return f"{self.renamed}_{self.extractor}"
 
     def _compared(self, against: Reference) -> "Extractor":
         """The network, after a look at the reference: its weights may be a download."""
@@ -51,7 +52,9 @@ class _FidelitySection(MetricSection):
 class _FrechetSection(_FidelitySection):
     """A Frechet distance of features."""
 
-    renamed, better, enough = "fd", "less is better", 10_000
+    renamed = "fd"
+    better = "less is better"
+    enough = 10_000
 
     def build(self, against: Reference) -> "Frechet":
         from vdiff.metrics.fidelity import Frechet
@@ -80,7 +83,10 @@ class FrechetDinoSection(_FrechetSection):
 class KernelSection(_FidelitySection):
     """Kernel inception distance."""
 
-    renamed, title, better, least = "kd", "KID", "less is better", SUBSET_SIZE
+    renamed = "kd"
+    title = "KID"
+    better = "less is better"
+    least = SUBSET_SIZE
     kind: Literal["kid"] = free_to_change("kid")
     """Which metric."""
 
@@ -93,7 +99,9 @@ class KernelSection(_FidelitySection):
 class _NeighboursSection(_FidelitySection):
     """How far samples and reference lie among one another."""
 
-    better, least, most = "more is better", NUM_NEIGHBOURS + 1, 1.0
+    better = "more is better"
+    least = NUM_NEIGHBOURS + 1
+    most = 1.0
     extractor: str = free_to_change(VGG)
     """Network whose features are compared, by its name in torch-fidelity."""
 
@@ -106,7 +114,8 @@ class _NeighboursSection(_FidelitySection):
 class PrecisionSection(_NeighboursSection):
     """Improved precision: the share of samples that lie among the reference."""
 
-    renamed, title = "precision", "Precision"
+    renamed = "precision"
+    title = "Precision"
     kind: Literal["precision"] = free_to_change("precision")
     """Which metric."""
 
@@ -114,7 +123,8 @@ class PrecisionSection(_NeighboursSection):
 class RecallSection(_NeighboursSection):
     """Improved recall: the share of the reference that lies among the samples."""
 
-    renamed, title = "recall", "Recall"
+    renamed = "recall"
+    title = "Recall"
     kind: Literal["recall"] = free_to_change("recall")
     """Which metric."""
 
@@ -122,7 +132,10 @@ class RecallSection(_NeighboursSection):
 class InceptionScoreSection(_FidelitySection):
     """Inception score."""
 
-    renamed, title, better, least = "score", "Inception score", "more is better", NUM_SPLITS
+    renamed = "score"
+    title = "Inception score"
+    better = "more is better"
+    least = NUM_SPLITS
     kind: Literal["inception_score"] = free_to_change("inception_score")
     """Which metric."""
 
