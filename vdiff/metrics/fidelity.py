@@ -26,8 +26,12 @@ class _OfFeatures:
     metric: ClassVar[str]
 
     def __init__(self, used: Extractor, least: int, against: Reference) -> None:
-        self._used, self.least, self._against = used, least, against
-        weights = f", weights {used.print[:8]}" if against.weights is not None else ""
+        self._used = used
+        self.least = least
+        self._against = against
+        weights = ""
+        if against.weights is not None:
+            weights = f", weights {used.print[:8]}"
         self.features = (
             f"`{used.layer(self.metric)}` of {used.name}{weights}, torch-fidelity {used.version}"
         )
