@@ -69,11 +69,14 @@ def distance_with_interval(rows: Array, reference: Moments) -> Value:
     """The distance of rows of features to a reference, with its 95 % interval where it
     does not take too long.
     """
+    repetitions = REPETITIONS
+    if rows.shape[1] > _MOST_INTERVAL:
+        repetitions = 0
     return with_interval(
         Moments.of(rows).distance(reference),
         len(rows),
         lambda counts: Moments.counted(rows, counts).distance(reference),
-        REPETITIONS if rows.shape[1] <= _MOST_INTERVAL else 0,
+        repetitions,
     )
 
 
@@ -114,10 +117,13 @@ class PixelFrechet:
     def _set(
         self, shape: Sequence[int], num_components: int | None, centre: Array, basis: Array
     ) -> None:
-        self.shape, self._centre, self._basis = tuple(shape[1:]), centre, basis
+        self.shape = tuple(shape[1:])
+        self._centre = centre
+        self._basis = basis
         self.least = basis.shape[1] + 1
-        on = f" on the {num_components} first principal components of the reference"
-        self.features = f"pixels{on if num_components is not None else ''}"
+        self.features = "pixels"
+        if num_components is not None:
+            self.features += f" on the {num_components} first principal components of the reference"
 
     def distance(self, samples: Pictures) -> float:
         """The distance of samples [M, C, H, W], M >= 2, to the reference;
@@ -159,11 +165,11 @@ def _components(pictures: Pictures, num_components: int | None) -> tuple[Array, 
     """The mean [D] of pictures, and the directions [D, K] of greatest variance,
     greatest first; None: all pixels.
     """
-    count, size = len(pictures), torch.Size(pictures.shape[1:]).numel()
-    centre: Array = (
-        sum((_rows(part, "the reference").sum(axis=0) for part in chunks(pictures)), np.zeros(size))
-        / count
-    )
+    size = torch.Size(pictures.shape[1:]).numel()
+    total = np.zeros(size)
+    for part in chunks(pictures):
+        total = total + _rows(part, "the reference").sum(axis=0)
+    centre: Array = total / len(pictures)
     if num_components is None:
         return centre, np.eye(size)
     if size > _WHOLE_COVARIANCE:
@@ -176,10 +182,17 @@ def _applied(pictures: Pictures, centre: Array, directions: Array | None = None)
     """The sum over pictures of (x - centre) (x - centre)' directions: [D, K];
     None: of all pixels, [D, D].
     """
-    total = np.zeros((len(centre), len(centre) if directions is None else directions.shape[1]))
+    num_columns = len(centre)
+    if directions is not None:
+        num_columns = directions.shape[1]
+    total = np.zeros((len(centre), num_columns))
     for part in chunks(pictures):
         rows = _rows(part, "the reference") - centre
-        total += rows.T @ (rows if directions is None else rows @ directions)
+        if directions is None:
+            total += rows.T @ rows
+        else:
+            # in this order nothing of [D, D] is made
+            total += rows.T @ (rows @ directions)
     return total
 
 
