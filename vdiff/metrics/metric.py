@@ -235,8 +235,11 @@ def _named(text: str) -> MetricSection | PairMetricSection:
     section = METRICS.section(kind)
     if colon and section.short is None:
         raise UsageError(f"the metric `{kind}` takes no option", f"write `{kind}`", "--metrics")
+    options: dict[str, str] = {}
+    if colon and section.short is not None:
+        options[section.short] = option
     try:
-        return section.model_validate({section.short: option} if colon else {})
+        return section.model_validate(options)
     except ValueError as err:
         problem = f"`{option}` is no {section.short} of the metric `{kind}`"
         raise UsageError(
