@@ -189,7 +189,9 @@ def measures_of(found: Iterable[PairNumbers | None]) -> list[Measure]:
 
 def written(measure: Measure, value: float | None) -> str:
     """A number as people read it: `equal`, `23.1`, without its unit."""
-    return "equal" if value is None else format(value, measure.form)
+    if value is None:
+        return "equal"
+    return format(value, measure.form)
 
 
 def _named_as(measure: Measure, known: Iterable[Measure], names: Iterable[str]) -> list[Measure]:
@@ -208,13 +210,16 @@ def _suffixed(measure: Measure, suffix: str) -> Measure:
     if not suffix:
         return measure
     name = _with_suffix(measure.name, suffix)
-    title, brief = f"{measure.title} ({suffix})", f"{measure.brief} ({suffix})"
+    title = f"{measure.title} ({suffix})"
+    brief = f"{measure.brief} ({suffix})"
     metric = _with_suffix(measure.metric, suffix)
     return measure._replace(name=name, title=title, brief=brief, column=None, metric=metric)
 
 
 def _with_suffix(name: str, suffix: str) -> str:
-    return f"{name}_{suffix}" if suffix else name
+    if not suffix:
+        return name
+    return f"{name}_{suffix}"
 
 
 def _compared(
