@@ -33,7 +33,9 @@ class PixelFrechetSection(MetricSection):
 
         pictures = AsFloat(against.pictures)
         num_pixels = prod(pictures.shape[1:])
-        num_components = self.components if self.components < num_pixels else None
+        num_components: int | None = None
+        if self.components < num_pixels:
+            num_components = self.components
         least = min(self.components, num_pixels) + 1
         fix = (
             "give more pictures, or compare fewer components: "
