@@ -34,7 +34,9 @@ class SlicedDistance:
     least = 2
 
     def __init__(self, shape: tuple[int, ...], num_directions: int, quantiles: Array) -> None:
-        self._shape, self._num_directions, self._quantiles = shape, num_directions, quantiles
+        self._shape = shape
+        self._num_directions = num_directions
+        self._quantiles = quantiles
         self.features = f"pixels along {num_directions} fixed random directions, {LEVELS} quantiles"
 
     def value(self, samples: Pictures) -> Value:
@@ -72,9 +74,8 @@ def _quantiles(values: Tensor, order: Tensor, counts: Tensor) -> Tensor:
 
 
 def reference_quantiles(pictures: Pictures, num_directions: int) -> Array:
-    values, order = (
-        torch.from_numpy(_projected(pictures, num_directions)).T.contiguous().sort(dim=1)
-    )
+    projected = torch.from_numpy(_projected(pictures, num_directions))
+    values, order = projected.T.contiguous().sort(dim=1)
     return _quantiles(values, order, torch.ones(len(pictures), dtype=torch.int64)).numpy()
 
 
