@@ -20,6 +20,7 @@ from pydantic import (
 from vdiff.disk import whole_folder
 from vdiff.disk.ours import beginning
 from vdiff.errors import ModelFileError
+from vdiff.system.plural import count
 
 Role = Literal["original", "undistilled", "student"]
 
@@ -37,7 +38,7 @@ class ReferenceImages(_Part):
     num_images: int
 
     def __str__(self) -> str:
-        return f"{self.num_images:,} pictures ({self.fingerprint[:8]})"
+        return f"{count(self.num_images, 'picture')} ({self.fingerprint[:8]})"
 
 
 class Protocol(_Part):
@@ -77,7 +78,8 @@ class Protocol(_Part):
         what one alone tells is no difference.
         """
         for name in type(self).model_fields:
-            one, two = getattr(self, name), getattr(other, name)
+            one = getattr(self, name)
+            two = getattr(other, name)
             if name == "features":
                 changed = [metric for metric in one if one[metric] != two.get(metric, one[metric])]
                 if changed:
@@ -177,7 +179,9 @@ class EvaluationRow(_Part):
 
     def partner(self, whom: Literal["original", "teacher"]) -> PairNumbers | None:
         """One of the two."""
-        return self.teacher if whom == "teacher" else self.original
+        if whom == "teacher":
+            return self.teacher
+        return self.original
 
 
 class EvaluationTable(_Part):
@@ -194,7 +198,9 @@ class EvaluationTable(_Part):
         found = [row for row in self.rows if row.model == model and row.role != "undistilled"]
         if num_steps is not None:
             found = [row for row in self.rows if row.model == model and row.num_steps == num_steps]
-        return found[0] if found else None
+        if not found:
+            return None
+        return found[0]
 
     @property
     def format(self) -> int:
@@ -228,7 +234,9 @@ def read(path: Path) -> EvaluationTable | None:
     try:
         return EvaluationTable.model_validate(content)
     except ValidationError as err:
-        reason = "it was made by another version of vdiff" if newer else "it is damaged"
+        reason = "it is damaged"
+        if newer:
+            reason = "it was made by another version of vdiff"
         problem = f"`{path}` is no table of an evaluation: {reason}"
         raise ModelFileError(problem, "run `vdiff evaluate` again", path) from err
 
