@@ -15,6 +15,7 @@ from vdiff.disk import whole_folder
 from vdiff.disk.ours import Kind, beginning, is_picture
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.system import distribution
+from vdiff.system.plural import count
 
 FORMAT = 2
 """The newest that is known here. What format 1 can say is written as format 1,
@@ -178,8 +179,9 @@ class ModelCard:
         usual_times = self.num_steps if self.is_distilled else None
         if self.times != usual_times or self.is_denoiser == self.is_distilled:
             return 2
-        is_drawn_as_usual = self.sampler is None and self.guidance is None and self.codec == PIXELS
-        return 1 if is_drawn_as_usual else 2
+        if self.sampler is not None or self.guidance is not None or self.codec != PIXELS:
+            return 2
+        return 1
 
     @property
     def num_bytes(self) -> int:
@@ -214,12 +216,12 @@ def check_steps(card: ModelCard, num_steps: int, name: str, where: str = "--step
     if card.times is None or num_steps <= card.times:
         return
     if card.is_distilled and card.times == card.num_steps:
-        steps = f"{card.num_steps} step{'s' * (card.num_steps != 1)}"
+        steps = count(card.num_steps, "step")
         problem = f"`{name}` was distilled to {steps} and knows no times between them"
     else:
         problem = f"`{name}` knows the {card.times:,} times i / {card.times} only"
     raise UsageError(
-        problem, f"ask for at most {card.times} steps, or take a model with more", where
+        problem, f"ask for at most {count(card.times, 'step')}, or take a model with more", where
     )
 
 
@@ -252,8 +254,10 @@ def lacking(folder: Path, card: ModelCard) -> list[str]:
             size = (folder / name).stat().st_size
         except OSError:
             size = -1
-        if size != card.files[name]["size"]:
-            found.append(f"{name} is missing" if size < 0 else f"{name} has {size:,} bytes")
+        if size < 0:
+            found.append(f"{name} is missing")
+        elif size != card.files[name]["size"]:
+            found.append(f"{name} has {count(size, 'byte')}")
     return found
 
 
@@ -262,11 +266,9 @@ def parse(content: Mapping[str, Any], folder: Path) -> ModelCard:
 
     Errors: ModelFileError.
     """
-    path, made_by, found = (
-        folder / MANIFEST,
-        str(content.get("made_by", "?"))[:40],
-        content.get("format"),
-    )
+    path = folder / MANIFEST
+    made_by = str(content.get("made_by", "?"))[:40]
+    found = content.get("format")
     if type(found) is int and found > FORMAT:
         maker = made_by.replace("vdiff ", "vdiff >= ", 1)
         problem = f"`{folder}` has format {found}, made by {maker}; this vdiff knows up to {FORMAT}"
@@ -305,7 +307,9 @@ def _since_format_1(
         raise ModelFileError(
             f"`{path}` is damaged: `is_distilled` is neither true nor false", fix, path
         )
-    times = known.get("num_steps") if is_distilled else None
+    times = None
+    if is_distilled:
+        times = known.get("num_steps")
     of_today = {"times": times, "is_denoiser": not is_distilled}
     return {name: value for name, value in known.items() if name not in _SINCE_FORMAT_2} | of_today
 
