@@ -74,7 +74,9 @@ class Checkpoint:
 
 def codec_for(teacher: Checkpoint | None) -> Codec:
     """Between the pictures of a stage and what its network sees: a student has its teacher's."""
-    return teacher.codec if teacher is not None else codec_of(PIXELS)
+    if teacher is None:
+        return codec_of(PIXELS)
+    return teacher.codec
 
 
 def save(
@@ -138,7 +140,9 @@ def load(
     not read again.
     """
     card = read_card(folder)
-    found = damage(folder) if written is None else []
+    found: list[str] = []
+    if written is None:
+        found = damage(folder)
     if found:
         raise ModelFileError(
             f"`{folder}` is damaged ({len(found)} of {len(card.files)} files)",
@@ -261,7 +265,9 @@ def _network(card: ModelCard, folder: Path, written: Mapping[str, Tensor] | None
             f"`{folder}` contradicts itself: `{wrong}` in {CONFIG} is not what {MANIFEST} says"
         )
         raise ModelFileError(problem, "take another folder", folder / CONFIG)
-    weights = load_tensors(folder / WEIGHTS, expected) if written is None else written
+    weights = written
+    if weights is None:
+        weights = load_tensors(folder / WEIGHTS, expected)
     network = section.restore(config)
     # copies: mapping the file's memory changes the alignment, and so the rounding
     network.load_state_dict(weights)
