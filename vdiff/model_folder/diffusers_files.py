@@ -12,6 +12,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.formats import diffusers_files
 from vdiff.model_folder.card import PIXELS, ModelCard
 from vdiff.networks.network import Network, as_network
+from vdiff.system.plural import count
 
 README = "README.md"
 """Not among the files that a model folder vouches for:
@@ -24,7 +25,9 @@ def class_of(network: Network) -> str | None:
     None where there is none.
     """
     settings = network.diffusers()
-    return None if settings is None else str(settings["_class_name"])
+    if settings is None:
+        return None
+    return str(settings["_class_name"])
 
 
 def model_index(card: ModelCard, network: Network) -> dict[str, Any] | None:
@@ -37,18 +40,24 @@ def model_index(card: ModelCard, network: Network) -> dict[str, Any] | None:
 
 def scheduler_config(card: ModelCard, denoiser: Denoiser) -> dict[str, Any]:
     """The content of scheduler_config.json."""
-    own_steps = card.num_steps if card.times is not None else None
+    own_steps: int | None = None
+    if card.times is not None:
+        own_steps = card.num_steps
     return diffusers_files.scheduler(denoiser.schedule, denoiser.predicts, own_steps)
 
 
 def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:
     """README.md: what the model is and how pictures are drawn with it."""
-    network, grid = as_network(denoiser.network), denoiser.schedule.grid
+    network = as_network(denoiser.network)
+    grid = denoiser.schedule.grid
     channels, height, width = card.shape
     kind = {1: "grey", 3: "colour", 4: "RGBA"}.get(channels, f"{channels}-channel")
-    steps = f"{card.num_steps} step{'s' * (card.num_steps != 1)}"
+    steps = count(card.num_steps, "step")
+    hub_class: str | None = None
+    if _is_drawn_by_ddim(card):
+        hub_class = class_of(network)
     parts = [
-        _front_matter(class_of(network) if _is_drawn_by_ddim(card) else None),
+        _front_matter(hub_class),
         f"# {card.name}",
         f"Draws {kind} pictures of {width} x {height} pixels in **{steps}**. {_origin(card)}",
     ]
@@ -60,16 +69,19 @@ def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:
 
 def _front_matter(class_name: str | None) -> str:
     """What model hubs read."""
-    library = ["library_name: diffusers"] if class_name else []
-    lines = [
-        "---",
-        *library,
+    lines = ["---"]
+    if class_name:
+        lines.append("library_name: diffusers")
+    lines += [
         "pipeline_tag: unconditional-image-generation",
         "tags:",
         "- vdiff",
         "- diffusion",
+        "- progressive-distillation",
+        "- few-step",
+        "---",
     ]
-    return "\n".join([*lines, "- progressive-distillation", "- few-step", "---"])
+    return "\n".join(lines)
 
 
 def _origin(card: ModelCard) -> str:
@@ -112,17 +124,20 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
         )
         return [told, with_vdiff]
     num_steps = min(card.num_steps, grid)
-    pipeline = "DiffusionPipeline" if card.num_classes else "DDIMPipeline"
+    pipeline = "DDIMPipeline"
     labels = ""
+    num_images = 4
     if card.num_classes:
-        some = ", ".join(str(label) for label in range(min(card.num_classes, 4)))
+        pipeline = "DiffusionPipeline"
+        num_images = min(card.num_classes, 4)
+        some = ", ".join(str(label) for label in range(num_images))
         labels = f"class_labels=[{some}], "
-    count = min(card.num_classes, 4) or 4
     code = [
         f"from diffusers import {pipeline}",
         "",
         f'pipeline = {pipeline}.from_pretrained("{card.name}")',
-        f"pictures = pipeline(batch_size={count}, {labels}num_inference_steps={num_steps}).images",
+        f"pictures = pipeline(batch_size={num_images}, {labels}"
+        f"num_inference_steps={num_steps}).images",
     ]
     texts = ["```python\n" + "\n".join(code) + "\n```"]
     if card.times is not None:
@@ -150,14 +165,18 @@ def _is_drawn_by_ddim(card: ModelCard) -> bool:
 
 
 def _facts(card: ModelCard) -> str:
+    sampler = "DDIM"
+    if card.sampler is not None:
+        sampler = str(card.sampler["kind"])
+    seen = "?"
+    if isinstance(card.data.get("num_images"), int):
+        seen = f"{card.data['num_images']:,}"
     rows = {
-        "sampler": f"{card.sampler['kind'] if card.sampler else 'DDIM'}, {card.num_steps} steps",
+        "sampler": f"{sampler}, {count(card.num_steps, 'step')}",
         "parameters": f"{card.num_parameters:,}",
         "updates": f"{card.updates:,}",
         "predicts": str(card.diffusion.get("predicts", "?")),
-        "pictures seen": f"{card.data['num_images']:,}"
-        if isinstance(card.data.get("num_images"), int)
-        else "?",
+        "pictures seen": seen,
     }
     if card.parent is not None:
         rows["teacher"] = f"`{card.parent['name']}`, SHA-256 {card.parent['hash'][:16]}..."
