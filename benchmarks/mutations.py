@@ -80,11 +80,6 @@ _EXACT = "to rounding, more of them give the same components"
 EXPLAINED: dict[tuple[str, str, str], str] = {
     ("vdiff/machine/differences.py", 'return ""', "return None"): _ANSWERS_NO,
     ("vdiff/reporting/verdict.py", "return False", "return None"): _ANSWERS_NO,
-    (
-        "vdiff/training/learner.py",
-        "zip(names, self._network.parameters(), strict=True)",
-        "(zip(names, self._network.parameters()))",
-    ): "both are lists of one network's parameters",
     ("vdiff/metrics/frechet.py", "16", "(17)"): _EXACT,
     ("vdiff/metrics/frechet.py", "8", "(9)"): _EXACT,
     (
