@@ -123,6 +123,11 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
             "none. vdiff knows all:"
         )
         return [told, with_vdiff]
+    return [*_with_diffusers(card, grid), "Or with vdiff:", with_vdiff]
+
+
+def _with_diffusers(card: ModelCard, grid: int) -> list[str]:
+    """How diffusers draws with the model, and what it does not know of it."""
     num_steps = min(card.num_steps, grid)
     pipeline = "DDIMPipeline"
     labels = ""
@@ -154,7 +159,7 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
             f"It has {card.num_classes} classes, 0 to {card.num_classes - 1}. "
             "`DDIMPipeline` cannot pass them on; the pipeline that `model_index.json` names does."
         )
-    return [*texts, "Or with vdiff:", with_vdiff]
+    return texts
 
 
 def _is_drawn_by_ddim(card: ModelCard) -> bool:
