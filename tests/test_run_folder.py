@@ -58,6 +58,21 @@ def test_a_link_in_the_place_of_what_is_written_to_is_refused(tmp_path: Path, na
     assert (outside / ".base_0.partial-1").is_dir()
 
 
+@pytest.mark.parametrize(
+    "part", ["weights", "average", "optimizer", "course", "objective", "pending"]
+)
+def test_what_a_killed_save_left_is_removed_whatever_part_it_was_writing(
+    tmp_path: Path, part: str
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    left = run.saves("base_0") / ".000000004.partial-1-1"
+    left.mkdir(parents=True)
+    (left / f"{part}.safetensors").touch()
+    with run.lock():
+        pass
+    assert not left.exists()
+
+
 def test_the_run_itself_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "big")

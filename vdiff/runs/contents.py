@@ -17,7 +17,7 @@ STATUS = "status.json"
 STATE = "state.json"
 """The file of a savepoint that tells its update and its files."""
 
-_SAVE = r"state\.json|(weights|average|optimizer|course|pending)\.safetensors"
+_SAVE = r"state\.json|(weights|average|optimizer|course|objective|pending)\.safetensors"
 SAVE = Kind(STATE, re.compile(_SAVE))
 """How vdiff knows a savepoint that it made."""
 
