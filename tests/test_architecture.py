@@ -96,6 +96,9 @@ NO_TORCH = (
 nor does any `__init__` of a package.
 """
 HEAVY = ("torch", "torchvision", "accelerate", "safetensors")
+MOST_LINES = 370
+MOST_LINES_OF_A_COMMAND = 405
+"""Of a file: a command states its options, each with its help, in one place."""
 SECTIONS_OF_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -264,7 +267,7 @@ def test_a_way_to_torch_through_other_files_is_seen() -> None:
 @pytest.mark.parametrize("path", FILES, ids=short)
 def test_a_file_is_short_and_says_what_it_knows(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 410
+    assert len(lines) <= (MOST_LINES_OF_A_COMMAND if room(path) == "cli" else MOST_LINES)
     assert lines[0].startswith('"""')
     assert ast.get_docstring(tree(path))
 
