@@ -61,8 +61,11 @@ def check_network(section: NetworkSection, image_size: int = 8, channels: int = 
         with torch.no_grad():
             for weight in network.parameters():  # fresh ones may be 0, and all of it with them
                 weight.add_(0.05 * torch.randn_like(weight))
-    z, time = noise(_BATCH, channels, image_size), torch.tensor([3.0, 400.5, 999.0])
-    condition = of_seeds(range(_BATCH), section.told_classes) if section.told_classes else NOTHING
+    z = noise(_BATCH, channels, image_size)
+    time = torch.tensor([3.0, 400.5, 999.0])
+    condition = NOTHING
+    if section.told_classes:
+        condition = of_seeds(range(_BATCH), section.told_classes)
     with torch.no_grad():
         out = network(z, time, condition)
         _holds(
@@ -275,13 +278,16 @@ def check_dataset(section: DatasetSection) -> None:
     chosen = sorted({0, images.num_images // 2, images.num_images - 1})
     for there in (again, copy.deepcopy(images)):  # as it travels to the processes that decode ahead
         for index in chosen:
-            (pixels, label), (same, told) = images[index], there[index]
+            pixels, label = images[index]
+            same, told = there[index]
             _holds(pixels.dtype == np.uint8, f"picture {index} is {pixels.dtype}, not uint8")
             _holds(
                 pixels.shape == wanted,
                 f"picture {index} has the shape {pixels.shape}, not {wanted}",
             )
-            is_class = 0 <= label < images.num_classes if images.num_classes else label == -1
+            is_class = label == -1
+            if images.num_classes:
+                is_class = 0 <= label < images.num_classes
             _holds(is_class, f"picture {index} has the class {label} of {images.num_classes}")
             is_same = np.array_equal(pixels, same) and label == told
             _holds(is_same, f"picture {index} is another when it is opened again, or copied")
