@@ -224,12 +224,14 @@ class StageRun:
         """
         machine = self._surroundings.machine
         run = self._surroundings.run
-        machine.wait()  # all come here together; none may look while the first one still saves
+        # all come here together; none may look while the first one still saves
+        machine.wait()
         newest = machine.processes.told(
             lambda: [point.name for point in run.points(self._stage.name)]
         )
         if newest and int(newest[0]) >= self._stage.settings.updates:
-            raise err  # trained to the end: going back there would change nothing
+            # trained to the end: going back there would change nothing
+            raise err
         done = self._learner.rollbacks
         if done >= self._stage.settings.rollbacks or not newest:
             section = "distill" if self._teacher else "train"
@@ -280,7 +282,7 @@ class StageRun:
         if self._profile:
             self._profile.close()
         work.tell_saved()
-        # else one that leaves early would have its launcher end the one that still writes
+        # one that leaves early would make its launcher end the one that still writes
         machine.wait()
         if trained is None:
             raise self._surroundings.stopped(f"`{name}` is saved at update {learner.update}")

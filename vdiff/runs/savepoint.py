@@ -146,8 +146,8 @@ def write(
 
 def _check_finite(update: int, state: State, anywhere: Callable[[bool], bool]) -> None:
     verdicts = [torch.isfinite(local_shard(tensor)).all() for tensor in state["weights"].values()]
-    # one answer to wait for, not one per tensor; and one for all: whoever went on alone would wait
-    # for the others
+    # one answer for all tensors: each would be waited for. One for all processes: one that went on
+    # alone would wait for the others for ever
     if anywhere(not bool(torch.stack(verdicts).all())):
         raise DivergedError(
             f"the weights are no longer finite after update {update}",
@@ -166,7 +166,7 @@ def _write(folder: Path, facts: Mapping[str, Any], tensors: State) -> None:
             save_tensors(target / f"{part}.safetensors", dict(named))
 
     size = sum(map(num_bytes, tensors.values()))
-    # which reads it back
+    # older saves go only after this one was read back, which `write` does
     whole_folder.write(folder / f"{facts['update']:09d}", SAVE, facts, fill, size)
     for old in points(folder)[NUM_KEPT:]:
         _forget(old)
@@ -272,7 +272,8 @@ def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint
         )
     _check_trajectory(before, trajectory, folder)
     _check_length(update, trajectory)
-    listed = (point / name for name in content["files"])  # nobody has vouched for any other
+    # nobody has vouched for any other file
+    listed = (point / name for name in content["files"])
     parts = {path.stem: load_tensors(path) for path in listed if path.suffix == ".safetensors"}
     rows = parts.get("pending", {}).get("rows")
     if (

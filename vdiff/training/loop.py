@@ -61,7 +61,7 @@ def fit(
     should_stop: Callable[[], bool],
     chores: Sequence[Chore],
 ) -> bool:
-    """Train until `learner.settings.updates`; True when that is reached,
+    """Train until `learner.settings.updates` are done. True when they are;
     False when it was stopped before.
 
     batches: this process's shares, the first one for the learner's next update.
