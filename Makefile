@@ -6,6 +6,8 @@ BIN := .venv/bin
 
 .PHONY: demo test quick fix lint types types-here types-darwin types-win32 check coverage clean
 .DELETE_ON_ERROR:
+# Each of the many processes that tests start would compile vdiff again.
+unexport PYTHONDONTWRITEBYTECODE
 
 demo: .venv/.installed
 	$(BIN)/vdiff demo
@@ -59,8 +61,10 @@ check: .venv/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
+# pip compiles modules on one core, `compileall` on all. A package may hold files that are not for this Python.
 .venv/.installed-dev: pyproject.toml | .venv/.python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch .venv/.installed $@
 
 .venv/.python:
