@@ -1,16 +1,21 @@
 """Pictures, stores and runs to test with, made on the spot."""
 
 import gc
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from tests.forked import CONTEXT
 from tests.tiny import RECIPE, TinyRun
+from vdiff.cli import app
 from vdiff.cli.options import mode
 from vdiff.data.prepare import prepare
 
@@ -78,6 +83,18 @@ def usual_signals() -> Iterator[None]:
 
 
 @pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that load pictures are forks of a process that has torch already, see tests.forked:
+    a new one imports it for seconds. For tests of what workers do, not of how they begin.
+    """
+
+    def loader(*given: Any, **named: Any) -> DataLoader[Any]:
+        return DataLoader(*given, **{**named, "multiprocessing_context": CONTEXT})
+
+    monkeypatch.setattr("vdiff.data.loader.DataLoader", loader)
+
+
+@pytest.fixture
 def make_pictures(tmp_path: Path) -> MakePictures:
     """Makes a folder of `count` PNG pictures, spread over class folders if there are any."""
 
@@ -112,3 +129,35 @@ def tiny_run(store: Path, tmp_path: Path) -> Iterator[TinyRun]:
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     yield TinyRun(tmp_path, text)
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def distilled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store, a recipe and its run `runs/tiny` of 8, 4, 2 and 1 steps,
+    as the commands make them. No test writes to it.
+    """
+    folder = tmp_path_factory.mktemp("distilled")
+    for index in range(12):
+        path = folder / "pictures" / ("cat", "dog")[index % 2] / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(12, 10, seed=index).save(path)
+    prepare(folder / "pictures", folder / "store", sizes=[8, 16])
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.format(store=folder / "store"), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        assert app.run(["distill", "-q", "--device", "cpu"]) == 4  # no base yet
+        assert app.run(["train", "-q", "--device", "cpu"]) == 0
+        assert app.run(["distill", "-q", "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def distilled(distilled_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run in the current folder, beside its recipe.
+    The pictures and the store stay where they are.
+    """
+    shutil.copytree(distilled_once / "runs", tmp_path / "runs")
+    shutil.copy(distilled_once / "recipe.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return Path("runs/tiny")

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     [
         "torch",
         "torch._dynamo",
@@ -113,7 +113,7 @@ class Forked:
             self._said = Path(said.name)
         everything = {**os.environ, **variables}
         given = (work, list(arguments), str(folder), everything, str(self._said))
-        self._process = _CONTEXT.Process(target=_run, args=given)
+        self._process = CONTEXT.Process(target=_run, args=given)
         self._process.start()
 
     @property

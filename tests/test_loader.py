@@ -158,6 +158,7 @@ def test_workers_give_the_same_batches_and_leave_the_global_rng_alone(store: Pat
     assert all(same(*pair) for pair in zip(alone, ahead, strict=True))
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_an_error_in_a_worker_is_the_error_of_the_run(store: Path) -> None:
     source = LmdbImagesSection(path=store, size=8).open()
     with StoreWriter(store) as writer:
@@ -167,6 +168,7 @@ def test_an_error_in_a_worker_is_the_error_of_the_run(store: Path) -> None:
     assert caught.value.fix
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_dies_is_reported_with_advice() -> None:
     with pytest.raises(MachineError, match="died") as caught:
         first(5, Dying(4), batch_size=1, num_workers=1)
@@ -253,6 +255,7 @@ class Signalling(Numbers):
         return super().__getitem__(index)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGALRM])
 def test_a_worker_outlives_the_first_signals_so_that_the_update_can_be_finished(
     number: int,
