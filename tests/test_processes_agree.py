@@ -7,8 +7,6 @@ import json
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -16,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import Forked, Work, vdiff
+from tests.forked import Forked, Work, vdiff, vdiff_and_workers
 from tests.tiny import TinyRun
 from vdiff.cli import session
 from vdiff.cli.failures import explain
@@ -29,7 +27,6 @@ from vdiff.runs import status
 ROOT = Path(__file__).parents[1]
 SECONDS = 600.0
 """After which a process counts as stuck: machines that test are slow now and then."""
-VDIFF = [sys.executable, "-m", "vdiff"]
 
 
 class Hosts:
@@ -114,8 +111,9 @@ def test_without_a_common_disk_only_the_first_process_needs_the_run(
         assert codes == [0, 0], "".join(said)
     assert sorted(path.name for path in hosts[1].iterdir()) == ["store"]
     for command in (TRAIN, distill):
-        two = [*VDIFF, *command, "--gpus", "2", "--run", "same"]
-        subprocess.run(two, cwd=hosts[0], check=True, capture_output=True)
+        two = Forked(vdiff_and_workers, [*command, "--gpus", "2", "--run", "same"], hosts[0], {})
+        told = two.communicate(timeout=SECONDS)[0]
+        assert two.returncode == 0, told
     first = TinyRun(hosts[0], "")
     assert first.hashes("run") == first.hashes("same")
     assert (hosts[0] / "drawn.npz").is_file()
