@@ -39,7 +39,7 @@ CHANGES = [
     ),
     "network.dropout=0.1",
     (
-        "train={updates: 250, batch_size: 5, micro_batch: 5, learning_rate: 1.0e-4, ema: "
+        "train={updates: 150, batch_size: 5, micro_batch: 5, learning_rate: 1.0e-4, ema: "
         "0.9, log_every: 5}"
     ),
     "sample={num_images: 1}",
@@ -147,7 +147,7 @@ def losses(run: str) -> list[float]:
 
 
 def test_a_signal_ends_a_training_that_goes_on_where_it_was(unbroken: TinyRun) -> None:
-    for number, code, update in ((signal.SIGTERM, 143, 10), (signal.SIGINT, 130, 50)):
+    for number, code, update in ((signal.SIGTERM, 143, 10), (signal.SIGINT, 130, 40)):
         process = start()
         wait_for_update(Path("runs/run/log.jsonl"), update)
         process.send_signal(number)
@@ -169,7 +169,7 @@ def test_a_closed_terminal_saves_and_an_emergency_exit_leaves_a_run_that_goes_on
     assert place.points("original")
 
     process = start()
-    wait_for_update(place.log, 50)
+    wait_for_update(place.log, 40)
     process.send_signal(signal.SIGQUIT)
     assert ended(process) == -signal.SIGQUIT
     killed = status.read(place.status)
@@ -179,7 +179,7 @@ def test_a_closed_terminal_saves_and_an_emergency_exit_leaves_a_run_that_goes_on
     assert "killed, without a word" in capfd.readouterr().err
 
     process = start()
-    wait_for_update(place.log, 90)
+    wait_for_update(place.log, 70)
     for number in (
         signal.SIGPIPE,
         signal.SIGCHLD,
@@ -190,10 +190,10 @@ def test_a_closed_terminal_saves_and_an_emergency_exit_leaves_a_run_that_goes_on
     ):
         process.send_signal(number)
     process.send_signal(signal.SIGCONT)
-    wait_for_update(place.log, 110)
+    wait_for_update(place.log, 85)
     process.send_signal(signal.SIGALRM)
     assert ended(process) == 142
-    assert int(place.points("original")[0].name) >= 110
+    assert int(place.points("original")[0].name) >= 85
     assert ended(start()) == 0
     assert unbroken.hashes("runs/run") == unbroken.hashes("runs/unbroken")
 
@@ -246,7 +246,7 @@ def test_two_processes_are_one(unbroken: TinyRun) -> None:
     for weight, other in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(other, weight, rtol=0, atol=1e-5)
 
-    process = start_anew("--gpus", "2", "--device", "cpu")
+    process = start("--gpus", "2", "--device", "cpu")
     wait_for_update(Path("runs/run/log.jsonl"), 10)
     workers = children(process.pid)
     assert len(workers) == 2
