@@ -18,21 +18,10 @@ WEIGHTS = "run/base_0/unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same on the system that is there."""
-    return gone_through("linux", tmp_path_factory.mktemp("linux"))
-
-
-def gone_through(system: str, folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-W",
-        "error::RuntimeWarning",
-        "-m",
-        "tests.elsewhere",
-        system,
-        str(folder),
-    ]
+def gone_through(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each system, with what was made as it would be there."""
+    folder = tmp_path_factory.mktemp("systems")
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.elsewhere", str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
@@ -42,7 +31,6 @@ def gone_through(system: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_a_model_is_made_and_drawn_with_where_the_system_lacks_what_linux_has(
-    system: str, here: Path, tmp_path: Path
+    system: str, gone_through: Path
 ) -> None:
-    there = gone_through(system, tmp_path)
-    assert sha256(there / WEIGHTS) == sha256(here / WEIGHTS)
+    assert sha256(gone_through / system / WEIGHTS) == sha256(gone_through / "linux" / WEIGHTS)
