@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,14 @@ MOST_LINES_OF_A_COMMAND = 405
 SECTIONS_OF_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def trees() -> Iterator[None]:
+    """What was read for these tests is forgotten after them: it is large."""
+    yield
+    tree.cache_clear()
+
+
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -220,6 +229,7 @@ def test_every_door_is_used() -> None:
 LIGHT = [path for path in FILES if short(path).startswith(NO_TORCH) or path.name == "__init__.py"]
 
 
+@cache
 def modules(path: Path) -> set[str]:
     """What a file imports: modules of vdiff, with their packages, and of others the first name."""
     found = set()
