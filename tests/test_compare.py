@@ -8,7 +8,6 @@ import torch
 
 from tests.browser import complaints, opened, requests
 from tests.test_report import check, evaluated
-from tests.tiny import TinyRun
 from vdiff.cli import app
 from vdiff.diffusion.condition import Condition
 from vdiff.images.images import decode, to_float, to_uint8
@@ -19,15 +18,6 @@ from vdiff.samplers.ddim import Ddim
 from vdiff.samplers.draw import draw
 
 
-@pytest.fixture
-def here(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a recipe and its run, distilled to 1 step."""
-    monkeypatch.chdir(tiny_run.path)
-    for command in ("train", "distill"):
-        assert app.run([command, "-q", "--device", "cpu"]) == 0
-    return Path("runs/tiny")
-
-
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
     capsys.readouterr()
     assert app.run(["compare", *arguments, "--json", "--device", "cpu", "--force"]) == 0
@@ -36,12 +26,12 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, objec
 
 
 def test_the_numbers_are_those_of_the_pictures_from_the_same_noise(
-    here: Path, capsys: pytest.CaptureFixture[str]
+    distilled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = told(capsys, "original", "base_2", "--seeds", "3,5")
     pictures = []
     for name in ("original", "base_2"):
-        model = checkpoint.load(here / name)
+        model = checkpoint.load(distilled / name)
         card = model.card
         condition = Condition(torch.tensor([3, 5]) % 2)
         drawn = draw(
@@ -59,17 +49,17 @@ def test_the_numbers_are_those_of_the_pictures_from_the_same_noise(
 
 
 def test_a_run_stands_for_its_last_stage_and_a_model_agrees_with_itself(
-    here: Path, capsys: pytest.CaptureFixture[str]
+    distilled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = told(capsys, str(here), str(here / "base_2"), "--seeds", "0-1")
+    found = told(capsys, str(distilled), str(distilled / "base_2"), "--seeds", "0-1")
     assert found["agreement"] == {"mse": 0.0, "psnr": None, "ssim": pytest.approx(1.0)}
-    assert found["a"]["hash"] == read_card(here / "base_2").hash  # type: ignore[index]
+    assert found["a"]["hash"] == read_card(distilled / "base_2").hash  # type: ignore[index]
 
 
 def test_numbers_of_one_protocol_stand_together_and_others_apart(
-    here: Path, tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]
+    distilled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluated(here)
+    evaluated(distilled)
     page = [
         "compare",
         "original",
@@ -103,7 +93,7 @@ def test_numbers_of_one_protocol_stand_together_and_others_apart(
 
 
 def test_models_of_different_pictures_are_refused(
-    here: Path, capsys: pytest.CaptureFixture[str]
+    distilled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = ["--set", "data.size=16", "--set", "name=large"]
     assert app.run(["train", "-q", "--device", "cpu", *large]) == 0
@@ -127,7 +117,7 @@ def test_models_of_different_pictures_are_refused(
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_drawn(
-    here: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    distilled: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("recipe.png").write_text("mine")
     assert app.run(["compare", "original", "base_2", *arguments]) == 2
@@ -135,7 +125,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_drawn(
     assert Path("recipe.png").read_text() == "mine"
 
 
-def test_in_a_browser_the_page_asks_for_nothing(here: Path) -> None:
+def test_in_a_browser_the_page_asks_for_nothing(distilled: Path) -> None:
     assert (
         app.run(
             [

@@ -50,16 +50,6 @@ class Page(HTMLParser):
         return [found for name, found in self.elements if name == tag]
 
 
-@pytest.fixture
-def done_run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of 8, 4, 2 and 1 steps, with an evaluation."""
-    monkeypatch.chdir(tiny_run.path)
-    assert app.run(["distill", "-q", "--device", "cpu"]) == 4  # no base yet
-    assert app.run(["train", "-q", "--device", "cpu"]) == 0
-    assert app.run(["distill", "-q", "--device", "cpu"]) == 0
-    return Path("runs/tiny")
-
-
 def evaluated(run: Path, num_images: int = 100) -> None:
     """An evaluation as another command would leave it; its numbers mean nothing."""
     cards = {name: read_card(run / name) for name in ("original", "base_2")}
@@ -153,12 +143,12 @@ def check(text: str) -> Page:
 
 
 def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(
-    done_run: Path,
+    distilled: Path,
 ) -> None:
-    evaluated(done_run)
-    text = made(str(done_run), "--price-per-hour", "3600")
+    evaluated(distilled)
+    text = made(str(distilled), "--price-per-hour", "3600")
     page = check(text)
-    card = read_card(done_run / "base_2")
+    card = read_card(distilled / "base_2")
     assert card.hash in page.text
     assert card.data["fingerprint"] in page.text
     assert "n = 100; seeds 0-99; ddim eta=0.0" in page.text  # the protocol stands with the numbers
@@ -173,13 +163,13 @@ def test_a_finished_run_shows_its_pictures_its_numbers_and_where_it_comes_from(
         == 2 * rows + 2 * 2
     )
     assert "name: tiny" in page.text
-    seconds = json.loads((done_run / "status.json").read_text())["seconds"]
+    seconds = json.loads((distilled / "status.json").read_text())["seconds"]
     assert f"{seconds['base_2']:,.2f}" in page.text  # a price of one per second
     assert "Not measured, or changed since: base_0, base_1" in page.text
 
 
-def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(done_run: Path) -> None:
-    with (done_run / "log.jsonl").open("a") as log:
+def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(distilled: Path) -> None:
+    with (distilled / "log.jsonl").open("a") as log:
         for stage, update, count, trend in [
             ("original", 5, 256, {"swd": 0.5}),
             ("base_0", 1, 256, {"swd": 0.25, "psnr": 20.0, "mse": 0.04}),
@@ -189,7 +179,7 @@ def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(done_run: 
                 json.dumps({"stage": stage, "update": update, "num_images": count, "trend": trend})
                 + "\n"
             )
-    page = check(made(str(done_run)))
+    page = check(made(str(distilled)))
     assert "A trend, no measurement" in page.text
     assert charts_of_trends(page) == [
         (
@@ -204,8 +194,8 @@ def test_a_trend_is_called_one_and_its_stages_stand_one_after_another(done_run: 
     assert "less is better; of 256 pictures" in page.text
 
 
-def test_trends_of_different_numbers_of_pictures_are_never_one_curve(done_run: Path) -> None:
-    with (done_run / "log.jsonl").open("a") as log:
+def test_trends_of_different_numbers_of_pictures_are_never_one_curve(distilled: Path) -> None:
+    with (distilled / "log.jsonl").open("a") as log:
         for update, more in [
             (1, {"num_images": 64}),
             (2, {"num_images": 32}),
@@ -218,20 +208,22 @@ def test_trends_of_different_numbers_of_pictures_are_never_one_curve(done_run: P
             )
     before = "Trend of Sliced Wasserstein distance, of"
     after = "Against updates of all stages in turn. original: 0.500 at"
-    assert charts_of_trends(check(made(str(done_run)))) == [
+    assert charts_of_trends(check(made(str(distilled)))) == [
         f"{before} 32 pictures. {after} 2",
         f"{before} 64 pictures. {after} 1",
         f"{before} an unknown number of pictures. {after} 3, 0.500 at 4",
     ]
 
 
-def test_a_trend_of_the_last_stage_alone_stands_after_all_updates_before_it(done_run: Path) -> None:
-    with (done_run / "log.jsonl").open("a") as log:
+def test_a_trend_of_the_last_stage_alone_stands_after_all_updates_before_it(
+    distilled: Path,
+) -> None:
+    with (distilled / "log.jsonl").open("a") as log:
         log.write(
             json.dumps({"stage": "base_2", "update": 2, "num_images": 64, "trend": {"swd": 0.5}})
             + "\n"
         )
-    (words,) = charts_of_trends(check(made(str(done_run))))
+    (words,) = charts_of_trends(check(made(str(distilled))))
     assert words.endswith("base_2: 0.500 at 11")  # 5 of the base, 2 of each student
 
 
@@ -246,21 +238,21 @@ def test_an_axis_ends_where_no_value_can_be_above(values: tuple[float, ...]) -> 
     assert not re.search(r"1\.[0-9]", drawn.text)
 
 
-def test_charts_of_similarities_and_shares_end_at_one(done_run: Path) -> None:
-    evaluated(done_run)
-    found = table.read(done_run / "evaluation/table.json")
+def test_charts_of_similarities_and_shares_end_at_one(distilled: Path) -> None:
+    evaluated(distilled)
+    found = table.read(distilled / "evaluation/table.json")
     assert found is not None
     rows = [
         row.model_copy(update={"metrics": {"precision": table.Value(value=1.0)}})
         for row in found.rows[-1:]
     ]
-    table.write(done_run / "evaluation/table.json", found.model_copy(update={"rows": tuple(rows)}))
-    with (done_run / "log.jsonl").open("a") as log:
+    table.write(distilled / "evaluation/table.json", found.model_copy(update={"rows": tuple(rows)}))
+    with (distilled / "log.jsonl").open("a") as log:
         log.write(
             json.dumps({"stage": "base_0", "update": 1, "num_images": 256, "trend": {"ssim": 0.9}})
             + "\n"
         )
-    text = made(str(done_run))
+    text = made(str(distilled))
     parts = [
         part
         for part in text.split("<svg")
@@ -271,9 +263,9 @@ def test_charts_of_similarities_and_shares_end_at_one(done_run: Path) -> None:
         assert not re.search(r">1\.[0-9]+</text>", part.split("</svg>")[0])
 
 
-def test_on_a_phone_a_wide_table_moves_under_its_row_names(done_run: Path) -> None:
-    evaluated(done_run)
-    made(str(done_run))
+def test_on_a_phone_a_wide_table_moves_under_its_row_names(distilled: Path) -> None:
+    evaluated(distilled)
+    made(str(distilled))
     with opened(Path("page.html"), width=390) as driver:
         places = driver.execute_script(
             "const wide = [...document.querySelectorAll('.wide')].find(each => each.scrollWidth > "
@@ -295,22 +287,22 @@ def charts_of_trends(page: Page) -> list[str]:
 
 
 def test_a_report_replaces_a_report_and_no_other_file(
-    done_run: Path, capsys: pytest.CaptureFixture[str]
+    distilled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["report", str(done_run), "--no-pictures", "-q"]
+    arguments = ["report", str(distilled), "--no-pictures", "-q"]
     assert app.run(arguments) == 0
     assert app.run(arguments) == 0
-    (done_run / "report.html").write_text("mine")
+    (distilled / "report.html").write_text("mine")
     assert app.run(arguments) == 2
     assert "report.html` is there already, and vdiff did not make it" in capsys.readouterr().err
     assert app.run([*arguments, "--force"]) == 2
-    assert (done_run / "report.html").read_text() == "mine"
+    assert (distilled / "report.html").read_text() == "mine"
 
 
-def test_texts_of_a_run_stay_texts(done_run: Path) -> None:
-    evaluated(done_run)
-    (done_run / "recipe.yaml").write_text(f"# {HOSTILE}\nname: tiny\n", encoding="utf-8")
-    status = json.loads((done_run / "status.json").read_text())
+def test_texts_of_a_run_stay_texts(distilled: Path) -> None:
+    evaluated(distilled)
+    (distilled / "recipe.yaml").write_text(f"# {HOSTILE}\nname: tiny\n", encoding="utf-8")
+    status = json.loads((distilled / "status.json").read_text())
     hostile = {
         "state": "failed",
         "reason": HOSTILE,
@@ -318,18 +310,18 @@ def test_texts_of_a_run_stay_texts(done_run: Path) -> None:
         "stage": HOSTILE,
         "host": HOSTILE,
     }
-    (done_run / "status.json").write_text(json.dumps({**status, **hostile, "machine": HOSTILE}))
+    (distilled / "status.json").write_text(json.dumps({**status, **hostile, "machine": HOSTILE}))
     line = {"stage": HOSTILE, "update": 1, "loss": 0.5}
     trend = {"stage": HOSTILE, "update": 1, "trend": {HOSTILE[:60]: 1.0, "swd": "1", "psnr": None}}
-    (done_run / "log.jsonl").write_text(
+    (distilled / "log.jsonl").write_text(
         f"{json.dumps(line)}\n{json.dumps(trend)}\nhalf a li\n[]\n"
         + '{"stage": "a", "update": 1, "loss": NaN}'
     )
-    found = json.loads((done_run / "evaluation" / "table.json").read_text())
+    found = json.loads((distilled / "evaluation" / "table.json").read_text())
     found["rows"][2]["model"] = found["machine"] = found["protocol"]["sampler"] = HOSTILE
     found["rows"][2]["metrics"] = {HOSTILE: {"value": 1.0}}
-    (done_run / "evaluation" / "table.json").write_text(json.dumps(found))
-    strange = done_run.rename("<b>&'\"")
+    (distilled / "evaluation" / "table.json").write_text(json.dumps(found))
+    strange = distilled.rename("<b>&'\"")
     text = made(str(strange))
     page = check(text)
     assert len(page.all("script")) == 1
@@ -398,12 +390,12 @@ def test_pages_and_screens_tell_one_of_a_thing_in_the_singular(
     assert re.findall(wrong, screens + page) == []
 
 
-def test_a_damaged_model_or_table_is_named_and_the_rest_is_shown(done_run: Path) -> None:
-    weights = done_run / "base_2" / "unet/diffusion_pytorch_model.safetensors"
+def test_a_damaged_model_or_table_is_named_and_the_rest_is_shown(distilled: Path) -> None:
+    weights = distilled / "base_2" / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    (done_run / "evaluation").mkdir()
-    (done_run / "evaluation" / "table.json").write_text("{}")
-    page = check(made(str(done_run)))
+    (distilled / "evaluation").mkdir()
+    (distilled / "evaluation" / "table.json").write_text("{}")
+    page = check(made(str(distilled)))
     assert "base_2: " in page.text
     assert "is no table of an evaluation: it is damaged" in page.text
     assert any("base_1" in str(found["alt"]) for found in page.all("img"))
@@ -416,26 +408,26 @@ def test_a_folder_that_is_no_run_is_refused(
     assert "there is no run" in capsys.readouterr().err
 
 
-def test_published_numbers_are_shown_only_when_asked_for(done_run: Path) -> None:
-    evaluated(done_run)
-    assert "arXiv" not in made(str(done_run))
-    assert "Salimans & Ho 2022" in Page(made(str(done_run), "--published", "cifar10")).text
-    assert app.run(["report", str(done_run), "--published", "mnist"]) == 2
+def test_published_numbers_are_shown_only_when_asked_for(distilled: Path) -> None:
+    evaluated(distilled)
+    assert "arXiv" not in made(str(distilled))
+    assert "Salimans & Ho 2022" in Page(made(str(distilled), "--published", "cifar10")).text
+    assert app.run(["report", str(distilled), "--published", "mnist"]) == 2
 
 
-def test_pictures_are_drawn_once(done_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["report", str(done_run), "-n", "2", "--device", "cpu"]
+def test_pictures_are_drawn_once(distilled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["report", str(distilled), "-n", "2", "--device", "cpu"]
     assert app.run(arguments) == 0
     assert "drawing `base_2` at 1 step" in capsys.readouterr().err
-    first = (done_run / "report.html").read_text()
-    for path in (done_run / "evaluation" / "report").glob("way-*.npz"):
+    first = (distilled / "report.html").read_text()
+    for path in (distilled / "evaluation" / "report").glob("way-*.npz"):
         path.write_bytes(b"damaged")
     assert app.run(arguments) == 0
     told = capsys.readouterr().err
     assert "drawing" not in told
     assert "following `base_2` from noise to picture" in told
     pictures = re.findall(r"data:image/png[^\"]*", first)
-    assert pictures == re.findall(r"data:image/png[^\"]*", (done_run / "report.html").read_text())
+    assert pictures == re.findall(r"data:image/png[^\"]*", (distilled / "report.html").read_text())
 
 
 def test_a_long_log_is_thinned_to_means() -> None:
@@ -449,10 +441,10 @@ def test_a_long_log_is_thinned_to_means() -> None:
 
 @pytest.mark.parametrize("width", [1280, 360])
 def test_in_a_browser_nothing_complains_nothing_is_asked_for_and_the_divider_moves(
-    done_run: Path, width: int
+    distilled: Path, width: int
 ) -> None:
-    evaluated(done_run)
-    made(str(done_run))
+    evaluated(distilled)
+    made(str(distilled))
     with opened(Path("page.html"), width) as driver:
         assert complaints(driver) == []
         assert requests(driver) == [Path("page.html").resolve().as_uri()]
@@ -475,9 +467,9 @@ def test_in_a_browser_nothing_complains_nothing_is_asked_for_and_the_divider_mov
         assert complaints(driver) == []
 
 
-def test_on_paper_charts_stand_in_rows_and_the_pairs_beside_one_another(done_run: Path) -> None:
-    evaluated(done_run)
-    made(str(done_run))
+def test_on_paper_charts_stand_in_rows_and_the_pairs_beside_one_another(distilled: Path) -> None:
+    evaluated(distilled)
+    made(str(distilled))
     with opened(Path("page.html"), 1000) as driver:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
         hint = driver.find_element("css selector", "#teacher-and-student .on-screen")
