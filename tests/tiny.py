@@ -20,7 +20,7 @@ RECIPE = """\
 name: tiny
 seed: 3
 data: {{path: {store}, size: 8, flip: true}}
-network: {{width: 4, multipliers: [1, 2], blocks: 1, dropout: 0.1, num_classes: 2}}
+network: {{width: 4, multipliers: [1], blocks: 1, dropout: 0.1, num_classes: 2}}
 diffusion: {{schedule: {{kind: cosine, grid: 64}}}}
 train: {{updates: 5, batch_size: 6, micro_batch: 64, warmup_updates: 2, ema: 0.9,
          learning_rate: 1.0e-2, log_every: 2, save_every: 2}}
