@@ -72,6 +72,17 @@ def measured_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return found
 
 
+@pytest.fixture(scope="module")
+def kept_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, evaluated, with the pictures that were drawn for it."""
+    found = tmp_path_factory.mktemp("kept") / "place"
+    shutil.copytree(place, found)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(found)
+        evaluate("--keep-samples", "-q")
+    return found
+
+
 @pytest.fixture
 def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run that is not evaluated yet, in the current folder."""
@@ -84,6 +95,14 @@ def run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFold
 def measured(measured_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run that is evaluated, in the current folder."""
     shutil.copytree(measured_place, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return RunFolder(Path("runs/tiny"))
+
+
+@pytest.fixture
+def kept(kept_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run that is evaluated and keeps its pictures, in the current folder."""
+    shutil.copytree(kept_place, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return RunFolder(Path("runs/tiny"))
 
@@ -292,7 +311,7 @@ def test_small_parts_in_a_row_open_each_chunk_once(
 def test_a_signal_ends_an_evaluation_that_goes_on_with_what_is_drawn(run: RunFolder) -> None:
     more = [
         "--n",
-        "200",
+        "80",
         "--batch-size",
         "4",
         "--metrics",
@@ -357,25 +376,23 @@ def damage(path: Path, how: str) -> None:
     "how",
     ["a flipped bit", "a cut", "a huge header", "another shape", "right words about wrong arrays"],
 )
-def test_pictures_and_statistics_that_are_damaged_are_made_again(run: RunFolder, how: str) -> None:
-    evaluate("--keep-samples", "-q")
-    before, number = content(run)["rows"], 0
-    run.table.unlink()
-    for path in run.evaluation.glob("*/**/*.npz"):
+def test_pictures_and_statistics_that_are_damaged_are_made_again(kept: RunFolder, how: str) -> None:
+    before, number = content(kept)["rows"], 0
+    kept.table.unlink()
+    for path in kept.evaluation.glob("*/**/*.npz"):
         number += 1
         damage(path, how)
     evaluate("--keep-samples", "-q")
     assert number > 3
-    assert [row["metrics"] for row in content(run)["rows"]] == [row["metrics"] for row in before]
+    assert [row["metrics"] for row in content(kept)["rows"]] == [row["metrics"] for row in before]
 
 
 def test_links_in_the_place_of_what_is_kept_are_neither_followed_nor_replaced(
-    run: RunFolder, capsys: pytest.CaptureFixture[str]
+    kept: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate("--keep-samples", "-q")
-    rows = content(run)["rows"]
-    run.table.unlink()
-    found = sorted(run.evaluation.glob("*/**/*.npz"))
+    rows = content(kept)["rows"]
+    kept.table.unlink()
+    found = sorted(kept.evaluation.glob("*/**/*.npz"))
     for path in found:
         path.rename(path.with_name("elsewhere"))
         path.symlink_to("elsewhere")
@@ -384,7 +401,7 @@ def test_links_in_the_place_of_what_is_kept_are_neither_followed_nor_replaced(
     for path in (path for path in found if path.parent.parent.name == "samples"):
         path.unlink()
     evaluate("--keep-samples", "-q")
-    assert [row["metrics"] for row in content(run)["rows"]] == [row["metrics"] for row in rows]
+    assert [row["metrics"] for row in content(kept)["rows"]] == [row["metrics"] for row in rows]
     assert all(path.is_symlink() for path in found if path.parent.name == "reference")
     assert all((path.parent / "elsewhere").is_file() for path in found)
 
