@@ -238,7 +238,12 @@ class Tight(Machine):
 def test_a_chain_finds_how_many_pictures_fit_and_keeps_that_number_when_it_goes_on(
     tiny_run: TinyRun,
 ) -> None:
-    alone = ("train.micro_batch=null", "distill.micro_batch=null", "distill.start_steps=4")
+    alone = (
+        "network.multipliers=[1, 2]",
+        "train.micro_batch=null",
+        "distill.micro_batch=null",
+        "distill.start_steps=4",
+    )
     with pytest.raises(Stopped):
         tiny_run.chain(*alone, stop_after=2, machine=Tight("fp32", "cpu")).train()
     assert [line.split(":")[0] for line in tiny_run.said if "at once" in line] == [
