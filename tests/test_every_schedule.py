@@ -60,6 +60,18 @@ def laplace(t: float) -> float:
     return sqrt(snr / (1 + snr))
 
 
+def edm(smallest: float, largest: float, deviation: float) -> Signal:
+    """Karras et al. 2022: noise of the deviation s on clean pictures is sigma / alpha."""
+    start = atan(smallest / deviation)
+    slope = atan(largest / deviation) - start
+    return lambda t: 1 / (1 + (deviation * tan(start + slope * t)) ** 2)
+
+
+def vp(beta_min: float, beta_d: float) -> Signal:
+    """Song et al. 2021, equation 33."""
+    return lambda t: exp(-beta_d * t**2 / 2 - beta_min * t)
+
+
 EXPECTED: dict[str, list[tuple[dict[str, Any], Signal]]] = {
     "cosine": [({}, cosine(1024)), ({"grid": 8}, cosine(8))],
     "cosine_logsnr": [
@@ -87,10 +99,24 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Signal]]] = {
             table([min(1 - laplace((i + 1) / 32) / laplace(i / 32), 0.999) for i in range(32)]),
         ),
     ],
+    "edm": [
+        ({}, edm(0.002, 80, 0.5)),
+        (
+            {"grid": 32, "sigma_min": 0.02, "sigma_max": 14, "sigma_data": 1.0},
+            edm(0.02, 14, 1.0),
+        ),
+    ],
+    "vp": [({}, vp(0.1, 19.9)), ({"grid": 64, "beta_min": 0.5, "beta_d": 6.0}, vp(0.5, 6.0))],
 }
 """For every kind, options and the formula. A schedule without an entry
 here fails the tests below.
 """
+
+TOLD: dict[str, Callable[[float, int, float], float]] = {
+    "edm": lambda t, grid, signal: log((1 - signal) / signal) / 2,
+    "vp": lambda t, grid, signal: (grid - 1) * t,
+}
+"""(t, T, alpha^2) -> what the network is told; T t - 1 for all others."""
 
 CASES = [
     (kind, options, signal) for kind in SCHEDULES for options, signal in EXPECTED.get(kind, [])
@@ -155,8 +181,11 @@ def test_what_all_schedules_share(kind: str, options: dict[str, Any], signal: Si
     torch.testing.assert_close(
         schedule.logsnr(t[1:]), 2 * (alpha[1:] / sigma[1:]).log(), rtol=1e-6, atol=1e-6
     )
-    assert schedule.time_input(t).tolist() == [i - 1 for i in range(schedule.grid + 1)]
-    assert schedule.time_input(torch.tensor(0.5)).item() == schedule.grid / 2 - 1
+    told = TOLD.get(kind, lambda t, grid, signal: grid * t - 1)
+    for time in (*t[1:].tolist(), 0.5, 0.123):
+        wanted = told(time, schedule.grid, signal(time))
+        found = schedule.time_input(torch.tensor(time, dtype=torch.float64))
+        assert (found.dtype, found.item()) == (torch.float64, pytest.approx(wanted, abs=1e-9))
 
 
 @every_case

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from vdiff.config import Section
+from vdiff.diffusion.continuous import EdmScheduleSection, VpScheduleSection
 from vdiff.diffusion.section import BetasSection, CosineLogsnrSection, CosineSection
 from vdiff.metrics.features import (
     FrechetDinoSection,
@@ -27,6 +28,8 @@ from vdiff.training.settings import FitSection
 MEANT: dict[type[Section], dict[str, Any]] = {
     CosineSection: {"grid": 1024},
     CosineLogsnrSection: {"grid": 1024, "smallest": -20.0, "largest": 20.0},  # Salimans & Ho 2022
+    EdmScheduleSection: {"grid": 1024, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5},
+    VpScheduleSection: {"grid": 1000, "beta_min": 0.1, "beta_d": 19.9},  # Song et al. 2021
     BetasSection: {"table": "linear", "grid": 1000, "first": 1e-4, "last": 0.02},  # Ho et al. 2020
     DdimSection: {"eta": 0.0, "clip": None},
     AncestralSection: {"variance": "large", "mix": 0.5, "clip": None},
@@ -68,6 +71,13 @@ LIMITS: dict[tuple[type[Section], str], tuple[list[Any], list[Any]]] = {
     (CosineLogsnrSection, "grid"): ([1, 2**16], [0, 2**16 + 1]),
     (CosineLogsnrSection, "smallest"): ([-40, -1e-9], [-40.001, 0]),
     (CosineLogsnrSection, "largest"): ([1e-9, 40], [0, 40.001]),
+    (EdmScheduleSection, "grid"): ([1, 2**16], [0, 2**16 + 1]),
+    (EdmScheduleSection, "sigma_min"): ([1e-8, 79.9], [0, 80, 1e9]),
+    (EdmScheduleSection, "sigma_max"): ([0.0021, 1e8], [0.002, 2e8]),
+    (EdmScheduleSection, "sigma_data"): ([1e-4, 1e4], [0, 2e4]),
+    (VpScheduleSection, "grid"): ([2, 2**16], [1, 2**16 + 1]),
+    (VpScheduleSection, "beta_min"): ([1e-9, 100], [0, 101]),
+    (VpScheduleSection, "beta_d"): ([0, 200], [-1, 201]),
     (BetasSection, "grid"): ([1, 2**16], [0, 2**16 + 1]),
     (BetasSection, "first"): ([1e-8, 0.02], [0, 1]),
     (BetasSection, "last"): ([1e-8, 0.02], [0, 1]),

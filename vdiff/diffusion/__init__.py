@@ -13,6 +13,8 @@ SCHEDULES: "Registry[ScheduleSection]" = Registry(
         "cosine": "vdiff.diffusion.section:CosineSection",
         "cosine_logsnr": "vdiff.diffusion.section:CosineLogsnrSection",
         "betas": "vdiff.diffusion.section:BetasSection",
+        "edm": "vdiff.diffusion.continuous:EdmScheduleSection",
+        "vp": "vdiff.diffusion.continuous:VpScheduleSection",
     },
     default="cosine",
     group="vdiff.schedules",

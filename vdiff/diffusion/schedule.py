@@ -141,6 +141,56 @@ class BetaSchedule(Schedule):
         return _tabled(self)
 
 
+class EdmSchedule(Schedule):
+    """sigma / alpha = sigma_data tan(a(t)), a(t) linear between the two ends
+    (the noise levels of Karras et al. 2022).
+
+    The network is told log(sigma / alpha), which is EDM's log(sigma).
+    """
+
+    def __init__(self, grid: int, smallest: float, largest: float, deviation: float) -> None:
+        super().__init__(grid)
+        self._start = atan(smallest / deviation)
+        self._slope = atan(largest / deviation) - self._start
+        self._deviation = deviation
+
+    def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = self._level(t) ** 2
+        return 1 / (1 + ratio), ratio / (1 + ratio)
+
+    def time_input(self, t: Tensor) -> Tensor:
+        """log(sigma / alpha), float64; at t = 0, where no network is asked, of the least noise."""
+        return self._level(t.double()).log()
+
+    def diffusers_config(self) -> dict[str, Any]:
+        return _tabled(self)
+
+    def _level(self, t: Tensor) -> Tensor:
+        return self._deviation * torch.tan(self._slope * t + self._start)
+
+
+class VpSchedule(Schedule):
+    """alpha^2(t) = exp(-beta_d t^2 / 2 - beta_min t)   (Song et al. 2021, equation 33)
+
+    The network is told (T - 1) t.
+    """
+
+    def __init__(self, grid: int, beta_min: float, beta_d: float) -> None:
+        super().__init__(grid)
+        self._beta_min = beta_min
+        self._beta_d = beta_d
+
+    def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        spent = self._beta_d * t**2 / 2 + self._beta_min * t
+        return torch.exp(-spent), -torch.expm1(-spent)
+
+    def time_input(self, t: Tensor) -> Tensor:
+        return t.double() * (self.grid - 1)
+
+    def diffusers_config(self) -> dict[str, Any]:
+        return _tabled(self)
+
+
 def tabled_betas(schedule: Schedule) -> Tensor:
     """The DDPM betas of a schedule on its own grid, float64 [T]."""
     signal = (
