@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.edm_pickles import Theirs, snapshot
 from tests.test_guided import case, saved
 from vdiff import cli
 from vdiff.diffusion.denoiser import Denoiser
@@ -57,6 +58,10 @@ def lucidrains(path: Path) -> Path:
     return path / "a.pt"
 
 
+def edm(path: Path) -> Path:
+    return snapshot(Theirs(), path / "a.pkl")
+
+
 def exported(path: Path) -> Path:
     save_file(
         {"conv_in.weight": torch.zeros(4, 3, 3, 3)},
@@ -83,6 +88,7 @@ EXPECTED: dict[str, Make] = {
     "diffusers": diffusers,
     "guided_diffusion": guided,
     "lucidrains": lucidrains,
+    "edm": edm,
     "onnx": graph("onnx"),
     "torch_export": graph("torch_export"),
     "safetensors": exported,

@@ -29,7 +29,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
 A network without an entry here fails every test below.
 """
 
-IMPORTED = ("imported", "diffusers", "lucidrains")
+IMPORTED = ("imported", "diffusers", "lucidrains", "edm", "edm_unet")
 """Kinds that come with an import: no recipe makes one anew.
 The tests of their formats try their networks.
 """

@@ -22,6 +22,7 @@ from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.diffusion.schedule import Schedule
 from vdiff.errors import ModelFileError
+from vdiff.exchange.denoised import NAMES, denoised
 from vdiff.formats.adapter import ForeignModel
 from vdiff.randomness import Randomness
 
@@ -90,32 +91,39 @@ class Proof:
 
 def of_file(model: ForeignModel, path: Path) -> Proof:
     """The network's outputs beside those in an .npz file:
-    `z`, `time`, `output`, and `label` where it has classes.
+    `z`, `time`, `output`, and `label` where it has classes;
+    or what it makes of pictures with noise, as `denoised` has them.
 
     time: what the network is fed.   output: as the other program gave it; a learned variance behind
     it is passed over.
     Errors: ModelFileError.
     """
     arrays = _arrays(path)
+    label = arrays.get("label")
+    condition = Condition(None if label is None else torch.from_numpy(label.astype(np.int64)))
+    if arrays.keys() >= set(NAMES):
+        _check_shape(model, _tensor(arrays["x_noisy"]), _tensor(arrays["denoised"]), path.name)
+        ours = denoised(model, arrays, condition, path.name)
+        return _beside(ours, _tensor(arrays["denoised"]), path.name, None)
     missing = {"z", "time", "output"} - arrays.keys()
     if missing:
         problem = f"`{path}` has no `{min(missing)}`"
         fix = "give it the arrays `z`, `time` and `output` (and `label` with classes)"
         raise ModelFileError(problem, fix, "--expected")
-    label = arrays.get("label")
     return of_outputs(
         model,
         _tensor(arrays["z"]),
         _tensor(arrays["time"]),
-        Condition(None if label is None else torch.from_numpy(label.astype(np.int64))),
+        condition,
         _tensor(arrays["output"]),
         path.name,
     )
 
 
 def recorded_size(path: Path) -> int | None:
-    """Width of the recorded `z` in pixels; None without one.   Errors: ModelFileError."""
-    z = _arrays(path).get("z")
+    """Width of the recorded pictures in pixels; None without one.   Errors: ModelFileError."""
+    arrays = _arrays(path)
+    z = arrays.get("z", arrays.get("x_noisy"))
     return None if z is None or z.ndim != 4 else int(z.shape[3])
 
 
@@ -136,16 +144,23 @@ def of_outputs(
     Errors: ModelFileError for inputs that do not fit the network, or a difference over the
     tolerance.
     """
+    _check_shape(model, z, output, by)
+    return _beside(output_of(model, z, time, condition), output, by, tolerance)
+
+
+def _check_shape(model: ForeignModel, z: Tensor, output: Tensor, by: str) -> None:
     shape = codec_of(model.codec).shape(model.shape)
-    channels = shape[0]
     if z.shape[1:] != shape or output.shape[2:] != z.shape[2:] or len(output) != len(z):
         problem = (
             f"the recorded pictures have the shape {list(z.shape[1:])}, the network's {list(shape)}"
         )
         raise ModelFileError(problem, "give outputs that were recorded with this model", by)
+
+
+def _beside(ours: Tensor, output: Tensor, by: str, tolerance: float | None) -> Proof:
+    """What a model computes, [B, C, H, W], beside what was recorded, [B, C or 2 C, H, W]."""
     limit = TOLERANCE if tolerance is None else tolerance
-    ours = output_of(model, z, time, condition)
-    wanted = output[:, :channels]
+    wanted = output[:, : ours.shape[1]]
     size = max(1.0, float(wanted.square().mean().sqrt()))
     difference = float((ours - wanted).abs().max()) / size
     if not difference <= limit:
@@ -278,7 +293,8 @@ def _arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
     try:
         # the file may hold many more, such as recorded samples
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in ("z", "time", "output", "label") if name in file}
+            names = ("z", "time", "output", "label", *NAMES)
+            return {name: file[name] for name in names if name in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as err:
         problem = f"`{path}` cannot be read as an .npz file of arrays"
         raise ModelFileError(problem, "write it with numpy's `savez`", "--expected") from err

@@ -14,6 +14,7 @@ FORMATS: "Table[Format]" = Table(
         "diffusers": "vdiff.formats.diffusers:DiffusersFormat",
         "guided_diffusion": "vdiff.formats.guided:GuidedFormat",
         "lucidrains": "vdiff.formats.lucidrains:LucidrainsFormat",
+        "edm": "vdiff.formats.edm:EdmFormat",
         "onnx": "vdiff.formats.onnx_format:OnnxFormat",
         "torch_export": "vdiff.formats.torch_export_format:TorchExportFormat",
         "safetensors": "vdiff.formats.plain_safetensors:SafetensorsFormat",

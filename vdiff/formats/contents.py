@@ -12,7 +12,7 @@ from vdiff.disk.safetensors_header import is_safetensors, read_header
 from vdiff.disk.strict_json import parse_object
 from vdiff.disk.tensor_facts import FormatError, TensorFact
 from vdiff.formats.opcodes import Table
-from vdiff.formats.torch_file import legacy_names, read_zip
+from vdiff.formats.torch_file import read_pickle, read_zip
 
 LARGEST_CONFIG = 2**20
 """Bytes of a configuration file in a folder."""
@@ -27,12 +27,12 @@ class Contents:
     """A file or a folder as its container tells of it.
 
     container: how the bytes are laid out. `pickle` is one without a zip file around it, as torch
-    before 1.6 wrote them; its tensors are not found. `unknown` is a file that vdiff cannot read,
-    for the reason in `trouble`.
+    before 1.6 wrote them; its tensors are not looked for. `unknown` is a file that vdiff cannot
+    read, for the reason in `trouble`.
     beginning: the first 512 bytes of a file.   tensors: the facts of all tensors; their numbers are
     not read.
-    entries: the top level dict of a torch file, where dicts inside it are `Table`s; the metadata of
-    safetensors.
+    entries: the top level dict of a torch file or a pickle, where dicts inside it are `Table`s; the
+    metadata of safetensors.
     names: functions and classes, other than tensors and dicts, that loading the file would import
     or call.
     """
@@ -106,18 +106,21 @@ def _torch_zip(path: Path, beginning: bytes, num_bytes: int) -> Contents:
 
 def _pickle(path: Path, beginning: bytes, num_bytes: int) -> Contents:
     try:
-        names = legacy_names(path)
+        found = read_pickle(path)
     except FormatError as err:
         reason = "is not a model file that vdiff knows, or a damaged one"
         raise FormatError(
             reason, "name a .pt, .pth, .ckpt or .safetensors file, or a diffusers folder"
         ) from err
-    return Contents(path, "pickle", beginning, num_bytes, names=names)
+    entries: Mapping[str, object] = {}
+    if isinstance(found.root, Table):
+        entries = found.root.texts()
+    return Contents(path, "pickle", beginning, num_bytes, entries=entries, names=found.names)
 
 
 def _is_pickle(path: Path) -> bool:
     try:
-        legacy_names(path)
+        read_pickle(path)
     except FormatError:
         return False
     return True

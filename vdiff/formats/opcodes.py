@@ -3,8 +3,9 @@
 Here one is followed opcode by opcode, without importing or calling what it names.
 """
 
+import io
 import pickletools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -29,12 +30,16 @@ class Name:
     full: str
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Made:
-    """Stands for the value that calling `maker` with `args` would give. Nothing was called."""
+    """Stands for the value that calling `maker` with `args` would give. Nothing was called.
+
+    state: what its attributes would become after the call; None if nothing is said of them.
+    """
 
     maker: Any
     args: Any
+    state: Any = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -42,6 +47,14 @@ class Kept:
     """A persistent id: stands for a value outside the pickle, under this key."""
 
     key: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Bytes that were passed over: where they lie in the file."""
+
+    start: int
+    size: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,22 +76,53 @@ class Followed:
     names: tuple[str, ...]
 
 
-def follow(file: IO[bytes]) -> Followed:
+def follow(file: IO[bytes], passes_over: bool = False) -> Followed:
     """Follow one pickle from its first opcode to its STOP;
     FormatError if it is damaged or endless.
+
+    passes_over: rows of bytes are not read, and a `Stretch` stands for each; the file must be
+    one that can seek.
     """
     machine = _Machine()
     try:
-        for num_opcodes, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+        for num_opcodes, (opcode, arg) in enumerate(_instructions(file, passes_over)):
             # A short file can hold very many opcodes, each of which takes time and memory.
             if num_opcodes == MOST_OPCODES:
                 raise FormatError(f"holds a pickle of more than {MOST_OPCODES} instructions")
-            machine.step(opcode.name, arg)
+            machine.step(opcode, arg)
         return Followed(machine.pop(), tuple(machine.names))
     except (ValueError, IndexError, KeyError, AttributeError, TypeError, OverflowError) as err:
         # The machine does to its stack what the opcodes say: where they make no sense, Python says
         # so.
         raise FormatError("holds a pickle that is damaged or cut short") from err
+
+
+def _instructions(file: IO[bytes], passes_over: bool) -> Iterator[tuple[str, Any]]:
+    """Opcodes up to STOP, by name, with their arguments.   ValueError where there are none."""
+    name = ""
+    while name != "STOP":
+        opcode = _OPCODES.get(file.read(1))
+        if opcode is None:
+            raise ValueError("no instruction, or none any more")
+        name = opcode.name
+        arg = None
+        if passes_over and name in _SIZES:
+            arg = _stretch(file, _SIZES[name])
+        elif opcode.arg is not None:
+            arg = opcode.arg.reader(file)
+        yield name, arg
+
+
+def _stretch(file: IO[bytes], width: int) -> Stretch:
+    """Pass over bytes that stand behind their number.   width: of that number, in bytes."""
+    size = int.from_bytes(file.read(width), "little")
+    stretch = Stretch(file.tell(), size)
+    if size:
+        # a file may be sought beyond its end
+        file.seek(size - 1, io.SEEK_CUR)
+        if not file.read(1):
+            raise ValueError("fewer bytes than it says")
+    return stretch
 
 
 class _Machine:
@@ -208,11 +252,12 @@ class _Machine:
     def keep_named(self, arg: str) -> None:
         self._stack.append(Kept(arg))
 
-    def forget_state(self, _: Any) -> None:
-        """BUILD: drop the attributes of an object. Names among them have been noted already."""
-        self.pop()
-        target = self.pop()
-        self._stack.append(target)
+    def keep_state(self, _: Any) -> None:
+        """BUILD: the attributes of an object. Those of a dict are of no use."""
+        state = self.pop()
+        target = self._stack[-1]
+        if isinstance(target, Made):
+            target.state = state
 
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -259,6 +304,10 @@ def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
 
 _Unknown = Made | Name | Kept
 
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+# Opcodes of rows of bytes -> the width of the number of bytes before them.
+_SIZES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
+
 _SILENT = {"PROTO", "FRAME", "STOP"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
@@ -303,7 +352,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "NEWOBJ_EX": _Machine.call_with_keywords,
     "INST": _Machine.call_named,
     "OBJ": _Machine.call_first,
-    "BUILD": _Machine.forget_state,
+    "BUILD": _Machine.keep_state,
     "PERSID": _Machine.keep_named,
     "BINPERSID": _Machine.keep,
 }

@@ -4,7 +4,7 @@ unpickling them.
 
 import io
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -102,19 +102,31 @@ _BAD_ZIP = (
 )
 
 
-def legacy_names(path: Path) -> tuple[str, ...]:
-    """What loading a bare pickle, or PyTorch's older stream of pickles, would call;
+@dataclass(frozen=True)
+class BarePickle:
+    """A pickle without a zip file around it. Rows of bytes in it are `Stretch`es.
+
+    names: functions and classes, other than tensors and dicts, that loading it would import or
+    call.
+    """
+
+    root: Any
+    names: tuple[str, ...]
+
+
+def read_pickle(path: Path) -> BarePickle:
+    """A bare pickle, or PyTorch's older stream of pickles;
     FormatError if it is neither.
     """
-    with path.open("rb") as raw:
-        file = io.BytesIO(raw.read(LARGEST_READ))
-    pickles = [follow(file)]
-    mark = pickles[0].value
-    if type(mark) is int and mark == LEGACY_MARK:
-        # A stream holds four pickles: the mark, a version, facts about the machine, the object.
-        pickles += [follow(file) for _ in range(3)]
+    with _Frugal(io.FileIO(path)) as file:
+        pickles = [follow(file, passes_over=True)]
+        mark = pickles[0].value
+        if type(mark) is int and mark == LEGACY_MARK:
+            # A stream holds four pickles: the mark, a version, facts about the machine, the object.
+            pickles += [follow(file, passes_over=True) for _ in range(3)]
     # A dict as a set that keeps the order.
-    return tuple(dict.fromkeys(name for followed in pickles for name in _suspects(followed)))
+    names = dict.fromkeys(name for followed in pickles for name in _suspects(followed))
+    return BarePickle(pickles[-1].value, tuple(names))
 
 
 class _Sips(io.BufferedReader):
@@ -130,6 +142,30 @@ class _Sips(io.BufferedReader):
         if size > LARGEST_READ:
             raise FormatError(f"asks for {size} bytes at once")
         return super().read(size)
+
+
+class _Frugal(_Sips):
+    """A file of which never more than LARGEST_READ bytes are read in all: the rest of a pickle is
+    weights, and they are passed over.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self._left = LARGEST_READ
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._counted(super().read(size))
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._counted(super().readline(LARGEST_READ))
+
+    def _counted(self, content: bytes) -> bytes:
+        self._left -= len(content)
+        if self._left < 0:
+            raise FormatError(
+                f"holds a pickle of more than {LARGEST_READ} bytes beside its tensors"
+            )
+        return content
 
 
 def _records(archive: zipfile.ZipFile, num_bytes: int) -> dict[str, zipfile.ZipInfo]:
@@ -178,7 +214,9 @@ def _walk(
     if depth > DEEPEST:
         raise FormatError(f"nests its contents more than {DEEPEST} deep")
     if isinstance(value, Made):
-        yield from _tensor(value, name, sizes)
+        placed = placed_tensor(value, name, partial(_storage, sizes=sizes))
+        if placed is not None:
+            yield placed.fact
     # Each container is entered once: one that holds itself has no end, and 30 lists that each hold
     # the next one twice have a billion ends.
     if not isinstance(value, Table | list | tuple) or id(value) in seen:
@@ -203,8 +241,25 @@ def _values(value: Table | Sequence[Any]) -> Iterator[tuple[str, Any]]:
         yield _shown(key), part
 
 
-def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorFact]:
-    """The fact of a tensor or parameter, if `made` is one;
+@dataclass(frozen=True)
+class Placed:
+    """A tensor and where it lies.
+
+    storage: as the pickle names it.   offset, strides: in numbers of the type.
+    """
+
+    fact: TensorFact
+    storage: Any
+    offset: int
+    strides: tuple[int, ...]
+
+
+StorageOf = Callable[[Any], tuple[str, int]]
+"""(type of number, size in bytes) of a storage that a pickle names.   Errors: FormatError."""
+
+
+def placed_tensor(made: Made, name: str, storage_of: StorageOf) -> Placed | None:
+    """A tensor or parameter, if `made` is one;
     FormatError if it does not lie inside its storage.
     """
     maker = _full_name(made.maker)
@@ -213,13 +268,13 @@ def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorF
         made = made.args[0]
         maker = _full_name(made.maker)
     if maker not in _TENSORS:
-        return
+        return None
     if not _is_row(made.args, 4):
         raise FormatError(
             f"describes the tensor `{printable(name)}` in a way that PyTorch does not"
         )
     storage, offset, shape, strides, *rest = made.args
-    dtype, num_bytes = _storage(storage, sizes)
+    dtype, num_bytes = storage_of(storage)
     # Only version 3 states the type itself: it is for types that have no storage class of their
     # own.
     if maker.endswith("_v3") and len(rest) > 2:
@@ -229,13 +284,29 @@ def _tensor(made: Made, name: str, sizes: Mapping[str, int]) -> Iterator[TensorF
     # In bits: some types have less than a byte for a number.
     if reach * ITEM_BITS[dtype] > num_bytes * 8:
         raise FormatError(f"is damaged: the tensor `{name}` reaches beyond its storage")
-    yield fact
+    return Placed(fact, storage, offset, strides)
 
 
 def _storage(storage: Any, sizes: Mapping[str, int]) -> tuple[str, int]:
     """Type of number and size in bytes of a storage.
 
     FormatError if its record is missing or has another size.
+    """
+    dtype, record, num_bytes = kept_storage(storage)
+    if sizes.get(record) != num_bytes:
+        held = "is missing"
+        if record in sizes:
+            held = f"has {sizes[record]}"
+        raise FormatError(
+            f"is damaged: the record `data/{printable(record)}` should have "
+            f"{num_bytes} bytes and {held}"
+        )
+    return dtype, num_bytes
+
+
+def kept_storage(storage: Any) -> tuple[str, str, int]:
+    """(type of number, name, size in bytes) of a storage that stands for itself in a pickle;
+    FormatError for what PyTorch does not write.
     """
     if not isinstance(storage, Kept) or not _is_row(storage.key, 5):
         raise FormatError("names a storage in a way that PyTorch does not")
@@ -247,16 +318,7 @@ def _storage(storage: Any, sizes: Mapping[str, int]) -> tuple[str, int]:
     dtype = STORAGES.get(storage_class.full.rpartition(".")[2], "")
     if not dtype or not storage_class.full.startswith("torch."):
         raise FormatError(f"stores numbers of an unknown type, `{printable(storage_class.full)}`")
-    num_bytes = num_elements * ITEM_BITS[dtype] // 8
-    if sizes.get(record) != num_bytes:
-        held = "is missing"
-        if record in sizes:
-            held = f"has {sizes[record]}"
-        raise FormatError(
-            f"is damaged: the record `data/{printable(record)}` should have "
-            f"{num_bytes} bytes and {held}"
-        )
-    return dtype, num_bytes
+    return dtype, record, num_elements * ITEM_BITS[dtype] // 8
 
 
 def _shown(key: object) -> str:

@@ -19,6 +19,17 @@ from torch import Tensor
 
 from vdiff.errors import ModelFileError
 from vdiff.formats.contents import Contents, contents_of
+from vdiff.formats.persistent import Stored
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+"""Types of number of stored tensors that are read."""
 
 _FIX = "copy it again from where it came from, or ask its maker"
 
@@ -71,6 +82,29 @@ def write_tensors(
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
+def read_stored(path: Path, places: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """Tensors whose places in a file are known, each with memory of its own.
+
+    Errors: ModelFileError for a file that changed meanwhile; OSError.
+    """
+    tensors = {}
+    with path.open("rb") as file:
+        for name, place in places.items():
+            dtype = DTYPES[place.fact.dtype]
+            file.seek(place.start)
+            content = bytearray(file.read(place.size))
+            if len(content) < place.size:
+                raise ModelFileError(f"`{path}` ends inside `{name}`", _FIX, path)
+            if place.size == 0:
+                tensors[name] = torch.empty(place.fact.shape, dtype=dtype)
+                continue
+            view = torch.frombuffer(content, dtype=dtype).as_strided(
+                place.fact.shape, place.strides
+            )
+            tensors[name] = view.clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
 def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those whose names begin with `prefix`, without it."""
     return {
@@ -85,12 +119,17 @@ def take_exactly(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
 
     tensors: of the file, by the names that the network has.   expected: of the network.
     """
-    missing = sorted(expected.keys() - tensors.keys())
-    extra = sorted(tensors.keys() - expected.keys())
+    fit_exactly(_shapes(tensors), _shapes(expected), path)
+
+
+def fit_exactly(found: Shapes, expected: Shapes, path: Path) -> None:
+    """As `take_exactly`, of shapes: before anything is read or allocated."""
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
     wrong = [
-        f"`{name}` is {list(tensors[name].shape)} and should be {list(expected[name].shape)}"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
+        f"`{name}` is {list(found[name])} and should be {list(expected[name])}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name]
     ]
     told = []
     if missing:
@@ -102,6 +141,10 @@ def take_exactly(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     if told:
         problem = f"`{path.name}` does not fit the network that it describes: it {'; '.join(told)}"
         raise ModelFileError(problem, "take an undamaged copy, or tell what it really is", path)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _listed(names: list[str]) -> str:
@@ -154,4 +197,13 @@ def _walk(value: object, name: str, wanted: set[str], tensors: dict[str, Tensor]
             _walk(part, f"{name}.{key}" if name else str(key), wanted, tensors)
 
 
-__all__ = ["read_tensors", "take_exactly", "tensors_in", "without_prefix", "write_tensors"]
+__all__ = [
+    "DTYPES",
+    "fit_exactly",
+    "read_stored",
+    "read_tensors",
+    "take_exactly",
+    "tensors_in",
+    "without_prefix",
+    "write_tensors",
+]

@@ -14,6 +14,8 @@ NETWORKS: "Registry[NetworkSection]" = Registry(
         "imported": "vdiff.networks.imported:ImportedSection",
         "diffusers": "vdiff.networks.diffusers_section:DiffusersSection",
         "lucidrains": "vdiff.networks.lucidrains_section:LucidrainsSection",
+        "edm": "vdiff.networks.edm_section:EdmSection",
+        "edm_unet": "vdiff.networks.edm_unet_section:EdmUNetSection",
     },
     default="unet",
     group="vdiff.networks",

@@ -333,6 +333,11 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         """time: [B], any dtype; fractions allowed.   Returns [B, embedding]."""
+        embedded: Tensor = self.linear_2(F.silu(self.linear_1(self.waves(time))))
+        return embedded
+
+    def waves(self, time: Tensor) -> Tensor:
+        """Sines and cosines in the dtype of the weights, [B, width].   time: [B]."""
         half = self.width // 2
         # float32 whatever the weights are: bfloat16 cannot tell time 1022 from 1023.
         exponent = torch.arange(half, dtype=torch.float32, device=time.device) * -math.log(10_000)
@@ -342,9 +347,7 @@ class TimeEmbedding(nn.Module):
             waves.reverse()
         # Sines and cosines come in pairs: an odd width is filled up with a zero.
         features = F.pad(torch.cat(waves, dim=1), (0, self.width % 2))
-        features = features.to(self.linear_1.weight.dtype)
-        embedded: Tensor = self.linear_2(F.silu(self.linear_1(features)))
-        return embedded
+        return features.to(self.linear_1.weight.dtype)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
