@@ -407,6 +407,82 @@ def test_files_of_no_diffusion_model_are_refused_by_name(tmp_path: Path) -> None
         assert describe(path).facts["note"]
 
 
+# ---- EDM teachers of consistency_models
+
+
+def in_frame(theirs: Theirs, x_noisy: Tensor, levels: Tensor, label: Tensor | None) -> Tensor:
+    """D(x; sigma) with sigma_data 0.5; their network is told 1000 log(sigma) / 4."""
+    s, d = levels[:, None, None, None], 0.5
+    inside = theirs(x_noisy / (s**2 + d**2).sqrt(), 250 * levels.log(), label)
+    return d**2 / (s**2 + d**2) * x_noisy + s * d / (s**2 + d**2).sqrt() * inside
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_an_edm_teacher_is_read_in_its_frame(classes: int, tmp_path: Path) -> None:
+    theirs = Theirs({"down": -16, "up": -16}, True, updown=True, classes=classes)
+    theirs.updown_at = (2,)
+    path = saved(theirs, tmp_path / "a.pt")
+    for name, tensor in theirs.tensors.items():
+        if name.endswith((".qkv.weight", ".proj_out.weight")):
+            theirs.tensors[name] = tensor[..., None]
+    flat = saved(theirs, tmp_path / "b.pt")
+    for name, tensor in theirs.tensors.items():
+        if name.endswith((".qkv.weight", ".proj_out.weight")):
+            theirs.tensors[name] = tensor[..., 0]
+    levels = torch.tensor([0.002, 0.1, 0.5, 2.0, 20.0, 80.0])
+    rng = torch.Generator().manual_seed(5)
+    noise = torch.randn(6, 3, 8, 8, generator=rng)
+    x = 0.5 * torch.randn(6, 3, 8, 8, generator=rng) + levels[:, None, None, None] * noise
+    recorded: dict[str, Any] = {"x_noisy": x, "sigma": levels}
+    label = torch.arange(6) % 3 if classes else None
+    if label is not None:
+        recorded["label"] = label
+    recorded["denoised"] = in_frame(theirs, x, levels, label)
+    np.savez(tmp_path / "a.npz", **recorded)
+    told = {"schedule": "edm", "head_dim": "16"}
+    for each in (path, flat):
+        brought = bring.read(bring.Source(each, told=told, expected=tmp_path / "a.npz"))
+        assert brought.proof.difference < 5e-6
+        assert brought.model.network == "edm"
+    wrong = bring.Source(path, told={**told, "qkv_order": "legacy"}, expected=tmp_path / "a.npz")
+    with pytest.raises(ModelFileError, match="not the one"):
+        bring.read(wrong)
+
+
+def test_an_edm_teacher_has_no_steps_and_others_no_range(tmp_path: Path) -> None:
+    theirs, _, _ = case("convolutions, legacy")
+    found = contents_of(saved(theirs, tmp_path / "a.pt"))
+    kind = GuidedFormat()
+    with pytest.raises(UsageError, match="`steps` is told of a network in EDM's frame"):
+        kind.candidates(found, {"size": "8", "schedule": "edm", "steps": "1000"})
+    with pytest.raises(UsageError, match="`sigma_max` is told of a network that is not"):
+        kind.candidates(found, {"size": "8", "schedule": "linear", "sigma_max": "80"})
+    readings = kind.candidates(found, {"size": "8"})
+    assert {reading["schedule"] for reading in readings} == {"linear", "cosine"}
+    readings = kind.candidates(found, {"size": "8", "schedule": "edm", "sigma_max": "20"})
+    assert {reading["qkv_order"] for reading in readings} == {"new"}
+    model = kind.read(found, readings[0])
+    schedule: Any = model.diffusion["schedule"]
+    assert (schedule["kind"], schedule["sigma_max"]) == ("edm", 20.0)
+    assert "sigma 20" in model.assumed[0]
+
+
+def test_edm_teachers_have_presets_and_consistency_models_are_refused(tmp_path: Path) -> None:
+    for name in ("edm_imagenet64", "edm_bedroom256", "edm_cat256"):
+        told = PRESETS[name].told
+        assert told.items() >= {"schedule": "edm", "qkv_order": "new", "head_dim": "64"}.items()
+    theirs, _, _ = case("residual blocks, new order, classes, variance")
+    for name in ("cd_imagenet64_l2", "ct_bedroom256", "cd_cat256_lpips"):
+        path = saved(theirs, tmp_path / f"{name}.pt")
+        with pytest.raises(ModelFileError, match="consistency model") as caught:
+            bring.read(bring.Source(path, told={"size": "8"}))
+        assert caught.value.fix is not None
+        assert f"edm_{name.split('_')[1]}_ema.pt" in caught.value.fix
+    # pictures of computed tomography may be called so
+    model = read(saved(theirs, tmp_path / "ct_scans.pt"), {"size": "8", "schedule": "edm"})
+    assert model.network == "edm"
+
+
 def test_inspect_tells_what_the_shapes_tell(tmp_path: Path) -> None:
     theirs, _, _ = case("residual blocks, new order, classes, variance")
     told = describe(saved(theirs, tmp_path / "a.pt"))

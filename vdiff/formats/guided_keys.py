@@ -18,6 +18,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 UNET = "guided-diffusion U-Net"
 CLASSIFIER = "guided-diffusion classifier"
+CONSISTENCY = re.compile(r"c[dt]_(imagenet64|bedroom256|cat256)")
+"""Names of the released consistency models, whose tensors are those of their teachers."""
 OPTIMIZER = "state of an optimizer"
 
 
@@ -103,6 +105,14 @@ def refusal(found: Contents) -> ModelFileError | None:
     if kind == CLASSIFIER:
         problem = f"`{path.name}` is a classifier of guided-diffusion, which draws nothing"
         return ModelFileError(problem, "take the file of the diffusion model beside it", path)
+    distilled = CONSISTENCY.match(path.stem.lower())
+    if distilled is not None:
+        problem = (
+            f"`{path.name}` is a consistency model of consistency_models: it jumps from any noise "
+            "to a picture, and is no teacher"
+        )
+        teacher = f"edm_{distilled[1]}_ema.pt"
+        return ModelFileError(problem, f"take `{teacher}`, from which it was distilled", path)
     shapes = {fact.name: fact.shape for fact in found.tensors}
     if any(".transformer_blocks." in name for name in shapes):
         problem = f"`{path.name}` is a network of latent diffusion, which is told a text"

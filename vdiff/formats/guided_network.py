@@ -13,7 +13,9 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.process import DiffusionSection
 from vdiff.errors import ModelFileError
 from vdiff.formats.adapter import ForeignModel
+from vdiff.formats.edm_frame import NUM_STEPS, edm_diffusion, framed, noise_range, range_told
 from vdiff.formats.guided_keys import Layout
+from vdiff.formats.guided_settings import EDM
 from vdiff.formats.weights import take_exactly
 from vdiff.networks.unet import UNet
 
@@ -21,6 +23,10 @@ GROUPS = 32
 """Of every group norm."""
 
 TAKE = "take an undamaged copy"
+
+SIGMA_DATA = 0.5
+TIMES_1000 = 250.0
+"""EDM's frame in consistency_models: 1000 / 4 is the factor of log(sigma)."""
 
 TOLD_OF = 1000
 """Base steps that a network with `rescale_timesteps` is told of."""
@@ -66,6 +72,8 @@ def model_of(
     weights = _ours(layout, flat, names, wanted, given)
     network.load_state_dict(weights, assign=True)
     network.eval().requires_grad_(False)
+    if given["schedule"] == EDM:
+        return _edm(layout, network, given)
     diffusion = diffusion_of(given)
     section = DiffusionSection.model_validate(diffusion)
     size = int(given["size"])
@@ -78,6 +86,27 @@ def model_of(
         num_classes=layout.num_classes,
         num_steps=int(given["steps"]),
         sampler=sampler,
+        licence="MIT" if "preset" in given else None,
+        facts={"told": dict(given), "learned_variance": layout.has_learned_variance},
+    )
+
+
+def _edm(layout: Layout, network: UNet, given: Mapping[str, str]) -> ForeignModel:
+    """The model of a teacher of consistency_models: the network in EDM's frame."""
+    ends = noise_range(given)
+    diffusion = edm_diffusion(ends, SIGMA_DATA)
+    section = DiffusionSection.model_validate(diffusion)
+    size = int(given["size"])
+    return ForeignModel(
+        denoiser=Denoiser(
+            framed(network, "unet", SIGMA_DATA, TIMES_1000), section.schedule.build(), "v"
+        ),
+        network="edm",
+        diffusion=diffusion,
+        shape=(layout.inputs, size, size),
+        num_classes=layout.num_classes,
+        num_steps=NUM_STEPS,
+        assumed=(range_told(ends),),
         licence="MIT" if "preset" in given else None,
         facts={"told": dict(given), "learned_variance": layout.has_learned_variance},
     )

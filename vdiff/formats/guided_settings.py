@@ -1,7 +1,8 @@
 """What guided-diffusion's files do not tell:
 options of the import, presets of released files, and what may be tried.
 
-The presets are from the README files of openai/guided-diffusion and openai/improved-diffusion.
+The presets are from the README files of openai/guided-diffusion, openai/improved-diffusion and
+openai/consistency_models.
 """
 
 import itertools
@@ -19,14 +20,19 @@ OPTIONS = {
     "heads_up": "attention heads on the way up, where they are others (`num_heads_upsample`)",
     "head_dim": "channels per attention head (`num_head_channels`)",
     "qkv_order": "legacy or new (`use_new_attention_order`): how the heads lie in the weights",
-    "schedule": "linear or cosine (`noise_schedule`)",
+    "schedule": "linear or cosine (`noise_schedule`), or edm: an EDM teacher of consistency_models",
     "steps": "base steps of the noise process (`diffusion_steps`) [1000]",
     "rescale": "yes if times are told as of 1000 steps (`rescale_timesteps`), or no",
     "predicts": "eps, or x (`predict_xstart`)",
+    "sigma_min": "with `schedule=edm`, the least noise that its sampler visits [0.002]",
+    "sigma_max": "with `schedule=edm`, the most noise that its sampler visits [80]",
 }
+EDM = "edm"
+"""The schedule of networks that stand in EDM's frame. No network is tried with it unasked."""
+
 CHOICES = {
     "qkv_order": ("legacy", "new"),
-    "schedule": ("linear", "cosine"),
+    "schedule": ("linear", "cosine", EDM),
     "rescale": ("no", "yes"),
     "predicts": ("eps", "x"),
 }
@@ -59,6 +65,10 @@ class Preset:
 def _told(size: int, schedule: str, steps: int, rescale: str, **heads: str) -> dict[str, str]:
     common = {"size": str(size), "schedule": schedule, "steps": str(steps), "rescale": rescale}
     return common | {"predicts": "eps", "qkv_order": "legacy"} | heads
+
+
+def _told_edm(size: int) -> dict[str, str]:
+    return {"size": str(size), "schedule": EDM, "head_dim": "64", "qkv_order": "new"}
 
 
 _WIDE = (1, 1, 2, 2, 4, 4)
@@ -99,6 +109,9 @@ PRESETS = {
     "improved_lsun": Preset(
         ("lsun_uncond_100M",), 128, _WIDE, 2, _told(256, "linear", 1000, "no", heads="1")
     ),
+    "edm_imagenet64": Preset(("edm_imagenet64",), 192, (1, 2, 3, 4), 3, _told_edm(64)),
+    "edm_bedroom256": Preset(("edm_bedroom256",), 256, _WIDE, 2, _told_edm(256)),
+    "edm_cat256": Preset(("edm_cat256",), 256, _WIDE, 2, _told_edm(256)),
 }
 
 
@@ -145,6 +158,10 @@ def readings(layout: Layout, given: Mapping[str, str]) -> Sequence[Mapping[str, 
     if "size" not in given:
         problem = "the file does not tell how many pixels its pictures have"
         raise UsageError(problem, "say it, as --size 64", "--size")
+    if given.get("schedule") == EDM:
+        # its program reads the heads in the new order, whatever else it is told
+        told = {"qkv_order": "new", **given}
+        return [{**told, **heads} for heads in _heads(layout, told)]
     processes = []
     for schedule, predicts in itertools.product(_open(given, "schedule"), _open(given, "predicts")):
         for steps, rescale in _times(given):
@@ -158,7 +175,9 @@ def readings(layout: Layout, given: Mapping[str, str]) -> Sequence[Mapping[str, 
 
 
 def _open(given: Mapping[str, str], option: str) -> tuple[str, ...]:
-    return (given[option],) if option in given else CHOICES[option]
+    if option in given:
+        return (given[option],)
+    return tuple(value for value in CHOICES[option] if value != EDM)
 
 
 def _times(given: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -223,6 +242,14 @@ def _check(asked: Mapping[str, str]) -> None:
         if asked.get(option, values[0]) not in values:
             problem = f"`{option}` is {asked[option]!r}"
             raise UsageError(problem, f"choose from: {', '.join(values)}", option)
+    for option in ("steps", "rescale", "predicts") if asked.get("schedule") == EDM else ():
+        if option in asked:
+            problem = f"`{option}` is told of a network in EDM's frame, which has none"
+            raise UsageError(problem, f"leave out `{option}`, or `schedule=edm`", "--assume")
+    for option in ("sigma_min", "sigma_max"):
+        if option in asked and asked.get("schedule", EDM) != EDM:
+            problem = f"`{option}` is told of a network that is not in EDM's frame"
+            raise UsageError(problem, "tell `schedule=edm` too, or leave it out", "--assume")
     if "heads" in asked and "head_dim" in asked:
         raise UsageError("`heads` and `head_dim` are both told", "tell one of them", "--heads")
     if "heads_up" in asked and "heads" not in asked:
