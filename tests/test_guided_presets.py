@@ -36,6 +36,13 @@ FLAGS = {
 }
 """Released files, with the flags that decide what is computed."""
 
+EDM_FLAGS = {
+    "edm_imagenet64_ema": "image_size 64 num_channels 192 num_res_blocks 3 num_head_channels 64",
+    "edm_bedroom256_ema": "image_size 256 num_channels 256 num_res_blocks 2 num_head_channels 64",
+    "edm_cat256_ema": "image_size 256 num_channels 256 num_res_blocks 2 num_head_channels 64",
+}
+"""The EDM teachers of consistency_models."""
+
 MULTIPLIERS = {
     32: (1, 2, 2, 2),
     64: (1, 2, 3, 4),
@@ -52,10 +59,29 @@ def preset_of(file: str) -> Preset:
     return found[0]
 
 
+def flags_of(words: str) -> dict[str, str]:
+    given = words.split()
+    return dict(zip(given[::2], given[1::2], strict=True))
+
+
+@pytest.mark.parametrize("file", EDM_FLAGS)
+def test_a_preset_of_a_teacher_in_the_frame_of_edm_says_what_its_flags_say(file: str) -> None:
+    flags = flags_of(EDM_FLAGS[file])
+    preset = preset_of(file)
+    assert preset.width == int(flags["num_channels"])
+    assert preset.blocks == int(flags["num_res_blocks"])
+    assert preset.multipliers == MULTIPLIERS[int(flags["image_size"])]
+    assert preset.told == {
+        "size": flags["image_size"],
+        "schedule": "edm",
+        "head_dim": flags["num_head_channels"],
+        "qkv_order": "new",
+    }
+
+
 @pytest.mark.parametrize("file", FLAGS)
 def test_a_preset_says_what_the_flags_of_its_files_say(file: str) -> None:
-    words = FLAGS[file].split()
-    flags = dict(zip(words[::2], words[1::2], strict=True))
+    flags = flags_of(FLAGS[file])
     preset = preset_of(file)
     assert preset.width == int(flags["num_channels"])
     assert preset.blocks == int(flags["num_res_blocks"])
@@ -76,7 +102,8 @@ def test_a_preset_says_what_the_flags_of_its_files_say(file: str) -> None:
 
 
 def test_every_preset_is_held_against_flags() -> None:
-    assert {preset_of(file).files for file in FLAGS} == {each.files for each in PRESETS.values()}
+    files = [*FLAGS, *EDM_FLAGS]
+    assert {preset_of(file).files for file in files} == {each.files for each in PRESETS.values()}
 
 
 def test_every_division_into_heads_that_the_programs_are_used_with_is_tried(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from vdiff.errors import MachineError
 from vdiff.field_docs import field_docs, unwrapped
-from vdiff.system.guests import look_at_result, unusable
+from vdiff.system.guests import UnfitError, check_name, look_at_result, unusable
 from vdiff.system.home import expanded
 from vdiff.system.packages import entries_of, loaded, maker_of, package_of
 
@@ -258,16 +258,16 @@ class Table(Generic[Part]):
         return part
 
     def _checked(self, candidate: Any) -> type[Part]:
-        """The class that an entry names, if it keeps the contract.   Errors: _UnfitError."""
+        """The class that an entry names, if it keeps the contract.   Errors: UnfitError."""
         contracts = tuple(map(loaded, self._contracts))
         if not isinstance(candidate, type) or not issubclass(candidate, contracts):
             wanted = " or ".join(f"`{contract.replace(':', '.')}`" for contract in self._contracts)
-            raise _UnfitError(f"it is no subclass of {wanted}")
+            raise UnfitError(f"it is no subclass of {wanted}")
         part: type[Part] = candidate
         # Python itself tells of these only when an object is made, far into a training
         lacking: list[str] = sorted(getattr(part, "__abstractmethods__", ()))
         if lacking:
-            raise _UnfitError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
+            raise UnfitError(f"it lacks {', '.join(f'`{name}`' for name in lacking)}")
         return part
 
 
@@ -334,11 +334,7 @@ class Registry(Table[Kind]):
     def _complete(self, part: type[Kind], entry: EntryPoint) -> type[Kind]:
         # sections put off their building, and with it a stranger's mistake, until they are used
         part.model_rebuild(raise_errors=True)
-        names = get_args(part.model_fields["kind"].annotation)
-        # otherwise a recipe is told to write the one name for the other, and back
-        if names and entry.name not in names:
-            said = ", ".join(f"`{name}`" for name in names)
-            raise _UnfitError(f"its `kind` is {said}, and its entry point `{entry.name}`")
+        check_name(get_args(part.model_fields["kind"].annotation), entry)
         if part.makes is not None:
             look_at_result(part, *part.makes, f"the {self.part} `{entry.name}`", entry)
         return part
@@ -347,19 +343,15 @@ class Registry(Table[Kind]):
         section = super()._checked(candidate)
         fields = [name for name in section.needed_fields if name not in section.model_fields]
         if fields:
-            raise _UnfitError(f"it lacks the field {', '.join(f'`{name}`' for name in fields)}")
+            raise UnfitError(f"it lacks the field {', '.join(f'`{name}`' for name in fields)}")
         return section
-
-
-class _UnfitError(TypeError):
-    """A class does not keep the contract of its table."""
 
 
 def _reason(err: BaseException) -> str:
     """What is wrong, in one line."""
     said = str(err).strip().partition("\n")[0]
     # our own sentence says all; of a stranger's error, the kind is half of what it says
-    if isinstance(err, _UnfitError):
+    if isinstance(err, UnfitError):
         return said
     if not said:
         return type(err).__name__

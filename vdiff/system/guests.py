@@ -1,5 +1,6 @@
 """Kinds that other packages bring: whether what they make keeps its contract."""
 
+from collections.abc import Collection
 from functools import wraps
 from importlib.metadata import EntryPoint
 from inspect import get_annotations, getattr_static
@@ -7,6 +8,10 @@ from typing import Any
 
 from vdiff.errors import MachineError
 from vdiff.system.packages import loaded, maker_of, package_of
+
+
+class UnfitError(TypeError):
+    """A class does not keep the contract of its table."""
 
 
 def look_at_result(
@@ -33,6 +38,17 @@ def look_at_result(
         return result
 
     setattr(section, method, checked)
+
+
+def check_name(kinds: Collection[str], entry: EntryPoint) -> None:
+    """UnfitError for a section whose `kind` is another than the name of its entry point.
+
+    Otherwise a recipe is told to write the one name for the other, and back.   kinds: what its
+    `kind` may be; none if that is any text.
+    """
+    if kinds and entry.name not in kinds:
+        said = ", ".join(f"`{name}`" for name in kinds)
+        raise UnfitError(f"its `kind` is {said}, and its entry point `{entry.name}`")
 
 
 def unusable(what: str, entry: EntryPoint, why: str) -> MachineError:
