@@ -271,3 +271,13 @@ def test_a_file_that_is_not_of_the_format_that_is_named_is_refused(
     with pytest.raises(ModelFileError, match="nothing that vdiff reads") as found:
         bring.read(bring.Source(folder))
     assert "ema_0.99_000300.pt" in found.value.fix
+
+
+@pytest.mark.parametrize("how", ["outputs", "denoising", "none"])
+def test_a_proof_tells_in_words_what_was_compared_and_how_it_came_out(how: str) -> None:
+    told = proof.Proof(how, "its pictures", 0.5, 0.75).told()
+    if how == "none":
+        assert told == "nothing proved it"
+        return
+    assert "its pictures: 0.5" in told
+    assert "(limit 0.75)" in told

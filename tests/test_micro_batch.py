@@ -188,3 +188,9 @@ def test_where_nobody_tells_the_memory_all_go_at_once() -> None:
     said: list[str] = []
     assert settled(None, said).micro_batch == 6
     assert "at once" not in " ".join(said)
+
+
+def test_the_loss_of_an_update_holds_on_to_no_activations() -> None:
+    """With its graph, every micro-batch would stay in memory until the update ends."""
+    learner = made(None, [], micro=2)
+    assert not learner._gradient(pictures(), NOTHING, rng_of()).requires_grad
