@@ -74,6 +74,7 @@ DOORS = {
     },
     "torchvision": set(),
     "diffusers": {"formats/diffusers_network.py", "networks/diffusers_network.py"},
+    "denoising_diffusion_pytorch": {"formats/lucidrains_library.py"},
     "onnx": {"formats/onnx_writing.py"},
     "onnxruntime": {"formats/onnx_writing.py"},
     "sklearn": set(),

@@ -12,7 +12,7 @@ from torch import Tensor
 from vdiff.data.codec import codec_of
 from vdiff.disk.tensor_facts import FormatError
 from vdiff.errors import ModelFileError, UsageError, VdiffError
-from vdiff.exchange import pictures, proof
+from vdiff.exchange import pictures, proof, recorded
 from vdiff.exchange.proof import Proof
 from vdiff.formats import FORMATS
 from vdiff.formats.adapter import ForeignModel, Format
@@ -219,16 +219,23 @@ def _proved(
 def _of_recorded(
     path: Path, kind: Format, found: Contents, readings: Sequence[Mapping[str, str]]
 ) -> tuple[ForeignModel, Proof]:
-    """The first reading whose outputs are the recorded ones."""
+    """The first reading whose outputs, noise table and pictures are the recorded ones."""
     failed: VdiffError | None = None
+    failed_later: VdiffError | None = None
     for reading in readings:
         try:
             model = kind.read(found, reading)
-            return model, proof.of_file(model, path)
+            checked = proof.of_file(model, path)
         except ModelFileError as err:
             failed = failed or err
-    assert failed is not None
-    raise failed
+            continue
+        try:
+            return model, replace(checked, also=recorded.check_process(model, path))
+        except ModelFileError as err:
+            failed_later = failed_later or err
+    told = failed_later or failed
+    assert told is not None
+    raise told
 
 
 def _of_library(kind: Format, found: Contents, model: ForeignModel) -> Proof | None:

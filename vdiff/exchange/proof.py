@@ -8,7 +8,7 @@ compared with something.
 
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,19 +61,22 @@ class Proof:
     difference: the largest one, relative to outputs of about 1; or the mean square of the error in
     eps.
     limit: what was allowed.
+    also: what else was compared, a sentence each.
     """
 
     how: str
     by: str
     difference: float
     limit: float
+    also: tuple[str, ...] = ()
 
     def told(self) -> str:
         """A sentence for people."""
         if self.how == "outputs":
-            return (
+            told = (
                 f"largest difference from {self.by}: {self.difference:.2g} (limit {self.limit:g})"
             )
+            return "; ".join((told, *self.also))
         if self.how == "denoising":
             return (
                 f"error in the noise of {self.by}: {self.difference:.3f} of what anybody makes "
@@ -83,10 +86,12 @@ class Proof:
 
     def facts(self) -> dict[str, object]:
         """For a card; None for numbers that there are not, as JSON has no NaN."""
-        return {
+        facts = {
             name: None if isinstance(value, float) and math.isnan(value) else value
             for name, value in asdict(self).items()
         }
+        also = facts.pop("also")
+        return {**facts, "also": list(self.also)} if also else facts
 
 
 def of_file(model: ForeignModel, path: Path) -> Proof:
@@ -289,12 +294,16 @@ def told(errors: Mapping[str, float]) -> Sequence[str]:
 
 
 def _arrays(path: Path) -> dict[str, "np.ndarray[Any, Any]"]:
-    """Those that are compared, of an .npz file; no pickle is read.   Errors: ModelFileError."""
+    """Those that networks are compared by, of an .npz file.   Errors: ModelFileError."""
+    return arrays_of(path, lambda name: name in ("z", "time", "output", "label", *NAMES))
+
+
+def arrays_of(path: Path, is_wanted: Callable[[str], bool]) -> dict[str, "np.ndarray[Any, Any]"]:
+    """The wanted arrays of an .npz file, by name; no pickle is read.   Errors: ModelFileError."""
     try:
-        # the file may hold many more, such as recorded samples
+        # the file may hold many more
         with np.load(path, allow_pickle=False) as file:
-            names = ("z", "time", "output", "label", *NAMES)
-            return {name: file[name] for name in names if name in file}
+            return {name: file[name] for name in file if is_wanted(name)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as err:
         problem = f"`{path}` cannot be read as an .npz file of arrays"
         raise ModelFileError(problem, "write it with numpy's `savez`", "--expected") from err

@@ -40,6 +40,8 @@ class ForeignModel:
     is_distilled: whether it knows the times i / num_steps only.
     assumed: what the file does not tell and was taken for given, a sentence each.
     sampler: the section of the sampler that it is meant for; None for DDIM.
+    own_sampler: how its program draws with another network than this one, a sentence, so that
+    pictures drawn by it are not those of vdiff; None where it does not.
     codec: between its pictures and what the network sees, a kind or a section.
     licence: that of the weights, where the format settles it.
     facts: what a card should keep of the source and vdiff does not use, for JSON.
@@ -54,6 +56,7 @@ class ForeignModel:
     is_distilled: bool = False
     assumed: tuple[str, ...] = ()
     sampler: Mapping[str, object] | None = None
+    own_sampler: str | None = None
     codec: str | Mapping[str, object] = "pixels"
     licence: str | None = None
     facts: Mapping[str, object] = field(default_factory=dict)

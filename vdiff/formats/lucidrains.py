@@ -3,10 +3,10 @@ its trainer's files, or the weights of such a network alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vdiff.errors import ModelFileError
-from vdiff.formats.adapter import ForeignModel, Format
+from vdiff.formats.adapter import ForeignModel, Format, Outputs
 from vdiff.formats.contents import Contents
 from vdiff.formats.foreign_file import ForeignFile, warning
 from vdiff.formats.lucidrains_layout import (
@@ -16,6 +16,9 @@ from vdiff.formats.lucidrains_layout import (
     layout_of,
     network_config,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LucidrainsFormat(Format):
@@ -34,6 +37,9 @@ class LucidrainsFormat(Format):
         "steps": "`timesteps`, where the file holds the network's weights alone; 1000 is usual",
     }
 
+    def __init__(self) -> None:
+        self._told: Mapping[str, str] = {}
+
     @classmethod
     def recognises(cls, found: Contents) -> bool:
         return is_ours(found)
@@ -46,7 +52,9 @@ class LucidrainsFormat(Format):
             if isinstance(value, str | int):
                 facts[name] = value
         try:
-            facts |= _facts(layout_of(found), found)
+            layout = layout_of(found)
+            facts |= _facts(layout, found)
+            facts["predicts"] = _predicts(found, layout)
         except ModelFileError as err:
             facts["not_supported"] = err.problem
         facts |= warning(found.names)
@@ -62,7 +70,17 @@ class LucidrainsFormat(Format):
     def read(self, found: Contents, asked: Mapping[str, str]) -> ForeignModel:
         from vdiff.formats.lucidrains_model import read
 
+        self._told = asked
         return read(found, asked)
+
+    def outputs(
+        self, found: Contents, z: "Tensor", time: "Tensor", label: "Tensor | None"
+    ) -> Outputs | None:
+        """Of a file of version 2; a `theta` that `read` was told is told that program, too."""
+        from vdiff.formats import lucidrains_library
+        from vdiff.formats.lucidrains_model import theta_of
+
+        return lucidrains_library.outputs(found, theta_of(self._told), z, time)
 
 
 def _facts(layout: Layout, found: Contents) -> dict[str, Any]:
@@ -86,3 +104,16 @@ def _facts(layout: Layout, found: Contents) -> dict[str, Any]:
         if layout.buffers is not None and fact.name == f"{layout.buffers}alphas_cumprod":
             facts["timesteps"] = fact.num_elements
     return facts
+
+
+def _predicts(found: Contents, layout: Layout) -> str:
+    """What the weights of the loss say that the network predicts; `ask` where they are silent."""
+    # values of a table are read for it, and torch with them: only where there is one
+    if layout.buffers is None or not any(
+        fact.name == f"{layout.buffers}loss_weight" for fact in found.tensors
+    ):
+        return "ask"
+    from vdiff.formats.lucidrains_model import predictions
+
+    fitting = predictions(found, layout)
+    return fitting[0] if len(fitting) == 1 else "ask"

@@ -86,8 +86,12 @@ def read(found: Contents, asked: Answers) -> ForeignModel:
         assumed=_assumed(layout, answers, size),
         # its own sampler keeps x within the pictures' limits, whatever the network predicts
         sampler={"kind": "ddim", "clip": 1.0},
+        own_sampler=_SELF_CONDITION if layout.has_self_condition else None,
         facts=facts,
     )
+
+
+_SELF_CONDITION = "its own sampler tells the network the picture of the step before"
 
 
 def _size(layout: Layout, asked: Answers) -> int:
@@ -163,7 +167,7 @@ def _network(found: Contents, layout: Layout, answers: Answers) -> LucidrainsUNe
     heads = None
     if "heads" in answers:
         heads = _number(answers, "heads", 1, 65536)
-    config = network_config(layout, version, _theta(answers), groups, heads)
+    config = network_config(layout, version, theta_of(answers), groups, heads)
     with torch.device("meta"):  # shapes that contradict each other may ask for any amount of memory
         outline = LucidrainsSection.restore(config)
     tensors = read_tensors(found, lambda name: name.startswith(layout.prefix))
@@ -282,6 +286,14 @@ def _sigmoid(steps: int) -> Tensor:
     return betas
 
 
+def predictions(found: Contents, layout: Layout) -> list[str]:
+    """What the network may predict, as far as the file tells.
+
+    Errors: ModelFileError, FormatError, OSError.
+    """
+    return told_by_loss(_buffers(found, layout))
+
+
 def told_by_loss(buffers: Mapping[str, Tensor]) -> list[str]:
     """What the weights of the loss say that the network predicts;
     all that it may be where they say nothing.
@@ -322,7 +334,7 @@ def _number(asked: Answers, name: str, least: int, most: int, default: int | Non
     return int(text)
 
 
-def _theta(asked: Answers) -> float:
+def theta_of(asked: Answers) -> float:
     text = asked.get("theta", "10000")
     try:
         theta = float(text)
