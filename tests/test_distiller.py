@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdiff import cli
+from vdiff.diffusion.condition import NOTHING
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.process import DiffusionSection
 from vdiff.errors import ModelFileError
@@ -21,7 +23,9 @@ from vdiff.formats.plain_safetensors import SafetensorsFormat
 from vdiff.model_folder import checkpoint
 from vdiff.networks.unet import UNet
 from vdiff.randomness import Randomness
+from vdiff.samplers.ancestral import AncestralSection
 from vdiff.samplers.ddim import Ddim
+from vdiff.samplers.sampler import Point, Predict
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "seed_samples" / "tiny_base_5"
 needs_sample = pytest.mark.skipif(
@@ -35,8 +39,12 @@ HEADS = 2
 # ---- their network, written down from its description, of widths 8 and 16
 
 
-def their_weights(affine: bool = True, width: int = WIDTH) -> dict[str, Tensor]:
-    """Random weights of two levels with one block each and attention at the lower one."""
+def their_weights(
+    affine: bool = True, width: int = WIDTH, everywhere: bool = False
+) -> dict[str, Tensor]:
+    """Random weights of two levels with one block each and attention at the lower one,
+    or at both.
+    """
     torch.manual_seed(5)
     tensors: dict[str, Tensor] = {
         "time.0.inv_freq": 10_000 ** -(torch.arange(0, width, 2) / width),
@@ -68,7 +76,7 @@ def their_weights(affine: bool = True, width: int = WIDTH) -> dict[str, Tensor]:
     layer("time.1", 4 * width, width)
     layer("time.3", 4 * width, 4 * width)
     layer("down.0", width, 3, 3, 3)
-    block("down.1", width, width, False)
+    block("down.1", width, width, everywhere)
     layer("down.2.0", width, width, 3, 3)
     block("down.3", width, 2 * width, True)
     block("mid.0", 2 * width, 2 * width, True)
@@ -76,16 +84,26 @@ def their_weights(affine: bool = True, width: int = WIDTH) -> dict[str, Tensor]:
     block("up.0", 4 * width, 2 * width, True)
     block("up.1", 3 * width, 2 * width, True)
     layer("up.2.1", 2 * width, 2 * width, 3, 3)
-    block("up.3", 3 * width, width, False)
-    block("up.4", 2 * width, width, False)
+    block("up.3", 3 * width, width, everywhere)
+    block("up.4", 2 * width, width, everywhere)
     norm("out.0", width)
     layer("out.2", 3, width, 3, 3)
     return tensors
 
 
-def their_output(tensors: dict[str, Tensor], z: Tensor, time: Tensor, heads: int = HEADS) -> Tensor:
-    """What their network gives for pictures in blue, green, red."""
-    groups = len(tensors["out.0.weight"]) // 4
+def their_output(
+    tensors: dict[str, Tensor],
+    z: Tensor,
+    time: Tensor,
+    heads: int = HEADS,
+    groups: int | None = None,
+) -> Tensor:
+    """What their network gives for pictures in blue, green, red.
+
+    groups: of every norm; None for a quarter of the first width.
+    """
+    if groups is None:
+        groups = len(tensors["out.0.weight"]) // 4
 
     def conv(name: str, h: Tensor, stride: int = 1) -> Tensor:
         weight = tensors[f"{name}.weight"]
@@ -178,6 +196,30 @@ def test_the_imported_network_computes_what_theirs_does(
     assert (model.num_steps, model.is_distilled) == (num_steps, scale > 1)
 
 
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_heads_at_levels_of_different_widths_are_counted(heads: int) -> None:
+    """Each of their layers divides its own width by the number of heads, both ways."""
+    tensors = their_weights(everywhere=True)
+    path = saved(Path("a.pt"), tensors)
+    readings = DistillerFormat().candidates(contents_of(path), {"size": "8"})
+    assert [each["heads"] for each in readings] == ["1", "2", "4", "8"]
+    model = imported(path, heads=heads)
+    z = noise(3, 8)
+    index = torch.tensor([0, 8, 15])
+    theirs = their_output(tensors, z.flip(1), index.float() * 64, heads).flip(1)
+    others = their_output(tensors, z.flip(1), index.float() * 64, 8).flip(1)
+    assert float((theirs - others).abs().max()) > 0.05
+    with torch.no_grad():
+        ours = model.denoiser(z, (index.double() + 1) / 16).v
+    assert float((ours - theirs).abs().max()) < 1e-5
+    DistillerFormat().write(model, Path("b.pt"), {})
+    told = DistillerFormat().to_read_back(model)
+    assert told["heads"] == str(heads)
+    back = torch.load("b.pt", weights_only=True)["G"]
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(back[name], tensor, rtol=1e-6, atol=0)
+
+
 def test_its_noise_table_is_its_own_with_the_clamped_end() -> None:
     schedule = imported(saved(Path("a.pt"), their_weights())).denoiser.schedule
     places = torch.arange(17, dtype=torch.float64) / 16
@@ -212,6 +254,39 @@ def test_the_example_gives_its_recorded_clipped_samples(clip: float) -> None:
     with torch.no_grad():
         drawn = Ddim(clip=clip, clip_noise=clip)(model.denoiser, z, 16, rng)
     assert np.abs(drawn.flip(1).numpy() - expected[f"clipped_sample_{clip}"]).max() < 1e-4
+
+
+class Always:
+    """Fresh noise that is one number everywhere, in the place of `Randomness`."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.full((2, *shape), self.value)
+
+
+@needs_sample
+@pytest.mark.parametrize("index", [0, 1, 8, 15])
+def test_the_example_gives_its_recorded_ancestral_means_and_deviations(index: int) -> None:
+    """It clips x to [-1, 1] and has the small variance; the last step returns x."""
+    expected = np.load(SAMPLE / "expected.npz")
+    model = imported(SAMPLE / "checkpoint.pt", 16, 2)
+    z = torch.from_numpy(expected["z"]).flip(1)
+    sampler = AncestralSection(variance="small", clip=1.0).build()
+    predict = Predict(model.denoiser, NOTHING, sampler)
+    t = (index + 1) / 16
+    with torch.no_grad():
+        here = Point(t, z, predict(z, t))
+        mean, moved = (
+            sampler.step(here, index / 16, (), predict, cast(Randomness, Always(value)))
+            for value in (0.0, 1.0)
+        )
+    recorded = expected[f"ancestral_mean_{index}"]
+    assert np.abs(mean.flip(1).numpy() - recorded).max() < 1e-5
+    deviation = (moved - mean).flatten(1)
+    wanted = torch.from_numpy(expected[f"ancestral_std_{index}"])[:, None].expand_as(deviation)
+    assert float((deviation - wanted).abs().max()) < 1e-5
 
 
 def test_the_number_of_heads_is_asked_for_where_nobody_says_it() -> None:

@@ -35,6 +35,13 @@ def distiller(path: Path) -> Path:
     return path / "a.pt"
 
 
+def rosinality(path: Path) -> Path:
+    names = ("time.0.inv_freq", "mid.0.attention.qkv.weight")
+    weights = {name: torch.zeros(8) for name in names}
+    torch.save({"model": weights, "ema": weights}, path / "a.pt")
+    return path / "a.pt"
+
+
 def diffusers(path: Path) -> Path:
     folder = path / "folder"
     folder.mkdir()
@@ -85,6 +92,7 @@ def graph(kind: str) -> Make:
 
 EXPECTED: dict[str, Make] = {
     "diffusion_distiller": distiller,
+    "rosinality": rosinality,
     "diffusers": diffusers,
     "guided_diffusion": guided,
     "lucidrains": lucidrains,

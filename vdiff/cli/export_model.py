@@ -23,7 +23,9 @@ def export_model(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="FORMAT", help="diffusers, onnx, torch-export, seed or safetensors"
+            "--to",
+            metavar="FORMAT",
+            help="diffusers, onnx, torch-export, seed, rosinality, safetensors",
         ),
     ],
     out: Annotated[
@@ -71,6 +73,7 @@ _ALIASES = {
     "onnx": "onnx",
     "torch-export": "torch_export",
     "seed": "diffusion_distiller",
+    "rosinality": "rosinality",
     "safetensors": "safetensors",
 }
 """What people call a format -> its name in the table."""

@@ -11,6 +11,7 @@ FORMATS: "Table[Format]" = Table(
     "format",
     {
         "diffusion_distiller": "vdiff.formats.distiller:DistillerFormat",
+        "rosinality": "vdiff.formats.rosinality:RosinalityFormat",
         "diffusers": "vdiff.formats.diffusers:DiffusersFormat",
         "guided_diffusion": "vdiff.formats.guided:GuidedFormat",
         "lucidrains": "vdiff.formats.lucidrains:LucidrainsFormat",

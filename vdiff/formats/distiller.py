@@ -52,7 +52,7 @@ class DistillerFormat(Format):
             "n_timesteps": num_steps,
             "time_scale": time_scale,
             "base_steps": num_steps * time_scale,
-            **_network_facts(shapes),
+            **network_facts(shapes),
             **warning(found.names),
         }
         return ForeignFile(found.path, "diffusion_distiller checkpoint", found.tensors, facts)
@@ -78,7 +78,7 @@ class DistillerFormat(Format):
         return distiller_writing.told_of(model)
 
 
-def _network_facts(shapes: Shapes) -> dict[str, Any]:
+def network_facts(shapes: Shapes) -> dict[str, Any]:
     """The settings of the U-Net, computed back from the shapes of its tensors."""
     levels = _levels(shapes)
     inlet = shapes.get("down.0.weight", ())

@@ -26,12 +26,9 @@ def read(found: Contents, facts: Mapping[str, object], asked: Mapping[str, str])
 
     Errors: ModelFileError, UsageError, FormatError, OSError.
     """
-    config, layout = _network(found.path, facts, asked)
-    with torch.device("meta"):
-        outline = UNet.from_config(config)
+    config, layout = network_of(found.path, facts, asked)
     theirs = without_prefix(read_tensors(found, lambda name: name.startswith("G.")), "G.")
-    take_exactly(theirs, to_theirs(outline.state_dict(), layout), found.path)
-    _check_frequencies(theirs[INV_FREQ], found.path)
+    check(theirs, config, layout, found.path)
     network = UNet.from_config(config)
     network.load_state_dict(to_ours(theirs, layout))
     network.eval().requires_grad_(False)
@@ -39,7 +36,7 @@ def read(found: Contents, facts: Mapping[str, object], asked: Mapping[str, str])
     time_scale = _count(facts, "time_scale")
     diffusion = _diffusion(num_steps, time_scale)
     section = DiffusionSection.model_validate(diffusion)
-    size = _number(asked["size"], "size")
+    size = number(asked["size"], "size")
     return ForeignModel(
         denoiser=Denoiser(network, section.schedule.build(), section.predicts),
         network="unet",
@@ -58,15 +55,26 @@ def readings(facts: Mapping[str, object], asked: Mapping[str, str]) -> Sequence[
     if "heads" in asked or not widths:
         return [asked]
     fitting = [heads for heads in HEADS if all(width % heads == 0 for width in widths)]
-    if len(set(widths)) > 1:
-        fitting = [1]
     return [{**asked, "heads": str(heads)} for heads in fitting]
 
 
-def _network(
-    path: Path, facts: Mapping[str, object], asked: Mapping[str, str]
+def check(
+    theirs: Mapping[str, Tensor], config: dict[str, object], layout: Layout, path: Path
+) -> None:
+    """ModelFileError that names the tensors which are missing, too many or wrong."""
+    with torch.device("meta"):
+        outline = UNet.from_config(config)
+    take_exactly(theirs, to_theirs(outline.state_dict(), layout), path)
+    _check_frequencies(theirs[INV_FREQ], path)
+
+
+def network_of(
+    path: Path, facts: Mapping[str, object], asked: Mapping[str, str], groups: int | None = None
 ) -> tuple[dict[str, object], Layout]:
-    """`config.json` of the U-Net, and its layout.   Errors: ModelFileError."""
+    """`config.json` of the U-Net, and its layout.
+
+    groups: of all norms; None for a quarter of the first width.   Errors: ModelFileError.
+    """
     widths = _widths(facts)
     if not widths:
         problem = f"the weights in `{path.name}` are not those of diffusion_distiller's U-Net"
@@ -80,14 +88,14 @@ def _network(
     if "size" not in asked:
         problem = f"`{path.name}` does not tell the size of its pictures"
         raise ModelFileError(problem, "say it, as `--size 64`", path)
-    size = _number(asked["size"], "size")
+    size = number(asked["size"], "size")
     if size % 2 ** (len(widths) - 1):
         problem = (
             f"pictures of {size} pixels cannot be halved {len(widths) - 1} times, "
             "as this network does"
         )
         raise ModelFileError(problem, "say another size, as `--size 64`", "--size")
-    heads = _number(asked.get("heads", "1"), "heads")
+    heads = number(asked.get("heads", "1"), "heads")
     attended = _attended_widths(facts)
     if any(width % heads for width in attended):
         problem = f"{heads} heads do not divide the widths with attention, {attended}"
@@ -96,7 +104,8 @@ def _network(
     layout = Layout(levels, _count(facts, "blocks"), heads, bool(facts["affine_time"]))
     down = ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in levels]
     up = ["AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(levels)]
-    groups = widths[0] // 4
+    if groups is None:
+        groups = widths[0] // 4
     return {
         "sample_size": size,
         "in_channels": 3,
@@ -117,13 +126,12 @@ def _network(
 
 
 def _head_settings(heads: int, attended: Sequence[int]) -> dict[str, object]:
+    """A width per head where one says it all, as diffusers has it; else their number."""
     if heads == 1:
         return {"attention_head_dim": None}
     if len(set(attended)) == 1:
         return {"attention_head_dim": attended[0] // heads}
-    problem = f"it has {heads} heads at levels of different widths, {sorted(set(attended))}"
-    fix = "vdiff computes one width of heads everywhere; say `--heads 1` if it has one head"
-    raise ModelFileError(f"vdiff does not compute this network: {problem}", fix, "--heads")
+    return {"attention_head_dim": None, "num_attention_heads": heads}
 
 
 def _diffusion(num_steps: int, time_scale: int) -> dict[str, object]:
@@ -179,7 +187,8 @@ def _count(facts: Mapping[str, object], name: str) -> int:
     return value
 
 
-def _number(text: str, option: str) -> int:
+def number(text: str, option: str) -> int:
+    """What an option says.   Errors: ModelFileError."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= _LARGEST:
         problem = f"`{option}` is `{text[:40]}`"
         raise ModelFileError(problem, f"give a number from 1 to {_LARGEST}", f"--{option}")

@@ -54,9 +54,12 @@ _INLET = "down.0.weight"
 _OUTLETS = ("out.2.weight", "out.2.bias")
 
 
-def to_ours(theirs: Tensors, layout: Layout) -> dict[str, Tensor]:
-    """Their tensors, exactly those of the layout, as vdiff's U-Net names them."""
-    tensors = _with_colours_reversed(theirs)
+def to_ours(theirs: Tensors, layout: Layout, is_bgr: bool = True) -> dict[str, Tensor]:
+    """Their tensors, exactly those of the layout, as vdiff's U-Net names them.
+
+    is_bgr: whether their colours are in the order blue, green, red.
+    """
+    tensors = _with_colours_reversed(theirs) if is_bgr else theirs
     ours: dict[str, Tensor] = {}
     for their_name, our_name in (*_SAME, *_resamplers(layout)):
         _move(tensors, their_name, ours, our_name)
@@ -73,10 +76,13 @@ def to_ours(theirs: Tensors, layout: Layout) -> dict[str, Tensor]:
     return ours
 
 
-def to_theirs(ours: Tensors, layout: Layout, shift: float = 0.0) -> dict[str, Tensor]:
+def to_theirs(
+    ours: Tensors, layout: Layout, shift: float = 0.0, is_bgr: bool = True
+) -> dict[str, Tensor]:
     """The tensors of vdiff's U-Net as diffusion_distiller names them.
 
     shift: by how much more vdiff's network is fed than theirs, at the same noise level.
+    is_bgr: whether their colours are in the order blue, green, red.
     """
     theirs: dict[str, Tensor] = {}
     for their_name, our_name in (*_SAME, *_resamplers(layout)):
@@ -95,7 +101,7 @@ def to_theirs(ours: Tensors, layout: Layout, shift: float = 0.0) -> dict[str, Te
     time = theirs["time.1.weight"]
     theirs["time.1.weight"] = _rotated(time, shift)
     theirs[INV_FREQ] = frequencies(time.shape[1]).to(time.device)
-    return _with_colours_reversed(theirs)
+    return _with_colours_reversed(theirs) if is_bgr else theirs
 
 
 def frequencies(width: int) -> Tensor:

@@ -26,21 +26,29 @@ def write(model: ForeignModel, path: Path) -> None:
     assert isinstance(network, UNet)
     num_steps = _steps(model)
     first, step = _their_times(model.denoiser.schedule, num_steps)
-    config = network.config
-    ours = {name: tensor.detach().float().cpu() for name, tensor in network.state_dict().items()}
-    if config["flip_sin_to_cos"]:
-        weight = ours["time_embedding.linear_1.weight"]
-        ours["time_embedding.linear_1.weight"] = torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)
-    heads = _heads(network)[0] if _heads(network) else 1
-    layout = Layout(
-        attended=tuple(each == "AttnDownBlock2D" for each in config["down_block_types"]),
-        blocks=config["layers_per_block"],
-        heads=heads,
-        affine_time=config["resnet_time_scale_shift"] == "scale_shift",
-    )
-    theirs = to_theirs(ours, layout, shift=first)
+    theirs = to_theirs(sines_first(network), layout_of(network), shift=first)
     weights = {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
     torch.save({"G": weights, "n_timesteps": num_steps, "time_scale": round(step)}, path)
+
+
+def sines_first(network: UNet) -> dict[str, Tensor]:
+    """The weights in float32, with the sines of the time before its cosines."""
+    ours = {name: tensor.detach().float().cpu() for name, tensor in network.state_dict().items()}
+    if network.config["flip_sin_to_cos"]:
+        weight = ours["time_embedding.linear_1.weight"]
+        ours["time_embedding.linear_1.weight"] = torch.cat(weight.chunk(2, dim=1)[::-1], dim=1)
+    return ours
+
+
+def layout_of(network: UNet) -> Layout:
+    """Of a network without anything that is in the way, see `hindrances_of_network`."""
+    config = network.config
+    return Layout(
+        attended=tuple(each == "AttnDownBlock2D" for each in config["down_block_types"]),
+        blocks=config["layers_per_block"],
+        heads=_heads(network)[0] if _heads(network) else 1,
+        affine_time=config["resnet_time_scale_shift"] == "scale_shift",
+    )
 
 
 def told_of(model: ForeignModel) -> dict[str, str]:
@@ -53,20 +61,9 @@ def told_of(model: ForeignModel) -> dict[str, str]:
 
 def _hindrances(model: ForeignModel) -> Iterator[str]:
     """Every reason why diffusion_distiller cannot hold the model, the first one first."""
-    network = model.denoiser.network
-    if not isinstance(network, UNet):
-        yield f"its network is of the kind `{model.network}`, and only the U-Net can be written"
-        return
-    if model.codec != "pixels":
-        yield "its network sees no pixels"
+    yield from hindrances_of_network(model)
     if model.denoiser.predicts != "v":
         yield f"its network predicts {model.denoiser.predicts}, and it should predict v"
-    channels = (model.shape[0], network.config["in_channels"], network.config["out_channels"])
-    if channels != (3, 3, 3):
-        yield f"it has pictures of {model.shape[0]} channel(s), and that program has 3"
-    if model.num_classes:
-        yield f"it has {model.num_classes} classes, and that program has none"
-    yield from _in_the_way(network)
     num_steps = _steps(model)
     schedule = model.denoiser.schedule
     if not _is_their_table(schedule, num_steps):
@@ -78,11 +75,31 @@ def _hindrances(model: ForeignModel) -> Iterator[str]:
         yield "its first time is between two base steps"
 
 
-def _in_the_way(network: UNet) -> Iterator[str]:
+def hindrances_of_network(model: ForeignModel, groups: int | None = None) -> Iterator[str]:
+    """Every reason why the U-Net of that program does not compute what the model's network does.
+
+    groups: of its norms; None for a quarter of the first width.
+    """
+    network = model.denoiser.network
+    if not isinstance(network, UNet):
+        yield f"its network is of the kind `{model.network}`, and only the U-Net can be written"
+        return
+    if model.codec != "pixels":
+        yield "its network sees no pixels"
+    channels = (model.shape[0], network.config["in_channels"], network.config["out_channels"])
+    if channels != (3, 3, 3):
+        yield f"it has pictures of {model.shape[0]} channel(s), and that program has 3"
+    if model.num_classes:
+        yield f"it has {model.num_classes} classes, and that program has none"
+    yield from _in_the_way(network, groups)
+
+
+def _in_the_way(network: UNet, groups: int | None) -> Iterator[str]:
     """What in the network that program does not compute."""
     config = network.config
     widths = config["block_out_channels"]
-    groups = max(1, widths[0] // 4)
+    if groups is None:
+        groups = max(1, widths[0] // 4)
     wanted = {
         "norm_num_groups": groups,
         "norm_eps": 1e-5,
