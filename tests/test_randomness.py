@@ -142,3 +142,16 @@ def test_numbers_of_a_picture_are_those_of_both_halves_of_its_seed():
     words = words_of(key_of(b"('image',)"), 0, 0, 9, 2**8)
     found = Randomness.for_images(torch.tensor([2**40 + 9])).keys()
     assert int(found[0]) == (words[0] >> 1 << 31) | (words[1] >> 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 5), (1,), (3, 16, 16)])
+@pytest.mark.parametrize("count", [1, 3, 64])
+def test_a_few_numbers_have_the_bits_of_many(shape, count, monkeypatch):
+    seeds = torch.arange(count) * 2**55 + torch.arange(count)
+    of_few, of_many = Randomness.for_images(seeds), Randomness.for_images(seeds)
+    for _ in range(2):
+        few = [of_few.normal(*shape), of_few.uniform()]
+        with monkeypatch.context() as context:
+            context.setattr("vdiff.randomness._MOST_SMALL", 0)
+            many = [of_many.normal(*shape), of_many.uniform()]
+        assert all(torch.equal(*pair) for pair in zip(few, many, strict=True))
