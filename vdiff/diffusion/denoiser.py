@@ -14,7 +14,7 @@ from vdiff.diffusion.prediction import Prediction, predict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vdiff.diffusion.schedule import Schedule
+    from vdiff.diffusion.schedule import Place, Schedule
     from vdiff.randomness import Randomness
 
 
@@ -44,6 +44,12 @@ class Denoiser:
         output = self.network(z, time, condition, keys)
         alpha, sigma = scales(self.schedule, t, z)
         return predict(self.predicts, output.to(z.dtype), z, alpha, sigma)
+
+    def at(self, place: Place, z: Tensor, condition: Condition = NOTHING) -> Prediction:
+        """As a call at the time of `place`, whose numbers are known already; without dropout."""
+        # a copy: a network may change in place what it is fed
+        output = self.network(z, place.time.clone(), condition, None)
+        return predict(self.predicts, output.to(z.dtype), z, place.alpha, place.sigma)
 
 
 def scales(schedule: Schedule, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@ and the times a sampler visits.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from math import atan, cos, exp, pi
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,30 @@ from vdiff.diffusion.section import BetasSection as BetasSection
 from vdiff.diffusion.section import CosineLogsnrSection as CosineLogsnrSection
 from vdiff.diffusion.section import CosineSection as CosineSection
 from vdiff.diffusion.section import ScheduleSection as ScheduleSection
+
+
+class Place(NamedTuple):
+    """A time at which a whole batch stands, as a denoiser wants it.
+
+    t: float64 [B].   time: what the network is fed, float32 [B].
+    alpha, sigma: [B, 1, 1, 1].
+    """
+
+    t: Tensor
+    time: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+
+class Kept:
+    """What samplers have asked of a schedule: they come to the same few times again and again.
+
+    scalars: t -> (alpha, sigma).   places: t, number of images, dtype and device -> the place.
+    """
+
+    def __init__(self) -> None:
+        self.scalars: dict[float, Scales] = {}
+        self.places: dict[tuple[float, int, torch.dtype, torch.device], Place] = {}
 
 
 class Schedule(ABC):
@@ -28,6 +53,11 @@ class Schedule(ABC):
 
     def __init__(self, grid: int) -> None:
         self.grid = grid
+
+    @cached_property
+    def kept(self) -> Kept:
+        """For `samplers`, and only added to."""
+        return Kept()
 
     @abstractmethod
     def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:

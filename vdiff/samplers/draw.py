@@ -11,6 +11,7 @@ from torch import Tensor
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.randomness import Randomness, exact
+from vdiff.samplers.recorded import drawn
 from vdiff.samplers.sampler import Sampler, Watch
 
 
@@ -53,9 +54,15 @@ def draw(
         )
         rng = Randomness.for_images(chosen)
         told = condition.of(slice(start, start + batch_size)).to(device)
-        images = sampler(
-            denoiser, rng.normal(*shape).to(device), num_steps, rng, told, model_steps, watch
-        )
+        noise = rng.normal(*shape).to(device)
+
+        def by_steps(noise: Tensor, told: Condition, rng: Randomness = rng) -> Tensor:
+            return sampler(denoiser, noise, num_steps, rng, told, model_steps, watch)
+
+        if watch is None:
+            images = drawn(sampler, denoiser, noise, told, num_steps, model_steps, by_steps)
+        else:
+            images = by_steps(noise, told)
         parts.append(images.float().cpu())
         on_batch(min(start + batch_size, len(seeds)))
     return torch.cat(parts) if parts else torch.zeros(0, *shape)

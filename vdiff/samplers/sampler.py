@@ -12,19 +12,21 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 from vdiff.config import KindSection
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.diffusion.denoiser import scales
+from vdiff.diffusion.denoiser import Denoiser, scales
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vdiff.diffusion.denoiser import Denoiser
     from vdiff.diffusion.prediction import Prediction
-    from vdiff.diffusion.schedule import Schedule
+    from vdiff.diffusion.schedule import Place, Schedule
     from vdiff.randomness import Randomness
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 Watch = Callable[["Tensor", "Tensor"], None]
 """Called after every step with the noisy images z and the predicted images x, each [B, C, H, W]."""
@@ -67,19 +69,19 @@ class Predict:
 
     def __call__(self, z: Tensor, t: float) -> Prediction:
         """z: [B, C, H, W], all at the time 0 < t <= 1."""
-        import torch
-
-        from vdiff.randomness import exact
-
-        times = torch.full((len(z),), t, dtype=torch.float64, device=exact(z.device))
-        pred = self._denoiser(z, times, self._condition)
+        place = place_at(self.schedule, t, z)
+        pred = self._predicted(place, z)
         if self._sampler.clip is not None:
-            pred = pred.clipped(self._sampler.clip, z, *scales(self.schedule, times, z))
+            pred = pred.clipped(self._sampler.clip, z, place.alpha, place.sigma)
         if self._sampler.clip_noise is not None:
-            pred = pred.with_noise_clipped(
-                self._sampler.clip_noise, *scales(self.schedule, times, z)
-            )
+            pred = pred.with_noise_clipped(self._sampler.clip_noise, place.alpha, place.sigma)
         return pred
+
+    def _predicted(self, place: Place, z: Tensor) -> Prediction:
+        # a class derived from it may have a call of its own
+        if type(self._denoiser) is Denoiser:
+            return self._denoiser.at(place, z, self._condition)
+        return self._denoiser(z, place.t, self._condition)
 
 
 class Sampler(ABC):
@@ -168,10 +170,44 @@ class Sampler(ABC):
 
 def scalars(schedule: Schedule, t: float) -> tuple[float, float]:
     """(alpha, sigma) at one time, as Python floats (float64)."""
-    import torch
+    found = schedule.kept.scalars.get(t)
+    if found is None:
+        import torch
 
-    alpha, sigma = schedule.alpha_sigma(torch.tensor(t, dtype=torch.float64))
-    return float(alpha), float(sigma)
+        alpha, sigma = schedule.alpha_sigma(torch.tensor(t, dtype=torch.float64))
+        found = float(alpha), float(sigma)
+        _keep(schedule.kept.scalars, t, found)
+    return found
+
+
+def place_at(schedule: Schedule, t: float, z: Tensor) -> Place:
+    """The time t for a batch like z, [B, C, H, W].
+
+    Its numbers are those that the times of a whole batch give, computed once.
+    """
+    key = t, len(z), z.dtype, z.device
+    found = schedule.kept.places.get(key)
+    if found is None:
+        import torch
+
+        from vdiff.diffusion.schedule import Place
+        from vdiff.randomness import exact
+
+        times = torch.full((len(z),), t, dtype=torch.float64, device=exact(z.device))
+        time = schedule.time_input(times).float().to(z.device)
+        found = Place(times, time, *scales(schedule, times, z))
+        _keep(schedule.kept.places, key, found)
+    return found
+
+
+_MOST_KEPT = 4096
+"""Of one schedule: the times of a few samplers."""
+
+
+def _keep(kept: dict[Key, Value], key: Key, value: Value) -> None:
+    if len(kept) >= _MOST_KEPT:
+        kept.clear()
+    kept[key] = value
 
 
 def snr_ratio(schedule: Schedule, t: float, s: float) -> float:
