@@ -84,7 +84,7 @@ class ImageBatch:
         if os.path.lexists(place) and not is_empty_folder and not force:
             fix = "`save(path, force=True)` replaces what vdiff made; or name another place"
             raise UsageError(f"`{place}` is there already", fix, place)
-        with forms.output(place, self.about, self.labels) as output:
+        with forms.output(place, len(self), self.about, self.labels) as output:
             output.add(self.uint8, self.seeds)
         return place
 

@@ -1,22 +1,20 @@
 """`vdiff sample`: pictures from a model folder."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vdiff.cli import completion, outputs, session
+from vdiff.cli import completion, sample_drawing, sample_place, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
-from vdiff.disk.ours import is_archive, is_picture
 from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
     from vdiff.diffusion.condition import Condition
-    from vdiff.drawing.drawing import Drawing
     from vdiff.model_folder.checkpoint import ModelCard
     from vdiff.recipe.recipe import Recipe
     from vdiff.samplers.sampler import Sampler
@@ -162,8 +160,7 @@ def sample(
         built = _sampler(parsed, card, sampler, {"eta": eta, "variance": variance, **limits})
         num_steps = _steps(card, steps, built)
         clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
-        name_target = partial(_target, out, folder, f"{num_steps}{clipping}", strip, gif, force)
-        target = Path(here.processes.told(lambda: str(name_target()))) if here else name_target()
+        form = sample_place.Form(strip, gif)
         numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
         condition = _condition(card, classes, numbers)
         wanted = {
@@ -173,51 +170,51 @@ def sample(
             "condition": condition,
         }
         wanted["batch_size"] = batch_size or parsed.sample.batch_size
+        place = partial(_place, out, folder, f"{num_steps}{clipping}", form, wanted, classes, force)
+        target, about = here.processes.told(place) if here else place()
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
         facts: Mapping[str, object] | None = {"dry_run": True}
         if not dry_run:
             here = here or stack.enter_context(session.company(device, {}))
-            facts = _draw(here, parsed, folder, wanted, device, target, strip, gif)
+            kept = partial(sample_drawing.kept_for, Path(target), about, force)
+            facts = sample_drawing.draw(
+                here, parsed, folder, wanted, device, Path(target), form, kept
+            )
         if facts is not None:
-            _tell(folder, target, len(numbers), num_steps, built, facts)
+            _tell(folder, Path(target), len(numbers), num_steps, built, facts)
     return None
 
 
-def _draw(
-    company: session.Company,
-    recipe: "Recipe",
+def _place(
+    out: str | None,
     folder: Path,
+    how: str,
+    form: sample_place.Form,
     wanted: Mapping[str, Any],
-    device: str | None,
-    target: Path,
-    strip: bool,
-    gif: bool,
-) -> Mapping[str, object] | None:
-    """Draw with the model in `folder`, in all processes;
-    what the first one has to tell of it, None in the others.
-
-    wanted: sampler, seeds, steps, condition and batch size of the `Drawing`.
+    classes: str | None,
+    force: bool,
+) -> tuple[str, dict[str, str | int] | None]:
+    """Where the pictures go, which may be left there;
+    and what is told of a drawing that can be gone on with, None for one of a single batch.
     """
-    from vdiff.cli import signals
-    from vdiff.drawing.drawing import Drawing
-    from vdiff.runs import telling
+    from vdiff.drawing.drawing import ranges
+    from vdiff.drawing.kept import KeptBatches
 
-    others, check = company
-    loaded = telling.model(others, folder)
-    size, graphs = loaded.card.shape[-1], recipe.sample.cuda_graphs
-    machine = session.machine_of(others, recipe.precision, device, size, graphs)
-    machine.freeze(loaded.denoiser.network)
-    drawing = Drawing(loaded, machine=machine, **wanted)
-    if machine.is_first:
-        _write(drawing, target, strip, gif, check)
-        signals.work_is_done()
-        return drawing.facts()
-    if not (strip or gif):
-        # its share of each batch; the first process writes them
-        drawing.pictures(lambda pictures, seeds: check())
-        signals.work_is_done()
-    return None
+    target = sample_place.place(out, folder, how, form)
+    about = None
+    if not form.is_way and len(wanted["seeds"]) > wanted["batch_size"]:
+        told = {
+            "seeds": ranges(wanted["seeds"]),
+            "steps": wanted["num_steps"],
+            "sampler": str(wanted["sampler"]),
+            "class": classes or "by seed",
+            "batch-size": wanted["batch_size"],
+        }
+        about = sample_place.about(folder, told)
+    kept = None if about is None else KeptBatches(target, about)
+    sample_place.refuse_taken(target, out, kept, force)
+    return str(target), about
 
 
 def _seeds(text: str | None, count: int | None) -> list[int]:
@@ -311,33 +308,6 @@ def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
     return num_steps
 
 
-def _target(out: str | None, folder: Path, how: str, strip: bool, gif: bool, force: bool) -> Path:
-    """Where the pictures go; refused when something is there already, before anything is drawn."""
-    if strip and gif:
-        raise UsageError("--strip and --gif are two forms of one thing", "ask for one of them")
-    ending = ".gif" if gif else ".png"
-    form = "-strip" if strip else ""
-    name = f"{folder.resolve().name}-{how}{form}{ending}"
-    path = Path(out) if out else Path("samples") / name
-    is_folder = path.suffix == "" or str(out).endswith("/")
-    if (strip or gif) and path.suffix != ending:
-        raise UsageError(
-            f"`{path.name}` cannot hold what {'--gif' if gif else '--strip'} makes",
-            f"end it in {ending}",
-            "--out",
-        )
-    if not is_folder and path.suffix not in (ending, ".npz", ".zip"):
-        fix = "end it in .png (a grid), .npz or .zip, or in / for a folder"
-        raise UsageError(f"`{path.name}` names no form that pictures can be left in", fix, "--out")
-    if is_folder:
-        outputs.check_folder_of_pictures(path, force)
-    else:
-        outputs.check_file(
-            path, is_archive if path.suffix in (".npz", ".zip") else is_picture, force
-        )
-    return path
-
-
 def _condition(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> "Condition":
     """The classes that were asked for, in turn;
     else each seed's own, as `compare` and `evaluate` have it.
@@ -354,34 +324,6 @@ def _condition(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> 
         return of_seeds(seeds, card.num_classes)
     wanted = numbers_in(classes, "--class", card.num_classes)
     return Condition(torch.tensor([wanted[index % len(wanted)] for index in range(len(seeds))]))
-
-
-def _write(
-    drawing: "Drawing", target: Path, strip: bool, gif: bool, check: Callable[[], None]
-) -> None:
-    from vdiff.cli import displays
-    from vdiff.drawing import forms
-
-    if strip or gif:
-        way = drawing.way(forms.GIF_FRAMES if gif else forms.STRIP_COLUMNS)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        forms.write_film(target, way) if gif else forms.write_strip(target, way, drawing.facts())
-        return
-    done = 0
-    with (
-        forms.output(target, drawing.facts(), drawing.condition.label) as output,
-        displays.prepare_progress() as progress,
-    ):
-        progress.update(0, 0, len(drawing.seeds))
-
-        def add(pictures: Any, seeds: Any) -> None:
-            nonlocal done
-            output.add(pictures, seeds)
-            done += len(seeds)
-            progress.update(done, 0, len(drawing.seeds))
-            check()
-
-        drawing.pictures(add)
 
 
 def _tell(

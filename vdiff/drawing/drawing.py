@@ -11,6 +11,7 @@ from torch import Tensor
 from vdiff import __version__
 from vdiff.data.codec import Codec
 from vdiff.diffusion.condition import Condition
+from vdiff.drawing.kept import KeptBatches
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DivergedError, UsageError
 from vdiff.images.images import UNSOUND, check_finite
@@ -39,16 +40,37 @@ class Drawing:
     batch_size: int
     machine: Machine
 
-    def pictures(self, on_batch: Callable[[Tensor, Sequence[int]], None]) -> None:
+    def pictures(
+        self, on_batch: Callable[[Tensor, Sequence[int]], None], kept: KeptBatches | None = None
+    ) -> None:
         """Draw all pictures; `on_batch` takes uint8 [b, C, H, W] and their seeds,
         batch after batch.
 
-        Every process must come here, and sees all pictures.
+        Every process must come here. The first one sees all pictures, the others those that are
+        drawn now; of those that were drawn before they see none.
+        kept: what an earlier command has drawn, and what this one adds to; in the first process.
         """
-        size = self.batch_size * self.machine.world_size
+        size = self.size_of_batches
         for start in range(0, len(self.seeds), size):
             part = range(start, min(start + size, len(self.seeds)))
-            on_batch(self._shared(part), self.seeds[part.start : part.stop])
+            on_batch(self._made(part, kept), self.seeds[part.start : part.stop])
+
+    @property
+    def size_of_batches(self) -> int:
+        """Pictures that all processes draw at once, together."""
+        return self.batch_size * self.machine.world_size
+
+    def _made(self, part: range, kept: KeptBatches | None) -> Tensor:
+        shape = self.checkpoint.card.shape
+        found = None
+        if kept is not None:
+            found = kept.read(part.start, (len(part), *shape))
+        if self.machine.processes.told(lambda: found is not None):
+            return torch.zeros(0, *shape, dtype=torch.uint8) if found is None else found
+        drawn = self._shared(part)
+        if kept is not None:
+            kept.write(part.start, drawn)
+        return drawn
 
     def _shared(self, part: range) -> Tensor:
         def work(places: slice) -> Tensor:

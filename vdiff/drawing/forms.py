@@ -1,13 +1,12 @@
 """The forms that pictures are left in: a grid, a folder, npz, zip, a strip, a gif."""
 
 import contextlib
-import io
 import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -37,16 +36,20 @@ class Output(Protocol):
 
 
 @contextlib.contextmanager
-def output(path: Path, facts: Mapping[str, str], labels: Tensor | None = None) -> Iterator[Output]:
+def output(
+    path: Path, count: int, facts: Mapping[str, str], labels: Tensor | None = None
+) -> Iterator[Output]:
     """The form that a name asks for: `.png` a grid, `.npz` arrays, `.zip` an archive of PNGs,
     else a folder of them.
 
-    A file is there when everything went well, and not at all otherwise.
+    count: how many pictures will come.
+    A file is there when everything went well, and not at all otherwise. No form but the grid holds
+    more than a batch in memory.
     Errors: MachineError; UsageError for a file that is there and that vdiff did not make.
     """
     whole_folder.make(path.parent)
     whole_folder.forget_leftovers(path.parent, path.name)
-    form = _form(path, facts, labels)
+    form = _form(path, count, facts, labels)
     try:
         yield form
         form.close()
@@ -55,9 +58,9 @@ def output(path: Path, facts: Mapping[str, str], labels: Tensor | None = None) -
         raise
 
 
-def _form(path: Path, facts: Mapping[str, str], labels: Tensor | None) -> Output:
+def _form(path: Path, count: int, facts: Mapping[str, str], labels: Tensor | None) -> Output:
     if path.suffix == ".npz":
-        return _Arrays(path, facts, labels)
+        return _Arrays(path, count, facts, labels)
     forms: dict[str, Callable[[Path, Mapping[str, str]], Output]] = {
         ".png": _Grid,
         ".zip": _Archive,
@@ -103,56 +106,101 @@ class _Folder:
 
 class _Archive:
     def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
-        self._path, self._beside, self._name = path, whole_folder.free_beside(path), _Names()
-        # PNGs are compressed already
-        self._zip = zipfile.ZipFile(self._beside, "x", zipfile.ZIP_STORED)
-        self._zip.comment = "\n".join(f"{name}: {value}" for name, value in facts.items()).encode()[
-            :65535
-        ]
+        self._zip, self._name = _ZipFile(path), _Names()
+        about = "\n".join(f"{name}: {value}" for name, value in facts.items())
+        self._zip.file.comment = about.encode()[:65535]
 
     def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
-        for picture, seed in zip(pictures, seeds, strict=True):
-            self._zip.writestr(zipfile.ZipInfo(self._name(seed)), encode(picture.numpy(), "png"))
+        with self._zip.refusals():
+            for picture, seed in zip(pictures, seeds, strict=True):
+                # PNGs are compressed already
+                name = zipfile.ZipInfo(self._name(seed))
+                self._zip.file.writestr(name, encode(picture.numpy(), "png"))
 
     def close(self) -> None:
-        self._zip.close()
-        whole_folder.publish_file(self._beside, self._path, is_archive)
+        self._zip.publish()
 
     def abandon(self) -> None:
-        with contextlib.suppress(OSError):
-            # else it would try when it is forgotten, and complain where nobody hears it
-            self._zip.close()
-        self._beside.unlink(missing_ok=True)
+        self._zip.abandon()
 
 
 class _Arrays:
     """`images` uint8 [n, H, W, C], `seeds` int64 [n], `about` in JSON and,
-    for models with classes, `labels` [n].
+    for models with classes, `labels` [n]: the bytes of `numpy.savez_compressed`, written as the
+    pictures come.
+
+    count: n.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, str], labels: Tensor | None) -> None:
-        self._path, self._facts, self._labels = path, facts, labels
-        self._parts: list[Tensor] = []
+    def __init__(
+        self, path: Path, count: int, facts: Mapping[str, str], labels: Tensor | None
+    ) -> None:
+        self._count, self._facts, self._labels = count, facts, labels
+        self._zip = _ZipFile(path)
+        self._images: IO[bytes] | None = None
         self._seeds: list[int] = []
 
     def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
-        self._parts.append(pictures.permute(0, 2, 3, 1))
+        part = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+        with self._zip.refusals():
+            if self._images is None:
+                self._images = self._zip.begin("images.npy")
+                shape = (self._count, *part.shape[1:])
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(self._images, header)
+            self._images.write(part.tobytes())
         self._seeds.extend(seeds)
 
     def close(self) -> None:
-        content = io.BytesIO()
-        images, seeds = torch.cat(self._parts).numpy(), np.array(self._seeds, np.int64)
+        assert len(self._seeds) == self._count
         arrays: dict[str, Any] = {
-            "images": images,
-            "seeds": seeds,
+            "seeds": np.array(self._seeds, np.int64),
             "about": np.array(json.dumps(self._facts)),
         }
         if self._labels is not None:
             arrays["labels"] = self._labels.numpy()
-        np.savez_compressed(content, **arrays)
-        whole_folder.write_bytes(self._path, content.getvalue(), is_archive, is_flushed=False)
+        with self._zip.refusals():
+            if self._images is not None:
+                self._images.close()
+            for name, array in arrays.items():
+                with self._zip.begin(f"{name}.npy") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+        self._zip.publish()
 
-    def abandon(self) -> None: ...
+    def abandon(self) -> None:
+        if self._images is not None:
+            with contextlib.suppress(OSError):
+                self._images.close()
+        self._zip.abandon()
+
+
+class _ZipFile:
+    """A zip that is written beside its place, and gets its name when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._beside = path, whole_folder.free_beside(path)
+        self.file = zipfile.ZipFile(self._beside, "x", zipfile.ZIP_STORED)
+
+    def begin(self, name: str) -> IO[bytes]:
+        """A compressed member, to be written and closed before the next one."""
+        member = zipfile.ZipInfo(name)
+        member.compress_type = zipfile.ZIP_DEFLATED
+        return self.file.open(member, "w", force_zip64=True)
+
+    def refusals(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, errors of the disk are MachineError."""
+        return whole_folder.refusals(self._path)
+
+    def publish(self) -> None:
+        with self.refusals():
+            self.file.close()
+            whole_folder.publish_file(self._beside, self._path, is_archive)
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            # else it would try when it is forgotten, and complain where nobody hears it
+            self.file.close()
+        self._beside.unlink(missing_ok=True)
 
 
 class _Names:
