@@ -53,8 +53,10 @@ types-darwin types-win32: types-%: .venv/.installed-dev
 types-public: .venv/.installed-dev
 	$(BIN)/python -m tests.public_types
 
+# WORKERS=3 on two cores: while a test waits for the disk or a process, another one computes.
+WORKERS := logical
 check: .venv/.installed-dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -p tests.cpu_time -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The stamp is written last: an install that failed half-way is done again by the next make.
 .venv/.installed: pyproject.toml | .venv/.python

@@ -22,21 +22,28 @@ from vdiff.data.prepare import prepare
 torch.set_num_threads(1)  # for networks this small, more threads only wait for one another
 
 LONGEST = (
-    "test_processes_agree.py",
     "test_processes.py",
     "test_faults.py",
     "test_evaluate.py",
+    "test_processes_agree.py",
     "test_chain.py",
+    "test_longer.py",
+    "test_lucidrains.py",
+    "test_extending.py",
+    "test_exports.py",
+    "test_fidelity.py",
+    "test_elsewhere.py",
+    "test_benchmarks.py",
     "test_report.py",
+    "test_not_finite.py",
+    "test_accelerate_settings.py",
+    "test_data_faults.py",
     "test_outputs.py",
     "test_sharded.py",
     "test_estimate.py",
-    "test_longer.py",
     "test_readme.py",
-    "test_data_faults.py",
-    "test_compare.py",
 )
-"""Files that take a minute or more. They are begun first,
+"""Files that take longest, by `-p tests.cpu_time` and by what they wait for. They are begun first,
 so that no core is left alone with one of them at the end.
 """
 
