@@ -6,14 +6,17 @@ import contextlib
 import gc
 import json
 import os
-import subprocess
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.forked import Forked
 from tests.test_stateful_objective import Consistency
+from tests.test_world import free_port
 from tests.tiny import TinyRun
 from vdiff import cli
 from vdiff.diffusion.condition import of_seeds
@@ -28,7 +31,6 @@ from vdiff.networks.unet import UNetSection
 from vdiff.objectives.denoising import DenoisingObjective
 from vdiff.training.learner import Learner, RngOf
 
-ROOT = Path(__file__).parents[1]
 COMMON = [
     (
         "network={width: 4, multipliers: [1], blocks: 1, norm_groups: 1, mid_attention: "
@@ -70,7 +72,9 @@ def make(
         chain.distill()
 
 
-def in_each_process(folder: Path) -> None:
+def in_each_process(arguments: Sequence[str]) -> int:
+    folder = Path(arguments[0])
+    warnings.simplefilter("error")
     machine = Machine("fp32", "cpu", shard="on")
     assert machine.world_size == 2
     group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
@@ -170,25 +174,24 @@ def lines(run: TinyRun, name: str) -> list[dict[str, float]]:
 def test_shares_learn_what_a_whole_network_learns_and_their_saves_fit_it(tiny_run: TinyRun) -> None:
     make(tiny_run, "whole")
     make(tiny_run, "changing", stop_after=2)
-    program = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    environment = {
-        **os.environ,
+    common = {
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
-        "PYTHONWARNINGS": "error",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
     }
-    given = ["-m", "tests.test_sharded", str(tiny_run.path)]
-    done = subprocess.run(
-        [*program, *given], env=environment, cwd=ROOT, timeout=180, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tiny_run.path
+    processes = [
+        Forked(in_each_process, [str(folder)], folder, common | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [process.communicate(timeout=180)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "".join(said)
     assert tiny_run.folder("changing").points("original")[0].name == "000000005"
     make(tiny_run, "changing")
 
@@ -219,7 +222,3 @@ def test_one_process_has_nobody_to_share_with(
         cli.main(["train", "-r", recipe, "--device", "cpu", "--set", "shard=on", "--dry-run"]) == 0
     )
     assert "in one process, which holds its networks whole" in capsys.readouterr().err
-
-
-if __name__ == "__main__":
-    in_each_process(Path(sys.argv[1]))
