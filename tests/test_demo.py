@@ -11,15 +11,18 @@ from vdiff.chain.chain import Chain
 from vdiff.cli import main
 from vdiff.cli.signals import StopRequest
 
-QUICK = ["--set", "network.width=8", "--set", "network.attention_at=[]", "--set", "train.updates=2"]
-QUICK += [
-    "--set",
+CHANGES = (
+    "network.width=8",
+    "network.multipliers=[1]",
+    "network.attention_at=[]",
+    "train.updates=2",
+    "distill.start_steps=8",
+    "distill.factor=2",
     "distill.updates=1",
-    "--set",
     "distill.overrides={}",
-    "--set",
     "sample.num_images=4",
-]
+)
+QUICK = [word for change in CHANGES for word in ("--set", change)]
 
 
 def demo(
