@@ -27,8 +27,12 @@ def recipe_text(model: ForeignModel, name: str, data: Path | None) -> str:
         "batch_size": 64,
         "warmup_updates": 100,
     }
-    if model.diffusion.get("predicts") == "eps":
-        objective["clip"] = 1.0
+    is_eps = model.diffusion.get("predicts") == "eps"
+    limit = (model.sampler or {}).get("clip", 1.0 if is_eps else None)
+    if limit is not None:
+        objective["clip"] = limit
+        notes += _OF_CLIP
+    if is_eps:
         distill["predicts"] = "v"
         notes += _OF_EPS
     distill["objective"] = objective
@@ -53,8 +57,10 @@ _HEAD = """\
 # `data` says where the pictures are; `vdiff prepare` makes the store. Then: vdiff distill
 """
 _OF_EPS = """\
-# `distill.predicts: v`: a network that predicts noise cannot draw in few steps.
-# `distill.objective.clip`: the picture that such a teacher predicts is kept within these limits.
+# `distill.predicts: v`: a network that predicts noise cannot draw in one or two steps.
+"""
+_OF_CLIP = """\
+# `distill.objective.clip`: pictures are kept within limits, as the teacher's own sampler does.
 """
 
 

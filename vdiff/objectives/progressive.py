@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import NOTHING, Condition
@@ -34,9 +34,15 @@ class ProgressiveSection(ObjectiveSection):
     stratified: bool = shapes_weights(True)
     """Spread the steps of a batch evenly over the student's grid; the loss varies less."""
     clip: float | None = shapes_weights(None, gt=0)
-    """Limit of the picture that a teacher predicts which predicts eps; its x is eps divided by
-    almost nothing at the end of the schedule. Teachers that predict v or x are never clipped.
+    """Limit of the pictures that the teacher predicts inside the target, and of the student's when
+    it draws: for teachers whose own sampler keeps them within limits. One that predicts eps needs
+    it, as its x is eps divided by almost nothing at the end of the schedule.
     """
+
+    def advised_sampler(self) -> dict[str, Any] | None:
+        # the target is a mean of pictures within the limits: a picture outside them is only nearer
+        # to it when it is clipped
+        return None if self.clip is None else {"kind": "ddim", "clip": self.clip}
 
     def build(self, task: Task) -> Objective:
         return ProgressiveObjective(
@@ -54,7 +60,7 @@ class ProgressiveObjective(Objective):
 
     num_steps: N, the student's.   teacher_steps: K, how many of the teacher's steps one of the
     student's replaces.
-    clip: limit of the x of a teacher that predicts eps; None leaves it free.
+    clip: limit of the teacher's x; None leaves it free.
     """
 
     def __init__(
@@ -71,7 +77,7 @@ class ProgressiveObjective(Objective):
         self.num_steps = num_steps
         self.teacher_steps = teacher_steps
         self.stratified = stratified
-        self.clip = clip if teacher.predicts == "eps" else None
+        self.clip = clip
 
     def __call__(
         self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
@@ -88,8 +94,12 @@ class ProgressiveObjective(Objective):
             target = progressive_target(
                 self.teacher, z, step, self.num_steps, self.teacher_steps, condition, self.clip
             )
-        pred = student(z, t, condition, rng)
-        return weighted_loss(self.weighting, pred.x, target, alpha, sigma)
+        drawn = student(z, t, condition, rng).x
+        if self.clip is not None:
+            # the value is what the sampler keeps of it, and the gradient passes: a picture that
+            # lies outside where the target's is at the limit is right already
+            drawn = drawn + (drawn.clamp(-self.clip, self.clip) - drawn).detach()
+        return weighted_loss(self.weighting, drawn, target, alpha, sigma)
 
 
 def progressive_target(
