@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,10 +215,8 @@ def make_pipeline(folder: Path, updates: int, widths: tuple[int, int] = (16, 32)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
-    )
-    for _ in range(updates):
+    average = deepcopy(network)
+    for update in range(updates):
         chosen = x[torch.randint(len(x), (64,))]
         eps = torch.randn_like(chosen)
         index = torch.randint(1000, (64,))
@@ -226,8 +225,11 @@ def make_pipeline(folder: Path, updates: int, widths: tuple[int, int] = (16, 32)
         (output - eps).square().mean().backward()
         optimizer.step()
         decay.step()
-        average.update_parameters(network)
-    DDPMPipeline(average.module.eval(), scheduler).save_pretrained(folder)
+        with torch.no_grad():
+            pairs = zip(average.parameters(), network.parameters(), strict=True)
+            for kept, weight in pairs:
+                kept.lerp_(weight, 0.005 if update else 1.0)
+    DDPMPipeline(average.eval(), scheduler).save_pretrained(folder)
 
 
 # --- the measurement
