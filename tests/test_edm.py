@@ -140,7 +140,8 @@ def test_an_iddpm_network_is_told_places_in_the_cosine_table(tmp_path: Path) -> 
     z = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     t = torch.tensor([0.25, 0.8], dtype=torch.float64)
     wanted = theirs(z, torch.tensor([249.0, 799.0]))[:, :3]
-    torch.testing.assert_close(model.denoiser(z, t).eps, wanted, atol=5e-6, rtol=5e-6)
+    # float32 knows angles of 799 to 3e-5
+    torch.testing.assert_close(model.denoiser(z, t).eps, wanted, atol=1e-4, rtol=1e-5)
 
 
 # ---- nothing is run
@@ -204,7 +205,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "EDM2": ({}, {"frame": "Precond"}, "`Precond`"),
     "a setting of a fork": ({"gated": True}, {}, "gated"),
     "a width that is not in the tensors": ({"model_channels": 32}, {}, r"and should be \[32"),
-    "10^12 parameters": ({"model_channels": 2**24, "channel_mult": [2**24]}, {}, r"`widths\.0`"),
+    "10^12 parameters": ({"model_channels": 2**24, "channel_mult": [2**24]}, {}, "`first`"),
     "a million levels": ({"channel_mult": [1] * 10**6}, {}, "channel_mult"),
     "a million blocks": ({"num_blocks": 10**6}, {}, "blocks"),
     "no size": ({"img_resolution": None}, {}, "img_resolution"),
@@ -313,7 +314,7 @@ def test_weights_are_passed_over_and_what_is_read_is_limited(
     num_text = 1_000_000
     told = snapshot(Theirs(), tmp_path / "told.pkl", source="x" * num_text)
     assert read(told).shape == (3, 8, 8)
-    monkeypatch.setattr(torch_file, "LARGEST_READ", 200_000)
+    monkeypatch.setattr(torch_file, "LARGEST_READ", 150_000)
     assert made.stat().st_size > 4 * torch_file.LARGEST_READ
     assert read(made).shape == (3, 8, 8)
     # the text stands in the pickle once
