@@ -46,6 +46,7 @@ DOORS = {
     },
     "PIL": {"images"},
     "safetensors": {"formats/weights.py", "model_folder/checkpoint.py"},
+    "huggingface_hub": {"exchange/hub.py"},
     "accelerate": {
         "machine/processes.py",
         "machine/tracker_kinds.py",

@@ -251,7 +251,7 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(
         named(["fid:small"])[0].build(Reference(pictures(0, 9), "a"))
     assert str(caught.value).splitlines()[1:] == [
         "where: --metrics",
-        "fix: pip install torch-fidelity",
+        "fix: pip install 'vdiff-distill[eval]'",
     ]
 
 

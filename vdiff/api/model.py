@@ -23,6 +23,7 @@ from vdiff.drawing import asked
 from vdiff.drawing.drawing import facts_of
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import MachineError, ModelFileError, UsageError
+from vdiff.exchange.hub_name import is_on_hub
 from vdiff.images.images import to_float
 from vdiff.machine.machine import Precision, frozen, pick_device
 from vdiff.machine.memory import is_lacking
@@ -209,7 +210,8 @@ def load(
 ) -> Model:
     """A model folder, verified by its SHA-256 sums, ready to draw.
 
-    path: of the model folder, as in `runs/x/base_4`.
+    path: of the model folder, as in `runs/x/base_4`; or `hf://owner/name[/folder][@revision]`, a
+    model on a hub, which is fetched, and imported into `runs/<name>` if vdiff did not make it.
     device: "cpu" or "cuda"; None for the GPU where there is one.
     precision: "fp32", "bf16", "fp16" or "auto"; None for that of the recipe in the folder.
     Errors: ModelFileError for no model folder, a damaged one or a newer format; UsageError,
@@ -219,7 +221,7 @@ def load(
     >>> model.card.num_steps, model.card.shape, model.precision
     (2, (3, 8, 8), 'fp32')
     """
-    place = path_of(path)
+    place = _fetched(path) if _is_on_hub(path) else path_of(path)
     with reading(place):
         if not is_model_folder(place):
             raise _no_model(place)
@@ -236,6 +238,20 @@ def load(
     return Model(
         place, found.card, replace(found.denoiser, network=network), where, arithmetic, said.sample
     )
+
+
+def _is_on_hub(path: str | os.PathLike[str]) -> bool:
+    return isinstance(path, str) and is_on_hub(path)
+
+
+def _fetched(name: str | os.PathLike[str]) -> Path:
+    """The model folder that was made of a model on a hub."""
+    from vdiff.exchange.taking_in import Voice, of_hub
+
+    def warn(text: str) -> None:
+        warnings.warn(text, stacklevel=5)
+
+    return of_hub(str(name), Voice(lambda text: None, warn, has_bars=True))
 
 
 def _no_model(place: Path) -> ModelFileError:

@@ -195,7 +195,7 @@ class Chain:
 
     def _tell_changes(self, stage: Stage, card: ModelCard, wanted: dict[str, object]) -> None:
         """What the recipe says otherwise than when a model was made that is kept."""
-        if card.origin is not None:
+        if card.is_imported:
             return  # it was imported: no recipe made it
         known = known_values(card, wanted)
         different = savepoint.changes(known, wanted)

@@ -66,7 +66,7 @@ def choose(
     if is_of_run:
         index = card.stage
     num_steps = card.num_steps
-    if card.origin is not None and card.times is None:
+    if card.is_imported and card.times is None:
         # it was trained for no number of steps: the recipe lays its own over all times
         num_steps = stages[0].num_steps
         index = 0

@@ -268,4 +268,5 @@ def card_of(
         diffusion=_diffusion_of(stage, teacher),
         codec=teacher.codec,
         parent={"name": teacher.name, "num_steps": teacher.num_steps, "hash": teacher.hash},
+        origin=teacher.origin,
     )

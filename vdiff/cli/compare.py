@@ -56,6 +56,7 @@ def compare(
       vdiff compare runs/digits runs/digits_2 --seeds 0-7 --out compare.html
     """
     from vdiff.cli.sample import numbers_in
+    from vdiff.cli.taking_in import all_taken_in
     from vdiff.model_folder import card as model_card
 
     numbers = numbers_in(seeds, "--seeds", 2**63)
@@ -65,6 +66,7 @@ def compare(
             f"ask for at most {MOST}",
             "--seeds",
         )
+    a, b = all_taken_in(None, [a, b])
     folders = (_folder(a, recipe, run), _folder(b, recipe, run))
     cards = (model_card.read_card(folders[0]), model_card.read_card(folders[1]))
     names = _names(folders)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdiff.cli import console
+from vdiff.model_folder import origin
 from vdiff.model_folder.card import PIXELS
 from vdiff.system.plural import count
 
@@ -35,6 +36,7 @@ def _run(run: Facts) -> None:
     if models:
         right = ("stage", "steps", "parameters", "updates", "MB")
         console.table(_RUN, [_run_row(row) for row in models], right, _IMPORTANCE)
+        _imported(models)
     if all(row["state"] == "unfinished" for row in models):
         what = "makes the first"
         if models:
@@ -42,6 +44,14 @@ def _run(run: Facts) -> None:
         console.say(f"no model folder yet in `{run['path']}`; `vdiff train` {what}")
     if run["status"]:
         _status(run["status"])
+
+
+def _imported(models: Sequence[Facts]) -> None:
+    """Where the first model comes from, if another program made it."""
+    told = next((row["origin"] for row in models if row["origin"]), None)
+    if told is not None:
+        console.write("")
+        _lines(origin.lines(told))
 
 
 def _status(status: Facts) -> None:
@@ -94,7 +104,10 @@ _SHORT = 8
 
 
 def _model(model: Facts) -> None:
-    _lines({**_what_it_is(model), **_how_it_draws(model), **_where_it_comes_from(model)})
+    imported = {} if model["origin"] is None else origin.lines(model["origin"])
+    _lines(
+        {**_what_it_is(model), **_how_it_draws(model), **_where_it_comes_from(model), **imported}
+    )
     rows = [
         (name, f"{entry['size']:,}", entry["sha256"][:16]) for name, entry in model["files"].items()
     ]
@@ -145,7 +158,7 @@ def _where_it_comes_from(model: Facts) -> dict[str, Any]:
         "network": f"{model['network']}, {model['num_parameters']:,} parameters",
         "predicts": _brief(model["diffusion"].get("predicts")),
         "schedule": _brief(model["diffusion"].get("schedule")),
-        "teachers": _teachers(model["lineage"]),
+        "teachers": _teachers(model["lineage"], model["origin"]),
         "data": _brief(model["data"]),
         "made by": ", ".join([model["made_by"], *packages]),
         "hash": model["hash"],
@@ -153,9 +166,9 @@ def _where_it_comes_from(model: Facts) -> dict[str, Any]:
     }
 
 
-def _teachers(lineage: Sequence[Facts]) -> str:
+def _teachers(lineage: Sequence[Facts], imported: Facts | None) -> str:
     if not lineage:
-        return "none: it learned from pictures"
+        return "none: it learned from pictures" if imported is None else "none: it was imported"
     return " < ".join(map(_teacher, lineage))
 
 

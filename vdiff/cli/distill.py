@@ -15,7 +15,7 @@ def distill(
         typer.Option(
             "--from",
             metavar="NAME|PATH",
-            help="First teacher: a name in the run or any model folder",
+            help="First teacher: a name in the run, any model folder, a foreign one, or hf://owner/name",
             autocompletion=completion.models,
         ),
     ] = None,
@@ -49,23 +49,22 @@ def distill(
     from vdiff.cli.taking_in import taken_in
 
     check_count(stages)
-    source = taken_in(source)
-    beside = session.model_folder(source)
-    if gpus is not None and launch.may_start():
+    starts_processes = gpus is not None and launch.may_start()
+    if starts_processes or dry_run:
         # one process tells its mistakes, not all of them
-        parsed, _ = open_recipe(recipe, changes, beside)
-        if dry_run:
+        source = taken_in(source)
+        parsed, _ = open_recipe(recipe, changes, session.model_folder(source))
+        if starts_processes and dry_run:
             estimates.stages_of(parsed, (source, stages, to), session.run_folder(parsed, run))
-        return launch.start(gpus, device)
-    if dry_run:
-        parsed, _ = open_recipe(recipe, changes, beside)
+        if starts_processes:
+            return launch.start(gpus, device)
         estimates.show(parsed, (source, stages, to), session.run_folder(parsed, run), device, force)
         return None
     asked = {"--stages": stages, "--to": to, "--force": force}
-    with session.chain(
-        recipe, changes, run, device, displays.chain_progress, beside, profile, asked
-    ) as chain:
-        cards = chain.distill(source, stages, to, force)
+    with session.chain_from(
+        source, recipe, changes, run, device, displays.chain_progress, profile, asked
+    ) as (chain, teacher):
+        cards = chain.distill(teacher, stages, to, force)
         signals.work_is_done()
         last = cards[-1]
         if chain.is_first:

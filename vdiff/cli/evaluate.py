@@ -78,6 +78,7 @@ def evaluate(
     """
     from vdiff import metrics as room
     from vdiff.cli import launch
+    from vdiff.cli.taking_in import all_taken_in
     from vdiff.metrics.metric import named
 
     wanted = named(metrics.split(",") if metrics is not None else room.DEFAULT)
@@ -92,8 +93,9 @@ def evaluate(
         # a process that is alone hears of mistakes before it opens a device
         if launch.is_worker() and not dry_run:
             here = stack.enter_context(session.company(device, options, _UNDONE))
+        places = all_taken_in(here.processes if here else None, places or [])
         parsed, folder, subjects = _found(
-            here.processes if here else None, places or [], recipe, changes, run
+            here.processes if here else None, places, recipe, changes, run
         )
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
@@ -103,7 +105,7 @@ def evaluate(
         is_first = here is None or here.processes.is_first  # the others draw, and measure nothing
         images = _reference(parsed, data, subjects[0], wanted) if is_first else None
         evaluation = _evaluation(subjects, wanted, parsed, asked, images, place, weights)
-        table_path = folder.table if folder is not None and not _models(places or []) else None
+        table_path = folder.table if folder is not None and not _models(places) else None
         if dry_run:
             _tell_plan(evaluation, _earlier(evaluation.protocol(), table_path, force))
             return None

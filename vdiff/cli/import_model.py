@@ -1,16 +1,18 @@
 """`vdiff import`: a model of another program becomes the base of a run, or a student in it."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vdiff.cli import completion, outputs
+from vdiff.cli import completion, outputs, session
 from vdiff.cli.options import DryRunOption, ForceOption, mode
 from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
-    from vdiff.exchange.bring import Brought
+    from vdiff.exchange.bring import Brought, Source
 
 Assume = Annotated[
     list[str] | None,
@@ -27,7 +29,7 @@ def import_model(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="File or folder of another program",
+            help="File or folder of another program, or hf://owner/name",
             autocompletion=completion.anything,
         ),
     ] = None,
@@ -62,6 +64,10 @@ def import_model(
     qkv_order: Annotated[
         str | None, typer.Option("--qkv-order", metavar="legacy|new", help="Order inside attention")
     ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--licence", metavar="NAME", help="Licence of the weights, for the lineage"),
+    ] = None,
     assume: Assume = None,
     formats: Annotated[
         bool, typer.Option("--formats", help="List what can be imported and what to tell of it")
@@ -77,12 +83,11 @@ def import_model(
 
     Examples:
       vdiff import ddpm-cifar10-32/ --out runs/cifar
+      vdiff import hf://google/ddpm-cifar10-32
       vdiff import ema_0.9999_500000.pt --data photographs/
     """
-    from vdiff.cli import console
-    from vdiff.exchange import bring, into_run
-    from vdiff.model_folder.card import BASE
-    from vdiff.runs.folder import RunFolder
+    from vdiff.cli import launch
+    from vdiff.exchange import bring
 
     if formats:
         _list_formats()
@@ -99,9 +104,56 @@ def import_model(
             "qkv_order": qkv_order,
         },
     )
-    path = Path(source)
-    _refuse_name_of_hub(source, path)
-    run = out or Path("runs") / into_run.run_name(path)
+    given = bring.Source(Path(source), format, told, expected, data, licence)
+    if not launch.is_worker():
+        _take(source, given, out, force, dry_run)
+        return
+    # of several processes one imports, and the others wait
+    with session.company("cpu", {}, "nothing was imported") as here:
+        here.processes.told(lambda: _take(source, given, out, force, dry_run))
+
+
+def _take(source: str, given: "Source", out: Path | None, force: bool, dry_run: bool) -> None:
+    from vdiff.cli import console
+    from vdiff.exchange import bring, into_run
+
+    _refuse_name_of_hub(source)
+    path, run, known = _found(source)
+    run = out or run
+    folder = _place(run, force)
+    brought = bring.read(replace(given, path=path, known=known), console.warn)
+    if not dry_run:
+        into_run.write(brought, path, run, given.data, console.warn)
+    _tell(brought, folder, dry_run)
+
+
+def _found(source: str) -> tuple[Path, Path, Mapping[str, str]]:
+    """Where the source lies, the run that it makes if nobody says otherwise,
+    and what is known of it.
+
+    A model on a hub is fetched.
+    """
+    from vdiff.cli.taking_in import voice
+    from vdiff.exchange import hub, hub_name, into_run
+    from vdiff.model_folder.card import is_model_folder
+
+    if not hub_name.is_on_hub(source):
+        path = Path(source)
+        return path, Path("runs") / into_run.run_name(path), {}
+    name = hub_name.parse(source)
+    fetched = hub.fetch(name, voice().say, voice().has_bars)
+    if is_model_folder(fetched.path):
+        problem = f"`{source}` is a model of vdiff already: there is nothing to import"
+        fix = f"use it: `vdiff sample --checkpoint {source}`, `vdiff distill --from {source}`"
+        raise UsageError(problem, fix, "SOURCE")
+    return fetched.path, Path("runs") / name.run, fetched.known
+
+
+def _place(run: Path, force: bool) -> Path:
+    """Where the model comes to lie.   Errors: UsageError where it must not."""
+    from vdiff.model_folder.card import BASE
+    from vdiff.runs.folder import RunFolder
+
     folder = RunFolder(run).model(BASE)
     outputs.check_parents(folder)
     if not force and folder.exists():
@@ -111,28 +163,24 @@ def import_model(
             folder,
         )
     _refuse_trained(folder)
-    brought = bring.read(bring.Source(path, format, told, expected, data), console.warn)
-    if not dry_run:
-        into_run.write(brought, path, run, data, console.warn)
-    _tell(brought, folder, dry_run)
+    return folder
 
 
-def _refuse_name_of_hub(source: str, path: Path) -> None:
-    """UsageError for a model that lies on a hub and not here."""
-    owner, slash, name = source.removeprefix("hf://").partition("/")
-    is_name = source.startswith("hf://") or (bool(slash and owner and name) and "/" not in name)
-    if path.exists() or not is_name:
-        return
-    problem = f"`{source}` is not on this machine, and vdiff downloads nothing"
-    fix = f"`hf download {owner}/{name} --local-dir {name}`, then `vdiff import {name}`"
-    raise UsageError(problem, fix, "SOURCE")
+def _refuse_name_of_hub(source: str) -> None:
+    """UsageError for what is no path here, and may be the name of a model on a hub."""
+    owner, slash, name = source.partition("/")
+    is_name = bool(slash and owner and name) and "/" not in name
+    if is_name and not Path(source).exists():
+        problem = f"there is no `{source}` on this machine"
+        fix = f"check the path; from a hub it comes with `vdiff import hf://{source}`"
+        raise UsageError(problem, fix, "SOURCE")
 
 
 def _refuse_trained(folder: Path) -> None:
     """UsageError where `--force` would replace a base that was trained here."""
     from vdiff.model_folder.card import is_model_folder, read_card
 
-    if is_model_folder(folder) and read_card(folder).origin is None:
+    if is_model_folder(folder) and not read_card(folder).is_imported:
         problem = f"`{folder}` was trained here, and an import would replace it"
         raise UsageError(problem, "name another run: --out RUN", folder)
 
@@ -152,6 +200,7 @@ def _told(assume: list[str] | None, named: dict[str, object]) -> dict[str, str]:
 
 def _tell(brought: "Brought", folder: Path, dry_run: bool) -> None:
     from vdiff.cli import console
+    from vdiff.model_folder import origin
 
     model = brought.model
     channels, height, width = model.shape
@@ -159,6 +208,8 @@ def _tell(brought: "Brought", folder: Path, dry_run: bool) -> None:
     for each in model.assumed:
         console.warn(f"not in the file, and taken for given: {each}")
     console.say(checked.told())
+    if brought.known.get("licence") is None:
+        console.warn(f"licence: {origin.UNKNOWN_LICENCE}")
     verb = "would import" if dry_run else "imported"
     kind = (
         f"{width} x {height}, {channels} channel{'s' * (channels != 1)}, "
@@ -177,6 +228,8 @@ def _tell(brought: "Brought", folder: Path, dry_run: bool) -> None:
                 "path": str(folder),
                 "format": brought.format,
                 "sha256": brought.sha256,
+                "licence": None,
+                **brought.known,
                 "proof": checked.facts(),
                 "assumed": list(model.assumed),
                 "dry_run": dry_run,

@@ -24,7 +24,7 @@ Model = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="NAME|PATH",
-        help="Model: a name in the run, or a model folder",
+        help="Model: a name in the run, a model folder, a foreign one, or hf://owner/name",
         autocompletion=completion.models,
     ),
 ]
@@ -129,9 +129,8 @@ def sample(
       vdiff sample --checkpoint runs/digits/base_3 --seeds 0-15 --out digits.png
     """
     from vdiff.cli import launch
-    from vdiff.cli.taking_in import taken_in
+    from vdiff.cli.taking_in import taken_in, taken_in_by_first
 
-    checkpoint = taken_in(checkpoint) or checkpoint
     numbers = _seeds(seeds, num_images)
     limits = _limits(clipped, clipping_value, clip_noise)
     asked = {
@@ -154,6 +153,10 @@ def sample(
         # a process that is alone hears of mistakes before it opens a device
         if launch.is_worker() and not dry_run:
             here = stack.enter_context(session.company(device, asked))
+        if here is not None:
+            checkpoint = taken_in_by_first(here.processes, checkpoint)
+        else:
+            checkpoint = taken_in(checkpoint) or checkpoint
         parsed, folder, card = session.model_of(
             here.processes if here else None, checkpoint, recipe, changes, run
         )

@@ -108,7 +108,6 @@ def chain(
     run: Path | None,
     device: str | None,
     make_progress: MakeProgress,
-    beside: Path | None = None,
     profile: bool = False,
     asked: Mapping[str, object] | None = None,
 ) -> Iterator["Chain"]:
@@ -117,14 +116,36 @@ def chain(
 
     asked: options that must be the same in all processes.
     """
+    given = (named, assignments, run, device, make_progress)
+    with chain_from(None, *given, profile, asked) as (made, _):
+        yield made
+
+
+@contextlib.contextmanager
+def chain_from(
+    source: str | None,
+    named: str | None,
+    assignments: list[str] | None,
+    run: Path | None,
+    device: str | None,
+    make_progress: MakeProgress,
+    profile: bool = False,
+    asked: Mapping[str, object] | None = None,
+) -> Iterator[tuple["Chain", str | None]]:
+    """The same, with the first teacher that an option names: a name in the run or a model folder.
+
+    source: may also be what `taken_in` knows; of several processes, the first one takes it in.
+    """
     from vdiff.chain.chain import Chain
     from vdiff.chain.stage_run import Surroundings
     from vdiff.cli import console, launch
+    from vdiff.cli.taking_in import taken_in, taken_in_by_first
 
     alone = None
     # alone, a mistake is told at once; of several processes only the first is to tell it
     if not launch.is_worker():
-        alone = open_recipe(named, assignments, beside)
+        source = taken_in(source)
+        alone = open_recipe(named, assignments, model_folder(source))
     with contextlib.ExitStack() as stack:
         stop = StopRequest(follows_parent=launch.has_launcher())
         stack.callback(stop.close)
@@ -133,7 +154,9 @@ def chain(
         with stop.joining():
             others = joined(device, lambda: bool(stop()), asked or {}, check)
         stack.push(others.close)
-        recipe, text = alone or common_recipe(others, named, assignments, beside)
+        if alone is None and source is not None:
+            source = taken_in_by_first(others, source)
+        recipe, text = alone or common_recipe(others, named, assignments, model_folder(source))
         folder = run_folder(recipe, run)
         others.told(lambda: _refuse_own_recipe(text, folder, standing(text, recipe)))
         machine = training_machine(recipe, device, others)
@@ -147,10 +170,13 @@ def chain(
         if machine.is_first:
             progress = stack.enter_context(recorded(progress, folder, machine.described()))
         with others.hearing():
-            yield Chain(
-                Surroundings(
-                    recipe, standing(text, recipe), folder, machine, progress, stop, profile
-                )
+            yield (
+                Chain(
+                    Surroundings(
+                        recipe, standing(text, recipe), folder, machine, progress, stop, profile
+                    )
+                ),
+                source,
             )
 
 

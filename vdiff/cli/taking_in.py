@@ -1,46 +1,61 @@
-"""Models of other programs where a command takes a model:
-each is imported once, into a run of its own.
+"""Models of other programs, and of hubs, where a command takes a model:
+each is taken in once, into a run of its own.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vdiff.errors import UsageError, VdiffError
+if TYPE_CHECKING:
+    from vdiff.exchange.taking_in import Voice
+    from vdiff.machine.processes import Processes
 
 
 def taken_in(given: str | None) -> str | None:
     """What an option names, or the model folder that was made of it if it is a file or folder of
-    another program.
+    another program, or a model on a hub.
 
     It becomes `original` in `runs/<its name>`, as with `vdiff import`, unless that is there
     already.
     Errors: as `vdiff import`; UsageError where another model has that place.
     """
-    if given is None or not _may_be_foreign(Path(given)):
-        return given
-    path = Path(given)
-    from vdiff.cli import console
-    from vdiff.exchange import bring, into_run
-    from vdiff.model_folder.card import BASE, is_model_folder, read_card
+    if given is None:
+        return None
+    if given.startswith("hf://"):
+        from vdiff.exchange import taking_in
 
-    run = Path("runs") / into_run.run_name(path)
-    folder = run / BASE
-    if is_model_folder(folder):
-        origin = read_card(folder).origin or {}
-        if origin.get("sha256") != bring.digest(path):
-            problem = f"`{folder}` is another model than `{path}`"
-            fix = f"import it elsewhere first: vdiff import {path} --out RUN"
-            raise UsageError(problem, fix, folder)
-        return str(folder)
-    try:
-        brought = bring.read(bring.Source(path), console.warn)
-    except VdiffError as err:
-        # the options that its fix names are those of the import
-        err.fix = f"import it first, `vdiff import {path}`: {err.fix}"
-        raise
-    into_run.write(brought, path, run, None, console.warn)
-    told = f"imported `{path}` as `{folder}`, a model of {brought.format}"
-    console.say(f"{told}: {brought.proof.told()}")
-    return str(folder)
+        return str(taking_in.of_hub(given, voice()))
+    if not _may_be_foreign(Path(given)):
+        return given
+    from vdiff.exchange import taking_in
+
+    return str(taking_in.of_path(Path(given), voice()))
+
+
+def taken_in_by_first(others: "Processes", given: str) -> str:
+    """The same where several processes work together: the first one takes it in,
+    the others wait and are told the name.
+
+    Errors: as `taken_in`, in all of them.
+    """
+    return str(others.told(lambda: taken_in(given)))
+
+
+def all_taken_in(others: "Processes | None", places: Sequence[str]) -> list[str]:
+    """The same for several; `others` is None where this process is alone."""
+    if others is None:
+        return [taken_in(place) or place for place in places]
+    return [taken_in_by_first(others, place) for place in places]
+
+
+def voice() -> "Voice":
+    """How the user is told of it."""
+    from vdiff.cli import console
+    from vdiff.cli.options import mode
+    from vdiff.exchange.taking_in import Voice
+
+    has_bars = console.is_terminal() and not (mode.quiet or mode.json)
+    return Voice(console.say, console.warn, has_bars)
 
 
 def _may_be_foreign(path: Path) -> bool:

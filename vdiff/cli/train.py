@@ -35,7 +35,7 @@ def train(
         estimates.show(parsed, None, session.run_folder(parsed, run), device, force)
         return None
     with session.chain(
-        recipe, changes, run, device, displays.fit_progress, None, profile, {"--force": force}
+        recipe, changes, run, device, displays.fit_progress, profile, {"--force": force}
     ) as chain:
         card = chain.train(force)
         signals.work_is_done()

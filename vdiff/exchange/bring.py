@@ -3,8 +3,9 @@
 import hashlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -41,6 +42,8 @@ class Source:
 
     format: its name; None asks every format.   told: what its format may be told, by name.
     expected: an .npz of recorded outputs.   data: real pictures of its kind, a store or a folder.
+    licence: of the weights, if the user says it.
+    known: what is known of where it came from: `file`, `hub`, `revision` and `licence`.
     """
 
     path: Path
@@ -48,15 +51,21 @@ class Source:
     told: Mapping[str, str] | None = None
     expected: Path | None = None
     data: Path | None = None
+    licence: str | None = None
+    known: Mapping[str, str] = field(default_factory=dict)
 
 
 class Brought(NamedTuple):
-    """A model that was read and compared, and is not written yet."""
+    """A model that was read and compared, and is not written yet.
+
+    known: as of its `Source`, with the licence as far as anybody tells it.
+    """
 
     model: ForeignModel
     format: str
     proof: Proof
     sha256: str
+    known: Mapping[str, str] = MappingProxyType({})
 
 
 def read(source: Source, say: Say = lambda text: None) -> Brought:
@@ -75,7 +84,7 @@ def read(source: Source, say: Say = lambda text: None) -> Brought:
             told |= _size_beside(source)
         readings = list(kind.candidates(found, told))
         model, checked = _proved(source, kind, found, readings, say)
-        return Brought(model, name, checked, digest(source.path))
+        return Brought(model, name, checked, digest(source.path), _known(source, model))
     except FormatError as err:
         raise ModelFileError(f"`{source.path.name}` {err.reason}", err.fix, source.path) from err
     except OSError as err:
@@ -94,6 +103,7 @@ def card_of(brought: Brought, source: Path, recipe: str) -> ModelCard:
         "file": source.resolve().name,
         "sha256": brought.sha256,
         "licence": model.licence,
+        **brought.known,
         "assumed": list(model.assumed),
         "proof": brought.proof.facts(),
         **model.facts,
@@ -137,6 +147,16 @@ def digest(path: Path) -> str:
     for each in files:
         whole.update(f"{each.relative_to(path).as_posix()} {digest(each)}\n".encode())
     return whole.hexdigest()
+
+
+def _known(source: Source, model: ForeignModel) -> dict[str, str]:
+    """What the card says of where a model came from.
+
+    The user knows its licence better than a hub, and that better than its format.
+    """
+    licence = source.licence or source.known.get("licence") or model.licence
+    told = {name: value for name, value in source.known.items() if name != "licence"}
+    return told if licence is None else told | {"licence": licence}
 
 
 def _format(source: Source, found: Contents) -> tuple[str, Format]:

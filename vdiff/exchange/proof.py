@@ -24,6 +24,7 @@ from vdiff.diffusion.schedule import Schedule
 from vdiff.errors import ModelFileError
 from vdiff.exchange.denoised import NAMES, denoised
 from vdiff.formats.adapter import ForeignModel
+from vdiff.model_folder import origin
 from vdiff.randomness import Randomness
 
 TOLERANCE = 2e-5
@@ -72,17 +73,7 @@ class Proof:
 
     def told(self) -> str:
         """A sentence for people."""
-        if self.how == "outputs":
-            told = (
-                f"largest difference from {self.by}: {self.difference:.2g} (limit {self.limit:g})"
-            )
-            return "; ".join((told, *self.also))
-        if self.how == "denoising":
-            return (
-                f"error in the noise of {self.by}: {self.difference:.3f} of what anybody makes "
-                f"(limit {self.limit:g})"
-            )
-        return "nothing proved it"
+        return origin.proof(self.facts())
 
     def facts(self) -> dict[str, object]:
         """For a card; None for numbers that there are not, as JSON has no NaN."""

@@ -3,7 +3,8 @@
 Nothing is read but JSON.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -68,7 +69,7 @@ def weights_of(root: Path, place: str) -> Weights:
     OSError.
     """
     folder = root / place
-    for chosen in _choices(folder):
+    for chosen in _choices([path.name for path in folder.glob(f"{_STEM}.*")]):
         path = folder / chosen.name
         if not _is_there(path):
             continue
@@ -82,6 +83,22 @@ def weights_of(root: Path, place: str) -> Weights:
             "in diffusers: `from_pretrained(folder).save_pretrained(new_folder)`",
         )
     raise FormatError(f"has no weights of a network in `{place or '.'}`", _AGAIN)
+
+
+def weights_among(names: Collection[str]) -> list[str]:
+    """Which of the files beside a network's configuration `weights_of` would read;
+    of shards, all that belong to the index.
+    """
+    for chosen in _choices(names):
+        if chosen.name not in names:
+            continue
+        if not chosen.is_index:
+            return [chosen.name]
+        kind = "safetensors" if ".safetensors." in chosen.name else "bin"
+        variant = "" if chosen.variant is None else rf"\.{re.escape(chosen.variant)}"
+        shard = rf"{_STEM}(?:{variant})?-\d+-of-\d+(?:{variant})?\.{kind}"
+        return [chosen.name, *sorted(name for name in names if re.fullmatch(shard, name))]
+    return []
 
 
 def part(path: Path) -> Contents:
@@ -115,10 +132,13 @@ class _Choice(NamedTuple):
     is_index: bool
 
 
-def _choices(folder: Path) -> list[_Choice]:
-    """All names that the weights may have, the preferred ones first."""
+def _choices(names: Iterable[str]) -> list[_Choice]:
+    """All names that the weights may have, the preferred ones first.
+
+    names: of the files in the folder, which tell the variants.
+    """
     found = []
-    for variant in (None, *_variants(folder)):
+    for variant in (None, *_variants(names)):
         for kind in _KINDS:
             dotted = "" if variant is None else f".{variant}"
             found.append(_Choice(f"{_STEM}{dotted}.{kind}", variant, False))
@@ -126,16 +146,18 @@ def _choices(folder: Path) -> list[_Choice]:
     return found
 
 
-def _variants(folder: Path) -> list[str]:
+def _variants(names: Iterable[str]) -> list[str]:
     """`fp16` first."""
-    names: set[str] = set()
-    for path in folder.glob(f"{_STEM}.*"):
-        words = path.name.split(".")[1:]
+    found: set[str] = set()
+    for name in names:
+        stem, *words = name.split(".")
+        if stem != _STEM:
+            continue
         if len(words) == 2 and words[1] in _KINDS:
-            names.add(words[0])
+            found.add(words[0])
         if len(words) == 4 and words[1] == "index":
-            names.add(words[2])
-    plain = {name for name in names if "-of-" not in name}
+            found.add(words[2])
+    plain = {name for name in found if "-of-" not in name}
     return sorted(plain, key=lambda name: (name != "fp16", name))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vdiff.errors import DataError, MachineError, ModelFileError, UsageError, VdiffError
 from vdiff.metrics.metric import Means, OnProgress, Pictures, chunks
 from vdiff.randomness import exact
+from vdiff.system.distribution import with_extra
 
 _BATCH = 64
 _METRICS = ("fid", "kid", "prc", "isc")
@@ -116,7 +117,7 @@ def _load(name: str, means: Means) -> Extractor:
         from torch_fidelity.utils import create_feature_extractor
     except ImportError as err:
         problem = "this metric needs the package torch-fidelity, which is not installed"
-        raise MachineError(problem, "pip install torch-fidelity", "--metrics") from err
+        raise MachineError(problem, with_extra("eval"), "--metrics") from err
     known = registry.FEATURE_EXTRACTORS_REGISTRY
     if name not in known:
         raise UsageError(

@@ -116,8 +116,8 @@ class ModelCard:
     shape: (C, H, W) of its pictures.   num_classes: 0 without labels.
     parent: the teacher's name, steps and hash.
     agreement: with the teacher's pictures, {psnr, num_images}, if the training measured it.
-    origin: of a model that another program made: its format, file, SHA-256, licence and what proved
-    the conversion.
+    origin: of a model that another program made, and of its students: its format, file, SHA-256,
+    licence and what proved the conversion.
     recipe: the YAML text.   trajectory: every value that shaped the weights.
     files: {path: {size, sha256}}.
     """
@@ -152,6 +152,11 @@ class ModelCard:
         and a picture of its model.
         """
         return str(self.files[WEIGHTS]["sha256"])
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another program made it; its students tell of it, and are made here."""
+        return self.origin is not None and self.parent is None
 
     @property
     def is_distilled(self) -> bool:

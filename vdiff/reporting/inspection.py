@@ -143,6 +143,7 @@ _ROW = (
     "planned_updates",
     "bytes",
     "hash",
+    "origin",
 )
 
 
@@ -174,6 +175,7 @@ def _row_of(card: ModelCard, folder: Path, verify: bool) -> Facts:
         "planned_updates": card.updates,
         "bytes": card.num_bytes,
         "hash": card.hash,
+        "origin": card.origin,
     }
 
 

@@ -2,19 +2,26 @@
 machine and recipe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vdiff.chain.plan import Stage
+from vdiff.model_folder import origin as imported
 from vdiff.reporting.markup import Child, Markup, code, escaped, joined, spoken, tag
 from vdiff.reporting.record import Record
 from vdiff.reporting.wording import amount, count, counted, duration, megabytes, number
 
 
 def lineage(record: Record) -> Markup:
-    """The models in order, each with its hash and whether its teacher is the one that is there."""
+    """The models in order, each with its hash and whether its teacher is the one that is there.
+
+    Before them stands the file that the first one was imported from, if it was.
+    """
     hashes = {card["name"]: card["hash"] for card in record.cards.values()}
-    return tag("ol", [_model(card, hashes) for card in _models(record)], class_="lineage")
+    models = _models(record)
+    files = _without_repeats(card["origin"] for card in models if card["origin"])
+    links = [_file(told) for told in files] + [_model(card, hashes) for card in models]
+    return tag("ol", links, class_="lineage")
 
 
 def time_and_cost(record: Record, price_per_hour: float | None) -> Markup:
@@ -126,12 +133,35 @@ def _models(record: Record) -> list[Mapping[str, Any]]:
     return sorted(record.cards.values(), key=lambda card: (card["stage"], -card["num_steps"]))
 
 
+def _without_repeats(origins: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Students repeat the origin of their base."""
+    found: list[Mapping[str, Any]] = []
+    for told in origins:
+        if told not in found:
+            found.append(told)
+    return found
+
+
+def _file(told: Mapping[str, Any]) -> Markup:
+    """The file that a base was imported from."""
+    lines = imported.lines(told)
+    head = tag("h3", lines.pop("imported from"), tag("span", "imported", class_="aside"))
+    facts = [_fact_of_file(name, text) for name, text in lines.items()]
+    return tag("li", head, facts, class_="file")
+
+
+def _fact_of_file(name: str, text: str) -> Markup:
+    if name in ("its SHA-256", "revision"):
+        return tag("p", f"{name.removeprefix('its ')} ", code(text))
+    return tag("p", f"{name}: ", spoken(text))
+
+
 def _model(card: Mapping[str, Any], hashes: Mapping[str, str]) -> Markup:
     head = tag("h3", card["name"], tag("span", counted(card["num_steps"]), class_="aside"))
     parts = ", ".join(
         (
             f"{amount(card['num_parameters'])} parameters",
-            _updates(card["updates"]),
+            _updates(None if card["origin"] and not card["parent"] else card["updates"]),
             megabytes(card["bytes"]),
         )
     )
@@ -146,6 +176,8 @@ def _model(card: Mapping[str, Any], hashes: Mapping[str, str]) -> Markup:
 
 def _teacher(card: Mapping[str, Any], hashes: Mapping[str, str]) -> Markup:
     parent = card["parent"]
+    if parent is None and card["origin"]:
+        return tag("p", "imported from the file above", class_="aside")
     if parent is None:
         return tag("p", "learned from pictures", class_="aside")
     words = f"distilled from {parent['name']}, {counted(parent['num_steps'])}, "
