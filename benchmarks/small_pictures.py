@@ -140,8 +140,9 @@ def ways(name: str, folder: Path) -> Callable[[Sequence[int]], Any]:
         for weight in network.parameters():
             weight.add_(0.03 * torch.randn_like(weight))
     section = DiffusionSection.model_validate({"schedule": "cosine", "predicts": "v"})
-    network = frozen(network, torch.device("cpu"), "fp32")
-    denoiser = Denoiser(network, section.schedule.build(), section.predicts)
+    denoiser = Denoiser(
+        frozen(network, torch.device("cpu"), "fp32"), section.schedule.build(), section.predicts
+    )
     if name in ("before", "steps", "recorded"):
         if name != "before":
             from vdiff.samplers import recorded

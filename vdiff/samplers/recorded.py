@@ -139,22 +139,24 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, given: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._graph = fx.Graph()
-        self._nodes: WeakIdKeyDictionary = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self._nodes: Any = WeakIdKeyDictionary()
         self._constants: list[object] = []
         self._places: dict[int, fx.Node] = {}
         for place, tensor in enumerate(given):
-            self._nodes[tensor] = self._graph.placeholder(f"given_{place}")
-        self._last_input = list(self._nodes.values())[-1]
+            self._last_input = self._graph.placeholder(f"given_{place}")
+            self._nodes[tensor] = self._last_input
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # else torch imports its compiler here, for two seconds
         return False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if not self._is_drawn((*args, *kwargs.values())):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, given: Any = (), options: Any = None
+    ) -> Any:
+        options = options or {}
+        out = func(*given, **options)
+        if not self._is_drawn((*given, *options.values())):
             # its result is the same for every batch
             if func._schema.is_mutable:
                 raise NotRecordableError(f"{func} changes what it is given")
@@ -162,13 +164,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
         if waits or func._schema.is_mutable:
             raise NotRecordableError(f"{func} depends on values, or changes what it is given")
-        if func in _VIEWS and _is_as_before(args[0], out):
-            self._nodes[out] = self._nodes[args[0]]
+        if func in _VIEWS and _is_as_before(given[0], out):
+            self._nodes[out] = self._nodes[given[0]]
             return out
         if func is torch.ops.aten.convolution.default:
-            func, args = _direct(args)
-        named = {name: self._argument(value) for name, value in kwargs.items()}
-        node = self._graph.call_function(func, self._argument(tuple(args)), named)
+            func, given = _direct(given)
+        named = {name: self._argument(value) for name, value in options.items()}
+        node = self._graph.call_function(func, self._argument(tuple(given)), named)
         if isinstance(out, Tensor):
             self._nodes[out] = node
             return out
@@ -229,18 +231,18 @@ def _is_as_before(given: Tensor, view: Tensor) -> bool:
     return given.shape == view.shape and given.stride() == view.stride()
 
 
-def _direct(args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+def _direct(given: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     """A convolution's operation and arguments, without the choice among kernels
     where that is torch's own: it is made on the way to every single call.
     """
-    h, weight, bias, stride, padding = args[:5]
-    groups = args[-1]
-    whole = torch.ops.aten.convolution.default, args
+    h, weight, bias, stride, padding = given[:5]
+    groups = given[-1]
+    whole = torch.ops.aten.convolution.default, given
     if h.dim() != 4 or groups != 1 or not (h.is_contiguous() and weight.is_contiguous()):
         return whole
     # not a part of torch's public interface, so a version may lack it
     choose = getattr(torch._C, "_select_conv_backend", None)
-    if choose is None or choose(*args) != torch._C._ConvBackend.Slow2d:
+    if choose is None or str(choose(*given)).rpartition(".")[2] != "Slow2d":
         return whole
     size = list(weight.shape[2:])
     direct = torch.ops.aten._slow_conv2d_forward.default
@@ -288,7 +290,7 @@ def _state(network: nn.Module) -> Hashable:
     None where a layer may do something beside computing: a stranger's, one that trains, or one
     that somebody listens to.
     """
-    found: list[Hashable] = []
+    found: list[object] = []
     for module in network.modules():
         kind = type(module)
         is_plain = kind.__module__.startswith(_KNOWN_LAYERS) and not module.training
