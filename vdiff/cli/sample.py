@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vdiff.cli import completion, sample_drawing, sample_place, session
+from vdiff.cli import backends, completion, sample_drawing, sample_place, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import UsageError
@@ -112,6 +112,7 @@ def sample(
     strip: Strip = False,
     gif: Gif = False,
     batch_size: BatchSize = None,
+    backend: backends.BackendOption = "torch",
     recipe: RecipeOption = None,
     changes: SetOption = None,
     run: RunOption = None,
@@ -131,6 +132,7 @@ def sample(
     from vdiff.cli import launch
     from vdiff.cli.taking_in import taken_in, taken_in_by_first
 
+    backends.check(backend, device, gpus, strip or gif)
     numbers = _seeds(seeds, num_images)
     limits = _limits(clipped, clipping_value, clip_noise)
     asked = {
@@ -140,13 +142,12 @@ def sample(
         "--steps": steps,
         "--eta": eta,
         **limits,
-    }
-    asked |= {
         "--variance": variance,
         "--class": classes,
         "--strip": strip,
         "--gif": gif,
         "--batch-size": batch_size,
+        "--backend": backend,
     }
     with contextlib.ExitStack() as stack:
         here: session.Company | None = None
@@ -165,15 +166,16 @@ def sample(
         clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
         form = sample_place.Form(strip, gif)
         numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
-        condition = _condition(card, classes, numbers)
         wanted = {
             "sampler": built,
             "seeds": numbers,
             "num_steps": num_steps,
-            "condition": condition,
+            "condition": _condition(card, classes, numbers),
+            "batch_size": batch_size or parsed.sample.batch_size,
         }
-        wanted["batch_size"] = batch_size or parsed.sample.batch_size
-        place = partial(_place, out, folder, f"{num_steps}{clipping}", form, wanted, classes, force)
+        backends.check_model(backend, card, wanted)
+        told = {"class": classes or "by seed", "backend": backend}
+        place = partial(_place, out, folder, f"{num_steps}{clipping}", form, wanted, told, force)
         target, about = here.processes.told(place) if here else place()
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
@@ -182,7 +184,7 @@ def sample(
             here = here or stack.enter_context(session.company(device, {}))
             kept = partial(sample_drawing.kept_for, Path(target), about, force)
             facts = sample_drawing.draw(
-                here, parsed, folder, wanted, device, Path(target), form, kept
+                here, parsed, folder, wanted, device, Path(target), form, kept, backend
             )
         if facts is not None:
             _tell(folder, Path(target), len(numbers), num_steps, built, facts)
@@ -195,11 +197,13 @@ def _place(
     how: str,
     form: sample_place.Form,
     wanted: Mapping[str, Any],
-    classes: str | None,
+    told: Mapping[str, str],
     force: bool,
 ) -> tuple[str, dict[str, str | int] | None]:
     """Where the pictures go, which may be left there;
     and what is told of a drawing that can be gone on with, None for one of a single batch.
+
+    told: what shapes the pictures beside `wanted`.
     """
     from vdiff.drawing.drawing import ranges
     from vdiff.drawing.kept import KeptBatches
@@ -207,14 +211,14 @@ def _place(
     target = sample_place.place(out, folder, how, form)
     about = None
     if not form.is_way and len(wanted["seeds"]) > wanted["batch_size"]:
-        told = {
+        shaping = {
             "seeds": ranges(wanted["seeds"]),
             "steps": wanted["num_steps"],
             "sampler": str(wanted["sampler"]),
-            "class": classes or "by seed",
             "batch-size": wanted["batch_size"],
+            **told,
         }
-        about = sample_place.about(folder, told)
+        about = sample_place.about(folder, shaping)
     kept = None if about is None else KeptBatches(target, about)
     sample_place.refuse_taken(target, out, kept, force)
     return str(target), about

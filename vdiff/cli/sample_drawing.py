@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdiff.cli import sample_place, session
+from vdiff.cli import backends, sample_place, session
 from vdiff.errors import Stopped
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def draw(
     target: Path,
     form: sample_place.Form,
     kept_of: "Callable[[Machine], KeptBatches | None]",
+    backend: str,
 ) -> Mapping[str, object] | None:
     """Draw with the model in `folder`, in all processes;
     what the first one has to tell of it, None in the others.
@@ -60,7 +61,9 @@ def draw(
     others, check = company
     loaded = telling.model(others, folder)
     size, graphs = loaded.card.shape[-1], recipe.sample.cuda_graphs
-    machine = session.machine_of(others, recipe.precision, device, size, graphs)
+    precision, device = backends.arithmetic(backend, recipe.precision, device)
+    machine = session.machine_of(others, precision, device, size, graphs)
+    wanted = {**wanted, "graph": backends.graph_of(backend, loaded, wanted)}
     machine.freeze(loaded.denoiser.network)
     drawing = Drawing(loaded, machine=machine, **wanted)
     found: list[KeptBatches | None] = []

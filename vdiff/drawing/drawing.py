@@ -12,6 +12,7 @@ from vdiff import __version__
 from vdiff.data.codec import Codec
 from vdiff.diffusion.condition import Condition
 from vdiff.drawing.kept import KeptBatches
+from vdiff.drawing.onnx_graph import OnnxSampler
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DivergedError, UsageError
 from vdiff.images.images import UNSOUND, check_finite
@@ -30,6 +31,7 @@ class Drawing:
     seeds: one per picture.   num_steps: of the sampler.
     condition: what the model is told of each picture.
     batch_size: pictures at once, in each process.   machine: whose processes share the work.
+    graph: draws in the place of the sampler; a graph shows no steps.
     """
 
     checkpoint: Checkpoint
@@ -39,6 +41,7 @@ class Drawing:
     condition: Condition
     batch_size: int
     machine: Machine
+    graph: OnnxSampler | None = None
 
     def pictures(
         self, on_batch: Callable[[Tensor, Sequence[int]], None], kept: KeptBatches | None = None
@@ -104,7 +107,10 @@ class Drawing:
 
     def facts(self) -> dict[str, str]:
         """What a picture says about its origin, for the text of a PNG."""
-        return facts_of(self.checkpoint.card, self.num_steps, self.sampler, self.seeds)
+        facts = facts_of(self.checkpoint.card, self.num_steps, self.sampler, self.seeds)
+        if self.graph is not None:
+            facts["vdiff.backend"] = self.graph.by
+        return facts
 
     def _follow(self, part: slice, frames: Mapping[int, list[Tensor]]) -> None:
         codec, card = self.checkpoint.codec, self.checkpoint.card
@@ -117,6 +123,9 @@ class Drawing:
             parts.append(states[step])
 
     def _draw(self, part: slice, watch: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
+        if self.graph is not None:
+            assert watch is None
+            return self.graph(self.seeds[part], self.condition.of(part))
         return draw_with(
             self.checkpoint,
             self.seeds[part],

@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vdiff.errors import ModelFileError
 from vdiff.formats.adapter import ForeignModel, Outputs
 from vdiff.formats.graphs import (
     Graph,
     check_pictures,
     graphs_of,
+    hindrance,
     settings_of,
     write_settings,
 )
@@ -30,7 +33,7 @@ def write(model: ForeignModel, folder: Path) -> None:
         path = folder / f"{graph.name}.onnx"
         _export(graph, path, settings_of(model))
         if graph.name == "sampler":
-            check_pictures(model, graph, partial(_run, path), _runtime())
+            check_pictures(model, graph, partial(_run, path), runtime())
     write_settings(model, folder, "onnx")
 
 
@@ -39,10 +42,11 @@ def outputs(folder: Path, z: Tensor, time: Tensor, label: Tensor | None) -> Outp
     inputs = {"z": z, "time": time.float()}
     if label is not None:
         inputs["label"] = label
-    return Outputs(_run(folder / "network.onnx", inputs), _runtime())
+    return Outputs(_run(folder / "network.onnx", inputs), runtime())
 
 
-def _runtime() -> str:
+def runtime() -> str:
+    """Its name and version."""
     return f"ONNX Runtime {version('onnxruntime')}"
 
 
@@ -82,9 +86,47 @@ def _export(graph: Graph, path: Path, settings: dict[str, object]) -> None:
     onnx.save(written, path)
 
 
-def _run(path: Path, inputs: dict[str, Tensor]) -> Tensor:
+Run = Callable[[dict[str, Tensor]], Tensor]
+"""Of tensors by the names that a graph gives them."""
+
+
+def opened(path: Path, num_threads: int = 0) -> Run:
+    """What computes a graph on the CPU, again and again.
+
+    num_threads: 0 for as many as ONNX Runtime takes.
+    Errors: ModelFileError for a file that it cannot open.
+    """
     import onnxruntime
 
-    session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-    return torch.from_numpy(session.run(None, arrays)[0])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    try:
+        session: Any = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as err:  # its errors have no common class
+        problem = f"{runtime()} cannot open `{path}`: {str(err).strip().partition(chr(10))[0]}"
+        raise ModelFileError(problem, "export it anew", path) from err
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        return torch.from_numpy(session.run(None, arrays)[0])
+
+    return run
+
+
+def write_sampler(model: ForeignModel, path: Path) -> None:
+    """The whole way from noise to pictures as one file, compared with the module that it is of.
+
+    Errors: ModelFileError for a model whose sampler is no graph, or that came out different.
+    """
+    hinders = hindrance(model)
+    if hinders is not None:
+        raise ModelFileError(f"`{model.facts['name']}`: {hinders}", "draw with torch")
+    graph = next(graph for graph in graphs_of(model) if graph.name == "sampler")
+    _export(graph, path, settings_of(model))
+    check_pictures(model, graph, opened(path), runtime())
+
+
+def _run(path: Path, inputs: dict[str, Tensor]) -> Tensor:
+    return opened(path)(inputs)
