@@ -107,6 +107,39 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+IN_A_LIBRARY = """
+import ctypes, os, signal, sys
+from vdiff.cli import signals
+stop = signals.StopRequest(say=lambda: os.write(1, b"heard\\n"))
+# the other threads take the signal: the library is not woken up by it
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+os.write(1, b"ready\\n")
+ctypes.CDLL(None).usleep(int(sys.argv[1]))
+os.write(1, b"left the library\\n")
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+stop.close()
+sys.exit(128 + stop())
+"""
+"""A run inside a library, where Python calls none of its own handlers."""
+
+
+def test_a_signal_is_acknowledged_at_once_whatever_the_main_thread_does() -> None:
+    command = [sys.executable, "-c", IN_A_LIBRARY, "4_000_000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=alone())
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert said.splitlines() == ["heard", "left the library"]
+    assert process.returncode == 130
+
+
+def test_without_a_signal_nothing_is_acknowledged() -> None:
+    command = [sys.executable, "-c", IN_A_LIBRARY, "1000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["ready", "left the library"]
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_every_signal_does_what_the_table_says(number: int, tmp_path: Path) -> None:
     process = started(tmp_path / "note")

@@ -40,6 +40,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from vdiff.cli.acknowledging import Acknowledgement, restore_cursor
 from vdiff.errors import ASKING, Stopped
 from vdiff.system import threads
 from vdiff.system.os_processes import ALWAYS_HEARD, Bell, when_forked
@@ -143,9 +144,10 @@ class StopRequest:
 
     follows_parent: the end of the process that started this one counts as a SIGTERM; one that does
     not leave then, because it waits for others that are gone too, is ended.
+    say: is called as soon as a signal comes, in another thread.
     """
 
-    def __init__(self, follows_parent: bool = False) -> None:
+    def __init__(self, follows_parent: bool = False, say: Callable[[], None] | None = None) -> None:
         self._orphaned = 0
         self._parent: int | None = None
         if follows_parent:
@@ -153,7 +155,10 @@ class StopRequest:
             self._parent = int(os.environ.get(LAUNCHER, _PARENT))
         self._is_orphan = follows_parent and _torchrun_is_gone()
         self._closed = threading.Event()
-        self._ear = Ear(lambda number: None)
+        self._voice = None
+        if say is not None:
+            self._voice = Acknowledgement(say)
+        self._ear = Ear(lambda number: None, _leave, self._acknowledge)
         if follows_parent:
             threads.start(threading.Thread(target=self._follow, name="launcher watch", daemon=True))
 
@@ -185,6 +190,12 @@ class StopRequest:
         """
         self._closed.set()
         self._ear.close()
+        if self._voice is not None:
+            self._voice.close()
+
+    def _acknowledge(self) -> None:
+        if self._voice is not None:
+            self._voice.heard()
 
     def _follow(self) -> None:
         while not self._is_orphan and os.getppid() == self._parent:
@@ -203,15 +214,20 @@ class Ear:
     first: called with that number by the main thread, as soon as it hears.
     again: called by the other thread for a signal that comes when the first ones are over; by
     default, the end at once.
+    heard: called by the other thread at the first signal; it must not wait.
     """
 
     def __init__(
-        self, first: Callable[[int], None], again: Callable[[int], None] | None = None
+        self,
+        first: Callable[[int], None],
+        again: Callable[[int], None] | None = None,
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = 0
         self.nothing_is_lost = False
         self._first = first
         self._again = again or end_at_once
+        self._heard = heard
         self._is_heard = False
         self._closed = threading.Event()
         self._bell = Bell()
@@ -253,6 +269,7 @@ class Ear:
             came = self._take(None)
         if came:
             self.number = self.number or came[0]
+            self._heard()
         begun = time.monotonic()
         is_burst = True
         while not self._closed.is_set():
@@ -298,6 +315,20 @@ def end_at_once(number: int) -> None:
     """End this process; what is on the disk is whole at any moment."""
     # not sys.exit: the main thread may wait in a library for ever
     os._exit(128 + number)
+
+
+def _leave(number: int) -> None:
+    """As `end_at_once`, of a run that may have a live display."""
+    restore_cursor()
+    end_at_once(number)
+
+
+def again_in_words() -> str:
+    """When a further signal is an order to leave at once."""
+    # of `--gpus`, the user's Ctrl-C reaches the process that started this one
+    if LAUNCHER in os.environ or not is_launched():
+        return "again"
+    return f"again after {LAUNCHED_BURST_SECONDS:g} seconds"
 
 
 def _heard() -> list[int]:
