@@ -178,7 +178,7 @@ def test_a_longer_training_with_another_rate_keeps_the_finished_one(tiny_run: Ti
     tiny_run.base("train.updates=4")
     assert tiny_run.base("train.updates=6", "train.learning_rate=0.1").updates == 4
     assert any(
-        "kept as it was made" in line and "`--force` makes it anew" in line
+        "kept as it was made" in line and "`vdiff train --force` makes it anew" in line
         for line in tiny_run.said
     )
 

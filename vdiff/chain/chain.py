@@ -5,28 +5,27 @@ The first process looks into the run folder and decides; the others, which may h
 """
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
+from vdiff.chain.beginning import BASE_SECTIONS, Beginning, without_ignored
 from vdiff.chain.behind import refuse_if_behind
+from vdiff.chain.finished import before, known_values, length_field, section_of
 from vdiff.chain.finished import choose as choose
 from vdiff.chain.finished import is_finished as is_finished
-from vdiff.chain.finished import known_values, length_field, section_of
 from vdiff.chain.plan import Stage, doubts, keeps_state, plan, same_start, shaping_values
 from vdiff.chain.stage_parts import agree_on_pictures
 from vdiff.chain.stage_run import Surroundings, make
 from vdiff.chain.trend import check_floor
-from vdiff.disk import whole_folder
 from vdiff.errors import ModelFileError, UsageError
-from vdiff.machine import trackers
 from vdiff.model_folder import checkpoint
-from vdiff.model_folder.card import MODEL
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, is_model_folder
-from vdiff.runs import contents as run_contents
-from vdiff.runs import savepoint, telling
+from vdiff.runs import replacing, savepoint, telling
 from vdiff.training.progress import StageRow
 
 
@@ -85,11 +84,10 @@ class Chain:
 
     def _go(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> list[ModelCard]:
         done = self._processes.told(lambda: [] if force else self._finished(stages))
-        self._processes.told(
-            lambda: self._refuse_to_replace(
-                [stage for stage in stages if stage.name not in done], force
-            )
-        )
+        todo = [stage for stage in stages if stage.name not in done]
+        text = self._processes.told(lambda: self._true_text(stages))
+        surroundings = replace(self._surroundings, text=text)
+        self._processes.told(lambda: self._refuse_to_replace(todo, force, text))
         self._processes.told(lambda: self._check_kept(stages, done, teacher))
         self._progress.show_stages(
             [_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages]
@@ -100,9 +98,11 @@ class Chain:
             # missing or other pictures are told before anything is written
             images = self._processes.together(self._surroundings.recipe.data.open)
             agree_on_pictures(self._processes, images)
-        for doubt in doubts([stage for stage in stages if stage.name not in done]):
+        for doubt in doubts(todo):
             self._progress.note(doubt)
-        self._processes.told(lambda: self._prepare(stages if force else []))
+        self._processes.told(lambda: self._tell_replaced(todo))
+        anew = stages if force else []
+        beginning = Beginning(self.run, text, anew, self._progress.note)
         cards = []
         # the weights of the stage before, if it was made a moment ago
         written: Mapping[str, Tensor] | None = None
@@ -116,7 +116,7 @@ class Chain:
                     loaded = telling.model(self._processes, teacher, written=written)
                 # its memory is free while the stage trains
                 written = None
-                card, written = make(self._surroundings, stage, loaded)
+                card, written = make(surroundings, stage, loaded, beginning)
                 cards.append(card)
                 if stage is not stages[-1]:
                     self.leave_if_asked(stage)
@@ -124,6 +124,48 @@ class Chain:
             teacher = self.run.model(stage.name)
         self._processes.told(lambda: self._tell_outdated(stages[-1]))
         return cards
+
+    def foresee(self, stages: Sequence[Stage], teacher: Path | None, force: bool) -> dict[str, int]:
+        """Refuse what `train` (teacher None, the base alone) and `distill` would refuse, and tell
+        what they would tell; nothing is written. In the first process.
+
+        teacher: of the first stage; None where it is still to be made, too.
+        Returns how many updates of a stage are saved, from which it would go on.
+        Errors: as `train` and `distill`.
+        """
+        if stages[0] == self.stages[0]:
+            self._refuse_imported()
+        done = [] if force else self._finished(stages)
+        todo = [stage for stage in stages if stage.name not in done]
+        self._refuse_to_replace(todo, force, self._true_text(stages))
+        self._check_kept(stages, done, teacher)
+        self._tell_replaced(todo)
+        for stage in stages:
+            if stage.name in done:
+                card = checkpoint.read_card(self.run.model(stage.name))
+                self._tell_changes(stage, card, self._trajectory(stage))
+        return {} if force else self._saved(stages, done, teacher)
+
+    def _saved(
+        self, stages: Sequence[Stage], done: Sequence[str], teacher: Path | None
+    ) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for stage in stages:
+            is_known = stage.index == 0 or (teacher is not None and is_model_folder(teacher))
+            if stage.name not in done and is_known and self.run.points(stage.name):
+                update = self._saved_update(stage, teacher)
+                if update is not None:
+                    found[stage.name] = update
+            # one that is still to be made is not the teacher that a save remembers
+            teacher = self.run.model(stage.name) if stage.name in done else None
+        return found
+
+    def _saved_update(self, stage: Stage, teacher: Path | None) -> int | None:
+        wanted = self._trajectory(stage) | {
+            "data": self._surroundings.recipe.data.open().fingerprint,
+            "teacher": checkpoint.read_card(teacher).hash if teacher is not None else None,
+        }
+        return savepoint.reached(self.run.saves(stage.name), wanted, self._progress.note)
 
     def _finished(self, stages: Sequence[Stage]) -> list[str]:
         return [stage.name for stage in stages if self._is_finished(stage)]
@@ -145,14 +187,46 @@ class Chain:
             f"`{stage.name}` is complete, the next stage is not begun"
         )
 
-    def _refuse_to_replace(self, stages: Sequence[Stage], force: bool) -> None:
+    def _true_text(self, stages: Sequence[Stage]) -> str:
+        """The recipe as it goes into the run: without what it says otherwise of a base that is
+        kept than the base was made with, which is told.
+
+        stages: those that are asked for.
+        """
+        text, base = self._surroundings.text, self.stages[0]
+        folder = self.run.model(base.name)
+        if base in stages or not is_model_folder(folder):
+            return text
+        try:
+            card = checkpoint.read_card(folder)
+        except ModelFileError:  # whoever uses it is told
+            return text
+        wanted = self._trajectory(base)
+        names = savepoint.changed(known_values(card, wanted), wanted)
+        if card.origin is not None or not any(name.startswith(BASE_SECTIONS) for name in names):
+            return text
+        self._tell_changes(base, card, wanted)
+        return without_ignored(text, self._surroundings.recipe, card.recipe)
+
+    def _tell_replaced(self, todo: Sequence[Stage]) -> None:
+        """Say of which models the students will be those of a model that is there no more."""
+        replaced = [stage.name for stage in todo]
+        for stage in todo:
+            again = self._surroundings.command(f"distill --from {stage.name} --force")
+            told = replacing.warning(self.run, stage.name, replaced, again)
+            if told:
+                self._progress.note(told)
+
+    def _refuse_to_replace(self, stages: Sequence[Stage], force: bool, text: str) -> None:
         """Errors, before any work: UsageError for what vdiff did not make,
         in a place where something is to be left.
 
         ModelFileError for what would be made anew although only the manifest of the model that is
         there is missing.
         """
-        self.run.refuse_to_replace([stage.name for stage in stages], self._surroundings.text)
+        if not stages:
+            return
+        self.run.refuse_to_replace([stage.name for stage in stages], text)
         lost = {stage.name for stage in stages} & set(self.run.without_manifest())
         if lost and not force:
             folder = self.run.model(min(lost))
@@ -160,23 +234,6 @@ class Chain:
             raise ModelFileError(
                 f"`{folder}` has no vdiff.json: it cannot be told whether it is whole", fix, folder
             )
-
-    def _prepare(self, unwanted: Sequence[Stage]) -> None:
-        """Copy the recipe into the run, and forget the stages that are to be made again;
-        in the first process.
-        """
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        run_contents.write_recipe(self.run.path, self._surroundings.text, self._progress.note)
-        places = [
-            place
-            for stage in unwanted
-            for place in (self.run.model(stage.name), self.run.saves(stage.name))
-        ]
-        if any(place.exists() for place in places):
-            trackers.begin_anew(self.run.tracker)
-        for stage in unwanted:
-            savepoint.clear(self.run.saves(stage.name))
-            whole_folder.remove(self.run.model(stage.name), MODEL)
 
     def _kept(self, stage: Stage, teacher: Path | None) -> ModelCard:
         """The card of a finished stage, after a look whether it is what the recipe and
@@ -208,17 +265,17 @@ class Chain:
         ):
             keeping = f"`{section_of(stage)}.keep_state: true` keeps it"
             why = f"; its last save is gone, from which it could go on ({keeping})"
+        again = self._surroundings.command("train --force")
+        if stage.index:
+            again = self._surroundings.command(f"distill --from {before(stage)} --force")
         self._progress.note(
             f"`{stage.name}` is kept as it was made; "
-            f"the recipe has changed: {'; '.join(different)}{why}; `--force` makes it anew"
+            f"the recipe has changed: {'; '.join(different)}{why}; `{again}` makes it anew"
         )
 
     def _tidy_saves(self, stage: Stage) -> None:
         """Saves of a run that was killed just after the model was complete."""
-        if keeps_state(self._surroundings.recipe, stage):
-            savepoint.keep_last(self.run.saves(stage.name))
-        else:
-            savepoint.clear(self.run.saves(stage.name))
+        savepoint.settle(self.run, stage.name, keeps_state(self._surroundings.recipe, stage))
 
     def _check_kept(
         self, stages: Sequence[Stage], done: Sequence[str], teacher: Path | None
@@ -259,9 +316,10 @@ class Chain:
         ):
             return
         names = ", ".join(f"`{stage.name}`" for stage in finished)
+        again = self._surroundings.command(f"distill --from {last.name} --force")
         self._progress.note(
             f"{names}: distilled from the `{last.name}` that was there before; "
-            f"`vdiff distill --from {last.name} --force` makes anew what follows it"
+            f"`{again}` makes anew what follows it"
         )
 
     def _check_student(self, card: ModelCard, stage: Stage, teacher: Path) -> None:
@@ -270,8 +328,8 @@ class Chain:
         named = str(teacher)
         if teacher.parent == self.run.path:
             named = teacher.name
-        again = f"`vdiff distill --from {named} --force` makes it and what follows anew"
-        fix = f"{again}, or give the run another `name`"
+        again = self._surroundings.command(f"distill --from {shlex.quote(named)} --force")
+        fix = f"`{again}` makes it and what follows anew, or give the run another `name`"
         if card.num_steps != stage.num_steps:
             raise UsageError(
                 f"`{stage.name}` has {card.num_steps} steps, the recipe's has {stage.num_steps}",

@@ -23,14 +23,14 @@ def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool
     believed, or a model that is not all there.
     """
     folder = run.model(stage.name)
-    if not is_model_folder(folder):
+    if run.is_anew(stage.name) or not is_model_folder(folder):
         return False
     card = checkpoint.read_card(folder)
     lost = lacking(folder, card)
     if lost:
         again = "vdiff train --force"
         if stage.index:
-            again = f"vdiff distill --from {_before(stage)} --stages 1 --force"
+            again = f"vdiff distill --from {before(stage)} --stages 1 --force"
         fix = f"copy it again from where it came from, or make it again: {again}"
         raise ModelFileError(f"`{folder}` is damaged", fix, "; ".join(lost))
     points = run.points(stage.name)
@@ -73,7 +73,7 @@ def choose(
     return teacher, chosen(stages_after(stages, num_steps, name, index), count, to)
 
 
-def _before(stage: Stage) -> str:
+def before(stage: Stage) -> str:
     """The name of its teacher's stage."""
     if stage.index == 1:
         return BASE

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vdiff.chain.beginning import Beginning
 from vdiff.chain.plan import Stage, keeps_state, plan, told_length
 from vdiff.chain.stage_chores import StageChores
 from vdiff.chain.stage_parts import (
@@ -43,7 +44,7 @@ from vdiff.model_folder import checkpoint
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
 from vdiff.networks.sharded import on_host
 from vdiff.recipe.recipe import Recipe
-from vdiff.runs import savepoint, telling
+from vdiff.runs import replacing, savepoint, telling
 from vdiff.runs.savepoint import SavePoint, Saver
 from vdiff.training.learner import Learner
 from vdiff.training.log import LossRecord
@@ -60,10 +61,13 @@ class Made(NamedTuple):
     weights: dict[str, Tensor]
 
 
-def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -> Made:
+def make(
+    surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None, beginning: Beginning
+) -> Made:
     """Train one stage, from its last save or from the start, and leave its model folder.
 
-    teacher: None for the base.   Errors: Stopped, with everything saved; DataError, DivergedError,
+    teacher: None for the base.   beginning: what is left in the run before it learns.
+    Errors: Stopped, with everything saved; DataError, DivergedError,
     MachineError.
     """
     recipe = surroundings.recipe
@@ -84,7 +88,7 @@ def make(surroundings: Surroundings, stage: Stage, teacher: Checkpoint | None) -
     learner = Learner(student, objective, stage.settings, machine, surroundings.progress.note)
     work = StageRun(surroundings, stage, teacher, images, learner)
     begun = time.monotonic()
-    trained = work.train()
+    trained = work.train(beginning)
     made = work.publish(trained)
     surroundings.progress.end(stage.name, trained.loss, time.monotonic() - begun)
     return made
@@ -156,9 +160,13 @@ class StageRun:
                 run.path / "profile" / f"{stage.name}.json.gz", surroundings.progress.note
             )
 
-    def train(self) -> Trained:
+    def train(self, beginning: Beginning) -> Trained:
         """Train to the last update.   Errors: Stopped, DivergedError."""
+        processes = self._surroundings.machine.processes
+        processes.told(beginning.make_room)
         saved = self._restore()
+        # a change of the recipe that is refused is refused by now
+        processes.told(beginning.keep_recipe)
         while True:
             try:
                 return self._fit(saved)
@@ -168,8 +176,9 @@ class StageRun:
     def publish(self, trained: Trained) -> Made:
         """Leave the model folder; the savepoints have served."""
         recipe = self._surroundings.recipe
+        run = self._surroundings.run
         machine = self._surroundings.machine
-        folder = self._surroundings.run.model(self._stage.name)
+        folder = run.model(self._stage.name)
         result = trained.result
         weights = on_host(result.network.state_dict(), keeps=machine.is_first, copy=False)
 
@@ -187,11 +196,11 @@ class StageRun:
                 result.network,
             )
             card = replace(card, agreement=trained.agreement)
+            aside = replacing.set_aside(run, self._stage.name)
             checkpoint.save(folder, card, result, add_picture, weights)
-            if keeps_state(recipe, self._stage):
-                savepoint.keep_last(self._saves)
-            else:
-                savepoint.clear(self._saves)
+            if aside is not None:
+                replacing.forget_equal(run, self._stage.name, aside)
+            savepoint.settle(run, self._stage.name, keeps_state(recipe, self._stage))
             self._surroundings.progress.saved(str(folder))
             return checkpoint.read_card(folder)
 

@@ -18,6 +18,7 @@ class Surroundings:
     text: the recipe as it is copied into the run and its model folders.
     stop: asked after every update; the number of the signal that came, 0 for none.
     profile: measures some updates.
+    options: what names this recipe and this run in a command; see `command`.
     """
 
     recipe: Recipe
@@ -27,6 +28,11 @@ class Surroundings:
     progress: Progress
     stop: Callable[[], int]
     profile: bool = False
+    options: str = ""
+
+    def command(self, words: str) -> str:
+        """A command of vdiff for this run, as it is typed.   words: the command and its options."""
+        return f"vdiff {words} {self.options}".rstrip()
 
     def stopped(self, what: str) -> Stopped:
         """The error with which all processes leave.   what: is safe or not begun, in words."""

@@ -26,6 +26,7 @@ __all__ = [
     "free_beside",
     "is_leftover",
     "is_taken",
+    "keep_as",
     "make",
     "publish",
     "publish_file",
@@ -73,6 +74,34 @@ def write(
         check(folder, kind.manifest, target)
         publish(folder, target, kind)
     return content
+
+
+def keep_as(folder: Path, target: Path, kind: Kind) -> None:
+    """Have the finished `folder` under the name `target` too, whole or not at all.
+
+    Its files are not written again where the disk can give one file two names: nobody changes a
+    file of a finished folder in its place.
+    Errors: MachineError; UsageError for what vdiff did not make.
+    """
+    kind.refuse_stranger(folder, _AGAIN)
+    paths = sorted(folder.rglob("*"))
+    num_bytes = sum(path.stat().st_size for path in paths if path.is_file())
+    with _beside(target, kind, num_bytes) as beside:
+        for path in paths:
+            place = beside / path.relative_to(folder)
+            if path.is_dir():
+                place.mkdir()
+            else:
+                _second_name(path, place)
+        _flush(beside)
+        publish(beside, target, kind)
+
+
+def _second_name(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # some file systems have no second names
+        shutil.copy2(file, place, follow_symlinks=False)
 
 
 def check(folder: Path, name: str, target: Path | None = None) -> None:

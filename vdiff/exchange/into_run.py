@@ -1,5 +1,6 @@
 """An imported model and its recipe in a run folder."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from vdiff.data.seal import is_store
 from vdiff.exchange import bring
 from vdiff.exchange.recipe import recipe_text
 from vdiff.model_folder.card import BASE, ModelCard
-from vdiff.runs import contents
+from vdiff.runs import contents, replacing
 from vdiff.runs.folder import RunFolder
 
 
@@ -31,6 +32,14 @@ def write(
     folder = RunFolder(run)
     contents.check_recipe(run, recipe)
     with folder.lock(say):
+        place = shlex.quote(str(run))
+        again = f"vdiff distill -r {place}/recipe.yaml --run {place} --from {BASE} --force"
+        told = replacing.warning(folder, BASE, [BASE], again)
+        if told:
+            say(told)
+        aside = replacing.set_aside(folder, BASE)
         card = bring.write(brought, source, folder.model(BASE), recipe)
+        if aside is not None:
+            replacing.forget_equal(folder, BASE, aside)
         contents.write_recipe(run, recipe, say)
     return card

@@ -11,7 +11,7 @@ from typing import Any
 from vdiff.disk import whole_folder
 from vdiff.errors import ModelFileError
 from vdiff.model_folder import card as model_card
-from vdiff.model_folder.card import ModelCard, read_card
+from vdiff.model_folder.card import ModelCard, is_model_folder, read_card
 from vdiff.recipe import text as recipe_text
 from vdiff.runs.folder import STATE, RunFolder
 from vdiff.runs.status import read as read_status
@@ -259,7 +259,8 @@ def _lineage(card: ModelCard, folder: Path) -> list[Facts]:
 
 def _cards(place: RunFolder) -> dict[str, tuple[Path, ModelCard]]:
     found = {}
-    for path in map(place.model, place.models()):
+    aside = sorted(path for path in place.earlier.glob("*") if is_model_folder(path))
+    for path in [*aside, *map(place.model, place.models())]:
         try:
             card = read_card(path)
         except ModelFileError:

@@ -24,6 +24,12 @@ SAVE = Kind(STATE, re.compile(_SAVE))
 SAVES = Kind(STATE, re.compile(rf"\d{{9,}}/({_SAVE})?"))
 """All those of a stage, as versions before 0.2 removed them together."""
 
+ANEW = ".anew"
+"""What the folder of a stage's savepoints is called besides, while the stage is made again."""
+
+AGAIN = "again.json"
+"""The file in it that says so."""
+
 OTHER_RUN = "move it away, or choose another folder: --run PATH"
 
 _DIGESTS = ".recipe.sha256"
@@ -37,6 +43,7 @@ _FOLDERS = {
     "tracker": ("events.out.tfevents.*", "wandb*"),
     "evaluation": ("table.json", "samples", "reference", "report"),
     "profile": ("*.json.gz",),
+    "earlier": ("*/vdiff.json",),
 }
 """The folders of a run, and what one of them holds.
 In all of them things are added, and only what is ours goes.

@@ -11,14 +11,14 @@ from vdiff.disk import lock, whole_folder
 from vdiff.errors import MachineError, ModelFileError
 from vdiff.model_folder.card import CONFIG, MANIFEST, MODEL, WEIGHTS, is_model_folder, read_card
 from vdiff.runs import contents as run_contents
-from vdiff.runs.contents import LOG, RECIPE, SAVE, SAVES, STATE, STATUS
+from vdiff.runs.contents import AGAIN, ANEW, LOG, RECIPE, SAVE, SAVES, STATE, STATUS
 
 __all__ = ["SAVE", "STATE", "RunFolder", "points"]
 
 
 class RunFolder:
     """`runs/<name>/`: recipe.yaml, log.jsonl, original/, base_0/, ...;
-    previews/, saves/, evaluation/, tracker/.
+    previews/, saves/, evaluation/, tracker/, earlier/.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,6 +30,7 @@ class RunFolder:
         self.tracker = path / "tracker"
         self.evaluation = path / "evaluation"
         self.table = self.evaluation / "table.json"
+        self.earlier = path / "earlier"
 
     def model(self, name: str) -> Path:
         """The model folder of a stage, there or not."""
@@ -37,7 +38,22 @@ class RunFolder:
 
     def saves(self, name: str) -> Path:
         """Where the stage's savepoints lie while it is not complete."""
+        if self.is_anew(name):
+            return self.anew(name)
+        return self.kept_saves(name)
+
+    def kept_saves(self, name: str) -> Path:
+        """Where they lie of a stage that is not made again, and stay of one that is."""
         return self.path / "saves" / name
+
+    def anew(self, name: str) -> Path:
+        """Where they lie of a stage that is made again, beside what is there of it."""
+        return self.path / "saves" / f"{name}{ANEW}"
+
+    def is_anew(self, name: str) -> bool:
+        """Whether a command has begun to make the stage again, and it is not complete."""
+        mark = self.anew(name) / AGAIN
+        return mark.is_file() and not mark.is_symlink()
 
     def points(self, name: str) -> list[Path]:
         """The stage's savepoints, newest first."""
@@ -47,8 +63,8 @@ class RunFolder:
         """Names of the stages that have savepoints and are not finished,
         or being made longer.
         """
-        begun = (path.name for path in (self.path / "saves").glob("*") if self.points(path.name))
-        return sorted(name for name in begun if self.is_behind(name))
+        found = {path.name.removesuffix(ANEW) for path in (self.path / "saves").glob("*")}
+        return sorted(name for name in found if self.points(name) and self.is_behind(name))
 
     def is_behind(self, name: str) -> bool:
         """Whether there is no model folder of the stage, or one that has seen fewer updates than
@@ -56,6 +72,8 @@ class RunFolder:
         """
         if not is_model_folder(self.model(name)):
             return name not in self.without_manifest()  # which is damaged, not unfinished
+        if self.is_anew(name):
+            return True
         try:
             done = read_card(self.model(name)).updates
         except ModelFileError:
@@ -121,9 +139,11 @@ class RunFolder:
         """
         with lock.held(self.path):
             own = (self.path / "saves", *(self.path / "saves").glob("[!.]*"))
-            _refuse_links([*own, self.previews, self.tracker, self.evaluation, self.log])
+            written = (self.previews, self.tracker, self.evaluation, self.earlier, self.log)
+            _refuse_links([*own, *written])
             run_contents.refuse_strangers(self.path, say)
             whole_folder.clean(self.path, MODEL, files=run_contents.FILES)
+            whole_folder.clean(self.earlier, MODEL)
             whole_folder.clean(own[0], SAVES)
             for folder in own[1:]:
                 whole_folder.clean(folder, SAVE)
@@ -156,7 +176,8 @@ class RunFolder:
         """
         for name in stages:
             MODEL.refuse_stranger(self.model(name), run_contents.OTHER_RUN)
-            run_contents.refuse_strange_saves(self.saves(name))
+            for saves in (self.kept_saves(name), self.anew(name)):
+                run_contents.refuse_strange_saves(saves)
         run_contents.check_recipe(self.path, recipe)
 
     def is_at_work(self) -> bool:

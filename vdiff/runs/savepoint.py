@@ -13,11 +13,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vdiff.disk import whole_folder
+from vdiff.disk import os_files, whole_folder
+from vdiff.disk.ours import anything
 from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
 from vdiff.model_folder.checkpoint import load_tensors, num_bytes, save_tensors
 from vdiff.networks.sharded import local_shard, on_host
-from vdiff.runs.folder import SAVE, STATE, points
+from vdiff.runs.contents import AGAIN
+from vdiff.runs.folder import SAVE, STATE, RunFolder, points
 from vdiff.system import threads
 
 NUM_KEPT = 2
@@ -186,14 +188,9 @@ def newest(
         try:
             return _read(point, trajectory, folder)
         except ModelFileError as err:
-            told = err.problem
-            if err.where:
-                told += f" ({err.where})"
-            say(f"{told}; it is passed over")
+            say(_passed_over(err))
     if found:
-        raise ModelFileError(
-            "no save of this stage is whole", "add --force to begin the stage again", folder
-        )
+        raise _none_whole(folder)
     return None
 
 
@@ -206,6 +203,45 @@ def clear(folder: Path) -> None:
         _forget(point)
     with contextlib.suppress(OSError):  # it holds something else, or is not there
         folder.rmdir()
+
+
+def begin_anew(run: RunFolder, name: str) -> bool:
+    """Have the savepoints of a stage lie beside those that are there, and its model stay;
+    False where nothing is there of the stage.
+
+    What an earlier such command has saved is forgotten.   Errors: MachineError.
+    """
+    clear(run.anew(name))
+    if not run.model(name).exists() and not points(run.kept_saves(name)):
+        return False
+    text = json.dumps({"again": name}) + "\n"
+    whole_folder.write_text(run.anew(name) / AGAIN, text, anything)
+    return True
+
+
+def settle(run: RunFolder, name: str, keeps_last: bool) -> None:
+    """A stage is complete, and its model in place: forget its savepoints.
+
+    keeps_last: all but the last, from which a longer training can go on.
+    """
+    anew, kept = run.anew(name), run.kept_saves(name)
+    if run.is_anew(name):
+        clear(kept)
+        if not keeps_last:
+            clear(anew)
+        # from now on nobody goes on with it
+        (anew / AGAIN).unlink()
+    if points(anew):
+        whole_folder.make(kept)
+        for point in points(anew):
+            if not (kept / point.name).exists():
+                os_files.rename(point, kept / point.name)
+    with contextlib.suppress(OSError):  # it is not there, or holds something else
+        anew.rmdir()
+    if keeps_last:
+        keep_last(kept)
+    else:
+        clear(kept)
 
 
 def _forget(point: Path) -> None:
@@ -256,22 +292,56 @@ _HARMLESS_NOW = ("train.log_every", "distill.log_every")
 """Earlier versions recorded these, which do not shape the weights."""
 
 
-def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint:
+def reached(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], None]) -> int | None:
+    """The update from which `newest` would go on, without taking its tensors into memory.
+
+    Errors: those of `newest`, but for tensors that are whole and of another network.
+    """
+    found = points(folder)
+    for point in found:
+        try:
+            return int(_verified(point, trajectory, folder)["update"])
+        except ModelFileError as err:
+            say(_passed_over(err))
+    if found:
+        raise _none_whole(folder)
+    return None
+
+
+def _passed_over(err: ModelFileError) -> str:
+    return f"{err.problem}{f' ({err.where})' if err.where else ''}; it is passed over"
+
+
+def _none_whole(folder: Path) -> ModelFileError:
+    return ModelFileError(
+        "no save of this stage is whole", "add --force to begin the stage again", folder
+    )
+
+
+def _verified(point: Path, trajectory: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a save tells of itself, after a look whether it is whole and of this training."""
     content = whole_folder.read(point, STATE)
     found = whole_folder.damage(point, content)
     if found:
         raise ModelFileError(f"`{point}` is damaged", "", "; ".join(found))
     update = content.get("update")
     before = content.get("trajectory")
-    processes = content.get("processes")
-    if type(processes) is not int:
-        processes = 1
     if type(update) is not int or not isinstance(before, dict):
         raise ModelFileError(
             f"`{point / STATE}` is damaged", "", "it does not tell its update and settings"
         )
     _check_trajectory(before, trajectory, folder)
     _check_length(update, trajectory)
+    return content
+
+
+def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint:
+    content = _verified(point, trajectory, folder)
+    update = content["update"]
+    before = content["trajectory"]
+    processes = content.get("processes")
+    if type(processes) is not int:
+        processes = 1
     # nobody has vouched for any other file
     listed = (point / name for name in content["files"])
     parts = {path.stem: load_tensors(path) for path in listed if path.suffix == ".safetensors"}
