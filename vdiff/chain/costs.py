@@ -69,29 +69,39 @@ class Cost:
 
 
 def stage_estimate(
-    recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]
+    recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float], done: int = 0
 ) -> StageEstimate:
     """What a stage costs when its parts cost so much;
     metrics: seconds before the first measurement, and of each.
+
+    done: updates of it that are saved, and not made again.
     """
     settings = stage.settings
     steps = min(stage.num_steps, PREVIEW_STEPS)
     previews = 0
     if settings.preview_every:
-        previews = (settings.updates - 1) // settings.preview_every
+        previews = _times(settings.updates, settings.preview_every, done)
+    saves = math.ceil(settings.updates / settings.save_every) - done // settings.save_every
     return StageEstimate(
         stage,
-        updates=cost.update * settings.updates,
-        saves=cost.save * (math.ceil(settings.updates / settings.save_every) + 1),
+        updates=cost.update * (settings.updates - done),
+        saves=cost.save * (saves + 1),
         pictures=cost.call * (previews + 1) * steps * recipe.sample.num_images,
-        trend=_trend_seconds(recipe, stage, cost, metrics),
+        trend=_trend_seconds(recipe, stage, cost, metrics, done),
         start=cost.start,
     )
 
 
-def _trend_seconds(recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float]) -> float:
-    """Of all measurements of a stage, and of the pictures that are drawn for them."""
-    measured = measurements(recipe, stage)
+def _times(updates: int, every: int, done: int) -> int:
+    """How often a multiple of `every` comes after `done` updates, and before the last one."""
+    return max((updates - 1) // every - done // every, 0)
+
+
+def _trend_seconds(
+    recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[float, float], done: int
+) -> float:
+    """Of all measurements of a stage that are left, and of the pictures that are drawn for them."""
+    measured = measurements(recipe, stage, done)
     if not measured:
         return 0.0
     if stage.index:
@@ -103,10 +113,10 @@ def _trend_seconds(recipe: Recipe, stage: Stage, cost: Cost, metrics: tuple[floa
     return cost.call * calls * recipe.evaluate.num_images + first + each * measured
 
 
-def measurements(recipe: Recipe, stage: Stage) -> int:
-    """How often the trend of a stage is measured."""
+def measurements(recipe: Recipe, stage: Stage, done: int = 0) -> int:
+    """How often the trend of a stage is measured, after so many updates."""
     every = recipe.evaluate.every
     if every is not None:
-        return (stage.settings.updates - 1) // every + 1
+        return _times(stage.settings.updates, every, done) + 1
     has_floor = recipe.distill.stop_if.psnr_below is not None
     return int(stage.index > 0 and has_floor)

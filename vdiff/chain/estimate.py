@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,7 @@ def estimate(
     machine: Machine,
     start: float = 0.0,
     reference: Path | None = None,
+    done: Mapping[str, int] | None = None,
 ) -> Estimate:
     """Measure every sort of stage on random pictures; writes nothing but into temporary folders.
 
@@ -59,7 +60,9 @@ def estimate(
     measures the metrics.
     start: seconds until the first stage begins.   reference: the folder of what the run knows of
     its reference.
+    done: updates of stages that are saved, and not made again.
     """
+    saved_updates = done or {}
     network = fresh(recipe, _image_shape(recipe)).network
     num_weights = sum(weight.numel() for weight in network.parameters())
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
@@ -73,11 +76,13 @@ def estimate(
     metric_bytes = memory.peak_bytes(machine.device) - before
     estimates = []
     for stage in stages:
-        estimates.append(stage_estimate(recipe, stage, costs[_sort(stage)], (first, each)))
+        saved = saved_updates.get(stage.name, 0)
+        cost = costs[_sort(stage)]
+        estimates.append(stage_estimate(recipe, stage, cost, (first, each), saved))
         if measurements(recipe, stage):
             first = 0.0  # the reference is looked through once
-    saved = max(3 + (stage.settings.ema is not None) for stage in stages)
-    disk = num_weights * _FLOAT_BYTES * (len(stages) + (NUM_KEPT + 1) * saved)
+    copies = max(3 + (stage.settings.ema is not None) for stage in stages)
+    disk = num_weights * _FLOAT_BYTES * (len(stages) + (NUM_KEPT + 1) * copies)
     most = max(cost.memory_bytes for cost in costs.values()) + max(metric_bytes, 0)
     return Estimate(estimates, num_weights, disk, most, start)
 

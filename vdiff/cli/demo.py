@@ -3,13 +3,14 @@ without network and GPU.
 """
 
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vdiff.cli import outputs
+from vdiff.cli import hints, outputs
 from vdiff.cli.options import mode
 from vdiff.disk.ours import anything, is_picture, nothing
 
@@ -70,9 +71,8 @@ def demo(
         f"done in {time.monotonic() - begun:.0f} s; look at `{out}/{PICTURE}` and `{out}/{REPORT}`",
         "green",
     )
-    console.say(
-        f"next: `cd {out}`, then `vdiff inspect` or `vdiff sample --checkpoint {cards[-1].name}`"
-    )
+    look = hints.command(["sample", "--checkpoint", cards[-1].name], (None, changes, None))
+    console.say(f"next: `cd {shlex.quote(str(out))}`, then `vdiff inspect` or `{look}`")
     if mode.json:
         stages = [session.summary(card, run) for card in cards]
         console.emit_json(

@@ -1,10 +1,11 @@
 """`vdiff distill`: students that need half the steps, one stage after another."""
 
+import shlex
 from typing import Annotated
 
 import typer
 
-from vdiff.cli import completion, session
+from vdiff.cli import completion, hints, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, ProfileOption, RunOption
 
@@ -53,12 +54,14 @@ def distill(
     if starts_processes or dry_run:
         # one process tells its mistakes, not all of them
         source = taken_in(source)
-        parsed, _ = open_recipe(recipe, changes, session.model_folder(source))
+        parsed, text = open_recipe(recipe, changes, session.model_folder(source))
         if starts_processes and dry_run:
             estimates.stages_of(parsed, (source, stages, to), session.run_folder(parsed, run))
         if starts_processes:
             return launch.start(gpus, device)
-        estimates.show(parsed, (source, stages, to), session.run_folder(parsed, run), device, force)
+        told = session.standing(text, parsed), shlex.join(hints.options((recipe, changes, run)))
+        choice = (source, stages, to)
+        estimates.show(parsed, choice, session.run_folder(parsed, run), device, force, *told)
         return None
     asked = {"--stages": stages, "--to": to, "--force": force}
     with session.chain_from(
@@ -71,7 +74,8 @@ def distill(
             console.say(
                 f"`{chain.run.model(last.name)}` is ready: {counted(last.num_steps)}", "green"
             )
-            console.say(f"next: `vdiff sample --checkpoint {last.name}`")
+            look = hints.command(["sample", "--checkpoint", last.name], (recipe, changes, run))
+            console.say(f"next: `{look}`")
         if mode.json and chain.is_first:
             console.emit_json([session.summary(card, chain.run) for card in cards])
     return None

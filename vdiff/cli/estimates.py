@@ -4,10 +4,12 @@ measured in as many processes as asked for.
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdiff.cli.options import mode
 from vdiff.cli.signals import StopRequest, leaving_at_once
+from vdiff.system.plural import count
 
 if TYPE_CHECKING:
     from vdiff.chain.costs import Estimate
@@ -30,18 +32,28 @@ _PARTS = {
 
 
 def show(
-    recipe: "Recipe", choice: Choice | None, run: "RunFolder", device: str | None, force: bool
+    recipe: "Recipe",
+    choice: Choice | None,
+    run: "RunFolder",
+    device: str | None,
+    force: bool,
+    text: str = "",
+    options: str = "",
 ) -> None:
-    """Print the plan of train (choice None) or distill; nothing is written.
+    """Print the plan of train (choice None) or distill; nothing is written. What the command would
+    refuse is refused, and of a stage that goes on only what is left is told.
 
     force: finished stages are made again. With several processes, all of them must come here.
+    text, options: of `Surroundings`.
     """
     import time
 
-    from vdiff.chain.chain import is_finished
+    from vdiff.chain.chain import Chain, is_finished
     from vdiff.chain.estimate import estimate
     from vdiff.chain.plan import doubts, plan, shaping_values
+    from vdiff.chain.stage_run import Surroundings
     from vdiff.cli import console, launch
+    from vdiff.cli.progress import FitLines
     from vdiff.machine.machine import Machine
     from vdiff.model_folder.checkpoint import read_card
 
@@ -71,7 +83,16 @@ def show(
                 kept[stage.name] = read_card(run.model(stage.name)).updates if stays else None
             return kept
 
+        def foresee() -> dict[str, int]:
+            teacher, stages = _teacher_and_stages(recipe, choice, run)
+            progress = FitLines(console.warn)
+            chain = Chain(
+                Surroundings(recipe, text, run, machine, progress, _never, options=options)
+            )
+            return chain.foresee(stages, teacher, force)
+
         kept = machine.processes.told(look)
+        saved = machine.processes.told(foresee)
         stages = [stage for stage in plan(recipe) if stage.name in kept]
         todo = [stage for stage in stages if kept[stage.name] is None]
         updates = {stage.name: kept[stage.name] or stage.settings.updates for stage in stages}
@@ -79,23 +100,31 @@ def show(
             console.warn(doubt)
         begun = time.process_time()  # importing took so long until here
         found = (
-            estimate(recipe, todo, machine, begun, run.evaluation / "reference") if todo else None
+            estimate(recipe, todo, machine, begun, run.evaluation / "reference", saved)
+            if todo
+            else None
         )
     if machine.is_first:
-        _tell(recipe, stages, updates, found, run, machine.world_size)
+        _tell(recipe, stages, (updates, saved), found, run, machine.world_size)
+
+
+def _never() -> int:
+    return 0
 
 
 def _tell(
     recipe: "Recipe",
     stages: "list[Stage]",
-    updates: Mapping[str, int],
+    counts: tuple[Mapping[str, int], Mapping[str, int]],
     found: "Estimate | None",
     run: "RunFolder",
     num_processes: int,
 ) -> None:
+    """counts: by stage its updates, and how many of them are saved."""
     from vdiff.cli import console
     from vdiff.cli.progress import duration
 
+    updates, saved = counts
     seconds = {each.stage.name: each.seconds for each in found.stages} if found else {}
     kinds = {stage.settings.objective.kind for stage in stages if stage.index}
     ways = ["objective"] if len(kinds) > 1 else []
@@ -113,7 +142,7 @@ def _tell(
     ]
     if mode.json:
         console.emit_json(
-            _facts(stages, updates, seconds, found, run) | {"processes": num_processes}
+            _facts(stages, counts, seconds, found, run) | {"processes": num_processes}
         )
         return
     console.table(
@@ -121,6 +150,9 @@ def _tell(
         rows,
         right=["updates", "batch", "time"],
     )
+    for name, update in saved.items():
+        left = count(updates[name] - update, "update")
+        console.say(f"`{name}` goes on at update {update:,}: {left} left, which is what is priced")
     if found:
         each = f" in each of {num_processes} processes" * (num_processes > 1)
         console.say(
@@ -146,25 +178,34 @@ def stages_of(recipe: "Recipe", choice: Choice | None, run: "RunFolder") -> "lis
 
     Errors: UsageError for one that there is not.
     """
+    return _teacher_and_stages(recipe, choice, run)[1]
+
+
+def _teacher_and_stages(
+    recipe: "Recipe", choice: Choice | None, run: "RunFolder"
+) -> "tuple[Path | None, list[Stage]]":
+    """As `stages_of`, with the teacher of the first stage; None where it is still to be made."""
     from vdiff.chain.chain import choose
     from vdiff.chain.plan import BASE, chosen, plan
 
     stages = plan(recipe)
     if choice is None:
-        return stages[:1]
-    source, count, to = choice
+        return None, stages[:1]
+    source, number, to = choice
     if source is None and BASE not in run.models():
-        return chosen(stages[1:], count, to)  # the chain as it will be once the base is trained
-    return choose(run, stages, source, count, to)[1]
+        # the chain as it will be once the base is trained
+        return None, chosen(stages[1:], number, to)
+    return choose(run, stages, source, number, to)
 
 
 def _facts(
     stages: "list[Stage]",
-    updates: Mapping[str, int],
+    counts: tuple[Mapping[str, int], Mapping[str, int]],
     seconds: dict[str, float],
     found: "Estimate | None",
     run: "RunFolder",
 ) -> dict[str, object]:
+    updates, saved = counts
     rows = [
         {
             "name": stage.name,
@@ -172,6 +213,7 @@ def _facts(
             "num_steps": stage.num_steps,
             "objective": stage.settings.objective.kind,
             "updates": updates[stage.name],
+            "saved_updates": saved.get(stage.name, 0),
             "batch_size": stage.settings.batch_size,
             "is_done": stage.name not in seconds,
             "seconds": seconds.get(stage.name),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vdiff.cli import completion, outputs, session
+from vdiff.cli import completion, hints, outputs, session
 from vdiff.cli.options import DryRunOption, ForceOption, mode
 from vdiff.errors import UsageError
 
@@ -218,10 +218,9 @@ def _tell(brought: "Brought", folder: Path, dry_run: bool) -> None:
     console.say(f"{verb} a model of {brought.format} ({kind}): `{folder}`", "green")
     if not dry_run:
         run = folder.parent
-        console.say(
-            f"next: `vdiff sample --checkpoint {folder}`, "
-            f"or `vdiff distill -r {run}/recipe.yaml --run {run}`"
-        )
+        look = hints.command(["sample", "--checkpoint", str(folder)])
+        distill = hints.command(["distill"], (str(run / "recipe.yaml"), None, run))
+        console.say(f"next: `{look}`, or `{distill}`")
     if mode.json:
         console.emit_json(
             {

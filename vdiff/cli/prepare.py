@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vdiff.cli import hints
+from vdiff.cli.acknowledging import acknowledging
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.signals import StopRequest
 from vdiff.data import SOURCES
@@ -105,7 +107,8 @@ def prepare(
     if dry_run:
         _show_plan(job)
     else:
-        _run(job, {"max_bad": share, "num_threads": workers, "force": force}, data)
+        how = {"max_bad": share, "num_threads": workers, "force": force}
+        _tell_next(_run(job, how), data, (recipe, changes, None))
 
 
 def _data_section(recipe: str | None, changes: list[str] | None, is_needed: bool) -> Any:
@@ -199,7 +202,7 @@ def _warn_of_space(planned: "Forecast") -> None:
         )
 
 
-def _run(job: Job, how: dict[str, Any], data: Any) -> None:
+def _run(job: Job, how: dict[str, Any]) -> "PrepareSummary":
     from vdiff.cli import console, displays, signals
     from vdiff.data.prepare import prepare
 
@@ -208,7 +211,8 @@ def _run(job: Job, how: dict[str, Any], data: Any) -> None:
         signals.work_is_done()
     if mode.json:
         console.emit_json({**asdict(report), "notes": dict(_kinds(report))})
-    _tell(report, data)
+    _tell(report)
+    return report
 
 
 class _Watcher:
@@ -224,7 +228,7 @@ class _Watcher:
 
     def __call__(self, now: "PrepareCounts") -> None:
         # the first call: from here on a stopped job goes on where it was
-        self._request = self._request or StopRequest()
+        self._request = self._request or StopRequest(say=acknowledging("these pictures"))
         self._progress.update(now.done, now.skipped, now.total)
         if number := self._request():
             pictures = count(now.total, "picture")
@@ -237,7 +241,7 @@ class _Watcher:
             self._request.close()
 
 
-def _tell(report: "PrepareSummary", data: Any) -> None:
+def _tell(report: "PrepareSummary") -> None:
     from vdiff.cli import console, description
     from vdiff.data.sources.classes import some
     from vdiff.system.printable import printable
@@ -271,7 +275,6 @@ def _tell(report: "PrepareSummary", data: Any) -> None:
     _tell_left_out(report.left_out, report.left_out_file)
     for hint in report.hints:
         console.warn(hint)
-    _tell_next(report, data)
 
 
 def _tell_left_out(groups: "list[Group]", names: Path | None) -> None:
@@ -304,14 +307,14 @@ def _kinds(report: "PrepareSummary") -> list[tuple[str, int]]:
     return Counter(words.partition(":")[0] for _, words in report.notes).most_common()
 
 
-def _tell_next(report: "PrepareSummary", data: Any) -> None:
+def _tell_next(report: "PrepareSummary", data: Any, given: hints.Given) -> None:
     """What to type now, when the recipe has this store and when it does not yet."""
     from vdiff.cli import console
 
     wanted = getattr(data, "size", None)
     changes = []
     if getattr(data, "path", None) != report.store:
-        changes.append(f"data.path={report.store}")
+        changes.append(f"data.path={hints.value(str(report.store))}")
     if wanted not in report.sizes:
         changes.append(f"data.size={report.sizes[-1]}")
     if data is None:
@@ -319,7 +322,7 @@ def _tell_next(report: "PrepareSummary", data: Any) -> None:
             f"next: `vdiff init`, set `path: {report.store}` under `data:` in recipe.yaml, "
             "then `vdiff train`"
         )
-    elif changes:
-        console.say("next: `vdiff train" + "".join(f" --set {change}" for change in changes) + "`")
     else:
-        console.say("next: `vdiff train`")
+        recipe, before, run = given
+        told = hints.command(["train"], (recipe, [*(before or []), *changes], run))
+        console.say(f"next: `{told}`")

@@ -4,13 +4,15 @@ put together.
 
 import contextlib
 import functools
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from vdiff.cli import completion
+from vdiff.cli import completion, hints
+from vdiff.cli.acknowledging import acknowledging
 from vdiff.cli.options import mode, open_recipe
 from vdiff.cli.recording import recorded
 from vdiff.cli.signals import StopRequest, leaving_at_once
@@ -147,7 +149,7 @@ def chain_from(
         source = taken_in(source)
         alone = open_recipe(named, assignments, model_folder(source))
     with contextlib.ExitStack() as stack:
-        stop = StopRequest(follows_parent=launch.has_launcher())
+        stop = StopRequest(launch.has_launcher(), acknowledging("this update"))
         stack.callback(stop.close)
         check = functools.partial(stop.leave_if_asked, NOTHING_BEGUN)
         # it may wait minutes for hosts that never come; Ctrl-C must end that
@@ -173,7 +175,14 @@ def chain_from(
             yield (
                 Chain(
                     Surroundings(
-                        recipe, standing(text, recipe), folder, machine, progress, stop, profile
+                        recipe,
+                        standing(text, recipe),
+                        folder,
+                        machine,
+                        progress,
+                        stop,
+                        profile,
+                        shlex.join(hints.options((named, assignments, run))),
                     )
                 ),
                 source,
@@ -326,7 +335,7 @@ def company(
     check: Callable[[], None]
     with contextlib.ExitStack() as stack:
         if launch.is_worker():
-            stop = StopRequest(follows_parent=launch.has_launcher())
+            stop = StopRequest(launch.has_launcher(), acknowledging("this batch"))
             stack.callback(stop.close)
             check = functools.partial(stop.leave_if_asked, what)
             with stop.joining():

@@ -1,8 +1,14 @@
 """`vdiff train`: the base network, from a store of pictures."""
 
-from vdiff.cli import session
+import shlex
+from typing import TYPE_CHECKING
+
+from vdiff.cli import hints, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
 from vdiff.cli.session import DeviceOption, GpusOption, ProfileOption, RunOption
+
+if TYPE_CHECKING:
+    from vdiff.model_folder.card import ModelCard
 
 
 def train(
@@ -31,8 +37,9 @@ def train(
         open_recipe(recipe, changes)
         return launch.start(gpus, device)
     if dry_run:
-        parsed, _ = open_recipe(recipe, changes)
-        estimates.show(parsed, None, session.run_folder(parsed, run), device, force)
+        parsed, text = open_recipe(recipe, changes)
+        told = session.standing(text, parsed), shlex.join(hints.options((recipe, changes, run)))
+        estimates.show(parsed, None, session.run_folder(parsed, run), device, force, *told)
         return None
     with session.chain(
         recipe, changes, run, device, displays.fit_progress, profile, {"--force": force}
@@ -43,10 +50,18 @@ def train(
             console.say(
                 f"`{chain.run.model(card.name)}` is ready: {counted(card.num_steps)}", "green"
             )
-            console.say(
-                "next: `vdiff distill`, or look at it with "
-                "`vdiff sample --checkpoint original --steps 64`"
-            )
+            given = (recipe, changes, run)
+            look = hints.command(["sample", "--checkpoint", card.name, *_few_steps(card)], given)
+            console.say(f"next: `{hints.command(['distill'], given)}`, or look at it with `{look}`")
         if mode.json and chain.is_first:
             console.emit_json(session.summary(card, chain.run))
     return None
+
+
+def _few_steps(card: "ModelCard") -> list[str]:
+    """The options that show a base in as many steps as its previews; none where it has no more."""
+    from vdiff.chain.stage_pictures import PREVIEW_STEPS
+
+    if card.num_steps <= PREVIEW_STEPS:
+        return []
+    return ["--steps", str(PREVIEW_STEPS)]
