@@ -17,6 +17,7 @@ from torch import Tensor
 from vdiff.chain.costs import Cost, Estimate, measurements, stage_estimate
 from vdiff.chain.plan import Stage
 from vdiff.chain.stage_parts import fresh, frozen, objective_of
+from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import VdiffError
@@ -26,7 +27,10 @@ from vdiff.metrics.agreement import AgreementSection
 from vdiff.metrics.metric import MetricSection, Reference, named
 from vdiff.metrics.pair_metric import Pairs
 from vdiff.metrics.reference import StorePictures
+from vdiff.model_folder import checkpoint
 from vdiff.model_folder.checkpoint import codec_for
+from vdiff.networks.imported import ImportedSection
+from vdiff.networks.network import Network, as_network
 from vdiff.randomness import exact
 from vdiff.recipe.recipe import Recipe
 from vdiff.runs import savepoint
@@ -53,6 +57,7 @@ def estimate(
     start: float = 0.0,
     reference: Path | None = None,
     done: Mapping[str, int] | None = None,
+    teacher: Path | None = None,
 ) -> Estimate:
     """Measure every sort of stage on random pictures; writes nothing but into temporary folders.
 
@@ -61,8 +66,11 @@ def estimate(
     start: seconds until the first stage begins.   reference: the folder of what the run knows of
     its reference.
     done: updates of stages that are saved, and not made again.
+    teacher: the model folder of the first stage's teacher, whose network is taken where the recipe
+    makes none.
     """
     saved_updates = done or {}
+    recipe = _with_network(recipe, teacher)
     network = fresh(recipe, _image_shape(recipe)).network
     num_weights = sum(weight.numel() for weight in network.parameters())
     costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
@@ -85,6 +93,28 @@ def estimate(
     disk = num_weights * _FLOAT_BYTES * (len(stages) + (NUM_KEPT + 1) * copies)
     most = max(cost.memory_bytes for cost in costs.values()) + max(metric_bytes, 0)
     return Estimate(estimates, num_weights, disk, most, start)
+
+
+class _NetworkOf(ImportedSection):
+    """The network of a model folder, where a recipe has none: the base was imported."""
+
+    folder: Path = shapes_weights(Path())
+    """The model folder."""
+    num_classes: int = shapes_weights(0)
+    """0 for none."""
+
+    def build(self, image_size: int, channels: int) -> Network:
+        network = as_network(checkpoint.load(self.folder).denoiser.network)
+        network.train().requires_grad_(True)
+        return network
+
+
+def _with_network(recipe: Recipe, teacher: Path | None) -> Recipe:
+    if teacher is None or not isinstance(recipe.network, ImportedSection):
+        return recipe
+    classes = checkpoint.read_card(teacher).num_classes
+    network = _NetworkOf(folder=teacher.resolve(), num_classes=classes)
+    return recipe.model_copy(update={"network": network})
 
 
 _Sort = tuple[int, int, str]

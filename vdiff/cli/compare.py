@@ -66,7 +66,7 @@ def compare(
             f"ask for at most {MOST}",
             "--seeds",
         )
-    a, b = all_taken_in(None, [a, b])
+    a, b = all_taken_in(None, [a, b], not dry_run)
     folders = (_folder(a, recipe, run), _folder(b, recipe, run))
     cards = (model_card.read_card(folders[0]), model_card.read_card(folders[1]))
     names = _names(folders)

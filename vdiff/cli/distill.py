@@ -53,11 +53,13 @@ def distill(
     starts_processes = gpus is not None and launch.may_start()
     if starts_processes or dry_run:
         # one process tells its mistakes, not all of them
-        source = taken_in(source)
-        parsed, text = open_recipe(recipe, changes, session.model_folder(source))
+        taken = taken_in(source, may_write=not dry_run)
+        is_foreign = taken != source
+        source = taken
+        parsed, text = open_recipe(recipe, changes, session.model_folder(source), is_foreign)
         if starts_processes and dry_run:
             estimates.stages_of(parsed, (source, stages, to), session.run_folder(parsed, run))
-        if starts_processes:
+        if gpus is not None and starts_processes:
             return launch.start(gpus, device)
         told = session.standing(text, parsed), shlex.join(hints.options((recipe, changes, run)))
         choice = (source, stages, to)

@@ -91,6 +91,12 @@ def show(
             )
             return chain.foresee(stages, teacher, force)
 
+        def teacher_of() -> Path | None:
+            named = machine.processes.told(
+                lambda: str(_teacher_and_stages(recipe, choice, run)[0] or "")
+            )
+            return Path(named) if named else None
+
         kept = machine.processes.told(look)
         saved = machine.processes.told(foresee)
         stages = [stage for stage in plan(recipe) if stage.name in kept]
@@ -99,11 +105,11 @@ def show(
         for doubt in doubts(stages):
             console.warn(doubt)
         begun = time.process_time()  # importing took so long until here
-        found = (
-            estimate(recipe, todo, machine, begun, run.evaluation / "reference", saved)
-            if todo
-            else None
-        )
+        found: Estimate | None = None
+        if todo:
+            reference = run.evaluation / "reference"
+            teacher = teacher_of()
+            found = estimate(recipe, todo, machine, begun, reference, saved, teacher)
     if machine.is_first:
         _tell(recipe, stages, (updates, saved), found, run, machine.world_size)
 

@@ -93,7 +93,7 @@ def evaluate(
         # a process that is alone hears of mistakes before it opens a device
         if launch.is_worker() and not dry_run:
             here = stack.enter_context(session.company(device, options, _UNDONE))
-        places = all_taken_in(here.processes if here else None, places or [])
+        places = all_taken_in(here.processes if here else None, places or [], not dry_run)
         parsed, folder, subjects = _found(
             here.processes if here else None, places, recipe, changes, run
         )

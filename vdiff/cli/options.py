@@ -57,13 +57,18 @@ DryRunOption = Annotated[
 
 
 def open_recipe(
-    named: str | None, assignments: list[str] | None, beside: Path | None = None
+    named: str | None,
+    assignments: list[str] | None,
+    beside: Path | None = None,
+    prefers_beside: bool = False,
 ) -> "tuple[Recipe, RecipeText]":
     """The recipe a command works with, checked, and its text; see `recipe_text.find`."""
     from vdiff.recipe import text as recipe_text
     from vdiff.recipe.recipe import Recipe
 
-    text = recipe_text.set_values(recipe_text.find(named, beside), assignments or [])
+    text = recipe_text.set_values(
+        recipe_text.find(named, beside, prefers_beside), assignments or []
+    )
     return recipe_text.validate(Recipe, text), text
 
 

@@ -157,7 +157,7 @@ def sample(
         if here is not None:
             checkpoint = taken_in_by_first(here.processes, checkpoint)
         else:
-            checkpoint = taken_in(checkpoint) or checkpoint
+            checkpoint = taken_in(checkpoint, may_write=not dry_run) or checkpoint
         parsed, folder, card = session.model_of(
             here.processes if here else None, checkpoint, recipe, changes, run
         )

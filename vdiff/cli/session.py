@@ -143,11 +143,12 @@ def chain_from(
     from vdiff.cli import console, launch
     from vdiff.cli.taking_in import taken_in, taken_in_by_first
 
+    given = source
     alone = None
     # alone, a mistake is told at once; of several processes only the first is to tell it
     if not launch.is_worker():
-        source = taken_in(source)
-        alone = open_recipe(named, assignments, model_folder(source))
+        source = taken_in(given)
+        alone = open_recipe(named, assignments, model_folder(source), source != given)
     with contextlib.ExitStack() as stack:
         stop = StopRequest(launch.has_launcher(), acknowledging("this update"))
         stack.callback(stop.close)
@@ -158,7 +159,8 @@ def chain_from(
         stack.push(others.close)
         if alone is None and source is not None:
             source = taken_in_by_first(others, source)
-        recipe, text = alone or common_recipe(others, named, assignments, model_folder(source))
+        beside = model_folder(source)
+        recipe, text = alone or common_recipe(others, named, assignments, beside, source != given)
         folder = run_folder(recipe, run)
         others.told(lambda: _refuse_own_recipe(text, folder, standing(text, recipe)))
         machine = training_machine(recipe, device, others)
@@ -240,7 +242,11 @@ def joined(
 
 
 def common_recipe(
-    processes: "Processes", named: str | None, assignments: list[str] | None, beside: Path | None
+    processes: "Processes",
+    named: str | None,
+    assignments: list[str] | None,
+    beside: Path | None,
+    prefers_beside: bool = False,
 ) -> "tuple[Recipe, RecipeText]":
     """The recipe of the first process, in all of them;
     each takes its pictures from where its own recipe says.
@@ -255,7 +261,7 @@ def common_recipe(
     first: list[tuple[Recipe, RecipeText]] = []
 
     def read() -> str:
-        first.append(open_recipe(named, assignments, beside))
+        first.append(open_recipe(named, assignments, beside, prefers_beside))
         recipe, text = first[0]
         return standing(text, recipe)
 
@@ -265,7 +271,7 @@ def common_recipe(
         if first:
             return first[0]
         try:
-            text = recipe_text.find(named, beside)
+            text = recipe_text.find(named, beside, prefers_beside)
         except UsageError:
             # a host that has no recipe follows the first one
             text = first_text

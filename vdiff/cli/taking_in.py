@@ -2,25 +2,31 @@
 each is taken in once, into a run of its own.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
     from vdiff.exchange.taking_in import Voice
     from vdiff.machine.processes import Processes
 
 
-def taken_in(given: str | None) -> str | None:
+def taken_in(given: str | None, may_write: bool = True) -> str | None:
     """What an option names, or the model folder that was made of it if it is a file or folder of
     another program, or a model on a hub.
 
     It becomes `original` in `runs/<its name>`, as with `vdiff import`, unless that is there
     already.
-    Errors: as `vdiff import`; UsageError where another model has that place.
+    Errors: as `vdiff import`; UsageError where another model has that place, and where nothing may
+    be written and it is not there.
     """
     if given is None:
         return None
+    if not may_write:
+        return _there_already(given)
     if given.startswith("hf://"):
         from vdiff.exchange import taking_in
 
@@ -32,6 +38,21 @@ def taken_in(given: str | None) -> str | None:
     return str(taking_in.of_path(Path(given), voice()))
 
 
+def _there_already(given: str) -> str:
+    from vdiff.exchange import hub_name, into_run, taking_in
+    from vdiff.model_folder.card import BASE, is_model_folder
+
+    is_on_hub = hub_name.is_on_hub(given)
+    if not is_on_hub and not _may_be_foreign(Path(given)):
+        return given
+    name = hub_name.parse(given).run if is_on_hub else into_run.run_name(Path(given))
+    if not is_model_folder(taking_in.RUNS / name / BASE):
+        problem = f"`{given}` is not imported yet, and `--dry-run` writes nothing"
+        raise UsageError(problem, f"import it first: vdiff import {shlex.quote(given)}", given)
+    # it is looked at whether it is the same, and nothing else is done
+    return taken_in(given) or given
+
+
 def taken_in_by_first(others: "Processes", given: str) -> str:
     """The same where several processes work together: the first one takes it in,
     the others wait and are told the name.
@@ -41,10 +62,12 @@ def taken_in_by_first(others: "Processes", given: str) -> str:
     return str(others.told(lambda: taken_in(given)))
 
 
-def all_taken_in(others: "Processes | None", places: Sequence[str]) -> list[str]:
+def all_taken_in(
+    others: "Processes | None", places: Sequence[str], may_write: bool = True
+) -> list[str]:
     """The same for several; `others` is None where this process is alone."""
     if others is None:
-        return [taken_in(place) or place for place in places]
+        return [taken_in(place, may_write) or place for place in places]
     return [taken_in_by_first(others, place) for place in places]
 
 

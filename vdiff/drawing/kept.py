@@ -152,7 +152,7 @@ class KeptBatches:
 
     def _tell(self, replaces: bool) -> None:
         # `files`: none of the batches is listed, each has its own checksum
-        content = {**self._about, "replaces": replaces, "files": {}}
+        content: dict[str, Any] = {**self._about, "replaces": replaces, "files": {}}
         whole_folder.write_text(self.folder / ABOUT, manifest.sealed(content), anything)
 
     def _batches(self) -> list[Path]:

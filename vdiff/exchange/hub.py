@@ -262,7 +262,7 @@ def _told(hub: HubName, err: Exception) -> VdiffError:
 
 @contextmanager
 def _bars(wanted: bool) -> Iterator[None]:
-    from huggingface_hub.utils import (
+    from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,

@@ -2,6 +2,7 @@
 each is taken in once, into a run of its own.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -67,7 +68,8 @@ def _imported(source: bring.Source, given: str, run: Path, voice: Voice) -> Path
         brought = bring.read(source, voice.warn)
     except VdiffError as err:
         # the options that its fix names are those of the import
-        err.fix = f"import it first, `vdiff import {given}`: {err.fix}"
+        command = f"vdiff import {shlex.quote(given)}"
+        err.fix = f"import it first, with `{command}`; there {err.fix}"
         raise
     into_run.write(brought, source.path, run, None, voice.warn)
     told = f"imported `{given}` as `{run / BASE}`, a model of {brought.format}"

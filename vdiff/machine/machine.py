@@ -156,7 +156,8 @@ class Machine:
             return contextlib.nullcontext()
         if not when:
             return contextlib.nullcontext()
-        return self._accelerator.no_sync(network)
+        waiting: contextlib.AbstractContextManager[Any] = self._accelerator.no_sync(network)
+        return waiting
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, in every process."""

@@ -109,11 +109,14 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find(name_or_path: str | None, beside: Path | None = None) -> RecipeText:
+def find(
+    name_or_path: str | None, beside: Path | None = None, prefers_beside: bool = False
+) -> RecipeText:
     """The recipe a command works with: the one named, `$VDIFF_RECIPE`, `./recipe.yaml`,
     or the one in folder `beside`.
 
     beside: a run folder, or a model folder with a recipe inside its `vdiff.json`.
+    prefers_beside: its recipe goes before `./recipe.yaml`, which is not for that model.
     """
     named = name_or_path or _from_environment()
     if named:
@@ -123,7 +126,7 @@ def find(name_or_path: str | None, beside: Path | None = None) -> RecipeText:
             where = "--recipe"
         return _named(named, where)
     here = Path("recipe.yaml")
-    if here.is_file():
+    if here.is_file() and not (beside is not None and prefers_beside):
         return read_file(here)
     if beside is not None:
         recipe = _in_folder(beside)
