@@ -19,7 +19,6 @@ from benchmarks.faulting.process import Moment, Process
 from benchmarks.faulting.service import Ended, Service
 from benchmarks.faulting.state import RUN, look
 from benchmarks.faulting.world import World
-from tests.tiny import TinyRun
 from vdiff.data.prepare import prepare
 
 SEED, COUNT = 9, 14
@@ -29,14 +28,13 @@ each strikes a single process.
 
 
 @pytest.fixture
-def finished(tiny_run: TinyRun) -> Path:
+def finished(distilled_once: Path, tmp_path: Path) -> Path:
     """A folder with a store and a run with one model, where the campaign looks for them."""
-    folder = tiny_run.path / "folder"
-    tiny_run.base(run=f"folder/{RUN}")
-    (folder / "data").mkdir()
-    shutil.copytree(
-        tiny_run.path / "store", folder / "data/digits", ignore=shutil.ignore_patterns("lock.mdb")
-    )
+    folder = tmp_path / "folder"
+    students = shutil.ignore_patterns("base_*")
+    shutil.copytree(distilled_once / "runs/tiny", folder / RUN, ignore=students)
+    no_lock = shutil.ignore_patterns("lock.mdb")
+    shutil.copytree(distilled_once / "store", folder / "data/digits", ignore=no_lock)
     return folder
 
 
@@ -50,7 +48,7 @@ def missed(found: Outcome) -> set[str]:
 
 def test_a_small_campaign_loses_nothing(tmp_path: Path) -> None:
     outcomes = Campaign(
-        tmp_path, draw.draw(SEED, COUNT), jobs=2, keep=True, say=lambda text: None
+        tmp_path, draw.draw(SEED, COUNT), jobs=1, keep=True, say=lambda text: None
     ).run()
     assert [line for each in outcomes if each.missed for line in each.lines()] == []
     assert len(outcomes) == COUNT
@@ -122,8 +120,11 @@ def test_a_truncated_store_is_invalid(finished: Path) -> None:
     assert state.store_digest_apart(file).startswith("damaged")
 
 
-def test_another_picture_is_another_store(finished: Path, tmp_path: Path) -> None:
+def test_another_picture_is_another_store(
+    finished: Path, distilled_once: Path, tmp_path: Path
+) -> None:
     pictures = tmp_path / "pictures"
+    shutil.copytree(distilled_once / "pictures", pictures)
     next(pictures.rglob("*.png")).unlink()
     prepare(pictures, tmp_path / "other", sizes=[8, 16])
     assert state.store_digest_apart(tmp_path / "other" / "data.mdb") != look(finished).store
