@@ -63,6 +63,18 @@ def run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tiny_run.path
 
 
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, missing: str = "") -> None:
+    """All packages of the extra are found, but for one."""
+    find = importlib.util.find_spec
+
+    def found(name: str, *rest: Any) -> Any:
+        if name in NEEDED:
+            return None if name == missing else object()
+        return find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+
+
 def sample(*arguments: str, model: str = "base_0", code: int = 0) -> None:
     assert main(["sample", "--checkpoint", model, *arguments]) == code
 
@@ -163,10 +175,11 @@ def test_a_graph_that_draws_something_else_is_not_kept(
 def test_what_no_graph_holds_is_refused_with_the_reason(
     run: Path, monkeypatch: pytest.MonkeyPatch, sampler: Sampler, num_steps: int, said: str
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    card = loaded().card
+    pretend_installed(monkeypatch)
     with pytest.raises(UsageError, match=said):
-        check(replace(loaded().card, times=8, num_steps=8), sampler, num_steps)
-    check(loaded().card, Ddim(clip=1.0), 2)
+        check(replace(card, times=8, num_steps=8), sampler, num_steps)
+    check(card, Ddim(clip=1.0), 2)
 
 
 @pytest.mark.parametrize(
@@ -196,14 +209,7 @@ def test_a_missing_package_is_told_with_the_extra(
     package: str,
     way: list[str],
 ) -> None:
-    find = importlib.util.find_spec
-
-    def without(name: str, *rest: Any) -> Any:
-        if name in NEEDED:
-            return None if name == package else object()
-        return find(name, *rest)
-
-    monkeypatch.setattr(importlib.util, "find_spec", without)
+    pretend_installed(monkeypatch, missing=package)
     code = main(["sample", "--checkpoint", "base_0", "--backend", "onnx", *way])
     said = capsys.readouterr().err
     assert code not in (0, 1)
@@ -223,7 +229,7 @@ def test_the_cache_folder_follows_the_environment(
 
 
 def test_a_guided_model_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     card = replace(loaded().card, guidance={"kind": "classifier_free"})
+    pretend_installed(monkeypatch)
     with pytest.raises(UsageError, match="it is guided"):
         check(card, Ddim(), 2)
