@@ -153,7 +153,7 @@ def test_a_scheduler_that_asks_for_a_table_without_end_is_refused(
     scheduler = json.loads(place.read_text())
     for steps in (10**12, 10**9, -1, 0, "many", 1.5):
         place.write_text(json.dumps(scheduler | {"num_train_timesteps": steps}))
-        refused(folder, capsys)
+        assert refused(folder, capsys)
 
 
 # ---- views of shared storages
@@ -178,7 +178,7 @@ def test_views_are_read_each_once_and_none_from_outside(
 # ---- the harness itself, a few cases of each format
 
 
-def few(specimen: Specimen, work: Path, count: int) -> None:
+def assert_harmless(specimen: Specimen, work: Path, count: int) -> None:
     work.mkdir()
     outcomes = list(attack(specimen, count, 18, work))
     assert [each for each in outcomes if each.bad] == []
@@ -191,7 +191,7 @@ def test_changed_folders_are_refused_or_compute_the_same(
     tmp_path: Path,
 ) -> None:
     options = ("--expected", str(recorded(folder)))
-    few(Specimen("diffusers", folder, options), tmp_path / "work", 60)
+    assert_harmless(Specimen("diffusers", folder, options), tmp_path / "work", 60)
 
 
 @pytest.mark.skipif(not FOREIGN.is_dir(), reason="shared/data/foreign is not beside the repository")
@@ -200,7 +200,7 @@ def test_changed_files_of_other_programs_are_refused_or_compute_the_same(
     name: str, tmp_path: Path
 ) -> None:
     (specimen,) = specimens_in([FOREIGN / name])
-    few(specimen, tmp_path / "work", 12)
+    assert_harmless(specimen, tmp_path / "work", 12)
 
 
 def test_the_harness_sees_a_program_that_was_run_and_what_is_left(

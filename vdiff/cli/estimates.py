@@ -4,6 +4,7 @@ measured in as many processes as asked for.
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from vdiff.system.plural import count
 if TYPE_CHECKING:
     from vdiff.chain.costs import Estimate
     from vdiff.chain.plan import Stage
+    from vdiff.machine.machine import Machine
     from vdiff.recipe.recipe import Recipe
     from vdiff.runs.folder import RunFolder
 
@@ -48,14 +50,10 @@ def show(
     """
     import time
 
-    from vdiff.chain.chain import Chain, is_finished
     from vdiff.chain.estimate import estimate
-    from vdiff.chain.plan import doubts, plan, shaping_values
-    from vdiff.chain.stage_run import Surroundings
+    from vdiff.chain.plan import doubts, plan
     from vdiff.cli import console, launch
-    from vdiff.cli.progress import FitLines
     from vdiff.machine.machine import Machine
-    from vdiff.model_folder.checkpoint import read_card
 
     if launch.is_echo():
         mode.json, mode.quiet = False, True
@@ -73,32 +71,9 @@ def show(
         )
         stack.push(machine.close)
 
-        def look() -> dict[str, int | None]:
-            """Of each stage the updates of the model that stays, None where one is to be made."""
-            kept: dict[str, int | None] = {}
-            for stage in stages_of(recipe, choice, run):
-                stays = not force and is_finished(
-                    run, stage, shaping_values(recipe, stage, machine.precision)
-                )
-                kept[stage.name] = read_card(run.model(stage.name)).updates if stays else None
-            return kept
-
-        def foresee() -> dict[str, int]:
-            teacher, stages = _teacher_and_stages(recipe, choice, run)
-            progress = FitLines(console.warn)
-            chain = Chain(
-                Surroundings(recipe, text, run, machine, progress, _never, options=options)
-            )
-            return chain.foresee(stages, teacher, force)
-
-        def teacher_of() -> Path | None:
-            named = machine.processes.told(
-                lambda: str(_teacher_and_stages(recipe, choice, run)[0] or "")
-            )
-            return Path(named) if named else None
-
-        kept = machine.processes.told(look)
-        saved = machine.processes.told(foresee)
+        at = _Command(recipe, text, choice, run, machine, force, options)
+        kept = machine.processes.told(at.kept)
+        saved = machine.processes.told(at.saved)
         stages = [stage for stage in plan(recipe) if stage.name in kept]
         todo = [stage for stage in stages if kept[stage.name] is None]
         updates = {stage.name: kept[stage.name] or stage.settings.updates for stage in stages}
@@ -108,10 +83,62 @@ def show(
         found: Estimate | None = None
         if todo:
             reference = run.evaluation / "reference"
-            teacher = teacher_of()
+            named = machine.processes.told(at.teacher)
+            teacher = Path(named) if named else None
             found = estimate(recipe, todo, machine, begun, reference, saved, teacher)
     if machine.is_first:
         _tell(recipe, stages, (updates, saved), found, run, machine.world_size)
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What `train` (choice None) or `distill` would find; the first process looks."""
+
+    recipe: "Recipe"
+    text: str
+    choice: Choice | None
+    run: "RunFolder"
+    machine: "Machine"
+    force: bool
+    options: str
+
+    def kept(self) -> dict[str, int | None]:
+        """Of each stage the updates of the model that stays, None where one is to be made."""
+        from vdiff.chain.finished import is_finished
+        from vdiff.chain.plan import shaping_values
+        from vdiff.model_folder.checkpoint import read_card
+
+        found: dict[str, int | None] = {}
+        for stage in stages_of(self.recipe, self.choice, self.run):
+            wanted = shaping_values(self.recipe, stage, self.machine.precision)
+            found[stage.name] = None
+            if not self.force and is_finished(self.run, stage, wanted):
+                found[stage.name] = read_card(self.run.model(stage.name)).updates
+        return found
+
+    def saved(self) -> dict[str, int]:
+        """See `Chain.foresee`."""
+        from vdiff.chain.chain import Chain
+        from vdiff.chain.surroundings import Surroundings
+        from vdiff.cli import console
+        from vdiff.cli.progress import FitLines
+
+        teacher, stages = _teacher_and_stages(self.recipe, self.choice, self.run)
+        progress = FitLines(console.warn)
+        surroundings = Surroundings(
+            self.recipe,
+            self.text,
+            self.run,
+            self.machine,
+            progress,
+            _never,
+            options=self.options,
+        )
+        return Chain(surroundings).foresee(stages, teacher, self.force)
+
+    def teacher(self) -> str:
+        """The folder of the first stage's teacher; empty where it is still to be made."""
+        return str(_teacher_and_stages(self.recipe, self.choice, self.run)[0] or "")
 
 
 def _never() -> int:

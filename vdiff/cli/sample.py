@@ -130,7 +130,7 @@ def sample(
       vdiff sample --checkpoint runs/digits/base_3 --seeds 0-15 --out digits.png
     """
     from vdiff.cli import launch
-    from vdiff.cli.taking_in import taken_in, taken_in_by_first
+    from vdiff.cli.taking_in import all_taken_in
 
     backends.check(backend, device, gpus, strip or gif)
     numbers = _seeds(seeds, num_images)
@@ -154,18 +154,14 @@ def sample(
         # a process that is alone hears of mistakes before it opens a device
         if launch.is_worker() and not dry_run:
             here = stack.enter_context(session.company(device, asked))
-        if here is not None:
-            checkpoint = taken_in_by_first(here.processes, checkpoint)
-        else:
-            checkpoint = taken_in(checkpoint, may_write=not dry_run) or checkpoint
-        parsed, folder, card = session.model_of(
-            here.processes if here else None, checkpoint, recipe, changes, run
-        )
+        processes = here.processes if here else None
+        [checkpoint] = all_taken_in(processes, [checkpoint], not dry_run)
+        parsed, folder, card = session.model_of(processes, checkpoint, recipe, changes, run)
         built = _sampler(parsed, card, sampler, {"eta": eta, "variance": variance, **limits})
         num_steps = _steps(card, steps, built)
         clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
         form = sample_place.Form(strip, gif)
-        numbers = numbers or list(range(8 if strip else 16 if gif else parsed.sample.num_images))
+        numbers = numbers or list(range(_count(form, parsed)))
         wanted = {
             "sampler": built,
             "seeds": numbers,
@@ -189,6 +185,15 @@ def sample(
         if facts is not None:
             _tell(folder, Path(target), len(numbers), num_steps, built, facts)
     return None
+
+
+def _count(form: sample_place.Form, recipe: "Recipe") -> int:
+    """How many pictures are drawn where nobody says it."""
+    if form.strip:
+        return 8
+    if form.gif:
+        return 16
+    return recipe.sample.num_images
 
 
 def _place(

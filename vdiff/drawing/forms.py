@@ -164,7 +164,7 @@ class _Arrays:
                 self._images.close()
             for name, array in arrays.items():
                 with self._zip.begin(f"{name}.npy") as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+                    np.lib.format.write_array(member, array)
         self._zip.publish()
 
     def abandon(self) -> None:

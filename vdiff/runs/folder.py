@@ -52,8 +52,8 @@ class RunFolder:
 
     def is_anew(self, name: str) -> bool:
         """Whether a command has begun to make the stage again, and it is not complete."""
-        mark = self.anew(name) / AGAIN
-        return mark.is_file() and not mark.is_symlink()
+        sign = self.anew(name) / AGAIN
+        return sign.is_file() and not sign.is_symlink()
 
     def points(self, name: str) -> list[Path]:
         """The stage's savepoints, newest first."""

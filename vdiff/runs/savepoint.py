@@ -15,11 +15,15 @@ from torch import Tensor
 
 from vdiff.disk import os_files, whole_folder
 from vdiff.disk.ours import anything
-from vdiff.errors import DataError, DivergedError, ModelFileError, UsageError
+from vdiff.errors import DivergedError, ModelFileError, UsageError
 from vdiff.model_folder.checkpoint import load_tensors, num_bytes, save_tensors
 from vdiff.networks.sharded import local_shard, on_host
 from vdiff.runs.contents import AGAIN
 from vdiff.runs.folder import SAVE, STATE, RunFolder, points
+from vdiff.runs.values import LENGTHS as LENGTHS
+from vdiff.runs.values import changed as changed
+from vdiff.runs.values import changes as changes
+from vdiff.runs.values import check_length, check_values
 from vdiff.system import threads
 
 NUM_KEPT = 2
@@ -258,40 +262,6 @@ def keep_last(folder: Path) -> None:
         _forget(old)
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Which values differ, as `train.updates: 2000 -> 3000`."""
-    return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in changed(before, now)]
-
-
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the values that shape the weights and differ."""
-    # as JSON holds them: tuples are lists
-    before = json.loads(json.dumps(before))
-    now = json.loads(json.dumps(now))
-    return [
-        name
-        for name in sorted({*before, *now})
-        if before.get(name, _MEANT.get(name)) != now.get(name)
-        and (name, before.get(name)) != _UNTOLD
-        and name not in _HARMLESS_NOW
-    ]
-
-
-LENGTHS = ("train.updates", "distill.updates")
-"""The length of a stage: what was learned until now does not depend on it
-but by the learning rate.
-"""
-
-_MEANT = {"diffusion.schedule.time_scale": 1.0, "diffusion.schedule.zero_terminal": False}
-"""What earlier versions did, and so did not record."""
-
-_UNTOLD = ("precision", "auto")
-"""Runs of earlier versions did not record what `auto` came to."""
-
-_HARMLESS_NOW = ("train.log_every", "distill.log_every")
-"""Earlier versions recorded these, which do not shape the weights."""
-
-
 def reached(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], None]) -> int | None:
     """The update from which `newest` would go on, without taking its tensors into memory.
 
@@ -309,7 +279,10 @@ def reached(folder: Path, trajectory: Mapping[str, Any], say: Callable[[str], No
 
 
 def _passed_over(err: ModelFileError) -> str:
-    return f"{err.problem}{f' ({err.where})' if err.where else ''}; it is passed over"
+    told = err.problem
+    if err.where:
+        told += f" ({err.where})"
+    return f"{told}; it is passed over"
 
 
 def _none_whole(folder: Path) -> ModelFileError:
@@ -330,8 +303,8 @@ def _verified(point: Path, trajectory: Mapping[str, Any], folder: Path) -> dict[
         raise ModelFileError(
             f"`{point / STATE}` is damaged", "", "it does not tell its update and settings"
         )
-    _check_trajectory(before, trajectory, folder)
-    _check_length(update, trajectory)
+    check_values(before, trajectory, folder)
+    check_length(update, trajectory)
     return content
 
 
@@ -355,39 +328,3 @@ def _read(point: Path, trajectory: Mapping[str, Any], folder: Path) -> SavePoint
     length = next((before[name] for name in LENGTHS if type(before.get(name)) is int), update)
     pending = parts.pop("pending")
     return SavePoint(update, parts, pending, processes, length)
-
-
-def _check_length(update: int, now: Mapping[str, Any]) -> None:
-    """UsageError where more updates are done than the stage is to have now."""
-    for name in LENGTHS:
-        if name in now and now[name] < update:
-            raise UsageError(
-                f"{update:,} updates of this stage are done, "
-                f"and the recipe asks for {now[name]:,} now",
-                f"ask for {update:,} or more, or add --force to begin the stage again",
-                name,
-            )
-
-
-def _check_trajectory(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    lengths = {name: now[name] for name in LENGTHS if name in now and name in before}
-    different = changes({**before, **lengths}, now)
-    recipe = [change for change in different if not change.startswith("data: ")]
-    if recipe:
-        problem = "the recipe changed since this stage was begun"
-        back = "take the change back"
-        if all(change.startswith("precision: ") for change in recipe):
-            problem = "this stage was begun in another precision"
-            back = f"add `--set precision={before['precision']}`, on a machine that can do that"
-        raise UsageError(
-            problem,
-            f"{back}, give the run another `name`, or add --force to begin the stage again",
-            "; ".join(recipe[:8]),
-        )
-    if different:
-        raise DataError(
-            "the pictures are not those that this stage was begun with",
-            "put the old store back, give the run another `name`, "
-            "or add --force to begin the stage again",
-            folder,
-        )
