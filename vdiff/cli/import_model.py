@@ -115,6 +115,7 @@ def import_model(
 
 def _take(source: str, given: "Source", out: Path | None, force: bool, dry_run: bool) -> None:
     from vdiff.cli import console
+    from vdiff.data.seal import is_store
     from vdiff.exchange import bring, into_run
 
     _refuse_name_of_hub(source)
@@ -124,7 +125,8 @@ def _take(source: str, given: "Source", out: Path | None, force: bool, dry_run: 
     brought = bring.read(replace(given, path=path, known=known), console.warn)
     if not dry_run:
         into_run.write(brought, path, run, given.data, console.warn)
-    _tell(brought, folder, dry_run)
+    has_store = given.data is not None and is_store(given.data)
+    _tell(brought, folder, dry_run, has_store)
 
 
 def _found(source: str) -> tuple[Path, Path, Mapping[str, str]]:
@@ -198,7 +200,8 @@ def _told(assume: list[str] | None, named: dict[str, object]) -> dict[str, str]:
     return told
 
 
-def _tell(brought: "Brought", folder: Path, dry_run: bool) -> None:
+def _tell(brought: "Brought", folder: Path, dry_run: bool, has_store: bool) -> None:
+    """has_store: whether the recipe that is left knows the store of its pictures."""
     from vdiff.cli import console
     from vdiff.model_folder import origin
 
@@ -220,7 +223,11 @@ def _tell(brought: "Brought", folder: Path, dry_run: bool) -> None:
         run = folder.parent
         look = hints.command(["sample", "--checkpoint", str(folder)])
         distill = hints.command(["distill"], (str(run / "recipe.yaml"), None, run))
-        console.say(f"next: `{look}`, or `{distill}`")
+        if has_store:
+            console.say(f"next: `{look}`, or `{distill}`")
+        else:
+            prepare = hints.command(["prepare", "PICTURES", "-r", str(run / "recipe.yaml")])
+            console.say(f"next: `{look}`; to distill it, `{prepare}` and then `{distill}`")
     if mode.json:
         console.emit_json(
             {

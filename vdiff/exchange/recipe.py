@@ -54,10 +54,12 @@ def recipe_text(model: ForeignModel, name: str, data: Path | None) -> str:
 
 _HEAD = """\
 # The base of this run, `original`, was imported: `vdiff train` has nothing to do here.
-# `data` says where the pictures are; `vdiff prepare` makes the store. Then: vdiff distill
+# `data` says where the pictures are; `vdiff prepare PICTURES -r` and this file makes the store.
+# Then: `vdiff distill -r` and this file.
 """
 _OF_EPS = """\
-# `distill.predicts: v`: a network that predicts noise cannot draw in one or two steps.
+# `distill.predicts: v`: a network that predicts noise cannot draw in one or two steps. Its
+# student learns anew, in thousands of updates; for four steps `eps`, `weighting: snr` is sooner.
 """
 _OF_CLIP = """\
 # `distill.objective.clip`: pictures are kept within limits, as the teacher's own sampler does.
