@@ -414,8 +414,7 @@ def test_it_is_imported_sampled_inspected_and_distilled_like_any_other(
         "distill.warmup_updates": "0",
     }
     told = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
-    recipe = ["-r", str(run / "recipe.yaml"), "--run", str(run)]
-    assert cli.main(["distill", "--from", str(path), *recipe, *told]) == 0
+    assert cli.main(["distill", "--from", str(path), *told]) == 0
     student = run / "base_0"
     capsys.readouterr()
     assert cli.main(["inspect", str(student), "--json"]) == 0

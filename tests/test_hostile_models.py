@@ -100,7 +100,7 @@ def test_a_shard_by_halves_is_named(
         save_file({name: tensors[name] for name in part}, folder / "unet" / file)
         places |= dict.fromkeys(part, file)
     index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
     assert cli.main(["import", str(folder), "--dry-run"]) == 0
     second = folder / "unet/diffusion_pytorch_model-00002-of-00002.safetensors"
     whole = second.read_bytes()

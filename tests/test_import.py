@@ -152,7 +152,7 @@ def test_a_command_that_takes_a_model_takes_a_foreign_folder_too(
     assert "another model" in capsys.readouterr().err
     shutil.rmtree("runs")
     assert cli.main([*drawing, "--out", "c.png"]) == 4
-    assert f"`vdiff import {folder}`: " in capsys.readouterr().err
+    assert f"import it first, with `vdiff import {folder}`; there " in capsys.readouterr().err
 
 
 def test_a_model_of_vdiff_that_lost_its_manifest_is_not_taken_for_a_foreign_one(

@@ -122,7 +122,6 @@ OUTPUTS = [
     Output(TRAIN, "proj/tracker", codes=LINKS),
     Output(TRAIN, "proj/evaluation", codes=LINKS),
     Output(TRAIN, "proj/earlier", codes=LINKS),
-    Output(TRAIN, "proj/saves/original.anew", codes=LINKS),
     Output(TRAIN, "proj/profile"),
     Output(TRAIN, "proj/log.jsonl", codes=LINKS),
     Output(TRAIN, "proj/status.json"),

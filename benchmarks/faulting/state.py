@@ -171,7 +171,8 @@ def _pictures(folder: Path) -> dict[str, str]:
         for path in sorted((folder / SAMPLES).rglob("*"))
         if path.is_file()
     )
-    return {name: sha256(path) for name, path in files if not path.name.startswith(".")}
+    # what begins with a point is not published, such as batches of a drawing that goes on
+    return {name: sha256(path) for name, path in files if "/." not in f"/{name}"}
 
 
 def _is_as(path: Path, entry: Mapping[str, Any]) -> bool:

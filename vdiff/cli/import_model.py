@@ -82,7 +82,6 @@ def import_model(
     pictures. One that is off leaves nothing.
 
     Examples:
-      vdiff import ddpm-cifar10-32/ --out runs/cifar
       vdiff import hf://google/ddpm-cifar10-32
       vdiff import ema_0.9999_500000.pt --data photographs/
     """

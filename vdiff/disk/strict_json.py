@@ -18,12 +18,19 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MOST_VALUES:
         raise FormatError(f"has {what} of more than {MOST_VALUES} values")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_every_key_once)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_every_key_once, parse_constant=_no_number
+        )
     except (ValueError, RecursionError) as err:
         raise FormatError(f"has {what} that is not JSON: {printable(str(err))}") from err
     if not isinstance(value, dict):
         raise FormatError(f"has {what} that is not a JSON object")
     return value
+
+
+def _no_number(name: str) -> None:
+    # Python writes NaN and Infinity, and JSON has neither: they could not be written again.
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _every_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

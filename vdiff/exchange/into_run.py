@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vdiff.data.seal import is_store
+from vdiff.errors import ModelFileError
 from vdiff.exchange import bring
 from vdiff.exchange.recipe import recipe_text
 from vdiff.model_folder.card import BASE, ModelCard
@@ -13,8 +14,14 @@ from vdiff.runs.folder import RunFolder
 
 
 def run_name(path: Path) -> str:
-    """What the run of an imported file or folder is called, if nobody says otherwise."""
-    place = path.resolve()
+    """What the run of an imported file or folder is called, if nobody says otherwise.
+
+    Errors: ModelFileError for links that lead nowhere.
+    """
+    try:
+        place = path.resolve()
+    except (OSError, RuntimeError) as err:
+        raise ModelFileError("a link leads back to itself", "check the path", path) from err
     return place.name if place.is_dir() else place.stem
 
 

@@ -76,8 +76,11 @@ def contents_of(path: Path) -> Contents:
     is_named_safetensors = path.suffix == ".safetensors"
     if not is_safetensors(beginning[:16]) and is_named_safetensors and (is_zip or _is_pickle(path)):
         # People trust the suffix. Some loaders look at the content instead, and would unpickle it.
+        kind = "pickle"
+        if is_zip:
+            kind = "zip file, as torch and numpy write them,"
         reason = (
-            "is a pickle under the name of a safetensors file: loading it could run any program"
+            f"is a {kind} under the name of a safetensors file: loading it could run any program"
         )
         raise FormatError(reason, "do not load it; ask its maker for real safetensors")
     if is_safetensors(beginning[:16]) or is_named_safetensors:

@@ -322,13 +322,19 @@ def outputs(found: Contents, z: Tensor, time: Tensor, label: Tensor | None) -> O
     kind = diffusers.DiTTransformer2DModel if name != "UNet2DModel" else diffusers.UNet2DModel
     weights = layout.weights_of(found.path, place)
     diffusers.utils.logging.disable_progress_bar()
-    network = kind.from_pretrained(
-        found.path / place,
-        variant=weights.variant,
-        use_safetensors=weights.parts[0].container == "safetensors",
-        torch_dtype=torch.float32,
-        local_files_only=True,
-    ).eval()
+    try:
+        network = kind.from_pretrained(
+            found.path / place,
+            variant=weights.variant,
+            use_safetensors=weights.parts[0].container == "safetensors",
+            torch_dtype=torch.float32,
+            local_files_only=True,
+        ).eval()
+    except KeyError as err:
+        # it asks for parts of an index that vdiff does without, and that people left out
+        problem = f"diffusers {version('diffusers')} cannot load this folder: it has no {err}"
+        fix = "save it again with that program, or prove it with --expected or --data"
+        raise ModelFileError(problem, fix, found.path / place) from err
     with torch.no_grad():
         output: Tensor = network(z, time, class_labels=label).sample
     return Outputs(output, f"diffusers {version('diffusers')}")

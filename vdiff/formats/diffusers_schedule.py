@@ -129,7 +129,7 @@ def _schedule(config: Mapping[str, object], name: str | None, path: Path) -> dic
         raise ModelFileError(problem, f"vdiff knows: {', '.join(TABLES)}", path)
     is_stable = name in _STABLE
     try:
-        grid = int(_number(config, "num_train_timesteps", 1000))
+        grid = _whole(config, "num_train_timesteps", 1000)
         schedule: dict[str, object] = {"kind": "betas", "table": table, "grid": grid}
         if table in ("linear", "scaled_linear", "sigmoid"):
             schedule["first"] = _number(config, "beta_start", 0.00085 if is_stable else 0.0001)
@@ -149,6 +149,13 @@ def _number(config: Mapping[str, object], name: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise TypeError(name)
     return float(value)
+
+
+def _whole(config: Mapping[str, object], name: str, default: int) -> int:
+    value = _number(config, name, default)
+    if value != int(value):
+        raise ValueError(name)
+    return int(value)
 
 
 def _values(trained: object, path: Path) -> list[float]:
