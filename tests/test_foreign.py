@@ -267,7 +267,7 @@ def test_a_pickle_renamed_to_safetensors_is_refused_by_name(
         torch.save(Bait(tmp_path / "trace"), path, pickle_protocol=max(protocol, 2))
     else:
         path.write_bytes(pickle.dumps(Bait(tmp_path / "trace"), protocol))
-    with pytest.raises(ModelFileError, match="is a .* under the name of a safetensors file"):
+    with pytest.raises(ModelFileError, match="under the name of a safetensors file"):
         describe(path)
     assert not (tmp_path / "trace").exists()
 
