@@ -155,6 +155,45 @@ def test_a_command_that_takes_a_model_takes_a_foreign_folder_too(
     assert f"import it first, with `vdiff import {folder}`; there " in capsys.readouterr().err
 
 
+TINY = ("--set", "distill.start_steps=4", "--set", "distill.end_steps=2")
+
+
+@pytest.mark.parametrize("command", ["distill --from", "sample --checkpoint"])
+def test_a_dry_run_imports_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert cli.main([*command.split(), str(folder), "--device", "cpu", "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert "is not imported yet" in told
+    assert f"vdiff import {folder}" in told
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_prices_the_students_of_an_imported_model(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its recipe has no network: that of the base is measured."""
+    assert cli.main(["import", str(folder)]) == 0
+    capsys.readouterr()
+    command = ["distill", "-r", "runs/theirs/recipe.yaml", *TINY, "--device", "cpu", "--dry-run"]
+    assert cli.main(command) == 0
+    told = capsys.readouterr()
+    assert "4 -> 2" in told.out
+    assert "nothing was written" in told.err
+    assert not list(Path("runs/theirs").glob("base_*"))
+
+
+def test_the_recipe_of_an_import_goes_before_one_that_lies_here(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["import", str(folder)]) == 0
+    assert cli.main(["init", "celeba_u"]) == 0
+    capsys.readouterr()
+    command = ["distill", "--from", str(folder), *TINY, "--device", "cpu", "--dry-run"]
+    assert cli.main(command) == 0
+    assert "runs/theirs" in capsys.readouterr().err
+
+
 def test_a_model_of_vdiff_that_lost_its_manifest_is_not_taken_for_a_foreign_one(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
