@@ -162,13 +162,9 @@ def sample(
         clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
         form = sample_place.Form(strip, gif)
         numbers = numbers or list(range(_count(form, parsed)))
-        wanted = {
-            "sampler": built,
-            "seeds": numbers,
-            "num_steps": num_steps,
-            "condition": _condition(card, classes, numbers),
-            "batch_size": batch_size or parsed.sample.batch_size,
-        }
+        wanted: dict[str, Any] = {"sampler": built, "seeds": numbers, "num_steps": num_steps}
+        wanted["condition"] = _condition(card, classes, numbers)
+        wanted["batch_size"] = batch_size or parsed.sample.batch_size
         backends.check_model(backend, card, wanted)
         told = {"class": classes or "by seed", "backend": backend}
         place = partial(_place, out, folder, f"{num_steps}{clipping}", form, wanted, told, force)
