@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vdiff.config import shapes_weights
 from vdiff.errors import MachineError, ModelFileError, UsageError
-from vdiff.networks.section import NetworkSection
+from vdiff.networks.taken_in import TakenInSection
 from vdiff.system import distribution
 
 if TYPE_CHECKING:
@@ -31,21 +31,13 @@ _MOST_POSITIONS = 1 << 28
 """Numbers in the table of a transformer's positions, which is computed and in no file."""
 
 
-class DiffusersSection(NetworkSection):
+class DiffusersSection(TakenInSection):
     """A network that diffusers computes and vdiff does not:
     of an imported base, students are copies of it.
     """
 
     kind: Literal["diffusers"] = shapes_weights("diffusers")
     """Which network this is."""
-
-    def build(self, image_size: int, channels: int) -> "Network":
-        problem = (
-            "networks of the kind `diffusers` come with an import and are not "
-            "trained from the start"
-        )
-        fix = "`vdiff import` one, or name a `network` such as `unet` in the recipe"
-        raise UsageError(problem, fix, "network.kind")
 
     @classmethod
     def restore(cls, config: Mapping[str, Any]) -> "Network":

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vdiff.config import shapes_weights
-from vdiff.errors import ModelFileError, UsageError
+from vdiff.errors import ModelFileError
 from vdiff.networks import NETWORKS
-from vdiff.networks.section import NetworkSection
+from vdiff.networks.taken_in import TakenInSection
 
 if TYPE_CHECKING:
     from vdiff.networks.edm import EdmNetwork
@@ -42,19 +42,11 @@ class EdmConfig(BaseModel):
             raise ModelFileError(problem, "use an undamaged copy of the model", where) from err
 
 
-class EdmSection(NetworkSection):
+class EdmSection(TakenInSection):
     """A network in EDM's frame. Such networks are imported, and students are copies of them."""
 
     kind: Literal["edm"] = shapes_weights("edm")
     """Which network this is."""
-
-    def build(self, image_size: int, channels: int) -> "EdmNetwork":
-        problem = "vdiff trains no network of the kind `edm` from the start"
-        fix = "`vdiff import` takes in a trained one, and `vdiff distill` goes on from it"
-        raise UsageError(problem, fix, "network.kind")
-
-    def check(self, image_size: int, channels: int) -> None:
-        self.build(image_size, channels)
 
     @classmethod
     def restore(cls, config: Mapping[str, Any]) -> "EdmNetwork":

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vdiff.config import shapes_weights
-from vdiff.errors import ModelFileError, UsageError
-from vdiff.networks.section import NetworkSection
+from vdiff.errors import ModelFileError
+from vdiff.networks.taken_in import TakenInSection
 
 if TYPE_CHECKING:
     from vdiff.networks.edm_unet import EdmUNet
@@ -104,19 +104,11 @@ def groups_of(width: int) -> int:
     return max(1, min(GROUPS, width // LEAST_PER_GROUP))
 
 
-class EdmUNetSection(NetworkSection):
+class EdmUNetSection(TakenInSection):
     """A U-Net of NVlabs/edm. Such networks are imported, and students are copies of them."""
 
     kind: Literal["edm_unet"] = shapes_weights("edm_unet")
     """Which network this is."""
-
-    def build(self, image_size: int, channels: int) -> "EdmUNet":
-        problem = "vdiff trains no network of the kind `edm_unet` from the start"
-        fix = "`vdiff import` takes in a trained one, and `vdiff distill` goes on from it"
-        raise UsageError(problem, fix, "network.kind")
-
-    def check(self, image_size: int, channels: int) -> None:
-        self.build(image_size, channels)
 
     @classmethod
     def restore(cls, config: Mapping[str, Any]) -> "EdmUNet":

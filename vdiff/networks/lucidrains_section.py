@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vdiff.config import shapes_weights
-from vdiff.errors import ModelFileError, UsageError
-from vdiff.networks.section import NetworkSection
+from vdiff.errors import ModelFileError
+from vdiff.networks.taken_in import TakenInSection
 
 if TYPE_CHECKING:
     from vdiff.networks.lucidrains import LucidrainsUNet
@@ -100,21 +100,13 @@ class LucidrainsConfig(_Part):
         return len(self.widths) - 1
 
 
-class LucidrainsSection(NetworkSection):
+class LucidrainsSection(TakenInSection):
     """The U-Net of denoising-diffusion-pytorch.
     Such networks are imported, and students are copies of them.
     """
 
     kind: Literal["lucidrains"] = shapes_weights("lucidrains")
     """Which network this is."""
-
-    def build(self, image_size: int, channels: int) -> "LucidrainsUNet":
-        problem = "vdiff trains no network of the kind `lucidrains` from the start"
-        fix = "`vdiff import` takes in a trained one, and `vdiff distill` goes on from it"
-        raise UsageError(problem, fix, "network.kind")
-
-    def check(self, image_size: int, channels: int) -> None:
-        self.build(image_size, channels)
 
     @classmethod
     def restore(cls, config: Mapping[str, Any]) -> "LucidrainsUNet":
