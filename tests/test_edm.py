@@ -1,5 +1,6 @@
 """Networks of NVlabs/edm: read from their pickles without running them, sampled and distilled."""
 
+import io
 import json
 import pickle
 import random
@@ -20,7 +21,7 @@ from vdiff.diffusion.denoiser import ddim_step, scales
 from vdiff.disk.tensor_facts import FormatError
 from vdiff.errors import ModelFileError, UsageError, VdiffError
 from vdiff.exchange import bring, proof
-from vdiff.formats import torch_file
+from vdiff.formats import opcodes, torch_file
 from vdiff.formats.adapter import ForeignModel
 from vdiff.formats.contents import contents_of
 from vdiff.formats.edm import EdmFormat
@@ -327,6 +328,28 @@ def test_a_pickle_that_is_cut_short_anywhere_is_refused(made: Path, tmp_path: Pa
     for place in [1, 2, 100, len(content) - 1, *(rng.randrange(len(content)) for _ in range(20))]:
         (tmp_path / "cut.pkl").write_bytes(content[:place])
         assert refusal(tmp_path / "cut.pkl").fix
+
+
+def test_bytes_that_a_stretch_promises_and_a_file_has_not_are_missed() -> None:
+    """A file may be sought beyond its end, so nobody else would."""
+    whole = io.BytesIO(b"\x03\x00\x00\x00abc")
+    assert opcodes._stretch(whole, 4).size == 3
+    with pytest.raises(ValueError, match="fewer bytes than it says"):
+        opcodes._stretch(io.BytesIO(b"\x04\x00\x00\x00abc"), 4)
+
+
+@pytest.mark.parametrize("way", ["read", "readline"])
+def test_no_more_of_a_pickle_is_taken_into_memory_than_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(torch_file, "LARGEST_READ", 10)
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"x" * 7 + b"\n" + b"y" * 7)
+    with path.open("rb", buffering=0) as raw:
+        file = torch_file._Frugal(raw)
+        assert len(getattr(file, way)(8)) == 8
+        with pytest.raises(FormatError, match="beside its tensors"):
+            getattr(file, way)(8)
 
 
 def outcome(path: Path) -> str:
