@@ -226,6 +226,21 @@ def test_what_differs_by_one_bit_is_not_used(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(pictures(of, [5]), expected(of, [5]))
 
 
+def test_a_torch_that_lacks_what_a_recording_asks_for_draws_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some of it is no part of torch's public interface."""
+
+    def lacking(given: object) -> None:
+        raise AttributeError("module 'torch.ops.aten' has no attribute '_slow_conv2d_forward'")
+
+    monkeypatch.setattr(recorded, "_direct", lacking)
+    of = denoiser()
+    warmed(of, 1)
+    assert torch.equal(pictures(of, [7]), expected(of, [7]))
+    assert recordings(of) == [None]
+
+
 def drawn_by(work: object) -> None:
     noise = torch.randn(2, 1, 2, 2)
     recorded.record(noise, NOTHING, work)  # type: ignore[arg-type]

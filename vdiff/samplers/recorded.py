@@ -261,7 +261,8 @@ def _checked(
     try:
         recording = record(noise.flip(0, -1).contiguous(), other, draw)
         again = recording(noise, condition)
-    except (NotRecordableError, RuntimeError, TypeError):
+    # AttributeError: of a torch that lacks what is no part of its public interface
+    except (NotRecordableError, RuntimeError, TypeError, AttributeError):
         return None
     if again.dtype != images.dtype or not torch.equal(again, images):
         return None
