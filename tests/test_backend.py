@@ -123,6 +123,30 @@ def test_a_graph_is_exported_once_and_kept_by_the_models_sha256(run: Path) -> No
     assert folder.name in keys
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"diffusion": {"schedule": {"kind": "edm", "grid": 64}, "predicts": "v"}},
+        {"shape": (3, 16, 16)},
+        {"num_classes": 7},
+        {"times": 64},
+        {"network": "another"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_equal_weights_that_are_read_otherwise_have_a_graph_of_their_own(
+    run: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    """Such as one file imported with two schedules; or somebody's folder, to spoil another's."""
+    monkeypatch.setattr(onnx_graph, "version", lambda name: "1")
+    card = loaded("base_0").card
+    key = onnx_graph._key(card, Ddim(), 2)
+    assert key == onnx_graph._key(card, Ddim(), 2)
+    assert key != onnx_graph._key(replace(card, **other), Ddim(), 2)
+    settings = {**card.files, "unet/config.json": {"size": 1, "sha256": "0" * 64}}
+    assert key != onnx_graph._key(replace(card, files=settings), Ddim(), 2)
+
+
 @needs_onnx
 def test_a_damaged_graph_is_made_anew(run: Path) -> None:
     model = loaded("base_1")

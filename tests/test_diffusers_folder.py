@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.test_checkpoint import SIZE, card, denoiser
 from tests.tiny import TinyRun
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.process import DiffusionSection
 from vdiff.errors import ModelFileError
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder import diffusers_files as diffusers_folder
@@ -184,6 +186,30 @@ def test_a_network_that_diffusers_does_not_know_is_not_claimed_to_be_one_it_know
     assert "```python" not in text
     loaded = checkpoint.load(tmp_path / "base_2")
     assert torch.equal(loaded.denoiser.network.layer.weight, model.network.layer.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"kind": "edm", "grid": 64},
+        {"kind": "vp", "grid": 64},
+        {"kind": "betas", "grid": 64, "time_scale": 0.25},
+    ],
+    ids=lambda schedule: str(schedule["kind"]),
+)
+def test_a_network_that_is_told_of_other_times_than_diffusers_tells_is_not_claimed(
+    tmp_path: Path, schedule: dict[str, object]
+) -> None:
+    """It would be drawn with, wrongly, without a complaint."""
+    section = DiffusionSection.model_validate({"schedule": schedule, "predicts": "v"})
+    model = replace(denoiser(), schedule=section.schedule.build())
+    told = replace(card(), diffusion=section.model_dump(mode="json"))
+    checkpoint.save(tmp_path / "base_2", told, model)
+    assert not (tmp_path / "base_2/model_index.json").exists()
+    text = (tmp_path / "base_2/README.md").read_text()
+    assert "is told of other times than diffusers tells it" in text
+    assert "library_name" not in text
+    assert "```python" not in text
 
 
 def test_a_readme_names_the_paper_only_where_its_method_was_used(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vdiff.diffusion.denoiser import ddim_step, scales
 from vdiff.disk.tensor_facts import FormatError
 from vdiff.errors import ModelFileError, UsageError, VdiffError
 from vdiff.exchange import bring, proof
-from vdiff.formats import opcodes, torch_file
+from vdiff.formats import opcodes, persistent, torch_file
 from vdiff.formats.adapter import ForeignModel
 from vdiff.formats.contents import contents_of
 from vdiff.formats.edm import EdmFormat
@@ -251,7 +251,7 @@ def test_a_shape_of_very_many_numbers_on_few_bytes_is_not_made(tmp_path: Path) -
     theirs.tensors["map_layer0.weight"] = torch.zeros(1).expand(10**6, 10**6)
     path = snapshot(theirs, tmp_path / "a.pkl")
     assert path.stat().st_size < 2**20
-    assert "should be [64, 16]" in refusal(path).problem
+    assert "in one another's place" in refusal(path).problem
 
 
 def test_another_filter_in_the_tensors_is_refused(tmp_path: Path) -> None:
@@ -393,6 +393,18 @@ def test_networks_in_networks_without_end_are_none(depth: int, tmp_path: Path) -
     (tmp_path / "a.pkl").write_bytes(pickled(content))
     with pytest.raises(FormatError, match="nests its networks"):
         EdmFormat().read(contents_of(tmp_path / "a.pkl"), {})
+
+
+def test_what_the_parts_of_a_network_hold_is_limited_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that many share is looked at as often as it is met."""
+    monkeypatch.setattr(persistent, "MOST_TENSORS", 10_000)
+    assert read(snapshot(Theirs(), tmp_path / "a.pkl")).shape == (3, 8, 8)
+    many = {f"k{number}": number for number in range(12_000)}
+    told = snapshot(Theirs(), tmp_path / "b.pkl", **many)
+    with pytest.raises(FormatError, match="endless many"):
+        EdmFormat().read(contents_of(told), {})
 
 
 # ---- recorded by their own code

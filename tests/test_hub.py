@@ -188,6 +188,23 @@ def test_another_commit_is_not_taken_for_the_one_that_is_here(
     assert "another model than" in capsys.readouterr().err
 
 
+def test_another_place_in_the_repository_is_not_taken_for_the_one_that_is_here(
+    fake: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both make a run of the same name."""
+    repository = fake.models[NAME]
+    for folder in ("a/it", "b/it"):
+        for name, content in list(repository.files.items()):
+            if name.startswith(("unet/", "scheduler/", "model_index")):
+                repository.files[f"{folder}/{name}"] = content
+    draw = ["sample", *DRAW, "--out", "a.png", "--force", "--checkpoint"]
+    assert cli.main([*draw, f"hf://{NAME}/a/it"]) == 0
+    assert cli.main([*draw, f"hf://{NAME}/a/it"]) == 0
+    capsys.readouterr()
+    assert cli.main([*draw, f"hf://{NAME}/b/it"]) == 2
+    assert "another model than" in capsys.readouterr().err
+
+
 def test_a_model_folder_of_vdiff_is_copied_bit_for_bit(
     fake: FakeHub, capsys: pytest.CaptureFixture[str]
 ) -> None:

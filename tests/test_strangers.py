@@ -90,6 +90,7 @@ def test_the_limits_hold_for_a_teacher_that_predicts_v_too() -> None:
     ("value", "loss", "is_moved"),
     [
         (-5.0, 0.0, False),  # outside, where the target is at the limit: drawn as it should be
+        (-1e12, 0.0, False),  # however far: an eps student near pure noise is
         (5.0, 4.0, True),  # at the other limit: off by 2, and free to come back
     ],
 )

@@ -92,6 +92,13 @@ class Schedule(ABC):
         """
         return t.double() * self.grid - 1
 
+    @property
+    def is_told_as_in_diffusers(self) -> bool:
+        """Whether the network is told 0 to grid - 1, as diffusers tells it."""
+        ends = torch.tensor([1 / self.grid, 1.0], dtype=torch.float64)
+        wanted = torch.tensor([0.0, self.grid - 1.0], dtype=torch.float64)
+        return torch.allclose(self.time_input(ends), wanted, rtol=0, atol=1e-6)
+
 
 class CosineSchedule(Schedule):
     """alpha^2(t) = cos^2(a(t)) / cos^2(a(0)), a(t) = (t + 0.008) / 1.008 * pi/2

@@ -28,7 +28,7 @@ from vdiff.errors import MachineError, ModelFileError, UsageError
 from vdiff.formats import graphs
 from vdiff.formats.adapter import ForeignModel
 from vdiff.formats.onnx_format import NEEDED, OPSET
-from vdiff.model_folder.card import PIXELS
+from vdiff.model_folder.card import CONFIG, PIXELS
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard
 from vdiff.randomness import Randomness
 from vdiff.samplers.ddim import Ddim
@@ -142,9 +142,13 @@ def _foreign(model: Checkpoint, sampler: Sampler, num_steps: int) -> ForeignMode
 
 def _key(card: ModelCard, sampler: Sampler, num_steps: int) -> str:
     """Of the cache: another one for whatever could draw other pictures."""
+    # equal weights may stand in another noise process, or in a network of other settings
+    reading = {name: getattr(card, name) for name in _READING}
     packages = {name: version(name) for name in ("torch", *NEEDED)}
     content = {
         "model": card.hash,
+        "settings": card.files[CONFIG]["sha256"],
+        "reading": reading,
         "num_steps": num_steps,
         "sampler": str(sampler),
         "opset": OPSET,
@@ -152,6 +156,10 @@ def _key(card: ModelCard, sampler: Sampler, num_steps: int) -> str:
         "packages": packages,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+_READING = ("network", "diffusion", "shape", "num_classes", "times")
+"""What a card says of how the weights are read."""
 
 
 def _is_whole(folder: Path) -> bool:
@@ -168,6 +176,8 @@ def _make(model: ForeignModel, folder: Path) -> None:
     whole_folder.make(folder.parent)
     num_bytes = sum(weight.nbytes for weight in model.denoiser.network.parameters())
     facts = {"name": model.facts["name"], "num_steps": model.num_steps}
+    if _is_whole(folder):
+        return  # another command has made it meanwhile
     # in the cache, whatever bears such a name is ours
     KIND.delete(folder)
     whole_folder.write(

@@ -4,7 +4,7 @@ each is taken in once, into a run of its own.
 
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +43,8 @@ def of_hub(given: str, voice: Voice) -> Path:
         return _copied(fetched, run, voice)
     folder = run / BASE
     if is_model_folder(folder):
-        _refuse_other(folder, given, "revision", fetched.revision)
+        facts = {name: fetched.known.get(name) for name in ("hub", "place", "revision")}
+        _refuse_other(folder, given, facts)
         return folder
     return _imported(bring.Source(fetched.path, known=fetched.known), given, run, voice)
 
@@ -58,7 +59,7 @@ def of_path(path: Path, voice: Voice) -> Path:
     run = RUNS / into_run.run_name(path)
     folder = run / BASE
     if is_model_folder(folder):
-        _refuse_other(folder, str(path), "sha256", bring.digest(path))
+        _refuse_other(folder, str(path), {"sha256": bring.digest(path)})
         return folder
     return _imported(bring.Source(path), str(path), run, voice)
 
@@ -77,10 +78,13 @@ def _imported(source: bring.Source, given: str, run: Path, voice: Voice) -> Path
     return run / BASE
 
 
-def _refuse_other(folder: Path, given: str, fact: str, value: str) -> None:
-    """UsageError where the model folder was made of another file or commit."""
+def _refuse_other(folder: Path, given: str, facts: Mapping[str, str | None]) -> None:
+    """UsageError where the model folder was made of another file or commit.
+
+    facts: what its origin says of the one that is meant.
+    """
     origin = read_card(folder).origin or {}
-    if origin.get(fact) != value:
+    if any(origin.get(name) != value for name, value in facts.items()):
         problem = f"`{folder}` is another model than `{given}`"
         fix = f"import it elsewhere first: vdiff import {given} --out RUN"
         raise UsageError(problem, fix, folder)

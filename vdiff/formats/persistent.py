@@ -88,7 +88,10 @@ def tensors_of(module: Module, path: Path) -> dict[str, Stored]:
 
 
 class _Walk:
-    """The modules of a network.   left: how many more there may be."""
+    """The modules of a network.   left: how many more of them, and of what they hold, there may be.
+
+    A part that several share is counted as often as it is met.
+    """
 
     def __init__(self) -> None:
         self.left = MOST_TENSORS
@@ -103,8 +106,11 @@ class _Walk:
         class_name, state = _described(value)
         if state is None:
             return None
+        inside = _table(state.get("_modules"))
+        held = ("_parameters", "_buffers", "_init_kwargs")
+        self.left -= sum(len(_table(state.get(kind))) for kind in held) + len(inside)
         parts = {}
-        for name, part in _table(state.get("_modules")).items():
+        for name, part in inside.items():
             module = self.module(part, depth + 1)
             if module is not None:
                 parts[name] = module
@@ -173,6 +179,9 @@ def _stored(file: IO[bytes], made: Made, name: str) -> Stored | None:
         reach = 1 + sum(
             (size - 1) * stride for size, stride in zip(fact.shape, placed.strides, strict=True)
         )
+    if reach < fact.num_elements:
+        # a kilobyte could stand for gigabytes
+        raise FormatError(f"stores numbers of `{name}` in one another's place")
     start = starts[0] + placed.offset * bits // 8
     return Stored(fact, start, reach * bits // 8, placed.strides)
 

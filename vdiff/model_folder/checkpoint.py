@@ -106,7 +106,7 @@ def save(
         (target / "unet").mkdir()
         (target / "scheduler").mkdir()
         texts = {
-            "model_index.json": diffusers_folder.model_index(card, network),
+            "model_index.json": diffusers_folder.model_index(card, denoiser),
             "scheduler/scheduler_config.json": diffusers_folder.scheduler_config(card, denoiser),
             CONFIG: network.diffusers() or network.config,
         }

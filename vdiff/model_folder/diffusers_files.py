@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.schedule import Schedule
 from vdiff.formats import diffusers_files
 from vdiff.model_folder.card import PIXELS, ModelCard
 from vdiff.networks.network import Network, as_network
@@ -30,10 +31,12 @@ def class_of(network: Network) -> str | None:
     return str(settings["_class_name"])
 
 
-def model_index(card: ModelCard, network: Network) -> dict[str, Any] | None:
-    """The content of model_index.json; None for a network that diffusers does not know."""
-    name = class_of(network)
-    if name is None or not _is_drawn_by_ddim(card):
+def model_index(card: ModelCard, denoiser: Denoiser) -> dict[str, Any] | None:
+    """The content of model_index.json; None for what diffusers does not know, or draws otherwise:
+    the network, its sampler, or the times that the network is told.
+    """
+    name = class_of(as_network(denoiser.network))
+    if name is None or not _is_drawn_by_diffusers(card, denoiser):
         return None
     return diffusers_files.index(name, card.num_classes)
 
@@ -49,12 +52,11 @@ def scheduler_config(card: ModelCard, denoiser: Denoiser) -> dict[str, Any]:
 def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:
     """README.md: what the model is and how pictures are drawn with it."""
     network = as_network(denoiser.network)
-    grid = denoiser.schedule.grid
     channels, height, width = card.shape
     kind = {1: "grey", 3: "colour", 4: "RGBA"}.get(channels, f"{channels}-channel")
     steps = count(card.num_steps, "step")
     hub_class: str | None = None
-    if _is_drawn_by_ddim(card):
+    if _is_drawn_by_diffusers(card, denoiser):
         hub_class = class_of(network)
     parts = [
         _front_matter(hub_class),
@@ -63,7 +65,12 @@ def readme(card: ModelCard, denoiser: Denoiser, has_picture: bool) -> str:
     ]
     if has_picture:
         parts.append("![Pictures that it drew](samples.png)")
-    parts += ["## Drawing", *_drawing(card, class_of(network), grid), "## Facts", _facts(card)]
+    parts += [
+        "## Drawing",
+        *_drawing(card, class_of(network), denoiser.schedule),
+        "## Facts",
+        _facts(card),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -103,7 +110,8 @@ def _origin(card: ModelCard) -> str:
     )
 
 
-def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
+def _drawing(card: ModelCard, class_name: str | None, schedule: Schedule) -> list[str]:
+    grid = schedule.grid
     with_vdiff = f"```bash\nvdiff sample --checkpoint {card.name}\n```"
     if class_name is None:
         told = (
@@ -116,6 +124,9 @@ def _drawing(card: ModelCard, class_name: str | None, grid: int) -> list[str]:
             "It has a sampler of its own, which diffusers does not know; vdiff does:",
             with_vdiff,
         ]
+    if not schedule.is_told_as_in_diffusers:
+        told = "Its network is told of other times than diffusers tells it; vdiff knows them:"
+        return [told, with_vdiff]
     if card.times is not None and grid % card.num_steps:
         told = (
             "diffusers knows the whole times of the schedule's grid only, of which there are "
@@ -160,6 +171,10 @@ def _with_diffusers(card: ModelCard, grid: int) -> list[str]:
             "`DDIMPipeline` cannot pass them on; the pipeline that `model_index.json` names does."
         )
     return texts
+
+
+def _is_drawn_by_diffusers(card: ModelCard, denoiser: Denoiser) -> bool:
+    return _is_drawn_by_ddim(card) and denoiser.schedule.is_told_as_in_diffusers
 
 
 def _is_drawn_by_ddim(card: ModelCard) -> bool:

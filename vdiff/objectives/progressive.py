@@ -98,7 +98,7 @@ class ProgressiveObjective(Objective):
         if self.clip is not None:
             # the value is what the sampler keeps of it, and the gradient passes: a picture that
             # lies outside where the target's is at the limit is right already
-            drawn = drawn + (drawn.clamp(-self.clip, self.clip) - drawn).detach()
+            drawn = drawn.clamp(-self.clip, self.clip).detach() + (drawn - drawn.detach())
         return weighted_loss(self.weighting, drawn, target, alpha, sigma)
 
 
