@@ -172,7 +172,7 @@ def test_sample_takes_one_once_and_again_without_a_network(
     asked = len(fake.asked)
     assert cli.main(["sample", "--checkpoint", f"hf://{NAME}", *DRAW, "--out", "b.png"]) == 0
     told = capsys.readouterr().err
-    assert "HF_HUB_OFFLINE is set" in told
+    assert "is of commit 0123456789" in told
     assert "imported" not in told
     assert len(fake.asked) == asked
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
@@ -183,9 +183,27 @@ def test_another_commit_is_not_taken_for_the_one_that_is_here(
 ) -> None:
     draw = ["sample", "--checkpoint", f"hf://{NAME}", *DRAW, "--out", "a.png", "--force"]
     assert cli.main(draw) == 0
+    first = fake.models[NAME].revision
     fake.models[NAME].revision = "f" * 40
+    capsys.readouterr()
+    # a chain goes on with the teacher that it has, whatever was published since
+    assert cli.main(draw) == 0
+    assert f"is of commit {first[:10]}" in capsys.readouterr().err
+    draw[2] += "@" + "f" * 40
     assert cli.main(draw) == 2
     assert "another model than" in capsys.readouterr().err
+
+
+def test_a_dry_run_fetches_nothing(fake: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = ["sample", "--checkpoint", f"hf://{NAME}", *DRAW, "--force", "--dry-run"]
+    assert cli.main(draw) == 2
+    assert "is not here yet" in capsys.readouterr().err
+    assert fake.asked == []
+    assert not Path("runs").exists()
+    assert cli.main(draw[:-1]) == 0
+    asked = len(fake.asked)
+    assert cli.main(draw) == 0
+    assert len(fake.asked) == asked
 
 
 def test_another_place_in_the_repository_is_not_taken_for_the_one_that_is_here(
@@ -226,6 +244,20 @@ def test_a_model_folder_of_vdiff_is_copied_bit_for_bit(
     with pytest.raises(ModelFileError, match="damaged"):
         vdiff.load("hf://me/bad")
     assert not Path("runs/bad").exists()
+
+
+def test_a_model_of_a_hub_becomes_no_stage_of_a_run_that_was_begun_here(
+    fake: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["import", f"hf://{NAME}"]) == 0
+    fake.models["me/digits"] = FakeRepository(files_of(Path("runs/model/original")))
+    mine = Path("runs/digits/recipe.yaml")
+    mine.parent.mkdir()
+    mine.write_text("name: digits\n")
+    capsys.readouterr()
+    assert cli.main(["sample", "--checkpoint", "hf://me/digits", *DRAW, "--out", "a.png"]) == 2
+    assert "would become a stage of it" in capsys.readouterr().err
+    assert list(mine.parent.iterdir()) == [mine]
 
 
 def test_compare_and_evaluate_take_one_too(fake: FakeHub, store: Path) -> None:

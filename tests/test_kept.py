@@ -17,10 +17,10 @@ from torch import Tensor
 from tests.forked import Forked, vdiff
 from tests.full_disk import full_disk
 from tests.tiny import TinyRun
-from vdiff.cli import main
+from vdiff.cli import main, sample_place
 from vdiff.disk import array_file, lock, manifest
 from vdiff.drawing.drawing import Drawing
-from vdiff.drawing.kept import KEPT, KeptBatches
+from vdiff.drawing.kept import ABOUT, KEPT, KeptBatches
 from vdiff.errors import Stopped, UsageError
 
 FORMS = ["x.npz", "x.zip", "x.png", "x/"]
@@ -362,3 +362,37 @@ def test_a_folder_that_was_just_begun_is_known(tmp_path: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / lock.FILE).write_text("not a lock of vdiff")
     assert KEPT.stranger(folder) == folder
+
+
+def test_a_folder_whose_first_file_was_never_whole_is_known(tmp_path: Path) -> None:
+    folder = tmp_path / ".x.npz.drawing"
+    with lock.held(folder):
+        (folder / f".{ABOUT}.partial-12-34").write_text("{")
+        KEPT.refuse_stranger(folder)
+        (folder / ABOUT).write_text("{")
+        KEPT.refuse_stranger(folder)
+        (folder / "mine.txt").write_text("my only copy")
+        with pytest.raises(UsageError):
+            KEPT.refuse_stranger(folder)
+
+
+def test_pictures_may_go_into_the_current_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "drawn").mkdir()
+    recipe = here / "recipe.yaml"
+    monkeypatch.chdir(here / "drawn")
+    model = str(here / "runs/tiny/original")
+    told = ["--checkpoint", model, "-r", str(recipe), "--batch-size", "4", "--device", "cpu"]
+    assert main(["sample", *told, "-n", "9", "--steps", "2", "--out", "."]) == 0
+    assert len(list(Path().glob("*.png"))) == 9
+    assert not list(here.glob(".*drawing"))
+
+
+def test_where_nothing_can_lie_beside_the_folder_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sample_place.may_keep(tmp_path / "new" / "x.npz")
+    assert sample_place.may_keep(tmp_path / "x.npz")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert not sample_place.may_keep(tmp_path / "x.npz")

@@ -2,6 +2,7 @@
 leaves recipe, models and students as they were.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from vdiff.errors import DataError, ModelFileError, Stopped, UsageError, VdiffEr
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import MODEL
 from vdiff.reporting import inspection
-from vdiff.runs.folder import RunFolder
+from vdiff.runs import savepoint
+from vdiff.runs.folder import RunFolder, points
 
 WIDER = "network.width=8"
 
@@ -324,3 +326,56 @@ def test_a_distill_from_a_lost_base_is_refused_with_the_recipe_as_it_was(
     with pytest.raises((UsageError, ModelFileError)):
         tiny_run.chain(WIDER, run="runs/tiny").distill()
     assert recipe() == before
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_kill_while_saves_are_forgotten_begins_no_stage_again(
+    tiny_run: TinyRun, here: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    change = f"train.keep_state={str(keeps).lower()}"
+    tiny_run.base(change, run="runs/tiny")
+    run = tiny_run.folder("runs/tiny")
+    forgotten = []
+
+    def killed(folder: Path) -> None:
+        forgotten.append(folder)
+        for point in points(folder):
+            shutil.rmtree(point)
+        if folder == run.anew("original"):
+            raise KeyboardInterrupt
+
+    stop(tiny_run, 3, change, "seed=4", force=True)
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(savepoint, "clear", killed)
+        tiny_run.chain(change, "seed=4", run="runs/tiny").train()
+    assert forgotten
+    assert not run.is_anew("original")
+    new = checkpoint.read_card(run.model("original"))
+    assert tiny_run.chain(change, "seed=4", run="runs/tiny").train() == new
+
+
+def test_a_model_that_is_being_made_again_teaches_nobody(
+    tiny_run: TinyRun, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its students would be outdated when the new one is whole."""
+    tiny_run.base(run="runs/tiny")
+    tiny_run.chain(run="runs/tiny").distill(count=1)
+    stop(tiny_run, 3, "seed=4", force=True)
+    for more in ((), ("--dry-run",)):
+        train("--set", "seed=4", *more, command="distill", code=2)
+        told = capsys.readouterr().err
+        assert "`original` is being made again" in told
+        assert "`vdiff train`" in told
+    train("--set", "seed=4")
+    train("--set", "seed=4", "--force", "--stages", "1", "--from", "original", command="distill")
+
+
+def test_a_chain_stands_before_the_stage_that_is_being_made_again(
+    tiny_run: TinyRun, here: Path
+) -> None:
+    tiny_run.base(run="runs/tiny")
+    chain = tiny_run.chain(run="runs/tiny")
+    chain.distill(count=2)
+    with pytest.raises(Stopped):
+        tiny_run.chain(stop_after=1, run="runs/tiny").distill("base_0", count=1, force=True)
+    assert [card.name for card in chain.distill(count=1)] == ["base_1"]

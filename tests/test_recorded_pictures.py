@@ -241,6 +241,31 @@ def test_a_torch_that_lacks_what_a_recording_asks_for_draws_as_ever(
     assert recordings(of) == [None]
 
 
+def test_other_numbers_of_threads_are_recorded_by_themselves() -> None:
+    """torch chooses another kernel for them, and a recording holds its choice."""
+    of = denoiser()
+    warmed(of, 1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert torch.equal(pictures(of, [7]), expected(of, [7]))
+        warmed(of, 1)
+        assert len(recordings(of)) == 2
+        assert torch.equal(pictures(of, [7]), expected(of, [7]))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_weights_of_a_state_that_is_known_keep_their_places() -> None:
+    """Others could get their ids otherwise, and be taken for them."""
+    of = denoiser()
+    warmed(of, 1)
+    before = of.network.state_dict()
+    held = recorded._KNOWN[of.network].weights
+    assert {id(weight) for weight in of.network.parameters()} <= {id(each) for each in held}
+    assert len(held) >= len(before)
+
+
 def drawn_by(work: object) -> None:
     noise = torch.randn(2, 1, 2, 2)
     recorded.record(noise, NOTHING, work)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vdiff.chain.plan import BASE, Stage, chosen, stages_after
-from vdiff.errors import ModelFileError
+from vdiff.errors import ModelFileError, UsageError
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import lacking
 from vdiff.model_folder.checkpoint import ModelCard, is_model_folder
@@ -56,7 +56,8 @@ def choose(
         name = BASE
     if source is None and count is not None:
         finished = itertools.takewhile(
-            lambda stage: is_model_folder(run.model(stage.name)), stages[:-1]
+            lambda stage: is_model_folder(run.model(stage.name)) and not run.is_anew(stage.name),
+            stages[:-1],
         )
         name = max(finished, key=lambda stage: stage.index, default=stages[0]).name
     teacher = run.find(name)
@@ -64,6 +65,7 @@ def choose(
     is_of_run = teacher.resolve().parent == run.path.resolve() and card.name == teacher.name
     index: int | None = None
     if is_of_run:
+        _refuse_half_made(run, card)
         index = card.stage
     num_steps = card.num_steps
     if card.is_imported and card.times is None:
@@ -71,6 +73,18 @@ def choose(
         num_steps = stages[0].num_steps
         index = 0
     return teacher, chosen(stages_after(stages, num_steps, name, index), count, to)
+
+
+def _refuse_half_made(run: RunFolder, card: ModelCard) -> None:
+    """UsageError for a teacher that is about to be replaced: its students would be outdated."""
+    if not run.is_anew(card.name):
+        return
+    command = "vdiff train"
+    if card.stage:
+        command = "vdiff distill"
+    problem = f"`{card.name}` is being made again, and the new one is not complete"
+    fix = f"go on with it first: `{command}`; or begin with another teacher"
+    raise UsageError(problem, fix, run.model(card.name))
 
 
 def before(stage: Stage) -> str:

@@ -211,7 +211,8 @@ def _place(
 
     target = sample_place.place(out, folder, how, form)
     about = None
-    if not form.is_way and len(wanted["seeds"]) > wanted["batch_size"]:
+    is_long = len(wanted["seeds"]) > wanted["batch_size"]
+    if is_long and not form.is_way and sample_place.may_keep(target):
         shaping = {
             "seeds": ranges(wanted["seeds"]),
             "steps": wanted["num_steps"],

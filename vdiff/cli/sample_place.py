@@ -63,6 +63,12 @@ def place(out: str | None, folder: Path, how: str, form: Form) -> Path:
     return path
 
 
+def may_keep(target: Path) -> bool:
+    """Whether there can be anything beside the place where the pictures go."""
+    parent = Path(os.path.abspath(target)).parent
+    return not parent.is_dir() or os.access(parent, os.W_OK)
+
+
 def about(model: Path, wanted: Mapping[str, str | int]) -> dict[str, str | int]:
     """All that shapes the pictures, as `KeptBatches` asks for it.
 

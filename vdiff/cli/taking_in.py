@@ -42,11 +42,15 @@ def _there_already(given: str) -> str:
     from vdiff.exchange import hub_name, into_run, taking_in
     from vdiff.model_folder.card import BASE, is_model_folder
 
-    is_on_hub = hub_name.is_on_hub(given)
-    if not is_on_hub and not _may_be_foreign(Path(given)):
+    if hub_name.is_on_hub(given):
+        here = taking_in.imported_before(hub_name.parse(given))
+        if here is not None:
+            return str(here)
+        problem = f"`{given}` is not here yet, and `--dry-run` fetches nothing"
+        raise UsageError(problem, "leave out `--dry-run` once", given)
+    if not _may_be_foreign(Path(given)):
         return given
-    name = hub_name.parse(given).run if is_on_hub else into_run.run_name(Path(given))
-    if not is_model_folder(taking_in.RUNS / name / BASE):
+    if not is_model_folder(taking_in.RUNS / into_run.run_name(Path(given)) / BASE):
         problem = f"`{given}` is not imported yet, and `--dry-run` writes nothing"
         raise UsageError(problem, f"import it first: vdiff import {shlex.quote(given)}", given)
     # it is looked at whether it is the same, and nothing else is done

@@ -27,14 +27,19 @@ _LOCK = re.escape(lock.FILE)
 
 
 def _was_just_begun(folder: Path) -> bool:
-    """Whether a process was killed here before it could tell what it draws."""
+    """Whether a process was killed here before it could tell what it draws, or what it told is
+    damaged.
+    """
     names = {path.name for path in folder.iterdir()}
-    return names == {lock.FILE} and lock.is_signed(folder)
+    return lock.is_signed(folder) and all(_OURS.fullmatch(name) for name in names)
+
+
+_OURS = re.compile(rf"{_WRITTEN}|{_LOCK}|\.({_WRITTEN})\.partial-\d+(-\d+)*")
 
 
 KEPT = Kind(
     ABOUT,
-    re.compile(rf"{_WRITTEN}|{_LOCK}|\.({_WRITTEN})\.partial-\d+(-\d+)*"),
+    _OURS,
     _was_just_begun,
 )
 """How vdiff knows a folder of batches that it left."""
@@ -50,7 +55,9 @@ class KeptBatches:
     def __init__(self, target: Path, about: Mapping[str, str | int]) -> None:
         self._target = target
         self._about = dict(about)
-        self.folder = target.with_name(f".{target.name}.drawing")
+        # `.` has a name of its own elsewhere
+        place = target if target.name else Path(os.path.abspath(target))
+        self.folder = place.parent / f".{place.name or 'root'}.drawing"
 
     def is_begun(self) -> bool:
         """Whether an earlier command has left batches of this very drawing, as far as `about` goes.

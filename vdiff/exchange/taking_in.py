@@ -37,6 +37,11 @@ def of_hub(given: str, voice: Voice) -> Path:
     Errors: those of `hub.fetch` and `of_path`.
     """
     name = hub_name.parse(given)
+    here = imported_before(name)
+    if here is not None:
+        revision = str((read_card(here).origin or {}).get("revision"))
+        voice.say(f"`{given}`: `{here}` is of commit {revision[:10]}; `@REVISION` names another")
+        return here
     fetched = hub.fetch(name, voice.say, voice.has_bars)
     run = RUNS / name.run
     if is_model_folder(fetched.path):
@@ -47,6 +52,23 @@ def of_hub(given: str, voice: Voice) -> Path:
         _refuse_other(folder, given, facts)
         return folder
     return _imported(bring.Source(fetched.path, known=fetched.known), given, run, voice)
+
+
+def imported_before(name: hub_name.HubName) -> Path | None:
+    """The model that was imported of this name before, if no other commit is asked for: a chain
+    goes on with the teacher that it has, whatever was published since.
+    """
+    folder = RUNS / name.run / BASE
+    if not is_model_folder(folder):
+        return None
+    origin = read_card(folder).origin or {}
+    is_same = origin.get("hub") == name.repository and name.revision in (
+        None,
+        origin.get("revision"),
+    )
+    if not is_same or not str(origin.get("place", "")).startswith(name.place):
+        return None
+    return folder
 
 
 def of_path(path: Path, voice: Voice) -> Path:
@@ -86,7 +108,7 @@ def _refuse_other(folder: Path, given: str, facts: Mapping[str, str | None]) -> 
     origin = read_card(folder).origin or {}
     if any(origin.get(name) != value for name, value in facts.items()):
         problem = f"`{folder}` is another model than `{given}`"
-        fix = f"import it elsewhere first: vdiff import {given} --out RUN"
+        fix = f"import it elsewhere first: vdiff import {shlex.quote(given)} --out RUN"
         raise UsageError(problem, fix, folder)
 
 
@@ -102,10 +124,25 @@ def _copied(fetched: hub.Fetched, run: Path, voice: Voice) -> Path:
             problem = f"`{folder}` is another model than that of `{fetched.known['hub']}`"
             raise UsageError(problem, "move it away, or work in another folder", folder)
         return folder
+    _refuse_own_run(run, fetched.known["hub"])
     with RunFolder(run).lock(voice.warn):
         _copy(fetched.path, folder, replace(card, origin=_origin(card, fetched)))
     voice.say(f"copied `{fetched.known['hub']}` as `{folder}`")
     return folder
+
+
+def _refuse_own_run(run: Path, hub: str) -> None:
+    """UsageError for a run that was begun here: the model would be taken for a stage of it."""
+    folder = RunFolder(run)
+    origins = [read_card(folder.model(name)).origin or {} for name in folder.models()]
+    is_of_hub = any(hub in (each.get("hub"), _before_at(each)) for each in origins)
+    if folder.recipe.exists() and not is_of_hub:
+        problem = f"`{run}` is a run of its own, and `{hub}` would become a stage of it"
+        raise UsageError(problem, "type the command in another folder", run)
+
+
+def _before_at(origin: Mapping[str, object]) -> str:
+    return str(origin.get("by_way_of", "")).partition(" at ")[0]
 
 
 def _origin(card: ModelCard, fetched: hub.Fetched) -> dict[str, object]:

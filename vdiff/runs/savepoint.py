@@ -231,11 +231,12 @@ def settle(run: RunFolder, name: str, keeps_last: bool) -> None:
     anew, kept = run.anew(name), run.kept_saves(name)
     if run.is_anew(name):
         clear(kept)
-        if not keeps_last:
-            clear(anew)
-        # from now on nobody goes on with it
+        # From now on nobody goes on with it. Only then do its saves go: killed between the two, the
+        # stage would be begun again, of which the model is there.
         (anew / AGAIN).unlink()
-    if points(anew):
+    if not keeps_last:
+        clear(anew)
+    elif points(anew):
         whole_folder.make(kept)
         for point in points(anew):
             if not (kept / point.name).exists():

@@ -35,7 +35,7 @@ MOST_STEPS = 64
 """Every step has its own operations in a recording."""
 
 MOST_KEPT_BYTES = 1 << 26
-"""Of what was computed when it was recorded, without the weights."""
+"""Of what a recording holds. Of a larger network, Python's share of the time is small."""
 
 MOST_RECORDINGS = 4
 """Of one network."""
@@ -52,11 +52,14 @@ class NotRecordableError(Exception):
 class _Recordings:
     """What is known of a network in one state.
 
+    weights: those of that state, held so that no others get their ids.
+
     drawn: how many batches, by what a recording holds for.
     made: the recordings; None where there can be none.
     """
 
     state: Hashable
+    weights: list[Tensor]
     drawn: Counter[Hashable] = field(default_factory=Counter)
     made: dict[Hashable, "Recording | None"] = field(default_factory=dict)
 
@@ -85,11 +88,12 @@ def drawn(
         return draw(noise, condition)
     shapes = [None if part is None else (part.shape, part.dtype) for part in (noise, *condition)]
     how = type(sampler), *sorted(vars(sampler).items()), num_steps, model_steps
-    key = how, id(denoiser.schedule), denoiser.predicts, *shapes
+    key = how, id(denoiser.schedule), denoiser.predicts, _arithmetic(), *shapes
     with _LOCK:
         recordings = _KNOWN.get(denoiser.network)
         if recordings is None or recordings.state != state:
-            recordings = _KNOWN[denoiser.network] = _Recordings(state)
+            weights = [*denoiser.network.parameters(), *denoiser.network.buffers()]
+            recordings = _KNOWN[denoiser.network] = _Recordings(state, weights)
         recordings.drawn[key] += 1
         is_due = recordings.drawn[key] > BATCHES_BEFORE and len(recordings.made) < MOST_RECORDINGS
         recording = recordings.made.get(key)
@@ -100,6 +104,16 @@ def drawn(
         if is_due and key not in recordings.made:
             recordings.made[key] = _checked(noise, condition, images, draw, denoiser.schedule)
     return images
+
+
+def _arithmetic() -> Hashable:
+    """What torch chooses its kernels by, beside the tensors: a recording holds what it chose."""
+    return (
+        torch.get_num_threads(),
+        torch.backends.mkldnn.enabled,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_default_dtype(),
+    )
 
 
 class Recording:
