@@ -111,12 +111,20 @@ class Randomness:
 
     @classmethod
     def for_update(
-        cls, seed: int, stage: int, update: int, places: Tensor, num_places: int
+        cls,
+        seed: int,
+        stage: int,
+        update: int,
+        places: Tensor,
+        num_places: int,
+        purpose: str = "update",
     ) -> "Randomness":
         """Numbers of one update of training. places:
         int64 [B], positions in the global batch of `num_places`.
+
+        purpose: numbers for another one have nothing to do with these.
         """
-        return cls(_key("update", seed, stage), places, torch.full_like(places, update), num_places)
+        return cls(_key(purpose, seed, stage), places, torch.full_like(places, update), num_places)
 
     @classmethod
     def for_images(cls, seeds: Tensor) -> "Randomness":

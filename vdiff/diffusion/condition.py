@@ -1,4 +1,6 @@
-"""What a network is told beside the noisy images and the time: today the class of each picture."""
+"""What a network is told beside the noisy images and the time: the class of each picture, and the
+guidance for networks that were taught to take it.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,14 @@ if TYPE_CHECKING:
 class Condition(NamedTuple):
     """One entry per picture; a part is None where there is nothing to tell.
 
-    label: the classes, int64 [B], for a network with classes.
+    label: the classes, int64 [B], for a network with classes; the null class, which stands for no
+    class, is the one after the last.
+    guidance: g, float32 [B], for a network that has guidance inside and takes its strength as an
+    input; 1 is none.
     """
 
     label: Tensor | None = None
+    guidance: Tensor | None = None
 
     def of(self, places: slice) -> Condition:
         """Of some of the pictures."""

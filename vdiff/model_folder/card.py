@@ -109,7 +109,11 @@ class ModelCard:
     num_steps: the sampler steps it is meant for.   times: it knows the times i / times only; None
     for all times.
     sampler: the one it is meant for, as a section of a recipe; None for DDIM.
-    guidance: likewise; None for none.
+    guidance: what is inside of the model, {"kind": "input", "low": 1.0, "high": 4.0} for one that
+    takes g between them as an input, {"kind": "baked", "value": 1.5} for one that has a fixed g;
+    None for none.
+    null_class: whether it was taught a class more, the one after the last of `num_classes`, that
+    stands for no class: it can be guided.
     is_denoiser: whether it predicts the mean of all pictures that fit a noisy one, and not where a
     step leads.
     codec: between its pictures and what the network sees, a kind or a section.
@@ -145,6 +149,17 @@ class ModelCard:
     guidance: Named | None = None
     is_denoiser: StrictBool = True
     codec: Name | Named = PIXELS
+    null_class: StrictBool = False
+
+    @property
+    def told_classes(self) -> int:
+        """How many classes the network is told of, the null class among them."""
+        return self.num_classes + self.null_class
+
+    @property
+    def null_label(self) -> int | None:
+        """The class that stands for no class; None without one."""
+        return self.num_classes if self.null_class else None
 
     @property
     def hash(self) -> str:
@@ -186,6 +201,8 @@ class ModelCard:
             return 2
         if self.sampler is not None or self.guidance is not None or self.codec != PIXELS:
             return 2
+        if self.null_class:
+            return 2
         return 1
 
     @property
@@ -209,7 +226,7 @@ def content(card: ModelCard) -> dict[str, Any]:
     return {**facts, "format": card.format}
 
 
-_SINCE_FORMAT_2 = ("sampler", "guidance", "is_denoiser", "codec")
+_SINCE_FORMAT_2 = ("sampler", "guidance", "is_denoiser", "codec", "null_class")
 _IN_FORMAT_1 = {"times": "is_distilled"}
 
 

@@ -259,7 +259,7 @@ def _network(card: ModelCard, folder: Path, written: Mapping[str, Tensor] | None
             }
     except UsageError as err:
         raise ModelFileError(err.problem, err.fix, folder / CONFIG) from err
-    wrong = section.misfit(config, codec_of(card.codec).shape(card.shape), card.num_classes)
+    wrong = section.misfit(config, codec_of(card.codec).shape(card.shape), card.told_classes)
     if wrong is not None:
         problem = (
             f"`{folder}` contradicts itself: `{wrong}` in {CONFIG} is not what {MANIFEST} says"

@@ -5,9 +5,10 @@ Without torch; `network.py` has the contract of the network itself.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vdiff.config import KindSection
+from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
     from vdiff.networks.network import Network
@@ -53,6 +54,19 @@ class NetworkSection(KindSection, ABC):
 
     def check(self, image_size: int, channels: int) -> None:
         """UsageError if `build` could not make a network for such images; nothing is allocated."""
+
+    def with_null_class(self) -> Self:
+        """What makes the same network with one class more, the last one, which stands for no class.
+
+        Errors: UsageError for a network that is told no classes.
+        """
+        if self.told_classes == 0:
+            raise UsageError(
+                f"a network of the kind `{self.kind}` is told no classes, and has none to leave out",
+                "set `network.num_classes`, or leave `train.label_drop` at 0",
+                "train.label_drop",
+            )
+        return self.model_copy(update={"num_classes": self.told_classes + 1})
 
     @property
     def told_classes(self) -> int:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from vdiff.data.codec import Codec
 from vdiff.data.loader import Batch
-from vdiff.diffusion.condition import Condition
 from vdiff.machine.machine import Machine
 from vdiff.phases import phase
+from vdiff.randomness import Randomness
 from vdiff.training.learner import Learner, RngOf
+from vdiff.training.telling import AS_THEY_ARE, Telling
 
 
 class Moment(NamedTuple):
@@ -60,6 +61,7 @@ def fit(
     stage: int,
     should_stop: Callable[[], bool],
     chores: Sequence[Chore],
+    telling: Telling = AS_THEY_ARE,
 ) -> bool:
     """Train until `learner.settings.updates` are done. True when they are;
     False when it was stopped before.
@@ -69,6 +71,7 @@ def fit(
     should_stop: asked after every update; one process that says so stops all, several one update
     later.
     chores: after every update those that are due, in this order.
+    telling: what the network is told of the pictures.
     """
     settings = learner.settings
     any_late = machine.any_late()
@@ -80,8 +83,11 @@ def fit(
         labels = batch.labels
         if labels is not None:
             labels = machine.take(labels)
-        condition = Condition(labels)
         places = machine.take_exact(batch.places)
+        apart = Randomness.for_update(
+            seed, stage, batch.update, places, settings.batch_size, purpose="telling"
+        )
+        condition = telling(labels, apart).to(x.device)
         rng_of = RngOf(seed, stage, batch.update, places, settings.batch_size)
         if learner.update == first:
             learner.choose_micro_batch(x, condition, rng_of)
