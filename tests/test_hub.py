@@ -178,6 +178,21 @@ def test_sample_takes_one_once_and_again_without_a_network(
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
+def test_inspect_looks_at_one_and_imports_nothing(
+    fake: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["inspect", f"hf://{NAME}", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "foreign"
+    assert facts["num_parameters"] > 0
+    assert not Path("runs").exists()
+    assert cli.main(["import", f"hf://{NAME}"]) == 0
+    capsys.readouterr()
+    # what was made of it here is what the commands use
+    assert cli.main(["inspect", f"hf://{NAME}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == "runs/model/original"
+
+
 def test_another_commit_is_not_taken_for_the_one_that_is_here(
     fake: FakeHub, capsys: pytest.CaptureFixture[str]
 ) -> None:

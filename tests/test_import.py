@@ -13,14 +13,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdiff import cli
+from vdiff.diffusion.condition import Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Prediction, Predicts
 from vdiff.diffusion.schedule import BetasSection, CosineSchedule
-from vdiff.errors import ModelFileError
-from vdiff.exchange import bring, proof
+from vdiff.disk import lock
+from vdiff.errors import InUseError, ModelFileError
+from vdiff.exchange import bring, proof, taking_in
+from vdiff.formats.adapter import ForeignModel
 from vdiff.model_folder import checkpoint
 from vdiff.networks.unet import UNet
 from vdiff.objectives.progressive import progressive_target
+from vdiff.runs.folder import RunFolder
 
 CONFIG = {
     "_class_name": "UNet2DModel",
@@ -319,3 +323,70 @@ def test_a_proof_tells_in_words_what_was_compared_and_how_it_came_out(how: str) 
         return
     assert "its pictures: 0.5" in told
     assert "(limit 0.75)" in told
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"label": None}, "does not say of which class"),
+        ({"label": np.array([0, 1])}, "does not say of which class"),
+        ({"label": np.array([0, 1, 3])}, "classes that the model does not know"),
+        ({"label": np.array([0, -1, 2])}, "classes that the model does not know"),
+        ({"time": np.array([1.0])}, "`time` of shape"),
+        ({"output": np.zeros((3, 1, 8, 8), np.float32)}, "outputs have 1 channels"),
+    ],
+    ids=["none", "few", "large", "negative", "times", "channels"],
+)
+def test_a_recording_that_does_not_fit_is_refused(
+    tmp_path: Path, wrong: dict[str, "np.ndarray | None"], told: str
+) -> None:
+    network = UNet.from_config(CONFIG | {"num_class_embeds": 3}).eval()
+    denoiser = Denoiser(network, CosineSchedule(1000), "eps")
+    model = ForeignModel(denoiser, "unet", {}, (3, 8, 8), num_classes=3, num_steps=4)
+    z = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    label = torch.arange(3)
+    time = torch.tensor([0.0, 400.0, 999.0])
+    with torch.no_grad():
+        output = network(z, time, Condition(label))
+    right = {"z": z.numpy(), "time": time.numpy(), "output": output.numpy(), "label": label.numpy()}
+    path = tmp_path / "expected.npz"
+    np.savez(path, **right)
+    assert proof.of_file(model, path).difference < 1e-6
+    given = {name: array for name, array in (right | wrong).items() if array is not None}
+    np.savez(path, **given)
+    with pytest.raises(ModelFileError, match=told):
+        proof.of_file(model, path)
+
+
+def test_an_import_waits_for_the_one_that_is_under_way(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(Path("runs/theirs"))
+    other = run.lock(lambda text: None)
+    other.__enter__()
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 2:
+            other.__exit__(None, None, None)
+
+    monkeypatch.setattr(taking_in.time, "sleep", sleep)
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    draw = ["sample", "--checkpoint", str(folder), "--steps", "2", "-n", "1", "--out", "a.png"]
+    assert cli.main(draw) == 0
+    assert capsys.readouterr().err.count("waiting: ") == 1
+    assert len(sleeps) == 2
+    assert Path("a.png").is_file()
+
+
+def test_an_import_does_not_wait_for_ever(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taking_in, "PATIENCE", 0.0)
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    draw = ["sample", "--checkpoint", str(folder), "--steps", "2", "-n", "1", "--out", "a.png"]
+    with RunFolder(Path("runs/theirs")).lock(lambda text: None):
+        assert cli.main(draw) == InUseError.exit_code
+    assert "works in `runs/theirs`" in capsys.readouterr().err
+    assert not Path("a.png").exists()

@@ -67,7 +67,8 @@ def refuse_if_behind(processes: Meeting, run: RunFolder, stages: Sequence[str]) 
 
 def _standing(run: RunFolder, name: str) -> tuple[Any, ...]:
     try:
-        if is_model_folder(run.model(name)):
+        # what is being made again is as far as its saves are
+        if is_model_folder(run.model(name)) and not run.is_anew(name):
             card = read_card(run.model(name))
             return True, card.updates, card.hash
         points = run.points(name)

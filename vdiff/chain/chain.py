@@ -171,7 +171,8 @@ class Chain:
         return [stage.name for stage in stages if self._is_finished(stage)]
 
     def _is_finished(self, stage: Stage) -> bool:
-        return is_finished(self.run, stage, self._trajectory(stage))
+        command = self._surroundings.command
+        return is_finished(self.run, stage, self._trajectory(stage), command)
 
     def _trajectory(self, stage: Stage) -> dict[str, object]:
         return shaping_values(

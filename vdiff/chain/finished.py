@@ -3,7 +3,7 @@ what the model folders and savepoints say.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vdiff.chain.plan import BASE, Stage, chosen, stages_after
@@ -15,12 +15,17 @@ from vdiff.runs import savepoint
 from vdiff.runs.folder import RunFolder
 
 
-def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool:
+def is_finished(
+    run: RunFolder,
+    stage: Stage,
+    wanted: dict[str, object],
+    command: Callable[[str], str] = lambda words: f"vdiff {words}",
+) -> bool:
     """Whether its model folder is there; not where the recipe wants a longer training,
     and there is what it takes.
 
-    wanted: the stage's `shaping_values`.   Errors: ModelFileError for a card that cannot be
-    believed, or a model that is not all there.
+    wanted: the stage's `shaping_values`.   command: see `Surroundings.command`.
+    Errors: ModelFileError for a card that cannot be believed, or a model that is not all there.
     """
     folder = run.model(stage.name)
     if run.is_anew(stage.name) or not is_model_folder(folder):
@@ -28,9 +33,9 @@ def is_finished(run: RunFolder, stage: Stage, wanted: dict[str, object]) -> bool
     card = checkpoint.read_card(folder)
     lost = lacking(folder, card)
     if lost:
-        again = "vdiff train --force"
+        again = command("train --force")
         if stage.index:
-            again = f"vdiff distill --from {before(stage)} --stages 1 --force"
+            again = command(f"distill --from {before(stage)} --stages 1 --force")
         fix = f"copy it again from where it came from, or make it again: {again}"
         raise ModelFileError(f"`{folder}` is damaged", fix, "; ".join(lost))
     points = run.points(stage.name)

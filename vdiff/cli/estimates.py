@@ -15,6 +15,7 @@ from vdiff.system.plural import count
 if TYPE_CHECKING:
     from vdiff.chain.costs import Estimate
     from vdiff.chain.plan import Stage
+    from vdiff.chain.surroundings import Surroundings
     from vdiff.machine.machine import Machine
     from vdiff.recipe.recipe import Recipe
     from vdiff.runs.folder import RunFolder
@@ -109,32 +110,29 @@ class _Command:
         from vdiff.model_folder.checkpoint import read_card
 
         found: dict[str, int | None] = {}
+        command = self._surroundings().command
         for stage in stages_of(self.recipe, self.choice, self.run):
             wanted = shaping_values(self.recipe, stage, self.machine.precision)
             found[stage.name] = None
-            if not self.force and is_finished(self.run, stage, wanted):
+            if not self.force and is_finished(self.run, stage, wanted, command):
                 found[stage.name] = read_card(self.run.model(stage.name)).updates
         return found
 
     def saved(self) -> dict[str, int]:
         """See `Chain.foresee`."""
         from vdiff.chain.chain import Chain
+
+        teacher, stages = _teacher_and_stages(self.recipe, self.choice, self.run)
+        return Chain(self._surroundings()).foresee(stages, teacher, self.force)
+
+    def _surroundings(self) -> "Surroundings":
         from vdiff.chain.surroundings import Surroundings
         from vdiff.cli import console
         from vdiff.cli.progress import FitLines
 
-        teacher, stages = _teacher_and_stages(self.recipe, self.choice, self.run)
         progress = FitLines(console.warn)
-        surroundings = Surroundings(
-            self.recipe,
-            self.text,
-            self.run,
-            self.machine,
-            progress,
-            _never,
-            options=self.options,
-        )
-        return Chain(surroundings).foresee(stages, teacher, self.force)
+        given = (self.recipe, self.text, self.run, self.machine, progress, _never)
+        return Surroundings(*given, options=self.options)
 
     def teacher(self) -> str:
         """The folder of the first stage's teacher; empty where it is still to be made."""

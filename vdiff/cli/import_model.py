@@ -1,5 +1,6 @@
 """`vdiff import`: a model of another program becomes the base of a run, or a student in it."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -145,7 +146,8 @@ def _found(source: str) -> tuple[Path, Path, Mapping[str, str]]:
     fetched = hub.fetch(name, voice().say, voice().has_bars)
     if is_model_folder(fetched.path):
         problem = f"`{source}` is a model of vdiff already: there is nothing to import"
-        fix = f"use it: `vdiff sample --checkpoint {source}`, `vdiff distill --from {source}`"
+        word = shlex.quote(source)
+        fix = f"use it: `vdiff sample --checkpoint {word}`, `vdiff distill --from {word}`"
         raise UsageError(problem, fix, "SOURCE")
     return fetched.path, Path("runs") / name.run, fetched.known
 

@@ -14,10 +14,11 @@ from vdiff.errors import ModelFileError, UsageError, VdiffError
 
 def inspect(
     paths: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
             metavar="PATH",
-            help="Run, model folder or its name in the run, store, recipe, model file [the run]",
+            help="Run, model folder or its name in the run, store, recipe, model file, "
+            "hf://owner/name [the run]",
             autocompletion=completion.anything,
         ),
     ] = None,
@@ -88,10 +89,16 @@ def _run(recipe: str | None, run: Path | None) -> Path:
     return run_folder(open_recipe(recipe, None)[0], None).path
 
 
-def _place(path: Path, recipe: str | None, run: Path | None) -> Path:
-    """What `path` means: something that exists, or the name of a model in the run."""
+def _place(given: str, recipe: str | None, run: Path | None) -> Path:
+    """What an argument means: something that exists, a model on a hub,
+    or the name of a model in the run.
+    """
+    from vdiff.cli.taking_in import fetched
     from vdiff.runs.folder import RunFolder
 
+    if given.startswith("hf://"):
+        return fetched(given)
+    path = Path(given)
     if path.exists():
         return path
     try:

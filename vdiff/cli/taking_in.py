@@ -75,6 +75,20 @@ def all_taken_in(
     return [taken_in_by_first(others, place) for place in places]
 
 
+def fetched(given: str) -> Path:
+    """Where a model of a hub lies on this machine, to be looked at: what was imported of it here,
+    else the files as the hub has them. Nothing is imported.
+    """
+    from vdiff.exchange import hub, hub_name, taking_in
+
+    name = hub_name.parse(given)
+    here = taking_in.imported_before(name)
+    if here is not None:
+        return here
+    told = voice()
+    return hub.fetch(name, told.say, told.has_bars).path
+
+
 def voice() -> "Voice":
     """How the user is told of it."""
     from vdiff.cli import console

@@ -95,10 +95,9 @@ def of_file(model: ForeignModel, path: Path) -> Proof:
     Errors: ModelFileError.
     """
     arrays = _arrays(path)
-    label = arrays.get("label")
-    condition = Condition(None if label is None else torch.from_numpy(label.astype(np.int64)))
     if arrays.keys() >= set(NAMES):
         _check_shape(model, _tensor(arrays["x_noisy"]), _tensor(arrays["denoised"]), path.name)
+        condition = Condition(label_of(model, arrays, "label", len(arrays["denoised"]), path.name))
         ours = denoised(model, arrays, condition, path.name)
         return _beside(ours, _tensor(arrays["denoised"]), path.name, None)
     missing = {"z", "time", "output"} - arrays.keys()
@@ -106,14 +105,36 @@ def of_file(model: ForeignModel, path: Path) -> Proof:
         problem = f"`{path}` has no `{min(missing)}`"
         fix = "give it the arrays `z`, `time` and `output` (and `label` with classes)"
         raise ModelFileError(problem, fix, "--expected")
-    return of_outputs(
-        model,
-        _tensor(arrays["z"]),
-        _tensor(arrays["time"]),
-        condition,
-        _tensor(arrays["output"]),
-        path.name,
-    )
+    z, time = _tensor(arrays["z"]), _tensor(arrays["time"])
+    if time.shape != (len(z),):
+        problem = f"`{path.name}` has {len(z)} pictures `z`, and `time` of shape {list(time.shape)}"
+        raise ModelFileError(problem, "give one time for every picture", "--expected")
+    condition = Condition(label_of(model, arrays, "label", len(z), path.name))
+    return of_outputs(model, z, time, condition, _tensor(arrays["output"]), path.name)
+
+
+def label_of(
+    model: ForeignModel,
+    arrays: "Mapping[str, np.ndarray[Any, Any]]",
+    name: str,
+    count: int,
+    by: str,
+) -> Tensor | None:
+    """The classes of `count` recorded pictures, int64 [count]; None where the model knows none.
+
+    name: of their array.   by: the file.
+    Errors: ModelFileError for a number that is missing, or of no class.
+    """
+    if not model.num_classes:
+        return None
+    label = arrays.get(name)
+    if label is None or label.shape != (count,):
+        problem = f"`{by}` does not say of which class each recorded picture is"
+        raise ModelFileError(problem, f"give `{name}`, a number for each", by)
+    if not 0 <= int(label.min()) <= int(label.max()) < model.num_classes:
+        problem = f"`{name}` in `{by}` has classes that the model does not know"
+        raise ModelFileError(problem, f"they are 0 to {model.num_classes - 1}", by)
+    return torch.from_numpy(label.astype(np.int64))
 
 
 def recorded_size(path: Path) -> int | None:
@@ -150,6 +171,10 @@ def _check_shape(model: ForeignModel, z: Tensor, output: Tensor, by: str) -> Non
         problem = (
             f"the recorded pictures have the shape {list(z.shape[1:])}, the network's {list(shape)}"
         )
+        raise ModelFileError(problem, "give outputs that were recorded with this model", by)
+    # one with a learned variance has as many channels again
+    if output.shape[1] not in (shape[0], 2 * shape[0]):
+        problem = f"the recorded outputs have {output.shape[1]} channels, the network {shape[0]}"
         raise ModelFileError(problem, "give outputs that were recorded with this model", by)
 
 

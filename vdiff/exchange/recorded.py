@@ -19,7 +19,7 @@ from vdiff.data.codec import codec_of
 from vdiff.diffusion.condition import Condition
 from vdiff.diffusion.denoiser import scales
 from vdiff.errors import ModelFileError
-from vdiff.exchange.proof import arrays_of
+from vdiff.exchange.proof import arrays_of, label_of
 from vdiff.formats.adapter import ForeignModel
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
@@ -129,7 +129,7 @@ def _check_times(model: ForeignModel, arrays: Arrays, by: str) -> None:
 def _check_results(model: ForeignModel, arrays: Arrays, results: Sequence[Result], by: str) -> str:
     noise = torch.from_numpy(np.ascontiguousarray(arrays["noise"], dtype=np.float32))
     _check_shapes(model, noise, results, by)
-    condition = Condition(_label(model, arrays, by))
+    condition = Condition(label_of(model, arrays, "noise_label", len(noise), by))
     worst = 0.0
     for result in results:
         size = max(1.0, float(result.pictures.square().mean().sqrt()))
@@ -163,20 +163,6 @@ def _check_shapes(model: ForeignModel, noise: Tensor, results: Sequence[Result],
                 f"the network's {list(shape)}"
             )
             raise ModelFileError(problem, "give what was recorded with this model", by)
-
-
-def _label(model: ForeignModel, arrays: Arrays, by: str) -> Tensor | None:
-    """The classes of the recorded noise, int64 [B]; None where the model knows none."""
-    if not model.num_classes:
-        return None
-    label = arrays.get("noise_label")
-    if label is None or label.shape != (len(arrays["noise"]),):
-        problem = f"`{by}` does not say of which class each picture of the recorded noise is"
-        raise ModelFileError(problem, "give `noise_label`, a number for each", by)
-    if not 0 <= int(label.min()) <= int(label.max()) < model.num_classes:
-        problem = f"`noise_label` in `{by}` has classes that the model does not know"
-        raise ModelFileError(problem, f"they are 0 to {model.num_classes - 1}", by)
-    return torch.from_numpy(label.astype(np.int64))
 
 
 @torch.no_grad()

@@ -4,12 +4,13 @@ each is taken in once, into a run of its own.
 
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vdiff.disk import whole_folder
-from vdiff.errors import ModelFileError, UsageError, VdiffError
+from vdiff.errors import InUseError, ModelFileError, UsageError, VdiffError
 from vdiff.exchange import bring, hub, hub_name, into_run
 from vdiff.model_folder import card as model_card
 from vdiff.model_folder.card import BASE, MODEL, ModelCard, is_model_folder, read_card
@@ -94,10 +95,35 @@ def _imported(source: bring.Source, given: str, run: Path, voice: Voice) -> Path
         command = f"vdiff import {shlex.quote(given)}"
         err.fix = f"import it first, with `{command}`; there {err.fix}"
         raise
-    into_run.write(brought, source.path, run, None, voice.warn)
+    _with_patience(lambda: into_run.write(brought, source.path, run, None, voice.warn), voice)
     told = f"imported `{given}` as `{run / BASE}`, a model of {brought.format}"
     voice.say(f"{told}: {brought.proof.told()}")
     return run / BASE
+
+
+PATIENCE = 300.0
+"""Seconds to wait for another command in the run: as a rule it takes in the same model."""
+
+
+def _with_patience(work: Callable[[], object], voice: Voice) -> None:
+    """Do `work` as soon as nobody else works in the run.
+
+    Errors: InUseError if that takes long.
+    """
+    deadline = time.monotonic() + PATIENCE
+    is_told = False
+    while True:
+        try:
+            work()
+        except InUseError as err:
+            if time.monotonic() >= deadline:
+                raise
+            if not is_told:
+                voice.say(f"waiting: {err.problem}")
+                is_told = True
+        else:
+            return
+        time.sleep(0.2)
 
 
 def _refuse_other(folder: Path, given: str, facts: Mapping[str, str | None]) -> None:
@@ -125,8 +151,12 @@ def _copied(fetched: hub.Fetched, run: Path, voice: Voice) -> Path:
             raise UsageError(problem, "move it away, or work in another folder", folder)
         return folder
     _refuse_own_run(run, fetched.known["hub"])
-    with RunFolder(run).lock(voice.warn):
-        _copy(fetched.path, folder, replace(card, origin=_origin(card, fetched)))
+
+    def copy() -> None:
+        with RunFolder(run).lock(voice.warn):
+            _copy(fetched.path, folder, replace(card, origin=_origin(card, fetched)))
+
+    _with_patience(copy, voice)
     voice.say(f"copied `{fetched.known['hub']}` as `{folder}`")
     return folder
 
