@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import pickletools
 import random
 import resource
 import shutil
@@ -34,7 +35,6 @@ from vdiff import cli
 GROWTH = 2**30
 """Bytes of address space that a case may ask for, beyond what is taken at the start."""
 
-LARGEST_JSON = 2**20
 REFUSED = (2, 3, 4, 6)
 """Exit codes of a message that says what is wrong with what was given."""
 
@@ -137,6 +137,9 @@ def _changed(rng: random.Random, copy: Path, bait: Path) -> str:
     elif zipfile.is_zipfile(path):
         ways += [_records] * 3 + [_pickle] * 3
         ways.append(lambda rng, path: _bait(path, bait))
+    elif path.suffix == ".pkl":
+        ways += [_bare_pickle] * 4
+        ways.append(lambda rng, path: _bare_bait(path, bait))
     way = rng.choice(ways)
     return f"{path.name}: {way(rng, path)}"
 
@@ -239,10 +242,45 @@ def _pickle(rng: random.Random, path: Path) -> str:
 def _bait(path: Path, bait: Path) -> str:
     records = _read(path)
     name = next(each for each in records if each.endswith("data.pkl"))
-    call = b"cposix\nsystem\n(Vtouch " + str(bait).encode() + b"\ntR0"
-    records[name] = records[name][:2] + call + records[name][2:]
+    records[name] = _with_call(records[name], bait)
     _write(path, records)
     return "a pickle that runs a program"
+
+
+def _with_call(pickled: bytes, bait: Path) -> bytes:
+    """A pickle that first has the system make the file `bait`, and then is as it was."""
+    call = b"cposix\nsystem\n(Vtouch " + str(bait).encode() + b"\ntR0"
+    # behind the two bytes of the protocol
+    return pickled[:2] + call + pickled[2:]
+
+
+def _bare_bait(path: Path, bait: Path) -> str:
+    path.write_bytes(_with_call(path.read_bytes(), bait))
+    return "a bare pickle that runs a program"
+
+
+def _bare_pickle(rng: random.Random, path: Path) -> str:
+    """Another class, another number (a size, a stride, a place), or another text in a bare pickle:
+    what its instructions say, and not where they lie.
+    """
+    data = path.read_bytes()
+    places = [
+        (opcode.name, argument, place)
+        for opcode, argument, place in pickletools.genops(data)
+        if opcode.name in ("BININT1", "BININT2", "BININT", "BINUNICODE", "SHORT_BINUNICODE")
+    ]
+    name, argument, place = rng.choice(places)
+    changed = bytearray(data)
+    if isinstance(argument, int):
+        size = {"BININT1": 1, "BININT2": 2, "BININT": 4}[name]
+        other = rng.choice((0, 1, 2, 2 ** (8 * size) - 1, rng.randrange(2 ** (8 * size))))
+        changed[place + 1 : place + 1 + size] = other.to_bytes(size, "little")
+        return f"{name} {argument} at {place} becomes {other}"
+    text = str(argument).encode()
+    start = place + 5 if name == "BINUNICODE" else place + 2
+    other_text = rng.choice((b"os", b"posix", b"system", b"..", b"eval"))[: len(text)]
+    changed[start : start + len(text)] = other_text.ljust(len(text), b" ")
+    return f"text {argument!r:.40} becomes {other_text!r}"
 
 
 def _read(path: Path) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from vdiff import cli
+from vdiff.diffusion.condition import Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.process import DiffusionSection
 from vdiff.errors import MachineError, ModelFileError
@@ -127,6 +128,51 @@ def test_the_sampler_as_one_function_draws_what_vdiff_draws(
     with torch.no_grad():
         pictures = graph.module(noise)
     assert float((pictures - wanted).abs().max()) < 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+def test_graphs_in_half_precision_are_smaller_and_take_and_give_float32() -> None:
+    # of so many steps the network alone is a graph, which is quick
+    model = student(17, classes=3)
+    TorchExportFormat().write(model, Path("full"), {})
+    TorchExportFormat().write(model, Path("half"), {"fp16": "true"})
+    sizes = [Path(f"{name}/network.pt2").stat().st_size for name in ("full", "half")]
+    weights = sum(weight.numel() for weight in model.denoiser.network.parameters())
+    assert sizes[0] - sizes[1] > 1.8 * weights
+    z, time, label = torch.randn(3, 1, 8, 8), torch.tensor([0.0, 30.0, 63.0]), torch.arange(3)
+    outputs = TorchExportFormat().outputs(contents_of(Path("half")), z, time, label)
+    assert outputs is not None
+    assert outputs.output.dtype == torch.float32
+    with torch.no_grad():
+        wanted = model.denoiser.network(z, time, Condition(label))
+    difference = float((outputs.output - wanted).abs().max())
+    limit = TorchExportFormat().tolerance({"fp16": "true"})
+    assert limit is not None
+    assert 0 < difference < limit
+    # the model itself is as it was
+    assert model.denoiser.network.conv_in.weight.dtype == torch.float32
+
+
+@needs_onnx
+def test_onnx_in_half_precision_draws_nearly_the_same() -> None:
+    model = student(4)
+    OnnxFormat().write(model, Path("full"), {})
+    OnnxFormat().write(model, Path("half"), {"fp16": "true"})
+    sizes = [Path(f"{name}/sampler.onnx").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.9 * sizes[0]
+    from vdiff.formats.onnx_writing import opened
+
+    noise, wanted = drawn(model, 3)
+    pictures = opened(Path("half/sampler.onnx"))({"noise": noise})
+    assert pictures.dtype == torch.float32
+    assert float((pictures - wanted).abs().max()) < graphs.HALF_PICTURES_TOLERANCE
+
+
+def test_a_half_that_is_too_far_off_says_to_leave_it_out() -> None:
+    model = graphs.halved(student(2))
+    graph = graphs.graphs_of(model)[1]
+    with pytest.raises(ModelFileError) as caught:
+        graphs.check_pictures(model, graph, lambda inputs: inputs["noise"] + 1, "somebody")
+    assert caught.value.fix == "leave out --fp16"
 
 
 def test_a_sampler_that_is_no_graph_says_why() -> None:

@@ -4,6 +4,8 @@ the network, and the whole way from noise to pictures.
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,9 @@ MOST_STEPS = 16
 
 PICTURES_TOLERANCE = 1e-3
 """Largest difference of pictures in [-1, 1] between a graph and vdiff."""
+
+HALF_PICTURES_TOLERANCE = 1e-2
+"""The same for weights in half precision: two programs round other sums."""
 
 SETTINGS = "export.json"
 """Beside the graphs: what goes in and comes out."""
@@ -109,6 +114,15 @@ def graphs_of(model: ForeignModel) -> list[Graph]:
     return [network, Graph("sampler", drawn, {"noise": z, **label}, "pictures")]
 
 
+def halved(model: ForeignModel) -> ForeignModel:
+    """The model with its weights, and what its network computes, in half precision.
+
+    What goes in and comes out of the network, and all that the sampler computes, stays float32.
+    """
+    network = deepcopy(model.denoiser.network).half()
+    return replace(model, denoiser=replace(model.denoiser, network=network))
+
+
 def hindrance(model: ForeignModel) -> str | None:
     """Why the sampler of a model is not one graph; None if it is."""
     if model.num_steps > MOST_STEPS:
@@ -152,8 +166,12 @@ def check_pictures(
     """Compare the pictures of a written sampler with those of the module, in batches of 1 and 3.
 
     run: the written graph.   by: what computes it.
-    Errors: ModelFileError for a difference over `PICTURES_TOLERANCE`.
+    Errors: ModelFileError for a difference over `PICTURES_TOLERANCE`, or over that of halves.
     """
+    is_half = next(graph.module.parameters()).dtype == torch.float16
+    tolerance, fix = PICTURES_TOLERANCE, "report this: it is a fault of vdiff"
+    if is_half:
+        tolerance, fix = HALF_PICTURES_TOLERANCE, "leave out --fp16"
     for count in (1, 3):
         seeds = torch.arange(count, dtype=torch.int64)
         inputs = {"noise": Randomness.for_images(seeds).normal(*model.shape)}
@@ -162,9 +180,9 @@ def check_pictures(
         with torch.no_grad():
             wanted: Tensor = graph.module(*inputs.values())
         difference = float((run(inputs) - wanted).abs().max())
-        if not difference <= PICTURES_TOLERANCE:
+        if not difference <= tolerance:
             problem = f"pictures that {by} draws with the sampler differ by {difference:.2g}"
-            raise ModelFileError(problem, "report this: it is a fault of vdiff", graph.name)
+            raise ModelFileError(problem, fix, graph.name)
 
 
 def _clip(model: ForeignModel) -> float | None:

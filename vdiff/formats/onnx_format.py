@@ -3,13 +3,13 @@
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vdiff.errors import MachineError
 from vdiff.formats.adapter import ForeignModel, Format, Outputs
 from vdiff.formats.contents import Contents
 from vdiff.formats.foreign_file import ForeignFile
-from vdiff.formats.plain_safetensors import SHOWN
+from vdiff.formats.plain_safetensors import HALF, HALF_TOLERANCE, SHOWN, is_half
 from vdiff.system.distribution import with_extra
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ OPSET = 18
 
 class OnnxFormat(Format):
     """A folder with `network.onnx`, `sampler.onnx` and what they take; only written."""
+
+    write_options: ClassVar[Mapping[str, str]] = HALF
 
     @classmethod
     def recognises(cls, found: Contents) -> bool:
@@ -41,7 +43,10 @@ class OnnxFormat(Format):
             )
         from vdiff.formats.onnx_writing import write
 
-        write(model, path)
+        write(model, path, is_half(asked))
+
+    def tolerance(self, asked: Mapping[str, str]) -> float | None:
+        return HALF_TOLERANCE if is_half(asked) else None
 
     def outputs(
         self, found: Contents, z: "Tensor", time: "Tensor", label: "Tensor | None"

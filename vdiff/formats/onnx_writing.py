@@ -18,6 +18,7 @@ from vdiff.formats.graphs import (
     Graph,
     check_pictures,
     graphs_of,
+    halved,
     hindrance,
     settings_of,
     write_settings,
@@ -25,8 +26,13 @@ from vdiff.formats.graphs import (
 from vdiff.formats.onnx_format import OPSET
 
 
-def write(model: ForeignModel, folder: Path) -> None:
-    """Write the graphs into the new folder.   Errors: ModelFileError, OSError."""
+def write(model: ForeignModel, folder: Path, half: bool = False) -> None:
+    """Write the graphs into the new folder.   half: in half precision.
+
+    Errors: ModelFileError, OSError.
+    """
+    if half:
+        model = halved(model)
     graphs = graphs_of(model)
     folder.mkdir()
     for graph in graphs:

@@ -18,6 +18,8 @@ KEY = "vdiff"
 
 SHOWN = ("network", "shape", "num_classes", "num_steps", "is_distilled", "licence")
 
+HALF: Mapping[str, str] = {"fp16": "the weights in half precision"}
+"""What formats with one set of weights can be asked for."""
 HALF_TOLERANCE = 5e-3
 """Of outputs of about 1, with weights in half precision: 11 bits of each number are kept."""
 
@@ -25,7 +27,7 @@ HALF_TOLERANCE = 5e-3
 class SafetensorsFormat(Format):
     """One file of safetensors that vdiff wrote: weights, settings, schedule and steps."""
 
-    write_options: ClassVar[Mapping[str, str]] = {"fp16": "the weights in half precision"}
+    write_options: ClassVar[Mapping[str, str]] = HALF
     suffix: ClassVar[str] = ".safetensors"
 
     @classmethod
@@ -98,7 +100,7 @@ class SafetensorsFormat(Format):
             "licence": model.licence,
         }
         weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-        if asked.get("fp16") == "true":
+        if is_half(asked):
             weights = {
                 name: tensor.half() if tensor.is_floating_point() else tensor
                 for name, tensor in weights.items()
@@ -106,7 +108,12 @@ class SafetensorsFormat(Format):
         write_tensors(path, weights, {"format": "pt", KEY: json.dumps(settings)})
 
     def tolerance(self, asked: Mapping[str, str]) -> float | None:
-        return HALF_TOLERANCE if asked.get("fp16") == "true" else None
+        return HALF_TOLERANCE if is_half(asked) else None
+
+
+def is_half(asked: Mapping[str, str]) -> bool:
+    """Whether the weights are to be in half precision."""
+    return asked.get("fp16") == "true"
 
 
 def _shown(value: object) -> object:

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vdiff.formats.adapter import ForeignModel, Format, Outputs
 from vdiff.formats.contents import Contents
 from vdiff.formats.foreign_file import ForeignFile
-from vdiff.formats.plain_safetensors import SHOWN
+from vdiff.formats.plain_safetensors import HALF, HALF_TOLERANCE, SHOWN, is_half
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 class TorchExportFormat(Format):
     """A folder with `network.pt2`, `sampler.pt2` and what they take; only written."""
+
+    write_options: ClassVar[Mapping[str, str]] = HALF
 
     @classmethod
     def recognises(cls, found: Contents) -> bool:
@@ -29,7 +31,10 @@ class TorchExportFormat(Format):
     def write(self, model: ForeignModel, path: Path, asked: Mapping[str, str]) -> None:
         from vdiff.formats.torch_export_writing import write
 
-        write(model, path)
+        write(model, path, is_half(asked))
+
+    def tolerance(self, asked: Mapping[str, str]) -> float | None:
+        return HALF_TOLERANCE if is_half(asked) else None
 
     def outputs(
         self, found: Contents, z: "Tensor", time: "Tensor", label: "Tensor | None"

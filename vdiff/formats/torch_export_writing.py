@@ -10,15 +10,27 @@ from torch import Tensor
 
 from vdiff.formats.adapter import ForeignModel, Outputs
 from vdiff.formats.contents import Contents
-from vdiff.formats.graphs import Graph, check_pictures, graphs_of, settings_of, write_settings
+from vdiff.formats.graphs import (
+    Graph,
+    check_pictures,
+    graphs_of,
+    halved,
+    settings_of,
+    write_settings,
+)
 
 _BY = f"torch.export {torch.__version__}"
 _SETTINGS = "vdiff.json"
 """Inside a `.pt2` file."""
 
 
-def write(model: ForeignModel, folder: Path) -> None:
-    """Write the programs into the new folder.   Errors: ModelFileError, OSError."""
+def write(model: ForeignModel, folder: Path, half: bool = False) -> None:
+    """Write the programs into the new folder.   half: in half precision.
+
+    Errors: ModelFileError, OSError.
+    """
+    if half:
+        model = halved(model)
     graphs = graphs_of(model)
     folder.mkdir()
     for graph in graphs:
