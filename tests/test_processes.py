@@ -347,6 +347,21 @@ def test_a_killed_process_ends_both_and_the_same_command_goes_on(unbroken: TinyR
     assert unbroken.hashes("runs/run") == unbroken.hashes("runs/whole")
 
 
+def test_classes_are_left_out_alike_in_two_processes_and_after_a_stop(unbroken: TinyRun) -> None:
+    more = ("--set", "train.label_drop=0.5", "--device", "cpu")
+    two = ("--gpus", "2", *more)
+    assert ended(start(*more, run="one")) == 0
+    assert ended(start(*two, run="two")) == 0
+    assert losses("two") == pytest.approx(losses("one"), rel=1e-5)
+    assert losses("two") != pytest.approx(losses("unbroken"), rel=1e-5)
+    process = start(*two)
+    wait_for_update(Path("runs/run/log.jsonl"), 10)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == 143
+    assert ended(start(*two)) == 0
+    assert unbroken.hashes("runs/run") == unbroken.hashes("runs/two")
+
+
 def wait_for_save(folder: Path) -> None:
     """Until a save is there whole."""
     deadline = time.monotonic() + SECONDS

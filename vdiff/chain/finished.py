@@ -112,5 +112,5 @@ def length_field(stage: Stage) -> str:
 
 
 def known_values(card: ModelCard, wanted: dict[str, object]) -> dict[str, object]:
-    """What a model's card says of these values."""
-    return {name: card.trajectory.get(name) for name in wanted}
+    """What a model's card says of these values; an older one does not say all."""
+    return {name: value for name, value in card.trajectory.items() if name in wanted}

@@ -12,7 +12,7 @@ from torch import nn
 
 from vdiff.chain.plan import Stage, shaping_values
 from vdiff.choices import Predicts
-from vdiff.data.dataset import Images
+from vdiff.data.dataset import Images, NamesClasses
 from vdiff.data.loader import Batch, batches
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.limits import check_chain
@@ -23,6 +23,7 @@ from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
 from vdiff.networks.network import as_network
 from vdiff.objectives.objective import Objective, Task
 from vdiff.recipe.recipe import DistillSection, Recipe
+from vdiff.training.telling import AS_THEY_ARE, Telling
 
 
 def open_images(recipe: Recipe, classes: int) -> Images:
@@ -86,7 +87,7 @@ def agree_on_pictures(processes: Processes, images: Images) -> None:
 
 
 def num_classes(recipe: Recipe, teacher: Checkpoint | None) -> int:
-    """Of the network that is trained, 0 for none:
+    """Of the network that is trained, 0 for none, the null class not among them:
     a student has its teacher's, whatever the recipe says.
     """
     if teacher is None:
@@ -117,6 +118,13 @@ def stage_batches(
     return shares
 
 
+def telling_of(recipe: Recipe, stage: Stage) -> Telling:
+    """What the network of a stage is told of the pictures."""
+    if stage.index > 0 or recipe.train.label_drop == 0:
+        return AS_THEY_ARE
+    return Telling(recipe.train.label_drop, null_label=recipe.network.told_classes)
+
+
 def fresh(recipe: Recipe, shape: tuple[int, int, int]) -> Denoiser:
     """A student with random weights, the same for the same seed.
 
@@ -125,7 +133,7 @@ def fresh(recipe: Recipe, shape: tuple[int, int, int]) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         channels, size, _ = codec_for(None).shape(shape)
-        network = as_network(recipe.network.build(size, channels))
+        network = as_network(recipe.base_network.build(size, channels))
     return Denoiser(network, recipe.diffusion.schedule.build(), recipe.diffusion.predicts)
 
 
@@ -227,6 +235,23 @@ def _diffusion_of(stage: Stage, teacher: ModelCard) -> dict[str, Any]:
     return teacher.diffusion | {"predicts": predicts}
 
 
+def _data_of(classes: int, images: Images) -> dict[str, Any]:
+    """What a card says of the pictures.   classes: of the network, which has their names then."""
+    found: dict[str, Any] = {
+        "fingerprint": images.fingerprint,
+        "num_images": images.num_images,
+    }
+    if classes and isinstance(images, NamesClasses) and images.class_names:
+        found["class_names"] = list(images.class_names)
+    return found
+
+
+def _names_of(teacher: ModelCard) -> dict[str, Any]:
+    """The names that a teacher has for its classes, which its students keep."""
+    names = teacher.class_names
+    return {"class_names": list(names)} if names else {}
+
+
 def card_of(
     recipe: Recipe,
     text: str,
@@ -254,16 +279,19 @@ def card_of(
         network=recipe.network.kind,
         diffusion=recipe.diffusion.model_dump(mode="json"),
         recipe=text,
-        data={"fingerprint": images.fingerprint, "num_images": images.num_images},
+        data=_data_of(recipe.network.told_classes, images),
         trajectory=dict(shaped_by),
         sampler=objective.advised_sampler(),
         is_denoiser=objective.is_denoiser,
+        null_class=recipe.train.label_drop > 0,
     )
     if teacher is None:
         return card
     return replace(
         card,
         num_classes=teacher.num_classes,
+        null_class=teacher.null_class,
+        data=_data_of(teacher.num_classes, images) | _names_of(teacher),
         network=teacher.network,
         diffusion=_diffusion_of(stage, teacher),
         codec=teacher.codec,

@@ -26,6 +26,7 @@ from vdiff.chain.stage_parts import (
     shaping,
     stage_batches,
     student_predicts,
+    telling_of,
 )
 from vdiff.chain.stage_pictures import (
     PREVIEW_STEPS,
@@ -285,6 +286,7 @@ class StageRun:
                 stage=self._stage.index,
                 should_stop=lambda: bool(self._surroundings.stop()),
                 chores=work.chores(),
+                telling=telling_of(recipe, self._stage),
             )
             if is_complete:
                 trained = self._finish(work, has_learned=learner.update > first)

@@ -154,16 +154,28 @@ def _where_it_comes_from(model: Facts) -> dict[str, Any]:
     return {
         "updates": f"{model['updates']:,}",
         "pictures": f"{channels} x {height} x {width}",
-        "classes": model["num_classes"] or "none",
+        "classes": _classes_of(model),
         "network": f"{model['network']}, {model['num_parameters']:,} parameters",
         "predicts": _brief(model["diffusion"].get("predicts")),
         "schedule": _brief(model["diffusion"].get("schedule")),
         "teachers": _teachers(model["lineage"], model["origin"]),
-        "data": _brief(model["data"]),
+        "data": _brief({k: v for k, v in model["data"].items() if k != "class_names"}),
         "made by": ", ".join([model["made_by"], *packages]),
         "hash": model["hash"],
         "state": state,
     }
+
+
+def _classes_of(model: Facts) -> str:
+    """How many, their names, and whether there is one for none."""
+    if not model["num_classes"]:
+        return "none"
+    told = f"{model['num_classes']:,}"
+    if model["class_names"]:
+        told = _classes(model["class_names"])
+    if model["null_class"]:
+        told += "; and a null class, for `--guidance`"
+    return told
 
 
 def _teachers(lineage: Sequence[Facts], imported: Facts | None) -> str:

@@ -6,6 +6,7 @@ an entry point `vdiff.datasets` of another package. `vdiff prepare` makes stores
 only; what it reads is another table, `SOURCES`, with its contract in `data/sources/source.py`.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -35,6 +36,16 @@ class Images(Protocol):
 
     def __getitem__(self, index: int, /) -> tuple[Pixels, int]:
         """uint8 [C, H, W] and its class, -1 without labels."""
+        ...
+
+
+@runtime_checkable
+class NamesClasses(Protocol):
+    """Pictures whose classes have names. A dataset may offer it beside `Images`."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """One per class, in order."""
         ...
 
 

@@ -37,6 +37,7 @@ class LmdbImages:
         self.num_images = store.num_images
         self.shape = (channels, size, size)
         self.num_classes = len(store.class_names)
+        self.class_names = store.class_names
         self._store = store
         self._labels = store.labels
         self._is_cached = self.num_images * int(np.prod(self.shape)) <= _CACHE_BYTES

@@ -125,6 +125,7 @@ def card_of(brought: Brought, source: Path, recipe: str) -> ModelCard:
         sampler=None if model.sampler is None else dict(model.sampler),
         is_denoiser=not model.is_distilled,
         codec=model.codec if isinstance(model.codec, str) else dict(model.codec),
+        null_class=model.null_class,
     )
 
 

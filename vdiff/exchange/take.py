@@ -32,6 +32,7 @@ def model_of(loaded: Checkpoint) -> ForeignModel:
         diffusion=card.diffusion,
         shape=card.shape,
         num_classes=card.num_classes,
+        null_class=card.null_class,
         num_steps=card.num_steps,
         is_distilled=card.times is not None,
         sampler=card.sampler,

@@ -45,6 +45,8 @@ class ForeignModel:
     codec: between its pictures and what the network sees, a kind or a section.
     licence: that of the weights, where the format settles it.
     facts: what a card should keep of the source and vdiff does not use, for JSON.
+    null_class: whether the network knows a class more, the one after the last of `num_classes`,
+    that stands for no class.
     """
 
     denoiser: "Denoiser"
@@ -60,6 +62,7 @@ class ForeignModel:
     codec: str | Mapping[str, object] = "pixels"
     licence: str | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
+    null_class: bool = False
 
 
 class Outputs(NamedTuple):

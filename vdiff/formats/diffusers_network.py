@@ -60,6 +60,8 @@ def read(found: Contents, asked: Mapping[str, str]) -> ForeignModel:
         diffusion=diffusion,
         shape=(channels, *_size(config, asked, path)),
         num_classes=_num_classes(config),
+        # a transformer has a row more than classes; the classes of a U-Net do not tell
+        null_class=config["_class_name"] != "UNet2DModel",
         num_steps=own_steps or schedule.grid,
         is_distilled=own_steps is not None,
         assumed=(*assumed, *_assumed(config, scheduler, weights, asked)),

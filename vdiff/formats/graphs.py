@@ -148,6 +148,7 @@ def settings_of(model: ForeignModel) -> dict[str, object]:
     return {
         "shape": list(model.shape),
         "num_classes": model.num_classes,
+        "null_class": model.null_class,
         "num_steps": model.num_steps,
         "predicts": model.denoiser.predicts,
         "steps": [step._asdict() for step in _steps(model.denoiser, model.num_steps)]

@@ -118,6 +118,7 @@ class ModelCard:
     step leads.
     codec: between its pictures and what the network sees, a kind or a section.
     shape: (C, H, W) of its pictures.   num_classes: 0 without labels.
+    data: of the pictures it learned from, the `class_names` among it.
     parent: the teacher's name, steps and hash.
     agreement: with the teacher's pictures, {psnr, num_images}, if the training measured it.
     origin: of a model that another program made, and of its students: its format, file, SHA-256,
@@ -160,6 +161,16 @@ class ModelCard:
     def null_label(self) -> int | None:
         """The class that stands for no class; None without one."""
         return self.num_classes if self.null_class else None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the classes, in order; empty where they have none, or not one each."""
+        names = self.data.get("class_names")
+        if not isinstance(names, list) or len(names) > self.num_classes:
+            return []
+        if not all(isinstance(name, str) for name in names):
+            return []
+        return list(names)
 
     @property
     def hash(self) -> str:

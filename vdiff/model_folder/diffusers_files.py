@@ -170,6 +170,11 @@ def _with_diffusers(card: ModelCard, grid: int) -> list[str]:
             f"It has {card.num_classes} classes, 0 to {card.num_classes - 1}. "
             "`DDIMPipeline` cannot pass them on; the pipeline that `model_index.json` names does."
         )
+    if card.null_class:
+        texts.append(
+            f"Class {card.null_label} stands for no class: `vdiff sample --guidance` leads away "
+            "from what it predicts. The pipelines of diffusers for this network do not."
+        )
     return texts
 
 

@@ -61,7 +61,9 @@ class DiffusersSection(TakenInSection):
             if config.get(name) != value:
                 return name
         classes = "num_class_embeds" if is_unet else "num_embeds_ada_norm"
-        if (config.get(classes, None if is_unet else 1000) or 0) != num_classes:
+        known = config.get(classes, None if is_unet else 1000) or 0
+        # a transformer has a null class beside them, of which older folders do not tell
+        if num_classes != known and (is_unet or num_classes != known + 1):
             return classes
         sizes: list[object] = [None, size, tuple(size)] if is_unet else []
         if size[0] == size[1]:

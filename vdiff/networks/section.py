@@ -62,7 +62,7 @@ class NetworkSection(KindSection, ABC):
         """
         if self.told_classes == 0:
             raise UsageError(
-                f"a network of the kind `{self.kind}` is told no classes, so none can be left out",
+                f"a network of the kind `{self.kind}` is told no classes: none can be left out",
                 "set `network.num_classes`, or leave `train.label_drop` at 0",
                 "train.label_drop",
             )

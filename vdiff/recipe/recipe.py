@@ -46,6 +46,11 @@ class TrainSection(FitSection):
     null saves the weights.
     """
 
+    label_drop: float = shapes_weights(0.0, ge=0, lt=1)
+    """Share of the pictures that are shown without their class: the network learns what pictures
+    look like whatever their class, and `vdiff sample --guidance` can lead away from that.
+    """
+
     keep_state: bool = free_to_change(True)
     """Whether a finished training keeps its last save, about four times the weights,
     so that more `updates` go on.
@@ -166,6 +171,22 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_network(self) -> Self:
         self.network.check(self.data.size, self.data.channels)
+        return self
+
+    @property
+    def base_network(self) -> NetworkSection:
+        """What the base is made of: the network, with a class more that stands for no class where
+        pictures are shown without theirs.
+
+        Errors: UsageError for a network without classes, of which none can be left out.
+        """
+        if self.train.label_drop == 0:
+            return self.network
+        return self.network.with_null_class()
+
+    @model_validator(mode="after")
+    def _check_label_drop(self) -> Self:
+        _ = self.base_network
         return self
 
     @model_validator(mode="after")

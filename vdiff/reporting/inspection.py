@@ -66,6 +66,8 @@ def model(folder: Path, verify: bool = False) -> Facts:
         "format": card.format,
         "shape": list(card.shape),
         "num_classes": card.num_classes,
+        "class_names": card.class_names,
+        "null_class": card.null_class,
         "network": card.network,
         "diffusion": card.diffusion,
         "data": card.data,
@@ -111,7 +113,7 @@ def recipe(path: Path) -> Facts:
 
     found = recipe_text.validate(Recipe, recipe_text.read_file(path))
     with torch.device("meta"):
-        network = found.network.build(found.data.size, found.data.channels)
+        network = found.base_network.build(found.data.size, found.data.channels)
     stages = [
         {
             "name": stage.name,

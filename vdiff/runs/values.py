@@ -32,7 +32,11 @@ LENGTHS = ("train.updates", "distill.updates")
 but by the learning rate.
 """
 
-_MEANT = {"diffusion.schedule.time_scale": 1.0, "diffusion.schedule.zero_terminal": False}
+_MEANT = {
+    "diffusion.schedule.time_scale": 1.0,
+    "diffusion.schedule.zero_terminal": False,
+    "train.label_drop": 0.0,
+}
 """What earlier versions did, and so did not record."""
 
 _UNTOLD = ("precision", "auto")
