@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tests.archives import Pack, as_folder, as_tar, as_zip, png
 from vdiff.cli import main
+from vdiff.data.lmdb_section import LmdbImagesSection
 from vdiff.data.prepare import prepare
 from vdiff.data.sources import Labels, dataset_json, open_source
 from vdiff.data.sources.classes import Classes, Lists, classes_of
 from vdiff.data.store import ImageStore
+from vdiff.errors import DataError
 
 
 def found(names: Sequence[str], labels_from: Labels = "auto", dataset: object = None) -> Classes:
@@ -215,8 +218,6 @@ def test_strays_are_left_out_when_that_is_asked_for(
 
 
 def test_the_data_section_of_a_recipe_may_say_where_labels_come_from() -> None:
-    from vdiff.data.lmdb_images import LmdbImagesSection
-
     section = LmdbImagesSection(path=Path("x"), size=8, labels="folders")
     assert section.labels == "folders"
 
@@ -228,3 +229,111 @@ def test_one_picture_and_odd_names_are_no_trouble(labels_from: Labels, tmp_path:
             as_tar({name: png() for name in names}, tmp_path / "a.tar"), labels_from
         )
         assert len(source.files) == len(names)
+
+
+PETS = {f"{index}.png": png(index) for index in range(4)}
+KINDS = ["cat", "dog", "cat", "eel"]
+
+
+def labels_file(folder: Path, text: str, name: str = "labels.csv") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "0.png,cat\n1.png,dog\n2.png,cat\n3.png,eel\nanother.png,dog\n"),
+        ("a.csv", "\ufeffimage_id,x,Label\r\n" + "".join(
+            f"{index}.png,7,{kind}\r\n" for index, kind in enumerate(KINDS)
+        )),
+        ("a.csv", "file,class\n./0.png,cat\nx\\1.png,dog\n1.png,dog\n2.png, cat\n\n3.png,eel\n"),
+        ("a.json", json.dumps({f"{index}.png": kind for index, kind in enumerate(KINDS)})),
+        ("a.json", json.dumps({"labels": [[f"{i}.png", kind] for i, kind in enumerate(KINDS)]})),
+    ],
+)  # fmt: skip
+def test_a_labels_file_says_the_class_of_each_picture(
+    name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = as_zip(PETS, tmp_path / "pets.zip")
+    path = labels_file(tmp_path, text, name)
+    store = tmp_path / "store"
+    arguments = ["prepare", str(source), "--size", "8", "--out", str(store), "--labels", path]
+    assert main(arguments) == 0
+    assert f"3 classes: cat, dog, eel (by `{path}`)" in capsys.readouterr().err
+    found = ImageStore(store)
+    assert found.labels is not None
+    assert (found.class_names, found.labels.tolist()) == (["cat", "dog", "eel"], [0, 1, 0, 2])
+
+
+def test_classes_that_are_numbers_are_in_their_order_and_names_alone_are_enough(
+    tmp_path: Path,
+) -> None:
+    source = as_folder({f"a/{name}": data for name, data in PETS.items()}, tmp_path / "pets")
+    path = labels_file(tmp_path, json.dumps({f"{i}.png": 10 - i for i in range(4)}), "a.json")
+    report = prepare(source, tmp_path / "store", sizes=[8], labels=path)
+    assert report.class_names == ["7", "8", "9", "10"]
+    found = ImageStore(tmp_path / "store").labels
+    assert found is not None
+    assert found.tolist() == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.csv", "0.png,cat\n1.png\n2.png,\n,dog\n0.png,dog\n3.png,a,b\n", (
+            "5 bad rows: line 2: 1 column, not 2, line 3: no class, line 4: no name, "
+            "line 5: `0.png` is of the class `cat` already, and `dog`, line 6: 3 columns, not 2"
+        )),
+        ("a.csv", '0.png,cat\n"1.png,dog\n', "1 bad row: line 2: "),
+        ("a.csv", "0.png,cat\n1.png,cat\n", "names 1 class only"),
+        ("a.csv", "", "names 0 classes only"),
+        ("a.csv", "0.png,cat\n1.png,dog\n", "has no class for 2 pictures: `2.png`, `3.png`"),
+        ("a.json", "[[1, 2], [3], [\"x\", true]]", (
+            "3 bad rows: entry 1: no pair of a name and a class, entry 2: no pair of a name and a "
+            "class, entry 3: the class of `x` is neither text nor a number"
+        )),
+        ("a.json", "{", "1 bad row: no JSON: "),
+        ("a.json", "7", "1 bad row: it is neither an object nor a list of pairs"),
+        ("a.json", "[" * 100_000, "1 bad row: no JSON: "),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_labels_file_is_told_and_nothing_is_written(
+    name: str, text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = as_zip(PETS, tmp_path / "pets.zip")
+    path = labels_file(tmp_path, text, name)
+    before = sorted(tmp_path.iterdir())
+    arguments = ["prepare", str(source), "--size", "8", "--out", str(tmp_path / "store")]
+    assert main([*arguments, "--labels", path]) == 3
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_labels_file_that_is_not_there_or_of_another_kind_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = as_zip(PETS, tmp_path / "pets.zip")
+    arguments = ["prepare", str(source), "--size", "8", "--out", str(tmp_path / "store")]
+    assert main([*arguments, "--labels", str(tmp_path / "no.csv")]) == 3
+    assert "no.csv` cannot be read: No such file" in capsys.readouterr().err
+    assert main([*arguments, "--labels", "a.txt"]) == 2
+    assert "choose one of: auto, folders, none; or name a .csv" in capsys.readouterr().err
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe0")
+    assert main([*arguments, "--labels", str(tmp_path / "a.csv")]) == 3
+    assert "is no UTF-8 text" in capsys.readouterr().err
+
+
+def test_names_that_two_pictures_have_are_not_taken_without_their_folders(tmp_path: Path) -> None:
+    source = as_folder({"a/0.png": png(0), "b/0.png": png(1), "1.png": png(2)}, tmp_path / "pets")
+    path = labels_file(tmp_path, "0.png,cat\n1.png,dog\n")
+    with pytest.raises(DataError, match=r"no class for 2 pictures: `a/0\.png`, `b/0\.png`"):
+        prepare(source, tmp_path / "store", sizes=[8], labels=path)
+
+
+def test_a_recipe_may_name_a_labels_file_and_nothing_else() -> None:
+    section = LmdbImagesSection(path=Path("x"), size=8, labels="~/pets.csv")
+    assert section.labels == str(Path("~/pets.csv").expanduser())
+    with pytest.raises(ValidationError, match="labels"):
+        LmdbImagesSection(path=Path("x"), size=8, labels="some")

@@ -2,7 +2,7 @@
 a recipe is checked without it.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 Predicts = Literal["v", "x", "eps"]
 """See `diffusion.prediction`."""
@@ -28,4 +28,6 @@ Labels = Literal["auto", "folders", "none"]
 pictures lie in such.
 folders: the topmost folders, as torchvision's ImageFolder has it, and pictures outside of them are
 left out.
+Or a labels file, see `data.sources.labels_file`.
 """
+LABELS: tuple[Labels, ...] = get_args(Labels)

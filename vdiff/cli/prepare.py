@@ -70,7 +70,9 @@ def prepare(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="auto|folders|none", help="Where classes come from [data.labels]"),
+        typer.Option(
+            metavar="auto|folders|none|FILE", help="Where classes come from [data.labels]"
+        ),
     ] = None,
     max_bad: Annotated[
         str,
@@ -85,7 +87,8 @@ def prepare(
     """Turn a folder of pictures into an image store
 
     Class folders, or a dataset.json, give labels; with --labels folders the topmost folders do, and
-    pictures outside of them are left out. Stopped anywhere, the same command goes on. Unreadable
+    pictures outside of them are left out; with --labels FILE.csv its lines do, name,class (or a
+    .json object). Stopped anywhere, the same command goes on. Unreadable
     pictures are listed in skipped.tsv, other files in left_out.tsv. With a source, a size and
     --out, no recipe is needed.
 

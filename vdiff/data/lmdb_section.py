@@ -1,14 +1,21 @@
 """What a recipe says of pictures in an image store."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 from vdiff.choices import Encoding, Labels, Resampling
 from vdiff.config import free_to_change, shapes_weights
 from vdiff.data.section import DatasetSection
+from vdiff.system.home import expanded
 
 if TYPE_CHECKING:
     from vdiff.data.lmdb_images import LmdbImages
+
+
+LabelsPath = Annotated[str, Field(pattern=r"\.(csv|json)$"), AfterValidator(expanded)]
+"""Of a file of names and classes."""
 
 
 class LmdbImagesSection(DatasetSection):
@@ -52,9 +59,10 @@ class LmdbImagesSection(DatasetSection):
     12 for many X-rays, whose white is 4095.
     """
 
-    labels: Labels = free_to_change("auto")
+    labels: Labels | LabelsPath = free_to_change("auto")
     """Where `vdiff prepare` takes classes from: auto (`dataset.json`, or folders if they hold all
-    pictures), `folders` (the topmost ones; pictures outside are left out) or `none`.
+    pictures), `folders` (the topmost ones; pictures outside are left out), `none`, or a .csv or
+    .json file of names and classes.
     """
 
     workers: int | None = free_to_change(None, ge=0, le=64)

@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import get_args
 
+from vdiff.choices import LABELS
 from vdiff.data.conversion import MAX_DEPTH, MIN_DEPTH, Settings
 from vdiff.data.job import Done, Job, PrepareCounts, estimated_bytes
 from vdiff.data.origin import Comparison, compare
@@ -17,7 +18,8 @@ from vdiff.data.prepared import PrepareSummary as PrepareSummary
 from vdiff.data.prepared import report_of
 from vdiff.data.publishing import OTHER_PLACE, STORE, discard, has_rests, publish, tidy
 from vdiff.data.seal import FILE, is_store
-from vdiff.data.sources import Group, Labels, Source, open_source
+from vdiff.data.sources import Group, Source, labels_file, open_source
+from vdiff.data.sources.labels_file import SUFFIXES
 from vdiff.data.store import ImageStore
 from vdiff.disk import lock
 from vdiff.errors import DataError, MachineError, PausedError, UsageError
@@ -58,7 +60,7 @@ def forecast(
     quality: int = 100,
     resampling: images.Resampling = "lanczos",
     depth: int = MAX_DEPTH,
-    labels: Labels = "auto",
+    labels: str = "auto",
 ) -> Forecast:
     """What `prepare` would do with the same arguments, without writing anything."""
     settings = _settings(sizes, channels, encoding, quality, resampling, depth)
@@ -91,7 +93,7 @@ def prepare(
     quality: int = 100,
     resampling: images.Resampling = "lanczos",
     depth: int = MAX_DEPTH,
-    labels: Labels = "auto",
+    labels: str = "auto",
     max_bad: float = 0.01,
     num_threads: int | None = None,
     force: bool = False,
@@ -232,12 +234,21 @@ def _unfinished(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def _open(source: Path, labels: Labels) -> Source:
-    if labels not in get_args(Labels):
+def _open(source: Path, labels: str) -> Source:
+    """The pictures, with their classes.
+
+    labels: one of `Labels`, or the path of a labels file.
+    """
+    for known in LABELS:
+        if labels == known:
+            return open_source(source, known)
+    path = Path(labels)
+    if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
-            f"there are no labels `{labels}`", f"choose one of: {', '.join(get_args(Labels))}"
+            f"there are no labels `{labels}`",
+            f"choose one of: {', '.join(LABELS)}; or name a .csv or .json of names and classes",
         )
-    return open_source(source, labels)
+    return open_source(source, labels_file.read(path))
 
 
 def _threads(num_threads: int | None) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from vdiff.choices import Labels as Labels
 from vdiff.data.sources import dataset_json
+from vdiff.data.sources.labels_file import LabelsFile
 from vdiff.data.sources.names import folder_of, parts_of
 from vdiff.system.printable import printable
 
@@ -29,6 +30,8 @@ _NUMBER = re.compile(r"(\d+)\D*$")
 _ALMOST = 0.95
 
 Folder = tuple[str, ...]
+LabelsFrom = Labels | LabelsFile
+"""How, or out of which file."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,13 @@ class Lists:
     cls: dict[str, int] = field(default_factory=dict)
 
 
-def classes_of(names: Sequence[str], lists: Lists, labels_from: Labels) -> Classes:
-    """The classes of the pictures with these names, which are their paths in the source."""
+def classes_of(names: Sequence[str], lists: Lists, labels_from: LabelsFrom) -> Classes:
+    """The classes of the pictures with these names, which are their paths in the source.
+
+    Errors: DataError for pictures of which a labels file does not tell.
+    """
+    if isinstance(labels_from, LabelsFile):
+        return _by_file(names, labels_from)
     if labels_from == "none" or not names:
         return _none(names, "as `--labels none` asks")
     folders = _Folders(names)
@@ -77,6 +85,14 @@ def classes_of(names: Sequence[str], lists: Lists, labels_from: Labels) -> Class
     if not why_not:
         return classes
     return replace(classes, told=f"{classes.told}; {'; '.join(why_not)}")
+
+
+def _by_file(names: Sequence[str], labels: LabelsFile) -> Classes:
+    """By a labels file. A class that none of the pictures has keeps its place."""
+    class_names = labels.class_names()
+    places = {name: place for place, name in enumerate(class_names)}
+    told = f"by `{labels.path}`"
+    return Classes(class_names, [places[kind] for kind in labels.of(list(names))], told)
 
 
 def some(names: Collection[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vdiff.data import SOURCES
-from vdiff.data.sources.classes import Labels
+from vdiff.data.sources.classes import LabelsFrom
 from vdiff.data.sources.kinds import SUFFIXES, no_picture
 from vdiff.data.sources.left_out import ARCHIVE
 from vdiff.data.sources.names import suffix_of
@@ -21,7 +21,7 @@ from vdiff.errors import DataError, MachineError
 _BEGINNING = 512
 
 
-def open_source(path: Path, labels_from: Labels = "auto") -> Source:
+def open_source(path: Path, labels_from: LabelsFrom = "auto") -> Source:
     """The pictures at `path`, by the first kind that recognises it and finds some.
 
     Errors: DataError if nothing recognises it, or if there are none. MachineError for a kind of

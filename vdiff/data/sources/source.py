@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, overload
 
-from vdiff.data.sources.classes import Classes, Labels, Lists, classes_of
+from vdiff.data.sources.classes import Classes, LabelsFrom, Lists, classes_of
 from vdiff.data.sources.kinds import is_known_picture
 from vdiff.data.sources.left_out import STRAY, TWICE, LeftOut
 from vdiff.data.sources.names import is_hidden
@@ -85,8 +85,8 @@ class Listing:
 class Source(ABC):
     """All pictures of one place, always in the same order.
 
-    path: what `vdiff prepare` was given.   labels_from: `auto`, `folders` or `none`, see
-    `classes_of`.
+    path: what `vdiff prepare` was given.   labels_from: `auto`, `folders`, `none` or a labels file,
+    see `classes_of`.
     """
 
     decided_by: ClassVar[str] = "the size and the times of the file"
@@ -98,9 +98,9 @@ class Source(ABC):
     taken.
     """
 
-    def __init__(self, path: Path, labels_from: Labels = "auto") -> None:
+    def __init__(self, path: Path, labels_from: LabelsFrom = "auto") -> None:
         self.path = path
-        self.labels_from: Labels = labels_from
+        self.labels_from: LabelsFrom = labels_from
 
     @classmethod
     @abstractmethod
