@@ -433,7 +433,7 @@ def test_fresh_noise_in_a_distilled_model_is_warned_of(
         (["--variance", "small"], "has no `variance`"),
         (["--sampler", "ancestral", "--clip-noise", "1"], "`ancestral` has no `clip-noise`"),
         (["--sampler", "ancestral", "--variance", "tiny"], "no variance `tiny`"),
-        (["--class", "2"], "`2` is not a range of numbers below 2"),
+        (["--class", "2"], "there is no class `2`: `base_0` knows 2 classes, 0 to 1"),
         (["--strip", "-n", "300"], "too large"),
         (["--device", "tpu"], "no device `tpu`"),
     ],

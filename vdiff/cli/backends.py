@@ -44,12 +44,12 @@ def check(backend: str, device: str | None, gpus: int | None, shows_way: bool) -
 def check_model(backend: str, card: "ModelCard", wanted: Mapping[str, Any]) -> None:
     """UsageError for what the backend cannot draw, MachineError for packages that it lacks.
 
-    wanted: sampler and steps of the `Drawing`.
+    wanted: sampler, steps and guidance of the `Drawing`.
     """
     if backend == "onnx":
         from vdiff.drawing import onnx_graph
 
-        onnx_graph.check(card, wanted["sampler"], wanted["num_steps"])
+        onnx_graph.check(card, wanted["sampler"], wanted["num_steps"], wanted["guidance"])
 
 
 def arithmetic(

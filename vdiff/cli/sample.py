@@ -1,20 +1,19 @@
 """`vdiff sample`: pictures from a model folder."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vdiff.cli import backends, completion, sample_drawing, sample_place, session
+from vdiff.cli import backends, completion, guiding, sample_drawing, sample_place, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
 from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
-    from vdiff.diffusion.condition import Condition
     from vdiff.model_folder.checkpoint import ModelCard
     from vdiff.recipe.recipe import Recipe
     from vdiff.samplers.sampler import Sampler
@@ -46,7 +45,7 @@ Kind = Annotated[
 ]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", min=1, help="Network calls per picture [the model's own number]"),
+    typer.Option("--steps", min=1, help="Sampler steps per picture [the model's own number]"),
 ]
 Eta = Annotated[
     float | None, typer.Option("--eta", min=0, max=1, help="Share of fresh noise in DDIM, 0 to 1")
@@ -73,10 +72,6 @@ ClipNoise = Annotated[
         min=0.01,
         help="--clipped, and the predicted noise within this limit: glossier",
     ),
-]
-Classes = Annotated[
-    str | None,
-    typer.Option("--class", metavar="3|0-9", help="Class per picture, in turn [all, by seed]"),
 ]
 Out = Annotated[
     str | None,
@@ -107,7 +102,11 @@ def sample(
     clipped: Clipped = False,
     clipping_value: ClippingValue = None,
     clip_noise: ClipNoise = None,
-    classes: Classes = None,
+    classes: guiding.ClassOption = None,
+    per_class: guiding.PerClassOption = None,
+    guidance: guiding.GuidanceOption = None,
+    guidance_interval: guiding.IntervalOption = None,
+    guide_with: guiding.GuideOption = None,
     out: Out = None,
     strip: Strip = False,
     gif: Gif = False,
@@ -124,8 +123,11 @@ def sample(
     """Draw pictures with a model
 
     The same seed gives the same picture to rounding, whatever the batch size and the other seeds.
+    --guidance leads to the class, away from what a model that was trained with `train.label_drop`
+    predicts without one; it takes two network calls in each step.
 
     Examples:
+      vdiff sample --checkpoint original --guidance 1.5 --per-class 8
       vdiff sample --checkpoint base_6 --clipped
       vdiff sample --checkpoint runs/digits/base_3 --seeds 0-15 --out digits.png
     """
@@ -133,7 +135,9 @@ def sample(
     from vdiff.cli.taking_in import all_taken_in
 
     backends.check(backend, device, gpus, strip or gif)
+    guiding.check(per_class, num_images)
     numbers = _seeds(seeds, num_images)
+    strongly = guiding.Asked(guidance, guidance_interval, guide_with)
     limits = _limits(clipped, clipping_value, clip_noise)
     asked = {
         "-n": num_images,
@@ -144,6 +148,10 @@ def sample(
         **limits,
         "--variance": variance,
         "--class": classes,
+        "--per-class": per_class,
+        "--guidance": guidance,
+        "--guidance-interval": guidance_interval,
+        "--guide-with": guide_with,
         "--strip": strip,
         "--gif": gif,
         "--batch-size": batch_size,
@@ -155,19 +163,24 @@ def sample(
         if launch.is_worker() and not dry_run:
             here = stack.enter_context(session.company(device, asked))
         processes = here.processes if here else None
-        [checkpoint] = all_taken_in(processes, [checkpoint], not dry_run)
+        given = [each for each in (checkpoint, guide_with) if each is not None]
+        checkpoint, *guides = all_taken_in(processes, given, not dry_run)
         parsed, folder, card = session.model_of(processes, checkpoint, recipe, changes, run)
         built = _sampler(parsed, card, sampler, {"eta": eta, "variance": variance, **limits})
         num_steps = _steps(card, steps, built)
         clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
         form = sample_place.Form(strip, gif)
-        numbers = numbers or list(range(_count(form, parsed)))
-        wanted: dict[str, Any] = {"sampler": built, "seeds": numbers, "num_steps": num_steps}
-        wanted["condition"] = _condition(card, classes, numbers)
+        chosen = guiding.chosen(card, classes, per_class, numbers, partial(_count, form, parsed))
+        wanted: dict[str, Any] = {"sampler": built, "num_steps": num_steps, **chosen._asdict()}
+        wanted["guidance"] = strongly._replace(guide=next(iter(guides), None)).of(
+            processes, parsed, run, card
+        )
         wanted["batch_size"] = batch_size or parsed.sample.batch_size
         backends.check_model(backend, card, wanted)
         told = {"class": classes or "by seed", "backend": backend}
-        place = partial(_place, out, folder, f"{num_steps}{clipping}", form, wanted, told, force)
+        told |= guiding.told(card, wanted["guidance"], per_class)
+        how = f"{num_steps}{clipping}{guiding.in_name(card, wanted['guidance'])}"
+        place = partial(_place, out, folder, how, form, wanted, told, force)
         target, about = here.processes.told(place) if here else place()
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
@@ -179,7 +192,7 @@ def sample(
                 here, parsed, folder, wanted, device, Path(target), form, kept, backend
             )
         if facts is not None:
-            _tell(folder, Path(target), len(numbers), num_steps, built, facts)
+            _tell(folder, card, Path(target), wanted, facts)
     return None
 
 
@@ -210,6 +223,7 @@ def _place(
     from vdiff.drawing.kept import KeptBatches
 
     target = sample_place.place(out, folder, how, form)
+    guiding.check_rows(wanted["rows"], target)
     about = None
     is_long = len(wanted["seeds"]) > wanted["batch_size"]
     if is_long and not form.is_way and sample_place.may_keep(target):
@@ -317,40 +331,28 @@ def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
     return num_steps
 
 
-def _condition(card: "ModelCard", classes: str | None, seeds: Sequence[int]) -> "Condition":
-    """The classes that were asked for, in turn;
-    else each seed's own, as `compare` and `evaluate` have it.
-    """
-    import torch
-
-    from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
-
-    if not card.num_classes:
-        if classes is not None:
-            raise UsageError(f"`{card.name}` knows no classes", "leave out `--class`", "--class")
-        return NOTHING
-    if classes is None:
-        return of_seeds(seeds, card.num_classes)
-    wanted = numbers_in(classes, "--class", card.num_classes)
-    return Condition(torch.tensor([wanted[index % len(wanted)] for index in range(len(seeds))]))
-
-
 def _tell(
     folder: Path,
+    card: "ModelCard",
     target: Path,
-    count: int,
-    num_steps: int,
-    sampler: "Sampler",
+    wanted: Mapping[str, Any],
     facts: Mapping[str, object],
 ) -> None:
     from vdiff.chain.plan import counted
     from vdiff.cli import console
+    from vdiff.drawing import guidance
 
+    sampler = wanted["sampler"]
+    count = len(wanted["seeds"])
     verb = "would draw" if "dry_run" in facts else "drew"
     pictures = f"{count:,} picture{'s' * (count != 1)}"
-    steps = counted(num_steps)
-    if sampler.calls_per_step != 1:
-        steps += f" of {sampler.calls_per_step} network calls"
-    console.say(f"{verb} {pictures} with `{folder}` in {steps} ({sampler}): `{target}`", "green")
+    steps = counted(wanted["num_steps"])
+    calls = sampler.calls_per_step * guidance.calls(card, wanted["guidance"])
+    if calls != 1:
+        steps += f" of {calls} network calls"
+    how = str(sampler)
+    if told := guidance.facts(card, wanted["guidance"]).get("guidance"):
+        how += f", guidance {told}"
+    console.say(f"{verb} {pictures} with `{folder}` in {steps} ({how}): `{target}`", "green")
     if mode.json:
         console.emit_json({"out": str(target), "num_images": count, **facts})

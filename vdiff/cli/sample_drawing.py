@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vdiff.cli import backends, sample_place, session
+from vdiff.cli import backends, guiding, sample_place, session
 from vdiff.errors import Stopped
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def draw(
     """Draw with the model in `folder`, in all processes;
     what the first one has to tell of it, None in the others.
 
-    wanted: sampler, seeds, steps, condition and batch size of the `Drawing`.
+    wanted: of the `Drawing`, by name; its guide is not loaded yet.
     kept_of: see `kept_for`.
     """
     from vdiff.cli import signals
@@ -65,6 +65,7 @@ def draw(
     machine = session.machine_of(others, precision, device, size, graphs)
     wanted = {**wanted, "graph": backends.graph_of(backend, loaded, wanted)}
     machine.freeze(loaded.denoiser.network)
+    wanted["guidance"] = guiding.loaded(wanted["guidance"], others, machine)
     drawing = Drawing(loaded, machine=machine, **wanted)
     found: list[KeptBatches | None] = []
 
@@ -129,7 +130,9 @@ def _fill(
     if kept is not None:
         before = min(kept.count() * drawing.size_of_batches, num_images)
     with (
-        forms.output(target, num_images, drawing.facts(), drawing.condition.label) as output,
+        forms.output(
+            target, num_images, drawing.facts(), drawing.condition.label, drawing.rows
+        ) as output,
         displays.prepare_progress() as progress,
     ):
         progress.update(before, 0, num_images)

@@ -11,6 +11,8 @@ from torch import Tensor
 from vdiff import __version__
 from vdiff.data.codec import Codec
 from vdiff.diffusion.condition import Condition
+from vdiff.drawing import guidance as guidance_of
+from vdiff.drawing.guidance import UNASKED, Guidance
 from vdiff.drawing.kept import KeptBatches
 from vdiff.drawing.onnx_graph import OnnxSampler
 from vdiff.drawing.pictures import draw_with
@@ -32,6 +34,8 @@ class Drawing:
     condition: what the model is told of each picture.
     batch_size: pictures at once, in each process.   machine: whose processes share the work.
     graph: draws in the place of the sampler; a graph shows no steps.
+    rows: names of the classes, where a grid has rows for each of them: the pictures of one class
+    come after those of the one before.
     """
 
     checkpoint: Checkpoint
@@ -42,6 +46,8 @@ class Drawing:
     batch_size: int
     machine: Machine
     graph: OnnxSampler | None = None
+    guidance: Guidance = UNASKED
+    rows: Sequence[str] = ()
 
     def pictures(
         self, on_batch: Callable[[Tensor, Sequence[int]], None], kept: KeptBatches | None = None
@@ -107,7 +113,10 @@ class Drawing:
 
     def facts(self) -> dict[str, str]:
         """What a picture says about its origin, for the text of a PNG."""
-        facts = facts_of(self.checkpoint.card, self.num_steps, self.sampler, self.seeds)
+        card = self.checkpoint.card
+        facts = facts_of(card, self.num_steps, self.sampler, self.seeds, self.guidance)
+        if self.rows:
+            facts["vdiff.per_class"] = str(len(self.seeds) // len(self.rows))
         if self.graph is not None:
             facts["vdiff.backend"] = self.graph.by
         return facts
@@ -132,6 +141,7 @@ class Drawing:
             self.num_steps,
             sampler=self.sampler,
             condition=self.condition.of(part),
+            guidance=self.guidance,
             batch_size=self.batch_size,
             device=self.machine.device,
             graphs=self.machine.graphs,
@@ -154,10 +164,14 @@ def decoded_share(drawn: Tensor, codec: Codec, made_by: str, machine: Machine) -
 
 
 def facts_of(
-    card: ModelCard, num_steps: int, sampler: Sampler, seeds: Sequence[int]
+    card: ModelCard,
+    num_steps: int,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    guidance: Guidance = UNASKED,
 ) -> dict[str, str]:
-    """What pictures say about their origin."""
-    return {
+    """What pictures say about their origin; of guidance only where there is some."""
+    found = {
         "Software": f"vdiff {__version__}",
         "vdiff.model": card.hash,
         "vdiff.stage": card.name,
@@ -165,6 +179,12 @@ def facts_of(
         "vdiff.sampler": str(sampler),
         "vdiff.seeds": ranges(seeds),
     }
+    for name, value in guidance_of.facts(card, guidance).items():
+        found[f"vdiff.{name}"] = value
+    if guidance_of.calls(card, guidance) > 1:
+        calls = num_steps * sampler.calls_per_step * guidance_of.calls(card, guidance)
+        found["vdiff.calls"] = str(calls)
+    return found
 
 
 def ranges(seeds: Sequence[int]) -> str:

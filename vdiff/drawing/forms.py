@@ -14,10 +14,14 @@ from torch import Tensor
 
 from vdiff.disk import whole_folder
 from vdiff.disk.ours import is_archive
-from vdiff.images.images import encode, grid, write_gif, write_png
+from vdiff.images.images import ImageRow, encode, grid, write_gif, write_png, write_rows
+from vdiff.system.printable import printable
 
 STRIP_COLUMNS = 9
 GIF_FRAMES = 48
+MOST_IN_ROW = 16
+"""Pictures of one class beside one another; more make further rows."""
+_MOST_LETTERS = 24
 _SMALL_PIXELS = 32
 """Pictures smaller than this are enlarged in grids, strips and gifs."""
 
@@ -37,19 +41,25 @@ class Output(Protocol):
 
 @contextlib.contextmanager
 def output(
-    path: Path, count: int, facts: Mapping[str, str], labels: Tensor | None = None
+    path: Path,
+    count: int,
+    facts: Mapping[str, str],
+    labels: Tensor | None = None,
+    rows: Sequence[str] = (),
 ) -> Iterator[Output]:
     """The form that a name asks for: `.png` a grid, `.npz` arrays, `.zip` an archive of PNGs,
     else a folder of them.
 
     count: how many pictures will come.
+    rows: what stands beside the rows of a grid, each of which has as many of the pictures; none for
+    a grid without words.
     A file is there when everything went well, and not at all otherwise. No form but the grid holds
     more than a batch in memory.
     Errors: MachineError; UsageError for a file that is there and that vdiff did not make.
     """
     whole_folder.make(path.parent)
     whole_folder.forget_leftovers(path.parent, path.name)
-    form = _form(path, count, facts, labels)
+    form = _form(path, count, facts, labels, rows)
     try:
         yield form
         form.close()
@@ -58,7 +68,15 @@ def output(
         raise
 
 
-def _form(path: Path, count: int, facts: Mapping[str, str], labels: Tensor | None) -> Output:
+def _form(
+    path: Path,
+    count: int,
+    facts: Mapping[str, str],
+    labels: Tensor | None,
+    rows: Sequence[str],
+) -> Output:
+    if path.suffix == ".png" and rows:
+        return _Rows(path, facts, rows)
     if path.suffix == ".npz":
         return _Arrays(path, count, facts, labels)
     forms: dict[str, Callable[[Path, Mapping[str, str]], Output]] = {
@@ -81,6 +99,38 @@ class _Grid:
         write_png(self._path, grid(pictures, scale=enlargement(pictures.shape[-1])), self._facts)
 
     def abandon(self) -> None: ...
+
+
+class _Rows:
+    """A grid with a row for each class, or several where it has many pictures."""
+
+    def __init__(self, path: Path, facts: Mapping[str, str], names: Sequence[str]) -> None:
+        self._path, self._facts, self._names = path, facts, names
+        self._parts: list[Tensor] = []
+
+    def add(self, pictures: Tensor, seeds: Sequence[int]) -> None:
+        self._parts.append(pictures)
+
+    def close(self) -> None:
+        pictures = torch.cat(self._parts)
+        rows: list[ImageRow] = []
+        for name, of_class in zip(self._names, pictures.chunk(len(self._names)), strict=True):
+            for start in range(0, len(of_class), MOST_IN_ROW):
+                part = of_class[start : start + MOST_IN_ROW]
+                label = _shortened(name) if start == 0 else ""
+                # some air between classes, where they have several rows
+                rows.append(ImageRow(label, part, gap=start == 0 and len(of_class) > MOST_IN_ROW))
+        write_rows(self._path, rows, self._facts)
+
+    def abandon(self) -> None: ...
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves room for the pictures."""
+    shown = printable(name)
+    if len(shown) <= _MOST_LETTERS:
+        return shown
+    return f"{shown[: _MOST_LETTERS - 3]}..."
 
 
 class _Folder:

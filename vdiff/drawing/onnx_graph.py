@@ -24,6 +24,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import sampling_times
 from vdiff.disk import manifest, whole_folder
 from vdiff.disk.ours import Kind
+from vdiff.drawing.guidance import UNASKED, Guidance, way
 from vdiff.errors import MachineError, ModelFileError, UsageError
 from vdiff.formats import graphs
 from vdiff.formats.adapter import ForeignModel
@@ -79,7 +80,7 @@ class OnnxSampler:
         return self._run(inputs)
 
 
-def check(card: ModelCard, sampler: Sampler, num_steps: int) -> None:
+def check(card: ModelCard, sampler: Sampler, num_steps: int, guidance: Guidance = UNASKED) -> None:
     """Refuse what no graph can hold, before anything is loaded.
 
     Errors: UsageError; MachineError for packages that are missing.
@@ -89,6 +90,8 @@ def check(card: ModelCard, sampler: Sampler, num_steps: int) -> None:
         problem = f"to draw with ONNX Runtime, vdiff needs {', '.join(missing)}"
         raise MachineError(problem, with_extra("onnx"), "--backend")
     reason = _hindrance(card, sampler, num_steps)
+    if way(card, guidance) != "none":
+        reason = "a graph asks the network once in each step, and guidance twice"
     if reason is not None:
         raise UsageError(f"`{card.name}` cannot be drawn by a graph: {reason}", _FIX, "--backend")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.drawing.guidance import UNASKED, Guidance, guided
 from vdiff.model_folder.checkpoint import Checkpoint
 from vdiff.samplers.advised import sampler_for
 from vdiff.samplers.draw import Replays, draw
@@ -21,6 +22,7 @@ def draw_with(
     *,
     sampler: Sampler | None = None,
     condition: Condition | None = None,
+    guidance: Guidance = UNASKED,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     graphs: Replays | None = None,
@@ -33,19 +35,24 @@ def draw_with(
     num_steps: of the sampler; None for those that the model is meant for.
     sampler: None for the one that it is meant for, which is DDIM unless its card names another.
     condition: of all images; None for the class of each seed.
+    guidance: with its guide loaded, if it has one.   Errors: UsageError for one that the model
+    cannot be given.
     The rest is as in `samplers.draw.draw`.
     """
     card = model.card
     if sampler is None:
         sampler = sampler_for(None, card.sampler, card.name).build()
+    if condition is None:
+        condition = of_seeds(seeds, card.num_classes)
+    denoiser, condition = guided(card, model.denoiser, guidance, condition, len(seeds))
     return draw(
-        model.denoiser,
+        denoiser,
         sampler,
         seeds,
         model.codec.shape(card.shape),
         num_steps or card.num_steps,
         model_steps=card.times,
-        condition=of_seeds(seeds, card.num_classes) if condition is None else condition,
+        condition=condition,
         batch_size=batch_size,
         device=device,
         graphs=graphs,
