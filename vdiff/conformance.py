@@ -27,6 +27,7 @@ from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import CosineSchedule, Schedule, ScheduleSection
 from vdiff.metrics.metric import Means, MetricSection, Reference
 from vdiff.metrics.pair_metric import PairMetricSection
+from vdiff.networks.guidance_theorems import theorems
 from vdiff.networks.network import NetworkSection
 from vdiff.networks.simple import Counted, Curved, KnowsPicture, coloured_pictures, noise
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task
@@ -47,11 +48,10 @@ class BrokenContractError(AssertionError):
 
 
 def check_network(section: NetworkSection, image_size: int = 8, channels: int = 3) -> None:
-    """Shape, precision, equal bits, each picture by itself,
-    and the same again from `config` and weights.
+    """Shape, precision, equal bits, each picture by itself, the same again from `config` and
+    weights, and what guidance changes, where the network can take it.
 
-    image_size: height and width of the pictures that it is tried on, in pixels.
-    channels: of these pictures.
+    image_size, channels: of the pictures that it is tried on, in pixels.
     Errors: BrokenContractError.
     """
     section.check(image_size, channels)
@@ -85,6 +85,8 @@ def check_network(section: NetworkSection, image_size: int = 8, channels: int = 
         _holds(again.config == network.config, "`restore(config)` makes another config")
         told = "restored from config and weights it gives other bits"
         _holds(torch.equal(again(z, time, condition), out), told)
+        for theorem in theorems(type(section), network, z, time, condition):
+            _holds(*theorem)
 
 
 def check_schedule(section: ScheduleSection) -> None:

@@ -53,6 +53,7 @@ class DiffusersNetwork(Network):
         condition: Condition = NOTHING,
         dropout_keys: Tensor | None = None,
     ) -> Tensor:
+        self.check_guidance(condition)
         label = condition.label
         if (label is None) == self._has_classes:
             told = "needs a `label` [B]" if label is None else "takes no `label`"

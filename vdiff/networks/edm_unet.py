@@ -75,8 +75,9 @@ class EdmUNet(Network):
         """z: [B, C, H, W], H and W divisible by 2^(levels - 1).   time: [B].
 
         Returns [B, C, H, W] in the dtype of `z`.
-        ValueError: a label is missing or not expected.
+        ValueError: a label is missing or not expected, or a guidance is told.
         """
+        self.check_guidance(condition)
         embedding = F.silu(self.time_embedding(time, condition.label))
         h = self.conv_in(z.to(self.conv_in.weight.dtype))
         kept = [h]

@@ -55,8 +55,10 @@ class LucidrainsUNet(Network):
         """z: [B, C, H, W], H and W divisible by 2^(levels - 1).
         time: the table's index, [B], fractions allowed.
 
-        Returns [B, C, H, W] in the dtype of `z`.   ValueError: a label is given.
+        Returns [B, C, H, W] in the dtype of `z`.
+        ValueError: a label or a guidance is given.
         """
+        self.check_guidance(condition)
         if condition.label is not None:
             raise ValueError("this network takes no `label`")
         embedding = self.time_mlp(time)

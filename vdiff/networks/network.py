@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.errors import MachineError
+from vdiff.errors import MachineError, UsageError
 from vdiff.networks.section import NetworkSection as NetworkSection
 
 
@@ -39,6 +39,39 @@ class Network(nn.Module, ABC):
         else with random weights, and no error.
         """
         return None
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether it is told g, the strength of guidance, in `condition.guidance`."""
+        return False
+
+    def with_guidance_input(self) -> "Network":
+        """The same network, which takes g too: with these weights and new ones, from torch's
+        generator, that leave what it gives as it is, bit for bit, for every g.
+
+        It has torch's plain layers; see `networks/fast.py`.
+        Errors: UsageError for a kind that has no such input.
+        """
+        problem = f"a `{type(self).__name__}` has no input for guidance"
+        raise UsageError(
+            problem,
+            "name one g, as in --set distill.guidance=1.5; or take a model of the kind `unet`",
+            "distill.guidance",
+        )
+
+    def with_fixed_guidance(self, guidance: float) -> "Network":
+        """What a network that takes g computes for this one, as a network that takes none.
+
+        It has torch's plain layers.   Only for one that `takes_guidance`.
+        """
+        raise NotImplementedError("a network that takes no guidance has none to fix")
+
+    def check_guidance(self, condition: Condition) -> None:
+        """ValueError where g is missing, or told and not expected."""
+        if self.takes_guidance and condition.guidance is None:
+            raise ValueError("this network needs a `guidance` [B]")
+        if condition.guidance is not None and not self.takes_guidance:
+            raise ValueError("this network takes no `guidance`")
 
     @abstractmethod
     def forward(

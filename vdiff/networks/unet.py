@@ -3,12 +3,14 @@
 from dataclasses import replace
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.networks.blocks import DownLevel, Middle, Style, TimeEmbedding, UpLevel, zeroed
 from vdiff.networks.dropout import Dropout
+from vdiff.networks.guidance_embedding import GuidanceEmbedding
 from vdiff.networks.network import Network
 from vdiff.networks.unet_config import UNetConfig
 from vdiff.networks.unet_section import UNetSection as UNetSection
@@ -35,6 +37,10 @@ class UNet(Network):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         # Zero, as the last layer of every block: a fresh network predicts 0 whatever it sees.
         self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
+        # Last: the weights that a seed gives to the others do not depend on it.
+        self.guidance_embedding: GuidanceEmbedding | None = None
+        if config.takes_guidance:
+            self.guidance_embedding = GuidanceEmbedding(config.embedding)
         self._number_dropouts()
 
     @classmethod
@@ -50,10 +56,37 @@ class UNet(Network):
         return self._config.to_json()
 
     def diffusers(self) -> dict[str, Any] | None:
-        """None where the heads are counted, or the time has a width of its own:
+        """None where the heads are counted, the time has a width of its own, or guidance is told:
         `UNet2DModel` has no words for it.
         """
         return self.config if self._config.is_known_to_diffusers else None
+
+    @property
+    def takes_guidance(self) -> bool:
+        return self.guidance_embedding is not None
+
+    def with_guidance_input(self) -> "UNet":
+        return self._made_anew({"takes_guidance": True}, self.state_dict())
+
+    @torch.no_grad()
+    def with_fixed_guidance(self, guidance: float) -> "UNet":
+        assert self.guidance_embedding is not None, "a network that takes no guidance has none"
+        weights = self.state_dict()
+        bias = weights[_LAST_BIAS]
+        told = torch.tensor([guidance], device=bias.device)
+        # not in place: these are the weights of this network
+        weights[_LAST_BIAS] = bias + self.guidance_embedding(told)[0]
+        kept = {name: w for name, w in weights.items() if not name.startswith(_GUIDANCE)}
+        return self._made_anew({"takes_guidance": None}, kept)
+
+    def _made_anew(self, changes: dict[str, Any], weights: dict[str, Tensor]) -> "UNet":
+        """A network of another configuration with these weights of this one.
+
+        What they do not name keeps its fresh values.
+        """
+        made = UNet(self._config.model_copy(update=changes)).to(self.conv_in.weight)
+        made.load_state_dict(made.state_dict() | weights)
+        return made.train(self.training)
 
     def forward(
         self,
@@ -66,10 +99,10 @@ class UNet(Network):
         dropout_keys: int64 [B].
 
         Returns [B, out_channels, H, W] in the dtype of `z`.
-        ValueError: a label is missing or not expected.
+        ValueError: a label or a guidance is missing or not expected.
         """
         # diffusers computes this activation again in every residual block.
-        embedding = F.silu(self._embedding(time, condition.label))
+        embedding = F.silu(self._embedding(time, condition))
         h = self.conv_in(z.to(self.conv_in.weight.dtype))
         # Down: every result is kept.   Up: the last one kept is used first.
         skips = [h]
@@ -81,16 +114,20 @@ class UNet(Network):
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
         return out.to(z.dtype)
 
-    def _embedding(self, time: Tensor, label: Tensor | None) -> Tensor:
+    def _embedding(self, time: Tensor, condition: Condition) -> Tensor:
+        self.check_guidance(condition)
         embedding: Tensor = self.time_embedding(time)
+        label = condition.label
         if self.class_embedding is None:
             if label is not None:
                 raise ValueError("this network takes no `label`")
-            return embedding
-        if label is None:
-            raise ValueError("this network needs a `label` [B]")
-        class_embedding: Tensor = self.class_embedding(label)
-        return embedding + class_embedding
+        else:
+            if label is None:
+                raise ValueError("this network needs a `label` [B]")
+            embedding = embedding + self.class_embedding(label)
+        if self.guidance_embedding is not None and condition.guidance is not None:
+            embedding = embedding + self.guidance_embedding(condition.guidance)
+        return embedding
 
     def _number_dropouts(self) -> None:
         """Tell each dropout layer which one it is: layers with one number
@@ -99,6 +136,11 @@ class UNet(Network):
         dropouts = (module for module in self.modules() if isinstance(module, Dropout))
         for number, dropout in enumerate(dropouts):
             dropout.layer = number
+
+
+_GUIDANCE = "guidance_embedding."
+_LAST_BIAS = "time_embedding.linear_2.bias"
+"""What a fixed g is folded into."""
 
 
 def _style(config: UNetConfig) -> Style:

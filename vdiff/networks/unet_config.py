@@ -30,7 +30,7 @@ class UNetConfig(BaseModel):
     """The keys, defaults and meaning of diffusers' `UNet2DModel`,
     with the values that vdiff computes.
 
-    The last three keys are vdiff's own. They are written only where they are set.
+    The last four keys are vdiff's own. They are written only where they are set.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +81,8 @@ class UNetConfig(BaseModel):
     """The same on the way up, where it is another number than on the way down and in the middle."""
     time_width: Annotated[int, Field(ge=2, le=65536)] | None = None
     """Sines and cosines of the time, where they are not as many as the first level has channels."""
+    takes_guidance: Literal[True] | None = None
+    """Whether the network is told the strength of guidance."""
 
     @classmethod
     def parse(cls, config: object) -> Self:
@@ -158,7 +160,8 @@ class UNetConfig(BaseModel):
     @property
     def is_known_to_diffusers(self) -> bool:
         """Whether `UNet2DModel` can be told of everything here."""
-        return self.num_attention_heads is None and self.time_width is None
+        own = (self.num_attention_heads, self.time_width, self.takes_guidance)
+        return all(value is None for value in own)
 
     @property
     def sinusoid(self) -> int:
@@ -191,7 +194,7 @@ class UNetConfig(BaseModel):
         return widths
 
 
-_OWN_KEYS = ("num_attention_heads", "num_attention_heads_up", "time_width")
+_OWN_KEYS = ("num_attention_heads", "num_attention_heads_up", "time_width", "takes_guidance")
 
 
 def _refusal(error: ErrorDetails) -> ModelFileError | UsageError:
