@@ -61,6 +61,7 @@ DOORS = {
         "config.py",
         "data/metadata.py",
         "diffusion/continuous.py",
+        "diffusion/inside.py",
         "diffusion/process.py",
         "diffusion/section.py",
         "field_docs.py",

@@ -75,10 +75,10 @@ def test_what_is_measured_is_built_as_training_builds_it(
     """With the same seed, a frozen teacher has the weights with which the base begins."""
     teachers: list[Denoiser] = []
 
-    def watched(stage: Stage, teacher: Denoiser | None) -> Objective:
+    def watched(stage: Stage, teacher: Denoiser | None, **more: Any) -> Objective:
         if teacher is not None:
             teachers.append(teacher)
-        return objective_of(stage, teacher)
+        return objective_of(stage, teacher, **more)
 
     monkeypatch.setattr(estimating, "objective_of", watched)
     recipe = tiny_run.recipe()

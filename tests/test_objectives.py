@@ -37,6 +37,9 @@ PICTURE, STUDENT, TEACHER = 0.75, -0.25, 0.5
 where they are constant.
 """
 
+NULL = 5
+"""The class that stands for none, of the teacher."""
+
 KOLMOGOROV = 1.95
 """Over the root of the number of draws: a larger distance from the distribution comes
 once in a thousand tests.
@@ -60,6 +63,7 @@ EXPECTED: dict[str, Callable[[Any], Expected]] = {
     "denoising": lambda section: Expected(
         GRID if section.times == "grid" else None, section.stratified, PICTURE
     ),
+    "guided": lambda section: Expected(None, section.stratified, TEACHER),
     "progressive": lambda section: Expected(NUM_STEPS, section.stratified, TEACHER),
 }
 """For every kind, from its section. An objective without an entry here fails every test below."""
@@ -138,7 +142,8 @@ def build(
     if not section.needs_teacher:
         return section.build(Task(weighting, UPDATES, num_steps)), None
     teacher = constant(TEACHER)
-    return section.build(Task(weighting, UPDATES, num_steps, teacher, TEACHER_STEPS)), teacher
+    task = Task(weighting, UPDATES, num_steps, teacher, TEACHER_STEPS, None, NULL)
+    return section.build(task), teacher
 
 
 def ask(
@@ -155,7 +160,19 @@ def ask(
     objective, teacher = build(section, weighting, num_steps)
     student = constant(STUDENT, predicts)
     student.network.train(training)
+    if section.guidance_inside is not None and condition.label is None:
+        condition = with_labels(len(x))
     return Asked(objective(student, x, rng, condition), student, teacher)
+
+
+def with_labels(count: int) -> Condition:
+    """What guidance cannot do without."""
+    return Condition(torch.zeros(count, dtype=torch.int64))
+
+
+def takes_steps(section: Any) -> bool:
+    """Whether the teacher goes step by step along the student's grid."""
+    return section.needs_teacher and not section.is_as_teacher
 
 
 def pictures(count: int, *shape: int, seed: int | None = None) -> Tensor:
@@ -301,7 +318,7 @@ def test_an_objective_that_is_made_by_hand_is_that_of_a_recipe_that_says_nothing
 
 @pytest.mark.parametrize("num_steps", [1, 3, 8, 512, 4096])
 @pytest.mark.parametrize(
-    "section", [section for section in ways() if section.needs_teacher], ids=named
+    "section", [section for section in ways() if takes_steps(section)], ids=named
 )
 def test_a_student_learns_at_the_times_of_its_own_grid_whatever_that_is(
     section: Any, num_steps: int
@@ -421,7 +438,9 @@ def test_only_the_student_learns_and_its_gradient_is_that_of_the_weighted_error(
 
 def stage_of(section: Any, weighting: Weighting) -> Stage:
     kind = DistillSection if section.needs_teacher else TrainSection
-    settings = kind(updates=1, weighting=weighting, objective=section)
+    # one stage alone: guidance is learned once
+    more = {"stages": [{"factor": 2}]} if section.needs_teacher else {}
+    settings = kind(updates=1, weighting=weighting, objective=section, **more)
     return Stage(1, "stage", NUM_STEPS * TEACHER_STEPS, NUM_STEPS, settings)
 
 
@@ -452,9 +471,10 @@ def test_a_stage_learns_with_the_objective_and_the_weighting_of_its_settings(
         if section.needs_teacher
         else None
     )
-    objective = objective_of(stage_of(section, weighting), teacher.denoiser if teacher else None)
+    guide = teacher.denoiser if teacher else None
+    objective = objective_of(stage_of(section, weighting), guide, None, NULL)
     student, x, random = constant(STUDENT), pictures(64).float(), rng(64)
-    loss = objective(student, x, random)
+    loss = objective(student, x, random, with_labels(64) if section.is_as_teacher else NOTHING)
     alpha, sigma = student.schedule.alpha_sigma(heard_times(student)[0])
     error = (STUDENT - expected(section).learns_from) ** 2
     torch.testing.assert_close(
@@ -462,7 +482,8 @@ def test_a_stage_learns_with_the_objective_and_the_weighting_of_its_settings(
     )
     assert torch.equal(heard_times(student)[0], ask(section, x, rng(64)).t)
     if teacher is not None:
-        assert len(teacher.denoiser.network.heard) == TEACHER_STEPS
+        calls = TEACHER_STEPS if takes_steps(section) else 1
+        assert len(teacher.denoiser.network.heard) == calls
         assert not teacher.denoiser.network.training
         assert not any(weight.requires_grad for weight in teacher.denoiser.network.parameters())
 
@@ -505,7 +526,7 @@ def test_every_picture_and_every_update_has_noise_of_its_own(section: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "section", [section for section in ways() if section.needs_teacher], ids=named
+    "section", [section for section in ways() if takes_steps(section)], ids=named
 )
 def test_the_teacher_begins_where_the_student_stands_and_takes_its_own_steps(section: Any) -> None:
     asked = ask(section, pictures(64, 1, 2, 2, seed=3), rng(64))
@@ -531,11 +552,16 @@ def test_labels_reach_the_student_and_its_teacher_and_keys_only_a_student_in_tra
     assert heard is condition
     assert (keys is not None) == training
     for _, heard, keys in asked.teacher.network.heard if asked.teacher else ():
-        assert heard is condition
+        if takes_steps(section):
+            assert heard is condition
+        else:  # with its class and without, in one batch
+            assert heard.label.tolist() == [4, 0, 2, 2, 1, 3, *([NULL] * 6)]
         assert keys is None
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "section", [section for section in ways() if not section.is_as_teacher], ids=named
+)
 def test_without_labels_nobody_hears_of_any(section: Any) -> None:
     asked = ask(section, pictures(6), rng(6))
     for denoiser in (asked.student, asked.teacher):

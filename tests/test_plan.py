@@ -199,9 +199,8 @@ def test_every_value_that_shapes_weights_is_in_the_trajectory_of_a_stage(tiny_ru
         assert values_that_shape_weights(getattr(recipe, part), f"{part}.").items() <= base.items()
     assert base["seed"] == 3
     student = shaping_values(recipe, plan(recipe)[1], "fp32")
-    left_out = {
-        f"distill.{name}" for name in ("start_steps", "end_steps", "factor", "overrides", "stages")
-    }
+    of_the_chain = ("start_steps", "end_steps", "factor", "guidance", "overrides", "stages")
+    left_out = {f"distill.{name}" for name in of_the_chain}
     assert values_that_shape_weights(recipe.distill, "distill.").keys() - left_out <= student.keys()
 
 

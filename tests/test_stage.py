@@ -44,9 +44,9 @@ def test_whoever_asks_the_teacher_finds_it_frozen_and_the_student_starts_from_it
             see("trend", teacher.denoiser)
             super().__init__(recipe, stage, teacher, *more)
 
-    def seen(stage: Stage, teacher: Denoiser) -> Objective:
+    def seen(stage: Stage, teacher: Denoiser, *more: Any) -> Objective:
         before = {name: weight.clone() for name, weight in teacher.network.state_dict().items()}
-        made = objective_of(stage, teacher)
+        made = objective_of(stage, teacher, *more)
         assert all(
             torch.equal(weight, before[name])
             for name, weight in teacher.network.state_dict().items()

@@ -18,6 +18,7 @@ from vdiff.chain.behind import refuse_if_behind
 from vdiff.chain.finished import before, known_values, length_field, section_of
 from vdiff.chain.finished import choose as choose
 from vdiff.chain.finished import is_finished as is_finished
+from vdiff.chain.guidance import refuse_guidance
 from vdiff.chain.plan import Stage, doubts, keeps_state, plan, same_start, shaping_values
 from vdiff.chain.stage_parts import agree_on_pictures
 from vdiff.chain.stage_run import Surroundings, make
@@ -89,6 +90,7 @@ class Chain:
         surroundings = replace(self._surroundings, text=text)
         self._processes.told(lambda: self._refuse_to_replace(todo, force, text))
         self._processes.told(lambda: self._check_kept(stages, done, teacher))
+        self._processes.told(lambda: refuse_guidance(self.run, stages, done, teacher))
         self._progress.show_stages(
             [_row(stage, "skipped" if stage.name in done else "waiting") for stage in stages]
         )
@@ -139,6 +141,7 @@ class Chain:
         todo = [stage for stage in stages if stage.name not in done]
         self._refuse_to_replace(todo, force, self._true_text(stages))
         self._check_kept(stages, done, teacher)
+        refuse_guidance(self.run, stages, done, teacher)
         self._tell_replaced(todo)
         for stage in stages:
             if stage.name in done:

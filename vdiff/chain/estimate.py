@@ -10,14 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vdiff.chain.costs import Cost, Estimate, measurements, stage_estimate
+from vdiff.chain.guidance import inside_of, taking
 from vdiff.chain.plan import Stage
 from vdiff.chain.stage_parts import fresh, frozen, objective_of
 from vdiff.config import shapes_weights
+from vdiff.diffusion import inside
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import VdiffError
@@ -73,7 +76,11 @@ def estimate(
     recipe = _with_network(recipe, teacher)
     network = fresh(recipe, _image_shape(recipe)).network
     num_weights = sum(weight.numel() for weight in network.parameters())
-    costs = {sort: _measured(recipe, stage, machine) for sort, stage in _sorts(stages).items()}
+    has = _insides(stages, teacher)
+    costs = {
+        sort: _measured(recipe, stage, machine, has[stage.name])
+        for sort, stage in _sorts(stages, has).items()
+    }
     before = memory.peak_bytes(machine.device)
     has_trend = machine.is_first and any(measurements(recipe, stage) for stage in stages)
     first = 0.0
@@ -85,7 +92,7 @@ def estimate(
     estimates = []
     for stage in stages:
         saved = saved_updates.get(stage.name, 0)
-        cost = costs[_sort(stage)]
+        cost = costs[_sort(stage, has[stage.name])]
         estimates.append(stage_estimate(recipe, stage, cost, (first, each), saved))
         if measurements(recipe, stage):
             first = 0.0  # the reference is looked through once
@@ -117,10 +124,26 @@ def _with_network(recipe: Recipe, teacher: Path | None) -> Recipe:
     return recipe.model_copy(update={"network": network})
 
 
-_Sort = tuple[int, int, str]
+_Has = dict[str, Any] | None
+"""Guidance that the network of a stage has inside, as a model card says it."""
 
 
-def _sort(stage: Stage) -> _Sort:
+def _insides(stages: Sequence[Stage], teacher: Path | None) -> dict[str, _Has]:
+    """By the names of the stages.   teacher: the folder of the first stage's."""
+    found: dict[str, _Has] = {}
+    before: _Has = None
+    if teacher is not None and checkpoint.is_model_folder(teacher):
+        before = checkpoint.read_card(teacher).guidance
+    for stage in stages:
+        before = inside_of(stage, before)
+        found[stage.name] = before
+    return found
+
+
+_Sort = tuple[int, int, str, bool]
+
+
+def _sort(stage: Stage, has: _Has) -> _Sort:
     """Stages that learn alike, with as many network calls per picture and as many pictures,
     cost the same.
 
@@ -129,29 +152,31 @@ def _sort(stage: Stage) -> _Sort:
     calls = 0
     if stage.index:
         calls = stage.teacher_steps
-    return calls, stage.settings.batch_size, stage.settings.objective.model_dump_json()
+    settings = stage.settings
+    return calls, settings.batch_size, settings.objective.model_dump_json(), has is not None
 
 
-def _sorts(stages: Sequence[Stage]) -> dict[_Sort, Stage]:
-    return {_sort(stage): stage for stage in reversed(stages)}
+def _sorts(stages: Sequence[Stage], has: Mapping[str, _Has]) -> dict[_Sort, Stage]:
+    return {_sort(stage, has[stage.name]): stage for stage in reversed(stages)}
 
 
-def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
+def _measured(recipe: Recipe, stage: Stage, machine: Machine, has: _Has) -> Cost:
     memory.forget_peak(machine.device)
     begun = time.monotonic()
-    learner = _learner(recipe, stage, machine)
+    learner = _learner(recipe, stage, machine, has)
+    told = partial(_batch, recipe, learner, inside.usual(has))
     making = time.monotonic() - begun
     share = -(-stage.settings.batch_size // machine.world_size)
     probe = min(_PROBE, share)
-    x, condition, rng_of = _batch(recipe, learner, probe)
+    x, condition, rng_of = told(probe)
     making += _timed(partial(learner.choose_micro_batch, x, condition, rng_of, share))
-    probe_update = partial(_update, recipe, learner, machine, probe)
+    probe_update = partial(_update, told, learner, machine, probe)
     first = _timed(probe_update)
     second = _timed(probe_update)
     peak = memory.peak_bytes(machine.device)
     most = max(int(_SECONDS / _LEAST_UPDATES / max(second / probe, 1e-9)), probe)
     count = machine.least(min(share, most))
-    seconds = _median_seconds(partial(_update, recipe, learner, machine, count), machine)
+    seconds = _median_seconds(partial(_update, told, learner, machine, count), machine)
     at_once = learner.micro_batch or share
     # pictures that the real update has at once, and this one had not
     more = max(min(share, at_once) - min(count, at_once), 0)
@@ -161,7 +186,8 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
         tensor.nbytes for named in learner.state().values() for tensor in named.values()
     )
     save = _save_seconds(learner, state_bytes, machine)
-    call = _call_seconds(recipe, stage, learner.result(), machine, min(count, share))
+    most = min(count, share)
+    call = _call_seconds(recipe, stage, learner.result(), machine, most, inside.usual(has))
     machine.release()
     if machine.device.type == "cpu" and machine.is_first:
         # a save is copied to the host
@@ -170,30 +196,41 @@ def _measured(recipe: Recipe, stage: Stage, machine: Machine) -> Cost:
     return Cost(start, seconds * share / count, call, save, needed)
 
 
-def _learner(recipe: Recipe, stage: Stage, machine: Machine) -> Learner:
+def _learner(recipe: Recipe, stage: Stage, machine: Machine, has: _Has) -> Learner:
     """As training begins, but with a teacher that has not learned anything: that costs the same."""
     shape = _image_shape(recipe)
     teacher = None
     if stage.index > 0:
-        teacher = frozen(fresh(recipe, shape), machine)
-    student = fresh(recipe, shape)
-    return Learner(student, objective_of(stage, teacher), stage.settings, machine)
+        teacher = fresh(recipe, shape)
+        if stage.settings.objective.guidance_inside is None:
+            teacher = taking(teacher, has, recipe.seed)
+        teacher = frozen(teacher, machine)
+    student = taking(fresh(recipe, shape), has, recipe.seed)
+    # any class costs as much as the one that stands for none
+    objective = objective_of(stage, teacher, null_label=0)
+    return Learner(student, objective, stage.settings, machine)
 
 
-def _update(recipe: Recipe, learner: Learner, machine: Machine, count: int) -> None:
+_Told = Callable[[int], tuple[Tensor, Condition, RngOf]]
+"""So many random pictures, and what a learner is told of them."""
+
+
+def _update(told: _Told, learner: Learner, machine: Machine, count: int) -> None:
     """An update of `count` random pictures in each process, waited for."""
     # those who share a network have as many micro-batches as this asks for, whatever pictures they
     # have
     learner.settings = learner.settings.model_copy(
         update={"batch_size": count * machine.world_size}
     )
-    float(learner.step(*_batch(recipe, learner, count)).sum())
+    float(learner.step(*told(count)).sum())
 
 
-def _batch(recipe: Recipe, learner: Learner, count: int) -> tuple[Tensor, Condition, RngOf]:
+def _batch(
+    recipe: Recipe, learner: Learner, guidance: float | None, count: int
+) -> tuple[Tensor, Condition, RngOf]:
     device = next(iter(learner.state()["weights"].values())).device
     x = torch.randn(count, *_shape(recipe), device=device)
-    condition = of_seeds(range(count), recipe.network.told_classes).to(device)
+    condition = of_seeds(range(count), recipe.network.told_classes, guidance).to(device)
     numbers = torch.arange(count, device=exact(device))
     return x, condition, RngOf(0, 0, learner.update, numbers, count)
 
@@ -241,11 +278,16 @@ def _save_seconds(learner: Learner, state_bytes: int, machine: Machine) -> float
 
 
 def _call_seconds(
-    recipe: Recipe, stage: Stage, denoiser: Denoiser, machine: Machine, most: int
+    recipe: Recipe,
+    stage: Stage,
+    denoiser: Denoiser,
+    machine: Machine,
+    most: int,
+    guidance: float | None,
 ) -> float:
     """Of one sampler step for one drawn picture."""
     count = min(recipe.sample.batch_size, recipe.sample.num_images, most)
-    condition = of_seeds(range(count), recipe.network.told_classes)
+    condition = of_seeds(range(count), recipe.network.told_classes, guidance)
     shape = _shape(recipe)
     advice = stage.settings.objective.advised_sampler()
     sampler = sampler_for(recipe.sample.named_sampler, advice, stage.name).build()

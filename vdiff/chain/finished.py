@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vdiff.chain.plan import BASE, Stage, chosen, stages_after
+from vdiff.chain.plan import BASE, Stage, chosen, stages_after, without_guided
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import lacking
@@ -77,7 +77,10 @@ def choose(
         # it was trained for no number of steps: the recipe lays its own over all times
         num_steps = stages[0].num_steps
         index = 0
-    return teacher, chosen(stages_after(stages, num_steps, name, index), count, to)
+    following = stages_after(stages, num_steps, name, index)
+    if index is None and card.guidance is not None:
+        following = without_guided(following, num_steps)
+    return teacher, chosen(following, count, to)
 
 
 def _refuse_half_made(run: RunFolder, card: ModelCard) -> None:

@@ -81,7 +81,7 @@ def shaping_values(recipe: Recipe, stage: Stage, precision: str) -> dict[str, ob
     """
     section = "train" if stage.index == 0 else "distill"
     settings = values_that_shape_weights(stage.settings, f"{section}.")
-    for name in ("start_steps", "end_steps", "factor", "overrides", "stages"):
+    for name in ("start_steps", "end_steps", "factor", "guidance", "overrides", "stages"):
         settings.pop(f"{section}.{name}", None)
     network: dict[str, object] = {}
     if stage.index == 0:
@@ -148,6 +148,16 @@ def stages_after(
         )
         raise UsageError(problem, _how_to_start_at(stages, start_steps), "--from")
     return following
+
+
+def without_guided(following: Sequence[Stage], start_steps: int) -> list[Stage]:
+    """What follows a teacher of `start_steps` steps that has its guidance already: not the stage
+    that would guide it, if another one starts where it does.
+    """
+    rest = [stage for stage in following if stage.settings.objective.guidance_inside is None]
+    if rest and rest[0].start_steps == start_steps:
+        return rest
+    return list(following)
 
 
 def _how_to_go_on(stages: Sequence[Stage], start_steps: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vdiff.chain.guidance import inside_of, told_guidance
 from vdiff.chain.plan import Stage, shaping_values
 from vdiff.choices import Predicts
 from vdiff.data.dataset import Images, NamesClasses
@@ -23,7 +24,7 @@ from vdiff.model_folder.checkpoint import Checkpoint, ModelCard, codec_for
 from vdiff.networks.network import as_network
 from vdiff.objectives.objective import Objective, Task
 from vdiff.recipe.recipe import DistillSection, Recipe
-from vdiff.training.telling import AS_THEY_ARE, Telling
+from vdiff.training.telling import Telling
 
 
 def open_images(recipe: Recipe, classes: int) -> Images:
@@ -118,10 +119,10 @@ def stage_batches(
     return shares
 
 
-def telling_of(recipe: Recipe, stage: Stage) -> Telling:
-    """What the network of a stage is told of the pictures."""
+def telling_of(recipe: Recipe, stage: Stage, found: dict[str, Any] | None) -> Telling:
+    """What the network of a stage is told of the pictures.   found: guidance inside of it."""
     if stage.index > 0 or recipe.train.label_drop == 0:
-        return AS_THEY_ARE
+        return told_guidance(found)
     return Telling(recipe.train.label_drop, null_label=recipe.network.told_classes)
 
 
@@ -178,10 +179,33 @@ def frozen(teacher: Denoiser, machine: Machine) -> Denoiser:
     return replace(teacher, network=machine.freeze(teacher.network))
 
 
-def objective_of(stage: Stage, teacher: Denoiser | None) -> Objective:
-    """How the student of a stage learns.   teacher: frozen; None for the base."""
+def known_of(teacher: Checkpoint | None) -> tuple[Denoiser | None, int | None, int | None]:
+    """What `objective_of` is told of a teacher, itself first; nothing of none."""
+    if teacher is None:
+        return None, None, None
+    return teacher.denoiser, teacher.card.times, teacher.card.null_label
+
+
+def objective_of(
+    stage: Stage,
+    teacher: Denoiser | None,
+    teacher_times: int | None = None,
+    null_label: int | None = None,
+) -> Objective:
+    """How the student of a stage learns.
+
+    teacher: frozen; None for the base.   teacher_times, null_label: as `Task` has them.
+    """
     settings = stage.settings
-    task = Task(settings.weighting, settings.updates, stage.num_steps, teacher, stage.teacher_steps)
+    task = Task(
+        settings.weighting,
+        settings.updates,
+        stage.num_steps,
+        teacher,
+        stage.teacher_steps,
+        teacher_times,
+        null_label,
+    )
     return settings.objective.build(task)
 
 
@@ -287,11 +311,16 @@ def card_of(
     )
     if teacher is None:
         return card
+    if objective.is_as_teacher:
+        card = replace(
+            card, times=teacher.times, sampler=teacher.sampler, is_denoiser=teacher.is_denoiser
+        )
     return replace(
         card,
         num_classes=teacher.num_classes,
         null_class=teacher.null_class,
         data=_data_of(teacher.num_classes, images) | _names_of(teacher),
+        guidance=inside_of(stage, teacher.guidance),
         network=teacher.network,
         diffusion=_diffusion_of(stage, teacher),
         codec=teacher.codec,

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vdiff.chain.guidance import inside_of
 from vdiff.chain.plan import Stage
 from vdiff.data.codec import Codec
+from vdiff.diffusion import inside
 from vdiff.diffusion.condition import of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.images.images import grid
@@ -31,28 +33,38 @@ class Advice:
     name: what messages call the model.   num_steps: of the sampler.
     times: N, where it knows the times i / N only.
     sampler: as `ObjectiveSection.advised_sampler` has it, None for DDIM.
+    guidance: g that it is told of every picture; None tells none.
     """
 
     name: str
     num_steps: int
     times: int | None
     sampler: Mapping[str, Any] | None
+    guidance: float | None = None
 
     def with_at_most(self, num_steps: int) -> "Advice":
         """The same, in fewer steps where these are more."""
         return replace(self, num_steps=min(self.num_steps, num_steps))
 
 
-def advice_of_stage(stage: Stage) -> Advice:
-    """Of the network that a stage trains."""
+def advice_of_stage(stage: Stage, teacher: ModelCard | None) -> Advice:
+    """Of the network that a stage trains.   teacher: None for the base."""
     objective = stage.settings.objective
     times = objective.known_times(stage.num_steps)
-    return Advice(stage.name, stage.num_steps, times, objective.advised_sampler())
+    sampler: Mapping[str, Any] | None = objective.advised_sampler()
+    guidance = None
+    if teacher is not None:
+        guidance = inside.usual(inside_of(stage, teacher.guidance))
+        if objective.is_as_teacher:
+            times = teacher.times
+            sampler = teacher.sampler
+    return Advice(stage.name, stage.num_steps, times, sampler, guidance)
 
 
 def advice_of_card(card: ModelCard) -> Advice:
     """Of a finished model."""
-    return Advice(card.name, card.num_steps, card.times, card.sampler)
+    guidance = inside.usual(card.guidance)
+    return Advice(card.name, card.num_steps, card.times, card.sampler, guidance)
 
 
 Draw = Callable[[Denoiser, Advice, int], Tensor]
@@ -64,12 +76,13 @@ class StagePictures:
     """Draws for one stage. Every process must ask, as each does a share of the work; all get all
     pictures.
 
+    advice: how the network of the stage is drawn with.
     codec: between pictures and what the network sees.   shape: (C, H, W) of a picture.
     num_classes: 0 without labels.
     """
 
     section: SampleSection
-    stage: Stage
+    advice: Advice
     codec: Codec
     shape: tuple[int, int, int]
     num_classes: int
@@ -80,10 +93,10 @@ class StagePictures:
 
         Errors: DivergedError, in every process, for NaN or Inf in them.
         """
-        advice = advice_of_stage(self.stage).with_at_most(PREVIEW_STEPS)
+        advice = self.advice.with_at_most(PREVIEW_STEPS)
         drawn = self.draw(denoiser, advice, self.section.num_images)
         scale = max(1, 32 // self.shape[-1])
-        return grid(self.codec.decode(drawn, self.stage.name), scale=scale)
+        return grid(self.codec.decode(drawn, self.advice.name), scale=scale)
 
     def sampler(self, advice: Advice) -> Sampler:
         """The sampler that draws with a model.
@@ -96,7 +109,7 @@ class StagePictures:
         """So many pictures, float [count, C, H, W].   Errors: ModelFileError, see `sampler`."""
         sampler = self.sampler(advice)
         seeds = range(count)
-        condition = of_seeds(seeds, self.num_classes)
+        condition = of_seeds(seeds, self.num_classes, advice.guidance)
 
         def share(places: slice) -> Tensor:
             return draw(

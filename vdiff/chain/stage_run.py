@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vdiff.chain.beginning import Beginning
+from vdiff.chain.guidance import inside_of, taking
 from vdiff.chain.plan import Stage, keeps_state, plan, told_length
 from vdiff.chain.stage_chores import StageChores
 from vdiff.chain.stage_parts import (
@@ -20,6 +21,7 @@ from vdiff.chain.stage_parts import (
     copied,
     freeze,
     fresh,
+    known_of,
     num_classes,
     objective_of,
     open_images,
@@ -78,14 +80,14 @@ def make(
     if teacher is not None:
         student = copied(teacher, images, student_predicts(stage))
         check_targets(stage, teacher)
+        student = taking(student, inside_of(stage, teacher.card.guidance), recipe.seed)
         # after the student was copied, and before anybody asks the teacher
         teacher = freeze(teacher, machine)
     else:
         student = fresh(recipe, images.shape)
     for tensor in student.network.state_dict().values():
         machine.processes.fill(tensor)
-    guide = teacher.denoiser if teacher is not None else None
-    objective = objective_of(stage, guide)
+    objective = objective_of(stage, *known_of(teacher))
     learner = Learner(student, objective, stage.settings, machine, surroundings.progress.note)
     work = StageRun(surroundings, stage, teacher, images, learner)
     begun = time.monotonic()
@@ -142,17 +144,19 @@ class StageRun:
         self._teacher: ModelCard | None = None
         if teacher is not None:
             self._teacher = teacher.card
+        self._inside = inside_of(stage, self._teacher.guidance if self._teacher else None)
         self._images = images
         self._learner = learner
         self._codec = codec_for(teacher)
         self._num_classes = num_classes(recipe, teacher)
+        self._advice = advice_of_stage(stage, self._teacher)
         self._shaping = shaping(recipe, stage, teacher, images, machine.precision)
         self._pictures = StagePictures(
-            recipe.sample, stage, self._codec, images.shape, self._num_classes, machine
+            recipe.sample, self._advice, self._codec, images.shape, self._num_classes, machine
         )
         self._trend = Trend(recipe, stage, teacher, images, machine, run.evaluation / "reference")
         # samplers that are not to be had are told now, and not after hours at the first picture
-        self._pictures.sampler(advice_of_stage(stage))
+        self._pictures.sampler(self._advice)
         if teacher is not None and self._trend.has_pairs:
             self._pictures.sampler(advice_of_card(teacher.card))
         self._profile: Profile | None = None
@@ -286,7 +290,7 @@ class StageRun:
                 stage=self._stage.index,
                 should_stop=lambda: bool(self._surroundings.stop()),
                 chores=work.chores(),
-                telling=telling_of(recipe, self._stage),
+                telling=telling_of(recipe, self._stage, self._inside),
             )
             if is_complete:
                 trained = self._finish(work, has_learned=learner.update > first)

@@ -5,6 +5,7 @@ the floor under which a chain stops.
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Trend:
         self.num_images = section.num_images
         self._stage = stage
         self._teacher = teacher
+        self._advice = advice_of_stage(stage, teacher.card if teacher is not None else None)
         self._machine = machine
         self._codec = codec_for(teacher)
         has_floor = teacher is not None and recipe.distill.stop_if.psnr_below is not None
@@ -94,7 +96,7 @@ class Trend:
 
         Errors: DivergedError, in every process, for pictures that hold NaN or Inf; DataError.
         """
-        advice = advice_of_stage(self._stage)
+        advice = self._advice
         if self._teacher is None:
             # a base has many steps; a student is compared with its teacher in its own
             advice = advice.with_at_most(most_steps)
@@ -104,7 +106,9 @@ class Trend:
         if self.has_pairs and self._teacher is not None:
             if self._drawn_by_teacher is None:
                 card = self._teacher.card
-                drawn = draw(self._teacher.denoiser, advice_of_card(card), self.num_images)
+                # guided as the student is
+                as_drawn = replace(advice_of_card(card), guidance=advice.guidance)
+                drawn = draw(self._taught_by(self._teacher), as_drawn, self.num_images)
                 self._drawn_by_teacher = self._codec.decode(drawn, card.name)
             if self._machine.is_first:
                 values |= self._pairs.compare(pictures, self._drawn_by_teacher)
@@ -112,15 +116,20 @@ class Trend:
             name: metric.value(pictures).value for name, metric in self._metrics.items()
         }
 
+    def _taught_by(self, teacher: Checkpoint) -> Denoiser:
+        """The teacher as the student is to become."""
+        objective = self._stage.settings.objective
+        return objective.as_taught(teacher.denoiser, teacher.card.null_label)
+
     def told(self, update: int, values: dict[str, float | None]) -> str:
         """The line that a person reads."""
         found = ", ".join(
             f"{name} {value:.4g}" for name, value in values.items() if value is not None
         )
-        return (
-            f"{self._stage.name}: trend at update {update:,}, "
-            f"of {self.num_images:,} pictures: {found}"
-        )
+        pictures = f"{self.num_images:,} pictures"
+        if self._advice.guidance is not None:
+            pictures += f" at guidance {self._advice.guidance:g}"
+        return f"{self._stage.name}: trend at update {update:,}, of {pictures}: {found}"
 
 
 def check_floor(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdiff.cli import console
+from vdiff.diffusion import inside
 from vdiff.model_folder import origin
 from vdiff.model_folder.card import PIXELS
 from vdiff.system.plural import count
@@ -136,12 +137,20 @@ def _how_it_draws(model: Facts) -> dict[str, Any]:
     lines: dict[str, Any] = {"predictions": "not the mean of what fits"}
     if model["is_denoiser"]:
         lines["predictions"] = "the mean of what fits"
-    for name in ("sampler", "guidance"):
-        if model[name] is not None:
-            lines[name] = _brief(model[name])
+    if model["sampler"] is not None:
+        lines["sampler"] = _brief(model["sampler"])
+    if model["guidance"] is not None:
+        lines["guidance"] = _guidance(model["guidance"])
     if model["codec"] != PIXELS:
         lines["codec"] = _brief(model["codec"])
     return lines
+
+
+def _guidance(found: Mapping[str, Any]) -> str:
+    """What it has inside, and what it is drawn with where nobody names a g."""
+    drawn = inside.usual(found)
+    told = inside.told(found)
+    return told if drawn is None else f"{told}; drawn with {drawn:g} unless told otherwise"
 
 
 def _where_it_comes_from(model: Facts) -> dict[str, Any]:

@@ -37,10 +37,24 @@ NOTHING = Condition()
 """For a network that is told nothing."""
 
 
-def of_seeds(seeds: Sequence[int], num_classes: int) -> Condition:
-    """Each picture of the class of its seed, seed modulo `num_classes`; nothing for 0 classes."""
+def of_seeds(seeds: Sequence[int], num_classes: int, guidance: float | None = None) -> Condition:
+    """Each picture of the class of its seed, seed modulo `num_classes`; no class for 0 classes.
+
+    guidance: g of all pictures; None tells none.
+    """
     import torch
 
-    if num_classes == 0:
-        return NOTHING
-    return Condition(torch.tensor([seed % num_classes for seed in seeds], dtype=torch.int64))
+    found = NOTHING
+    if num_classes:
+        label = torch.tensor([seed % num_classes for seed in seeds], dtype=torch.int64)
+        found = Condition(label)
+    return with_guidance(found, guidance, len(seeds))
+
+
+def with_guidance(condition: Condition, guidance: float | None, count: int) -> Condition:
+    """The same of so many pictures, and this g of each where the condition says none."""
+    import torch
+
+    if guidance is None or condition.guidance is not None:
+        return condition
+    return condition._replace(guidance=torch.full((count,), guidance))

@@ -62,7 +62,8 @@ class Guided(Denoiser):
         else:
             strong = super().__call__(z, t, told, rng).x
             weak = self.guide(z, t, told).x
-        x = weak + strength * (strong - weak)
+        # `lerp` gives exactly the stronger one for g = 1
+        x = torch.lerp(weak, strong, strength)
         return predict("x", x, z, alpha, sigma)
 
     def at(self, place: Place, z: Tensor, condition: Condition = NOTHING) -> Prediction:

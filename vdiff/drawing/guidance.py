@@ -17,6 +17,7 @@ import torch
 from vdiff.diffusion.condition import Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.guided import Guided
+from vdiff.diffusion.inside import usual
 from vdiff.diffusion.process import DiffusionSection
 from vdiff.errors import UsageError
 from vdiff.model_folder.card import ModelCard
@@ -214,9 +215,10 @@ def _inside(card: ModelCard, asked: Guidance) -> Way:
 
 
 def _usual(inside: Mapping[str, object]) -> float:
-    """What a model that takes g is told where nobody asks: 1, or what it knows next to that."""
-    low = float(str(inside["low"]))
-    return min(max(1.0, low), float(str(inside["high"])))
+    """What a model that takes g is told where nobody asks."""
+    found = usual(inside)
+    assert found is not None
+    return found
 
 
 def _check_guide(card: ModelCard, guide: ModelCard) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, TypeAdapter, ValidationError
 
+from vdiff.diffusion import inside
 from vdiff.disk import whole_folder
 from vdiff.disk.ours import Kind, beginning, is_picture
 from vdiff.errors import ModelFileError, UsageError
@@ -77,6 +78,13 @@ def _named(value: dict[str, Any]) -> dict[str, Any]:
 
 _KIND: TypeAdapter[str] = TypeAdapter(Name)
 Named = Annotated[dict[str, Any], AfterValidator(_named)]
+
+
+def _inside(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return inside.checked(_named(value))
+    except ValidationError as err:
+        raise ValueError(_first(err)) from err
 
 
 def _parent(value: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +155,7 @@ class ModelCard:
     files: dict[str, Any] = field(default_factory=dict)
     made_by: Word = ""
     sampler: Named | None = None
-    guidance: Named | None = None
+    guidance: Annotated[dict[str, Any], AfterValidator(_inside)] | None = None
     is_denoiser: StrictBool = True
     codec: Name | Named = PIXELS
     null_class: StrictBool = False

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vdiff import __version__
 from vdiff.data.codec import Codec, codec_of
+from vdiff.diffusion import inside
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.prediction import Predicts
 from vdiff.diffusion.process import DiffusionSection
@@ -165,6 +166,7 @@ def meta_checkpoint(card: ModelCard, config: Mapping[str, Any], folder: Path) ->
     _check_known(card, folder)
     schedule, predicts = _diffusion(card, folder)
     network = _section(card, folder).restore(config).eval().requires_grad_(False)
+    _check_guidance(card, network, folder)
     return Checkpoint(folder, card, Denoiser(network, schedule, predicts))
 
 
@@ -218,7 +220,7 @@ def _check_known(card: ModelCard, folder: Path) -> None:
         raise ModelFileError(
             f"`{folder}` cannot be drawn with: {err.problem}", err.fix, folder / MANIFEST
         ) from err
-    if card.guidance is not None:
+    if card.guidance is not None and not inside.is_known(card.guidance):
         problem = (
             f"`{folder}` is meant to be guided (`{card.guidance['kind']}`), "
             "which this vdiff cannot do"
@@ -269,9 +271,21 @@ def _network(card: ModelCard, folder: Path, written: Mapping[str, Tensor] | None
     if weights is None:
         weights = load_tensors(folder / WEIGHTS, expected)
     network = section.restore(config)
+    _check_guidance(card, network, folder)
     # copies: mapping the file's memory changes the alignment, and so the rounding
     network.load_state_dict(weights)
     return network
+
+
+def _check_guidance(card: ModelCard, network: Network, folder: Path) -> None:
+    """ModelFileError where the network takes guidance and the card knows nothing of it,
+    or the other way round.
+    """
+    if network.takes_guidance == (inside.range_of(card.guidance) is not None):
+        return
+    takes = "takes a guidance" if network.takes_guidance else "takes no guidance"
+    problem = f"`{folder}` contradicts itself: its network {takes}, and {MANIFEST} says otherwise"
+    raise ModelFileError(problem, "take another folder", folder / CONFIG)
 
 
 def _versions() -> dict[str, str]:

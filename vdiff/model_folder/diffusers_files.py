@@ -8,6 +8,7 @@ not fit, so a network that diffusers does not know gets no such file.
 import json
 from typing import Any
 
+from vdiff.diffusion import inside
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.schedule import Schedule
 from vdiff.formats import diffusers_files
@@ -113,6 +114,18 @@ def _origin(card: ModelCard) -> str:
 def _drawing(card: ModelCard, class_name: str | None, schedule: Schedule) -> list[str]:
     grid = schedule.grid
     with_vdiff = f"```bash\nvdiff sample --checkpoint {card.name}\n```"
+    taken = inside.range_of(card.guidance)
+    if taken is not None:
+        told = (
+            f"It takes the strength of guidance, from {taken[0]:g} to {taken[1]:g} (1 is none), as "
+            "an input, which no class of diffusers has: every step is one network call for any of "
+            f"them. Drawn with {inside.usual(card.guidance):g} where nothing else is said:"
+        )
+        for_others = (
+            f"`vdiff export {card.name} --to diffusers --guidance {taken[1]:g}` makes an ordinary "
+            "model of it, for one strength."
+        )
+        return [told, with_vdiff, for_others]
     if class_name is None:
         told = (
             f"diffusers does not know this network (`{card.network}`); "
@@ -184,9 +197,9 @@ def _is_drawn_by_diffusers(card: ModelCard, denoiser: Denoiser) -> bool:
 
 def _is_drawn_by_ddim(card: ModelCard) -> bool:
     """What diffusers' pipelines do with it; `eta` and clipping would be the caller's to pass on."""
-    return (
-        card.sampler in (None, {"kind": "ddim"}) and card.guidance is None and card.codec == PIXELS
-    )
+    # a baked guidance is a part of the weights
+    is_told = inside.range_of(card.guidance) is not None
+    return card.sampler in (None, {"kind": "ddim"}) and not is_told and card.codec == PIXELS
 
 
 def _facts(card: ModelCard) -> str:
@@ -203,6 +216,8 @@ def _facts(card: ModelCard) -> str:
         "predicts": str(card.diffusion.get("predicts", "?")),
         "pictures seen": seen,
     }
+    if card.guidance is not None:
+        rows["guidance"] = inside.told(card.guidance)
     if card.parent is not None:
         rows["teacher"] = f"`{card.parent['name']}`, SHA-256 {card.parent['hash'][:16]}..."
     return "\n".join(

@@ -11,6 +11,7 @@ OBJECTIVES: "Registry[ObjectiveSection]" = Registry(
     "objective",
     {
         "denoising": "vdiff.objectives.denoising:DenoisingSection",
+        "guided": "vdiff.objectives.guided:GuidedSection",
         "progressive": "vdiff.objectives.progressive:ProgressiveSection",
     },
     default="denoising",

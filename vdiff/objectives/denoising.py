@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import NOTHING, Condition
-from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
+from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise, random_times
 from vdiff.objectives.weighting import Weighting, weighted_loss
 
 if TYPE_CHECKING:
@@ -43,19 +43,9 @@ class DenoisingObjective(Objective):
     def __call__(
         self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
     ) -> Tensor:
-        t = self._times(rng, student.schedule.grid)
+        grid = student.schedule.grid if self.on_grid else None
+        t = random_times(rng, self.stratified, grid)
         alpha, sigma = student.schedule.alpha_sigma(t)
         z = add_noise(x, alpha, sigma, rng)
         pred = student(z, t, condition, rng)
         return weighted_loss(self.weighting, pred.x, x, alpha, sigma)
-
-    def _times(self, rng: Randomness, grid: int) -> Tensor:
-        """A time in (0, 1] for each image, float64 [B]."""
-        if self.stratified:
-            u = rng.stratified()
-        else:
-            u = rng.uniform()
-        if self.on_grid:
-            return ((u * grid).floor() + 1) / grid
-        # not u itself, which may be 0: there alpha / sigma is infinite
-        return 1 - u

@@ -33,6 +33,8 @@ class Task:
     num_steps: sampler steps of the student; of the base, those that it is meant for.
     teacher: frozen, on the device; None for the base.
     teacher_steps: K, how many of the teacher's steps one of the student's replaces.
+    teacher_times: N, where the teacher knows the times i / N only; None for all times.
+    null_label: the class that stands for no class, where the teacher has one.
     """
 
     weighting: Weighting
@@ -40,6 +42,8 @@ class Task:
     num_steps: int
     teacher: Denoiser | None = None
     teacher_steps: int = 1
+    teacher_times: int | None = None
+    null_label: int | None = None
 
     @property
     def taught_by(self) -> Denoiser:
@@ -60,11 +64,14 @@ class ObjectiveSection(KindSection, ABC):
     where several steps land does not, and samplers of a higher order would be wrong with it.
     needs_fewer_steps: whether a student with as many steps as its teacher would have nothing to
     learn.
+    is_as_teacher: whether its student predicts what its teacher does, guided or not, at all times
+    that its teacher knows. It is a denoiser and is drawn with as its teacher is, then.
     """
 
     needs_teacher: ClassVar[bool] = False
     is_denoiser: ClassVar[bool] = True
     needs_fewer_steps: ClassVar[bool] = False
+    is_as_teacher: ClassVar[bool] = False
     makes: ClassVar[tuple[str, str]] = ("build", "vdiff.objectives.objective:Objective")
 
     @abstractmethod
@@ -78,6 +85,22 @@ class ObjectiveSection(KindSection, ABC):
         else all times.
         """
         return num_steps if self.needs_teacher else None
+
+    @property
+    def guidance_inside(self) -> dict[str, Any] | None:
+        """The guidance that its student has inside, as a model card says it; see
+        `diffusion/inside.py`. None: what its teacher has.
+
+        A range is told: in each update g is drawn for every picture, and comes in `condition`.
+        """
+        return None
+
+    def as_taught(self, teacher: Denoiser, null_label: int | None) -> Denoiser:
+        """The teacher, as its student is to become: guided, for one.
+
+        null_label: the class that stands for no class, where the teacher has one.
+        """
+        return teacher
 
     def advised_sampler(self) -> dict[str, Any] | None:
         """The sampler that draws best with the student, as a recipe's `sample.sampler` with its
@@ -138,6 +161,21 @@ class Objective(ABC):
         """Go on from a state of the same names and shapes, copied into place;
         see `networks.sharded.scatter_into`.
         """
+
+
+def random_times(rng: Randomness, stratified: bool, grid: int | None) -> Tensor:
+    """A time in (0, 1] for each image, float64 [B].
+
+    stratified: spread evenly over all.   grid: N, for the times i / N only; None for all.
+    """
+    if stratified:
+        u = rng.stratified()
+    else:
+        u = rng.uniform()
+    if grid is not None:
+        return ((u * grid).floor() + 1) / grid
+    # not u itself, which may be 0: there alpha / sigma is infinite
+    return 1 - u
 
 
 def add_noise(x: Tensor, alpha: Tensor, sigma: Tensor, rng: Randomness) -> Tensor:

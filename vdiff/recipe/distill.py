@@ -7,6 +7,7 @@ from pydantic_core import InitErrorDetails
 
 from vdiff.choices import Predicts, Weighting
 from vdiff.config import Section, free_to_change, shapes_weights
+from vdiff.diffusion.inside import Wanted
 from vdiff.objectives import OBJECTIVES
 from vdiff.system.plural import count
 from vdiff.training.settings import Decay, FitSection
@@ -56,6 +57,11 @@ def _with_teacher(objective: ObjectiveSection) -> ObjectiveSection:
     return objective
 
 
+def _guided(wanted: Wanted) -> ObjectiveSection:
+    """The objective of the stage that `distill.guidance` puts first."""
+    return OBJECTIVES.section("guided").model_validate({"guidance": wanted})
+
+
 class StopSection(Section):
     """When a chain stops by itself."""
 
@@ -82,9 +88,14 @@ class DistillSection(FitSection):
     """
     overrides: dict[int, StageOverride] = shapes_weights({})
     """Stages that differ, by the student's number of steps, as in `{1: {updates: 20_000}}`."""
+    guidance: Wanted | None = shapes_weights(None)
+    """Guidance g that students have inside, where 1 is none: a range `[1, 4]`, of which each
+    picture is then drawn with one, or one number. A stage of as many steps as the teacher has comes
+    first, which learns it; the teacher must be trained with `train.label_drop`.
+    """
     stages: Annotated[tuple[StageSection, ...], Field(min_length=1)] | None = shapes_weights(None)
-    """Every stage by itself, in the place of `end_steps`,
-    `factor` and `overrides`, `[{steps: 8}, {factor: 1}]`.
+    """Every stage by itself, in the place of `end_steps`, `factor`, `guidance` and `overrides`,
+    `[{steps: 8}, {factor: 1}]`.
     """
     learning_rate: float = shapes_weights(5e-5, gt=0)
     """Step size of Adam at its highest."""
@@ -111,14 +122,17 @@ class DistillSection(FitSection):
     def steps(self) -> tuple[int, ...]:
         """Sampler steps of the base and of every student, as in (1024, 512, ..., 4)."""
         if self.stages is None:
-            return step_counts(self.start_steps, self.end_steps, self.factor)
+            halved = step_counts(self.start_steps, self.end_steps, self.factor)
+            if self.guidance is not None:
+                return (self.start_steps, *halved)
+            return halved
         return listed_counts(
             self.start_steps, [(stage.steps, stage.factor) for stage in self.stages]
         )
 
     def listed(self) -> tuple[StageSection, ...]:
         """Every stage, each with its `steps`: `stages`, or what `end_steps`,
-        `factor` and `overrides` mean.
+        `factor`, `guidance` and `overrides` mean.
         """
         steps = self.steps()[1:]
         if self.stages is None:
@@ -126,6 +140,8 @@ class DistillSection(FitSection):
                 self.overrides.get(number, StageOverride()).model_dump(exclude_none=True)
                 for number in steps
             ]
+            if self.guidance is not None:
+                others[0]["objective"] = _guided(self.guidance)
             return tuple(
                 StageSection(steps=number, **other)
                 for number, other in zip(steps, others, strict=True)
@@ -143,7 +159,8 @@ class DistillSection(FitSection):
             if value is not None and name not in ("steps", "factor")
         }
         # the chain's own keys go, so that a stage's settings are equal in both ways to state it
-        return self.model_copy(update={**stated, "overrides": {}, "stages": None})
+        own: dict[str, Any] = {"overrides": {}, "stages": None, "guidance": None}
+        return self.model_copy(update={**stated, **own})
 
     @field_validator("objective")
     @classmethod
@@ -154,17 +171,36 @@ class DistillSection(FitSection):
     def _check_steps(self) -> Self:
         if self.stages is not None:
             self._check_stages()
-            return self
+        else:
+            self._check_overrides()
+        self._check_guided_once()
+        return self
+
+    def _check_overrides(self) -> None:
         unknown = set(self.overrides) - set(self.steps()[1:])
         if unknown:
             raise ValueError(
                 f"`overrides` names {count(min(unknown), 'step')}, "
                 f"but the stages end at {self.steps()[1:]} steps"
             )
-        return self
+
+    def _check_guided_once(self) -> None:
+        """What is guided already is not guided again: the two would multiply."""
+        is_guided = False
+        for number, stage in enumerate(self.listed()):
+            objective = stage.objective or self.objective
+            if objective.guidance_inside is None:
+                continue
+            if is_guided:
+                raise ValueError(
+                    f"`base_{number}` would be guided a second time: one stage alone may have the "
+                    f"objective `{objective.kind}`, and its students keep the guidance; "
+                    "`guidance: [1, 4]` in `distill` puts it first"
+                )
+            is_guided = True
 
     def _check_stages(self) -> None:
-        for name in ("end_steps", "factor", "overrides"):
+        for name in ("end_steps", "factor", "guidance", "overrides"):
             if name in self.model_fields_set:
                 problem = (
                     f"`stages` says every stage by itself, so there is no place for `{name}`: "
