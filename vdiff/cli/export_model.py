@@ -32,6 +32,14 @@ def export_model(
         Path | None,
         typer.Option("--out", metavar="PATH", help="Place to write [exports/<model>...]"),
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            metavar="G",
+            help="Guidance that goes into the weights, for a model that takes it; 1 is none",
+        ),
+    ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights in half precision")] = False,
     recipe: RecipeOption = None,
     run: RunOption = None,
@@ -44,10 +52,10 @@ def export_model(
 
     Examples:
       vdiff export base_4 --to diffusers
-      vdiff export runs/digits/base_4 --to onnx --out digits-onnx
+      vdiff export runs/digits/base_4 --to onnx --guidance 1.5
     """
     from vdiff.cli import console, session
-    from vdiff.exchange import take
+    from vdiff.exchange import bake, take
     from vdiff.formats import FORMATS
     from vdiff.model_folder import checkpoint as model
 
@@ -57,11 +65,14 @@ def export_model(
     _, folder, card = session.model_of(None, checkpoint, recipe, None, run)
     kind = FORMATS.find(name)
     run_name = folder.resolve().parent.name
-    path = out or Path("exports") / f"{run_name}-{card.name}-{to}{kind.suffix}"
+    bake.check(card, guidance)
+    for_one = "" if guidance is None else f"-g{guidance:g}"
+    path = out or Path("exports") / f"{run_name}-{card.name}{for_one}-{to}{kind.suffix}"
     if dry_run:
         console.say(f"would export `{folder}` to `{path}`", "green")
         return
-    checked = take.write(model.load(folder), name, path, {"fp16": "true"} if fp16 else {})
+    asked = {"fp16": "true"} if fp16 else {}
+    checked = take.write(model.load(folder), name, path, asked, guidance)
     console.say(checked.told())
     console.say(f"exported `{folder}` to `{path}`", "green")
     if mode.json:

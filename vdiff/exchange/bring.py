@@ -126,6 +126,7 @@ def card_of(brought: Brought, source: Path, recipe: str) -> ModelCard:
         is_denoiser=not model.is_distilled,
         codec=model.codec if isinstance(model.codec, str) else dict(model.codec),
         null_class=model.null_class,
+        guidance=None if model.guidance is None else dict(model.guidance),
     )
 
 

@@ -5,12 +5,13 @@ written beside its place, proved, and only then given its name.
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from vdiff.disk import whole_folder
 from vdiff.disk.tensor_facts import FormatError
 from vdiff.errors import ModelFileError, UsageError
-from vdiff.exchange import proof
+from vdiff.exchange import bake, proof
 from vdiff.exchange.proof import Proof
 from vdiff.formats import FORMATS
 from vdiff.formats.adapter import ForeignModel, Format
@@ -18,6 +19,7 @@ from vdiff.formats.contents import contents_of
 from vdiff.metrics import table
 from vdiff.model_folder.card import ModelCard
 from vdiff.model_folder.checkpoint import Checkpoint
+from vdiff.networks.network import as_network
 from vdiff.runs.folder import RunFolder
 
 
@@ -37,6 +39,7 @@ def model_of(loaded: Checkpoint) -> ForeignModel:
         is_distilled=card.times is not None,
         sampler=card.sampler,
         codec=card.codec,
+        guidance=card.guidance,
         licence=licence if isinstance(licence, str) else None,
         facts={
             "name": card.name,
@@ -64,11 +67,18 @@ def _numbers(folder: Path, card: ModelCard) -> list[str]:
     return [*lines, f"measured with: {found.protocol.line()}"]
 
 
-def write(loaded: Checkpoint, name: str, path: Path, asked: Mapping[str, str]) -> Proof:
+def write(
+    loaded: Checkpoint,
+    name: str,
+    path: Path,
+    asked: Mapping[str, str],
+    guidance: float | None = None,
+) -> Proof:
     """Write the model at `path` in the format `name`, where nothing is,
     and compare it with what it was.
 
     asked: values for some of the format's `write_options`.
+    guidance: g that goes into the weights of a model that takes it as an input.
     Errors: UsageError, ModelFileError for a model that the format cannot hold or that came out
     different, MachineError for a package that is missing or a disk that refuses. Whatever fails,
     nothing is left at `path`.
@@ -84,7 +94,13 @@ def write(loaded: Checkpoint, name: str, path: Path, asked: Mapping[str, str]) -
             raise UsageError(
                 f"the format `{name}` is not asked for `{option}`", f"it knows: {known}", "--set"
             )
+    bake.check(loaded.card, guidance)
+    also: tuple[str, ...] = ()
     model = model_of(loaded)
+    if guidance is not None and as_network(loaded.denoiser.network).takes_guidance:
+        before = model
+        model = bake.of_one(model_of(bake.baked(loaded, guidance)), loaded.card, guidance)
+        also = (bake.prove(before, model, guidance),)
     beside = whole_folder.free_beside(path).with_suffix(path.suffix)
     try:
         with whole_folder.refusals(path):
@@ -94,7 +110,7 @@ def write(loaded: Checkpoint, name: str, path: Path, asked: Mapping[str, str]) -
             os.rename(beside, path)
     finally:
         _forget(beside)
-    return checked
+    return replace(checked, also=(*checked.also, *also))
 
 
 def _proved(

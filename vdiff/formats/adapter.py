@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from vdiff.errors import ModelFileError
 from vdiff.formats.contents import Contents
@@ -47,6 +47,7 @@ class ForeignModel:
     facts: what a card should keep of the source and vdiff does not use, for JSON.
     null_class: whether the network knows a class more, the one after the last of `num_classes`,
     that stands for no class.
+    guidance: what it has inside, as a model card says it; None for nothing.
     """
 
     denoiser: "Denoiser"
@@ -63,6 +64,7 @@ class ForeignModel:
     licence: str | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
     null_class: bool = False
+    guidance: Mapping[str, Any] | None = None
 
 
 class Outputs(NamedTuple):

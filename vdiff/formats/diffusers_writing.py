@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vdiff.diffusion import inside
 from vdiff.errors import ModelFileError
 from vdiff.formats import diffusers_files as files
 from vdiff.formats.adapter import ForeignModel
@@ -203,6 +204,12 @@ def model_card(model: ForeignModel, sampler: Mapping[str, float], has_picture: b
             f"The predicted pictures are kept within {sampler['clip']:g}, and the noise is made "
             "anew from them (`use_clipped_model_output=True`). Without that, diffusers draws "
             "slightly other pictures."
+        )
+    if model.guidance is not None:
+        parts.append(
+            f"Guidance is a part of the weights ({inside.told(model.guidance)}; 1 is none, papers "
+            "that write w mean g - 1): each step is one network call, and guiding it once more "
+            "would act twice."
         )
     numbers = model.facts.get("numbers")
     if isinstance(numbers, list) and numbers:

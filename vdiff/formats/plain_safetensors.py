@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from vdiff.diffusion import inside
 from vdiff.disk.safetensors_header import read_metadata
 from vdiff.disk.strict_json import parse_object
 from vdiff.disk.tensor_facts import FormatError, printable
@@ -79,6 +80,7 @@ class SafetensorsFormat(Format):
             num_steps=_count(settings, "num_steps", 1),
             is_distilled=settings.get("is_distilled") is True,
             sampler=sampler if isinstance(sampler, dict) else None,
+            guidance=_guidance(settings),
         )
 
     def write(self, model: ForeignModel, path: Path, asked: Mapping[str, str]) -> None:
@@ -101,6 +103,8 @@ class SafetensorsFormat(Format):
             "sampler": None if model.sampler is None else dict(model.sampler),
             "licence": model.licence,
         }
+        if model.guidance is not None:
+            settings["guidance"] = dict(model.guidance)
         weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
         if is_half(asked):
             weights = {
@@ -143,6 +147,21 @@ def _count(settings: Mapping[str, object], name: str, least: int) -> int:
     if not isinstance(value, int) or not least <= value <= 1 << 24:
         raise FormatError(f"has metadata `{KEY}` whose `{name}` is no count", "export it again")
     return value
+
+
+def _guidance(settings: dict[str, object]) -> dict[str, object] | None:
+    """What the model has inside: nothing, or one g."""
+    value = settings.get("guidance")
+    if value is None:
+        return None
+    try:
+        found = inside.checked(_table(settings, "guidance"))
+    except ValueError as err:
+        reason = f"has metadata `{KEY}` whose `guidance` is none"
+        raise FormatError(reason, "export it again") from err
+    if found.get("kind") != "baked":
+        raise FormatError(f"has metadata `{KEY}` whose `guidance` is unknown", "export it again")
+    return found
 
 
 def _shape(settings: Mapping[str, object]) -> tuple[int, int, int]:
