@@ -74,9 +74,9 @@ def estimate(
     """
     saved_updates = done or {}
     recipe = _with_network(recipe, teacher)
-    network = fresh(recipe, _image_shape(recipe)).network
-    num_weights = sum(weight.numel() for weight in network.parameters())
     has = _insides(stages, teacher)
+    largest = taking(fresh(recipe, _image_shape(recipe)), has[stages[-1].name], recipe.seed)
+    num_weights = sum(weight.numel() for weight in largest.network.parameters())
     costs = {
         sort: _measured(recipe, stage, machine, has[stage.name])
         for sort, stage in _sorts(stages, has).items()

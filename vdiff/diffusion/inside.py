@@ -97,9 +97,9 @@ def usual(inside: Inside | None) -> float | None:
 
 
 def told(inside: Inside) -> str:
-    """For people: `inside, 1 to 4`, `inside, fixed at 1.5`."""
+    """For people: `inside, 1 to 4`, `inside, always 1.5`."""
     if inside["kind"] == "input":
         return f"inside, {inside['low']:g} to {inside['high']:g}"
     if inside["kind"] == "baked":
-        return f"inside, fixed at {inside['value']:g}"
+        return f"inside, always {inside['value']:g}"
     return str(inside["kind"])

@@ -17,6 +17,7 @@ from torch import Tensor
 from vdiff import __version__
 from vdiff.chain.own_recipe import sampler_of
 from vdiff.chain.plan import counted
+from vdiff.diffusion import inside
 from vdiff.diffusion.condition import Condition, of_seeds
 from vdiff.disk import array_file, whole_folder
 from vdiff.drawing.pictures import draw_with
@@ -233,7 +234,9 @@ class Studio:
         return sampler_of(self._cards[name], self._folders[name])
 
     def _condition(self, name: str, count: int) -> Condition:
-        return of_seeds(self.seeds[:count], self._cards[name].num_classes).to(self._device)
+        card = self._cards[name]
+        told = of_seeds(self.seeds[:count], card.num_classes, inside.usual(card.guidance))
+        return told.to(self._device)
 
     def _model(self, name: str) -> Checkpoint:
         if name not in self._loaded:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from vdiff.diffusion import inside
 from vdiff.reporting import course, origin, quality, side_by_side
 from vdiff.reporting.markup import Markup, joined, spoken, tag
 from vdiff.reporting.page import contents, page, section
@@ -34,7 +35,7 @@ def report(
     if gallery is None:
         device = ""
     sections = [
-        *_pictures(gallery, undrawn, len(record.students)),
+        *_pictures(gallery, undrawn, record),
         *_numbers(record, published),
         _levels(record, gallery),
         _trends(record),
@@ -127,7 +128,7 @@ def _unmeasured(record: Record) -> list[str]:
     return [name for name, card in record.cards.items() if card["hash"] not in known]
 
 
-def _pictures(gallery: Gallery | None, undrawn: str, num_students: int) -> list[_Part]:
+def _pictures(gallery: Gallery | None, undrawn: str, record: Record) -> list[_Part]:
     if gallery is None and not undrawn:
         return []
     if gallery is None:
@@ -145,12 +146,12 @@ def _pictures(gallery: Gallery | None, undrawn: str, num_students: int) -> list[
         slider = side_by_side.slider(original, students, gallery.seeds)
         parts.append(_part("teacher-and-student", "Teacher and student", said, slider))
     left_out = ""
-    if len(students) < num_students:
+    if len(students) < len(record.students):
         left_out = f"; students of more than {FEW_STEPS} steps are left out"
     lead = (
         "Each column starts from the same noise. Above each student, the undistilled model with "
         f"as few steps{left_out}. Sampler: ddim eta=0, seeds {gallery.seeds[0]} to "
-        f"{gallery.seeds[-1]}."
+        f"{gallery.seeds[-1]}.{_guided(record)}"
     )
     parts.append(_part("strips", "All stages, same noise", lead, side_by_side.strips(gallery)))
     lead = (
@@ -159,6 +160,17 @@ def _pictures(gallery: Gallery | None, undrawn: str, num_students: int) -> list[
     )
     parts.append(_part("ways", "From noise to picture", lead, side_by_side.ways(gallery.ways)))
     return parts
+
+
+def _guided(record: Record) -> str:
+    """With how much guidance the students draw; empty where they have none inside."""
+    held = [card.get("guidance") for card in record.students]
+    if not held or held[-1] is None:
+        return ""
+    drawn = inside.usual(held[-1])
+    if drawn is None:
+        return f" The students have guidance {inside.told(held[-1])}; the original has none."
+    return f" The students take guidance ({inside.told(held[-1])}) and draw with {drawn:g} here."
 
 
 def _numbers(record: Record, published: str | None) -> list[_Part]:
