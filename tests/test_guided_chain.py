@@ -14,7 +14,7 @@ import torch
 from tests.test_chain import finish
 from tests.tiny import TinyRun
 from vdiff.chain.plan import doubts, plan, shaping_values
-from vdiff.diffusion.condition import of_seeds
+from vdiff.drawing.guidance import Guidance
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.model_folder import checkpoint
@@ -31,13 +31,19 @@ INPUT = {"kind": "input", "low": 1.0, "high": 4.0}
 @pytest.fixture
 def guidable(tiny_run: TinyRun) -> TinyRun:
     """A run with a base that knows two classes and one that stands for none."""
-    text = tiny_run.text.replace("num_classes: 2", "num_classes: 3")
-    (tiny_run.path / "recipe.yaml").write_text(text)
-    run = TinyRun(tiny_run.path, text)
+    run = with_null_class(tiny_run)
     run.base()
-    folder = run.folder().model("original")
-    rewritten(folder, lambda card: replace(card, num_classes=2, null_class=True))
     return run
+
+
+def with_null_class(run: TinyRun, *more: tuple[str, str]) -> TinyRun:
+    """The same place with a recipe whose base learns a null class, and with these other changes."""
+    text = run.text
+    for before, after in (("train: {", "train: {label_drop: 0.3, "), *more):
+        assert before in text
+        text = text.replace(before, after)
+    (run.path / "recipe.yaml").write_text(text)
+    return TinyRun(run.path, text)
 
 
 def rewritten(folder: Path, change: Callable[[ModelCard], ModelCard]) -> None:
@@ -55,13 +61,12 @@ def test_a_stage_of_as_many_steps_comes_first() -> None:
 
 
 def test_a_list_of_stages_says_the_same(tiny_run: TinyRun) -> None:
-    short = plan(tiny_run.recipe(RANGE, "distill.overrides={8: {updates: 7}}"))
-    text = tiny_run.text.replace(
-        "end_steps: 1,",
+    short = plan(with_null_class(tiny_run).recipe(RANGE, "distill.overrides={8: {updates: 7}}"))
+    stages = (
         "stages: [{factor: 1, objective: {kind: guided, guidance: [1, 4]}, updates: 7}, "
-        "{factor: 2}, {factor: 2}, {factor: 2}],",
+        "{factor: 2}, {factor: 2}, {factor: 2}],"
     )
-    listed = plan(TinyRun(tiny_run.path, text).recipe())
+    listed = plan(with_null_class(tiny_run, ("end_steps: 1,", stages)).recipe())
     assert [(stage.name, stage.start_steps, stage.num_steps) for stage in short] == [
         (stage.name, stage.start_steps, stage.num_steps) for stage in listed
     ]
@@ -90,9 +95,15 @@ def test_a_chain_without_guidance_is_what_it_was(tiny_run: TinyRun) -> None:
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(tiny_run: TinyRun, options: str, told: str) -> None:
-    text = tiny_run.text.replace("end_steps: 1,", options)
+    run = with_null_class(tiny_run, ("end_steps: 1,", options))
     with pytest.raises(UsageError, match=told):
-        TinyRun(tiny_run.path, text).recipe()
+        run.recipe()
+
+
+def test_a_recipe_whose_base_learns_no_null_class_is_refused(tiny_run: TinyRun) -> None:
+    for change in (RANGE, "distill.guidance=1.5"):
+        with pytest.raises(UsageError, match=r"--set train.label_drop=0.1"):
+            tiny_run.recipe(change)
 
 
 def test_students_are_told_a_guidance_and_keep_its_range(
@@ -126,9 +137,7 @@ def test_students_are_told_a_guidance_and_keep_its_range(
     for model in (first, second):
         assert as_network(model.denoiser.network).takes_guidance
         # one g or another: other pictures
-        drawn = [
-            draw_with(model, range(2), condition=of_seeds(range(2), 2, g)) for g in (1.0, 1.0, 4.0)
-        ]
+        drawn = [draw_with(model, range(2), guidance=Guidance(g)) for g in (1.0, 1.0, 4.0)]
         assert torch.equal(drawn[0], drawn[1])
         assert not torch.equal(drawn[0], drawn[2])
         # where nobody names one, it is 1
@@ -171,6 +180,7 @@ def test_a_teacher_without_a_null_class_is_refused_before_anything_is_written(
     tiny_run: TinyRun,
 ) -> None:
     tiny_run.base()
+    tiny_run = with_null_class(tiny_run)
     before = files(tiny_run.folder())
     with pytest.raises(UsageError) as caught:
         tiny_run.chain(RANGE).distill()

@@ -190,6 +190,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_guidance(self) -> Self:
+        """An imported base tells by its card whether it can be guided."""
+        if self.train.label_drop > 0 or self.network.kind == "imported":
+            return self
+        objectives = [stage.objective or self.distill.objective for stage in self.distill.listed()]
+        if any(objective.guidance_inside is not None for objective in objectives):
+            raise ValueError(
+                "`distill`: guidance leads away from what a class that stands for none predicts, "
+                "and the base would have no such class; set `train.label_drop`, as in "
+                "--set train.label_drop=0.1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_times(self) -> Self:
         steps = self.distill.start_steps
         times = self.train.objective.known_times(steps)
