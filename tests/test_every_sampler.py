@@ -81,10 +81,30 @@ EXPECTED: dict[str, tuple[Callable[[Any, Scales], Step], list[dict[str, Any]]]] 
 A sampler without an entry here fails the tests below.
 """
 
-CASES = [(kind, options) for kind in SAMPLERS for options in EXPECTED.get(kind, (ddim, []))[1]]
-every_case = pytest.mark.parametrize(
-    ("kind", "options"), CASES, ids=[f"{kind} {options}" for kind, options in CASES]
-)
+SOLVERS: dict[str, list[dict[str, Any]]] = {
+    "dpmpp": [
+        {"grid": "uniform"},
+        {"order": 2, "grid": "logsnr"},
+        {"grid": "karras"},
+        {"order": 3},
+    ],
+    "unipc": [{"grid": "uniform"}, {"grid": "logsnr"}, {"grid": "karras"}],
+    "ipndm": [{"grid": "karras"}, {"grid": "uniform"}, {"grid": "logsnr"}],
+    "heun": [{"grid": "uniform"}, {"grid": "logsnr"}, {"grid": "karras"}],
+}
+"""Kinds whose steps depend on those before: `test_solvers` has what they do in closed form."""
+
+OPTIONS = {kind: options for kind, (_, options) in EXPECTED.items()} | SOLVERS
+CASES = [(kind, options) for kind in SAMPLERS for options in OPTIONS.get(kind, [{}])]
+
+
+def cases(*kinds: str) -> pytest.MarkDecorator:
+    chosen = [case for case in CASES if case[0] in kinds]
+    names = [f"{kind} {options}" for kind, options in chosen]
+    return pytest.mark.parametrize(("kind", "options"), chosen, ids=names)
+
+
+every_case = cases(*SAMPLERS)
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 
 
@@ -109,6 +129,10 @@ def built(kind: str, options: dict[str, Any]) -> tuple[Any, Sampler]:
     return section, section.build()
 
 
+def steps_of(sampler: Sampler) -> int:
+    return max(NUM_STEPS, sampler.least_steps)
+
+
 def rng(count: int) -> Randomness:
     return Randomness.for_images(torch.arange(count))
 
@@ -116,14 +140,14 @@ def rng(count: int) -> Randomness:
 @pytest.mark.parametrize("kind", list(SAMPLERS))
 def test_every_kind_and_every_choice_of_it_has_its_step(kind: str) -> None:
     section = SAMPLERS.section(kind)
-    seen = [section(**options) for options in EXPECTED[kind][1]]
+    seen = [section(**options) for options in OPTIONS[kind]]
     assert seen
     for name in section.model_fields:
         assert literals(section, name) <= {getattr(each, name) for each in seen}, name
 
 
 @every_schedule
-@every_case
+@cases(*EXPECTED)
 def test_every_step_is_the_published_one(kind: str, options: dict[str, Any], name: str) -> None:
     section, sampler = built(kind, options)
     denoiser, random, arrived = noted(name), rng(3), []
@@ -161,8 +185,8 @@ def test_a_sampler_begins_with_the_noise_it_is_given_and_goes_on_from_where_it_i
 ) -> None:
     _, sampler = built(kind, options)
     denoiser, arrived, z = noted("cosine"), [], noise(2)
-    sampler(denoiser, z, NUM_STEPS, rng(2), watch=lambda z, x: arrived.append(z))
-    asked = [seen[0] for seen in denoiser.seen]
+    sampler(denoiser, z, steps_of(sampler), rng(2), watch=lambda z, x: arrived.append(z))
+    asked = [seen[0] for seen in denoiser.seen][:: sampler.calls_per_step]
     assert torch.equal(asked[0], z)
     assert all(
         torch.equal(before, after) for before, after in zip(arrived[:-1], asked[1:], strict=True)
@@ -174,8 +198,9 @@ def test_conditions_reach_the_network_at_every_step(kind: str, options: dict[str
     _, sampler = built(kind, options)
     for condition in (Condition(torch.tensor([1, 0])), NOTHING):
         denoiser = noted("cosine")
-        sampler(denoiser, noise(2), NUM_STEPS, rng(2), condition)
-        assert [seen[2] is condition for seen in denoiser.seen] == [True] * NUM_STEPS
+        steps = steps_of(sampler)
+        sampler(denoiser, noise(2), steps, rng(2), condition)
+        assert [seen[2] is condition for seen in denoiser.seen] == [True] * sampler.calls(steps)
 
 
 @every_case
@@ -184,11 +209,13 @@ def test_a_sampler_says_whether_fresh_noise_enters_and_nothing_is_learned_from_i
 ) -> None:
     section, sampler = built(kind, options)
     at = Scales(0.8, 0.6, 0.6, 0.8)
-    assert sampler.is_noisy == (EXPECTED[kind][0](section, at).variance > 0)
+    is_noisy = kind in EXPECTED and EXPECTED[kind][0](section, at).variance > 0
+    assert sampler.is_noisy == is_noisy
     z = noise(2).requires_grad_(True)
-    assert not sampler(noted("cosine"), z, NUM_STEPS, rng(2)).requires_grad
+    steps = steps_of(sampler)
+    assert not sampler(noted("cosine"), z, steps, rng(2)).requires_grad
     one, other = (
-        sampler(noted("cosine"), noise(2), NUM_STEPS, Randomness.for_images(torch.tensor([0, n])))
+        sampler(noted("cosine"), noise(2), steps, Randomness.for_images(torch.tensor([0, n])))
         for n in (1, 2)
     )
     assert torch.equal(one[0], other[0])
@@ -221,6 +248,8 @@ def test_a_sampler_that_says_nothing_about_it_adds_no_noise_clips_nothing_and_ma
     assert not Plain().is_noisy
     assert Plain().clip is None
     assert Plain().calls_per_step == 1
+    assert Plain().calls(5) == 5
+    assert not Plain().needs_denoiser
     assert torch.equal(
         Plain()(noted("cosine"), noise(2), 1, rng(2)), noted("cosine")(noise(2), torch.ones(2)).x
     )
@@ -272,3 +301,32 @@ def test_further_calls_see_the_condition_and_are_clipped_like_the_first() -> Non
     for here, *_, further in sampler.seen:
         for pred in (here.prediction, further):
             assert float(pred.x.abs().max()) <= 0.25
+
+
+class Mending(Plain):
+    """Halves every z that it reaches, once the network has seen it."""
+
+    num_remembered = 1
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Point, list[Point]]] = []
+
+    def corrected(self, here: Point, before: Sequence[Point], predict: Predict) -> Tensor:
+        return here.z / 2
+
+    def step(
+        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
+    ) -> Tensor:
+        self.seen.append((here, list(before)))
+        return here.z + 1
+
+
+def test_a_corrected_z_is_what_this_step_and_later_ones_see_and_costs_no_call() -> None:
+    sampler, denoiser, z = Mending(), noted("cosine"), noise(2)
+    sampler(denoiser, z, 3, rng(2))
+    reached = [z, z / 2 + 1, (z / 2 + 1) / 2 + 1]
+    for (here, _), each, asked in zip(sampler.seen, reached, denoiser.seen, strict=True):
+        torch.testing.assert_close(asked[0], each)
+        torch.testing.assert_close(here.z, each / 2)
+        assert torch.equal(here.prediction.x, asked[3].x)
+    assert sampler.seen[2][1][0] is sampler.seen[1][0]

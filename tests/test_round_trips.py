@@ -34,7 +34,8 @@ def weights(model: Checkpoint) -> dict[str, Tensor]:
 
 def pictures(model: Checkpoint) -> Tensor:
     """Four, as `vdiff sample --steps 4` draws them."""
-    sampler = sampler_for(None, model.card.sampler, model.card.name).build()
+    card = model.card
+    sampler = sampler_for(None, card.sampler, card.name, is_solvable=card.is_solvable).build()
     classes = model.card.num_classes
     condition = Condition(torch.arange(4) % classes) if classes else NOTHING
     times = model.card.times

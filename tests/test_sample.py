@@ -164,7 +164,9 @@ def test_a_step_that_needs_several_network_calls_is_told_as_such(
     assert "in 2 steps (ddim" in capsys.readouterr().err
     monkeypatch.setattr(Ddim, "calls_per_step", 2)
     sample("--steps", "2", "-n", "1", "--force", model="original")
-    assert "in 2 steps of 2 network calls (ddim" in capsys.readouterr().err
+    assert "in 2 steps and 4 network calls (ddim" in capsys.readouterr().err
+    sample("--steps", "4", "-n", "1", "--sampler", "heun", "--force", model="original")
+    assert "in 4 steps and 7 network calls (heun grid=uniform)" in capsys.readouterr().err
 
 
 def test_a_gif_is_a_film_of_the_way(here: Path) -> None:
@@ -434,6 +436,14 @@ def test_fresh_noise_in_a_distilled_model_is_warned_of(
         (["--sampler", "ancestral", "--clip-noise", "1"], "`ancestral` has no `clip-noise`"),
         (["--sampler", "ancestral", "--variance", "tiny"], "no variance `tiny`"),
         (["--class", "2"], "there is no class `2`: `base_0` knows 2 classes, 0 to 1"),
+        (["--grid", "logsnr"], "the sampler `ddim` has no `grid`"),
+        (["--sampler", "unipc", "--grid", "log"], "there is no grid `log`"),
+        (["--sampler", "unipc", "--order", "2"], "the sampler `unipc` has no `order`"),
+        (
+            ["--sampler", "unipc"],
+            "cannot draw with `base_0`, which knows the 4 times i / 4",
+        ),
+        (["--sampler", "dpmpp", "--clipped"], "a student is only defined by its own steps"),
         (["--strip", "-n", "300"], "too large"),
         (["--device", "tpu"], "no device `tpu`"),
     ],

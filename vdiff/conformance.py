@@ -32,7 +32,7 @@ from vdiff.networks.network import NetworkSection
 from vdiff.networks.simple import Counted, Curved, KnowsPicture, coloured_pictures, noise
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task
 from vdiff.randomness import Randomness
-from vdiff.samplers.sampler import Sampler, SamplerSection
+from vdiff.samplers.sampler import MOST_SIGNAL, Sampler, SamplerSection
 
 _BATCH = 3
 """Pictures that are looked at together."""
@@ -116,54 +116,55 @@ def check_sampler(section: SamplerSection) -> None:
     _check_times(sampler, schedule)
     _check_pictures(sampler, schedule)
     calls = Counted(Curved())
-    _drawn(sampler, Denoiser(calls, schedule, "v"), noise(_BATCH, 1, 4, seed=1).double(), _STEPS)
-    told = _STEPS * sampler.calls_per_step
-    _holds(
-        calls.count <= told, f"{_STEPS} steps make {calls.count} network calls, and it says {told}"
-    )
+    steps = _steps_of(sampler)
+    _drawn(sampler, Denoiser(calls, schedule, "v"), noise(_BATCH, 1, 4, seed=1).double(), steps)
+    told = f"{steps} steps make {calls.count} network calls, and it says {sampler.calls(steps)}"
+    _holds(calls.count <= sampler.calls(steps), told)
     is_named = str(sampler).split()[:1] == [section.kind]
     _holds(is_named, f"its name `{sampler}` does not begin with `{section.kind}`")
 
 
 def _check_times(sampler: Sampler, schedule: Schedule) -> None:
-    for model_steps in (None, _STEPS):
-        times = sampler.times(_STEPS, schedule, model_steps)
-        _holds(
-            len(times) == _STEPS + 1,
-            f"`times` gives {len(times)} times for {_STEPS} steps, not {_STEPS + 1}",
-        )
-        _holds(
-            (times[0], times[-1]) == (1, 0),
-            f"the times go from {times[0]} to {times[-1]}, not from 1 to 0",
-        )
+    steps = _steps_of(sampler)
+    for model_steps in (None,) if sampler.needs_denoiser else (None, steps):
+        times = sampler.times(steps, schedule, model_steps)
+        told = f"`times` gives {len(times)} times for {steps} steps, not {steps + 1}"
+        _holds(len(times) == steps + 1, told)
+        told = f"the times go from {times[0]} to {times[-1]}, not from 1 to 0"
+        _holds(times[-1] == 0 and 0 < times[0] <= 1, told)
+        # noise must do for z at the first one
+        _holds(schedule.scales_at(times[:1])[0][0] <= MOST_SIGNAL, told)
         _holds(all(s < t for t, s in pairwise(times)), "the times do not fall")
+
+
+def _steps_of(sampler: Sampler) -> int:
+    """So many as a sampler is tried with."""
+    return max(_STEPS, sampler.least_steps)
 
 
 def _check_pictures(sampler: Sampler, schedule: Schedule) -> None:
     x = 0.5 * noise(_BATCH, 1, 4).clamp(-1, 1).double()
     perfect = Denoiser(KnowsPicture(x), schedule, "x")
     z = noise(_BATCH, 1, 4, seed=1).double()
-    for num_steps in (1, _STEPS):
+    steps = _steps_of(sampler)
+    for num_steps in (sampler.least_steps, steps):
         drawn = _drawn(sampler, perfect, z, num_steps)
-        _holds(
-            drawn.shape == z.shape,
-            f"the pictures have the shape {list(drawn.shape)}, not {list(z.shape)}",
-        )
+        told = f"the pictures have the shape {list(drawn.shape)}, not {list(z.shape)}"
+        _holds(drawn.shape == z.shape, told)
         _holds(drawn.dtype == z.dtype, f"the pictures are {drawn.dtype}, the noise is {z.dtype}")
-        _holds(
-            _near(drawn, x), f"with a perfect denoiser, {num_steps} steps do not end at the picture"
-        )
+        told = f"with a perfect denoiser, {num_steps} steps do not end at the picture"
+        _holds(_near(drawn, x), told)
     curved = Denoiser(Curved(), schedule, "v")
     before = z.clone()
-    one = _drawn(sampler, curved, z, _STEPS)
+    one = _drawn(sampler, curved, z, steps)
     _holds(torch.equal(z, before), "the noise that it is given is changed in place")
-    _drawn(sampler, curved, -z, _STEPS + 1)
+    _drawn(sampler, curved, -z, steps + 1)
     _holds(
-        torch.equal(_drawn(sampler, curved, z, _STEPS), one),
+        torch.equal(_drawn(sampler, curved, z, steps), one),
         "the same noise gives other bits after another batch",
     )
     alone = torch.cat(
-        [_drawn(sampler, curved, z[i : i + 1], _STEPS, first=i) for i in range(_BATCH)]
+        [_drawn(sampler, curved, z[i : i + 1], steps, first=i) for i in range(_BATCH)]
     )
     _holds(_near(alone, one), "a picture depends on the other pictures of its batch")
 

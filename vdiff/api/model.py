@@ -109,6 +109,7 @@ class Model:
         _check_positive(batch_size, "batch_size")
         built = self._sampler(sampler)
         num_steps = asked.num_steps(self.card, steps)
+        asked.check_sampler(self.card, built, num_steps)
         for doubt in asked.doubts(self.card, num_steps, built):
             warnings.warn(doubt, stacklevel=2)
         condition = self._condition(label, numbers)
@@ -166,7 +167,9 @@ class Model:
     def _sampler(self, given: str | Mapping[str, object] | None) -> Sampler:
         if given is None:
             by_recipe = self._drawn.named_sampler
-            return sampler_for(by_recipe, self.card.sampler, self.card.name).build()
+            card = self.card
+            is_solvable = card.is_solvable
+            return sampler_for(by_recipe, card.sampler, card.name, is_solvable=is_solvable).build()
         # as a recipe holds it
         text = given if isinstance(given, str) else dict(given)
         named = recipe_text.RecipeText({"sampler": text}, {("sampler",): "sampler"}, "sampler")

@@ -19,6 +19,7 @@ from vdiff.chain.costs import Cost, Estimate, measurements, stage_estimate
 from vdiff.chain.guidance import inside_of, taking
 from vdiff.chain.plan import Stage
 from vdiff.chain.stage_parts import fresh, frozen, objective_of
+from vdiff.chain.stage_pictures import advice_of_stage
 from vdiff.config import shapes_weights
 from vdiff.diffusion import inside
 from vdiff.diffusion.condition import Condition, of_seeds
@@ -289,15 +290,18 @@ def _call_seconds(
     count = min(recipe.sample.batch_size, recipe.sample.num_images, most)
     condition = of_seeds(range(count), recipe.network.told_classes, guidance)
     shape = _shape(recipe)
-    advice = stage.settings.objective.advised_sampler()
-    sampler = sampler_for(recipe.sample.named_sampler, advice, stage.name).build()
+    advice = advice_of_stage(stage)
+    sampler = sampler_for(
+        recipe.sample.named_sampler, advice.sampler, stage.name, is_solvable=advice.is_solvable
+    ).build()
     work = partial(
         draw, denoiser, sampler, range(count), shape, condition=condition, device=machine.device
     )
     with machine.autocast():
-        work(num_steps=1)
-        seconds: float = min(_timed(partial(work, num_steps=2)) for _ in range(2))
-    return seconds / (2 * count * int(machine.world_size))
+        work(num_steps=sampler.least_steps)
+        steps = sampler.least_steps + 1
+        seconds: float = min(_timed(partial(work, num_steps=steps)) for _ in range(2))
+    return seconds / (steps * count * int(machine.world_size))
 
 
 def _image_shape(recipe: Recipe) -> tuple[int, int, int]:

@@ -43,4 +43,4 @@ def sampler_of(card: ModelCard, folder: Path) -> Sampler:
     Errors: UsageError; ModelFileError for a sampler that is not to be had here.
     """
     named = drawing_part(card, folder).sample.named_sampler
-    return sampler_for(named, card.sampler, card.name).build()
+    return sampler_for(named, card.sampler, card.name, is_solvable=card.is_solvable).build()

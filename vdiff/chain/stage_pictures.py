@@ -33,6 +33,7 @@ class Advice:
     name: what messages call the model.   num_steps: of the sampler.
     times: N, where it knows the times i / N only.
     sampler: as `ObjectiveSection.advised_sampler` has it, None for DDIM.
+    is_denoiser: see `ModelCard`.
     guidance: g that it is told of every picture; None tells none.
     """
 
@@ -40,7 +41,13 @@ class Advice:
     num_steps: int
     times: int | None
     sampler: Mapping[str, Any] | None
+    is_denoiser: bool
     guidance: float | None = None
+
+    @property
+    def is_solvable(self) -> bool:
+        """See `ModelCard.is_solvable`."""
+        return self.is_denoiser and self.times is None
 
     def with_at_most(self, num_steps: int) -> "Advice":
         """The same, in fewer steps where these are more."""
@@ -58,13 +65,13 @@ def advice_of_stage(stage: Stage, teacher: ModelCard | None) -> Advice:
         if objective.is_as_teacher:
             times = teacher.times
             sampler = teacher.sampler
-    return Advice(stage.name, stage.num_steps, times, sampler, guidance)
+    return Advice(stage.name, stage.num_steps, times, sampler, objective.is_denoiser, guidance)
 
 
 def advice_of_card(card: ModelCard) -> Advice:
     """Of a finished model."""
     guidance = inside.usual(card.guidance)
-    return Advice(card.name, card.num_steps, card.times, card.sampler, guidance)
+    return Advice(card.name, card.num_steps, card.times, card.sampler, card.is_denoiser, guidance)
 
 
 Draw = Callable[[Denoiser, Advice, int], Tensor]
@@ -103,7 +110,9 @@ class StagePictures:
 
         Errors: ModelFileError for one that is not to be had here.
         """
-        return sampler_for(self.section.named_sampler, advice.sampler, advice.name).build()
+        named = self.section.named_sampler
+        section = sampler_for(named, advice.sampler, advice.name, is_solvable=advice.is_solvable)
+        return section.build()
 
     def draw(self, denoiser: Denoiser, advice: Advice, count: int) -> Tensor:
         """So many pictures, float [count, C, H, W].   Errors: ModelFileError, see `sampler`."""

@@ -62,6 +62,15 @@ def samplers(incomplete: str) -> list[str]:
     return _beginning(SAMPLERS, incomplete)
 
 
+GRIDS = ("uniform", "logsnr", "karras")
+"""Of solvers; a test holds them to `samplers.grids`, which nobody waits for here."""
+
+
+def grids(incomplete: str) -> list[str]:
+    """Where a solver's steps are."""
+    return _beginning(GRIDS, incomplete)
+
+
 def _run(ctx: typer.Context) -> Path | None:
     """The run of `--run`, or of the recipe; its name is read,
     the rest of the recipe is not checked.

@@ -38,14 +38,28 @@ Kind = Annotated[
     str | None,
     typer.Option(
         "--sampler",
-        metavar="ddim|ancestral",
-        help="Sampler [the recipe's, or ddim]",
+        metavar="ddim|unipc|...",
+        help="ddim, ancestral, dpmpp, unipc, ipndm, heun [the recipe's, or ddim]",
         autocompletion=completion.samplers,
     ),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option("--steps", min=1, help="Sampler steps per picture [the model's own number]"),
+    typer.Option(
+        "--steps", min=1, help="Steps per picture, a network call each; heun's two [the model's]"
+    ),
+]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        "--grid",
+        metavar="uniform|logsnr|karras",
+        help="Where a solver's steps are [uniform; karras for ipndm]",
+        autocompletion=completion.grids,
+    ),
+]
+Order = Annotated[
+    int | None, typer.Option("--order", min=2, max=3, help="Of dpmpp: 2, or 3 from 11 steps on [2]")
 ]
 Eta = Annotated[
     float | None, typer.Option("--eta", min=0, max=1, help="Share of fresh noise in DDIM, 0 to 1")
@@ -97,6 +111,8 @@ def sample(
     seeds: Seeds = None,
     sampler: Kind = None,
     steps: Steps = None,
+    grid: Grid = None,
+    order: Order = None,
     eta: Eta = None,
     variance: Variance = None,
     clipped: Clipped = False,
@@ -130,6 +146,7 @@ def sample(
       vdiff sample --checkpoint original --guidance 1.5 --per-class 8
       vdiff sample --checkpoint base_6 --clipped
       vdiff sample --checkpoint runs/digits/base_3 --seeds 0-15 --out digits.png
+      vdiff sample --checkpoint original --sampler unipc --steps 8 --grid logsnr
     """
     from vdiff.cli import launch
     from vdiff.cli.taking_in import all_taken_in
@@ -139,14 +156,13 @@ def sample(
     numbers = _seeds(seeds, num_images)
     strongly = guiding.Asked(guidance, guidance_interval, guide_with)
     limits = _limits(clipped, clipping_value, clip_noise)
+    options = {"grid": grid, "order": order, "eta": eta, "variance": variance, **limits}
     asked = {
         "-n": num_images,
         "--seeds": seeds,
         "--sampler": sampler,
         "--steps": steps,
-        "--eta": eta,
-        **limits,
-        "--variance": variance,
+        **{f"--{name}": value for name, value in options.items()},
         "--class": classes,
         "--per-class": per_class,
         "--guidance": guidance,
@@ -166,7 +182,7 @@ def sample(
         given = [each for each in (checkpoint, guide_with) if each is not None]
         checkpoint, *guides = all_taken_in(processes, given, not dry_run)
         parsed, folder, card = session.model_of(processes, checkpoint, recipe, changes, run)
-        built = _sampler(parsed, card, sampler, {"eta": eta, "variance": variance, **limits})
+        built = _sampler(parsed, card, sampler, options)
         num_steps = _steps(card, steps, built)
         clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
         form = sample_place.Form(strip, gif)
@@ -293,7 +309,8 @@ def _sampler(
 
     section = recipe.sample.sampler
     if kind is None:
-        section = sampler_for(recipe.sample.named_sampler, card.sampler, card.name)
+        named = recipe.sample.named_sampler
+        section = sampler_for(named, card.sampler, card.name, is_solvable=card.is_solvable)
     if kind is not None and kind not in SAMPLERS:
         raise UsageError(
             SAMPLERS.unknown(kind), f"choose one of: {', '.join(SAMPLERS)}", "--sampler"
@@ -304,21 +321,25 @@ def _sampler(
     for name in asked:
         if name not in type(section).model_fields:
             fix = (
-                "--sampler ddim takes --eta and --clip-noise, --sampler ancestral takes --variance"
+                "--sampler ddim takes --eta and --clip-noise, --sampler ancestral takes "
+                "--variance; dpmpp, unipc, ipndm and heun take --grid, and dpmpp --order"
             )
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
                 f"the sampler `{section.kind}` has no `{name.replace('_', '-')}`", fix, option
             )
-    variance = asked.get("variance")
-    if variance not in (None, "small", "medium", "large"):
-        raise UsageError(
-            f"there is no variance `{variance}`",
-            "choose one of: small, medium, large",
-            "--variance",
-        )
+    _check_choice(asked, "variance", ("small", "medium", "large"))
+    _check_choice(asked, "grid", completion.GRIDS)
     built: Sampler = type(section).model_validate({**section.model_dump(), **asked}).build()
     return built
+
+
+def _check_choice(asked: Mapping[str, Any], name: str, choices: Sequence[str]) -> None:
+    """UsageError for a value that is none of the choices."""
+    value = asked.get(name)
+    if value is not None and value not in choices:
+        fix = f"choose one of: {', '.join(choices)}"
+        raise UsageError(f"there is no {name} `{value}`", fix, f"--{name}")
 
 
 def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
@@ -326,6 +347,7 @@ def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
     from vdiff.drawing import asked
 
     num_steps = asked.num_steps(card, steps, "--steps")
+    asked.check_sampler(card, sampler, num_steps, "--sampler")
     for doubt in asked.doubts(card, num_steps, sampler):
         console.warn(doubt)
     return num_steps
@@ -346,10 +368,11 @@ def _tell(
     count = len(wanted["seeds"])
     verb = "would draw" if "dry_run" in facts else "drew"
     pictures = f"{count:,} picture{'s' * (count != 1)}"
-    steps = counted(wanted["num_steps"])
-    calls = sampler.calls_per_step * guidance.calls(card, wanted["guidance"])
-    if calls != 1:
-        steps += f" of {calls} network calls"
+    num_steps = wanted["num_steps"]
+    steps = counted(num_steps)
+    calls = sampler.calls(num_steps) * guidance.calls(card, wanted["guidance"])
+    if calls != num_steps:
+        steps += f" and {calls} network calls"
     how = str(sampler)
     if told := guidance.facts(card, wanted["guidance"]).get("guidance"):
         how += f", guidance {told}"

@@ -5,7 +5,7 @@ and the times a sampler visits.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from math import atan, cos, exp, pi
+from math import atan, atan2, cos, exp, hypot, log1p, pi, sin
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +86,26 @@ class Schedule(ABC):
         """log(alpha^2 / sigma^2), infinite at t = 0."""
         return 2 * self.rho(t).log()
 
+    def inverse(self, rho: float) -> float:
+        """The time 0 < t <= 1 with this alpha / sigma, to rounding; the nearest end of the schedule
+        where there is none.
+
+        By bisection; a schedule with a formula for it has that in its `_inverse`.
+        """
+        if rho <= float(self.rho(torch.ones((), dtype=torch.float64))):
+            return 1.0
+        return min(max(self._inverse(rho), _LEAST_TIME), 1.0)
+
+    def _inverse(self, rho: float) -> float:
+        """As `inverse`, of a rho above that at t = 1; may overstep the ends."""
+        low, high = 0.0, 1.0
+        while low < (middle := (low + high) / 2) < high:
+            if float(self.rho(torch.tensor(middle, dtype=torch.float64))) > rho:
+                low = middle
+            else:
+                high = middle
+        return high
+
     def time_input(self, t: Tensor) -> Tensor:
         """What the network is told about t: its index on the base grid, float64,
         fractional between grid points.
@@ -123,6 +143,13 @@ class CosineSchedule(Schedule):
     def diffusers_config(self) -> dict[str, Any]:
         return {"beta_schedule": "squaredcos_cap_v2"}
 
+    def _inverse(self, rho: float) -> float:
+        start = self.offset / (1 + self.offset) * pi / 2
+        alpha, sigma = _scales_of(rho)
+        # sin^2(angle) - sin^2(start) = sigma^2 cos^2(start): no cancellation near t = 0
+        angle = atan2(hypot(sin(start), sigma * cos(start)), alpha * cos(start))
+        return angle / (pi / 2) * (1 + self.offset) - self.offset
+
     def _free(self, t: Tensor) -> tuple[Tensor, Tensor]:
         start = self.offset / (1 + self.offset) * pi / 2
         angle = (t + self.offset) / (1 + self.offset) * pi / 2
@@ -144,6 +171,9 @@ class CosineLogsnrSchedule(Schedule):
     def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle = self._slope * t + self._start
         return torch.cos(angle) ** 2, torch.sin(angle) ** 2
+
+    def _inverse(self, rho: float) -> float:
+        return (atan(1 / rho) - self._start) / self._slope
 
     def diffusers_config(self) -> dict[str, Any]:
         return _tabled(self)
@@ -170,6 +200,14 @@ class BetaSchedule(Schedule):
         left = place.floor().long().clamp(0, self.grid - 1)
         signal = torch.lerp(table[left], table[left + 1], place - left)
         return signal, 1 - signal
+
+    def _inverse(self, rho: float) -> float:
+        table = next(iter(self._tables.values())).cpu()
+        wanted = _scales_of(rho)[0] ** 2
+        # the last entry that is not below it
+        left = int((table >= wanted).sum()) - 1
+        before, after = table[left : left + 2].tolist()
+        return float(left + (before - wanted) / (before - after)) / self.grid
 
     def time_input(self, t: Tensor) -> Tensor:
         return super().time_input(t) * self.time_scale
@@ -202,6 +240,9 @@ class EdmSchedule(Schedule):
     def diffusers_config(self) -> dict[str, Any]:
         return _tabled(self)
 
+    def _inverse(self, rho: float) -> float:
+        return (atan(1 / (rho * self._deviation)) - self._start) / self._slope
+
     def _level(self, t: Tensor) -> Tensor:
         return self._deviation * torch.tan(self._slope * t + self._start)
 
@@ -220,6 +261,12 @@ class VpSchedule(Schedule):
     def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
         spent = self._beta_d * t**2 / 2 + self._beta_min * t
         return torch.exp(-spent), -torch.expm1(-spent)
+
+    def _inverse(self, rho: float) -> float:
+        spent = log1p(rho**-2)
+        # the root that does not cancel
+        root = (self._beta_min**2 + 2 * self._beta_d * spent) ** 0.5
+        return 2 * spent / (self._beta_min + root)
 
     def time_input(self, t: Tensor) -> Tensor:
         return t.double() * (self.grid - 1)
@@ -254,6 +301,15 @@ def sampling_times(num_steps: int, model_steps: int | None = None) -> list[float
         (2 * i * model_steps + num_steps) // (2 * num_steps) / model_steps
         for i in range(num_steps, -1, -1)
     ]
+
+
+_LEAST_TIME = 1e-9
+"""Of `inverse`: a limit of noise at t -> 0 is no time of its own."""
+
+
+def _scales_of(rho: float) -> tuple[float, float]:
+    """(alpha, sigma) with this ratio."""
+    return rho / hypot(rho, 1), 1 / hypot(rho, 1)
 
 
 def _tabled(schedule: Schedule) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 refused where it cannot be, doubted where it is hardly meant.
 """
 
+from vdiff.errors import UsageError
 from vdiff.model_folder.card import ModelCard, check_steps
 from vdiff.samplers.sampler import Sampler
 
@@ -14,6 +15,23 @@ def num_steps(card: ModelCard, asked: int | None, where: str = "") -> int:
     found = asked or card.num_steps
     check_steps(card, found, card.name, where)
     return found
+
+
+def check_sampler(card: ModelCard, sampler: Sampler, steps: int, where: str = "") -> None:
+    """UsageError for a sampler that cannot draw with a model, or not in so few steps.
+
+    where: the option that names the sampler.
+    """
+    if sampler.needs_denoiser and not card.is_solvable:
+        kind = str(sampler).partition(" ")[0]
+        known = "is no denoiser"
+        if card.times is not None:
+            known = f"knows the {card.times:,} times i / {card.times} only"
+        problem = f"the sampler `{kind}` cannot draw with `{card.name}`, which {known}"
+        if card.is_distilled:
+            problem += ": a student is only defined by its own steps"
+        raise UsageError(problem, "take `--sampler ddim`, or the model it was made from", where)
+    sampler.check_steps(steps)
 
 
 def doubts(card: ModelCard, steps: int, sampler: Sampler) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff.diffusion.condition import Condition, of_seeds
+from vdiff.drawing import asked
 from vdiff.drawing.guidance import UNASKED, Guidance, guided
 from vdiff.model_folder.checkpoint import Checkpoint
 from vdiff.samplers.advised import sampler_for
@@ -41,7 +42,9 @@ def draw_with(
     """
     card = model.card
     if sampler is None:
-        sampler = sampler_for(None, card.sampler, card.name).build()
+        section = sampler_for(None, card.sampler, card.name, is_solvable=card.is_solvable)
+        sampler = section.build()
+    asked.check_sampler(card, sampler, num_steps or card.num_steps)
     if condition is None:
         condition = of_seeds(seeds, card.num_classes)
     denoiser, condition = guided(card, model.denoiser, guidance, condition, len(seeds))

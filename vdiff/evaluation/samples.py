@@ -57,12 +57,13 @@ class SampleRequest:
 
         Errors: ModelFileError for one that is not to be had here.
         """
-        return sampler_for(self.named, card.sampler, card.name).build()
+        section = sampler_for(self.named, card.sampler, card.name, is_solvable=card.is_solvable)
+        return section.build()
 
     @property
     def usual_sampler(self) -> Sampler:
         """The sampler for all models that advise no other one."""
-        return sampler_for(self.named, None, "").build()
+        return sampler_for(self.named, None, "", is_solvable=True).build()
 
     def other_sampler(self, card: ModelCard) -> str | None:
         """The sampler that draws with a model, in words, where it is not the usual one;
@@ -95,6 +96,7 @@ class Samples:
         self._subject = subject
         self._wanted = wanted
         self._sampler = wanted.sampler(subject.card)
+        self._sampler.check_steps(subject.num_steps, subject.card.name)
         about = [
             *subject.key,
             str(self._sampler),
@@ -117,7 +119,7 @@ class Samples:
     @property
     def num_calls(self) -> int:
         """Network calls for one picture."""
-        return self._subject.num_steps * self._sampler.calls_per_step
+        return self._sampler.calls(self._subject.num_steps)
 
     def __len__(self) -> int:
         return self._wanted.num_images

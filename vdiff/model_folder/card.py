@@ -198,6 +198,13 @@ class ModelCard:
         return self.parent is not None
 
     @property
+    def is_solvable(self) -> bool:
+        """Whether solvers of a higher order are right with it: it predicts E[x | z], and at all
+        times. A student is only defined by its own steps.
+        """
+        return self.is_denoiser and self.times is None
+
+    @property
     def learned_by(self) -> str | None:
         """The kind of objective by which a student learned; the first version knew one only.
 

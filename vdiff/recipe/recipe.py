@@ -68,7 +68,9 @@ class SampleSection(Section):
     """How pictures are drawn, in previews and by `vdiff sample`."""
 
     sampler: Annotated[SamplerSection, SAMPLERS] = free_to_change("ddim")
-    """Sampler: ddim or ancestral, with its options."""
+    """Sampler with its options: ddim or ancestral for all models of the run; or dpmpp, unipc, ipndm
+    or heun, for those that know all times, and the students draw as they are meant to.
+    """
     num_images: int = free_to_change(64, ge=1)
     """Pictures in a grid."""
     batch_size: int = free_to_change(64, ge=1)

@@ -12,6 +12,10 @@ SAMPLERS: "Registry[SamplerSection]" = Registry(
     {
         "ddim": "vdiff.samplers.ddim:DdimSection",
         "ancestral": "vdiff.samplers.ancestral:AncestralSection",
+        "dpmpp": "vdiff.samplers.dpmpp:DpmppSection",
+        "unipc": "vdiff.samplers.unipc:UniPcSection",
+        "ipndm": "vdiff.samplers.ipndm:IpndmSection",
+        "heun": "vdiff.samplers.heun:HeunSection",
     },
     default="ddim",
     group="vdiff.samplers",

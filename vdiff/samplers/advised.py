@@ -11,11 +11,17 @@ from vdiff.samplers.sampler import SamplerSection
 
 
 def sampler_for(
-    named: SamplerSection | None, advice: Mapping[str, Any] | None, model: str
+    named: SamplerSection | None,
+    advice: Mapping[str, Any] | None,
+    model: str,
+    *,
+    is_solvable: bool,
 ) -> SamplerSection:
     """The sampler that draws with a model, wherever it is drawn with.
 
-    named: by a recipe or a command, which wins; None where neither names one.
+    named: by a recipe, which wins; None where it names none. A solver wins for models alone that it
+    can draw with: a run's recipe names it for the base, and the students draw as they are meant to.
+    is_solvable: whether it can with this one, see `ModelCard.is_solvable`.
     advice: the sampler of the model's card, or of the objective that it learns by; None for the
     default, DDIM.
     model: what messages call the model.
@@ -23,7 +29,7 @@ def sampler_for(
     Errors: ModelFileError for advice that this vdiff does not know, or options that it does not
     have.
     """
-    if named is not None:
+    if named is not None and (is_solvable or not named.build().needs_denoiser):
         return named
     if advice is None:
         return SAMPLERS.section(SAMPLERS.default).model_validate({"kind": SAMPLERS.default})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 from vdiff.config import KindSection
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
+from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+
+MOST_SIGNAL = 0.02
+"""alpha at the first time of a sampler, at most, if that is not t = 1."""
 
 Watch = Callable[["Tensor", "Tensor"], None]
 """Called after every step with the noisy images z and the predicted images x, each [B, C, H, W]."""
@@ -93,14 +97,19 @@ class Sampler(ABC):
     clip: limit of the predicted x, None for no clipping.
     clip_noise: limit of the predicted eps after that.
     num_remembered: earlier points that `step` is given.
-    calls_per_step: network calls of one step; the first is made for it, the others are its own
-    calls of `predict`.
+    calls_per_step: network calls of one step at most; the first is made for it, the others are its
+    own calls of `predict`.
+    least_steps: that it can draw in.
+    needs_denoiser: whether it is for models alone that know all times and whose x is E[x | z]; a
+    distilled student is only defined by its own steps.
     """
 
     clip: float | None = None
     clip_noise: float | None = None
     num_remembered: int = 0
     calls_per_step: int = 1
+    least_steps: int = 1
+    needs_denoiser: bool = False
 
     @abstractmethod
     def step(
@@ -115,6 +124,17 @@ class Sampler(ABC):
         Returns [B, C, H, W].
         """
 
+    def corrected(self, here: Point, before: Sequence[Point], predict: Predict) -> Tensor:
+        """The z that counts at the point that was reached, [B, C, H, W]: for samplers that mend a
+        step by what the network says at its end.
+
+        Called at every point before `step`, which sees a `here` with this z, as later steps see it
+        in `before`; the prediction stays that of the z that was reached.
+
+        before: as in `step`.   Unless said otherwise: `here.z`.
+        """
+        return here.z
+
     @abstractmethod
     def __str__(self) -> str:
         """The sampler and its options, as in `ddim eta=0.5 clip_x=1.2`:
@@ -126,10 +146,25 @@ class Sampler(ABC):
         """Whether fresh noise enters between the steps."""
         return False
 
+    def calls(self, num_steps: int) -> int:
+        """Network calls for a picture in so many steps."""
+        return num_steps * self.calls_per_step
+
+    def check_steps(self, num_steps: int, where: str = "--steps") -> None:
+        """UsageError for fewer steps than it can draw in.   where: the option that asks."""
+        if num_steps < self.least_steps:
+            problem = (
+                f"the sampler `{self}` needs at least {self.least_steps} steps, not {num_steps}"
+            )
+            raise UsageError(problem, f"ask for {self.least_steps}, or a lower order", where)
+
     def times(
         self, num_steps: int, schedule: Schedule, model_steps: int | None = None
     ) -> list[float]:
-        """The times at which it stands, 1 = t_N > ... > t_0 = 0 for N = num_steps.
+        """The times at which it stands, t_N > ... > t_0 = 0 for N = num_steps.
+
+        t_N is 1, or a time so near to it that noise alone may be taken for z there: with at most
+        `MOST_SIGNAL` of the picture.
 
         model_steps: a distilled model knows the times i / model_steps only; None for one that knows
         all.
@@ -150,17 +185,18 @@ class Sampler(ABC):
     ) -> Tensor:
         """Images from noise, [B, C, H, W], not clamped to [-1, 1].
 
-        num_steps: each costs `calls_per_step` network calls.   model_steps: see `times`.
-        condition: of all B.
+        num_steps: cost `calls` network calls.   model_steps: see `times`.   condition: of all B.
         """
         import torch
 
+        self.check_steps(num_steps)
         z = noise
         predict = Predict(denoiser, condition, self)
         before: deque[Point] = deque(maxlen=self.num_remembered)
         with torch.no_grad():
             for t, s in pairwise(self.times(num_steps, denoiser.schedule, model_steps)):
                 here = Point(t, z, predict(z, t))
+                here = here._replace(z=self.corrected(here, tuple(before), predict))
                 z = self.step(here, s, tuple(before), predict, rng)
                 before.append(here)
                 if watch is not None:
