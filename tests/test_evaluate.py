@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from vdiff.data.prepare import prepare
 from vdiff.disk import array_file
 from vdiff.errors import Stopped
 from vdiff.evaluation.samples import SampleRequest, Samples
-from vdiff.evaluation.subjects import of_run
+from vdiff.evaluation.subjects import SOLVERS, of_run
 from vdiff.images.images import to_float
 from vdiff.machine.machine import Machine
 from vdiff.metrics import table
@@ -59,6 +60,10 @@ def place(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
             link(folder.model(name), parent)
         parent = checkpoint.read_card(folder.model(name))
     return found
+
+
+NUM_ROWS = 5 + 2 * len(SOLVERS)
+"""Of the run: three models, and the base in 4 and 2 steps, by DDIM and each solver."""
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +114,6 @@ def kept(kept_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 
 def link(folder: Path, parent: checkpoint.ModelCard) -> None:
     """Make `parent` the teacher of a model."""
-    from dataclasses import replace
-
     model = checkpoint.load(folder)
     told = {"name": parent.name, "num_steps": parent.num_steps, "hash": parent.hash}
     checkpoint.save(folder, replace(model.card, parent=told), model.denoiser)
@@ -132,6 +135,7 @@ def test_a_run_becomes_one_table(run: RunFolder, capsys: pytest.CaptureFixture[s
         ("original", 8, "original"),
         ("original", 4, "undistilled"),
         ("original", 2, "undistilled"),
+        *[("original", steps, "solved") for steps in (4, 2) for _ in SOLVERS],
         ("base_0", 4, "student"),
         ("base_1", 2, "student"),
     ]
@@ -145,6 +149,15 @@ def test_a_run_becomes_one_table(run: RunFolder, capsys: pytest.CaptureFixture[s
     assert (last.original.name, last.original.num_steps) == ("original", 8)
     assert (found.rows[0].teacher, found.rows[0].original) == (None, None)
     assert found.rows[1].original is not None
+    solved = [row for row in found.rows if row.role == "solved"]
+    assert {row.sampler for row in solved if row.num_steps == 4} == {
+        "unipc grid=uniform",
+        "unipc grid=logsnr",
+        "ipndm grid=logsnr",
+    }
+    assert all(row.original is not None for row in solved)
+    best = min(solved[:3], key=lambda row: row.metrics["fd_pixel"].value)
+    assert next(row for row in found.shown() if row.role == "solved") == best
     out = capsys.readouterr().out
     assert "n = 12; seeds 0-11; ddim eta=0.0" in out
     assert "4 first principal components" in out
@@ -473,7 +486,8 @@ def test_what_a_table_knows_is_not_measured_again(
     before = measured.table.read_bytes()
     evaluate()
     assert measured.table.read_bytes() == before
-    assert network_calls("--force", capsys=capsys) == 12 * (8 + 4 + 2 + 4 + 2)
+    assert network_calls("--force", capsys=capsys) == 12 * (8 + (4 + 2) * (2 + len(SOLVERS)))
+    assert network_calls("--force", "--no-solvers", capsys=capsys) == 12 * (8 + (4 + 2) * 2)
 
 
 def test_a_further_stage_gets_its_row_and_the_others_keep_theirs(
@@ -504,7 +518,7 @@ def test_a_network_that_looks_at_pictures_tells_how_far_it_is(
 
     assert main(["evaluate", *QUICK, "--n", "13", "--metrics", "fid:small"]) == 0
     told = capsys.readouterr().err
-    assert told.count("13 pictures through the network of a metric") == 5
+    assert told.count("13 pictures through the network of a metric") == NUM_ROWS
     assert told.count("12 pictures through the network of a metric") == 1  # the reference
     assert "`fd_small` of 13 samples is too high" in told
 
@@ -541,7 +555,7 @@ def test_a_model_that_was_made_again_is_measured_again(
     last = content(measured)["rows"][-1]
     assert last["teacher"]["name"] == "original"
     assert last["hash"] == checkpoint.read_card(measured.model("base_1")).hash
-    assert len(content(measured)["rows"]) == 5
+    assert len(content(measured)["rows"]) == NUM_ROWS
 
 
 @pytest.mark.parametrize(
@@ -561,15 +575,17 @@ def test_the_table_fits_the_terminal(
     found = capsys.readouterr()
     lines = re.sub(r"\x1b\[\d*m", "", found.out.split("\n\n")[0]).splitlines()
     assert all(len(line) <= columns and "…" not in line for line in lines)
-    assert [line.split()[0] for line in lines[-5:]] == [
+    assert [line.split()[0] for line in lines[-7:]] == [
         "original",
+        "original,",
+        "original,",
         "original,",
         "original,",
         "base_0",
         "base_1",
     ]
     for name in ("steps", "fd_pixel", "swd", "dB", "ssim"):
-        assert (name not in "".join(lines[:-5])) == (name in left_out)
+        assert (name not in "".join(lines[:-7])) == (name in left_out)
     assert all(name in found.err for name in left_out)
     assert all(len(line) <= columns for line in found.out.split("\n\n")[1].splitlines())
 
@@ -608,12 +624,14 @@ def test_a_student_far_down_a_chain_is_compared_with_the_original_also_alone(
 
 def test_pictures_are_kept_when_asked(run: RunFolder) -> None:
     evaluate("--keep-samples")
-    assert len(list((run.evaluation / "samples").iterdir())) == 5
+    assert len(list((run.evaluation / "samples").iterdir())) == NUM_ROWS
 
 
 def test_a_dry_run_writes_nothing(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate("--dry-run", "--json")
-    assert json.loads(capsys.readouterr().out)["network_calls"] == 12 * (8 + 4 + 2 + 4 + 2)
+    assert json.loads(capsys.readouterr().out)["network_calls"] == 12 * (
+        8 + (4 + 2) * (2 + len(SOLVERS))
+    )
     assert not run.evaluation.exists()
 
 
@@ -700,3 +718,17 @@ def test_two_processes_make_the_table_of_one(measured: RunFolder) -> None:
         assert (row["model"], row["num_steps"]) == (other["model"], other["num_steps"])
         for name, value in row["metrics"].items():
             assert other["metrics"][name]["value"] == pytest.approx(value["value"], rel=1e-3)
+
+
+def test_a_base_that_is_guided_or_no_denoiser_has_no_row_of_a_solver(run: RunFolder) -> None:
+    assert {subject.role for subject in of_run(run)} >= {"solved", "undistilled"}
+    assert "solved" not in {subject.role for subject in of_run(run, solvers=False)}
+    model = checkpoint.load(run.model("original"))
+    changes: list[dict[str, Any]] = [
+        {"is_denoiser": False},
+        {"guidance": {"kind": "baked", "value": 2.0}},
+        {"times": 8},
+    ]
+    for change in changes:
+        checkpoint.save(run.model("original"), replace(model.card, **change), model.denoiser)
+        assert "solved" not in {subject.role for subject in of_run(run)}

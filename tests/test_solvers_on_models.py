@@ -33,7 +33,7 @@ def drawn(name: str, *options: str) -> np.ndarray:
     place.unlink(missing_ok=True)
     given = ["-n", "4", "--checkpoint", name, *options, "--out", str(place)]
     assert main(["sample", *given]) == 0
-    found: np.ndarray = np.load(place)["arr_0"]
+    found: np.ndarray = np.load(place)["images"]
     return found
 
 

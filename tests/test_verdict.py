@@ -228,3 +228,63 @@ def test_what_cannot_be_said_yet_is_not_said() -> None:
     told = "The base network is trained; nothing has been distilled from it yet."
     assert verdict(record(original=8), None) == told
     assert verdict(record(original=8), Gallery([0], [strip("original", "original", 8, 0)])) == told
+
+
+def solved(steps: int, value: Value, sampler: str = "unipc grid=logsnr") -> EvaluationRow:
+    return row("original", "solved", steps, "fid", value, sampler=sampler)
+
+
+def test_the_first_sentence_says_where_a_student_gains_nothing_over_a_solver() -> None:
+    rows = [
+        row("original", "original", 1024, "fid", Value(value=2.5, low=2.4, high=2.6)),
+        row("original", "undistilled", 8, "fid", Value(value=30.0)),
+        solved(8, Value(value=3.5), "unipc grid=uniform"),
+        solved(8, Value(value=3.2)),
+        solved(4, Value(value=20.0)),
+        row("base_7", "student", 4, "fid", Value(value=9.0, low=8.0, high=10.0)),
+        row("base_6", "student", 8, "fid", Value(value=3.1, low=2.9, high=3.3)),
+    ]
+    assert measured(table(*rows)).startswith(
+        "At 8 calls a student gains nothing over the best solver on its teacher, the undistilled "
+        "base (at 8 3.10, by `unipc grid=logsnr` 3.20); at 4 calls it does (at 4 9.00, by `unipc "
+        "grid=logsnr` 20.0). In 4 steps, `base_7` has"
+    )
+    assert "ahead" not in measured(table(*rows))
+    better = [each for each in rows if each.num_steps != 8 or each.role == "undistilled"]
+    assert measured(table(*better)).startswith(
+        "At 4 calls a student is ahead of the best solver on its teacher, the undistilled base"
+    )
+    # none was measured: not a word of them
+    assert "solver" not in measured(table(*(each for each in rows if each.role != "solved")))
+
+
+def test_of_the_solvers_people_are_shown_the_best_at_each_number_of_steps() -> None:
+    rows = (
+        row("original", "original", 64, "fid", Value(value=2.5)),
+        solved(8, Value(value=3.5), "a"),
+        solved(8, Value(value=3.2), "b"),
+        solved(4, Value(value=20.0), "a"),
+        solved(4, Value(value=21.0), "b"),
+    )
+    found = table(*rows)
+    assert [(each.num_steps, each.sampler) for each in found.shown()] == [
+        (64, None),
+        (8, "b"),
+        (4, "a"),
+    ]
+    assert found.format == 3
+    assert table(rows[0]).format == 1
+    assert found.line().endswith("best solver in 8: b; best solver in 4: a")
+    assert found.row("original") == rows[0]
+    agreed = [
+        EvaluationRow(
+            model="original",
+            hash="a" * 64,
+            num_steps=8,
+            role="solved",
+            sampler=name,
+            original=PairNumbers(name="original", hash="a", num_steps=64, numbers={"psnr": psnr}),
+        )
+        for name, psnr in (("a", 20.0), ("b", 23.0))
+    ]
+    assert [each.sampler for each in table(*agreed).shown()] == ["b"]

@@ -16,6 +16,7 @@ from vdiff.cli.evaluate_options import (
     FirstSeed,
     KeepSamples,
     Metrics,
+    Solvers,
     Weights,
 )
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode, open_recipe
@@ -54,6 +55,7 @@ def evaluate(
     weights: Weights = None,
     batch_size: BatchSize = None,
     keep_samples: KeepSamples = False,
+    solvers: Solvers = True,
     recipe: RecipeOption = None,
     changes: SetOption = None,
     run: RunOption = None,
@@ -64,8 +66,9 @@ def evaluate(
 ) -> int | None:
     """Measure how good models are at each number of steps
 
-    Every finished stage of a run, and the undistilled base at the same numbers of steps: agreement
-    with the teacher, distances to the reference pictures, seconds per picture. The table is kept in
+    Every finished stage of a run, and the undistilled base at the same numbers of steps, by DDIM
+    and by the best of three solvers: agreement with the teacher, distances to the reference
+    pictures, seconds per picture. The table is kept in
     the run's evaluation/ folder; what it knows is not measured again, and numbers that must not
     stand beside it are refused.
     A model alone gets one row, which is only printed; outside a run its pictures lie in a temporary
@@ -87,6 +90,7 @@ def evaluate(
         "--metrics": metrics,
         "--first-seed": first_seed,
         "--batch-size": batch_size,
+        "--solvers": solvers,
     }
     with contextlib.ExitStack() as stack:
         here: session.Company | None = None
@@ -95,7 +99,7 @@ def evaluate(
             here = stack.enter_context(session.company(device, options, _UNDONE))
         places = all_taken_in(here.processes if here else None, places or [], not dry_run)
         parsed, folder, subjects = _found(
-            here.processes if here else None, places, recipe, changes, run
+            here.processes if here else None, places, recipe, changes, run, solvers
         )
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
@@ -128,6 +132,7 @@ def _found(
     recipe: str | None,
     changes: list[str] | None,
     run: Path | None,
+    solvers: bool,
 ) -> "tuple[Recipe, RunFolder | None, list[Subject]]":
     """The recipe, the run and what is to be evaluated;
     the first process looks, the others get no run.
@@ -140,12 +145,12 @@ def _found(
     named = recipe or (str(beside) if beside and (beside / "recipe.yaml").is_file() else None)
     if others is None:
         parsed, _ = open_recipe(named, changes, beside)
-        return parsed, *_subjects(places, parsed, run)
+        return parsed, *_subjects(places, parsed, run, solvers)
     parsed, _ = session.common_recipe(others, named, changes, beside)
     own: list[tuple[RunFolder | None, list[Subject]]] = []
 
     def look() -> list[dict[str, Any]]:
-        own.append(_subjects(places, parsed, run))
+        own.append(_subjects(places, parsed, run, solvers))
         return [subject.facts() for subject in own[0][1]]
 
     told = others.told(look)
@@ -163,7 +168,7 @@ def _models(places: Sequence[str]) -> list[str]:
 
 
 def _subjects(
-    places: Sequence[str], recipe: "Recipe", run: Path | None
+    places: Sequence[str], recipe: "Recipe", run: Path | None, solvers: bool
 ) -> "tuple[RunFolder | None, list[Subject]]":
     """What is to be evaluated, and the run that it belongs to.
 
@@ -175,7 +180,7 @@ def _subjects(
     models = _models(places)
     if not models and len(places) <= 1:
         folder = RunFolder(Path(places[0])) if places else session.run_folder(recipe, run)
-        return folder, subjects.of_run(folder)
+        return folder, subjects.of_run(folder, solvers)
     if len(models) < len(places):
         raise UsageError("runs are evaluated one at a time", "name one run, or models only")
     folders = [session.run_folder(recipe, run).find(place) for place in models]
@@ -373,7 +378,7 @@ def _tell_plan(evaluation: "Evaluation", earlier: "KnownRows") -> None:
         (
             subject.card.name,
             subject.num_steps,
-            subject.role,
+            subject.solver or subject.role,
             "" if subject.key in needed else "known",
         )
         for subject in evaluation.subjects

@@ -35,6 +35,10 @@ BatchSize = Annotated[
         help="Pictures at once; changes memory, and pictures by rounding only [64]",
     ),
 ]
+Solvers = Annotated[
+    bool,
+    typer.Option("--solvers/--no-solvers", help="Whether the base is measured by solvers, too"),
+]
 KeepSamples = Annotated[
     bool, typer.Option("--keep-samples", help="Leave the drawn pictures in the run's evaluation/")
 ]

@@ -37,7 +37,7 @@ def show(table: "EvaluationTable", path: Path | None) -> None:
     # a narrow terminal leaves out from the end; the model and its steps always stay
     importance = [*names, *heads[:2], SECONDS, *heads[2:]]
     left_out = console.table(
-        columns, [_cells(row, names, pairs) for row in table.rows], columns[1:], importance
+        columns, [_cells(row, names, pairs) for row in table.shown()], columns[1:], importance
     )
     console.write("")
     console.prose(table.line())
@@ -62,6 +62,8 @@ def _cells(
     model = row.model
     if row.role == "undistilled":
         model = f"{row.model}, undistilled"
+    if row.role == "solved":
+        model = f"{row.model}, {row.sampler}".replace("grid=", "")
     cells = [model, str(row.num_steps)]
     cells += [_value(row.metrics.get(name)) for name in names]
     cells += [_compared(row, measure, whom) for measure, whom in pairs]

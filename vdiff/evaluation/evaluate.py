@@ -10,7 +10,7 @@ from vdiff.data.dataset import Images
 from vdiff.errors import UsageError
 from vdiff.evaluation.known_rows import KnownRows
 from vdiff.evaluation.samples import SampleRequest, Samples
-from vdiff.evaluation.subjects import Subject
+from vdiff.evaluation.subjects import Key, Subject
 from vdiff.machine.machine import Machine
 from vdiff.metrics.metric import (
     AnyMetricSection,
@@ -68,16 +68,16 @@ class Evaluation:
     folder: Path
     weights: Path | None = None
 
-    def samples(self) -> dict[tuple[str, int], Samples]:
+    def samples(self) -> dict[Key, Samples]:
         """The pictures of all subjects, drawn or not."""
         place = self.folder / "samples"
         return {subject.key: Samples(place, subject, self.wanted) for subject in self.subjects}
 
-    def needed(self, earlier: KnownRows) -> set[tuple[str, int]]:
+    def needed(self, earlier: KnownRows) -> set[Key]:
         """Whose pictures are needed for what is not known yet, by `Subject.key`."""
         names = {section.name for section in self.metrics if not are_pairs(section)}
         pairs = pair_numbers(self.metrics)
-        needed: set[tuple[str, int]] = set()
+        needed: set[Key] = set()
         for subject in self.subjects:
             known = self._known(subject, earlier)
             others = []
@@ -86,7 +86,7 @@ class Evaluation:
                 if not pairs <= numbers.keys():
                     others.append(each)
             if subject.is_shown and (known is None or others or not names <= set(known.metrics)):
-                needed |= {subject.key, *((other.hash, other.num_steps) for other in others)}
+                needed |= {subject.key, *((other.hash, other.num_steps, None) for other in others)}
         return needed
 
     def draw(self, machine: Machine, on_passes: Callable[[int], None], earlier: KnownRows) -> None:
@@ -212,7 +212,7 @@ class Evaluation:
         self,
         subject: Subject,
         ready: Ready,
-        samples: Mapping[tuple[str, int], Samples],
+        samples: Mapping[Key, Samples],
         known: EvaluationRow | None,
     ) -> EvaluationRow:
         own = samples[subject.key]
@@ -227,7 +227,7 @@ class Evaluation:
                 values[name] = metric.value(own)
         for whom, other in self._partners(subject).items():
             before = self._known_of(known, whom, other)
-            found = ready.of_pairs.compare(own, samples[other.hash, other.num_steps], before)
+            found = ready.of_pairs.compare(own, samples[other.hash, other.num_steps, None], before)
             if found:
                 compared[whom] = PairNumbers(
                     name=other.name,
@@ -249,7 +249,7 @@ class Evaluation:
             metrics=values,
             teacher=compared.get("teacher"),
             original=compared.get("original"),
-            sampler=self.wanted.other_sampler(card),
+            sampler=self.wanted.own_sampler(subject),
         )
 
     def _partners(self, subject: Subject) -> dict[Partner, ModelCard]:
@@ -268,7 +268,7 @@ class Evaluation:
 
     def _known(self, subject: Subject, earlier: KnownRows) -> EvaluationRow | None:
         """What is known of a model whose pictures are drawn as they would be now."""
-        return earlier.row(subject, self.wanted.other_sampler(subject.card))
+        return earlier.row(subject, self.wanted.own_sampler(subject))
 
     def _known_of(
         self, known: EvaluationRow | None, whom: Partner, other: ModelCard

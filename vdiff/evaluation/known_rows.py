@@ -26,7 +26,7 @@ class KnownRows:
         """
         if self.table is None:
             return None
-        key = (*subject.key, subject.role, sampler)
+        key = (subject.card.hash, subject.num_steps, subject.role, sampler)
         for row in self.table.rows:
             if (row.hash, row.num_steps, row.role, row.sampler) == key:
                 return row

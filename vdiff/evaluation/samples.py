@@ -22,12 +22,12 @@ from vdiff.disk.ours import is_our_file, refuse_strange_file, strange
 from vdiff.drawing.drawing import decoded_share
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError
-from vdiff.evaluation.subjects import Subject
+from vdiff.evaluation.subjects import SOLVERS, Subject
 from vdiff.machine.machine import Machine
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import ModelCard
 from vdiff.runs import telling
-from vdiff.samplers.advised import sampler_for
+from vdiff.samplers.advised import advised, sampler_for
 from vdiff.samplers.sampler import Sampler, SamplerSection
 
 _CHUNK_BYTES = 2**26
@@ -59,6 +59,18 @@ class SampleRequest:
         """
         section = sampler_for(self.named, card.sampler, card.name, is_solvable=card.is_solvable)
         return section.build()
+
+    def sampler_of(self, subject: Subject) -> Sampler:
+        """The sampler that draws the pictures of a row.   Errors: as of `sampler`."""
+        if subject.solver is None:
+            return self.sampler(subject.card)
+        return advised(SOLVERS[subject.solver], subject.card.name).build()
+
+    def own_sampler(self, subject: Subject) -> str | None:
+        """As a row tells it: a solver always, else see `other_sampler`."""
+        if subject.solver is None:
+            return self.other_sampler(subject.card)
+        return str(self.sampler_of(subject))
 
     @property
     def usual_sampler(self) -> Sampler:
@@ -95,10 +107,11 @@ class Samples:
     def __init__(self, folder: Path, subject: Subject, wanted: SampleRequest) -> None:
         self._subject = subject
         self._wanted = wanted
-        self._sampler = wanted.sampler(subject.card)
+        self._sampler = wanted.sampler_of(subject)
         self._sampler.check_steps(subject.num_steps, subject.card.name)
         about = [
-            *subject.key,
+            subject.card.hash,
+            subject.num_steps,
             str(self._sampler),
             wanted.num_images,
             wanted.first_seed,

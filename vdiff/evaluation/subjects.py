@@ -1,5 +1,5 @@
 """What an evaluation looks at: each model at its own number of steps,
-and the base at all of them.
+and the base at all of them, by DDIM and by solvers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,18 @@ from vdiff.model_folder.card import content, parse
 from vdiff.model_folder.checkpoint import ModelCard, read_card
 from vdiff.runs.folder import RunFolder
 
+SOLVERS: Mapping[str, Mapping[str, Any]] = {
+    "unipc uniform": {"kind": "unipc", "grid": "uniform"},
+    "unipc logsnr": {"kind": "unipc", "grid": "logsnr"},
+    "ipndm logsnr": {"kind": "ipndm", "grid": "logsnr"},
+}
+"""What a user would take instead of distilling, each a section of a recipe: all make one network
+call a step, and which of them is best depends on the pictures and the number of steps.
+"""
+
+Key = tuple[str, int, str | None]
+"""See `Subject.key`."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -20,6 +32,7 @@ class Subject:
 
     partners: hashes of those its pictures are compared with.
     is_shown: whether it has a row, or is there for comparison only.
+    solver: one of `SOLVERS`, which draws whatever sampler is named; None for the usual way.
     """
 
     folder: Path
@@ -28,11 +41,12 @@ class Subject:
     role: Role
     partners: tuple[str, ...] = ()
     is_shown: bool = True
+    solver: str | None = None
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """What tells its pictures from those of others."""
-        return self.card.hash, self.num_steps
+        return self.card.hash, self.num_steps, self.solver
 
     def facts(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
@@ -48,8 +62,11 @@ def from_facts(facts: Mapping[str, Any]) -> Subject:
     )
 
 
-def of_run(run: RunFolder) -> list[Subject]:
-    """The finished stages, and each number of steps undistilled.
+def of_run(run: RunFolder, solvers: bool = True) -> list[Subject]:
+    """The finished stages, and each number of steps undistilled; by solvers too, where the base is
+    a plain denoiser.
+
+    solvers: whether any is wanted.
 
     Errors: UsageError when there is none.
     """
@@ -69,6 +86,12 @@ def of_run(run: RunFolder) -> list[Subject]:
             found += [
                 Subject(run.model(name), card, each, "undistilled", (card.hash,)) for each in steps
             ]
+            if solvers and card.is_solvable and card.guidance is None:
+                found += [
+                    Subject(run.model(name), card, each, "solved", (card.hash,), solver=solver)
+                    for each in steps
+                    for solver in SOLVERS
+                ]
     found += [
         _own(run.model(name), card, lineage(card, list(cards.values()))) for name, card in students
     ]

@@ -22,7 +22,7 @@ from vdiff.disk.ours import beginning
 from vdiff.errors import ModelFileError
 from vdiff.system.plural import count
 
-Role = Literal["original", "undistilled", "student"]
+Role = Literal["original", "undistilled", "solved", "student"]
 
 
 class _Part(BaseModel):
@@ -152,7 +152,8 @@ PAIR_FACTS = ("name", "hash", "num_steps", "numbers", "sampler")
 class EvaluationRow(_Part):
     """One model at one number of steps.
 
-    role: `original` is the base at its full number, `undistilled` the base at fewer.
+    role: `original` is the base at its full number, `undistilled` the base at fewer, and `solved`
+    the base at fewer by a solver, whatever the sampler of the protocol is.
     metrics: by name.
     sampler: that drew, None for the one of the protocol. A file says it only where it is another
     one.
@@ -195,18 +196,55 @@ class EvaluationTable(_Part):
 
     def row(self, model: str, num_steps: int | None = None) -> EvaluationRow | None:
         """The row of a model, at its own number of steps unless another is asked for."""
-        found = [row for row in self.rows if row.model == model and row.role != "undistilled"]
+        found = [
+            row
+            for row in self.rows
+            if row.model == model and row.role not in ("undistilled", "solved")
+        ]
         if num_steps is not None:
             found = [row for row in self.rows if row.model == model and row.num_steps == num_steps]
         if not found:
             return None
         return found[0]
 
+    def shown(self) -> list[EvaluationRow]:
+        """The rows that people are told of: of the solvers at each number of steps, the best.
+
+        That is the best by the most telling metric that any row has, else by the PSNR to the
+        original; where none was measured, the first.
+        """
+        best: dict[int, EvaluationRow] = {}
+        for row in self.rows:
+            if row.role == "solved":
+                other = best.get(row.num_steps)
+                if other is None or self._is_better(row, other):
+                    best[row.num_steps] = row
+        return [row for row in self.rows if row.role != "solved" or row is best[row.num_steps]]
+
+    def _is_better(self, row: EvaluationRow, other: EvaluationRow) -> bool:
+        from vdiff.metrics.metric import ordered, words_for
+
+        for metric in ordered({name for each in self.rows for name in each.metrics}):
+            if metric in row.metrics and metric in other.metrics:
+                one, two = row.metrics[metric].value, other.metrics[metric].value
+                if words_for(metric).better.startswith("more"):
+                    return one > two
+                return one < two
+        told = [
+            each.original.numbers.get("psnr") if each.original is not None else None
+            for each in (row, other)
+        ]
+        if told[0] is None or told[1] is None:
+            return False
+        return told[0] > told[1]
+
     @property
     def format(self) -> int:
-        """The oldest format that can say all of it:
-        to format 1, one sampler has drawn everything.
+        """The oldest format that can say all of it: to format 1, one sampler has drawn everything,
+        and to format 2, no solver has drawn.
         """
+        if any(row.role == "solved" for row in self.rows):
+            return 3
         for row in self.rows:
             for told in (row, row.teacher, row.original):
                 if told is not None and told.sampler is not None:
@@ -216,11 +254,17 @@ class EvaluationTable(_Part):
     def line(self, has_reference: bool = True) -> str:
         """The protocol in one line, and which models were drawn with a sampler of their own."""
         models: dict[str, list[str]] = {}
-        for row in self.rows:
-            if row.sampler is not None:
+        solved: dict[str, list[str]] = {}
+        for row in self.shown():
+            if row.role == "solved":
+                solved.setdefault(str(row.sampler), []).append(f"{row.num_steps:,}")
+            elif row.sampler is not None:
                 models.setdefault(row.sampler, []).append(row.model)
         others = [
             f"{', '.join(dict.fromkeys(names))} with {sampler}" for sampler, names in models.items()
+        ]
+        others += [
+            f"best solver in {' and '.join(steps)}: {sampler}" for sampler, steps in solved.items()
         ]
         return "; ".join([self.protocol.line(has_reference), *others])
 
@@ -256,4 +300,4 @@ def is_ours(path: Path) -> bool:
     return re.match(rb'\{\s*"(format|protocol)": ', beginning(path, 100)) is not None
 
 
-_FORMATS = (1, 2)
+_FORMATS = (1, 2, 3)

@@ -10,7 +10,7 @@ from typing import Literal
 from vdiff.reporting.markup import Markup, tag
 from vdiff.reporting.wording import number
 
-Role = Literal["original", "undistilled", "student", "teacher", "published", "plain"]
+Role = Literal["original", "undistilled", "solved", "student", "teacher", "published", "plain"]
 # as wide as a narrow phone; a wider page puts several charts beside one another
 WIDTH = 340
 HEIGHT = 230
@@ -240,6 +240,9 @@ def _mark(role: Role, x: float, y: float, note: str) -> Markup:
         return tag("rect", title, x=x - 4, y=y - 4, width=8, height=8, class_=look)
     if role in ("undistilled", "published"):
         corners = f"{x},{y - 5} {x + 5},{y} {x},{y + 5} {x - 5},{y}"
+        return tag("polygon", title, points=corners, class_=look)
+    if role == "solved":
+        corners = f"{x},{y - 5} {x + 5},{y + 4} {x - 5},{y + 4}"
         return tag("polygon", title, points=corners, class_=look)
     return tag("circle", title, cx=x, cy=y, r=4, class_=look)
 

@@ -60,7 +60,7 @@ def numbers(table: EvaluationTable) -> Markup:
         tag("th", heads[0], scope="col"),
         [tag("th", text, scope="col", class_="n") for text in heads[1:]],
     )
-    rows = [_number_row(row, metrics, pairs) for row in table.rows]
+    rows = [_number_row(row, metrics, pairs) for row in table.shown()]
     line = tag(
         "p",
         f"{table.line()}. In small print: 95 % intervals by bootstrap.",
@@ -100,10 +100,7 @@ _IN_TABLE: dict[Partner, str] = {"teacher": "its teacher", "original": "original
 def _number_row(
     row: EvaluationRow, metrics: Sequence[str], pairs: Sequence[tuple[Measure, Partner]]
 ) -> Markup:
-    name = row.model
-    if row.role == "undistilled":
-        name = f"{row.model}, not distilled"
-    cells = [tag("th", name, scope="row"), _cell(f"{row.num_steps:,}")]
+    cells = [tag("th", _name(row), scope="row"), _cell(f"{row.num_steps:,}")]
     cells += [_value(row.metrics.get(metric)) for metric in metrics]
     cells += [_cell(_compared(row, measure, whom)) for measure, whom in pairs]
     cells.append(_cell(speed(row.seconds_per_image)))
@@ -210,7 +207,9 @@ def _figure(
 
 
 def _lines(table: EvaluationTable, point: Callable[[EvaluationRow], Point | None]) -> list[Line]:
-    """Students, the undistilled base up to its full number of steps, and that point by itself."""
+    """Students, the undistilled base up to its full number of steps, by the best solver too, and
+    that point by itself.
+    """
     originals = [row for row in table.rows if row.role == "original"]
     plain = [row for row in table.rows if row.role == "undistilled"]
     return [
@@ -222,6 +221,7 @@ def _lines(table: EvaluationTable, point: Callable[[EvaluationRow], Point | None
             _points([*plain, *originals], point),
             marked=False,
         ),
+        Line("not distilled, best solver", "solved", _points(_solved(table), point)),
         Line("students", "student", _points(_students(table), point)),
         Line("original", "original", _points(originals, point)),
     ]
@@ -239,6 +239,10 @@ def _students(table: EvaluationTable) -> list[EvaluationRow]:
     return [row for row in table.rows if row.role == "student"]
 
 
+def _solved(table: EvaluationTable) -> list[EvaluationRow]:
+    return [row for row in table.shown() if row.role == "solved"]
+
+
 def _ticks(steps: Sequence[float]) -> list[float]:
     """The numbers of steps that there are, thinned to about seven; the fewest stays."""
     different = sorted(set(steps))
@@ -248,10 +252,15 @@ def _ticks(steps: Sequence[float]) -> list[float]:
 
 
 def _note(row: EvaluationRow, value: str) -> str:
-    name = row.model
+    return f"{_name(row)}, {counted(row.num_steps)}: {value}"
+
+
+def _name(row: EvaluationRow) -> str:
     if row.role == "undistilled":
-        name = f"{row.model}, not distilled"
-    return f"{name}, {counted(row.num_steps)}: {value}"
+        return f"{row.model}, not distilled"
+    if row.role == "solved":
+        return f"{row.model}, not distilled, {row.sampler}"
+    return row.model
 
 
 def features(table: EvaluationTable) -> Markup:

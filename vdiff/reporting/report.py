@@ -178,6 +178,8 @@ def _numbers(record: Record, published: str | None) -> list[_Part]:
     if table is None:
         return []
     roles: list[tuple[str, str]] = list(_ROLES)
+    if any(row.role == "solved" for row in table.rows):
+        roles.insert(2, ("solved", "the base, not distilled, by the best solver"))
     if published:
         roles.append(("published", "published by others"))
     lead = "How good the pictures are with so many steps; bars are 95 % intervals."

@@ -3,6 +3,7 @@ and what the steps would give without them.
 """
 
 import itertools
+from collections.abc import Sequence
 
 from vdiff.images.images import to_float
 from vdiff.metrics.agreement import agreement
@@ -79,7 +80,7 @@ def _compared(
             lambda row: _as_good(row.metrics[metric], best, metric), reversed(students)
         )
     )
-    parts = []
+    parts = _beside_solvers(table, metric, students)
     if equal:
         parts.append(
             f"Down to {counted(equal[-1].num_steps)} the students' {name} stays within the 95 % "
@@ -95,6 +96,64 @@ def _compared(
         f"{_with_range(best)}{without}."
     )
     return " ".join(parts)
+
+
+def _beside_solvers(
+    table: EvaluationTable, metric: str, students: Sequence[EvaluationRow]
+) -> list[str]:
+    """Where the undistilled base by a solver is as good as the student of as many calls, and where
+    it is not; nothing where no solver was measured.
+
+    As good: no worse than the student's interval, or than the student where it has none.
+    """
+    solved = {row.num_steps: row for row in table.shown() if row.role == "solved"}
+    both = [
+        (row, solved[row.num_steps])
+        for row in sorted(students, key=lambda row: -row.num_steps)
+        if row.num_steps in solved and metric in solved[row.num_steps].metrics
+    ]
+    lost = [pair for pair in both if _is_lost(*pair, metric)]
+    won = [pair for pair in both if pair not in lost]
+    if lost and won:
+        return [
+            f"At {_calls(lost)} a student gains nothing over the best solver on its teacher, the "
+            f"undistilled base ({_told(lost[-1], metric)}); at {_calls(won)} it does "
+            f"({_told(won[-1], metric)})."
+        ]
+    if lost:
+        return [
+            f"At {_calls(lost)} a student gains nothing over the best solver on its teacher, the "
+            f"undistilled base ({_told(lost[-1], metric)})."
+        ]
+    if won:
+        return [
+            f"At {_calls(won)} a student is ahead of the best solver on its teacher, the "
+            f"undistilled base ({_told(won[-1], metric)})."
+        ]
+    return []
+
+
+def _is_lost(student: EvaluationRow, solver: EvaluationRow, metric: str) -> bool:
+    own, other = student.metrics[metric], solver.metrics[metric]
+    least = own.value if own.low is None else own.low
+    most = own.value if own.high is None else own.high
+    if words_for(metric).better.startswith("more"):
+        return other.value >= least
+    return other.value <= most
+
+
+def _calls(pairs: Sequence[tuple[EvaluationRow, EvaluationRow]]) -> str:
+    """`8 calls`, `8, 4 and 2 calls`."""
+    numbers = [f"{student.num_steps:,}" for student, _ in pairs]
+    told = " and ".join(filter(None, [", ".join(numbers[:-1]), numbers[-1]]))
+    return f"{told} {'call' if told == '1' else 'calls'}"
+
+
+def _told(pair: tuple[EvaluationRow, EvaluationRow], metric: str) -> str:
+    """At the fewest of these calls: the student's number, and the solver's."""
+    student, solver = pair
+    values = [number(row.metrics[metric].value) for row in (student, solver)]
+    return f"at {student.num_steps:,} {values[0]}, by `{solver.sampler}` {values[1]}"
 
 
 def _as_good(value: Value, best: Value, metric: str) -> bool:
