@@ -61,6 +61,13 @@ def doubts(stages: Sequence[Stage]) -> list[str]:
                 f"`{settings.objective.kind}` it has nothing to learn; give it fewer `steps`, or "
                 "another `objective`"
             )
+        wanted = settings.objective.usual_teacher_steps
+        if stage.index and stage.teacher_steps < wanted:
+            found.append(
+                f"`{stage.name}` has {stage.teacher_steps} of its teacher's steps for one of its "
+                f"own, and its `objective` wants {wanted} or more: let it start at "
+                f"{wanted * stage.num_steps:,} steps (`distill.start_steps`)"
+            )
         if settings.warmup_updates > settings.updates:
             section = "train" if stage.index == 0 else "distill"
             reached = settings.rate(settings.updates - 1) / settings.learning_rate

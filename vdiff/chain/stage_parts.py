@@ -215,6 +215,13 @@ def check_targets(stage: Stage, teacher: Checkpoint) -> None:
 
     The recipe was checked with its own schedule, but a student has its teacher's.
     """
+    if stage.settings.objective.needs_denoiser and not teacher.card.is_solvable:
+        problem = (
+            f"`{stage.name}` is to learn from a second-order way of `{teacher.folder}`, which is "
+            "no denoiser of all times: its x leads where its own steps do"
+        )
+        fix = "set `distill.objective.teacher=ddim`, or start from the base that it was made from"
+        raise UsageError(problem, fix, "--from")
     times = teacher.card.times
     if times is not None and times % stage.start_steps:
         problem = (

@@ -74,6 +74,18 @@ class ObjectiveSection(KindSection, ABC):
     is_as_teacher: ClassVar[bool] = False
     makes: ClassVar[tuple[str, str]] = ("build", "vdiff.objectives.objective:Objective")
 
+    @property
+    def needs_denoiser(self) -> bool:
+        """Whether its teacher must predict E[x | z] at all times: a student cannot teach it."""
+        return False
+
+    @property
+    def usual_teacher_steps(self) -> int:
+        """With fewer of the teacher's steps for one of the student's it teaches worse than need
+        be.
+        """
+        return 1
+
     @abstractmethod
     def build(self, task: Task) -> Objective:
         """The objective of one stage."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from vdiff.config import shapes_weights
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, beside, ddim_step, scales
+from vdiff.diffusion.prediction import predict
 from vdiff.objectives.objective import Objective, ObjectiveSection, Task, add_noise
 from vdiff.objectives.weighting import Weighting, weighted_loss
 from vdiff.phases import phase
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
     from vdiff.diffusion.schedule import Schedule
     from vdiff.randomness import Randomness
+
+
+TeacherSteps = Literal["ddim", "dpmpp"]
+"""How a teacher goes from one of its points to the next."""
+
+LEAST_POINTS = 8
+"""Of a 2M teacher for a step of the student: its first point in each is of first order only."""
 
 
 class ProgressiveSection(ObjectiveSection):
@@ -31,6 +39,11 @@ class ProgressiveSection(ObjectiveSection):
 
     kind: Literal["progressive"] = shapes_weights("progressive")
     """How the student learns."""
+    teacher: TeacherSteps = shapes_weights("ddim")
+    """How the teacher goes from point to point: ddim, or dpmpp (DPM-Solver++ 2M, begun anew in each
+    of the student's steps): 64 points of that are as exact as 1024 of DDIM. For a teacher that is
+    the base, and at least 8 points for a step of the student.
+    """
     stratified: bool = shapes_weights(True)
     """Spread the steps of a batch evenly over the student's grid; the loss varies less."""
     clip: float | None = shapes_weights(None, gt=0)
@@ -38,6 +51,14 @@ class ProgressiveSection(ObjectiveSection):
     it draws: for teachers whose own sampler keeps them within limits. One that predicts eps needs
     it, as its x is eps divided by almost nothing at the end of the schedule.
     """
+
+    @property
+    def needs_denoiser(self) -> bool:
+        return self.teacher == "dpmpp"
+
+    @property
+    def usual_teacher_steps(self) -> int:
+        return LEAST_POINTS if self.teacher == "dpmpp" else 1
 
     def advised_sampler(self) -> dict[str, Any] | None:
         # the target is a mean of pictures within the limits: a picture outside them is only nearer
@@ -52,6 +73,7 @@ class ProgressiveSection(ObjectiveSection):
             task.teacher_steps,
             self.stratified,
             self.clip,
+            self.teacher,
         )
 
 
@@ -61,6 +83,7 @@ class ProgressiveObjective(Objective):
     num_steps: N, the student's.   teacher_steps: K, how many of the teacher's steps one of the
     student's replaces.
     clip: limit of the teacher's x; None leaves it free.
+    by: how the teacher goes from point to point.
     """
 
     def __init__(
@@ -71,6 +94,7 @@ class ProgressiveObjective(Objective):
         teacher_steps: int = 2,
         stratified: bool = True,
         clip: float | None = None,
+        by: TeacherSteps = "ddim",
     ) -> None:
         self.weighting = weighting
         self.teacher = teacher
@@ -78,6 +102,7 @@ class ProgressiveObjective(Objective):
         self.teacher_steps = teacher_steps
         self.stratified = stratified
         self.clip = clip
+        self.by = by
 
     def __call__(
         self, student: Denoiser, x: Tensor, rng: Randomness, condition: Condition = NOTHING
@@ -92,7 +117,14 @@ class ProgressiveObjective(Objective):
         z = add_noise(x, alpha, sigma, rng)
         with phase("teacher"):
             target = progressive_target(
-                self.teacher, z, step, self.num_steps, self.teacher_steps, condition, self.clip
+                self.teacher,
+                z,
+                step,
+                self.num_steps,
+                self.teacher_steps,
+                condition,
+                self.clip,
+                self.by,
             )
         drawn = student(z, t, condition, rng).x
         if self.clip is not None:
@@ -110,10 +142,15 @@ def progressive_target(
     teacher_steps: int,
     condition: Condition = NOTHING,
     clip: float | None = None,
+    by: TeacherSteps = "ddim",
 ) -> Tensor:
     """The x~ with which one DDIM step of 1/N lands where `teacher_steps` steps of the teacher land.
 
-    x~ = sum_k w_k x_k       over the teacher's predictions x_k on its way from t to s = t - 1/N
+    x~ = sum_k w_k D_k       over the teacher's way from t to s = t - 1/N
+
+    Each of its steps is DDIM's with D_k for x. By ddim D_k is its prediction x_k; by dpmpp (2M)
+    D_k = x_k + h_k / (2 h_{k-1}) (x_k - x_{k-1}), h the steps' lengths in log rho, and x_k at the
+    first point and in the step to t = 0.
 
     z: noisy images at t = step / num_steps, [B, C, H, W].
     step: [B], whole numbers in 1..num_steps.
@@ -126,14 +163,40 @@ def progressive_target(
     times = [(start - k) / (num_steps * teacher_steps) for k in range(teacher_steps + 1)]
     weights = rho_weights(teacher.schedule, times)
     target = torch.zeros_like(z)
+    memory = _Memory(teacher.schedule) if by == "dpmpp" else None
     with torch.no_grad():
         for (t, s), weight in zip(pairwise(times), weights, strict=True):
             pred = teacher(z, t, condition)
             if clip is not None:
                 pred = pred.clipped(clip, z, *scales(teacher.schedule, t, z))
+            if memory is not None:
+                towards = memory.second_order(pred.x, t, s)
+                pred = predict("x", towards, z, *scales(teacher.schedule, t, z))
             target = torch.addcmul(target, beside(weight, z)[:, None, None, None], pred.x)
             z = ddim_step(pred, s, teacher.schedule)
     return target
+
+
+class _Memory:
+    """The x of the point before, and how far it lies behind, for 2M."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._before: tuple[Tensor, Tensor] | None = None
+
+    def second_order(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """D of the step from t to s, [B] each.   x: predicted at t, [B, C, H, W]."""
+        import torch
+
+        before = self._before
+        ahead = (self._schedule.logsnr(s) - self._schedule.logsnr(t)) / 2
+        self._before = x, ahead
+        if before is None:
+            return x
+        x_before, behind = before
+        # into t = 0 the step is infinitely long
+        share = torch.where(s == 0, 0, ahead / (2 * behind))
+        return torch.addcmul(x, beside(share, x)[:, None, None, None], x - x_before)
 
 
 def rho_weights(schedule: Schedule, times: list[Tensor]) -> list[Tensor]:

@@ -231,6 +231,23 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_teachers(self) -> Self:
+        before, steps = self.train.objective, self.distill.start_steps
+        for number, stage in enumerate(self.distill.listed()):
+            objective = stage.objective or self.distill.objective
+            is_solvable = before.is_denoiser and before.known_times(steps) is None
+            if objective.needs_denoiser and not is_solvable:
+                whose = "the base" if number == 0 else f"the student `base_{number - 1}`"
+                raise ValueError(
+                    f"`distill`: `base_{number}` is to learn from a second-order way of {whose}, "
+                    "which is no denoiser of all times; with `distill.stages`, its stage alone "
+                    "that learns from the base can have `objective: {kind: progressive, teacher: "
+                    "dpmpp}`"
+                )
+            before, steps = objective, stage.steps or 1
+        return self
+
+    @model_validator(mode="after")
     def _check_targets(self) -> Self:
         try:
             check_chain(self.diffusion.schedule, self.distill.steps())

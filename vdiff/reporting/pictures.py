@@ -26,7 +26,7 @@ from vdiff.images.images import UNSOUND
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard
 from vdiff.objectives.objective import add_noise
-from vdiff.objectives.progressive import progressive_target
+from vdiff.objectives.progressive import TeacherSteps, progressive_target
 from vdiff.randomness import Randomness, exact
 from vdiff.samplers.sampler import Sampler
 
@@ -177,14 +177,23 @@ class Studio:
         # a stage that keeps the number of steps learns the teacher's own prediction
         if card.num_steps >= self._cards[teacher].num_steps:
             return []
+        by = self._taught_by(name)
         digest = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
         key = ["errors", card.hash, self._cards[teacher].hash, digest, list(self.seeds)]
+        if by != "ddim":
+            key.append(by)
         said = f"comparing `{name}` with its teacher's target"
         shape = (min(card.num_steps, _LEVELS), 2)
         rows = self._kept(
             key, said, shape, lambda: self._errors(name, str(teacher), pictures), np.float64
         )
         return [(time, value) for time, value in rows.tolist()]
+
+    def _taught_by(self, name: str) -> TeacherSteps:
+        """How the teacher of a student went, as far as its card says."""
+        if self._cards[name].trajectory.get("distill.objective.teacher") == "dpmpp":
+            return "dpmpp"
+        return "ddim"
 
     @torch.no_grad()
     def _errors(self, name: str, teacher: str, pictures: Tensor) -> Tensor:
@@ -200,7 +209,9 @@ class Studio:
             steps = torch.full((len(x),), float(step), dtype=torch.float64, device=exact(x.device))
             rng = Randomness.for_images(torch.tensor(self.seeds, device=exact(x.device)))
             z = add_noise(x, *student.schedule.alpha_sigma(steps / number), rng)
-            target = progressive_target(guide, z, steps, number, teacher_steps, condition)
+            target = progressive_target(
+                guide, z, steps, number, teacher_steps, condition, by=self._taught_by(name)
+            )
             error = (student(z, steps / number, condition).x - target).square().mean()
             rows.append([step / number, float(error)])
         errors = torch.tensor(rows, dtype=torch.float64)
