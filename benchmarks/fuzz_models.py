@@ -267,7 +267,8 @@ def _bare_pickle(rng: random.Random, path: Path) -> str:
     places = [
         (opcode.name, argument, place)
         for opcode, argument, place in pickletools.genops(data)
-        if opcode.name in ("BININT1", "BININT2", "BININT", "BINUNICODE", "SHORT_BINUNICODE")
+        if place is not None
+        and opcode.name in ("BININT1", "BININT2", "BININT", "BINUNICODE", "SHORT_BINUNICODE")
     ]
     name, argument, place = rng.choice(places)
     changed = bytearray(data)

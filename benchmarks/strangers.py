@@ -264,7 +264,9 @@ def compare(
     for name, value in sorted(found.items(), key=lambda item: item[1]):
         print(f"| teacher, {name} | {value:.4f} |")
     # with the sampler that its card advises, as `vdiff sample` draws
-    sampler = sampler_for(None, student.card.sampler, student.card.name).build()
+    card = student.card
+    section = sampler_for(None, card.sampler, card.name, is_solvable=card.is_solvable)
+    sampler = section.build()
     own = draw(student.denoiser, sampler, seeds, shape, NUM_STEPS, model_steps=student.card.times)
     print(f"| student | {distance(own, truth):.4f} |", flush=True)
     rows = [row for each in (truth, own, best) for row in each[:16]]

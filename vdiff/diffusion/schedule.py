@@ -5,7 +5,7 @@ and the times a sampler visits.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from math import atan, atan2, cos, exp, hypot, log1p, pi, sin
+from math import atan, atan2, cos, exp, hypot, log1p, pi, sin, sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -265,7 +265,7 @@ class VpSchedule(Schedule):
     def _inverse(self, rho: float) -> float:
         spent = log1p(rho**-2)
         # the root that does not cancel
-        root = (self._beta_min**2 + 2 * self._beta_d * spent) ** 0.5
+        root = sqrt(self._beta_min**2 + 2 * self._beta_d * spent)
         return 2 * spent / (self._beta_min + root)
 
     def time_input(self, t: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def facts_of(
     for name, value in guidance_of.facts(card, guidance).items():
         found[f"vdiff.{name}"] = value
     if guidance_of.calls(card, guidance) > 1:
-        calls = num_steps * sampler.calls_per_step * guidance_of.calls(card, guidance)
+        calls = sampler.calls(num_steps) * guidance_of.calls(card, guidance)
         found["vdiff.calls"] = str(calls)
     return found
 

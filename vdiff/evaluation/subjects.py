@@ -104,7 +104,7 @@ def of_models(folders: Sequence[Path]) -> list[Subject]:
     where they lie beside it.
     """
     shown: list[Subject] = []
-    behind: dict[tuple[str, int], Subject] = {}
+    behind: dict[Key, Subject] = {}
     for folder in folders:
         beside = {card.hash: (place, card) for place, card in _beside(folder)}
         card = read_card(folder)
