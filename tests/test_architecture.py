@@ -59,6 +59,7 @@ DOORS = {
     "rich": {"cli"},
     "pydantic": {
         "config.py",
+        "data/lmdb_section.py",
         "data/metadata.py",
         "diffusion/continuous.py",
         "diffusion/inside.py",

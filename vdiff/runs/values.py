@@ -35,6 +35,7 @@ but by the learning rate.
 _MEANT = {
     "diffusion.schedule.time_scale": 1.0,
     "diffusion.schedule.zero_terminal": False,
+    "distill.objective.teacher": "ddim",
     "train.label_drop": 0.0,
 }
 """What earlier versions did, and so did not record."""

@@ -23,7 +23,7 @@ _NAMES = frozenset(
 _CLASSES = ("class", "label", "class_name", "category")
 """What the columns are called in a first line that names them."""
 
-Row = tuple[str, str, str]
+Named = tuple[str, str, str]
 """Where it stands, the name of a picture, and its class."""
 
 
@@ -93,7 +93,7 @@ def read(path: Path) -> LabelsFile:
     return LabelsFile(path, classes)
 
 
-def _collected(rows: Iterable[Row], bad: list[str]) -> dict[str, str]:
+def _collected(rows: Iterable[Named], bad: list[str]) -> dict[str, str]:
     """Names and classes; what is wrong with a row goes to `bad`."""
     classes: dict[str, str] = {}
     for where, name, kind in rows:
@@ -107,7 +107,7 @@ def _collected(rows: Iterable[Row], bad: list[str]) -> dict[str, str]:
     return classes
 
 
-def _of_csv(text: str, bad: list[str]) -> Iterator[Row]:
+def _of_csv(text: str, bad: list[str]) -> Iterator[Named]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns = (0, 1)
     width = 2
@@ -142,7 +142,7 @@ def _columns(row: list[str]) -> tuple[int, int] | None:
     return names[0], classes[0]
 
 
-def _of_json(text: str, bad: list[str]) -> Iterator[Row]:
+def _of_json(text: str, bad: list[str]) -> Iterator[Named]:
     """Of an object name -> class, or of NVlabs' `{"labels": [[name, class], ...]}`."""
     try:
         found = json.loads(text)
