@@ -39,6 +39,7 @@ SMALLER: dict[str, tuple[int, dict[str, Any]]] = {
     "celeba_u": (64, {"width": 16, "head_dim": 16, "attention_at": (8, 4), "blocks": 1}),
     "cifar10": (32, {"width": 32, "blocks": 1}),
     "digits": (8, {}),
+    "digits_classes": (8, {}),
 }
 """The shipped recipes' networks and images, smaller so that a test takes a second;
 the levels stay.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vdiff
 from tests.tiny import TinyRun
 from vdiff.cli import main
 from vdiff.diffusion.condition import NOTHING, of_seeds
@@ -21,6 +22,7 @@ from vdiff.drawing import guidance
 from vdiff.drawing.guidance import Guidance, Guide, guided
 from vdiff.drawing.pictures import draw_with
 from vdiff.images.images import to_uint8
+from vdiff.metrics import table
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.checkpoint import Checkpoint, ModelCard
 from vdiff.networks.unet import UNetSection
@@ -181,8 +183,8 @@ def test_pictures_say_how_they_were_guided_and_how_many_calls_they_took(
         ("original", ["--guidance", "2", "--guide-with", "other_noise"], "another noise schedule"),
         ("original", ["--guidance", "2", "--guide-with", "baked"], "`baked` has guidance inside"),
         ("original", ["--guidance", "2", "--guide-with", "student"], "leads, and not a mean"),
-        ("original", ["--class", "2"], "there is no class `2`: `original` knows 2 classes, 0 to 1"),
-        ("original", ["--class", "1-7"], "there is no class `7`"),
+        ("original", ["--class", "2"], "`2` is no class of `original`, which knows 2 classes"),
+        ("original", ["--class", "1-7"], "`7` is no class of `original`"),
         ("original", ["--class", "1-0"], "`1-0` is no range of classes"),
         ("original", ["--class", "Dogs"], "did you mean `dog`?"),
         ("original", ["--class", "aardvark"], "there are: `cat`, `dog`"),
@@ -327,3 +329,103 @@ def test_without_guidance_the_one_hand_draws_as_ever(models: Path) -> None:
     plain = draw(model.denoiser, Ddim(), range(3), (3, 8, 8), 4, condition=of_seeds(range(3), 2))
     assert torch.equal(draw_with(model, range(3)), plain)
     assert torch.equal(draw_with(model, range(3), guidance=Guidance(1.0)), plain)
+
+
+def test_the_python_api_draws_the_same(here: Path) -> None:
+    folder = here / "runs/tiny"
+    model = vdiff.load(folder / "original", device="cpu")
+    weak = vdiff.load(folder / "weak", device="cpu")
+    batch = model.sample(
+        range(3), label=["dog", 0], guidance=2, guidance_interval=(0.3, 2), guide=weak
+    )
+    strong = ("--guidance", "2", "--guidance-interval", "0.3,2", "--guide-with", "weak")
+    found = images("--seeds", "0-2", "--class", "dog,cat", *strong)
+    assert np.array_equal(batch.uint8.permute(0, 2, 3, 1).numpy(), found)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [1, 0, 1]
+    assert batch.about["vdiff.guidance"] == "2"
+    with pytest.raises(vdiff.UsageError, match="has no null class"):
+        vdiff.load(folder / "plain", device="cpu").sample(range(2), guidance=2.0)
+    with pytest.raises(vdiff.UsageError, match="is no guidance"):
+        model.sample(range(2), guidance=True)
+    with pytest.raises(vdiff.UsageError, match="did you mean `dog`"):
+        model.sample(range(2), label="dogs")
+
+
+def evaluated(*arguments: str, code: int = 0) -> None:
+    usual = ("--n", "8", "--metrics", "agreement,swd", "--device", "cpu")
+    assert main(["evaluate", "run", *usual, *arguments]) == code
+
+
+@pytest.fixture
+def trained(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with a base that has a null class, and a student that cannot be guided."""
+    monkeypatch.chdir(tiny_run.path)
+    (tiny_run.path / "recipe.yaml").write_text(tiny_run.text)
+    tiny_run.base("train.label_drop=0.3")
+    tiny_run.chain("train.label_drop=0.3").distill(count=1)
+    return tiny_run.path
+
+
+def test_an_evaluation_has_a_row_for_each_guidance(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows() -> list[tuple[str, int, float | None, int | None]]:
+        found = table.read(trained / "run/evaluation/table.json")
+        assert found is not None
+        return [(row.model, row.num_steps, row.guidance, row.num_calls) for row in found.rows]
+
+    plain = [("original", 8, None, None), ("original", 4, None, None), ("base_0", 4, None, None)]
+    evaluated("--guidance", "3")
+    assert "left out, as they cannot be guided so: `base_0`" in capsys.readouterr().err
+    strong = [("original", 8, 3.0, 16), ("original", 4, 3.0, 8)]
+    assert rows() == strong
+    evaluated()
+    assert rows() == plain + strong
+    evaluated("--guidance", "1.5")
+    mild = [("original", 8, 1.5, 16), ("original", 4, 1.5, 8)]
+    assert rows() == plain + mild + strong
+    before = (trained / "run/evaluation/table.json").read_bytes()
+    evaluated("--guidance", "3")  # known already
+    assert (trained / "run/evaluation/table.json").read_bytes() == before
+    evaluated("--guidance", "1")  # is none
+    assert rows() == plain + mild + strong
+    said = capsys.readouterr()
+    assert "original, g 1.5, undistilled" in said.out
+    assert "4 (8 calls)" in said.out
+    assert "original with ddim eta=0.0, guidance 3" in " ".join(said.out.split())
+    found = table.read(trained / "run/evaluation/table.json")
+    assert found is not None
+    assert [(row.model, row.g) for row in found.alike().rows] == [(name, 1.0) for name, *_ in plain]
+    undistilled = found.rows[4]
+    assert undistilled.original is not None
+    assert undistilled.original.sampler == "ddim eta=0.0, guidance 1.5"
+    evaluated("--guidance", "nan", code=2)
+
+
+def test_a_run_of_which_nothing_can_be_guided_is_refused(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_run.path)
+    (tiny_run.path / "recipe.yaml").write_text(tiny_run.text)
+    tiny_run.base()
+    evaluated("--guidance", "2", code=2)
+    assert "`original` has no null class" in capsys.readouterr().err
+    assert not (tiny_run.path / "run/evaluation").exists()
+
+
+def test_two_models_are_compared_under_guidance(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("--run", "runs/tiny", "--device", "cpu")
+    assert main(["--json", "compare", "original", "weak", "--guidance", "2", *run]) == 0
+    strong = json.loads(capsys.readouterr().out)
+    assert (strong["a"]["guidance"], strong["b"]["guidance"]) == (2.0, 2.0)
+    assert main(["--json", "compare", "original", "weak", *run, "--force"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["a"]["guidance"] is None
+    assert plain["agreement"] != strong["agreement"]
+    Path("compare.png").unlink()
+    assert main(["compare", "original", "plain", "--guidance", "2", *run]) == 2
+    assert "`plain` has no null class" in capsys.readouterr().err
+    assert not Path("compare.png").exists()

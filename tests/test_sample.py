@@ -435,7 +435,7 @@ def test_fresh_noise_in_a_distilled_model_is_warned_of(
         (["--variance", "small"], "has no `variance`"),
         (["--sampler", "ancestral", "--clip-noise", "1"], "`ancestral` has no `clip-noise`"),
         (["--sampler", "ancestral", "--variance", "tiny"], "no variance `tiny`"),
-        (["--class", "2"], "there is no class `2`: `base_0` knows 2 classes, 0 to 1"),
+        (["--class", "2"], "`2` is no class of `base_0`, which knows 2 classes, 0 to 1"),
         (["--grid", "logsnr"], "the sampler `ddim` has no `grid`"),
         (["--sampler", "unipc", "--grid", "log"], "there is no grid `log`"),
         (["--sampler", "unipc", "--order", "2"], "the sampler `unipc` has no `order`"),

@@ -19,8 +19,10 @@ from vdiff.chain.own_recipe import drawing_part
 from vdiff.data.codec import PixelCodec, codec_of
 from vdiff.diffusion.condition import NOTHING, Condition, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
-from vdiff.drawing import asked
+from vdiff.drawing import asked, classes
+from vdiff.drawing import guidance as guidance_of
 from vdiff.drawing.drawing import facts_of
+from vdiff.drawing.guidance import Guidance, Guide
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import MachineError, ModelFileError, UsageError
 from vdiff.exchange.hub_name import is_on_hub
@@ -74,8 +76,11 @@ class Model:
         seeds: Iterable[int] = range(16),
         *,
         steps: int | None = None,
-        label: int | Sequence[int] | None = None,
+        label: int | str | Sequence[int | str] | None = None,
         sampler: str | Mapping[str, object] | None = None,
+        guidance: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guide: "Model | None" = None,
         batch_size: int | None = None,
         watch: Callable[[int, int], None] | None = None,
     ) -> ImageBatch:
@@ -85,11 +90,15 @@ class Model:
         seeds: whole numbers from 0 on; the same seed gives the same image, whatever the others are,
         to rounding.
         steps: of the sampler; None for those that the model is meant for (`card.num_steps`).
-        label: a class for all images, or classes that are taken in turn; None for seed modulo the
-        number of classes.
+        label: a class for all images, or classes that are taken in turn, by number or name; None
+        for seed modulo the number of classes.
         sampler: its name, or a mapping with options as a recipe has them,
         `{"kind": "ddim", "eta": 0.5}`; None for that of the recipe in the folder, or where it names
         none the one that the model is meant for.
+        guidance: g, x_u + g (x_c - x_u), where 1 is none; for a model with a null class, which is
+        asked twice in each step, or one that has learned to be guided. None as the model is meant.
+        guidance_interval: the noise levels sigma / alpha in which it acts; None for all.
+        guide: a weaker model to be led away from, in the place of the null class.
         batch_size: images at once; None for the recipe's. It changes memory, and images by rounding
         only.
         watch: called after every batch with the numbers of images that are done and wanted;
@@ -113,9 +122,11 @@ class Model:
         for doubt in asked.doubts(self.card, num_steps, built):
             warnings.warn(doubt, stacklevel=2)
         condition = self._condition(label, numbers)
+        strongly = _guidance(guidance, guidance_interval, guide, self.device)
+        guidance_of.way(self.card, strongly)
         at_once = batch_size or self._drawn.batch_size
-        x = self._draw(numbers, num_steps, built, condition, at_once, watch)
-        about = facts_of(self.card, num_steps, built, numbers)
+        x = self._draw(numbers, num_steps, built, condition, strongly, at_once, watch)
+        about = facts_of(self.card, num_steps, built, numbers, strongly)
         return self._decoded(x, numbers, condition, about)
 
     def _decoded(
@@ -143,6 +154,7 @@ class Model:
         num_steps: int,
         sampler: Sampler,
         condition: Condition,
+        guidance: Guidance,
         batch_size: int,
         watch: Callable[[int, int], None] | None,
     ) -> Tensor:
@@ -159,6 +171,7 @@ class Model:
                 num_steps,
                 sampler=sampler,
                 condition=condition,
+                guidance=guidance,
                 batch_size=batch_size,
                 device=self.device,
                 on_batch=tell,
@@ -175,23 +188,23 @@ class Model:
         named = recipe_text.RecipeText({"sampler": text}, {("sampler",): "sampler"}, "sampler")
         return recipe_text.validate(SampleSection, named).sampler.build()
 
-    def _condition(self, label: int | Sequence[int] | None, seeds: Sequence[int]) -> Condition:
-        num_classes = self.card.num_classes
+    def _condition(
+        self, label: int | str | Sequence[int | str] | None, seeds: Sequence[int]
+    ) -> Condition:
         if label is None:
-            return of_seeds(seeds, num_classes)
-        if not num_classes:
-            raise UsageError(f"`{self.card.name}` knows no classes", "leave out `label`", "label")
-        if isinstance(label, int):
-            labels = [label]
-        else:
-            labels = [operator.index(each) for each in label]
-        fix = f"take numbers from 0 to {num_classes - 1}"
+            return of_seeds(seeds, self.card.num_classes)
+        classes.check(self.card, "label")
+        asked_for: Sequence[int | str] = [label] if isinstance(label, int | str) else label
+        labels = [
+            classes.numbered(
+                self.card, each if isinstance(each, str) else operator.index(each), "label"
+            )
+            for each in asked_for
+        ]
         if not labels:
             problem = f"there are no classes in `label` of `{self.card.name}`"
+            fix = f"take numbers from 0 to {self.card.num_classes - 1}"
             raise UsageError(problem, fix, "label")
-        for each in labels:
-            if not 0 <= each < num_classes:
-                raise UsageError(f"`{each}` is no class of `{self.card.name}`", fix, "label")
         if not seeds:
             return NOTHING
         in_turn = [labels[place % len(labels)] for place in range(len(seeds))]
@@ -293,6 +306,23 @@ def _seeds(given: Iterable[int]) -> list[int]:
     if wrong:
         raise UsageError(f"`{wrong[0]}` is no seed", "take numbers from 0 to 2**63 - 1")
     return numbers
+
+
+def _guidance(
+    strength: float | None,
+    interval: tuple[float, float] | None,
+    guide: Model | None,
+    device: torch.device,
+) -> Guidance:
+    """What is asked for.   Errors: UsageError for a guide on another device."""
+    if isinstance(strength, bool) or not isinstance(strength, int | float | None):
+        raise UsageError(f"`{strength}` is no guidance", "write it as guidance=1.5", "guidance")
+    if guide is None:
+        return Guidance(strength, interval)
+    if guide.device != device:
+        problem = f"the guide is on {guide.device}, the model on {device}"
+        raise UsageError(problem, "load both on one device: vdiff.load(path, device=...)", "guide")
+    return Guidance(strength, interval, Guide(guide.path, guide.card, guide.denoiser))
 
 
 def _check_positive(number: int | None, name: str) -> None:

@@ -34,6 +34,10 @@ def compare(
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Steps of both [each model's own number]")
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", metavar="G", help="Guide both to their classes; 1 is none"),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="compare.png, or .html for a page with a divider")
     ] = Path("compare.png"),
@@ -57,6 +61,7 @@ def compare(
     """
     from vdiff.cli.sample import numbers_in
     from vdiff.cli.taking_in import all_taken_in
+    from vdiff.drawing.guidance import Guidance, way
     from vdiff.model_folder import card as model_card
 
     numbers = numbers_in(seeds, "--seeds", 2**63)
@@ -71,6 +76,9 @@ def compare(
     cards = (model_card.read_card(folders[0]), model_card.read_card(folders[1]))
     names = _names(folders)
     _check(cards, names, steps)
+    strongly = Guidance(guidance)
+    for card in cards:
+        way(card, strongly)
     sections = _metrics(metrics)
     _check_target(out, force)
     if dry_run:
@@ -79,7 +87,7 @@ def compare(
     from vdiff.machine.machine import pick_device
     from vdiff.reporting import pair
 
-    models = pair.drawn(folders, names, numbers, steps, pick_device(device), sections)
+    models = pair.drawn(folders, names, numbers, steps, pick_device(device), sections, strongly)
     _write(models, out)
     _tell(models, out)
 

@@ -3,17 +3,19 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from vdiff.cli import completion, console, outputs, session
+from vdiff.cli import completion, console, guiding, outputs, session
 from vdiff.cli.evaluate_options import (
     BatchSize,
     Count,
     Data,
     FirstSeed,
+    GuidanceOption,
     KeepSamples,
     Metrics,
     Solvers,
@@ -52,6 +54,7 @@ def evaluate(
     num_images: Count = 10_000,
     metrics: Metrics = None,
     first_seed: FirstSeed = 0,
+    guidance: GuidanceOption = None,
     weights: Weights = None,
     batch_size: BatchSize = None,
     keep_samples: KeepSamples = False,
@@ -91,6 +94,7 @@ def evaluate(
         "--first-seed": first_seed,
         "--batch-size": batch_size,
         "--solvers": solvers,
+        "--guidance": guidance,
     }
     with contextlib.ExitStack() as stack:
         here: session.Company | None = None
@@ -98,9 +102,10 @@ def evaluate(
         if launch.is_worker() and not dry_run:
             here = stack.enter_context(session.company(device, options, _UNDONE))
         places = all_taken_in(here.processes if here else None, places or [], not dry_run)
-        parsed, folder, subjects = _found(
+        parsed, folder, found = _found(
             here.processes if here else None, places, recipe, changes, run, solvers
         )
+        subjects, left_out = guiding.guidable(found, guidance)
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
         asked = (num_images, first_seed, batch_size or parsed.sample.batch_size)
@@ -108,7 +113,8 @@ def evaluate(
         place = folder.evaluation if folder is not None else Path(temporary)
         is_first = here is None or here.processes.is_first  # the others draw, and measure nothing
         images = _reference(parsed, data, subjects[0], wanted) if is_first else None
-        evaluation = _evaluation(subjects, wanted, parsed, asked, images, place, weights)
+        evaluation = _evaluation(subjects, wanted, parsed, asked, images, place, weights, guidance)
+        evaluation = replace(evaluation, left_out=left_out)
         table_path = folder.table if folder is not None and not _models(places) else None
         if dry_run:
             _tell_plan(evaluation, _earlier(evaluation.protocol(), table_path, force))
@@ -244,12 +250,13 @@ def _evaluation(
     images: "Images | None",
     place: Path,
     weights: Path | None,
+    guidance: float | None,
 ) -> "Evaluation":
+    from vdiff.drawing.guidance import Guidance
     from vdiff.evaluation.evaluate import Evaluation
     from vdiff.evaluation.samples import SampleRequest
 
-    num_images, first_seed, batch_size = asked
-    wanted = SampleRequest(recipe.sample.named_sampler, num_images, first_seed, batch_size)
+    wanted = SampleRequest(recipe.sample.named_sampler, *asked, Guidance(guidance))
     return Evaluation(subjects, metrics, wanted, images, place, weights)
 
 

@@ -39,6 +39,14 @@ Solvers = Annotated[
     bool,
     typer.Option("--solvers/--no-solvers", help="Whether the base is measured by solvers, too"),
 ]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        metavar="G",
+        help="Guided by G, those that can be, as rows of their own; 1 is none",
+    ),
+]
 KeepSamples = Annotated[
     bool, typer.Option("--keep-samples", help="Leave the drawn pictures in the run's evaluation/")
 ]

@@ -59,12 +59,12 @@ def show(table: "EvaluationTable", path: Path | None) -> None:
 def _cells(
     row: "EvaluationRow", names: Sequence[str], pairs: "Sequence[tuple[Measure, Partner]]"
 ) -> list[str]:
-    model = row.model
+    model = row.name
     if row.role == "undistilled":
-        model = f"{row.model}, undistilled"
+        model = f"{row.name}, undistilled"
     if row.role == "solved":
-        model = f"{row.model}, {row.sampler}".replace("grid=", "")
-    cells = [model, str(row.num_steps)]
+        model = f"{row.name}, {row.sampler}".replace("grid=", "")
+    cells = [model, row.calls]
     cells += [_value(row.metrics.get(name)) for name in names]
     cells += [_compared(row, measure, whom) for measure, whom in pairs]
     seconds = ""

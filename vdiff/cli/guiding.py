@@ -12,6 +12,7 @@ from vdiff.errors import UsageError
 if TYPE_CHECKING:
     from vdiff.diffusion.condition import Condition
     from vdiff.drawing.guidance import Guidance, Guide
+    from vdiff.evaluation.subjects import Subject
     from vdiff.machine.machine import Machine
     from vdiff.machine.processes import Processes
     from vdiff.model_folder.card import ModelCard
@@ -205,3 +206,19 @@ def check_rows(rows: Sequence[str], target: Path) -> None:
     if target.suffix == ".png" and len(rows) > MOST_ROWS:
         fix = "name some with --class, or leave the pictures in a folder: --out PATH/"
         raise UsageError(f"{len(rows):,} classes do not fit into one grid", fix, "--per-class")
+
+
+def guidable(
+    found: "list[Subject]", strength: float | None
+) -> "tuple[list[Subject], list[Subject]]":
+    """What is evaluated, and what cannot be guided like that, of which it is told."""
+    from vdiff.cli import console
+    from vdiff.drawing.guidance import Guidance
+    from vdiff.evaluation import subjects
+
+    able, others = subjects.guidable(found, Guidance(strength))
+    names = list(dict.fromkeys(each.card.name for each in others if each.is_shown))
+    if names:
+        listed = ", ".join(f"`{name}`" for name in names)
+        console.say(f"left out, as they cannot be guided so: {listed}")
+    return able, others

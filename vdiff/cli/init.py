@@ -11,6 +11,9 @@ from vdiff.cli import completion, outputs
 from vdiff.cli.options import DryRunOption, ForceOption, mode
 from vdiff.errors import UsageError
 
+_OF_DIGITS = ("digits", "digits_classes")
+"""Recipes whose pictures are in the package."""
+
 SCHEMA = Path(".vdiff") / "recipe.schema.json"
 """The JSON schema of recipes, beside the recipe that points to it."""
 
@@ -31,7 +34,7 @@ def init(
     """Write a recipe to start from
 
     The copy's first line points editors at the JSON schema of recipes, which is written beside it,
-    in .vdiff/. Of `digits`, the pictures are written too.
+    in .vdiff/. Of `digits` and `digits_classes`, the pictures are written too.
 
     Examples:
       vdiff init digits
@@ -48,12 +51,12 @@ def init(
         )
     outputs.check_file(output, _is_our_recipe, force)
     outputs.check_file(output.parent / SCHEMA, _is_schema, force=True)
-    if name == "digits":
+    if name in _OF_DIGITS:
         _check_digits(output.parent / "digits")
     if not dry_run:
         _keep_edited(output)
         _write(shipped[name].read_text("utf-8"), output)
-        if name == "digits":
+        if name in _OF_DIGITS:
             _write_digits(output.parent / "digits")
     did = "wrote"
     if dry_run:

@@ -45,10 +45,8 @@ def numbered(card: ModelCard, asked: int | str, where: str) -> int:
     if isinstance(asked, int) or asked.isdecimal():
         number = int(asked)
         if not 0 <= number <= last:
-            problem = (
-                f"there is no class `{asked}`: `{card.name}` knows "
-                f"{count(card.num_classes, 'class')}, 0 to {last}"
-            )
+            known = f"{count(card.num_classes, 'class')}, 0 to {last}"
+            problem = f"`{asked}` is no class of `{card.name}`, which knows {known}"
             nearest = shown(card, 0 if number < 0 else last)
             raise UsageError(problem, f"the nearest is {nearest}", where)
         return number

@@ -66,7 +66,7 @@ def way(card: ModelCard, asked: Guidance) -> Way:
     _check_numbers(asked)
     if card.guidance is not None:
         return _inside(card, asked)
-    if asked.strength is None:
+    if asked.strength is None or (asked.strength == 1 and asked.guide is None):
         return "none"
     if not card.is_denoiser:
         raise UsageError(

@@ -90,7 +90,7 @@ def check(card: ModelCard, sampler: Sampler, num_steps: int, guidance: Guidance 
         problem = f"to draw with ONNX Runtime, vdiff needs {', '.join(missing)}"
         raise MachineError(problem, with_extra("onnx"), "--backend")
     reason = _hindrance(card, sampler, num_steps)
-    if way(card, guidance) != "none":
+    if reason is None and way(card, guidance) != "none":
         reason = "a graph asks the network once in each step, and guidance twice"
     if reason is not None:
         raise UsageError(f"`{card.name}` cannot be drawn by a graph: {reason}", _FIX, "--backend")

@@ -59,6 +59,8 @@ class Evaluation:
 
     images: the reference, None where no metric needs one.
     folder: for samples and what is known of the reference.
+    left_out: what is in the run and cannot be guided as it is asked: what the table knows of it
+    stays.
     """
 
     subjects: Sequence[Subject]
@@ -67,6 +69,7 @@ class Evaluation:
     images: Images | None
     folder: Path
     weights: Path | None = None
+    left_out: Sequence[Subject] = ()
 
     def samples(self) -> dict[Key, Samples]:
         """The pictures of all subjects, drawn or not."""
@@ -172,6 +175,7 @@ class Evaluation:
                 on_row(rows[-1])
         threads = count(torch.get_num_threads(), "thread")
         here = f"{machine.described()}, {threads}, torch {torch.__version__}"
+        rows = earlier.beside_others(rows, [*self.subjects, *self.left_out])
         return earlier.with_rows(rows, self.protocol(ready), here)
 
     def refuse_strangers(self) -> None:
@@ -250,6 +254,8 @@ class Evaluation:
             teacher=compared.get("teacher"),
             original=compared.get("original"),
             sampler=self.wanted.own_sampler(subject),
+            guidance=self.wanted.strength(card),
+            num_calls=own.num_calls if own.num_calls != subject.num_steps else None,
         )
 
     def _partners(self, subject: Subject) -> dict[Partner, ModelCard]:

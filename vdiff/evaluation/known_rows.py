@@ -32,6 +32,27 @@ class KnownRows:
                 return row
         return None
 
+    def beside_others(
+        self, rows: Sequence[EvaluationRow], subjects: Sequence[Subject]
+    ) -> list[EvaluationRow]:
+        """New rows, and those of the same run under another guidance; without guidance come first.
+
+        subjects: all of the run: what is known of others is of models that are gone.
+        """
+        if self.table is None:
+            return list(rows)
+        present = {(each.card.hash, each.num_steps, each.role) for each in subjects}
+        new = {(row.hash, row.num_steps, row.role, row.guidance) for row in rows}
+        kept = [
+            row
+            for row in self.table.rows
+            if (row.hash, row.num_steps, row.role) in present
+            and (row.hash, row.num_steps, row.role, row.guidance) not in new
+        ]
+        if not kept:
+            return list(rows)
+        return sorted([*rows, *kept], key=lambda row: (row.g != 1, row.g))
+
     def with_rows(
         self, rows: Sequence[EvaluationRow], protocol: Protocol, machine: str
     ) -> EvaluationTable:

@@ -19,7 +19,9 @@ from torch import Tensor
 from vdiff.disk import array_file, whole_folder
 from vdiff.disk.array_file import Arrays
 from vdiff.disk.ours import is_our_file, refuse_strange_file, strange
+from vdiff.drawing import guidance as guidance_of
 from vdiff.drawing.drawing import decoded_share
+from vdiff.drawing.guidance import UNASKED, Guidance
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError
 from vdiff.evaluation.subjects import SOLVERS, Subject
@@ -45,12 +47,14 @@ class SampleRequest:
     So a picture is the same whatever the range that it is drawn in.
     batch_size: at once, per process.
     named: the sampler for all models; None for the one that each is meant for.
+    guidance: of all models.
     """
 
     named: SamplerSection | None
     num_images: int
     first_seed: int
     batch_size: int
+    guidance: Guidance = UNASKED
 
     def sampler(self, card: ModelCard) -> Sampler:
         """The sampler that draws with a model.
@@ -70,7 +74,7 @@ class SampleRequest:
         """As a row tells it: a solver always, else see `other_sampler`."""
         if subject.solver is None:
             return self.other_sampler(subject.card)
-        return str(self.sampler_of(subject))
+        return self.in_words(subject.card, self.sampler_of(subject))
 
     @property
     def usual_sampler(self) -> Sampler:
@@ -78,13 +82,26 @@ class SampleRequest:
         return sampler_for(self.named, None, "", is_solvable=True).build()
 
     def other_sampler(self, card: ModelCard) -> str | None:
-        """The sampler that draws with a model, in words, where it is not the usual one;
-        else None.
+        """The sampler that draws with a model, in words, with the guidance, where it is not the
+        usual one without any; else None.
         """
-        own = str(self.sampler(card))
+        own = self.in_words(card, self.sampler(card))
         if own == str(self.usual_sampler):
             return None
         return own
+
+    def in_words(self, card: ModelCard, sampler: Sampler) -> str:
+        """How a model is drawn with: the sampler, and the guidance where there is some."""
+        g = self.strength(card)
+        if g is None:
+            return str(sampler)
+        return f"{sampler}, guidance {guidance_of.number(g)}"
+
+    def strength(self, card: ModelCard) -> float | None:
+        """g of a model's pictures; None for one that is not guided."""
+        if card.guidance is None and guidance_of.way(card, self.guidance) == "none":
+            return None
+        return guidance_of.strength(card, self.guidance)
 
     def labels(self, num_classes: int) -> str | None:
         """The classes in words, None without any.
@@ -112,7 +129,7 @@ class Samples:
         about = [
             subject.card.hash,
             subject.num_steps,
-            str(self._sampler),
+            wanted.in_words(subject.card, self._sampler),
             wanted.num_images,
             wanted.first_seed,
             _MOST_IN_CHUNK,
@@ -132,7 +149,8 @@ class Samples:
     @property
     def num_calls(self) -> int:
         """Network calls for one picture."""
-        return self._sampler.calls(self._subject.num_steps)
+        own = self._sampler.calls(self._subject.num_steps)
+        return own * guidance_of.calls(self._subject.card, self._wanted.guidance)
 
     def __len__(self) -> int:
         return self._wanted.num_images
@@ -222,6 +240,7 @@ class Samples:
                 seeds,
                 self._subject.num_steps,
                 sampler=self._sampler,
+                guidance=self._wanted.guidance,
                 batch_size=self._wanted.batch_size,
                 device=machine.device,
                 graphs=machine.graphs,

@@ -3,10 +3,11 @@ and the base at all of them, by DDIM and by solvers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vdiff.drawing.guidance import Guidance, way
 from vdiff.errors import UsageError
 from vdiff.metrics.table import Role
 from vdiff.model_folder.card import content, parse
@@ -116,6 +117,33 @@ def of_models(folders: Sequence[Path]) -> list[Subject]:
     return shown + [
         other for key, other in behind.items() if key not in {subject.key for subject in shown}
     ]
+
+
+def guidable(
+    subjects: Sequence[Subject], guidance: Guidance
+) -> tuple[list[Subject], list[Subject]]:
+    """Those that can be guided as it is asked, and the others.
+
+    Errors: UsageError where none of those that are shown can.
+    """
+    able: list[Subject] = []
+    others: list[Subject] = []
+    first: UsageError | None = None
+    for subject in subjects:
+        try:
+            way(subject.card, guidance)
+        except UsageError as err:
+            first = first or err
+            others.append(subject)
+        else:
+            able.append(subject)
+    if first is not None and not any(subject.is_shown for subject in able):
+        raise first
+    known = {subject.card.hash for subject in able}
+    return [
+        replace(subject, partners=tuple(each for each in subject.partners if each in known))
+        for subject in able
+    ], others
 
 
 def lineage(card: ModelCard, cards: Sequence[ModelCard]) -> list[ModelCard]:

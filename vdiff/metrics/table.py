@@ -159,6 +159,8 @@ class EvaluationRow(_Part):
     one.
     teacher, original: compared with the model's own teacher and with the base at its full number of
     steps.
+    guidance: g; None for a model without guidance.   num_calls: of the network for one picture,
+    None for as many as steps. A file says both only where they are some.
     """
 
     model: str
@@ -170,13 +172,33 @@ class EvaluationRow(_Part):
     teacher: PairNumbers | None = None
     original: PairNumbers | None = None
     sampler: str | None = None
+    guidance: float | None = None
+    num_calls: int | None = None
 
     @model_serializer(mode="wrap")
     def _in_few_words(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         told: dict[str, Any] = handler(self)
-        if self.sampler is None:
-            del told["sampler"]
+        for name in ("sampler", "guidance", "num_calls"):
+            if getattr(self, name) is None:
+                del told[name]
         return told
+
+    @property
+    def g(self) -> float:
+        """The strength of guidance; 1 is none."""
+        return 1.0 if self.guidance is None else self.guidance
+
+    @property
+    def name(self) -> str:
+        """The model, and the guidance that it was drawn with."""
+        return self.model if self.guidance is None else f"{self.model}, g {self.guidance:.6g}"
+
+    @property
+    def calls(self) -> str:
+        """For people: the steps, and the network calls where these are more."""
+        if self.num_calls is None:
+            return f"{self.num_steps:,}"
+        return f"{self.num_steps:,} ({self.num_calls:,} calls)"
 
     def partner(self, whom: Literal["original", "teacher"]) -> PairNumbers | None:
         """One of the two."""
@@ -241,15 +263,29 @@ class EvaluationTable(_Part):
     @property
     def format(self) -> int:
         """The oldest format that can say all of it: to format 1, one sampler has drawn everything,
-        and to format 2, no solver has drawn.
+        and to format 2, no solver has drawn and nothing was guided.
         """
-        if any(row.role == "solved" for row in self.rows):
+        is_guided = any(
+            row.guidance is not None or row.num_calls is not None for row in self.rows
+        )
+        if is_guided or any(row.role == "solved" for row in self.rows):
             return 3
         for row in self.rows:
             for told in (row, row.teacher, row.original):
                 if told is not None and told.sampler is not None:
                     return 2
         return 1
+
+    def alike(self) -> "EvaluationTable":
+        """The rows of one guidance, which curves and verdicts are drawn through: that of most
+        students, and among equals the one nearest to none.
+        """
+        strengths = {row.g for row in self.rows}
+        if len(strengths) < 2:
+            return self
+        students = [row.g for row in self.rows if row.role == "student"]
+        g = min(strengths, key=lambda each: (-students.count(each), abs(each - 1)))
+        return self.model_copy(update={"rows": tuple(row for row in self.rows if row.g == g)})
 
     def line(self, has_reference: bool = True) -> str:
         """The protocol in one line, and which models were drawn with a sampler of their own."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from vdiff.chain.own_recipe import sampler_of
+from vdiff.drawing import guidance as guidance_of
+from vdiff.drawing.guidance import UNASKED, Guidance
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import DataError, VdiffError
 from vdiff.images.images import ImageRow, write_rows
@@ -32,7 +34,8 @@ from vdiff.runs.folder import RunFolder
 class Side:
     """One of the two. name: for people.
 
-    row: its numbers, if its run has been evaluated at this number of steps.
+    row: its numbers, if its run has been evaluated at this number of steps and this guidance.
+    guidance: g; None for a model that is not guided.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Side:
     strip: Strip
     table: EvaluationTable | None
     row: EvaluationRow | None
+    guidance: float | None = None
 
     @property
     def protocol(self) -> Protocol | None:
@@ -94,13 +98,15 @@ def drawn(
     steps: int | None = None,
     device: torch.device | str = "cpu",
     metrics: Sequence[PairMetricSection] = (AgreementSection(),),
+    guidance: Guidance = UNASKED,
 ) -> Pair:
     """Draw with both and compare. steps: of both; None for each model's own number.
 
-    Errors: ModelFileError, DataError, MachineError.
+    guidance: of both.
+    Errors: ModelFileError, DataError, MachineError; UsageError for one that cannot be guided so.
     """
     a, b = (
-        _side(folder, name, seeds, steps, device)
+        _side(folder, name, seeds, steps, device, guidance)
         for folder, name in zip(folders, names, strict=True)
     )
     compared = {
@@ -199,6 +205,7 @@ def _side_facts(side: Side) -> dict[str, Any]:
         "path": str(side.folder),
         "hash": side.card.hash,
         "num_steps": side.strip.num_steps,
+        "guidance": side.guidance,
         "num_parameters": side.card.num_parameters,
         "evaluation": evaluation,
         "protocol": protocol,
@@ -218,11 +225,21 @@ def words(pair: Pair) -> list[tuple[str, str, str]]:
 def _facts(pair: Pair) -> list[tuple[str, str, str]]:
     a = pair.a
     b = pair.b
+    guided = []
+    if a.guidance is not None or b.guidance is not None:
+        guided.append(("guidance", _strength(a), _strength(b)))
     return [
         ("steps", f"{a.strip.num_steps:,}", f"{b.strip.num_steps:,}"),
+        *guided,
         ("parameters", amount(a.card.num_parameters), amount(b.card.num_parameters)),
         ("weights", a.card.hash[:8], b.card.hash[:8]),
     ]
+
+
+def _strength(side: Side) -> str:
+    if side.guidance is None:
+        return "none"
+    return guidance_of.number(side.guidance)
 
 
 def _value(metrics: Mapping[str, Value], name: str) -> str:
@@ -236,25 +253,37 @@ def _value(metrics: Mapping[str, Value], name: str) -> str:
 
 
 def _side(
-    folder: Path, name: str, seeds: Sequence[int], steps: int | None, device: torch.device | str
+    folder: Path,
+    name: str,
+    seeds: Sequence[int],
+    steps: int | None,
+    device: torch.device | str,
+    guidance: Guidance,
 ) -> Side:
     model = checkpoint.load(folder, device)
     card = model.card
     num_steps = steps or card.num_steps
     sampler = sampler_of(card, folder)
-    pictures = draw_with(model, seeds, num_steps, sampler=sampler, device=device)
+    pictures = draw_with(model, seeds, num_steps, sampler=sampler, device=device, guidance=guidance)
     table = _table(folder)
-    row = _row(table, card, num_steps)
+    g = None
+    if card.guidance is not None or guidance_of.way(card, guidance) != "none":
+        g = guidance_of.strength(card, guidance)
+    row = _row(table, card, num_steps, g)
     strip = Strip(name, "student", num_steps, model.codec.decode(pictures, name))
-    return Side(name, folder, card, strip, table, row)
+    return Side(name, folder, card, strip, table, row, g)
 
 
-def _row(table: EvaluationTable | None, card: ModelCard, num_steps: int) -> EvaluationRow | None:
-    """The numbers of a model at this number of steps, by its weights: names are used again."""
+def _row(
+    table: EvaluationTable | None, card: ModelCard, num_steps: int, g: float | None
+) -> EvaluationRow | None:
+    """The numbers of a model at this number of steps and this guidance, by its weights: names are
+    used again.
+    """
     if table is None:
         return None
     for row in table.rows:
-        if row.hash == card.hash and row.num_steps == num_steps:
+        if (row.hash, row.num_steps, row.guidance) == (card.hash, num_steps, g):
             return row
     return None
 

@@ -28,6 +28,7 @@ def measures(table: EvaluationTable) -> list[Measure]:
 
 def curves(table: EvaluationTable, published: str | None = None) -> Markup:
     """A chart per metric and per measure of pairs, against the number of steps."""
+    table = table.alike()
     figures = [_metric(table, name, published) for name in metrics_of(table)]
     figures += [_of_pairs(table, measure) for measure in measures(table)]
     return tag("div", figures, class_="charts")
@@ -100,7 +101,7 @@ _IN_TABLE: dict[Partner, str] = {"teacher": "its teacher", "original": "original
 def _number_row(
     row: EvaluationRow, metrics: Sequence[str], pairs: Sequence[tuple[Measure, Partner]]
 ) -> Markup:
-    cells = [tag("th", _name(row), scope="row"), _cell(f"{row.num_steps:,}")]
+    cells = [tag("th", _name(row), scope="row"), _cell(row.calls)]
     cells += [_value(row.metrics.get(metric)) for metric in metrics]
     cells += [_cell(_compared(row, measure, whom)) for measure, whom in pairs]
     cells.append(_cell(speed(row.seconds_per_image)))
@@ -257,10 +258,10 @@ def _note(row: EvaluationRow, value: str) -> str:
 
 def _name(row: EvaluationRow) -> str:
     if row.role == "undistilled":
-        return f"{row.model}, not distilled"
+        return f"{row.name}, not distilled"
     if row.role == "solved":
-        return f"{row.model}, not distilled, {row.sampler}"
-    return row.model
+        return f"{row.name}, not distilled, {row.sampler}"
+    return row.name
 
 
 def features(table: EvaluationTable) -> Markup:

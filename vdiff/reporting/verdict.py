@@ -46,6 +46,7 @@ def measured(table: EvaluationTable) -> str:
     """From a distance of the evaluation, else from its agreement;
     nothing where it tells neither.
     """
+    table = table.alike()
     original = next((row for row in table.rows if row.role == "original"), None)
     students = [row for row in table.rows if row.role == "student"]
     students.sort(key=lambda row: row.num_steps)
