@@ -265,9 +265,7 @@ class EvaluationTable(_Part):
         """The oldest format that can say all of it: to format 1, one sampler has drawn everything,
         and to format 2, no solver has drawn and nothing was guided.
         """
-        is_guided = any(
-            row.guidance is not None or row.num_calls is not None for row in self.rows
-        )
+        is_guided = any(row.guidance is not None or row.num_calls is not None for row in self.rows)
         if is_guided or any(row.role == "solved" for row in self.rows):
             return 3
         for row in self.rows:
