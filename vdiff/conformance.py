@@ -36,8 +36,7 @@ from vdiff.samplers.sampler import MOST_SIGNAL, Sampler, SamplerSection
 
 _BATCH = 3
 """Pictures that are looked at together."""
-_STEPS = 4
-_CLASSES = 2
+_STEPS, _CLASSES = 4, 2
 _TOLERANCE = 1e-4
 """Between a picture alone and in a batch: rounding is about 1e-6, a mistake 0.01 and more."""
 

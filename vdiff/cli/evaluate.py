@@ -71,12 +71,10 @@ def evaluate(
 
     Every finished stage of a run, and the undistilled base at the same numbers of steps, by DDIM
     and by the best of three solvers: agreement with the teacher, distances to the reference
-    pictures, seconds per picture. The table is kept in
-    the run's evaluation/ folder; what it knows is not measured again, and numbers that must not
-    stand beside it are refused.
+    pictures, seconds per picture. The table is kept in the run's evaluation/ folder; what it knows
+    is not measured again, and numbers that must not stand beside it are refused.
     A model alone gets one row, which is only printed; outside a run its pictures lie in a temporary
-    folder.
-    The same command again goes on where it was interrupted.
+    folder. The same command again goes on where it was interrupted.
 
     Examples:
       vdiff evaluate

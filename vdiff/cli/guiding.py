@@ -67,6 +67,18 @@ class Asked(NamedTuple):
     interval: str | None
     guide: str | None
 
+    def models(self, checkpoint: str) -> list[str]:
+        """Both models that are named."""
+        return [each for each in (checkpoint, self.guide) if each is not None]
+
+    def options(self) -> dict[str, object]:
+        """As they are typed."""
+        return {
+            "--guidance": self.strength,
+            "--guidance-interval": self.interval,
+            "--guide-with": self.guide,
+        }
+
     def of(
         self, others: "Processes | None", recipe: "Recipe", run: Path | None, card: "ModelCard"
     ) -> "Guidance":

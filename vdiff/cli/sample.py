@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -165,9 +165,7 @@ def sample(
         **{f"--{name}": value for name, value in options.items()},
         "--class": classes,
         "--per-class": per_class,
-        "--guidance": guidance,
-        "--guidance-interval": guidance_interval,
-        "--guide-with": guide_with,
+        **strongly.options(),
         "--strip": strip,
         "--gif": gif,
         "--batch-size": batch_size,
@@ -179,37 +177,69 @@ def sample(
         if launch.is_worker() and not dry_run:
             here = stack.enter_context(session.company(device, asked))
         processes = here.processes if here else None
-        given = [each for each in (checkpoint, guide_with) if each is not None]
-        checkpoint, *guides = all_taken_in(processes, given, not dry_run)
+        checkpoint, *guides = all_taken_in(processes, strongly.models(checkpoint), not dry_run)
         parsed, folder, card = session.model_of(processes, checkpoint, recipe, changes, run)
         built = _sampler(parsed, card, sampler, options)
-        num_steps = _steps(card, steps, built)
-        clipping = "-clip-noise" if "clip_noise" in limits else "-clipped" if limits else ""
+        wanted: dict[str, Any] = {"sampler": built, "num_steps": _steps(card, steps, built)}
         form = sample_place.Form(strip, gif)
         chosen = guiding.chosen(card, classes, per_class, numbers, partial(_count, form, parsed))
-        wanted: dict[str, Any] = {"sampler": built, "num_steps": num_steps, **chosen._asdict()}
-        wanted["guidance"] = strongly._replace(guide=next(iter(guides), None)).of(
-            processes, parsed, run, card
-        )
+        wanted |= chosen._asdict()
+        strongly = strongly._replace(guide=next(iter(guides), None))
+        wanted["guidance"] = strongly.of(processes, parsed, run, card)
         wanted["batch_size"] = batch_size or parsed.sample.batch_size
         backends.check_model(backend, card, wanted)
-        told = {"class": classes or "by seed", "backend": backend}
-        told |= guiding.told(card, wanted["guidance"], per_class)
-        how = f"{num_steps}{clipping}{guiding.in_name(card, wanted['guidance'])}"
-        place = partial(_place, out, folder, how, form, wanted, told, force)
+        ready = _Ready(parsed, folder, card, wanted, form, backend)
+        told = guiding.told(card, wanted["guidance"], per_class) | {"class": classes or "by seed"}
+        place = partial(_place, out, ready, _how(card, wanted, limits), told, force)
         target, about = here.processes.told(place) if here else place()
         if gpus is not None and not dry_run and launch.may_start():
             return launch.start(gpus, device)
-        facts: Mapping[str, object] | None = {"dry_run": True}
-        if not dry_run:
-            here = here or stack.enter_context(session.company(device, {}))
-            kept = partial(sample_drawing.kept_for, Path(target), about, force)
-            facts = sample_drawing.draw(
-                here, parsed, folder, wanted, device, Path(target), form, kept, backend
-            )
-        if facts is not None:
-            _tell(folder, card, Path(target), wanted, facts)
+        if dry_run:
+            _tell(ready, Path(target), {"dry_run": True})
+            return None
+        here = here or stack.enter_context(session.company(device, {}))
+        _draw(here, ready, device, Path(target), about, force)
     return None
+
+
+class _Ready(NamedTuple):
+    """What is drawn, when everything that was asked for has been looked at.
+
+    wanted: see `sample_drawing.draw`.
+    """
+
+    recipe: "Recipe"
+    folder: Path
+    card: "ModelCard"
+    wanted: Mapping[str, Any]
+    form: sample_place.Form
+    backend: str
+
+
+def _draw(
+    here: session.Company,
+    ready: _Ready,
+    device: str | None,
+    target: Path,
+    about: dict[str, str | int] | None,
+    force: bool,
+) -> None:
+    """about: of a drawing that can be gone on with."""
+    kept = partial(sample_drawing.kept_for, target, about, force)
+    of = (ready.recipe, ready.folder, ready.wanted, device, target, ready.form, kept)
+    facts = sample_drawing.draw(here, *of, ready.backend)
+    if facts is not None:
+        _tell(ready, target, facts)
+
+
+def _how(card: "ModelCard", wanted: Mapping[str, Any], limits: Mapping[str, float]) -> str:
+    """What a file is called by that vdiff chooses."""
+    clipping = ""
+    if limits:
+        clipping = "-clipped"
+    if "clip_noise" in limits:
+        clipping = "-clip-noise"
+    return f"{wanted['num_steps']}{clipping}{guiding.in_name(card, wanted['guidance'])}"
 
 
 def _count(form: sample_place.Form, recipe: "Recipe") -> int:
@@ -222,35 +252,31 @@ def _count(form: sample_place.Form, recipe: "Recipe") -> int:
 
 
 def _place(
-    out: str | None,
-    folder: Path,
-    how: str,
-    form: sample_place.Form,
-    wanted: Mapping[str, Any],
-    told: Mapping[str, str],
-    force: bool,
+    out: str | None, ready: _Ready, how: str, told: Mapping[str, str], force: bool
 ) -> tuple[str, dict[str, str | int] | None]:
     """Where the pictures go, which may be left there;
     and what is told of a drawing that can be gone on with, None for one of a single batch.
 
-    told: what shapes the pictures beside `wanted`.
+    told: what shapes the pictures beside `ready.wanted`.
     """
     from vdiff.drawing.drawing import ranges
     from vdiff.drawing.kept import KeptBatches
 
-    target = sample_place.place(out, folder, how, form)
+    wanted = ready.wanted
+    target = sample_place.place(out, ready.folder, how, ready.form)
     guiding.check_rows(wanted["rows"], target)
     about = None
     is_long = len(wanted["seeds"]) > wanted["batch_size"]
-    if is_long and not form.is_way and sample_place.may_keep(target):
+    if is_long and not ready.form.is_way and sample_place.may_keep(target):
         shaping = {
             "seeds": ranges(wanted["seeds"]),
             "steps": wanted["num_steps"],
             "sampler": str(wanted["sampler"]),
             "batch-size": wanted["batch_size"],
+            "backend": ready.backend,
             **told,
         }
-        about = sample_place.about(folder, shaping)
+        about = sample_place.about(ready.folder, shaping)
     kept = None if about is None else KeptBatches(target, about)
     sample_place.refuse_taken(target, out, kept, force)
     return str(target), about
@@ -353,17 +379,12 @@ def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
     return num_steps
 
 
-def _tell(
-    folder: Path,
-    card: "ModelCard",
-    target: Path,
-    wanted: Mapping[str, Any],
-    facts: Mapping[str, object],
-) -> None:
+def _tell(ready: _Ready, target: Path, facts: Mapping[str, object]) -> None:
     from vdiff.chain.plan import counted
     from vdiff.cli import console
     from vdiff.drawing import guidance
 
+    _, folder, card, wanted, *_ = ready
     sampler = wanted["sampler"]
     count = len(wanted["seeds"])
     verb = "would draw" if "dry_run" in facts else "drew"
