@@ -87,9 +87,10 @@ def classifier_of_digits(epochs: int) -> tuple[nn.Module, float]:
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     x_train, y_train = x[~is_test], y[~is_test]
     for _ in range(epochs):
-        for part in torch.randperm(len(x_train), generator=rng).split(64):
+        for part in torch.split(torch.randperm(len(x_train), generator=rng), 64):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(x_train[part]), y_train[part]).backward()
+            loss = nn.functional.cross_entropy(network(x_train[part]), y_train[part])
+            torch.autograd.backward(loss)
             optimizer.step()
     network.eval()
     with torch.no_grad():

@@ -67,6 +67,10 @@ class Asked(NamedTuple):
     interval: str | None
     guide: str | None
 
+    def by(self, guides: Sequence[str]) -> "Asked":
+        """The same with the guide that was taken in, if any was named."""
+        return self._replace(guide=next(iter(guides), None))
+
     def models(self, checkpoint: str) -> list[str]:
         """Both models that are named."""
         return [each for each in (checkpoint, self.guide) if each is not None]

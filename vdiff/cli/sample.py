@@ -11,6 +11,7 @@ import typer
 from vdiff.cli import backends, completion, guiding, sample_drawing, sample_place, session
 from vdiff.cli.options import DryRunOption, ForceOption, RecipeOption, SetOption, mode
 from vdiff.cli.session import DeviceOption, GpusOption, RunOption
+from vdiff.cli.taking_in import all_taken_in
 from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
@@ -139,8 +140,7 @@ def sample(
     """Draw pictures with a model
 
     The same seed gives the same picture to rounding, whatever the batch size and the other seeds.
-    --guidance leads to the class, away from what a model that was trained with `train.label_drop`
-    predicts without one; it takes two network calls in each step.
+    Guidance needs a model that was trained with `train.label_drop`, and two network calls a step.
 
     Examples:
       vdiff sample --checkpoint original --guidance 1.5 --per-class 8
@@ -149,11 +149,9 @@ def sample(
       vdiff sample --checkpoint original --sampler unipc --steps 8 --grid logsnr
     """
     from vdiff.cli import launch
-    from vdiff.cli.taking_in import all_taken_in
 
     backends.check(backend, device, gpus, strip or gif)
-    guiding.check(per_class, num_images)
-    numbers = _seeds(seeds, num_images)
+    numbers = _seeds(seeds, num_images, per_class)
     strongly = guiding.Asked(guidance, guidance_interval, guide_with)
     limits = _limits(clipped, clipping_value, clip_noise)
     options = {"grid": grid, "order": order, "eta": eta, "variance": variance, **limits}
@@ -184,8 +182,7 @@ def sample(
         form = sample_place.Form(strip, gif)
         chosen = guiding.chosen(card, classes, per_class, numbers, partial(_count, form, parsed))
         wanted |= chosen._asdict()
-        strongly = strongly._replace(guide=next(iter(guides), None))
-        wanted["guidance"] = strongly.of(processes, parsed, run, card)
+        wanted["guidance"] = strongly.by(guides).of(processes, parsed, run, card)
         wanted["batch_size"] = batch_size or parsed.sample.batch_size
         backends.check_model(backend, card, wanted)
         ready = _Ready(parsed, folder, card, wanted, form, backend)
@@ -196,9 +193,9 @@ def sample(
             return launch.start(gpus, device)
         if dry_run:
             _tell(ready, Path(target), {"dry_run": True})
-            return None
-        here = here or stack.enter_context(session.company(device, {}))
-        _draw(here, ready, device, Path(target), about, force)
+        else:
+            here = here or stack.enter_context(session.company(device, {}))
+            _draw(here, ready, device, Path(target), about, force)
     return None
 
 
@@ -282,8 +279,9 @@ def _place(
     return str(target), about
 
 
-def _seeds(text: str | None, count: int | None) -> list[int]:
+def _seeds(text: str | None, count: int | None, per_class: int | None) -> list[int]:
     """The seeds that were asked for; none for the recipe's number."""
+    guiding.check(per_class, count)
     if text is None:
         return list(range(count)) if count is not None else []
     if count is not None:
