@@ -87,7 +87,9 @@ def classifier_of_digits(epochs: int) -> tuple[nn.Module, float]:
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     x_train, y_train = x[~is_test], y[~is_test]
     for _ in range(epochs):
-        for part in torch.split(torch.randperm(len(x_train), generator=rng), 64):
+        order = torch.randperm(len(x_train), generator=rng)
+        for start in range(0, len(order), 64):
+            part = order[start : start + 64]
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(network(x_train[part]), y_train[part])
             torch.autograd.backward(loss)

@@ -16,7 +16,13 @@ import torch
 import vdiff
 from benchmarks.gpu import MANY, Bench, BenchRow, main
 from benchmarks.gpu_parties import Work
+from benchmarks.guidance import main as guidance
+from vdiff.diffusion.denoiser import Denoiser
+from vdiff.diffusion.schedule import CosineSchedule
 from vdiff.machine.machine import Machine
+from vdiff.model_folder import checkpoint
+from vdiff.model_folder.card import ModelCard
+from vdiff.networks.unet import UNetSection
 
 ROOT = Path(vdiff.__file__).parents[1]
 
@@ -91,3 +97,36 @@ def test_without_a_gpu_the_script_says_so_in_one_line() -> None:
     assert done.stderr.splitlines() == [
         "error: there is no CUDA GPU, which is what this benchmark measures"
     ]
+
+
+def test_guided_digits_are_read_and_calls_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With random weights: what cannot be guided has no row but that of g = 1."""
+    network = UNetSection(width=4, multipliers=(1,), blocks=1, num_classes=11).build(8, 1)
+    for name, times in (("original", None), ("base_0", 2)):
+        card = ModelCard(
+            name=name,
+            stage=0,
+            num_steps=2,
+            times=times,
+            updates=1,
+            shape=(1, 8, 8),
+            num_classes=10,
+            null_class=True,
+            num_parameters=1,
+            network="unet",
+            diffusion={"schedule": {"kind": "cosine"}, "predicts": "v"},
+            recipe="",
+            is_denoiser=times is None,
+        )
+        denoiser = Denoiser(network, CosineSchedule(1024), "v")
+        checkpoint.save(tmp_path / name, card, denoiser)
+    guidance([str(tmp_path), "--n", "60", "--guidance", "1,2", "--epochs", "1"])
+    rows = table(capsys.readouterr().out)
+    assert [row[:4] for row in rows] == [
+        ["original", "2", "1", "2"],
+        ["original", "2", "2", "4"],
+        ["base_0", "2", "1", "2"],
+    ]
+    assert all(float(row[5]) > 0 for row in rows)

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 def test_recipes_are_offered_where_one_is_asked_for(folder: Path) -> None:
     shipped = list(recipe_text.shipped())
     assert offered("init", folder=folder) == shipped
-    assert offered("init", "di", folder) == ["digits"]
+    assert offered("init", "di", folder) == ["digits", "digits_classes"]
     for words in ("train -r", "recipes show", "recipes check"):
         assert {*shipped, "recipe.yaml"} <= set(offered(words, folder=folder)), words
         assert "notes.txt" not in offered(words, folder=folder)
