@@ -20,7 +20,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 def test_only_the_stage_that_learns_from_the_base_may_have_it(
     distilled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--set", "distill.objective.teacher=dpmpp"]
+    asked = ["--set", f"distill.objective={DPMPP}"]
     assert main(["recipes", "check", "recipe.yaml", *asked]) == 2
     found = told(capsys)
     assert "`base_1` is to learn from a second-order way of the student `base_0`" in found
@@ -28,7 +28,7 @@ def test_only_the_stage_that_learns_from_the_base_may_have_it(
 
 
 def test_a_student_is_no_teacher_of_it(distilled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--set", "distill.objective.teacher=dpmpp", "--set", "distill.start_steps=4"]
+    asked = ["--set", f"distill.objective={DPMPP}", "--set", "distill.start_steps=4"]
     asked += ["--set", "distill.factor=4", "--set", "name=other"]
     assert main(["distill", "--from", str(distilled / "base_0"), *asked]) == 2
     found = told(capsys)
@@ -51,7 +51,7 @@ def test_few_points_for_a_step_are_doubted(tiny_run: TinyRun) -> None:
 def test_a_stage_learns_from_it_and_its_student_says_so(
     distilled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--set", "distill.objective.teacher=dpmpp", "--set", "distill.factor=8"]
+    asked = ["--set", f"distill.objective={DPMPP}", "--set", "distill.factor=8"]
     base = str(distilled / "original")
     assert main(["distill", "--from", base, *asked, "--set", "name=second", "--device", "cpu"]) == 0
     second = read_card(Path("runs/second/base_0"))
