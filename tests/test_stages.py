@@ -27,6 +27,7 @@ from vdiff.randomness import Randomness
 from vdiff.recipe import text as recipe_text
 from vdiff.recipe.recipe import Recipe
 from vdiff.reporting.pictures import Studio
+from vdiff.runs.values import changed
 
 SHORT = "start_steps: 8, end_steps: 1,"
 
@@ -115,7 +116,11 @@ def test_a_stage_of_an_old_recipe_is_shaped_by_what_its_saves_name(
     # fields that are new since then say nothing until a recipe names them
     new = {"distill.predicts", "distill.objective.clip"}
     assert all(now[name] is None for name in new)
+    assert now.pop("distill.objective.teacher") == "ddim"
     assert {name: value for name, value in now.items() if name not in others | new} == known
+    # and this one says what was done then
+    assert changed(known, {**known, "distill.objective.teacher": "ddim"}) == []
+    assert changed(known, {**known, "distill.objective.teacher": "dpmpp"}) != []
 
 
 @pytest.mark.parametrize(
