@@ -2,6 +2,7 @@
 and comes back with equal weights.
 """
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -30,7 +31,8 @@ pytest.importorskip("diffusers")
 
 
 def of_vdiff(folder: Path, num_classes: int = 0, **facts: Any) -> checkpoint.Checkpoint:
-    section = UNetSection(width=8, multipliers=(1, 2), blocks=1, num_classes=num_classes or None)
+    rows = num_classes + facts.get("null_class", False)
+    section = UNetSection(width=8, multipliers=(1, 2), blocks=1, num_classes=rows or None)
     torch.manual_seed(1)
     model = Denoiser(section.build(8, 1).eval(), denoiser().schedule, "v")
     with torch.no_grad():
@@ -83,6 +85,26 @@ def drawn(
     with torch.no_grad():
         x: Tensor = Ddim(0.0, clip)(model.denoiser, z, num_steps, rng, condition, 4)
     return ((x[:, 0] / 2 + 0.5).clamp(0, 1) * 255).round().numpy().astype(int)
+
+
+def test_a_null_class_comes_back_and_can_be_told(tmp_path: Path) -> None:
+    ours = of_vdiff(tmp_path / "base_2", 3, null_class=True)
+    out = tmp_path / "out"
+    take.write(ours, "diffusers", out, {})
+    config = json.loads((out / "unet/config.json").read_text())
+    assert config["num_class_embeds"] == 4
+    assert "3, which stands for no class" in (out / "README.md").read_text()
+    model = bring.read(bring.Source(out)).model
+    assert (model.num_classes, model.null_class) == (3, True)
+    # without its README.md nobody knows, unless it is told
+    (out / "README.md").unlink()
+    model = bring.read(bring.Source(out)).model
+    assert (model.num_classes, model.null_class) == (4, False)
+    told = bring.Source(out, told={"null_class": "last"})
+    model = bring.read(told).model
+    assert (model.num_classes, model.null_class) == (3, True)
+    with pytest.raises(ModelFileError, match="`null_class` cannot be `first` for 4 classes"):
+        bring.read(bring.Source(out, told={"null_class": "first"}))
 
 
 def test_the_model_card_has_what_hubs_read_and_leaves_the_licence_to_its_maker(

@@ -3,11 +3,14 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from vdiff.errors import ModelFileError
+from vdiff.evaluation.known_rows import KnownRows
 from vdiff.metrics import METRICS, table
 from vdiff.metrics.metric import ordered, words_for
 from vdiff.metrics.table import (
@@ -164,3 +167,52 @@ def test_the_published_curves_are_those_of_the_design() -> None:
         name: [curve.distilled[steps] for steps in (1, 2, 4, 8)] for name, curve in CURVES.items()
     }
     assert few == {"cifar10": [9.12, 4.51, 3.0, 2.57], "imagenet64": [16.1, 7.4, 3.9, 2.96]}
+
+
+def test_the_best_solver_is_shown_for_each_guidance() -> None:
+    def solved(value: float, g: float | None, sampler: str) -> EvaluationRow:
+        return EvaluationRow(
+            model="original",
+            hash="a" * 64,
+            num_steps=8,
+            role="solved",
+            metrics={"fid": Value(value=value)},
+            sampler=sampler,
+            guidance=g,
+        )
+
+    plain = [solved(3.0, None, "unipc grid=uniform"), solved(2.0, None, "unipc grid=logsnr")]
+    strong = [solved(9.0, 2.0, "unipc grid=uniform"), solved(8.0, 2.0, "ipndm grid=logsnr")]
+    table = TABLE.model_copy(update={"rows": (*plain, *strong)})
+    assert table.shown() == [plain[1], strong[1]]
+
+
+def test_what_is_known_of_solvers_stays_where_they_are_not_asked_for() -> None:
+    def row(role: str, steps: int, hash_: str = "a") -> EvaluationRow:
+        return EvaluationRow(model="original", hash=hash_ * 64, num_steps=steps, role=role)
+
+    before = (row("original", 64), row("undistilled", 8), row("solved", 8))
+    gone = row("solved", 8, "b")
+    known = KnownRows(TABLE.model_copy(update={"rows": (*before, gone)}))
+
+    class Card:
+        hash = "a" * 64
+
+    subjects: list[Any] = [
+        SimpleNamespace(card=Card, num_steps=each.num_steps, role=each.role) for each in before[:2]
+    ]
+    assert known.beside_others(before[:2], subjects) == list(before)
+
+
+def test_curves_go_through_a_guidance_at_which_the_original_was_measured() -> None:
+    def row(role: str, g: float | None, name: str) -> EvaluationRow:
+        return EvaluationRow(model=name, hash=name * 8, num_steps=8, role=role, guidance=g)
+
+    rows = (
+        row("original", None, "original"),
+        row("student", None, "base_0"),
+        row("student", 2.0, "base_1"),
+        row("student", 2.0, "base_2"),
+    )
+    found = TABLE.model_copy(update={"rows": rows}).alike()
+    assert [each.model for each in found.rows] == ["original", "base_0"]

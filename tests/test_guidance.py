@@ -18,7 +18,7 @@ from vdiff.diffusion.condition import NOTHING, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.guided import Guided
 from vdiff.diffusion.schedule import CosineSchedule
-from vdiff.drawing import guidance
+from vdiff.drawing import classes, guidance
 from vdiff.drawing.guidance import Guidance, Guide, guided
 from vdiff.drawing.pictures import draw_with
 from vdiff.images.images import to_uint8
@@ -429,3 +429,14 @@ def test_two_models_are_compared_under_guidance(
     assert main(["compare", "original", "plain", "--guidance", "2", *run]) == 2
     assert "`plain` has no null class" in capsys.readouterr().err
     assert not Path("compare.png").exists()
+
+
+def test_classes_that_are_called_by_other_numbers_are_found_by_their_names(here: Path) -> None:
+    card = replace(
+        checkpoint.read_card(here / "original"), data={"class_names": ["1", "2"]}, num_classes=2
+    )
+    assert classes.listed(card, "1,2", "--class") == [0, 1]
+    assert classes.listed(card, "1-2", "--class") == [0, 1]
+    # what is no name is a number, and a number of Python always is
+    assert classes.listed(card, "0", "--class") == [0]
+    assert classes.numbered(card, 1, "label") == 1

@@ -14,12 +14,14 @@ import torch
 from tests.test_chain import finish
 from tests.tiny import TinyRun
 from vdiff.chain.plan import doubts, plan, shaping_values
+from vdiff.diffusion import inside
 from vdiff.drawing.guidance import Guidance
 from vdiff.drawing.pictures import draw_with
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import ModelCard, read_card
 from vdiff.networks.network import as_network
+from vdiff.objectives.guided import GuidedSection
 from vdiff.recipe.recipe import DistillSection
 from vdiff.runs.folder import RunFolder
 from vdiff.training import loop
@@ -253,3 +255,31 @@ def test_a_card_with_a_guidance_that_cannot_be_is_damaged(
     path.write_text(json.dumps(content))
     with pytest.raises(ModelFileError, match="is damaged"):
         read_card(folder)
+
+
+def test_a_student_is_no_teacher_of_guidance(tiny_run: TinyRun) -> None:
+    stages = (
+        "stages: [{factor: 2}, {factor: 1, objective: {kind: guided, guidance: [1, 4]}}, "
+        "{factor: 2}],"
+    )
+    told = "`base_1` is to be guided, and its teacher predicts"
+    with pytest.raises(UsageError, match=told):
+        with_null_class(tiny_run, ("end_steps: 1,", stages)).recipe()
+
+
+def test_a_model_that_is_no_denoiser_is_not_guided(guidable: TinyRun) -> None:
+    base = guidable.folder().model("original")
+    rewritten(base, lambda card: replace(card, is_denoiser=False))
+    before = files(guidable.folder())
+    with pytest.raises(UsageError, match="the teacher of `base_0` predicts where a step leads"):
+        guidable.chain(RANGE).distill()
+    assert files(guidable.folder()) == before
+
+
+def test_the_card_keeps_the_interval_of_its_guidance() -> None:
+    section = GuidedSection.model_validate({"guidance": [1, 4], "interval": [0.2, 5]})
+    assert section.guidance_inside == {**INPUT, "interval": [0.2, 5.0]}
+    assert inside.told(inside.checked(section.guidance_inside)) == (
+        "inside, 1 to 4, at noise levels from 0.2 to 5"
+    )
+    assert inside.checked(INPUT) == INPUT

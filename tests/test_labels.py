@@ -14,6 +14,7 @@ from vdiff.cli import main
 from vdiff.data.lmdb_section import LmdbImagesSection
 from vdiff.data.prepare import prepare
 from vdiff.data.sources import Labels, dataset_json, open_source
+from vdiff.data.sources import labels_file as labels_file_of
 from vdiff.data.sources.classes import Classes, Lists, classes_of
 from vdiff.data.store import ImageStore
 from vdiff.errors import DataError
@@ -337,3 +338,12 @@ def test_a_recipe_may_name_a_labels_file_and_nothing_else() -> None:
     assert section.labels == str(Path("~/pets.csv").expanduser())
     with pytest.raises(ValidationError, match="labels"):
         LmdbImagesSection(path=Path("x"), size=8, labels="some")
+
+
+def test_a_picture_that_an_object_of_json_names_twice_is_told(tmp_path: Path) -> None:
+    text = '{"a.png": "cat", "a.png": "dog", "b.png": "cat"}'
+    place = labels_file(tmp_path, text, "labels.json")
+    with pytest.raises(DataError, match="is of the class `cat` already, and `dog`"):
+        labels_file_of.read(Path(place))
+    listed = labels_file(tmp_path, '{"labels": [["a.png", 0], ["b.png", 1]]}', "labels.json")
+    assert labels_file_of.read(Path(listed)).classes == {"a.png": "0", "b.png": "1"}

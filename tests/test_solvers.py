@@ -15,8 +15,7 @@ from vdiff.cli.completion import GRIDS
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
 from vdiff.diffusion.prediction import Prediction, predict
-from vdiff.diffusion.schedule import EdmSchedule, Schedule, VpSchedule
-from vdiff.errors import UsageError
+from vdiff.diffusion.schedule import BetasSection, EdmSchedule, Schedule, VpSchedule
 from vdiff.randomness import Randomness
 from vdiff.samplers import SAMPLERS
 from vdiff.samplers.ddim import Ddim
@@ -268,9 +267,11 @@ def test_calls_are_told_as_they_are_made(kind: str, calls: int) -> None:
     assert network.count == built(kind).calls(8) == calls
 
 
-def test_the_third_order_wants_more_than_ten_steps() -> None:
-    with pytest.raises(UsageError, match="needs at least 11 steps, not 10"):
-        drawn(built("dpmpp", order=3), curved(COSINE), noise(1), 10)
+def test_the_third_order_begins_at_eleven_steps() -> None:
+    model, z = curved(COSINE), noise(1)
+    second, third = built("dpmpp"), built("dpmpp", order=3)
+    assert torch.equal(drawn(third, model, z, 10), drawn(second, model, z, 10))
+    assert not torch.equal(drawn(third, model, z, 11), drawn(second, model, z, 11))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -427,3 +428,22 @@ def test_nothing_blows_up_where_no_signal_is_left_at_the_end(kind: str, grid: st
     assert found.isfinite().all()
     if grid != "karras":
         assert float((found - quantile(evenly_spread(64))).abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize("grid", ["logsnr", "karras"])
+@pytest.mark.parametrize(
+    "betas",
+    [
+        {"grid": 1000, "first": 0.00085, "last": 0.006, "table": "scaled_linear"},
+        {"grid": 10, "first": 1e-4, "last": 0.03},
+        {"grid": 50, "first": 1e-4, "last": 0.005},
+    ],
+    ids=["scaled", "ten", "fifty"],
+)
+def test_a_table_that_ends_with_little_noise_has_grids(betas: dict[str, Any], grid: str) -> None:
+    """Its last level comes back a rounding above the table's own last value."""
+    schedule = BetasSection.model_validate(betas).build()
+    for steps in range(1, 40):
+        times = built("unipc", grid=grid).times(steps, schedule)
+        assert times[0] == pytest.approx(1, abs=1e-9)
+        assert all(0 <= later < earlier <= 1 for earlier, later in pairwise(times))

@@ -245,15 +245,21 @@ def test_the_first_sentence_says_where_a_student_gains_nothing_over_a_solver() -
         row("base_6", "student", 8, "fid", Value(value=3.1, low=2.9, high=3.3)),
     ]
     assert measured(table(*rows)).startswith(
-        "At 8 calls a student gains nothing over the best solver on its teacher, the undistilled "
-        "base (at 8 3.10, by `unipc grid=logsnr` 3.20); at 4 calls it does (at 4 9.00, by `unipc "
-        "grid=logsnr` 20.0). In 4 steps, `base_7` has"
+        "Beside the best solver on the undistilled base: at 8 calls these pictures show no "
+        "difference (at 8 3.10, by `unipc grid=logsnr` 3.20); at 4 calls a student is ahead (at 4 "
+        "9.00, by `unipc grid=logsnr` 20.0). In 4 steps, `base_7` has"
     )
-    assert "ahead" not in measured(table(*rows))
+    lost = [*rows, solved(8, Value(value=3.0))]
+    assert "at 8 calls a student gains nothing (at 8 3.10" in measured(table(*lost))
     better = [each for each in rows if each.num_steps != 8 or each.role == "undistilled"]
     assert measured(table(*better)).startswith(
-        "At 4 calls a student is ahead of the best solver on its teacher, the undistilled base"
+        "Beside the best solver on the undistilled base: at 4 calls a student is ahead (at 4 9.00"
     )
+    # guidance doubles a solver's calls: it stands beside a student of twice as many steps
+    doubled = solved(4, Value(value=20.0)).model_copy(update={"num_calls": 8})
+    both = [each for each in rows if each.role != "solved"] + [doubled]
+    assert "at 8 calls a student is ahead (at 8 3.10" in measured(table(*both))
+    assert "at 4 calls" not in measured(table(*both))
     # none was measured: not a word of them
     assert "solver" not in measured(table(*(each for each in rows if each.role != "solved")))
 
@@ -288,3 +294,15 @@ def test_of_the_solvers_people_are_shown_the_best_at_each_number_of_steps() -> N
         for name, psnr in (("a", 20.0), ("b", 23.0))
     ]
     assert [each.sampler for each in table(*agreed).shown()] == ["b"]
+
+
+def test_students_and_an_original_of_other_guidance_are_not_compared() -> None:
+    strong = row("base_1", "student", 4, "fid", Value(value=2.0))
+    rows = [
+        row("original", "original", 64, "fid", Value(value=2.5)),
+        strong.model_copy(update={"guidance": 2.0}),
+    ]
+    assert measured(table(*rows)) == (
+        "The students are measured at guidance 2, the original at another: `vdiff evaluate "
+        "--guidance 2` sets them beside each other."
+    )

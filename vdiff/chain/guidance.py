@@ -66,22 +66,50 @@ def refuse_guidance(
 
 def _refuse(stages: Iterable[Stage], teacher: ModelCard, name: str) -> None:
     """stages: that are still to be made.   teacher: of the first.   name: what messages call it."""
-    before = teacher.guidance
+    before, is_denoiser = teacher.guidance, teacher.is_denoiser
     for stage in stages:
-        own = stage.settings.objective.guidance_inside
-        if own is not None and before is not None:
-            raise UsageError(
-                f"`{name}` has guidance already ({inside.told(before)}), and `{stage.name}` would "
-                "guide it a second time",
-                "its students keep what it has: leave that stage and `distill.guidance` out "
-                "(--set distill.guidance=null), or take a teacher without guidance inside",
-                "distill.guidance",
-            )
-        if own is not None and teacher.null_label is None:
-            raise UsageError(
-                f"`{name}` cannot be guided: it has no null class, which stands for no class",
-                "train it anew with --set train.label_drop=0.1 (and with classes), or leave "
-                "guidance out: --set distill.guidance=null",
-                "distill.guidance",
-            )
+        objective = stage.settings.objective
+        own = objective.guidance_inside
+        if own is not None:
+            _refuse_one(stage, teacher, name, before, is_denoiser)
         before = own or before
+        if not objective.is_as_teacher:
+            is_denoiser = objective.is_denoiser
+
+
+def _refuse_one(
+    stage: Stage, teacher: ModelCard, name: str, before: dict[str, Any] | None, is_denoiser: bool
+) -> None:
+    """Of one stage that guides.
+
+    before: what its own teacher has inside, and whether that is a denoiser.
+    """
+    where = "distill.guidance"
+    leave_out = "leave guidance out: --set distill.guidance=null"
+    if stage.is_listed:
+        where = "distill.stages"
+        leave_out = f"leave `{stage.name}` out of `distill.stages`"
+    if before is not None:
+        raise UsageError(
+            f"`{name}` has guidance already ({inside.told(before)}), and `{stage.name}` would "
+            "guide it a second time",
+            f"its students keep what it has: {leave_out}; or take a teacher without guidance "
+            "inside",
+            where,
+        )
+    if not is_denoiser:
+        raise UsageError(
+            f"the teacher of `{stage.name}` predicts where a step leads, and not the mean that "
+            "guidance is made of",
+            f"guide the base itself, as the first stage; or {leave_out}",
+            where,
+        )
+    if teacher.null_label is None:
+        another = "train it anew with --set train.label_drop=0.1 (and with classes)"
+        if teacher.is_imported:
+            another = "take a model with a null class"
+        raise UsageError(
+            f"`{name}` cannot be guided: it has no null class, which stands for no class",
+            f"{another}, or {leave_out}",
+            where,
+        )

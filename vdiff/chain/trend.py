@@ -14,6 +14,7 @@ from torch import Tensor
 from vdiff.chain.plan import Stage
 from vdiff.chain.stage_pictures import Draw, advice_of_card, advice_of_stage
 from vdiff.data.dataset import Images
+from vdiff.diffusion import inside
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import DivergedError, UsageError
 from vdiff.machine.machine import Machine
@@ -54,6 +55,10 @@ class Trend:
         self._stage = stage
         self._teacher = teacher
         self._advice = advice_of_stage(stage, teacher.card if teacher is not None else None)
+        taken = inside.range_of(stage.settings.objective.guidance_inside)
+        if taken is not None:
+            # at the usual g it has nothing to learn
+            self._advice = replace(self._advice, guidance=taken[1])
         self._machine = machine
         self._codec = codec_for(teacher)
         has_floor = teacher is not None and recipe.distill.stop_if.psnr_below is not None
@@ -106,8 +111,12 @@ class Trend:
         if self.has_pairs and self._teacher is not None:
             if self._drawn_by_teacher is None:
                 card = self._teacher.card
-                # guided as the student is
-                as_drawn = replace(advice_of_card(card), guidance=advice.guidance)
+                # guided as the student is, and by a solver only where the student is drawn by it
+                as_drawn = replace(
+                    advice_of_card(card),
+                    guidance=advice.guidance,
+                    is_denoiser=card.is_denoiser and advice.is_solvable,
+                )
                 drawn = draw(self._taught_by(self._teacher), as_drawn, self.num_images)
                 self._drawn_by_teacher = self._codec.decode(drawn, card.name)
             if self._machine.is_first:

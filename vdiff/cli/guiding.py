@@ -237,4 +237,12 @@ def guidable(
     if names:
         listed = ", ".join(f"`{name}`" for name in names)
         console.say(f"left out, as they cannot be guided so: {listed}")
+    for card in {each.card.hash: each.card for each in able if each.is_shown}.values():
+        held = card.guidance or {}
+        if held.get("kind") == "baked" and strength is None:
+            g = f"{held['value']:g}"
+            console.warn(
+                f"`{card.name}` has guidance {g} inside, and its teacher is drawn without: "
+                f"`vdiff evaluate --guidance {g}` sets them beside each other"
+            )
     return able, others

@@ -57,4 +57,4 @@ def with_guidance(condition: Condition, guidance: float | None, count: int) -> C
 
     if guidance is None or condition.guidance is not None:
         return condition
-    return condition._replace(guidance=torch.full((count,), guidance))
+    return condition._replace(guidance=torch.full((count,), guidance, dtype=torch.float32))

@@ -34,7 +34,8 @@ Interval = Annotated[tuple[float, float], AfterValidator(_checked_levels)]
 """Noise levels sigma / alpha, both ends included."""
 Inside = Mapping[str, Any]
 """What a model card says: {"kind": "input", "low": 1.0, "high": 4.0} of a model that takes any g
-between them, {"kind": "baked", "value": 1.5} of one that has this g.
+between them, {"kind": "baked", "value": 1.5} of one that has this g; `interval`, two noise levels,
+where its teacher was guided between them only.
 """
 
 
@@ -44,6 +45,7 @@ class _Input(BaseModel):
     kind: Literal["input"]
     low: Strength
     high: Strength
+    interval: Interval | None = None
 
 
 class _Baked(BaseModel):
@@ -51,6 +53,7 @@ class _Baked(BaseModel):
 
     kind: Literal["baked"]
     value: Strength
+    interval: Interval | None = None
 
 
 _KINDS: dict[str, type[BaseModel]] = {"input": _Input, "baked": _Baked}
@@ -65,17 +68,25 @@ def checked(inside: dict[str, Any]) -> dict[str, Any]:
     """The same, with numbers that can be; one of an unknown kind as it is.   Errors: ValueError."""
     if not is_known(inside):
         return inside
-    found = _KINDS[inside["kind"]].model_validate(inside).model_dump()
+    found = _KINDS[inside["kind"]].model_validate(inside).model_dump(mode="json", exclude_none=True)
     if found["kind"] == "input" and not found["low"] < found["high"]:
         raise ValueError(f"guidance from {found['low']:g} to {found['high']:g} is no range")
     return found
 
 
-def of_wanted(wanted: float | tuple[float, float]) -> dict[str, Any]:
-    """What the model card says of a student that was asked for so."""
+def of_wanted(
+    wanted: float | tuple[float, float], interval: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """What the model card says of a student that was asked for so.
+
+    interval: the noise levels within which its teacher was guided; None for all.
+    """
+    found: dict[str, Any] = {"kind": "baked", "value": wanted}
     if isinstance(wanted, tuple):
-        return {"kind": "input", "low": wanted[0], "high": wanted[1]}
-    return {"kind": "baked", "value": wanted}
+        found = {"kind": "input", "low": wanted[0], "high": wanted[1]}
+    if interval is not None:
+        found["interval"] = list(interval)
+    return found
 
 
 def range_of(inside: Inside | None) -> tuple[float, float] | None:
@@ -98,8 +109,12 @@ def usual(inside: Inside | None) -> float | None:
 
 def told(inside: Inside) -> str:
     """For people: `inside, 1 to 4`, `inside, always 1.5`."""
+    where = ""
+    if inside.get("interval") is not None:
+        low, high = inside["interval"]
+        where = f", at noise levels from {low:g} to {high:g}"
     if inside["kind"] == "input":
-        return f"inside, {inside['low']:g} to {inside['high']:g}"
+        return f"inside, {inside['low']:g} to {inside['high']:g}{where}"
     if inside["kind"] == "baked":
-        return f"inside, always {inside['value']:g}"
+        return f"inside, always {inside['value']:g}{where}"
     return str(inside["kind"])

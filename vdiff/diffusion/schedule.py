@@ -204,8 +204,9 @@ class BetaSchedule(Schedule):
     def _inverse(self, rho: float) -> float:
         table = next(iter(self._tables.values())).cpu()
         wanted = _scales_of(rho)[0] ** 2
-        # the last entry that is not below it
-        left = int((table >= wanted).sum()) - 1
+        # the last entry that is not below it, and before the end of the table: its last value
+        # itself may have been rounded to just above it
+        left = min(int((table >= wanted).sum()) - 1, self.grid - 1)
         before, after = table[left : left + 2].tolist()
         return float(left + (before - wanted) / (before - after)) / self.grid
 

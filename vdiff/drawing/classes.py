@@ -17,7 +17,7 @@ def check(card: ModelCard, where: str) -> None:
 def listed(card: ModelCard, text: str, where: str) -> list[int]:
     """The classes in a text: `3`, `0-9`, `cat`, `cat,dog,7`.   Errors: UsageError.
 
-    A number is the number of a class, also where a class is called like another number.
+    A class is found by its name first, then by its number: classes may be called by numbers.
     """
     check(card, where)
     if text in card.class_names:
@@ -42,6 +42,8 @@ def listed(card: ModelCard, text: str, where: str) -> list[int]:
 def numbered(card: ModelCard, asked: int | str, where: str) -> int:
     """One class by its number or name.   Errors: UsageError, with the nearest that there is."""
     last = card.num_classes - 1
+    if isinstance(asked, str) and asked in card.class_names:
+        return card.class_names.index(asked)
     if isinstance(asked, int) or asked.isdecimal():
         number = int(asked)
         if not 0 <= number <= last:
@@ -51,8 +53,6 @@ def numbered(card: ModelCard, asked: int | str, where: str) -> int:
             raise UsageError(problem, f"the nearest is {nearest}", where)
         return number
     names = card.class_names
-    if asked in names:
-        return names.index(asked)
     if not names:
         fix = f"take a number from 0 to {last}: the model does not know what its classes are called"
         raise UsageError(f"`{asked}` is no class of `{card.name}`", fix, where)

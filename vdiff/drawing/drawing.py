@@ -98,7 +98,7 @@ class Drawing:
         if len(self.seeds) > _MAX_WAY_IMAGES:
             raise UsageError(
                 f"a strip or gif of {len(self.seeds)} pictures is too large",
-                "ask for fewer with -n",
+                "ask for fewer with -n or --per-class",
             )
         kept = set(
             torch.linspace(0, self.num_steps, min(num_frames, self.num_steps + 1))

@@ -120,7 +120,8 @@ def guided(
     found = way(card, asked)
     g = strength(card, asked)
     if found == "input":
-        return denoiser, condition._replace(guidance=torch.full((count,), g))
+        told = torch.full((count,), g, dtype=torch.float32)
+        return denoiser, condition._replace(guidance=told)
     if found == "none":
         return denoiser, condition
     guide = None

@@ -90,8 +90,11 @@ def check(card: ModelCard, sampler: Sampler, num_steps: int, guidance: Guidance 
         problem = f"to draw with ONNX Runtime, vdiff needs {', '.join(missing)}"
         raise MachineError(problem, with_extra("onnx"), "--backend")
     reason = _hindrance(card, sampler, num_steps)
-    if reason is None and way(card, guidance) != "none":
+    asked = way(card, guidance)
+    if reason is None and asked == "twice":
         reason = "a graph asks the network once in each step, and guidance twice"
+    if reason is None and asked == "input":
+        reason = "it takes guidance as an input, for which a graph has no place"
     if reason is not None:
         raise UsageError(f"`{card.name}` cannot be drawn by a graph: {reason}", _FIX, "--backend")
 

@@ -41,7 +41,12 @@ class KnownRows:
         """
         if self.table is None:
             return list(rows)
-        present = {(each.card.hash, each.num_steps, each.role) for each in subjects}
+        present: set[tuple[str, int, str]] = set()
+        for each in subjects:
+            present.add((each.card.hash, each.num_steps, each.role))
+            if each.role == "undistilled":
+                # where solvers are not asked for, what is known of them stays
+                present.add((each.card.hash, each.num_steps, "solved"))
         new = {(row.hash, row.num_steps, row.role, row.guidance) for row in rows}
         kept = [
             row

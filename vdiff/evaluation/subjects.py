@@ -23,6 +23,9 @@ SOLVERS: Mapping[str, Mapping[str, Any]] = {
 call a step, and which of them is best depends on the pictures and the number of steps.
 """
 
+MOST_SOLVED = 32
+"""Steps that solvers are tried in: in more, DDIM is as good, and nobody is short of calls."""
+
 Key = tuple[str, int, str | None]
 """See `Subject.key`."""
 
@@ -91,6 +94,7 @@ def of_run(run: RunFolder, solvers: bool = True) -> list[Subject]:
                 found += [
                     Subject(run.model(name), card, each, "solved", (card.hash,), solver=solver)
                     for each in steps
+                    if each <= MOST_SOLVED
                     for solver in SOLVERS
                 ]
     found += [

@@ -57,12 +57,13 @@ def baked(loaded: Checkpoint, guidance: float) -> Checkpoint:
 
     Its card tells of the guidance, and has the files of the model that it was made of.
     """
-    if inside.range_of(loaded.card.guidance) is None:
+    held = loaded.card.guidance
+    if held is None or inside.range_of(held) is None:
         return loaded
     network = as_network(loaded.denoiser.network).with_fixed_guidance(guidance)
     network.eval().requires_grad_(False)
     fast_on(network, "cpu")
-    card = replace(loaded.card, guidance=inside.of_wanted(guidance))
+    card = replace(loaded.card, guidance=inside.of_wanted(guidance, held.get("interval")))
     return replace(loaded, card=card, denoiser=replace(loaded.denoiser, network=network))
 
 

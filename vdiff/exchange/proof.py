@@ -131,9 +131,10 @@ def label_of(
     if label is None or label.shape != (count,):
         problem = f"`{by}` does not say of which class each recorded picture is"
         raise ModelFileError(problem, f"give `{name}`, a number for each", by)
-    if not 0 <= int(label.min()) <= int(label.max()) < model.num_classes:
+    known = model.num_classes + model.null_class
+    if label.size and not 0 <= int(label.min()) <= int(label.max()) < known:
         problem = f"`{name}` in `{by}` has classes that the model does not know"
-        raise ModelFileError(problem, f"they are 0 to {model.num_classes - 1}", by)
+        raise ModelFileError(problem, f"they are 0 to {known - 1}", by)
     return torch.from_numpy(label.astype(np.int64))
 
 

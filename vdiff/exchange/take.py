@@ -64,7 +64,10 @@ def _numbers(folder: Path, card: ModelCard) -> list[str]:
     if found is None or row is None or row.hash != card.hash or not row.metrics:
         return []
     lines = [f"{name}: {value.value:.4g}" for name, value in row.metrics.items()]
-    return [*lines, f"measured with: {found.protocol.line()}"]
+    protocol = found.protocol.line()
+    if row.guidance is not None:
+        protocol += f", guidance {row.guidance:g}"
+    return [*lines, f"measured with: {protocol}"]
 
 
 def write(

@@ -95,7 +95,15 @@ def _imported(source: bring.Source, given: str, run: Path, voice: Voice) -> Path
         command = f"vdiff import {shlex.quote(given)}"
         err.fix = f"import it first, with `{command}`; there {err.fix}"
         raise
-    _with_patience(lambda: into_run.write(brought, source.path, run, None, voice.warn), voice)
+
+    def write() -> None:
+        # the command that was waited for may have imported the same
+        if is_model_folder(run / BASE):
+            _refuse_other(run / BASE, given, {"sha256": brought.sha256})
+        else:
+            into_run.write(brought, source.path, run, None, voice.warn)
+
+    _with_patience(write, voice)
     told = f"imported `{given}` as `{run / BASE}`, a model of {brought.format}"
     voice.say(f"{told}: {brought.proof.told()}")
     return run / BASE
@@ -153,6 +161,9 @@ def _copied(fetched: hub.Fetched, run: Path, voice: Voice) -> Path:
     _refuse_own_run(run, fetched.known["hub"])
 
     def copy() -> None:
+        # the command that was waited for may have copied the same
+        if is_model_folder(folder) and read_card(folder).hash == card.hash:
+            return
         with RunFolder(run).lock(voice.warn):
             _copy(fetched.path, folder, replace(card, origin=_origin(card, fetched)))
 

@@ -62,6 +62,7 @@ class DiffusersFormat(Format):
         "beta_start": "the first beta",
         "beta_end": "the last beta",
         "num_train_timesteps": "entries of the table",
+        "null_class": "`last` where the last class of a U-Net stands for no class",
     }
     write_options: ClassVar[Mapping[str, str]] = {
         "fp16": "the weights in half precision too, as the variant `fp16`",

@@ -16,6 +16,7 @@ from vdiff.diffusion.process import DiffusionSection
 from vdiff.disk.tensor_facts import TensorFact, printable
 from vdiff.errors import ModelFileError, UsageError
 from vdiff.formats import diffusers_layout as layout
+from vdiff.formats import diffusers_readme as readme
 from vdiff.formats import diffusers_schedule
 from vdiff.formats.adapter import ForeignModel, Outputs
 from vdiff.formats.contents import Contents
@@ -54,19 +55,21 @@ def read(found: Contents, asked: Mapping[str, str]) -> ForeignModel:
     network.load_state_dict(_tensors(weights, channels, config))
     network.eval().requires_grad_(False)
     own_steps = diffusers_schedule.steps(noise, schedule.grid)
+    has_null_class = _has_null_class(config, asked, path)
+    # a transformer counts its classes without it
+    is_unet = config["_class_name"] == "UNet2DModel"
     return ForeignModel(
         denoiser=Denoiser(network, schedule, section.predicts),
         network=kind,
         diffusion=diffusion,
         shape=(channels, *_size(config, asked, path)),
-        num_classes=_num_classes(config),
-        # a transformer has a row more than classes; the classes of a U-Net do not tell
-        null_class=config["_class_name"] != "UNet2DModel",
+        num_classes=_num_classes(config) - has_null_class * is_unet,
+        null_class=has_null_class,
         num_steps=own_steps or schedule.grid,
         is_distilled=own_steps is not None,
         assumed=(*assumed, *_assumed(config, scheduler, weights, asked)),
         sampler=diffusers_schedule.sampler(noise, section.predicts),
-        licence=_licence(path),
+        licence=readme.licence(path),
         facts=_facts(noise),
     )
 
@@ -296,16 +299,22 @@ def _assumed(
     return found
 
 
-def _licence(path: Path) -> str | None:
-    """What the front matter of README.md says."""
-    try:
-        with (path / "README.md").open(encoding="utf-8", errors="replace") as file:
-            text = file.read(1 << 16)
-    except OSError:
-        return None
-    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    told = re.search(r"^license:[ \t]*([\w.+-]{1,60})[ \t]*$", front[1], re.M) if front else None
-    return None if told is None else told[1]
+def _has_null_class(config: Mapping[str, object], asked: Mapping[str, str], path: Path) -> bool:
+    """Whether the last class of the network stands for no class.
+
+    A transformer has a row more than classes. The classes of a U-Net do not tell; what vdiff
+    exports says it in README.md.
+    """
+    if config["_class_name"] != "UNet2DModel":
+        return True
+    count = _num_classes(config)
+    told = asked.get("null_class", "")
+    if told not in ("", "last", "none") or (told == "last" and count < 2):
+        problem = f"`null_class` cannot be `{printable(told, 40)}` for {count} classes"
+        raise ModelFileError(problem, "say `last` of a network with classes, or `none`", path)
+    if told:
+        return told == "last"
+    return count > 1 and readme.null_label(path) == count - 1
 
 
 def outputs(found: Contents, z: Tensor, time: Tensor, label: Tensor | None) -> Outputs | None:

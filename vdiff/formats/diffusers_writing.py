@@ -14,6 +14,7 @@ from vdiff.diffusion import inside
 from vdiff.errors import ModelFileError
 from vdiff.formats import diffusers_files as files
 from vdiff.formats.adapter import ForeignModel
+from vdiff.formats.diffusers_readme import NULL_CLASS
 from vdiff.formats.weights import write_tensors
 from vdiff.networks.network import as_network
 
@@ -205,6 +206,12 @@ def model_card(model: ForeignModel, sampler: Mapping[str, float], has_picture: b
             "anew from them (`use_clipped_model_output=True`). Without that, diffusers draws "
             "slightly other pictures."
         )
+    if model.null_class:
+        parts.append(
+            f"It knows {model.num_classes} classes, 0 to {model.num_classes - 1}, and "
+            f"{model.num_classes}, which stands for no class: guidance leads away from what that "
+            "predicts."
+        )
     if model.guidance is not None:
         parts.append(
             f"Guidance is a part of the weights ({inside.told(model.guidance)}; 1 is none, papers "
@@ -235,6 +242,8 @@ def _front_matter(model: ForeignModel, has_picture: bool, steps: str) -> str:
     hub = origin.get("hub") if isinstance(origin, Mapping) else None
     if isinstance(hub, str) and hub:
         lines += [f"base_model: {hub}", "base_model_relation: finetune"]
+    if model.null_class:
+        lines += [f"{NULL_CLASS}: {model.num_classes}"]
     if has_picture:
         lines += ["widget:", f"- text: {steps}", "  output: {url: samples.png}"]
     return "\n".join([*lines, "---"])

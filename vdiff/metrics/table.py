@@ -194,6 +194,11 @@ class EvaluationRow(_Part):
         return self.model if self.guidance is None else f"{self.model}, g {self.guidance:.6g}"
 
     @property
+    def all_calls(self) -> int:
+        """Network calls for one picture."""
+        return self.num_steps if self.num_calls is None else self.num_calls
+
+    @property
     def calls(self) -> str:
         """For people: the steps, and the network calls where these are more."""
         if self.num_calls is None:
@@ -225,9 +230,8 @@ class EvaluationTable(_Part):
         ]
         if num_steps is not None:
             found = [row for row in self.rows if row.model == model and row.num_steps == num_steps]
-        if not found:
-            return None
-        return found[0]
+        # without guidance, where that was measured
+        return min(found, key=lambda row: abs(row.g - 1), default=None)
 
     def shown(self) -> list[EvaluationRow]:
         """The rows that people are told of: of the solvers at each number of steps, the best.
@@ -235,13 +239,15 @@ class EvaluationTable(_Part):
         That is the best by the most telling metric that any row has, else by the PSNR to the
         original; where none was measured, the first.
         """
-        best: dict[int, EvaluationRow] = {}
+        best: dict[tuple[str, int, float], EvaluationRow] = {}
         for row in self.rows:
             if row.role == "solved":
-                other = best.get(row.num_steps)
+                key = (row.hash, row.num_steps, row.g)
+                other = best.get(key)
                 if other is None or self._is_better(row, other):
-                    best[row.num_steps] = row
-        return [row for row in self.rows if row.role != "solved" or row is best[row.num_steps]]
+                    best[key] = row
+        of_solvers = [id(row) for row in best.values()]
+        return [row for row in self.rows if row.role != "solved" or id(row) in of_solvers]
 
     def _is_better(self, row: EvaluationRow, other: EvaluationRow) -> bool:
         from vdiff.metrics.metric import ordered, words_for
@@ -282,7 +288,9 @@ class EvaluationTable(_Part):
         if len(strengths) < 2:
             return self
         students = [row.g for row in self.rows if row.role == "student"]
-        g = min(strengths, key=lambda each: (-students.count(each), abs(each - 1)))
+        # one at which the original was measured, too, if there is any
+        both = strengths & {row.g for row in self.rows if row.role == "original"} & set(students)
+        g = min(both or strengths, key=lambda each: (-students.count(each), abs(each - 1)))
         return self.model_copy(update={"rows": tuple(row for row in self.rows if row.g == g)})
 
     def line(self, has_reference: bool = True) -> str:

@@ -45,7 +45,7 @@ class GuidedSection(ObjectiveSection):
 
     @property
     def guidance_inside(self) -> dict[str, Any]:
-        return inside.of_wanted(self.guidance)
+        return inside.of_wanted(self.guidance, self.interval)
 
     def known_times(self, num_steps: int) -> int | None:
         return None

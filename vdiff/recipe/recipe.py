@@ -236,6 +236,12 @@ class Recipe(Section):
         for number, stage in enumerate(self.distill.listed()):
             objective = stage.objective or self.distill.objective
             is_solvable = before.is_denoiser and before.known_times(steps) is None
+            if objective.guidance_inside is not None and not before.is_denoiser:
+                raise ValueError(
+                    f"`distill`: `base_{number}` is to be guided, and its teacher predicts where a "
+                    "step leads, not the mean that guidance is made of: let the stage that guides "
+                    "come first"
+                )
             if objective.needs_denoiser and not is_solvable:
                 whose = "the base" if number == 0 else f"the student `base_{number - 1}`"
                 raise ValueError(
@@ -244,7 +250,8 @@ class Recipe(Section):
                     "that learns from the base can have `objective: {kind: progressive, teacher: "
                     "dpmpp}`"
                 )
-            before, steps = objective, stage.steps or 1
+            if not objective.is_as_teacher:
+                before, steps = objective, stage.steps or 1
         return self
 
     @model_validator(mode="after")

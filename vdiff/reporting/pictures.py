@@ -68,13 +68,23 @@ class Way:
 @dataclass(frozen=True)
 class Gallery:
     """All pictures of a report. errors: student -> (time, squared error of x
-    against the exact target).
+    against the exact target).   samplers: model -> what draws with it.
     """
 
     seeds: Sequence[int]
     strips: list[Strip] = field(default_factory=list)
     ways: list[Way] = field(default_factory=list)
     errors: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    samplers: dict[str, str] = field(default_factory=dict)
+
+    def sampled_by(self) -> str:
+        """Which sampler has drawn, and for which models another."""
+        names: dict[str, list[str]] = {}
+        for model, sampler in self.samplers.items():
+            names.setdefault(sampler, []).append(model)
+        if len(names) == 1:
+            return next(iter(names))
+        return ", ".join(f"{sampler} ({', '.join(those)})" for sampler, those in names.items())
 
 
 class Studio:
@@ -107,6 +117,7 @@ class Studio:
         """
         steps = base_steps or self._cards[base].num_steps
         gallery = Gallery(self.seeds, [self.strip(base, "original", steps)])
+        gallery.samplers[base] = str(self._sampler(base))
         few = [name for name in students if self._cards[name].num_steps <= FEW_STEPS]
         if not few:
             # a chain that has only begun still shows what it has come to
@@ -119,6 +130,7 @@ class Studio:
                 undistilled.add(number)
                 gallery.strips.append(self.strip(base, "undistilled", number))
             gallery.strips.append(self.strip(name, "student", number))
+            gallery.samplers[name] = str(self._sampler(name))
         # with more steps than frames, a row would leave out what sets the student apart
         shown = [name for name in few if self._cards[name].num_steps <= FRAMES - 1]
         gallery.ways.append(self.way(base, steps))

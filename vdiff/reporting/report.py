@@ -150,7 +150,7 @@ def _pictures(gallery: Gallery | None, undrawn: str, record: Record) -> list[_Pa
         left_out = f"; students of more than {FEW_STEPS} steps are left out"
     lead = (
         "Each column starts from the same noise. Above each student, the undistilled model with "
-        f"as few steps{left_out}. Sampler: ddim eta=0, seeds {gallery.seeds[0]} to "
+        f"as few steps{left_out}. Sampler: {gallery.sampled_by()}, seeds {gallery.seeds[0]} to "
         f"{gallery.seeds[-1]}.{_guided(record)}"
     )
     parts.append(_part("strips", "All stages, same noise", lead, side_by_side.strips(gallery)))

@@ -4,6 +4,7 @@ and what the steps would give without them.
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 from vdiff.images.images import to_float
 from vdiff.metrics.agreement import agreement
@@ -46,12 +47,12 @@ def measured(table: EvaluationTable) -> str:
     """From a distance of the evaluation, else from its agreement;
     nothing where it tells neither.
     """
-    table = table.alike()
+    whole, table = table, table.alike()
     original = next((row for row in table.rows if row.role == "original"), None)
     students = [row for row in table.rows if row.role == "student"]
     students.sort(key=lambda row: row.num_steps)
     if original is None or not students:
-        return ""
+        return _apart(whole)
     # the most telling metric comes first: FID where it was measured, else what was
     for metric in metrics_of(table):
         with_metric = [row for row in students if metric in row.metrics]
@@ -65,6 +66,18 @@ def measured(table: EvaluationTable) -> str:
         f"In {counted(last.num_steps)}, `{last.model}` draws what the original draws in "
         f"{original.num_steps:,} to a PSNR of {psnr:.1f} "
         f"dB{_undistilled_psnr(table, last.num_steps)}."
+    )
+
+
+def _apart(table: EvaluationTable) -> str:
+    """Of a table whose students and original were measured under other guidance each."""
+    strengths = {row.g for row in table.rows if row.role == "student"}
+    if len(strengths) != 1 or not any(row.role == "original" for row in table.rows):
+        return ""
+    g = f"{strengths.pop():g}"
+    return (
+        f"The students are measured at guidance {g}, the original at another: "
+        f"`vdiff evaluate --guidance {g}` sets them beside each other."
     )
 
 
@@ -102,50 +115,58 @@ def _compared(
 def _beside_solvers(
     table: EvaluationTable, metric: str, students: Sequence[EvaluationRow]
 ) -> list[str]:
-    """Where the undistilled base by a solver is as good as the student of as many calls, and where
-    it is not; nothing where no solver was measured.
-
-    As good: no worse than the student's interval, or than the student where it has none.
+    """Where the undistilled base by a solver is as good as the student of as many network calls,
+    and where it is not; nothing where no solver was measured.
     """
-    solved = {row.num_steps: row for row in table.shown() if row.role == "solved"}
-    both = [
-        (row, solved[row.num_steps])
-        for row in sorted(students, key=lambda row: -row.num_steps)
-        if row.num_steps in solved and metric in solved[row.num_steps].metrics
+    solved = {row.all_calls: row for row in table.shown() if row.role == "solved"}
+    pairs = [
+        (row, solved[row.all_calls])
+        for row in sorted(students, key=lambda row: -row.all_calls)
+        if row.all_calls in solved and metric in solved[row.all_calls].metrics
     ]
-    lost = [pair for pair in both if _is_lost(*pair, metric)]
-    won = [pair for pair in both if pair not in lost]
-    if lost and won:
-        return [
-            f"At {_calls(lost)} a student gains nothing over the best solver on its teacher, the "
-            f"undistilled base ({_told(lost[-1], metric)}); at {_calls(won)} it does "
-            f"({_told(won[-1], metric)})."
-        ]
-    if lost:
-        return [
-            f"At {_calls(lost)} a student gains nothing over the best solver on its teacher, the "
-            f"undistilled base ({_told(lost[-1], metric)})."
-        ]
-    if won:
-        return [
-            f"At {_calls(won)} a student is ahead of the best solver on its teacher, the "
-            f"undistilled base ({_told(won[-1], metric)})."
-        ]
-    return []
+    found: dict[Outcome, list[tuple[EvaluationRow, EvaluationRow]]] = {}
+    for pair in pairs:
+        found.setdefault(_outcome(*pair, metric), []).append(pair)
+    told = [
+        f"at {_calls(found[outcome])} {words} ({_told(found[outcome][-1], metric)})"
+        for outcome, words in _OUTCOMES.items()
+        if outcome in found
+    ]
+    if not told:
+        return []
+    whole = "; ".join(told)
+    return [f"Beside the best solver on the undistilled base: {whole}."]
 
 
-def _is_lost(student: EvaluationRow, solver: EvaluationRow, metric: str) -> bool:
+Outcome = Literal["lost", "even", "won"]
+
+_OUTCOMES: dict[Outcome, str] = {
+    "lost": "a student gains nothing",
+    "even": "these pictures show no difference",
+    "won": "a student is ahead",
+}
+
+
+def _outcome(student: EvaluationRow, solver: EvaluationRow, metric: str) -> Outcome:
+    """Whether the solver is as good as the student, behind it by less than the student's interval
+    is wide, or by more.
+    """
     own, other = student.metrics[metric], solver.metrics[metric]
-    least = own.value if own.low is None else own.low
-    most = own.value if own.high is None else own.high
+    sign = 1
+    worst = own.high
     if words_for(metric).better.startswith("more"):
-        return other.value >= least
-    return other.value <= most
+        sign = -1
+        worst = own.low
+    if sign * other.value <= sign * own.value:
+        return "lost"
+    if worst is not None and sign * other.value <= sign * worst:
+        return "even"
+    return "won"
 
 
 def _calls(pairs: Sequence[tuple[EvaluationRow, EvaluationRow]]) -> str:
     """`8 calls`, `8, 4 and 2 calls`."""
-    numbers = [f"{student.num_steps:,}" for student, _ in pairs]
+    numbers = [f"{student.all_calls:,}" for student, _ in pairs]
     told = " and ".join(filter(None, [", ".join(numbers[:-1]), numbers[-1]]))
     return f"{told} {'call' if told == '1' else 'calls'}"
 
@@ -154,7 +175,7 @@ def _told(pair: tuple[EvaluationRow, EvaluationRow], metric: str) -> str:
     """At the fewest of these calls: the student's number, and the solver's."""
     student, solver = pair
     values = [number(row.metrics[metric].value) for row in (student, solver)]
-    return f"at {student.num_steps:,} {values[0]}, by `{solver.sampler}` {values[1]}"
+    return f"at {student.all_calls:,} {values[0]}, by `{solver.sampler}` {values[1]}"
 
 
 def _as_good(value: Value, best: Value, metric: str) -> bool:

@@ -7,15 +7,21 @@ from math import expm1
 from typing import TYPE_CHECKING, Literal
 
 from vdiff.config import free_to_change
+from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.samplers.grids import Grid
-from vdiff.samplers.sampler import Point, Predict, Sampler
+from vdiff.samplers.sampler import Point, Predict, Sampler, Watch
 from vdiff.samplers.solver import Solver, SolverSection, log_rho, moved_towards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vdiff.diffusion.denoiser import Denoiser
     from vdiff.diffusion.schedule import Schedule
     from vdiff.randomness import Randomness
+
+
+FEWEST_OF_THIRD = 11
+"""Steps from which on the third order is used."""
 
 
 class DpmppSection(SolverSection):
@@ -24,7 +30,7 @@ class DpmppSection(SolverSection):
     kind: Literal["dpmpp"] = free_to_change("dpmpp")
     """Which sampler."""
     order: Literal[2, 3] = free_to_change(2)
-    """Order of the steps: 2, or 3 for more than 10 steps."""
+    """Order of the steps: 2, or 3 where there are more than 10 of them."""
 
     def build(self) -> Sampler:
         return Dpmpp(self.order, self.grid, self.clip)
@@ -34,7 +40,8 @@ class Dpmpp(Solver):
     """The DDIM step with D in place of x; the first step and the one to t = 0 have D = x.
 
     2M: D = x + h / (2 h') (x - x'), the step before having had the length h' in log rho.
-    3M: its third order, equation of `D_3`; its second step is 2M's.
+    3M: its third order, equation of `D_3`; its second step is 2M's, and so are all in fewer than
+    `FEWEST_OF_THIRD` steps, where it is no better.
     """
 
     def __init__(
@@ -43,11 +50,24 @@ class Dpmpp(Solver):
         super().__init__(grid, clip)
         self.order = order
         self.num_remembered = order - 1
-        if order == 3:
-            self.least_steps = 11
 
     def __str__(self) -> str:
         return f"dpmpp order={self.order} {self.options()}"
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        num_steps: int,
+        rng: Randomness,
+        condition: Condition = NOTHING,
+        model_steps: int | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        if self.order == 3 and num_steps < FEWEST_OF_THIRD:
+            second = Dpmpp(2, self.grid, self.clip)
+            return second(denoiser, noise, num_steps, rng, condition, model_steps, watch)
+        return super().__call__(denoiser, noise, num_steps, rng, condition, model_steps, watch)
 
     def step(
         self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness

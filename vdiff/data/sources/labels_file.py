@@ -145,14 +145,15 @@ def _columns(row: list[str]) -> tuple[int, int] | None:
 def _of_json(text: str, bad: list[str]) -> Iterator[Named]:
     """Of an object name -> class, or of NVlabs' `{"labels": [[name, class], ...]}`."""
     try:
-        found = json.loads(text)
+        # pairs, as an object may have a name twice
+        found = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as err:
         bad.append(f"no JSON: {printable(str(err))[:120]}")
         return
-    if isinstance(found, dict) and isinstance(found.get("labels"), list):
-        found = found["labels"]
-    if isinstance(found, dict):
-        found = list(found.items())
+    if isinstance(found, _Pairs):
+        found = next(
+            (value for name, value in found if name == "labels" and _is_list(value)), found
+        )
     if not isinstance(found, list):
         bad.append("it is neither an object nor a list of pairs")
         return
@@ -165,6 +166,14 @@ def _of_json(text: str, bad: list[str]) -> Iterator[Named]:
             bad.append(f"{where}: the class of `{printable(pair[0])}` is neither text nor a number")
         else:
             yield where, pair[0], str(pair[1])
+
+
+class _Pairs(list[tuple[str, object]]):
+    """An object of JSON, every name as often as it stands there."""
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list) and not isinstance(value, _Pairs)
 
 
 def _some(texts: list[str], what: str, quote: bool = True) -> str:
