@@ -144,7 +144,7 @@ def test_pictures_say_how_they_were_guided_and_how_many_calls_they_took(
     arguments = ["--guidance", "1.5", "--guidance-interval", "0.28,2.9", "--guide-with", "weak"]
     assert main(["--json", "sample", "--checkpoint", "original", "-n", "2", *arguments]) == 0
     said = capsys.readouterr()
-    assert "in 4 steps of 2 network calls (ddim eta=0.0, guidance 1.5)" in said.err
+    assert "in 4 steps and 8 network calls (ddim eta=0.0, guidance 1.5)" in said.err
     guide = checkpoint.read_card(here / "runs/tiny/weak").hash
     facts = json.loads(said.out)
     assert facts["vdiff.calls"] == "8"
@@ -346,14 +346,17 @@ def test_the_python_api_draws_the_same(here: Path) -> None:
     assert batch.about["vdiff.guidance"] == "2"
     with pytest.raises(vdiff.UsageError, match="has no null class"):
         vdiff.load(folder / "plain", device="cpu").sample(range(2), guidance=2.0)
-    with pytest.raises(vdiff.UsageError, match="is no guidance"):
-        model.sample(range(2), guidance=True)
+    wrong: list[dict[str, Any]] = [{"guidance": True}, {"guidance": "much"}]
+    wrong += [{"guidance": 2, "guidance_interval": (1,)}]
+    for given in wrong:
+        with pytest.raises(vdiff.UsageError, match="is no guidance"):
+            model.sample(range(2), **given)
     with pytest.raises(vdiff.UsageError, match="did you mean `dog`"):
         model.sample(range(2), label="dogs")
 
 
 def evaluated(*arguments: str, code: int = 0) -> None:
-    usual = ("--n", "8", "--metrics", "agreement,swd", "--device", "cpu")
+    usual = ("--n", "8", "--metrics", "agreement,swd", "--device", "cpu", "--no-solvers")
     assert main(["evaluate", "run", *usual, *arguments]) == code
 
 
@@ -431,9 +434,9 @@ def test_two_models_are_compared_under_guidance(
     assert not Path("compare.png").exists()
 
 
-def test_classes_that_are_called_by_other_numbers_are_found_by_their_names(here: Path) -> None:
+def test_classes_that_are_called_by_other_numbers_are_found_by_their_names(models: Path) -> None:
     card = replace(
-        checkpoint.read_card(here / "original"), data={"class_names": ["1", "2"]}, num_classes=2
+        checkpoint.read_card(models / "original"), data={"class_names": ["1", "2"]}, num_classes=2
     )
     assert classes.listed(card, "1,2", "--class") == [0, 1]
     assert classes.listed(card, "1-2", "--class") == [0, 1]

@@ -315,13 +315,7 @@ def _guidance(
     device: torch.device,
 ) -> Guidance:
     """What is asked for.   Errors: UsageError for a guide on another device."""
-    try:
-        strength = None if strength is None else float(strength)
-        interval = None if interval is None else (float(interval[0]), float(interval[1]))
-    except (TypeError, ValueError, IndexError) as err:
-        told = f"`guidance={strength}, guidance_interval={interval}`"
-        fix = "write them as guidance=1.5, guidance_interval=(0.28, 2.9)"
-        raise UsageError(f"{told} is no guidance", fix, "guidance") from err
+    strength, interval = guidance_of.as_numbers(strength, interval)
     if guide is None:
         return Guidance(strength, interval)
     if guide.device != device:

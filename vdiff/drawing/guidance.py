@@ -171,6 +171,25 @@ def interval_of(text: str, where: str) -> tuple[float, float]:
     return low, high
 
 
+def as_numbers(
+    strength: float | None, interval: tuple[float, float] | None
+) -> tuple[float | None, tuple[float, float] | None]:
+    """g and an interval, of any type that is a number.   Errors: UsageError."""
+    try:
+        if isinstance(strength, bool):
+            raise TypeError("true and false are no numbers")
+        if strength is not None:
+            strength = float(strength)
+        if interval is not None:
+            low, high = interval
+            interval = float(low), float(high)
+    except (TypeError, ValueError) as err:
+        told = f"`guidance={strength}, guidance_interval={interval}`"
+        fix = "write them as guidance=1.5, guidance_interval=(0.28, 2.9)"
+        raise UsageError(f"{told} is no guidance", fix, "guidance") from err
+    return strength, interval
+
+
 def _check_numbers(asked: Guidance) -> None:
     """UsageError for what is no guidance for any model."""
     if asked.strength is not None and not math.isfinite(asked.strength):
