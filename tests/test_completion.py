@@ -74,4 +74,11 @@ def test_runs_files_and_samplers_are_offered(folder: Path) -> None:
     assert offered("report", "runs/f", folder) == ["runs/faces"]
     assert offered("evaluate", "runs/f", folder) == ["runs/faces/"]
     assert offered("inspect", "we", folder) == ["weights.safetensors"]
-    assert offered("sample --sampler", folder=folder) == ["ddim", "ancestral"]
+    assert offered("sample --sampler", folder=folder) == [
+        "ddim",
+        "ancestral",
+        "dpmpp",
+        "unipc",
+        "ipndm",
+        "heun",
+    ]

@@ -31,7 +31,7 @@ EXPECTED = {
         **{kind: {} for kind in test_every_network.IMPORTED},
     },
     "objective": test_objectives.EXPECTED,
-    "sampler": test_every_sampler.EXPECTED,
+    "sampler": test_every_sampler.OPTIONS,
     "schedule": test_every_schedule.EXPECTED,
     "source": test_every_source.EXPECTED,
 }

@@ -525,17 +525,25 @@ def built(kind: str) -> Objective:
     section: Any = OBJECTIVES.section(kind)()
     task = Task("truncated_snr", updates=10, num_steps=4)
     if section.needs_teacher:
-        task = replace(task, teacher=curved(COSINE), teacher_steps=2)
+        task = replace(task, teacher=curved(COSINE), teacher_steps=2, null_label=2)
     objective: Objective = section.build(task)
     return objective
+
+
+TWO_CLASSES = Condition(torch.tensor([0, 1, 1, 0, 1, 0]))
+
+
+def beginner(dropout: float = 0.0) -> Denoiser:
+    """A student that is told two classes, and one that stands for none."""
+    return Denoiser(network(dropout, 3), COSINE, "v")
 
 
 @pytest.mark.parametrize("kind", list(OBJECTIVES))
 def test_every_objective_gives_a_finite_loss_per_picture_that_reaches_the_network(
     kind: str,
 ) -> None:
-    student = Denoiser(network(), COSINE, "v")
-    loss = built(kind)(student, pictures(), rng_of()(slice(6)))
+    student = beginner()
+    loss = built(kind)(student, pictures(), rng_of()(slice(6)), TWO_CLASSES)
     assert loss.shape == (6,)
     assert loss.dtype == torch.float32
     assert loss.isfinite().all()
@@ -548,9 +556,10 @@ def test_every_objective_gives_a_finite_loss_per_picture_that_reaches_the_networ
 
 @pytest.mark.parametrize("kind", list(OBJECTIVES))
 def test_every_objective_is_a_function_of_its_randomness(kind: str) -> None:
-    student, objective = Denoiser(network(), COSINE, "v"), built(kind)
+    student, objective = beginner(), built(kind)
     first, again, other = (
-        objective(student, pictures(), rng_of(update)(slice(6))) for update in (0, 0, 1)
+        objective(student, pictures(), rng_of(update)(slice(6)), TWO_CLASSES)
+        for update in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -558,10 +567,14 @@ def test_every_objective_is_a_function_of_its_randomness(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", list(OBJECTIVES))
 def test_every_objective_gives_a_picture_the_same_loss_in_any_part_of_the_batch(kind: str) -> None:
-    student, objective, x = Denoiser(network(0.3).train(), COSINE, "v"), built(kind), pictures()
-    whole = objective(student, x, rng_of()(slice(6)))
+    student, objective, x = beginner(0.3), built(kind), pictures()
+    student.network.train()
+    whole = objective(student, x, rng_of()(slice(6)), TWO_CLASSES)
     parts = torch.cat(
-        [objective(student, x[part], rng_of()(part)) for part in (slice(0, 1), slice(1, 6))]
+        [
+            objective(student, x[part], rng_of()(part), TWO_CLASSES.of(part))
+            for part in (slice(0, 1), slice(1, 6))
+        ]
     )
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
 

@@ -143,10 +143,8 @@ def sample(
     Guidance needs a model that was trained with `train.label_drop`, and two network calls a step.
 
     Examples:
-      vdiff sample --checkpoint original --guidance 1.5 --per-class 8
       vdiff sample --checkpoint base_6 --clipped
       vdiff sample --checkpoint runs/digits/base_3 --seeds 0-15 --out digits.png
-      vdiff sample --checkpoint original --sampler unipc --steps 8 --grid logsnr
     """
     from vdiff.cli import launch
 
