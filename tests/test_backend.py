@@ -257,3 +257,6 @@ def test_a_guided_model_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -
     pretend_installed(monkeypatch)
     with pytest.raises(UsageError, match="it is guided"):
         check(card, Ddim(), 2)
+    card = replace(card, guidance={"kind": "input", "low": 1.0, "high": 4.0})
+    with pytest.raises(UsageError, match="takes guidance as an input, for which a graph has no"):
+        check(card, Ddim(), 2)

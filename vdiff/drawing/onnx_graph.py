@@ -90,11 +90,8 @@ def check(card: ModelCard, sampler: Sampler, num_steps: int, guidance: Guidance 
         problem = f"to draw with ONNX Runtime, vdiff needs {', '.join(missing)}"
         raise MachineError(problem, with_extra("onnx"), "--backend")
     reason = _hindrance(card, sampler, num_steps)
-    asked = way(card, guidance)
-    if reason is None and asked == "twice":
+    if reason is None and way(card, guidance) == "twice":
         reason = "a graph asks the network once in each step, and guidance twice"
-    if reason is None and asked == "input":
-        reason = "it takes guidance as an input, for which a graph has no place"
     if reason is not None:
         raise UsageError(f"`{card.name}` cannot be drawn by a graph: {reason}", _FIX, "--backend")
 
@@ -110,6 +107,8 @@ def cache_folder() -> Path:
 def _hindrance(card: ModelCard, sampler: Sampler, num_steps: int) -> str | None:
     """Why the way from noise to pictures is not one graph; None if it is."""
     if card.guidance is not None:
+        if card.guidance.get("kind") == "input":
+            return "it takes guidance as an input, for which a graph has no place"
         return "it is guided"
     if card.codec != PIXELS:
         return "its network sees no pixels, and a graph would have to decode what it draws"
