@@ -14,7 +14,6 @@ do. The student has four network calls, and so has the teacher, with every solve
 """
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -35,8 +34,12 @@ from vdiff.randomness import Randomness
 from vdiff.samplers.advised import sampler_for
 from vdiff.samplers.ancestral import Ancestral
 from vdiff.samplers.ddim import Ddim
+from vdiff.samplers.dpmpp import Dpmpp
 from vdiff.samplers.draw import draw
-from vdiff.samplers.sampler import Point, Predict, Sampler, scalars
+from vdiff.samplers.ipndm import Ipndm
+from vdiff.samplers.sampler import Point, Predict, Sampler
+from vdiff.samplers.solver import moved_towards
+from vdiff.samplers.unipc import UniPc
 
 NUM_STEPS = 4
 MANY_STEPS = 100
@@ -115,37 +118,20 @@ class Later(Ddim):
         return [(i * (grid // num_steps) + 1) / grid for i in reversed(range(num_steps))] + [0.0]
 
 
-class DpmSolver(Sampler):
-    """DPM-Solver++(2M) of Lu et al. 2022b: x is extrapolated from two predictions."""
+class Even(Dpmpp):
+    """DPM-Solver++ 2M at times that are even in logsnr, from end to end of the table."""
 
-    num_remembered = 1
-
-    def __init__(self, clip: float | None, is_even: bool) -> None:
-        self.clip = clip
-        self.is_even = is_even
+    def __init__(self, clip: float | None) -> None:
+        super().__init__(2, "logsnr", clip)
 
     def __str__(self) -> str:
-        return f"dpm-solver++ 2m clip_x={self.clip}, even in {'logsnr' if self.is_even else 't'}"
+        return f"{super().__str__()} of the whole table"
 
     def times(self, num_steps: int, schedule: Any, model_steps: int | None = None) -> list[float]:
-        if not self.is_even:
-            return super().times(num_steps, schedule, model_steps)
         known = (torch.arange(schedule.grid, dtype=torch.float64) + 1) / schedule.grid
         logsnr = schedule.logsnr(known)
         wanted = torch.linspace(float(logsnr[-1]), float(logsnr[0]), num_steps + 1)[:-1]
         return [float(known[(logsnr - each).abs().argmin()]) for each in wanted] + [0.0]
-
-    def step(
-        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
-    ) -> Tensor:
-        x = here.prediction.x
-        if s == 0:
-            return x
-        if before:
-            now = half_logsnr(predict, here.t)
-            ratio = (now - half_logsnr(predict, before[-1].t)) / (half_logsnr(predict, s) - now)
-            x = x + (x - before[-1].prediction.x) / (2 * ratio)
-        return towards(x, here, s, predict)
 
 
 class Heun(Sampler):
@@ -165,27 +151,17 @@ class Heun(Sampler):
         x = here.prediction.x
         if s == 0:
             return x
-        after = predict(towards(x, here, s, predict), s).x
-        return towards((x + after) / 2, here, s, predict)
-
-
-def half_logsnr(predict: Predict, t: float) -> float:
-    """log(alpha / sigma)."""
-    alpha, sigma = scalars(predict.schedule, t)
-    return math.log(alpha / sigma)
-
-
-def towards(x: Tensor, here: Point, s: float, predict: Predict) -> Tensor:
-    """z at s, where x stays as it is on the way."""
-    alpha_t, sigma_t = scalars(predict.schedule, here.t)
-    alpha_s, sigma_s = scalars(predict.schedule, s)
-    return sigma_s / sigma_t * here.z + (alpha_s - sigma_s * alpha_t / sigma_t) * x
+        after = predict(moved_towards(x, here.z, here.t, s, predict.schedule), s).x
+        return moved_towards((x + after) / 2, here.z, here.t, s, predict.schedule)
 
 
 SOLVERS: tuple[tuple[Sampler, int], ...] = (
     *((Ddim(clip=limit), NUM_STEPS) for limit in (None, 1.0, 1.2)),
     *((Later(clip=limit), NUM_STEPS) for limit in (None, 1.0)),
-    *((DpmSolver(limit, is_even), NUM_STEPS) for limit in (None, 1.0) for is_even in (True, False)),
+    *((Even(limit), NUM_STEPS) for limit in (None, 1.0)),
+    *((Dpmpp(2, "uniform", limit), NUM_STEPS) for limit in (None, 1.0)),
+    *((UniPc("uniform", limit), NUM_STEPS) for limit in (None, 1.0)),
+    *((Ipndm("uniform", limit), NUM_STEPS) for limit in (None, 1.0)),
     # of three steps, five calls: a step too many, and none too few
     *((Heun(limit), 3) for limit in (None, 1.0)),
     (Ddim(clip=1.0, clip_noise=1.2), NUM_STEPS),
