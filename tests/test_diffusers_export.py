@@ -18,10 +18,12 @@ from torch import Tensor
 from tests.test_checkpoint import card, denoiser
 from tests.test_diffusers_format import WEIGHTS
 from tests.test_diffusers_format import offline as offline
+from tests.test_evaluation_table import TABLE
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import ModelFileError
 from vdiff.exchange import bring, into_run, take
+from vdiff.metrics.table import EvaluationRow, Value
 from vdiff.model_folder import checkpoint
 from vdiff.networks.unet_section import UNetSection
 from vdiff.randomness import Randomness
@@ -143,3 +145,32 @@ def test_a_network_with_times_of_its_own_is_refused(tmp_path: Path) -> None:
     model = of_vdiff(tmp_path / "base_2", diffusion=noise)
     with pytest.raises(ModelFileError, match=r"told of times from 0 to 15\.75"):
         take.write(model, "diffusers", tmp_path / "out", {})
+
+
+def test_numbers_say_of_which_guidance_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = of_vdiff(tmp_path / "base_2")
+
+    def row(g: float | None, value: float) -> EvaluationRow:
+        return EvaluationRow(
+            model=ours.card.name,
+            hash=ours.card.hash,
+            num_steps=4,
+            role="student",
+            metrics={"fid": Value(value=value)},
+            guidance=g,
+        )
+
+    def numbers(*rows: EvaluationRow) -> list[str]:
+        found = TABLE.model_copy(update={"rows": rows})
+        monkeypatch.setattr(take.table, "read", lambda path: found)
+        return take._numbers(ours.folder, ours.card)
+
+    strong = numbers(row(3.0, 9.0))
+    assert strong[0] == "fid: 9"
+    assert strong[1].endswith(", guidance 3")
+    # without guidance, where that was measured, too
+    plain = numbers(row(3.0, 9.0), row(None, 5.0))
+    assert plain[0] == "fid: 5"
+    assert "guidance" not in plain[1]

@@ -732,3 +732,12 @@ def test_a_base_that_is_guided_or_no_denoiser_has_no_row_of_a_solver(run: RunFol
     for change in changes:
         checkpoint.save(run.model("original"), replace(model.card, **change), model.denoiser)
         assert "solved" not in {subject.role for subject in of_run(run)}
+
+
+def test_solvers_are_tried_in_few_steps_only(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In many, nobody is short of calls, and an evaluation would cost twice as much."""
+    monkeypatch.setattr("vdiff.evaluation.subjects.MOST_SOLVED", 2)
+    found = [(each.num_steps, each.solver) for each in of_run(run) if each.role == "solved"]
+    assert found == [(2, solver) for solver in SOLVERS]

@@ -13,7 +13,7 @@ from PIL import Image
 
 import vdiff
 from tests.tiny import TinyRun
-from vdiff.cli import main
+from vdiff.cli import guiding, main
 from vdiff.diffusion.condition import NOTHING, of_seeds
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.diffusion.guided import Guided
@@ -21,6 +21,7 @@ from vdiff.diffusion.schedule import CosineSchedule
 from vdiff.drawing import classes, guidance
 from vdiff.drawing.guidance import Guidance, Guide, guided
 from vdiff.drawing.pictures import draw_with
+from vdiff.evaluation.subjects import Subject
 from vdiff.images.images import to_uint8
 from vdiff.metrics import table
 from vdiff.model_folder import checkpoint
@@ -443,3 +444,15 @@ def test_classes_that_are_called_by_other_numbers_are_found_by_their_names(model
     # what is no name is a number, and a number of Python always is
     assert classes.listed(card, "0", "--class") == [0]
     assert classes.numbered(card, 1, "label") == 1
+
+
+def test_a_model_with_one_g_inside_is_evaluated_with_a_hint(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = loaded(models, "original")
+    card = replace(model.card, guidance={"kind": "baked", "value": 1.5})
+    subject = Subject(model.folder, card, 4, "student")
+    guiding.guidable([subject], 1.5)
+    assert capsys.readouterr().err == ""
+    guiding.guidable([subject], None)
+    assert "`vdiff evaluate --guidance 1.5` sets them" in " ".join(capsys.readouterr().err.split())

@@ -390,3 +390,24 @@ def test_an_import_does_not_wait_for_ever(
         assert cli.main(draw) == InUseError.exit_code
     assert "works in `runs/theirs`" in capsys.readouterr().err
     assert not Path("a.png").exists()
+
+
+def test_an_import_takes_what_it_has_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(Path("runs/theirs"))
+    other = run.lock(lambda text: None)
+    other.__enter__()
+    written: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        other.__exit__(None, None, None)
+        # the other command is done: it has imported the same
+        assert cli.main(["import", str(folder)]) == 0
+        written.append((run.model("original") / "vdiff.json").stat().st_mtime_ns)
+
+    monkeypatch.setattr(taking_in.time, "sleep", sleep)
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
+    draw = ["sample", "--checkpoint", str(folder), "--steps", "2", "-n", "1", "--out", "a.png"]
+    assert cli.main(draw) == 0
+    assert [(run.model("original") / "vdiff.json").stat().st_mtime_ns] == written

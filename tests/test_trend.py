@@ -200,3 +200,20 @@ def test_a_card_with_no_sound_agreement_is_damaged(tiny_run: TinyRun, agreement:
     path.write_text(manifest.sealed(json.loads(path.read_text()) | {"agreement": agreement}))
     with pytest.raises(ModelFileError, match="`agreement`"):
         checkpoint.read_card(path.parent)
+
+
+def test_a_student_is_compared_with_the_way_that_it_learned_whatever_the_recipe_draws_with(
+    tiny_run: TinyRun,
+) -> None:
+    """A solver of the recipe is for the base; students learn where DDIM leads."""
+    found = []
+    for name, more in (("plain", ()), ("solved", ("sample.sampler.kind=unipc",))):
+        distilled(tiny_run, *MEASURED, *more, name=name)
+        of_student = [
+            line["trend"]
+            for line in lines(tiny_run.folder(name).log)
+            if "trend" in line and line["stage"] == "base_0"
+        ]
+        assert of_student
+        found.append(of_student)
+    assert found[0] == found[1]

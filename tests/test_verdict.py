@@ -306,3 +306,10 @@ def test_students_and_an_original_of_other_guidance_are_not_compared() -> None:
         "The students are measured at guidance 2, the original at another: `vdiff evaluate "
         "--guidance 2` sets them beside each other."
     )
+
+
+def test_a_gallery_says_which_sampler_has_drawn_what() -> None:
+    gallery = Gallery([0], samplers={"original": "ddim eta=0.0", "base_0": "ddim eta=0.0"})
+    assert gallery.sampled_by() == "ddim eta=0.0"
+    gallery.samplers.update({"original": "unipc grid=uniform", "base_1": "ddim eta=0.0"})
+    assert gallery.sampled_by() == ("unipc grid=uniform (original), ddim eta=0.0 (base_0, base_1)")
