@@ -16,6 +16,7 @@ from vdiff.diffusion.prediction import Prediction
 from vdiff.diffusion.schedule import Schedule
 from vdiff.randomness import Randomness
 from vdiff.samplers import SAMPLERS
+from vdiff.samplers.dpmpp import FEWEST_OF_THIRD, Dpmpp
 from vdiff.samplers.sampler import Point, Predict, Sampler
 
 NUM_STEPS = 4
@@ -130,7 +131,10 @@ def built(kind: str, options: dict[str, Any]) -> tuple[Any, Sampler]:
 
 
 def steps_of(sampler: Sampler) -> int:
-    return max(NUM_STEPS, sampler.least_steps)
+    """As many as show all that it does: of few, the third order is the second."""
+    if isinstance(sampler, Dpmpp) and sampler.order == 3:
+        return FEWEST_OF_THIRD
+    return NUM_STEPS
 
 
 def rng(count: int) -> Randomness:

@@ -74,11 +74,11 @@ def test_a_student_refuses_a_solver_wherever_it_is_named(distilled: Path) -> Non
 def test_only_what_predicts_a_mean_at_all_times_takes_a_solver(distilled: Path) -> None:
     card = checkpoint.read_card(distilled / "original")
     assert card.is_solvable
-    asked.check_sampler(card, unipc(), 8)
+    asked.check_sampler(card, unipc())
     for other in (replace(card, is_denoiser=False), replace(card, times=8)):
         assert not other.is_solvable
         with pytest.raises(UsageError, match="cannot draw with `original`"):
-            asked.check_sampler(other, unipc(), 8)
+            asked.check_sampler(other, unipc())
 
 
 @pytest.mark.parametrize("kind", ["dpmpp", "unipc", "ipndm", "heun"])

@@ -36,7 +36,8 @@ from vdiff.samplers.sampler import MOST_SIGNAL, Sampler, SamplerSection
 
 _BATCH = 3
 """Pictures that are looked at together."""
-_STEPS, _CLASSES = 4, 2
+_STEPS = 4
+_CLASSES = 2
 _TOLERANCE = 1e-4
 """Between a picture alone and in a batch: rounding is about 1e-6, a mistake 0.01 and more."""
 
@@ -115,20 +116,18 @@ def check_sampler(section: SamplerSection) -> None:
     _check_times(sampler, schedule)
     _check_pictures(sampler, schedule)
     calls = Counted(Curved())
-    steps = _steps_of(sampler)
-    _drawn(sampler, Denoiser(calls, schedule, "v"), noise(_BATCH, 1, 4, seed=1).double(), steps)
-    told = f"{steps} steps make {calls.count} network calls, and it says {sampler.calls(steps)}"
-    _holds(calls.count <= sampler.calls(steps), told)
+    _drawn(sampler, Denoiser(calls, schedule, "v"), noise(_BATCH, 1, 4, seed=1).double(), _STEPS)
+    told = f"{_STEPS} steps make {calls.count} network calls, and it says {sampler.calls(_STEPS)}"
+    _holds(calls.count <= sampler.calls(_STEPS), told)
     is_named = str(sampler).split()[:1] == [section.kind]
     _holds(is_named, f"its name `{sampler}` does not begin with `{section.kind}`")
 
 
 def _check_times(sampler: Sampler, schedule: Schedule) -> None:
-    steps = _steps_of(sampler)
-    for model_steps in (None,) if sampler.needs_denoiser else (None, steps):
-        times = sampler.times(steps, schedule, model_steps)
-        told = f"`times` gives {len(times)} times for {steps} steps, not {steps + 1}"
-        _holds(len(times) == steps + 1, told)
+    for model_steps in (None,) if sampler.needs_denoiser else (None, _STEPS):
+        times = sampler.times(_STEPS, schedule, model_steps)
+        told = f"`times` gives {len(times)} times for {_STEPS} steps, not {_STEPS + 1}"
+        _holds(len(times) == _STEPS + 1, told)
         told = f"the times go from {times[0]} to {times[-1]}, not from 1 to 0"
         _holds(times[-1] == 0 and 0 < times[0] <= 1, told)
         # noise must do for z at the first one
@@ -136,17 +135,11 @@ def _check_times(sampler: Sampler, schedule: Schedule) -> None:
         _holds(all(s < t for t, s in pairwise(times)), "the times do not fall")
 
 
-def _steps_of(sampler: Sampler) -> int:
-    """So many as a sampler is tried with."""
-    return max(_STEPS, sampler.least_steps)
-
-
 def _check_pictures(sampler: Sampler, schedule: Schedule) -> None:
     x = 0.5 * noise(_BATCH, 1, 4).clamp(-1, 1).double()
     perfect = Denoiser(KnowsPicture(x), schedule, "x")
     z = noise(_BATCH, 1, 4, seed=1).double()
-    steps = _steps_of(sampler)
-    for num_steps in (sampler.least_steps, steps):
+    for num_steps in (1, _STEPS):
         drawn = _drawn(sampler, perfect, z, num_steps)
         told = f"the pictures have the shape {list(drawn.shape)}, not {list(z.shape)}"
         _holds(drawn.shape == z.shape, told)
@@ -155,15 +148,15 @@ def _check_pictures(sampler: Sampler, schedule: Schedule) -> None:
         _holds(_near(drawn, x), told)
     curved = Denoiser(Curved(), schedule, "v")
     before = z.clone()
-    one = _drawn(sampler, curved, z, steps)
+    one = _drawn(sampler, curved, z, _STEPS)
     _holds(torch.equal(z, before), "the noise that it is given is changed in place")
-    _drawn(sampler, curved, -z, steps + 1)
+    _drawn(sampler, curved, -z, _STEPS + 1)
     _holds(
-        torch.equal(_drawn(sampler, curved, z, steps), one),
+        torch.equal(_drawn(sampler, curved, z, _STEPS), one),
         "the same noise gives other bits after another batch",
     )
     alone = torch.cat(
-        [_drawn(sampler, curved, z[i : i + 1], steps, first=i) for i in range(_BATCH)]
+        [_drawn(sampler, curved, z[i : i + 1], _STEPS, first=i) for i in range(_BATCH)]
     )
     _holds(_near(alone, one), "a picture depends on the other pictures of its batch")
 

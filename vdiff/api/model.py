@@ -118,7 +118,7 @@ class Model:
         _check_positive(batch_size, "batch_size")
         built = self._sampler(sampler)
         num_steps = asked.num_steps(self.card, steps)
-        asked.check_sampler(self.card, built, num_steps)
+        asked.check_sampler(self.card, built)
         for doubt in asked.doubts(self.card, num_steps, built):
             warnings.warn(doubt, stacklevel=2)
         condition = self._condition(label, numbers)

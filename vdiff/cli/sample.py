@@ -369,7 +369,7 @@ def _steps(card: "ModelCard", steps: int | None, sampler: "Sampler") -> int:
     from vdiff.drawing import asked
 
     num_steps = asked.num_steps(card, steps, "--steps")
-    asked.check_sampler(card, sampler, num_steps, "--sampler")
+    asked.check_sampler(card, sampler, "--sampler")
     for doubt in asked.doubts(card, num_steps, sampler):
         console.warn(doubt)
     return num_steps

@@ -17,8 +17,8 @@ def num_steps(card: ModelCard, asked: int | None, where: str = "") -> int:
     return found
 
 
-def check_sampler(card: ModelCard, sampler: Sampler, steps: int, where: str = "") -> None:
-    """UsageError for a sampler that cannot draw with a model, or not in so few steps.
+def check_sampler(card: ModelCard, sampler: Sampler, where: str = "") -> None:
+    """UsageError for a sampler that cannot draw with a model.
 
     where: the option that names the sampler.
     """
@@ -31,7 +31,6 @@ def check_sampler(card: ModelCard, sampler: Sampler, steps: int, where: str = ""
         if card.is_distilled:
             problem += ": a student is only defined by its own steps"
         raise UsageError(problem, "take `--sampler ddim`, or the model it was made from", where)
-    sampler.check_steps(steps)
 
 
 def doubts(card: ModelCard, steps: int, sampler: Sampler) -> list[str]:

@@ -44,7 +44,7 @@ def draw_with(
     if sampler is None:
         section = sampler_for(None, card.sampler, card.name, is_solvable=card.is_solvable)
         sampler = section.build()
-    asked.check_sampler(card, sampler, num_steps or card.num_steps)
+    asked.check_sampler(card, sampler)
     if condition is None:
         condition = of_seeds(seeds, card.num_classes)
     denoiser, condition = guided(card, model.denoiser, guidance, condition, len(seeds))

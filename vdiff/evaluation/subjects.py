@@ -24,7 +24,7 @@ call a step, and which of them is best depends on the pictures and the number of
 """
 
 MOST_SOLVED = 32
-"""Steps that solvers are tried in: in more, DDIM is as good, and nobody is short of calls."""
+"""Steps that solvers are tried in: in more, nobody is short of calls, and to try them is dear."""
 
 Key = tuple[str, int, str | None]
 """See `Subject.key`."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 from vdiff.config import KindSection
 from vdiff.diffusion.condition import NOTHING, Condition
 from vdiff.diffusion.denoiser import Denoiser, scales
-from vdiff.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +98,6 @@ class Sampler(ABC):
     num_remembered: earlier points that `step` is given.
     calls_per_step: network calls of one step at most; the first is made for it, the others are its
     own calls of `predict`.
-    least_steps: that it can draw in.
     needs_denoiser: whether it is for models alone that know all times and whose x is E[x | z]; a
     distilled student is only defined by its own steps.
     """
@@ -108,7 +106,6 @@ class Sampler(ABC):
     clip_noise: float | None = None
     num_remembered: int = 0
     calls_per_step: int = 1
-    least_steps: int = 1
     needs_denoiser: bool = False
 
     @abstractmethod
@@ -150,14 +147,6 @@ class Sampler(ABC):
         """Network calls for a picture in so many steps."""
         return num_steps * self.calls_per_step
 
-    def check_steps(self, num_steps: int, where: str = "--steps") -> None:
-        """UsageError for fewer steps than it can draw in.   where: the option that asks."""
-        if num_steps < self.least_steps:
-            problem = (
-                f"the sampler `{self}` needs at least {self.least_steps} steps, not {num_steps}"
-            )
-            raise UsageError(problem, f"ask for {self.least_steps}, or a lower order", where)
-
     def times(
         self, num_steps: int, schedule: Schedule, model_steps: int | None = None
     ) -> list[float]:
@@ -189,7 +178,6 @@ class Sampler(ABC):
         """
         import torch
 
-        self.check_steps(num_steps)
         z = noise
         predict = Predict(denoiser, condition, self)
         before: deque[Point] = deque(maxlen=self.num_remembered)
