@@ -75,7 +75,7 @@ class Dpmpp(Solver):
         x = here.prediction.x
         if s == 0:
             return x
-        if len(before) >= 2:
+        if self.order == 3 and len(before) >= 2:
             x = third_order(here, s, before, predict.schedule)
         elif before:
             x = second_order(here, s, before[-1], predict.schedule)

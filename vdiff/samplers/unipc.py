@@ -7,15 +7,15 @@ from math import expm1
 from typing import TYPE_CHECKING, Literal
 
 from vdiff.config import free_to_change
-from vdiff.samplers.dpmpp import second_order
+from vdiff.samplers.dpmpp import Dpmpp
+from vdiff.samplers.grids import Grid
 from vdiff.samplers.sampler import Point, Predict, Sampler
-from vdiff.samplers.solver import Solver, SolverSection, log_rho, moved_towards
+from vdiff.samplers.solver import SolverSection, log_rho, moved_towards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vdiff.diffusion.schedule import Schedule
-    from vdiff.randomness import Randomness
 
 
 class UniPcSection(SolverSection):
@@ -28,27 +28,20 @@ class UniPcSection(SolverSection):
         return UniPc(self.grid, self.clip)
 
 
-class UniPc(Solver):
+class UniPc(Dpmpp):
     """The predictor is 2M of DPM-Solver++. What the network says where it leads mends the way
     there, without another call: that step is taken again with a D that knows its end.
 
     The first step and the one to t = 0 have D = x.
     """
 
-    num_remembered = 2
+    def __init__(self, grid: Grid = "uniform", clip: float | None = None) -> None:
+        super().__init__(2, grid, clip)
+        # the corrector looks one point further back than the predictor
+        self.num_remembered = 2
 
     def __str__(self) -> str:
         return f"unipc {self.options()}"
-
-    def step(
-        self, here: Point, s: float, before: Sequence[Point], predict: Predict, rng: Randomness
-    ) -> Tensor:
-        x = here.prediction.x
-        if s == 0:
-            return x
-        if before:
-            x = second_order(here, s, before[-1], predict.schedule)
-        return moved_towards(x, here.z, here.t, s, predict.schedule)
 
     def corrected(self, here: Point, before: Sequence[Point], predict: Predict) -> Tensor:
         if not before:
