@@ -178,7 +178,16 @@ def test_a_kind_without_such_an_input_says_what_to_do() -> None:
     assert "distill.guidance=1.5" in caught.value.fix
     # and it is asked nothing more
     z, time, label = batch()
-    assert list(theorems(NETWORKS.section("unet"), network, z, time, Condition(label))) == []
+    section = NETWORKS.section("unet")
+
+    class OtherSection(section):  # type: ignore[misc,valid-type]
+        may_take_guidance = False
+
+    found = theorems(OtherSection, network, z, time, Condition(label))
+    assert [holds for holds, _ in found] == [True]
+    # but for whether its section knows it
+    found = theorems(section, network, z, time, Condition(label))
+    assert list(found) == [(False, "its section says that it may take guidance")]
 
 
 BROKEN: dict[str, dict[str, Any]] = {

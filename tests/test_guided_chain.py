@@ -21,6 +21,7 @@ from vdiff.errors import ModelFileError, UsageError
 from vdiff.model_folder import checkpoint
 from vdiff.model_folder.card import ModelCard, read_card
 from vdiff.networks.network import as_network
+from vdiff.networks.unet_section import UNetSection
 from vdiff.objectives.guided import GuidedSection
 from vdiff.recipe.recipe import DistillSection
 from vdiff.runs.folder import RunFolder
@@ -283,3 +284,19 @@ def test_the_card_keeps_the_interval_of_its_guidance() -> None:
         "inside, 1 to 4, at noise levels from 0.2 to 5"
     )
     assert inside.checked(INPUT) == INPUT
+
+
+def test_a_network_without_an_input_is_given_one_number(
+    guidable: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told when the recipe is read, and of another recipe's base before anything is trained."""
+    fixed = "distill.guidance=2"
+    chain = guidable.chain(RANGE)
+    monkeypatch.setattr(UNetSection, "may_take_guidance", False)
+    with pytest.raises(UsageError, match="`unet` cannot take guidance as an input"):
+        guidable.recipe(RANGE)
+    guidable.recipe(fixed)
+    before = files(guidable.folder())
+    with pytest.raises(UsageError, match="`original` is a network of the kind `unet`, which"):
+        chain.distill()
+    assert files(guidable.folder()) == before

@@ -13,6 +13,7 @@ from vdiff.diffusion import inside
 from vdiff.diffusion.denoiser import Denoiser
 from vdiff.errors import UsageError
 from vdiff.model_folder.card import ModelCard, is_model_folder, read_card
+from vdiff.networks import NETWORKS
 from vdiff.networks.network import as_network
 from vdiff.runs.folder import RunFolder
 from vdiff.training.telling import AS_THEY_ARE, Telling
@@ -72,6 +73,7 @@ def _refuse(stages: Iterable[Stage], teacher: ModelCard, name: str) -> None:
         own = objective.guidance_inside
         if own is not None:
             _refuse_one(stage, teacher, name, before, is_denoiser)
+            _refuse_input(stage, teacher, name)
         before = own or before
         if not objective.is_as_teacher:
             is_denoiser = objective.is_denoiser
@@ -112,4 +114,17 @@ def _refuse_one(
             f"`{name}` cannot be guided: it has no null class, which stands for no class",
             f"{another}, or {leave_out}",
             where,
+        )
+
+
+def _refuse_input(stage: Stage, teacher: ModelCard, name: str) -> None:
+    """UsageError for a range of guidance, of which the network cannot be told."""
+    kind = teacher.network
+    if inside.range_of(stage.settings.objective.guidance_inside) is None or kind not in NETWORKS:
+        return
+    if not NETWORKS.section(kind).may_take_guidance:
+        raise UsageError(
+            f"`{name}` is a network of the kind `{kind}`, which cannot take guidance as an input",
+            "one number needs no input, as in --set distill.guidance=1.5",
+            "distill.stages" if stage.is_listed else "distill.guidance",
         )

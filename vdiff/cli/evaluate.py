@@ -389,11 +389,7 @@ def _tell_plan(evaluation: "Evaluation", earlier: "KnownRows") -> None:
         for subject in evaluation.subjects
     ]
     if mode.json:
-        plan = [
-            dict(zip(("model", "num_steps", "role"), row[:3], strict=True))
-            for row in rows
-            if not row[3]
-        ]
+        plan = [subject.told() for subject in evaluation.subjects if subject.key in needed]
         console.emit_json(
             {"plan": plan, "num_images": evaluation.wanted.num_images, "network_calls": calls}
         )

@@ -83,10 +83,12 @@ def way(card: ModelCard, asked: Guidance) -> Way:
             "--guidance",
         )
     elif not card.null_class:
+        one = "train one with `--set train.label_drop=0.1`"
+        if card.is_imported:
+            one = "import one that has it (`vdiff import --assume null_class=last`)"
         raise UsageError(
             f"`{card.name}` has no null class to be guided away from",
-            "train one with `--set train.label_drop=0.1`, or name a weaker model with "
-            "`--guide-with`",
+            f"{one}, or name a weaker model with `--guide-with`",
             "--guidance",
         )
     return "none" if asked.strength == 1 else "twice"

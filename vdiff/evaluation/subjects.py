@@ -47,6 +47,15 @@ class Subject:
     is_shown: bool = True
     solver: str | None = None
 
+    def told(self) -> dict[str, str | int | None]:
+        """What it is, for a plan."""
+        return {
+            "model": self.card.name,
+            "num_steps": self.num_steps,
+            "role": self.role,
+            "solver": self.solver,
+        }
+
     @property
     def key(self) -> Key:
         """What tells its pictures from those of others."""

@@ -19,7 +19,7 @@ def theorems(
     section: type[NetworkSection], network: Network, z: Tensor, time: Tensor, condition: Condition
 ) -> Iterator[tuple[bool, str]]:
     """Whether each holds, and what is wrong otherwise;
-    none for a network that cannot take guidance.
+    one only for a network that cannot take guidance.
 
     network: one that takes none.   z: [B, C, H, W], B >= 2.   To be asked without gradients.
     """
@@ -27,7 +27,9 @@ def theorems(
         with torch.random.fork_rng(devices=[]):
             made = network.with_guidance_input()
     except UsageError:
+        yield not section.may_take_guidance, "its section says that it may take guidance"
         return
+    yield section.may_take_guidance, "its section does not say that it may take guidance"
     before = network(z, time, condition)
     strengths = torch.linspace(1, 4, len(z))
     told = condition._replace(guidance=strengths)

@@ -19,7 +19,12 @@ class NetworkSection(KindSection, ABC):
     options.
 
     A kind whose recipes may name classes has a field `num_classes`; any other is told of none.
+
+    may_take_guidance: whether its networks can be made to take guidance as an input, with
+    `Network.with_guidance_input`.
     """
+
+    may_take_guidance: ClassVar[bool] = False
 
     makes: ClassVar[tuple[str, str]] = ("build", "vdiff.networks.network:Network")
 

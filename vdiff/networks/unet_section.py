@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -28,6 +28,8 @@ _UP_BLOCK_TYPES: dict[bool, UpBlockType] = {False: "UpBlock2D", True: "AttnUpBlo
 
 class UNetSection(NetworkSection):
     """A U-Net: residual blocks at halving resolutions and back, with skip connections."""
+
+    may_take_guidance: ClassVar[bool] = True
 
     kind: Literal["unet"] = shapes_weights("unet")
     """Which network this is."""

@@ -14,6 +14,7 @@ from vdiff.choices import (
 from vdiff.config import Registry, Section, free_to_change, shapes_weights
 from vdiff.data import DATASETS
 from vdiff.diffusion import SCHEDULES
+from vdiff.diffusion.inside import range_of
 from vdiff.diffusion.limits import check_chain
 from vdiff.diffusion.process import DiffusionSection
 from vdiff.errors import UsageError
@@ -194,10 +195,16 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_guidance(self) -> Self:
         """An imported base tells by its card whether it can be guided."""
-        if self.train.label_drop > 0 or self.network.kind == "imported":
+        if self.network.kind == "imported":
             return self
         objectives = [stage.objective or self.distill.objective for stage in self.distill.listed()]
-        if any(objective.guidance_inside is not None for objective in objectives):
+        guided = [each.guidance_inside for each in objectives if each.guidance_inside is not None]
+        if any(map(range_of, guided)) and not self.network.may_take_guidance:
+            raise ValueError(
+                f"`distill`: a network of the kind `{self.network.kind}` cannot take guidance as "
+                "an input; one number needs none, as in --set distill.guidance=1.5"
+            )
+        if guided and self.train.label_drop == 0:
             raise ValueError(
                 "`distill`: guidance leads away from what a class that stands for none predicts, "
                 "and the base would have no such class; set `train.label_drop`, as in "
